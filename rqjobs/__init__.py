@@ -1,0 +1,28 @@
+"""rqjobs: RQ with the holes closed."""
+
+from rq import Callback, Repeat, Retry, get_current_job
+from rq.queue import EnqueueData
+
+from rqjobs.catalog import NotAJob, job
+from rqjobs.config import Config, ConfigError
+from rqjobs.connection import NoRedis, client
+from rqjobs.queues import (
+    Job,
+    PayloadTooLarge,
+    Queue,
+    RefusedWebhook,
+    enqueue,
+    enqueue_at,
+    enqueue_in,
+    enqueue_many,
+    queue,
+)
+from rqjobs.serializers import PayloadError
+from rqjobs.worker import Worker
+
+__version__ = "0.1.0"
+__all__ = [
+    "Callback", "Config", "ConfigError", "EnqueueData", "Job", "NoRedis", "NotAJob", "PayloadError", "PayloadTooLarge",
+    "Queue", "RefusedWebhook", "Repeat", "Retry", "Worker", "client", "enqueue", "enqueue_at", "enqueue_in",
+    "enqueue_many", "get_current_job", "job", "queue",
+]

@@ -1,0 +1,3 @@
+from rqjobs.cli import main
+
+main(prog_name="rqjobs")

@@ -1,0 +1,70 @@
+"""The board: what the horse is doing, in memory that its parent reads even when the horse is dead."""
+
+from __future__ import annotations
+
+import mmap
+import struct
+import time
+from dataclasses import dataclass
+
+
+class Board:
+    """What the horse is doing, in memory that its parent reads; what the parent wants, which the horse reads.
+
+    The horse's part is written between two steps of a counter that is odd meanwhile, so a reader knows a torn read.
+    """
+
+    FORMAT = struct.Struct("=B d d Q Q d 1024s 64s")
+    STARTING, IDLE, RUNNING, SETTLING, SUSPENDED, LEAVING = range(6)
+
+    def __init__(self) -> None:
+        self.memory = mmap.mmap(-1, 4096)  # anonymous and shared with the child
+        self.done = self.succeeded = 0
+        self.worked = 0.0
+        self.post(self.STARTING)
+
+    def post(self, phase: int, job_id: str = "", token: str = "", deadline: float = 0.0) -> None:
+        counter = struct.unpack_from("=I", self.memory)[0]
+        struct.pack_into("=I", self.memory, 0, (counter + 1) & 0xFFFFFFFF)
+        words = job_id.encode(), token.encode()
+        self.FORMAT.pack_into(self.memory, 8, phase, time.monotonic(), deadline, self.done, self.succeeded,
+                              self.worked, *words)
+        struct.pack_into("=I", self.memory, 0, (counter + 2) & 0xFFFFFFFF)
+
+    def read(self) -> Posting | None:
+        """What the horse last posted; None if it is writing at this moment."""
+        before = struct.unpack_from("=I", self.memory)[0]
+        fields = list(self.FORMAT.unpack_from(self.memory, 8))
+        if before % 2 or struct.unpack_from("=I", self.memory)[0] != before:
+            return None
+        fields[-2:] = [text.rstrip(b"\0").decode() for text in fields[-2:]]
+        return Posting(*fields)
+
+    @property
+    def stop(self) -> bool:
+        return self.memory[4095] == 1
+
+    def ask_to_stop(self) -> None:
+        self.memory[4095] = 1
+
+
+@dataclass(frozen=True)
+class Posting:
+    """One reading of the board.
+
+    Times are monotonic, a `deadline` of 0 is none. `done` counts the horse's jobs; `succeeded` and `worked` (seconds)
+    the plain successes, whose statistics the parent writes.
+    """
+
+    phase: int
+    since: float
+    deadline: float
+    done: int
+    succeeded: int
+    worked: float
+    job_id: str
+    token: str
+
+    @property
+    def running(self) -> bool:
+        return self.phase in (Board.RUNNING, Board.SETTLING)

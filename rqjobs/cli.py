@@ -1,0 +1,258 @@
+"""The command line. Exit codes: 0 all is well; 1 something was found, or failed; 2 wrong usage or settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import click
+import redis
+import rq.cli.workers
+from rq.exceptions import InvalidJobOperation, NoSuchJobError
+
+import rqjobs
+from rqjobs import catalog, config, connection, demo, dev, doctor, ledger, orphans, queues, stats
+
+
+class Group(click.Group):
+    """Turns the errors that teach into one line and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            logging.basicConfig(level=logging.WARNING, format="%(message)s")
+            config.current()
+            queues.install()
+            return super().invoke(ctx)
+        except config.ConfigError as error:
+            click.echo(f"rqjobs: {error}", err=True)
+            sys.exit(2)
+        except (redis.RedisError, PermissionError) as error:
+            click.echo(f"rqjobs: {error}", err=True)
+            sys.exit(1)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(rqjobs.__version__)
+def main() -> None:
+    """Background jobs with RQ, none of them lost.
+
+    Start with `rqjobs dev`: it runs everything in this terminal. Settings come from the environment and from .env in
+    the working directory; without a REDIS_URL the Redis that `rqjobs dev` runs in this folder is used.
+    """
+
+
+@main.command("dev")
+@click.option("-w", "--workers", default=2, show_default=True, type=click.IntRange(1, 64), help="Worker processes.")
+def run_dev(workers: int) -> None:
+    """Run everything here: Redis (unless REDIS_URL is set), the web app, and workers with the scheduler.
+
+    Prints the address and how to log in. Workers and web restart when a job module changes. Ctrl-C stops everything.
+    """
+    dev.run(workers, click.echo)
+
+
+def _worker_options() -> list[click.Parameter]:
+    """Those of `rq worker`, less what we fill in."""
+    filled = {"url", "config", "worker_class", "job_class", "queue_class", "connection_class", "path", "serializer",
+              "with_scheduler"}
+    ours = click.Option(["--no-scheduler"], is_flag=True, help="Leave delayed and repeating jobs to other workers.")
+    return [ours, *(option for option in rq.cli.workers.worker.params if option.name not in filled)]
+
+
+@main.command("worker", params=_worker_options())
+@click.pass_context
+def run_worker(ctx: click.Context, queues: Sequence[str], no_scheduler: bool, **options: Any) -> None:
+    """Run one worker, with the scheduler, on QUEUES (default: RQJOBS_QUEUES, in this order).
+
+    The same as `rq worker --worker-class rqjobs.Worker --with-scheduler`, with RQ's own options, but it reads .env.
+    At its start it puts back the jobs of workers that died.
+    """
+    catalog.must_load()
+    catalog.flask_app()
+    ctx.invoke(
+        rq.cli.workers.worker, queues=queues or config.current().queues, url=connection.url(),
+        connection_class="rqjobs.connection.Client", worker_class="rqjobs.Worker", with_scheduler=not no_scheduler,
+        **options,
+    )
+
+
+@main.command()
+def recover() -> None:
+    """Put the jobs of dead workers back at the front of their queues, now.
+
+    Live workers do the same every few seconds. A job in no place at all (a stray) is put back only when it was seen
+    twice, half a minute apart.
+    """
+    result = orphans.sweep(connection.client(), force=True)
+    assert result is not None
+    for job_id in result.requeued:
+        click.echo(f"requeued  {job_id}")
+    for job_id in result.buried:
+        click.echo(f"failed    {job_id}  (its process died {ledger.MAX_DEATHS} times)")
+    click.echo(f"{len(result.requeued)} requeued, {len(result.buried)} failed")
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def audit(as_json: bool) -> None:
+    """Count the jobs in every place, and name each one that is lost or in two places. Exits 1 if there is one."""
+    found = orphans.audit(connection.client())
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(found), indent=2))
+    else:
+        _table(["queue", *orphans.PLACES], [[queue, *counts.values()] for queue, counts in found.places.items()])
+        for remark in found.remarks:
+            click.echo(f"note: {remark}")
+        for job_id, reason in found.breaches.items():
+            click.echo(f"WRONG: {job_id}: {reason}")
+        click.echo("clean" if not found.breaches else f"{len(found.breaches)} jobs are not where they should be")
+    sys.exit(1 if found.breaches else 0)
+
+
+@main.group(invoke_without_command=True)
+@click.option("-n", "--limit", default=20, show_default=True, type=click.IntRange(1, 10_000), help="At most so many.")
+@click.pass_context
+def failed(ctx: click.Context, limit: int) -> None:
+    """List the failed jobs, newest first; or requeue, show and delete them."""
+    if ctx.invoked_subcommand:
+        return
+    client = connection.client()
+    for job in stats.recent(client, "failed", limit):
+        when = f"{job.ended_at:%Y-%m-%d %H:%M:%S}" if job.ended_at else "?"
+        click.echo(f"{job.id}  {_plain(job.origin)}  {when}  {_plain(job.description)}")
+        click.echo(f"    {_plain((_traceback(job).strip().splitlines() or [''])[-1])}")
+    total = sum(queue.failed for queue in stats.snapshot(client).queues)
+    click.echo(f"{total} failed; requeue with: rqjobs failed requeue ID … | --all" if total else "no failed jobs")
+
+
+def _plain(words: str | None) -> str:
+    """One line of what a job carries, with nothing in it that a terminal would obey."""
+    return "".join(char if char.isprintable() else "�" for char in (words or ""))[:300]
+
+
+def _traceback(job: Any) -> str:
+    try:
+        result = job.latest_result()
+        return (result.exc_string if result else None) or ""
+    except redis.ConnectionError:
+        raise
+    except Exception as error:
+        return f"its result cannot be read: {type(error).__name__}: {error}"
+
+
+def _failed_ids(client: redis.Redis, ids: Sequence[str], everything: bool) -> list[str]:
+    if everything == bool(ids):
+        raise click.UsageError("name the jobs, or say --all")
+    if ids:
+        return list(ids)
+    return [ledger.text(member) for queue in orphans.queue_names(client)
+            for member in client.zrange(f"rq:failed:{queue}", 0, -1)]
+
+
+def _each(ids: list[str], label: str, act: Any) -> None:
+    """Do `act` to each job with a progress bar; say which could not be done, and exit 1 if there was one."""
+    problems = []
+    with click.progressbar(ids, label=label, file=sys.stderr) as bar:
+        for job_id in bar:
+            try:
+                act(job_id)
+            except (NoSuchJobError, InvalidJobOperation, redis.ResponseError) as error:
+                problems.append(str(error))
+    for problem in problems:
+        click.echo(problem, err=True)
+    click.echo(f"{len(ids) - len(problems)} of {len(ids)} done")
+    sys.exit(1 if problems else 0)
+
+
+@failed.command("requeue")
+@click.argument("ids", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="Every failed job.")
+def requeue_failed(ids: Sequence[str], everything: bool) -> None:
+    """Bring failed jobs back into their queues, each in one atomic step."""
+    client = connection.client()
+    _each(_failed_ids(client, ids, everything), "requeueing", lambda job_id: ledger.requeue(client, job_id))
+
+
+@failed.command("delete")
+@click.argument("ids", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="Every failed job.")
+@click.confirmation_option(prompt="Delete them for good?")
+def delete_failed(ids: Sequence[str], everything: bool) -> None:
+    """Delete failed jobs for good."""
+    client = connection.client()
+
+    def delete(job_id: str) -> None:
+        status, origin = client.hmget(f"rq:job:{job_id}", "status", "origin")
+        if status and status not in (b"failed", b"stopped"):
+            raise InvalidJobOperation(f"job {job_id} has not failed, so it was not deleted")
+        if not origin or ledger.delete(client, [job_id], ledger.text(origin)) != ["deleted"]:
+            raise NoSuchJobError(f"No such job: {job_id}")
+
+    _each(_failed_ids(client, ids, everything), "deleting", delete)
+
+
+@failed.command("show")
+@click.argument("job_id")
+def show_failed(job_id: str) -> None:
+    """Print what one job was, and its last traceback."""
+    try:
+        job = rqjobs.Job.fetch(job_id, connection=connection.client())
+    except redis.ConnectionError:
+        raise
+    except Exception as error:  # whatever a hostile or damaged hash makes RQ raise
+        raise click.ClickException(_plain(str(error))) from None
+    click.echo(f"{job.id}\n{_plain(job.description)}\nqueue {_plain(job.origin)}, enqueued {job.enqueued_at}, "
+               f"ended {job.ended_at}\n")
+    for line in _traceback(job).splitlines() or ["no traceback is kept"]:
+        click.echo(_plain(line))
+
+
+@main.command("stats")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def show_stats(as_json: bool) -> None:
+    """Show every queue and every worker as they are now."""
+    found = stats.snapshot(connection.client())
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(found), indent=2))
+        return
+    names = [field.name for field in dataclasses.fields(stats.QueueStats)]
+    rows = [[("" if value is None else f"{value:.0f} s" if isinstance(value, float) else value)
+             for value in dataclasses.astuple(queue)] for queue in found.queues]
+    _table(names, rows)
+    click.echo()
+    _table(["worker", "state", "queues", "job", "ok", "failed"],
+           [[w.name[:12], w.state if w.alive else "dead", ",".join(w.queues), w.job_id or "", w.succeeded, w.failed]
+            for w in found.workers])
+
+
+@main.command("doctor")
+def run_doctor() -> None:
+    """Check everything that could lose a job or keep one waiting. Exits 1 if a job would be lost."""
+    worst = 0
+    for finding in doctor.examine():
+        color = {"ok": "green", "note": "yellow", "LOSS": "red"}[finding.level]
+        click.echo(f"{click.style(finding.level.ljust(4), fg=color)}  {finding.message}")
+        worst = max(worst, finding.level == "LOSS")
+    sys.exit(worst)
+
+
+@main.command("demo")
+@click.argument("path", type=click.Path(exists=True, dir_okay=False))
+def run_demo(path: str) -> None:
+    """Run the demo jobs on the text in PATH and print their results, with a Redis and a worker of their own."""
+    sys.exit(dev.with_worker("rqjobs.demo", lambda: demo._run(path, click.echo)))
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    lines = [[str(cell) for cell in row] for row in [head, *rows]]
+    widths = [max(len(line[index]) for line in lines) for index in range(len(head))]
+    for line in lines:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+if __name__ == "__main__":
+    main(prog_name="rqjobs")

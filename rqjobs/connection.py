@@ -1,0 +1,198 @@
+"""The Redis client: TLS, time-outs, reconnects; refuses what breaks RQ.
+
+A client from here reconnects with backoff, but never sends a command twice by itself: a command whose reply was
+lost may have had its effect, and a second RPUSH would be a second job. (redis-py 8 re-sends by default.)
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import socket
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import redis
+from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
+from redis.connection import URL_QUERY_ARGUMENT_PARSERS, Connection, SSLConnection, UnixDomainSocketConnection
+from redis.exceptions import ConnectionError, TimeoutError
+from redis.retry import Retry
+from redis.sentinel import Sentinel, SentinelManagedConnection, SentinelManagedSSLConnection
+from rq.connections import get_connection_kwargs
+
+from rqjobs import config
+
+CONNECT_TIMEOUT = 3  # seconds
+COMMAND_TIMEOUT = 10  # seconds; well under a lease, so that a worker whose Redis hangs can still renew it in time
+CONNECT_RETRIES = 4  # with backoff, some two seconds in all: a web request must not hang for longer
+HEALTH_CHECK = 25  # seconds of silence after which a connection is tried before it is used
+HOME = Path(".rqjobs")  # what the embedded server keeps, in the directory where it was started
+
+
+class NoRedis(ConnectionError):
+    """There is no usable Redis. The message says in one line how to get one."""
+
+
+class Reconnect:
+    """Retries to connect, and only that; nothing of a command has been sent by then.
+
+    A connect that times out is not retried, it has waited already; and it is a ConnectionError, on which RQ's worker
+    waits for Redis to come back, while a TimeoutError makes it quit.
+    """
+
+    _connecting = False
+
+    def connect(self) -> None:
+        self._connecting = True
+        attempts = Retry(ExponentialWithJitterBackoff(cap=1, base=0.05), CONNECT_RETRIES, (ConnectionError,))
+        try:
+            attempts.call_with_retry(super().connect, lambda _: self.disconnect())  # type: ignore[misc,attr-defined]
+        except TimeoutError as error:
+            raise ConnectionError(f"no answer from Redis while connecting: {error}") from error
+        finally:
+            self._connecting = False
+
+    def check_health(self) -> None:
+        if self._connecting:  # redis-py asks here too, before its first HELLO, whose reply is the check
+            return
+        try:
+            super().check_health()  # type: ignore[misc]
+        except (ConnectionError, TimeoutError):
+            self.disconnect()  # type: ignore[attr-defined]
+            self.connect()
+
+
+class TCP(Reconnect, Connection):
+    pass
+
+
+class TLS(Reconnect, SSLConnection):
+    pass
+
+
+class Unix(Reconnect, UnixDomainSocketConnection):
+    pass
+
+
+class SentinelTCP(Reconnect, SentinelManagedConnection):
+    pass
+
+
+class SentinelTLS(Reconnect, SentinelManagedSSLConnection):
+    pass
+
+
+OPTIONS: dict[str, Any] = {
+    "socket_timeout": COMMAND_TIMEOUT,
+    "socket_connect_timeout": CONNECT_TIMEOUT,
+    "health_check_interval": HEALTH_CHECK,
+    "retry": Retry(NoBackoff(), 0),
+}
+KEEPALIVE: dict[str, Any] = {"socket_keepalive": True, "socket_keepalive_options": {}}
+if hasattr(socket, "TCP_KEEPIDLE"):
+    KEEPALIVE["socket_keepalive_options"] = {socket.TCP_KEEPIDLE: 30, socket.TCP_KEEPINTVL: 10, socket.TCP_KEEPCNT: 3}
+
+
+def connect(url: str) -> redis.Redis:
+    """A client for `url` that connects when it is first used.
+
+    Takes `redis://`, `rediss://` (certificate options as redis-py names them, for example `?ssl_ca_certs=…` or
+    `?ssl_cert_reqs=none` for a hosted server with a self-signed certificate), `unix://`, and
+    `redis+sentinel://host:port,host:port/service/db`.
+
+    Raises:
+        ConfigError: the URL asks for something that breaks RQ, or cannot be read.
+    """
+    try:
+        parts = urlsplit(url)
+        if parts.scheme.endswith("+sentinel"):
+            return check(_sentinel(url))
+        kind = {"redis": TCP, "rediss": TLS, "unix": Unix}[parts.scheme]
+        more = {} if kind is Unix else KEEPALIVE
+        pool = redis.ConnectionPool.from_url(url, connection_class=kind, **OPTIONS, **more)
+        return check(redis.Redis(connection_pool=pool))
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise config.ConfigError(f"REDIS_URL={without_password(url)!r} cannot be used: {error}") from None
+
+
+def _sentinel(url: str) -> redis.Redis:
+    parts = urlsplit(url)
+    credentials, _, hosts = parts.netloc.rpartition("@")
+    username, _, password = credentials.partition(":")
+    service, _, database = parts.path.strip("/").partition("/")
+    parsers: dict[str, Any] = URL_QUERY_ARGUMENT_PARSERS
+    options = {name: parsers.get(name.removeprefix("sentinel_"), str)(value) for name, value in parse_qsl(parts.query)}
+    sentinel_options = {name[9:]: options.pop(name) for name in list(options) if name.startswith("sentinel_")}
+    nodes = []
+    for host in hosts.split(","):
+        name, _, port = host.rpartition(":") if ":" in host else (host, "", "26379")
+        nodes.append((name.strip("[]"), int(port)))
+    tls = parts.scheme.startswith("rediss")
+    if tls:
+        sentinel_options.setdefault("ssl", True)
+    asking = {"socket_timeout": CONNECT_TIMEOUT, "retry": Retry(NoBackoff(), 0)}  # one is down? The next one knows
+    sentinel = Sentinel(nodes, sentinel_kwargs={**asking, **sentinel_options})
+    return sentinel.master_for(
+        service, db=int(database or 0), username=unquote(username) or None, password=unquote(password) or None,
+        connection_class=SentinelTLS if tls else SentinelTCP, **{**OPTIONS, **KEEPALIVE, **options},
+    )
+
+
+def blocking_options(client: redis.Redis, seconds: float) -> dict[str, Any]:
+    """For a connection of its own beside `client`'s pool, on which a command blocks for up to `seconds`.
+
+    RESP2 and no health checks: nothing but the reply may come in on it.
+    """
+    return {**get_connection_kwargs(client), "protocol": 2, "health_check_interval": 0, "socket_timeout": seconds + 3}
+
+
+def check(client: redis.Redis) -> redis.Redis:
+    """Return `client`, or refuse it.
+
+    Raises:
+        ConfigError: the client decodes responses; RQ keeps compressed bytes in Redis and would break on them.
+    """
+    if client.connection_pool.connection_kwargs.get("decode_responses"):
+        raise config.ConfigError(
+            "this Redis client has decode_responses=True, which breaks RQ (job data are compressed bytes); "
+            "use a client without it"
+        )
+    return client
+
+
+def url() -> str:
+    """The URL of the Redis in force: REDIS_URL, else that of the embedded server that runs here.
+
+    Raises:
+        NoRedis: neither is there.
+    """
+    configured = config.current().redis_url
+    if configured:
+        return configured
+    try:
+        return (HOME / "redis.url").read_text().strip()
+    except OSError:
+        raise NoRedis("no Redis: set REDIS_URL, or run `rqjobs dev` in this folder to get one") from None
+
+
+def client() -> redis.Redis:
+    """The process's client for `url()`, made once."""
+    return _client(url())
+
+
+@functools.lru_cache(maxsize=8)
+def _client(address: str) -> redis.Redis:
+    return connect(address)
+
+
+def without_password(address: str) -> str:
+    """`address` as it may be shown to people: a password in it, also in a query, becomes `***`."""
+    address = re.sub(r"(?<=://)([^/@:]*):[^?]*@", r"\1:***@", address)
+    return re.sub(r"(?<=password=)[^&]*", "***", address)
+
+
+class Client:
+    """What `rq … --connection-class rqjobs.connection.Client` calls, so that RQ's commands take our URLs too."""
+
+    from_url = staticmethod(connect)

@@ -1,0 +1,305 @@
+"""The ledger: the scripts through which a job changes hands, and the keys that they work on.
+
+Keys of ours, beside RQ's:
+    rqjobs:workers          sorted set, worker name -> when its lease ends, in Redis's clock
+    rqjobs:worker:<name>    hash, where that worker's process lives
+    rqjobs:claims:<name>    list, the ids of the jobs in that worker's hands, in the order in which it runs them
+    rqjobs:departed         sorted set, worker name -> when it left or was forgotten; for an hour
+    rqjobs:crashed:<queue>  sorted set, those of the scheduled jobs that wait because they crashed a horse, by due time
+    rqjobs:sweep, :swept    the sweep's lock, and when the last one was
+    rqjobs:seen:<queue>     hash, job id -> since when it stands in the queue's intermediate list
+    rqjobs:strays:*         the stray hunt's lock, its cursor, and what it saw once
+    rqjobs:login*           counters of wrong passwords (web/guard.py)
+and in a job's hash `rqjobs_token` (its claim's, which is RQ's execution id), `rqjobs_settled` (the token that settled
+it last) and `rqjobs_deaths` (when processes died under it, comma-separated Unix times).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import redis
+from redis.exceptions import NoScriptError, ResponseError
+from rq.defaults import DEFAULT_FAILURE_TTL
+from rq.exceptions import InvalidJobOperation, NoSuchJobError
+from rq.utils import now, utcformat
+
+LEASE = 20  # seconds that a worker is believed alive without a heartbeat
+BEAT = 5  # seconds between heartbeats, and between sweeps
+MAX_DEATHS = 3  # a job under which the process died so often...
+DEATHS_WINDOW = 72 * 3600  # ...within so many seconds fails
+AT_ONCE = 1000  # jobs; a script holds up everybody else in Redis
+MISSING_JOB_GRACE = 60  # seconds
+DEPARTED_FOR = 3600  # seconds for which the claims of a worker that has gone are looked at again
+WORKERS = "rqjobs:workers"
+DEPARTED = "rqjobs:departed"
+QUEUES = "rq:queues"
+
+_BEAT = """
+local time = redis.call('TIME')
+redis.call('HSET', KEYS[2], unpack(ARGV, 3))
+return redis.call('ZADD', KEYS[1], string.format('%.3f', time[1] + time[2] / 1000000 + ARGV[2]), ARGV[1])
+"""
+
+
+class Script:
+    """A script of ours by its name, sent whole only when Redis does not know it yet."""
+
+    def __init__(self, name: str, common: bool = True):
+        parts = ["common", name] if common else [name]
+        self.source = "\n".join((Path(__file__).parent / "lua" / f"{part}.lua").read_text() for part in parts)
+        self.sha = hashlib.sha1(self.source.encode()).hexdigest()
+
+    def call(self, keys: list[str], args: list[Any]) -> tuple[Any, ...]:
+        """The command that runs it, for a pipeline; `load` it first."""
+        return ("EVALSHA", self.sha, len(keys), *keys, *args)
+
+    def run(self, connection: redis.Redis, keys: list[str], args: list[Any]) -> Any:
+        try:
+            return connection.execute_command(*self.call(keys, args))
+        except NoScriptError:  # nothing was run, so this is no second try
+            return connection.execute_command("EVAL", self.source, len(keys), *keys, *args)
+
+
+CLAIM, SETTLE, RELEASE, RECLAIM, RECOVER, REQUEUE, PROMOTE = map(
+    Script, ("claim", "settle", "release", "reclaim", "recover", "requeue", "promote"))
+SWEEP, DELETE = Script("sweep", common=False), Script("delete", common=False)
+
+
+class NoLease(Exception):
+    """The worker's lease has ended; whatever it had may be somebody else's now."""
+
+
+class Suspended(Exception):
+    """RQ is suspended."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A job in a worker's hands: the token that settles it, and the job's hash as it was."""
+
+    job_id: str
+    queue: str
+    token: str
+    fields: dict[bytes, bytes]
+
+
+def text(reply: Any) -> str:
+    return reply.decode(errors="replace") if isinstance(reply, bytes) else str(reply)
+
+
+def traceback_field(message: str) -> str:
+    """A traceback as RQ keeps it in a result."""
+    return base64.b64encode(zlib.compress(message.encode())).decode()
+
+
+UNREADABLE = traceback_field("The job's hash in Redis cannot be read: it has no data, or is no hash.")
+POISON = traceback_field(
+    f"The process died {MAX_DEATHS} times within {DEATHS_WINDOW // 3600} hours while it ran this job, so it is not run "
+    f"again. Requeue it when the cause is mended."
+)
+
+
+def beat(connection: redis.Redis, worker: str, where: dict[str, Any]) -> bool:
+    """Renew the lease of `worker`: it is believed alive for `LEASE` seconds from now. `where` says where it lives.
+
+    True if it had none: this is its first, or it was believed dead and everything of it was forgotten.
+    """
+    args = [worker, LEASE, *(part for pair in where.items() for part in pair)]
+    return bool(connection.register_script(_BEAT)(keys=[WORKERS, f"rqjobs:worker:{worker}"], args=args))
+
+
+def leave(connection: redis.Redis, worker: str) -> None:
+    """End the lease of a worker that goes in good order, holding no job."""
+    with connection.pipeline() as pipe:
+        pipe.zadd(DEPARTED, {worker: now().timestamp()})
+        pipe.zrem(WORKERS, worker)
+        pipe.delete(f"rqjobs:worker:{worker}")
+        pipe.execute()
+
+
+def workers(connection: redis.Redis) -> list[str]:
+    """The names of all workers in whose claims a job may be: those with a lease, and those that have gone lately."""
+    connection.zremrangebyscore(DEPARTED, 0, now().timestamp() - DEPARTED_FOR)
+    with connection.pipeline() as pipe:
+        pipe.zrange(WORKERS, 0, -1)
+        pipe.zrange(DEPARTED, 0, -1)
+        return sorted({text(name) for names in pipe.execute() for name in names})
+
+
+def may_sweep(connection: redis.Redis, force: bool = False) -> int:
+    """-1: somebody else just swept. 0: sweep, but hold no lease to have expired. 1: sweep."""
+    keys = ["rqjobs:sweep", "rqjobs:swept", WORKERS]
+    return int(SWEEP.run(connection, keys, [BEAT * 1000 - 500, LEASE, int(force)]))
+
+
+def claim(
+    connection: redis.Redis, worker: str, queues: list[str], room: int = 1, held: list[str] | None = None
+) -> list[Claim]:
+    """Take up to `room` jobs (less those `held`) for `worker` from the `queues`, in their order.
+
+    First come jobs that stand in the worker's claims and are not `held`: the reply that told of them was lost, or a
+    wake-up brought them.
+
+    Raises:
+        NoLease: the worker is not believed alive now; it must beat first.
+        Suspended: `rq suspend` is in force.
+    """
+    reply = CLAIM.run(connection, *claim_arguments(worker, queues, room, held))
+    return read_claims(reply)
+
+
+def claim_arguments(
+    worker: str, queues: list[str], room: int = 1, held: list[str] | None = None
+) -> tuple[list[str], list[Any]]:
+    held = held or []
+    keys = [f"rqjobs:claims:{worker}", WORKERS, *(f"rq:queue:{queue}" for queue in queues)]
+    tokens = [uuid4().hex for _ in range(room - len(held))]
+    return keys, [worker, room, utcformat(now()), UNREADABLE, DEFAULT_FAILURE_TTL, len(held), *held, *tokens]
+
+
+def read_claims(reply: list[Any]) -> list[Claim]:
+    if reply[0] == b"no lease":
+        raise NoLease("this worker has no live lease, so it may not claim")
+    if reply[0] == b"suspended":
+        raise Suspended("rq suspend is in force")
+    return [Claim(text(job_id), text(queue), text(token), dict(zip(fields[::2], fields[1::2], strict=True)))
+            for job_id, queue, token, fields in reply[1:]]
+
+
+def settle_arguments(
+    worker: str, claim: Claim, writes: list[tuple[Any, ...]], alone: bool = False
+) -> tuple[list[str], list[Any]]:
+    """What `SETTLE` takes to record an outcome. `alone`: the writes are right only if no job depends on this one."""
+    keys = [f"rq:job:{claim.job_id}", f"rqjobs:claims:{worker}", f"rq:wip:{claim.queue}",
+            f"rq:job:{claim.job_id}:dependents"]
+    words = [word for write in writes for word in (len(write), *write)]
+    return keys, [claim.job_id, claim.token, int(alone), *words]
+
+
+def failure(claim: Claim, worker: str, message: str) -> list[tuple[Any, ...]]:
+    """The writes that send a job to the dead letters for a reason of our own."""
+    own = text(claim.fields.get(b"failure_ttl") or b"")
+    ttl = int(own) if own.lstrip("-").isdigit() else DEFAULT_FAILURE_TTL
+    return [
+        ("HSET", f"rq:job:{claim.job_id}", "status", "failed", "ended_at", utcformat(now())),
+        ("ZADD", f"rq:failed:{claim.queue}", "+inf" if ttl < 0 else int(now().timestamp()) + ttl, claim.job_id),
+        ("XADD", f"rq:results:{claim.job_id}", "MAXLEN", "~", 10, "*", "type", 2, "worker_name", worker,
+         "exc_string", traceback_field(message)),
+    ]
+
+
+def release(
+    connection: redis.Redis, worker: str, job_ids: list[str] | None = None, beside: tuple[str, str] = ("", "")
+) -> list[str]:
+    """Put claimed jobs that have not begun (None: all) back at the front of their queues, in order.
+
+    `beside`: a job that runs, and its token. It stays; and if it has been settled meanwhile, nothing is done.
+    """
+    arguments = [*beside, *(job_ids or [])]
+    return [text(job_id) for job_id in RELEASE.run(connection, [f"rqjobs:claims:{worker}"], arguments)]
+
+
+def reclaim(
+    connection: redis.Redis, worker: str, queues: list[str], kind: str, running: str = "?", delay: float = 0
+) -> dict[str, str]:
+    """Take back all claims of a dead worker (`kind` "dead" or "gone") or of the worker's own dead horse ("horse").
+
+    Args:
+        running: the job that was being run, whose death counts; "?" for the first claim, "" for none.
+        delay: seconds that it waits before it runs again, doubled with each death; 0 puts it at the front.
+
+    Returns:
+        job id -> "requeued", "delayed", "buried" or "ended"; nothing if the worker lives.
+    """
+    keys = [f"rqjobs:claims:{worker}", WORKERS, f"rqjobs:worker:{worker}", f"rq:worker:{worker}", "rq:workers"]
+    keys += [f"rq:workers:{queue}" for queue in queues]
+    args = [worker, kind, running, MAX_DEATHS, DEATHS_WINDOW, POISON, DEFAULT_FAILURE_TTL, utcformat(now()), delay]
+    reply = [text(part) for part in RECLAIM.run(connection, keys, args)]
+    return dict(zip(reply[::2], reply[1::2], strict=True)) if reply != ["alive"] else {}
+
+
+def recover(
+    connection: redis.Redis, job_id: str, queue: str, found: str, execution: str = "", owner: str = ""
+) -> str:
+    """Put a job that stock RQ left behind, or lost, back at the front of `queue`, in one atomic step.
+
+    Args:
+        found: where it was: "wip", "intermediate" or "stray".
+        execution, owner: for "wip", RQ's execution id and the name of the worker.
+
+    Returns:
+        "requeued"; "buried" (it died `MAX_DEATHS` times); or, nothing having been done, "moved", "alive", "gone",
+        "ended" or "placed".
+    """
+    keys = [f"rq:queue:{queue}:intermediate", f"rq:scheduled:{queue}", f"rq:deferred:{queue}", f"rq:wip:{queue}",
+            f"rq:queue:{queue}", f"rq:executions:{job_id}", f"rq:execution:{job_id}:{execution}", WORKERS,
+            f"rq:worker:{owner}"]
+    args = [found, job_id, f"{job_id}:{execution}", owner, queue, MAX_DEATHS, DEATHS_WINDOW, POISON,
+            DEFAULT_FAILURE_TTL, utcformat(now())]
+    return text(RECOVER.run(connection, keys, args))
+
+
+def requeue(connection: redis.Redis, job_id: str, at_front: bool = False) -> None:
+    """Bring a job back from the dead letters into its queue, in one atomic step.
+
+    Raises:
+        NoSuchJobError: there is no such job (any more).
+        InvalidJobOperation: the job is not among the dead letters.
+    """
+    try:
+        origin = connection.hget(f"rq:job:{job_id}", "origin")
+    except ResponseError:  # no hash stands there
+        origin = None
+    if origin is None:  # expired; its entry is of no use to anybody
+        for key in connection.smembers(QUEUES):
+            connection.zrem(f"rq:failed:{text(key).removeprefix('rq:queue:')}", job_id)
+        raise NoSuchJobError(f"No such job: {job_id}")
+    queue = text(origin)
+    keys = [f"rq:job:{job_id}", f"rq:queue:{queue}", QUEUES, f"rq:failed:{queue}"]
+    outcome = text(REQUEUE.run(connection, keys,
+                               [job_id, "front" if at_front else "back", utcformat(now())]))
+    if outcome == "gone":
+        raise NoSuchJobError(f"No such job: {job_id}")
+    if outcome != "requeued":
+        raise InvalidJobOperation(f"job {job_id} is not among the failed jobs of {queue!r}, so it was not requeued")
+
+
+def delete(connection: redis.Redis, job_ids: list[str], queue: str) -> list[str]:
+    """Delete these jobs of `queue`; says of each whether it is "deleted", "running" (and left alone), or "gone"."""
+    registries = ("scheduled", "deferred", "finished", "failed", "canceled")
+    places = [f"rq:queue:{queue}", f"rq:queue:{queue}:intermediate", f"rq:wip:{queue}",
+              *(f"rq:{registry}:{queue}" for registry in registries)]
+    connection.script_load(DELETE.source)
+    outcomes: list[str] = []
+    for start in range(0, len(job_ids), AT_ONCE):
+        with connection.pipeline(transaction=False) as pipe:
+            for job_id in job_ids[start:start + AT_ONCE]:
+                own = [f"rq:job:{job_id}", f"rq:job:{job_id}:dependents", f"rq:job::{job_id}:dependencies",
+                       f"rq:results:{job_id}"]
+                pipe.execute_command(*DELETE.call(own + places, [job_id, queue]))
+            outcomes += map(text, pipe.execute())
+    return outcomes
+
+
+def promote(connection: redis.Redis, queue: str, default_timeout: int, crashed_only: bool = False) -> int:
+    """Move every due job of `queue` from the scheduled set into the queue; returns how many.
+
+    `crashed_only`: only those that wait because they crashed a horse; any live worker does that, for there may be no
+    scheduler.
+    """
+    keys = [f"rq:scheduled:{queue}", f"rq:queue:{queue}", QUEUES, f"rqjobs:crashed:{queue}",
+            f"rq:failed:{queue}"]
+    total = 0
+    while True:
+        args = [AT_ONCE, utcformat(now()), default_timeout, MISSING_JOB_GRACE, int(crashed_only)]
+        moved = int(PROMOTE.run(connection, keys, args))
+        total += moved
+        if moved < AT_ONCE:
+            return total

@@ -1,0 +1,70 @@
+-- What several scripts share; put in front of each. Keys of a job are made from its id and queue, because a script
+-- learns of both only while it runs (so: no Redis Cluster).
+--
+-- The first write of every move is one that Redis refuses when its memory is full (HSET, LMOVE; not LREM or ZREM, which
+-- free memory and are always let through): a script that is refused has then done nothing.
+
+local function clock()
+  local time = redis.call('TIME')
+  return tonumber(time[1]) + tonumber(time[2]) / 1000000
+end
+
+-- Fields of a job's hash, or nil if there is no such hash (something else may stand under its key).
+local function read(id, ...)
+  local fields = redis.pcall('HMGET', 'rq:job:' .. id, ...)
+  if fields.err then return nil end
+  for i, field in ipairs(fields) do
+    if field == '' then fields[i] = false end
+  end
+  return fields
+end
+
+-- A time to live in whole seconds, or nil if `value` is none that Redis takes.
+local function lifetime(value)
+  local seconds = tonumber(value or '')
+  if seconds and seconds >= 1 and seconds < 2 ^ 31 then return math.floor(seconds) end
+end
+
+-- The job is in nobody's hands any more; forget who had it.
+local function drop(claims, queue, id, token)
+  redis.call('LREM', claims, 1, id)
+  if token then redis.call('ZREM', 'rq:wip:' .. queue, id .. ':' .. token) end
+end
+
+-- Back to the front of its queue, as if it had never been taken.
+local function put_back(queue, id)
+  redis.call('HSET', 'rq:job:' .. id, 'status', 'queued', 'started_at', '', 'worker_name', '')
+  redis.call('HDEL', 'rq:job:' .. id, 'rqjobs_token')
+  redis.call('LPUSH', 'rq:queue:' .. queue, id)
+  redis.call('SADD', 'rq:queues', 'rq:queue:' .. queue)
+end
+
+-- Among the dead letters, with `trace` as RQ stores one.
+local function bury(queue, id, worker, trace, iso, default_ttl)
+  local job, results = 'rq:job:' .. id, 'rq:results:' .. id
+  local own = redis.pcall('HGET', job, 'failure_ttl')
+  local kept = lifetime(type(own) == 'string' and own)
+  redis.call('ZADD', 'rq:failed:' .. queue, own == '-1' and '+inf' or clock() + (kept or tonumber(default_ttl)), id)
+  if type(own) == 'table' then return end  -- no hash stands under the job's key; there is nothing to write into
+  redis.call('HSET', job, 'status', 'failed', 'ended_at', iso, 'origin', queue)
+  redis.call('HDEL', job, 'rqjobs_token')
+  redis.call('PERSIST', job)
+  if redis.pcall('XADD', results, 'MAXLEN', '~', 10, '*', 'type', 2, 'worker_name', worker, 'exc_string', trace).err then
+    return
+  end
+  if kept then redis.call('EXPIRE', results, kept) end
+end
+
+-- Add now to the deaths of a job; returns how many count, those within the last `window` seconds.
+local function count_death(id, window)
+  local job, now, deaths = 'rq:job:' .. id, clock(), {}
+  for moment in string.gmatch(redis.call('HGET', job, 'rqjobs_deaths') or '', '%d+') do
+    if tonumber(moment) > now - tonumber(window) then deaths[#deaths + 1] = moment end
+  end
+  deaths[#deaths + 1] = string.format('%d', now)
+  redis.call('HSET', job, 'rqjobs_deaths', table.concat(deaths, ','))
+  return #deaths
+end
+
+local function waits(status) return status == 'queued' or status == 'started' or status == 'scheduled' end
+

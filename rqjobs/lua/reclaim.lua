@@ -1,0 +1,53 @@
+-- Take back everything that a dead worker, or a dead horse, had claimed.
+--
+-- KEYS  1 rqjobs:claims:<it>   2 rqjobs:workers   3 rqjobs:worker:<it>   4 rq:worker:<it>   5 rq:workers
+--       then rq:workers:<queue> of each queue
+-- ARGV  1 its name   2 "dead" (its lease must have ended), "gone" (its process is provably not there), or "horse"
+--       (asked by the worker itself, whose horse died)   3 the id of the job that was running, "?" for the first in
+--       the claims, "" for none   4 deaths after which a job fails   5 seconds in which they count   6 its traceback
+--       7 RQ's default failure_ttl   8 now, as RQ writes it   9 seconds that the running job waits, doubled with
+--       each death; 0: it goes to the front like the others
+-- Promise: each claim goes back to the front of its queue, in order, or among the dead letters, or (a job that
+-- crashed its horse) into the scheduled set; a death is counted only for the job that was running; a dead worker is
+-- forgotten in the same step, when nothing is left in its hands.
+-- Returns {id, outcome, …}: "requeued", "delayed", "buried" or "ended"; or {"alive"} if its lease was renewed.
+
+local claims, name, kind, running = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
+local lease = redis.call('ZSCORE', KEYS[2], name)
+if kind == 'dead' and lease and tonumber(lease) > clock() then return {'alive'} end
+
+local ids, report = redis.call('LRANGE', claims, 0, -1), {}
+if running == '?' then running = ids[1] end
+for i = #ids, 1, -1 do
+  local id, outcome = ids[i], 'ended'
+  local fields = read(id, 'origin', 'status', 'rqjobs_token')
+  local queue = fields and fields[1]
+  if queue and waits(fields[2]) then
+    local deaths = id == running and fields[3] and count_death(id, ARGV[5]) or 0
+    if deaths >= tonumber(ARGV[4]) then
+      bury(queue, id, name, ARGV[6], ARGV[8], ARGV[7])
+      outcome = 'buried'
+    elseif deaths > 0 and tonumber(ARGV[9]) > 0 then
+      redis.call('HSET', 'rq:job:' .. id, 'status', 'scheduled', 'started_at', '', 'worker_name', '')
+      redis.call('HDEL', 'rq:job:' .. id, 'rqjobs_token')
+      local due = clock() + tonumber(ARGV[9]) * 2 ^ (deaths - 1)
+      redis.call('ZADD', 'rq:scheduled:' .. queue, due, id)
+      redis.call('ZADD', 'rqjobs:crashed:' .. queue, due, id)
+      outcome = 'delayed'
+    else
+      put_back(queue, id)
+      outcome = 'requeued'
+    end
+  end
+  redis.call('LREM', claims, 1, id)
+  if queue and fields[3] then redis.call('ZREM', 'rq:wip:' .. queue, id .. ':' .. fields[3]) end
+  report[#report + 1] = id
+  report[#report + 1] = outcome
+end
+if kind ~= 'horse' then
+  redis.call('ZADD', 'rqjobs:departed', string.format('%.3f', clock()), name)
+  redis.call('ZREM', KEYS[2], name)
+  redis.call('DEL', KEYS[3], KEYS[4])
+  for i = 5, #KEYS do redis.call('SREM', KEYS[i], KEYS[4]) end
+end
+return report

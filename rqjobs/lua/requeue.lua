@@ -1,0 +1,22 @@
+-- Bring one job back from the dead letters into its queue.
+--
+-- KEYS  1 job hash   2 queue   3 rq:queues   4 failed
+-- ARGV  1 job id   2 "front" or "back"   3 now, as RQ writes it
+-- Promise: the job leaves the dead letters and enters its queue in one step, with its deaths forgotten.
+-- Returns "requeued", "not failed" (nothing was done), or "gone" (its hash had expired; the entry is removed).
+
+if not redis.call('ZSCORE', KEYS[4], ARGV[1]) then return 'not failed' end
+local fields = read(ARGV[1], 'data', 'ttl')
+if not fields or not fields[1] then
+  redis.call('ZREM', KEYS[4], ARGV[1])
+  return 'gone'
+end
+redis.call('HSET', KEYS[1], 'status', 'queued', 'enqueued_at', ARGV[3], 'started_at', '', 'ended_at', '',
+  'worker_name', '')
+redis.call('PERSIST', KEYS[1])
+if lifetime(fields[2]) then redis.call('EXPIRE', KEYS[1], lifetime(fields[2])) end
+redis.call(ARGV[2] == 'front' and 'LPUSH' or 'RPUSH', KEYS[2], ARGV[1])
+redis.call('SADD', KEYS[3], KEYS[2])
+redis.call('ZREM', KEYS[4], ARGV[1])
+redis.call('HDEL', KEYS[1], 'rqjobs_deaths', 'exc_info')
+return 'requeued'

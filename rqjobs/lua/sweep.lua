@@ -1,0 +1,23 @@
+-- Ask whether this is the moment to sweep, and keep the leases honest.
+--
+-- KEYS  1 rqjobs:sweep (the lock)   2 rqjobs:swept (when the last sweep was)   3 rqjobs:workers
+-- ARGV  1 milliseconds for which nobody else sweeps   2 lease, seconds   3 "1" to sweep whatever the lock says
+-- Promise: after a time in which nobody could renew a lease (Redis was away, its clock jumped) every lease is
+-- extended once before any is held to have expired; no lease reaches further than one lease from now.
+-- Returns -1 (somebody else just swept), 0 (expired leases do not count this time) or 1 (they do).
+
+if ARGV[3] ~= '1' and redis.call('EXISTS', KEYS[1]) == 1 then return -1 end
+local time = redis.call('TIME')
+local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
+local lease = tonumber(ARGV[2])
+local last = tonumber(redis.call('GET', KEYS[2]) or '0')
+local quiet = now - last > lease / 2 or last > now + 1
+redis.call('SET', KEYS[1], '1', 'PX', ARGV[1])
+redis.call('SET', KEYS[2], string.format('%.3f', now))
+local workers = redis.call('ZRANGE', KEYS[3], 0, -1, 'WITHSCORES')
+for i = 1, #workers, 2 do
+  if quiet or tonumber(workers[i + 1]) > now + lease then
+    redis.call('ZADD', KEYS[3], string.format('%.3f', now + lease), workers[i])
+  end
+end
+return quiet and 0 or 1

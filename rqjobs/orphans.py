@@ -1,0 +1,390 @@
+"""Orphans: jobs whose process is gone, found and put back; and the audit of where every job is.
+
+An orphan is a job in the hands of a worker that is dead, never one that merely takes long. Three kinds:
+- claimed by a worker whose lease ended, or whose process is provably gone from this host (or, in `rq:wip:*` only, by a
+  stock worker whose heartbeat key has expired);
+- in a queue's `:intermediate` list, where RQ puts an id for an instant and which names no owner;
+- strays: jobs that have not ended and are in no place at all (RQ pops an id from several queues before anybody
+  holds it). What looks like a stray may be a job that is being written or run at this instant by a stock RQ
+  client, so it must have been idle for longer than its own time limit, and be seen twice.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import islice
+from time import sleep
+from typing import Any
+
+import redis
+from rq.exceptions import InvalidJobOperation, NoSuchJobError
+from rq.utils import now, str_to_date
+
+from rqjobs import config, ledger, processes
+from rqjobs.ledger import text
+from rqjobs.queues import Job, Queue
+
+log = logging.getLogger("rqjobs")
+INTERMEDIATE_GRACE = 60  # seconds, while a live worker may be about to take the id out
+STRAY_GRACE = 30  # seconds between the two looks
+STRAY_PERIOD = 30  # seconds between two parts of the hunt
+STRAY_KEYS = 20_000  # keys that one part of the hunt scans
+ENDLESS = 24 * 3600  # seconds for which a job without a time limit may be idle
+CHUNK = 1000
+ACTIVE = ("queued", "started", "scheduled")
+
+
+@dataclass
+class Sweep:
+    """What a sweep did: the job ids put back, and those sent to the dead letters."""
+
+    pulse: Callable[[], None] = lambda: None
+    requeued: list[str] = field(default_factory=list)
+    buried: list[str] = field(default_factory=list)
+
+    def note(self, outcome: str, job_id: str, queue: str, found: str, owner: str = "") -> None:
+        self.pulse()
+        if outcome == "requeued":
+            self.requeued.append(job_id)
+            log.warning("orphan: job %s of %s (%s%s) is back at the front of its queue", job_id, queue, found,
+                        f", of the dead worker {owner}" if owner else "")
+        elif outcome == "buried":
+            self.buried.append(job_id)
+            log.error("poison: job %s of %s killed its process %d times and is among the failed jobs now", job_id,
+                      queue, ledger.MAX_DEATHS)
+
+
+class Owners:
+    """Judges workers for the length of one sweep."""
+
+    def __init__(self, connection: redis.Redis, leases_count: bool):
+        self.connection, self.leases_count = connection, leases_count
+        self.host = processes.host()
+        seconds, micro = connection.time()
+        self.now = seconds + micro / 1e6
+        self._verdicts: dict[str, str] = {}
+
+    def verdict(self, name: str) -> str:
+        """"alive"; "gone" (provably: its process is not there); or "dead" (its lease or RQ's key has expired)."""
+        if name not in self._verdicts:
+            self._verdicts[name] = self._judge(name)
+        return self._verdicts[name]
+
+    def _judge(self, name: str) -> str:
+        with self.connection.pipeline(transaction=False) as pipe:
+            pipe.hmget(f"rqjobs:worker:{name}", "host", "pid", "started")
+            pipe.zscore(ledger.WORKERS, name)
+            pipe.exists(f"rq:worker:{name}")
+            (host, pid, started), lease, known = pipe.execute()
+        ours = host and self.host == text(host) and text(pid or b"").isdigit()
+        if ours and processes.gone(int(pid), text(started)):
+            return "gone"
+        if lease is not None:
+            return "dead" if lease < self.now and self.leases_count else "alive"
+        return "alive" if known else "dead"  # a stock worker, judged by the key that its heartbeat keeps
+
+
+def sweep(connection: redis.Redis, force: bool = False, pulse: Callable[[], None] = lambda: None) -> Sweep | None:
+    """Put every orphan back, in order, at the front of its queue; forget the workers that are dead.
+
+    `pulse` is called between the moves: after a great fire a sweep may take longer than a lease.
+
+    Any number of sweeps may run at once: each move is one atomic step that checks again. None if somebody else has
+    just done it, unless `force`.
+    """
+    permission = ledger.may_sweep(connection, force)
+    if permission < 0:
+        return None
+    result, owners = Sweep(pulse), Owners(connection, leases_count=permission == 1)
+    queues = queue_names(connection)
+    ours = [text(member) for member in connection.zrange(ledger.WORKERS, 0, -1)]
+    for worker in ours:
+        _sweep_claims(connection, queues, worker, owners.verdict(worker), result)
+    for queue in queues:
+        try:
+            _sweep_started(connection, queue, owners, set(ours), result)
+            _sweep_intermediate(connection, queue, owners, result)
+            ledger.promote(connection, queue, Queue.DEFAULT_TIMEOUT, crashed_only=True)
+        except redis.ResponseError as error:
+            if "WRONGTYPE" not in str(error):
+                raise
+            log.error("the sweep of queue %s: %s", queue, error)  # a key of the wrong type must not stop the others
+    if force or connection.set("rqjobs:strays:lock", 1, nx=True, ex=STRAY_PERIOD):
+        for worker in ledger.workers(connection):  # something may have come into the hands of one that has gone
+            if worker not in ours and connection.exists(f"rqjobs:claims:{worker}"):
+                _sweep_claims(connection, queues, worker, "dead", result)
+        _sweep_strays(connection, owners.now, result)
+    return result
+
+
+def _sweep_claims(connection: redis.Redis, queues: list[str], worker: str, verdict: str, result: Sweep) -> None:
+    if verdict == "alive":
+        return
+    outcomes = ledger.reclaim(connection, worker, queues, verdict)
+    if connection.zscore(ledger.WORKERS, worker) is None:
+        log.warning("worker %s died without a word and is forgotten", worker)
+    for job_id, outcome in outcomes.items():
+        queue = text(connection.hget(f"rq:job:{job_id}", "origin") or b"?")
+        result.note(outcome, job_id, queue, "claimed", worker)
+        if outcome == "buried":
+            wake_dependents(connection, job_id)
+
+
+def queue_names(connection: redis.Redis) -> list[str]:
+    """Every queue that Redis knows of, and the configured ones."""
+    known = {text(key).removeprefix("rq:queue:") for key in connection.smembers(ledger.QUEUES)}
+    return sorted(known | set(config.current().queues))
+
+
+def _started(connection: redis.Redis, queue: str) -> list[tuple[str, str]]:
+    """(job id, execution id) of what stands in `rq:wip:<queue>`."""
+    pairs = (text(member).partition(":") for member in connection.zrange(f"rq:wip:{queue}", 0, -1))
+    return [(job_id, execution) for job_id, _, execution in pairs]
+
+
+def owners_of(connection: redis.Redis, started: list[tuple[str, str]]) -> list[str]:
+    """The worker that holds each of these executions; "" where RQ has forgotten it (its own heartbeat ended)."""
+    with connection.pipeline(transaction=False) as pipe:
+        for job_id, execution in started:
+            pipe.hget(f"rq:execution:{job_id}:{execution}", "worker_name")
+            pipe.hget(f"rq:job:{job_id}", "worker_name")
+        names = pipe.execute()
+    return [text(names[i] or names[i + 1] or b"") for i in range(0, len(names), 2)]
+
+
+def _sweep_started(connection: redis.Redis, queue: str, owners: Owners, ours: set[str], result: Sweep) -> None:
+    """The claims of stock workers, which stand only in RQ's registry."""
+    started = _started(connection, queue)
+    dead = []
+    for (job_id, execution), owner in zip(started, owners_of(connection, started), strict=True):
+        if owner not in ours and owners.verdict(owner) != "alive":
+            since = connection.hget(f"rq:job:{job_id}", "enqueued_at") or b""
+            dead.append((since, job_id, execution, owner))
+    for _, job_id, execution, owner in sorted(dead, reverse=True):  # each goes in front of the one before
+        outcome = ledger.recover(connection, job_id, queue, "wip", execution, owner)
+        result.note(outcome, job_id, queue, "running", owner)
+        if outcome == "buried":
+            wake_dependents(connection, job_id)
+
+
+def wake_dependents(connection: redis.Redis, job_id: str) -> None:
+    """Let jobs that may run after a failure run, as RQ does when a job fails."""
+    with suppress(NoSuchJobError, InvalidJobOperation):
+        job = Job.fetch(job_id, connection=connection)
+        Queue(job.origin, connection=connection).enqueue_dependents(job)
+
+
+def _sweep_intermediate(connection: redis.Redis, queue: str, owners: Owners, result: Sweep) -> None:
+    ids = [text(job_id) for job_id in connection.lrange(f"rq:queue:{queue}:intermediate", 0, -1)]
+    seen = f"rqjobs:seen:{queue}"
+    left = {text(field) for field in connection.hkeys(seen)} - set(ids)
+    if left:  # what a worker took out in the meantime must not look old when it comes by again
+        connection.hdel(seen, *left)
+    if not ids:
+        return
+    listeners = connection.smembers(f"rq:workers:{queue}")
+    served = any(owners.verdict(text(key).removeprefix("rq:worker:")) == "alive" for key in listeners)
+    for job_id in ids:  # LMOVE put the newest first, so the oldest ends up in front
+        if not served or _seen_for(connection, seen, job_id, owners.now, INTERMEDIATE_GRACE):
+            outcome = ledger.recover(connection, job_id, queue, "intermediate")
+            result.note(outcome, job_id, queue, "popped by nobody who lives")
+
+
+def _seen_for(connection: redis.Redis, seen: str, job_id: str, moment: float, seconds: float) -> bool:
+    """Whether the hash `seen` has known `job_id` for `seconds`; now it does. More than an hour was another time."""
+    since = float(connection.hget(seen, job_id) or 0)
+    if moment - since > 3600:
+        connection.hset(seen, job_id, moment)
+        connection.expire(seen, 3600)
+        return False
+    return moment - since >= seconds
+
+
+# Strays
+
+
+def _sweep_strays(connection: redis.Redis, moment: float, result: Sweep) -> None:
+    for job_id, queue in _idle_and_nowhere(connection, _next_part(connection)):
+        if _seen_for(connection, "rqjobs:strays:seen", job_id, moment, STRAY_GRACE):
+            result.note(ledger.recover(connection, job_id, queue, "stray"), job_id, queue, "in no place")
+            connection.hdel("rqjobs:strays:seen", job_id)
+
+
+def _next_part(connection: redis.Redis) -> Iterator[str]:
+    """Ids of jobs from where the last part of the hunt ended; after the last key it begins anew."""
+    cursor = int(connection.get("rqjobs:strays:cursor") or 0)
+    for _ in range(STRAY_KEYS // CHUNK):
+        cursor, keys = connection.scan(cursor, match="rq:job:*", count=CHUNK)
+        yield from _job_ids(keys)
+        if cursor == 0:
+            break
+    connection.set("rqjobs:strays:cursor", cursor)
+
+
+def _job_ids(keys: Iterable[Any]) -> Iterator[str]:
+    for key in keys:
+        job_id = text(key).removeprefix("rq:job:")
+        if job_id and ":" not in job_id:  # not …:dependents, not :…:dependencies
+            yield job_id
+
+
+def _idle_and_nowhere(connection: redis.Redis, ids: Iterator[str]) -> Iterator[tuple[str, str]]:
+    """Those of `ids` that have not ended, have been idle for longer than their time limit, and are in no place."""
+    places: dict[str, set[str]] = {}
+    while chunk := list(islice(ids, CHUNK)):
+        for job_id, fields in zip(chunk, _fields(connection, chunk), strict=True):
+            queue = text(fields["origin"] or b"")
+            if text(fields["status"] or b"") in ACTIVE and fields["data"] and queue and _idle(fields):
+                if queue not in places:
+                    places[queue] = {*_places(connection, queue), *_claimed(connection)}
+                if job_id not in places[queue]:
+                    yield job_id, queue
+
+
+FIELDS = ("status", "origin", "data", "timeout", "last_heartbeat", "started_at", "enqueued_at", "created_at")
+
+
+def _fields(connection: redis.Redis, ids: list[str]) -> list[dict[str, Any]]:
+    with connection.pipeline(transaction=False) as pipe:
+        for job_id in ids:
+            pipe.hmget(f"rq:job:{job_id}", FIELDS)
+        rows = pipe.execute(raise_on_error=False)
+    return [dict(zip(FIELDS, row if isinstance(row, list) else [None] * len(FIELDS), strict=True)) for row in rows]
+
+
+def _idle(fields: dict[str, Any]) -> bool:
+    """Whether nothing was heard of a job for longer than it may run; nothing to go by counts as long ago."""
+    try:
+        moments = [str_to_date(fields[name]) for name in FIELDS[4:] if fields[name]]
+        limit = float(fields["timeout"] or Queue.DEFAULT_TIMEOUT)
+    except ValueError:
+        return True
+    limit = ENDLESS if limit < 0 else limit
+    return not moments or (now() - max(moments)).total_seconds() > limit + STRAY_GRACE
+
+
+def _places(connection: redis.Redis, queue: str) -> Iterator[str]:
+    """Every id in an active place of `queue`, as often as it stands there; read in pieces, not in one instant."""
+    for key in (f"rq:queue:{queue}", f"rq:queue:{queue}:intermediate"):
+        start = 0
+        while ids := connection.lrange(key, start, start + 9999):
+            yield from map(text, ids)
+            start += len(ids)
+    for registry in ("scheduled", "deferred"):
+        for member, _ in connection.zscan_iter(f"rq:{registry}:{queue}", count=CHUNK):
+            yield text(member)
+    yield from (job_id for job_id, _ in _started(connection, queue))
+
+
+def _claimed(connection: redis.Redis) -> Iterator[str]:
+    """Every id in a worker's claims."""
+    for worker in ledger.workers(connection):
+        yield from map(text, connection.lrange(f"rqjobs:claims:{worker}", 0, -1))
+
+
+# The audit
+
+PLACES = ("queued", "intermediate", "scheduled", "deferred", "running", "finished", "failed", "canceled")
+
+
+@dataclass
+class Audit:
+    """Counts of every place by queue, the jobs that break P1 with the reason, and remarks that do not."""
+
+    places: dict[str, dict[str, int]]
+    breaches: dict[str, str]
+    remarks: list[str]
+
+
+def audit(connection: redis.Redis, settle: float = 2.0) -> Audit:
+    """Look at every job. What seems wrong is looked at again after `settle` seconds, because a job may be moving.
+
+    Finds: a job in no active place that has not ended, and one that is in two (or twice in one). Remarks on: jobs of
+    dead workers (the next sweep puts them back) and jobs deferred behind one that failed or is gone.
+    """
+    queues = queue_names(connection)
+    suspects = _suspects(connection, queues)
+    if suspects:
+        sleep(settle)
+        suspects &= _suspects(connection, queues)
+    breaches = {}
+    for job_id in sorted(suspects):
+        reason = _breach(connection, job_id)
+        if reason:
+            breaches[job_id] = reason
+    return Audit({queue: _counts(connection, queue) for queue in queues}, breaches, list(_remarks(connection, queues)))
+
+
+def _counts(connection: redis.Redis, queue: str) -> dict[str, int]:
+    with connection.pipeline() as pipe:
+        pipe.llen(f"rq:queue:{queue}")
+        pipe.llen(f"rq:queue:{queue}:intermediate")
+        for registry in ("scheduled", "deferred", "wip", "finished", "failed", "canceled"):
+            pipe.zcard(f"rq:{registry}:{queue}")
+        return dict(zip(PLACES, pipe.execute(), strict=True))
+
+
+def _suspects(connection: redis.Redis, queues: list[str]) -> set[str]:
+    places = Counter(job_id for queue in queues for job_id in _places(connection, queue))
+    claimed = Counter(_claimed(connection))
+    for job_id in claimed:  # what has begun stands in RQ's registry too
+        places[job_id] = max(places[job_id], claimed[job_id])
+    suspects = {job_id for job_id, count in places.items() if count > 1}
+    ids = _job_ids(connection.scan_iter("rq:job:*", count=CHUNK))
+    while chunk := list(islice(ids, CHUNK)):
+        for job_id, fields in zip(chunk, _fields(connection, chunk), strict=True):
+            waits = text(fields["status"] or b"") in (*ACTIVE, "deferred")
+            if fields["data"] and waits == (job_id not in places):
+                suspects.add(job_id)
+    return suspects
+
+
+def _breach(connection: redis.Redis, job_id: str) -> str:
+    """Where one job is, in one instant, if that breaks P1; else ""."""
+    queue = text(connection.hget(f"rq:job:{job_id}", "origin") or b"")
+    with connection.pipeline() as pipe:
+        pipe.hget(f"rq:job:{job_id}", "status")
+        pipe.execute_command("LPOS", f"rq:queue:{queue}", job_id, "COUNT", 0)
+        pipe.lpos(f"rq:queue:{queue}:intermediate", job_id)
+        pipe.zscore(f"rq:scheduled:{queue}", job_id)
+        pipe.zscore(f"rq:deferred:{queue}", job_id)
+        pipe.zrange(f"rq:wip:{queue}", 0, -1)
+        status, queued, intermediate, scheduled, deferred, wip = pipe.execute()
+    runs = [member for member in wip if text(member).startswith(f"{job_id}:")]
+    found = ["queued"] * len(queued) + ["running"] * len(runs)
+    found += ["scheduled"] * (scheduled is not None) + ["deferred"] * (deferred is not None)
+    claimed = sum(1 for one in _claimed(connection) if one == job_id)
+    found += ["claimed"] * (claimed - len(runs))
+    if intermediate is not None and not runs:  # RQ leaves the id there until the horse has begun
+        found.append("intermediate")
+    if status is None or text(status) not in (*ACTIVE, "deferred"):
+        if status == b"canceled" and set(found) <= {"running", "claimed"}:
+            return ""  # its worker will find that out when it is done
+        return f"{text(status or b'expired')}, yet in: {', '.join(found)}" if status and found else ""
+    if not found:
+        return f"{text(status)}, but in no place (a stray; the sweep puts it back)"
+    return f"in more than one place: {', '.join(found)}" if len(found) > 1 else ""
+
+
+def _remarks(connection: redis.Redis, queues: list[str]) -> Iterator[str]:
+    owners = Owners(connection, leases_count=True)
+    for worker in map(text, connection.zrange(ledger.WORKERS, 0, -1)):
+        if owners.verdict(worker) != "alive":
+            for job_id in map(text, connection.lrange(f"rqjobs:claims:{worker}", 0, -1)):
+                yield f"orphan: {job_id} of the dead worker {worker} (rqjobs recover puts it back)"
+    ours = set(map(text, connection.zrange(ledger.WORKERS, 0, -1)))
+    for queue in queues:
+        started = _started(connection, queue)
+        for (job_id, _), owner in zip(started, owners_of(connection, started), strict=True):
+            if owner not in ours and owners.verdict(owner) != "alive":
+                yield f"orphan: {job_id} of the dead worker {owner or '?'} (rqjobs recover puts it back)"
+        for member in islice(connection.zscan_iter(f"rq:deferred:{queue}", count=CHUNK), 10_000):
+            job_id = text(member[0])
+            for parent in map(text, connection.smembers(f"{Job.redis_job_namespace_prefix}:{job_id}:dependencies")):
+                status = text(connection.hget(f"rq:job:{parent}", "status") or b"gone")
+                if status in ("failed", "stopped", "canceled", "gone"):
+                    yield f"deferred: {job_id} waits for {parent}, which is {status}"

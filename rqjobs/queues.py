@@ -1,0 +1,359 @@
+"""`rq.Queue` and `rq.Job` with the catalog's options, the payload guard and atomic moves; and `enqueue`."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import re
+import time
+import urllib.request
+import zlib
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from datetime import datetime, timedelta
+from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+
+import redis
+import rq
+import rq.job
+import rq.queue
+import rq.registry
+import rq.webhook
+from rq.exceptions import DeserializationError
+from rq.job import JobStatus
+from rq.queue import EnqueueData
+from rq.utils import as_text
+
+from rqjobs import catalog, config, connection, ledger, serializers
+from rqjobs.serializers import Configured, PayloadError, encode
+
+log = logging.getLogger("rqjobs")
+INFLATED = 64 * 1024 * 1024  # bytes that a job's data may have when they are unpacked; a bomb has more
+CHUNK = 1000  # jobs that `enqueue_many` sends in one transaction
+UNSERVED_PAUSE = 60  # seconds between two looks at whether anybody serves a queue
+_looked: dict[str, float] = {}
+
+
+class PayloadTooLarge(ValueError):
+    """A job's arguments are more than RQJOBS_MAX_PAYLOAD bytes."""
+
+
+class RefusedWebhook(ValueError):
+    """A webhook's host is not in RQJOBS_WEBHOOK_HOSTS."""
+
+
+class StartedJobRegistry(rq.registry.StartedJobRegistry):
+    """RQ's, but its entries do not expire: RQ fails what it finds expired, and our sweep puts it back instead."""
+
+    def add_execution(self, execution: Any, pipeline: Any, ttl: int = 0, xx: bool = False) -> int:
+        return super().add_execution(execution, pipeline, ttl=-1, xx=xx)
+
+
+class Job(rq.job.Job):
+    """An `rq.Job` that runs only if every name in it is in the catalog.
+
+    Overrides: `data` (written as lists, so that a stock `-S json` worker can read it), `_deserialize_data` (checks the
+    shape), `restore` (unpacks so much and
+    no more), `perform` (checks every name first, runs inside RQJOBS_APP's context, leaves the PERSIST to the claim),
+    `stopped_callback` (read by the worker outside any `try`), `send_webhooks` (allow-list), `started_job_registry`
+    (see above), `requeue` (RQ's is three steps, and a crash between them loses the job).
+    """
+
+    def __init__(self, id: str | None = None, connection: redis.Redis | None = None, serializer: Any = None):
+        super().__init__(id, connection, serializer or Configured)
+
+    @property
+    def data(self) -> bytes:
+        if self._data is rq.job.UNEVALUATED and isinstance(self._args, list | tuple):
+            self._data = self.serializer.dumps([self._func_name, self._instance, list(self._args), self._kwargs])
+        return super().data
+
+    @data.setter
+    def data(self, value: bytes) -> None:
+        rq.job.Job.data.fset(self, value)  # type: ignore[attr-defined]
+
+    def restore(self, raw_data: Any) -> Any:
+        found = {as_text(name): value for name, value in raw_data.items()}
+        for name in ("data", "exc_info"):
+            if found.get(name):
+                found[name] = _inflate(found[name])
+        super().restore({name.encode(): value for name, value in found.items()})
+
+    def _deserialize_data(self) -> None:
+        try:
+            payload = self.serializer.loads(self.data)
+        except Exception as error:
+            raise DeserializationError(str(error)) from error
+        shaped = isinstance(payload, list | tuple) and len(payload) == 4
+        name, instance, args, kwargs = payload if shaped else [None] * 4
+        if not (isinstance(name, str) and isinstance(args, list | tuple) and isinstance(kwargs, dict)
+                and all(isinstance(key, str) for key in kwargs)):
+            raise DeserializationError("the job's data are not [function name, null, [arguments], {arguments}]")
+        self._func_name, self._instance, self._args, self._kwargs = name, instance, args, kwargs
+
+    def check(self) -> None:
+        """Make sure that nothing but the catalog would run.
+
+        Raises:
+            NotAJob: the function or a callback is not in the catalog, or there is an `instance`.
+            RefusedWebhook: a webhook goes to a host that is not allowed.
+        """
+        jobs = catalog.current()
+        if self.instance is not None:
+            raise catalog.NotAJob("the job's data have an instance; jobs are plain functions, not methods")
+        jobs.lookup(self.func_name)
+        for name in (self._success_callback_name, self._failure_callback_name, self._stopped_callback_name):
+            if name:
+                jobs.lookup(name)
+        for webhook in self.webhooks:
+            if not _allowed(webhook.url):
+                raise RefusedWebhook(f"the webhook {webhook.url!r} is refused: its host is not in RQJOBS_WEBHOOK_HOSTS")
+
+    def perform(self) -> Any:
+        self.check()
+        app = catalog.flask_app()
+        rq.job._job_stack.push(self)
+        try:
+            with app.app_context() if app else nullcontext():
+                self._result = self._execute()
+        finally:
+            rq.job._job_stack.pop()
+        return self._result
+
+    @property
+    def stopped_callback(self) -> Any:
+        try:
+            return super().stopped_callback
+        except catalog.NotAJob as error:
+            self.log.error("Job %s: stopped callback refused: %s", self.id, error)
+            return None
+
+    def send_webhooks(self, status: Any, *, exc_string: str | None = None) -> None:
+        self.webhooks = [webhook for webhook in self.webhooks if _allowed(webhook.url)]
+        super().send_webhooks(status, exc_string=exc_string)
+
+    @property
+    def started_job_registry(self) -> StartedJobRegistry:
+        return StartedJobRegistry(self.origin, connection=self.connection, job_class=type(self),
+                                  serializer=self.serializer)
+
+    def requeue(self, at_front: bool = False) -> Job:
+        """Bring the job back from the dead letters in one atomic step; raises as `ledger.requeue` does."""
+        ledger.requeue(self.connection, self.id, at_front)
+        self.refresh()
+        return self
+
+
+class _NoStrangers(urllib.request.HTTPRedirectHandler):
+    """Follows a webhook's redirect only to a host that is allowed itself."""
+
+    def redirect_request(self, request: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        if not _allowed(newurl):
+            raise HTTPError(newurl, code, "redirected to a host that is not in RQJOBS_WEBHOOK_HOSTS", headers, fp)
+        return super().redirect_request(request, fp, code, msg, headers, newurl)
+
+
+def install() -> None:
+    """Make this process unable to unpickle, import, or call a strange host for what it found in Redis.
+
+    For the processes that are ours (worker, web, command line); it replaces three attributes of RQ's modules.
+    """
+    serializers.install()
+    catalog.install()
+    rq.webhook.urlopen = urllib.request.build_opener(_NoStrangers).open  # type: ignore[assignment]
+
+
+def _allowed(url: str) -> bool:
+    parts = urlsplit(url)
+    return parts.scheme in ("http", "https") and parts.hostname in config.current().webhook_hosts
+
+
+def _inflate(value: bytes) -> bytes:
+    """What RQ compressed, up to `INFLATED` bytes; what is not compressed, as it is (RQ then takes it so, too)."""
+    unpacker = zlib.decompressobj()
+    try:
+        data = unpacker.decompress(value, INFLATED)
+    except zlib.error:
+        return value
+    if unpacker.unconsumed_tail:
+        raise PayloadTooLarge(f"the job's data are more than {INFLATED:,} bytes when they are unpacked")
+    return data
+
+
+class Queue(rq.Queue):
+    """An `rq.Queue` with RQ's whole API, that stores nothing which no worker would run.
+
+    Overrides: `create_job` (options of `@job`, the guard), `schedule_job` (RQ writes the due time first and the job
+    later: a scheduler's tick in between loses it), `enqueue_dependents` (works while an outcome is
+    recorded), `compact` (RQ's loses jobs if it is interrupted).
+    """
+
+    job_class = Job
+
+    def __init__(self, name: str = "default", connection: redis.Redis | None = None, **options: Any):
+        options["serializer"] = options.get("serializer") or Configured
+        super().__init__(name, connection, **options)
+
+    def create_job(  # type: ignore[override]
+        self, func: Any, args: Any = None, kwargs: Any = None, **given: Any
+    ) -> Job:
+        """A job for `func(*args, **kwargs)`, not yet enqueued.
+
+        Raises:
+            NotAJob: `func` or a callback is not in the catalog.
+            TypeError: the arguments do not fit the function's signature.
+            PayloadError: an argument cannot be carried; it is named.
+            PayloadTooLarge: they are more than RQJOBS_MAX_PAYLOAD bytes.
+            RefusedWebhook: a webhook goes to a host that is not allowed.
+        """
+        args, kwargs = tuple(args or ()), dict(kwargs or {})
+        function = catalog.current().check(func)
+        _fit(function, args, kwargs)
+        for option, value in catalog.options(function).items():
+            if option != "queue" and given.get(option) is None:
+                given[option] = value
+        self._warn_if_unserved()
+        try:
+            job: Job = super().create_job(function, args, kwargs, **given)  # type: ignore[assignment]
+            job.check()
+            size = len(job.data)
+        except RecursionError:
+            raise PayloadError("an argument contains itself, or is nested too deeply for JSON") from None
+        except PayloadError:
+            for where, value in _named(function, args, kwargs):
+                encode(value, where)
+            raise
+        limit = config.current().max_payload
+        if size > limit:
+            raise PayloadTooLarge(f"the arguments of {job.func_name} are {size:,} bytes, more than RQJOBS_MAX_PAYLOAD "
+                                  f"({limit:,}); pass an id, fetch the data inside the job")
+        return job
+
+    def _warn_if_unserved(self) -> None:
+        if time.monotonic() - _looked.get(self.key, -UNSERVED_PAUSE) < UNSERVED_PAUSE:
+            return
+        _looked[self.key] = time.monotonic()
+        if not self.connection.scard(f"rq:workers:{self.name}"):
+            log.warning("no worker serves the queue %r now; jobs wait until one is started with: rqjobs worker %s",
+                        self.name, self.name)
+
+    def schedule_job(self, job: Any, datetime: datetime, pipeline: Any = None, unique: bool = False) -> Any:
+        if unique:
+            return super().schedule_job(job, datetime, pipeline, unique)
+        pipe = pipeline if pipeline is not None else self.connection.pipeline()
+        pipe.sadd(self.redis_queues_keys, self.key)
+        job.origin = self.name
+        self._persist_job(job, pipe, status=JobStatus.SCHEDULED)
+        pipe.zadd(f"rq:scheduled:{self.name}", {job.id: datetime.timestamp()})
+        if pipeline is None:
+            pipe.execute()
+        return job
+
+    def enqueue_dependents(
+        self, job: Any, pipeline: Any = None, exclude_job_id: str | None = None, refresh_job_status: bool = True
+    ) -> None:
+        # While an outcome is being recorded, Redis does not know the job's new status yet; the job does.
+        recording = getattr(self.connection, "writes", None) is not None
+        super().enqueue_dependents(job, pipeline, exclude_job_id, refresh_job_status and not recording)
+
+    def compact(self) -> None:
+        """Remove ids whose job is gone. Every other id stays where it is, at every instant."""
+        for start in range(0, self.count, CHUNK):
+            ids = self.get_job_ids(start, CHUNK)
+            with self.connection.pipeline(transaction=False) as pipe:
+                for job_id in ids:
+                    pipe.exists(f"rq:job:{job_id}")
+                exist = pipe.execute()
+            for job_id in (job_id for job_id, there in zip(ids, exist, strict=True) if not there):
+                self.connection.register_script(_DROP_IF_GONE)(keys=[self.key, f"rq:job:{job_id}"], args=[job_id])
+
+
+_DROP_IF_GONE = "if redis.call('EXISTS', KEYS[2]) == 0 then redis.call('LREM', KEYS[1], 0, ARGV[1]) end"
+
+
+def _fit(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    try:
+        inspect.signature(function).bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"{catalog.name_of(function)}{inspect.signature(function)}: {error}") from None
+
+
+def _named(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterable[tuple[str, Any]]:
+    names = list(inspect.signature(function).parameters)
+    for index, value in enumerate(args):
+        yield f"argument {names[min(index, len(names) - 1)]!r}", value
+    for name, value in kwargs.items():
+        yield f"argument {name!r}", value
+
+
+def queue(name: str) -> Queue:
+    """The queue `name` on the configured Redis: an `rq.Queue`, with all of RQ's API.
+
+    Raises:
+        ValueError: no queue can be called so.
+        NoRedis: there is no Redis.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_.-]{1,100}", name):
+        raise ValueError(f"{name!r} is no name for a queue; use letters, digits, '.', '_' and '-'")
+    return Queue(name, connection=connection.client())
+
+
+def queue_for(function: Callable[..., Any] | str) -> Queue:
+    """The queue that `@job(queue=…)` names for this function, else `default`, else the first configured one."""
+    named = catalog.options(catalog.current().check(function)).get("queue")
+    names = config.current().queues
+    return queue(named or ("default" if "default" in names else names[0]))
+
+
+def enqueue(function: Any, *args: Any, **kwargs: Any) -> Any:
+    """Have a worker call `function(*args, **kwargs)`; returns the `rq.Job`.
+
+    Takes RQ's keyword options too (`job_timeout`, `retry`, `depends_on`, `job_id`, …). When it returns, the job is
+    in Redis. Raises as `Queue.create_job` does, and then nothing was stored.
+    """
+    return queue_for(function).enqueue(function, *args, **kwargs)
+
+
+def enqueue_in(delay: timedelta | float, function: Any, *args: Any, **kwargs: Any) -> Any:
+    """Like `enqueue`, but not before `delay` (a timedelta, or seconds) has passed."""
+    if not isinstance(delay, timedelta):
+        delay = timedelta(seconds=delay)
+    return queue_for(function).enqueue_in(delay, function, *args, **kwargs)
+
+
+def enqueue_at(moment: datetime, function: Any, *args: Any, **kwargs: Any) -> Any:
+    """Like `enqueue`, but not before `moment`. A datetime without a time zone is in this machine's."""
+    if not isinstance(moment, datetime):
+        raise TypeError(f"enqueue_at takes a datetime first, not {moment!r}; for a delay there is enqueue_in")
+    return queue_for(function).enqueue_at(moment, function, *args, **kwargs)
+
+
+def enqueue_many(calls: Iterable[tuple[Any, ...] | EnqueueData]) -> list[Any]:
+    """Enqueue many calls in few round trips; returns their jobs in the same order.
+
+    Each call is a tuple `(function, argument, …)`, or what RQ's `Queue.prepare_data(function, …)` returns. All are
+    checked before the first is stored; they are stored in transactions of 1,000.
+
+    Raises:
+        ValueError: a call has `depends_on` (use `queue(…).enqueue_many`).
+    """
+    prepared: list[tuple[Queue, Job, bool]] = []
+    for call in calls:
+        if not isinstance(call, tuple) or not call:
+            raise TypeError(f"enqueue_many takes tuples (function, argument, …), not {call!r}")
+        data = call if isinstance(call, EnqueueData) else Queue.prepare_data(call[0], args=call[1:])
+        if data.depends_on:
+            raise ValueError("rqjobs.enqueue_many takes no depends_on; use rqjobs.queue(name).enqueue_many")
+        target = queue_for(data.func)
+        given = data._asdict()
+        at_front, _ = given.pop("at_front"), given.pop("depends_on")
+        prepared.append((target, target.create_job(status=JobStatus.QUEUED, **given), at_front))
+    for start in range(0, len(prepared), CHUNK):
+        with connection.client().pipeline() as pipe:
+            for target, job, at_front in prepared[start:start + CHUNK]:
+                pipe.sadd(target.redis_queues_keys, target.key)
+                target._enqueue_job(job, pipeline=pipe, at_front=at_front)
+            pipe.execute()
+    return [job for _, job, _ in prepared]

@@ -1,0 +1,225 @@
+"""Settling: how an outcome is recorded, all of its writes or none, whatever Redis does meanwhile."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import redis
+import rq
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.exceptions import (
+    ConnectionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ResponseError,
+    TimeoutError,
+    WatchError,
+)
+from rq.executions import Execution
+from rq.job import Retry
+from rq.results import Result
+from rq.utils import current_timestamp, now, utcformat
+
+from rqjobs import ledger
+from rqjobs.board import Board
+from rqjobs.ledger import CLAIM, RECLAIM, RELEASE, SETTLE, Claim, text
+from rqjobs.recorder import Recorder
+
+# Redis's words for "not now", at the start of an error, inside what 6.2 says of an error in a script, or after what
+# redis-py says of an error in a pipeline.
+PASSING = re.compile(
+    r"(?:^|-|caused error: )(?:BUSY|CLUSTERDOWN|LOADING|MASTERDOWN|MISCONF|NOREPLICAS|OOM|READONLY|TRYAGAIN)\b")
+
+
+def passes(error: Exception) -> bool:
+    """Whether it is worth asking again: Redis is away or refuses for now. Anything else is our mistake or a job's."""
+    if isinstance(error, ResponseError) and PASSING.search(str(error)):
+        return True
+    return isinstance(
+        error, ConnectionError | TimeoutError | NoScriptError | OutOfMemoryError | ReadOnlyError | OSError)
+
+
+class Settling(rq.Worker):
+    """An `rq.Worker` whose outcomes are settled through the ledger, all of their writes or none.
+
+    RQ's own `perform_job` runs a job. Overridden is what it writes: `prepare_job_execution` (the claim did it),
+    `handle_execution_ended` (the outcome has it), `handle_job_success`, `handle_job_retry` and `handle_job_failure`
+    (recorded, and settled in one step; a plain success brings its few writes itself, and waits for the next claim to
+    go with it in one round trip).
+    """
+
+    claim: Claim | None = None
+    board: Board | None = None  # in the horse
+    unsent: tuple[Claim, list[tuple[Any, ...]], Callable[[], None]] | None = None
+
+    def prepare_job_execution(self, job: Any, remove_from_intermediate_queue: bool = False) -> None:
+        self.procline(f"Processing {job.func_name} from {job.origin} since {time.time()}")
+
+    def handle_execution_ended(self, job: Any, queue: Any, heartbeat_ttl: int) -> None:
+        job.ended_at = now()
+        self.post(Board.RUNNING, time.monotonic() + heartbeat_ttl)  # callbacks have a time limit of their own
+
+    def post(self, phase: int, deadline: float = 0.0) -> None:
+        if self.board and self.claim:
+            self.board.post(phase, self.claim.job_id, self.claim.token, deadline)
+
+    def handle_job_success(self, job: Any, queue: Any, started_job_registry: Any) -> None:
+        def longhand() -> None:
+            self.record(job, lambda: super(Settling, self).handle_job_success(job, queue, started_job_registry))
+
+        result_ttl = job.get_result_ttl(self.default_result_ttl)
+        if job.webhooks or job.repeats_left or result_ttl == 0:
+            return longhand()
+        assert self.claim
+        self.unsent = self.claim, self.plain_success(job, result_ttl), longhand
+        took = (job.ended_at - job.started_at).total_seconds()
+        if self.board:
+            self.board.succeeded += 1
+            self.board.worked += took
+        self.log.info("Worker %s: successfully completed %s in %s s", self.name,
+                      job.description if self.log_job_description else job.id, took)
+
+    def plain_success(self, job: Any, result_ttl: int) -> list[tuple[Any, ...]]:
+        """The writes of a success on which nothing depends: what RQ's `handle_job_success` comes to."""
+        assert self.claim
+        results, until = f"rq:results:{job.id}", current_timestamp() + result_ttl if result_ttl > 0 else "+inf"
+        fields = Result(
+            job.id, Result.Type.SUCCESSFUL, connection=job.connection, return_value=job._result, worker_name=self.name,
+            serializer=job.serializer, execution_id=self.claim.token, execution_started_at=job.started_at,
+            execution_ended_at=job.ended_at,
+        ).serialize()
+        writes: list[tuple[Any, ...]] = [
+            ("HSET", job.key, "status", "finished", "started_at", utcformat(job.started_at), "ended_at",
+             utcformat(job.ended_at)),
+            ("XADD", results, "MAXLEN", "~", 10, "*", *(part for pair in fields.items() for part in pair)),
+            ("EXPIRE", results, result_ttl) if result_ttl > 0 else ("PERSIST", results),
+            ("ZADD", f"rq:finished:{job.origin}", until, job.id),
+        ]
+        if result_ttl > 0:
+            keys = [job.key, *([job.dependencies_key] if job._dependency_ids else [])]
+            writes += [("EXPIRE", key, result_ttl) for key in keys]
+        return writes
+
+    def handle_job_retry(self, job: Any, queue: Any, retry: Retry, started_job_registry: Any, execution: Any) -> None:
+        self.record(job, lambda: super(Settling, self).handle_job_retry(job, queue, retry, started_job_registry,
+                                                                         execution))
+
+    def handle_job_failure(self, job: Any, queue: Any, started_job_registry: Any = None, exc_string: str = "") -> None:
+        self.record(job, lambda: super(Settling, self).handle_job_failure(job, queue, started_job_registry, exc_string))
+
+    def record(self, job: Any, method: Callable[[], None]) -> None:
+        """Run RQ's `method` on a recording connection, and settle the job with what it writes.
+
+        Tried until a reply has been read. If what RQ read has changed by then (WATCH) its method runs again, with the
+        job's counters as they were. Webhooks are sent when the outcome is recorded, and only then.
+        """
+        assert self.claim
+        self.post(Board.SETTLING)
+        claim, recorder = self.claim, self.connection
+        assert isinstance(recorder, Recorder)
+        before, stopped = dict(job.__dict__), self._stopped_job_id
+        client = recorder.plain
+        hooks: list[tuple[Any, Any]] = []
+
+        def attempt() -> str:
+            job.__dict__.clear()
+            job.__dict__.update(before)
+            self._stopped_job_id = stopped
+            self.execution = execution_of(job, claim, self.name)
+            hooks.clear()
+            job.send_webhooks = lambda status, *, exc_string=None: hooks.append((status, exc_string))
+            with client.pipeline() as guard:
+                recorder.guard, recorder.writes, recorder.trouble = guard, [], None
+                try:
+                    method()
+                    writes = recorder.writes
+                finally:
+                    recorder.guard = recorder.writes = None
+                    del job.send_webhooks
+                if recorder.trouble:
+                    raise recorder.trouble
+                guard.multi()
+                guard.execute_command(*SETTLE.call(*ledger.settle_arguments(self.name, claim, writes)))
+                return text(guard.execute()[0])
+
+        outcome = self.settle(claim, attempt)
+        self.told(job.id, outcome)
+        if outcome in ("settled", "already"):
+            for status, exc_string in hooks:
+                job.send_webhooks(status, exc_string=exc_string)
+        else:
+            job.webhooks = []
+
+    def insist(self, attempt: Callable[[], str]) -> str:
+        """Do `attempt` until Redis has answered it; it must do nothing twice. Raises what will not pass by itself."""
+        backoff, failures = ExponentialWithJitterBackoff(cap=3, base=0.05), 0
+        while True:
+            try:
+                return attempt()
+            except WatchError:
+                continue
+            except NoScriptError:
+                load_scripts(self.connection.plain)  # type: ignore[attr-defined]
+            except Exception as error:
+                if not passes(error):
+                    raise
+                self.patience(error, failures, backoff.compute(failures))
+                failures += 1
+
+    def settle(self, claim: Claim, attempt: Callable[[], str]) -> str:
+        """Like `insist`, but a job whose outcome can never be recorded goes to the dead letters instead."""
+        try:
+            return self.insist(attempt)
+        except Exception as error:  # a key of the wrong type, a failure of RQ's own code
+            message = f"The outcome could not be recorded: {type(error).__name__}: {error}"
+            self.log.error("Worker %s: job %s: %s", self.name, claim.job_id, message, exc_info=True)
+            return self.bury(claim, message)
+
+    def bury(self, claim: Claim, message: str) -> str:
+        """Send a job to the dead letters for a reason of our own; without the traceback if Redis cannot hold that."""
+        writes = ledger.failure(claim, self.name, message)
+        try:
+            return self.insist(partial(self.send, claim, writes))
+        except ResponseError:
+            return self.insist(partial(self.send, claim, writes[:2]))
+
+    def send(self, claim: Claim, writes: list[tuple[Any, ...]], alone: bool = False) -> str:
+        arguments = ledger.settle_arguments(self.name, claim, writes, alone)
+        return text(SETTLE.run(self.connection.plain, *arguments))  # type: ignore[attr-defined]
+
+    def patience(self, error: Exception, failures: int, seconds: float) -> None:
+        """Wait until Redis may be back; its outcome stays in memory."""
+        if failures == 0:
+            self.log.error("Worker %s: waits for Redis, and keeps what it has: %s", self.name, error)
+        self.connection.connection_pool.disconnect()
+        time.sleep(seconds)
+
+    def told(self, job_id: str, outcome: str) -> None:
+        """Log what became of an outcome, unless it was simply recorded."""
+        if outcome == "refused":
+            self.log.warning("Worker %s: the outcome of job %s is refused: this worker was believed dead, and the job "
+                             "was given to another", self.name, job_id)
+        elif outcome in ("canceled", "gone"):
+            self.log.warning("Worker %s: job %s was %s while it ran; its outcome is dropped", self.name, job_id,
+                             "deleted" if outcome == "gone" else outcome)
+
+
+def load_scripts(client: redis.Redis) -> None:
+    """Make Redis know our scripts, unless it is away or refuses for now: the next try says so again."""
+    try:
+        for script in (CLAIM, SETTLE, RELEASE, RECLAIM):
+            client.script_load(script.source)
+    except Exception as error:
+        if not passes(error):
+            raise
+
+
+def execution_of(job: Any, claim: Claim, worker: str) -> Execution:
+    execution = Execution(claim.token, job.id, job.connection, worker_name=worker)
+    execution.created_at = job.started_at or execution.created_at
+    return execution

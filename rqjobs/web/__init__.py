@@ -1,0 +1,69 @@
+"""The web pages: `create_app()` for an app of our own, `init_app()` to put the pages into yours.
+
+The process that serves them never unpickles and never imports anything that it found in Redis.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import sys
+
+from flask import Flask
+from flask.sessions import SecureCookieSessionInterface
+
+from rqjobs import config, queues
+from rqjobs.web import dashboard
+from rqjobs.web.admin import pages
+from rqjobs.web.guard import Guard, Session
+
+
+def create_app() -> Flask:
+    """The admin pages as an app of their own, at `/`; for example `gunicorn 'rqjobs.web:create_app()'`.
+
+    Raises:
+        ConfigError: HOST opens the pages to a network, but there is no RQJOBS_ADMIN_PASSWORD.
+    """
+    settings = config.current()
+    config.refuse_open_door(settings)
+    app = Flask("rqjobs.web")
+    largest = 4 * settings.max_payload + 64 * 1024  # a form may take three bytes for one, and has more fields
+    app.config.update(
+        SESSION_COOKIE_NAME="rqjobs_session",  # browsers do not tell ports apart: not every app's "session"
+        MAX_CONTENT_LENGTH=largest, MAX_FORM_MEMORY_SIZE=largest,
+    )
+    init_app(app)
+    return app
+
+
+def init_app(app: Flask, url_prefix: str = "") -> None:
+    """Put the pages and the dashboard into `app`, all behind our guard; what is not under `url_prefix` is untouched.
+
+    The login lives in the app's own session, under the one key "rqjobs". Only what the app left at Flask's defaults is
+    changed, for its session cookie: SameSite becomes Lax, and over https the cookie is Secure. An app without a
+    secret key gets SECRET_KEY. With an empty `url_prefix` the guard covers every route of the app.
+    """
+    queues.install()
+    prefix = "/" + url_prefix.strip("/") if url_prefix.strip("/") else ""
+    app.secret_key = app.secret_key or config.current().secret_key or _secret_key()
+    if app.config["SESSION_COOKIE_SAMESITE"] is None:
+        app.config["SESSION_COOKIE_SAMESITE"] = "Lax"
+    if type(app.session_interface) is SecureCookieSessionInterface:
+        app.session_interface = Session()
+    guard = Guard(app, prefix)
+    if guard.local_only and not config.current().one_time_password:
+        print(f"rqjobs: no RQJOBS_ADMIN_PASSWORD is set, so only this machine is served. "
+              f"Log in as {guard.user} with: {guard.password}", file=sys.stderr, flush=True)
+    app.register_blueprint(pages, url_prefix=prefix or None)
+    dashboard.mount(app, prefix)
+
+
+def _secret_key() -> str | bytes:
+    """A key for the cookies when nobody set SECRET_KEY: the same in every process that has the same password.
+
+    Only who is logged in ever gets a cookie signed with it, so it gives a stranger nothing to guess against.
+    """
+    password = config.current().admin_password
+    if not password:
+        return secrets.token_hex(32)
+    return hashlib.scrypt(password.encode(), salt=b"rqjobs.session", n=2**14, r=8, p=1)

@@ -1,0 +1,313 @@
+"""The enqueue form: one field for each parameter of a job function, read back into the call's arguments."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping
+from datetime import date, datetime, timedelta, timezone
+from decimal import Decimal
+from enum import Enum
+from typing import Any, Literal
+from uuid import UUID, uuid4
+
+from rq import Repeat, Retry
+
+from rqjobs import catalog, config
+
+LONG = {"text", "body", "prompt", "content", "message", "description", "html", "markdown"}  # names of long texts
+UNITS = {"seconds": 1, "minutes": 60, "hours": 3600, "days": 86400}
+YEARS = 10 * 365 * 86400  # seconds; the furthest that a job may be put off
+INTERVAL = 30 * 86400  # seconds; the longest between two retries or repeats
+EMPTY = inspect.Parameter.empty
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """How values of one type are typed in: an HTML control, its reader and writer, and what the control accepts."""
+
+    control: str
+    read: Callable[[str], Any]
+    what: str
+    show: Callable[[Any], str] = str
+    hint: str = ""
+    step: str = ""
+    choices: tuple[tuple[str, str], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One parameter as a field. `default` is what the input shows at first; `nullable`: left empty it is None."""
+
+    name: str
+    kind: Kind
+    type: str
+    required: bool
+    nullable: bool
+    default: str
+    help: str
+    hint: str
+
+    @property
+    def input(self) -> str:
+        return f"arg.{self.name}"
+
+
+def _whole(text: str) -> int:
+    if not re.fullmatch(r"[+-]?[0-9]{1,1000}", text):
+        raise ValueError
+    return int(text)
+
+
+def _real(text: str) -> float:
+    number = float(text)
+    if number - number != 0:  # infinite, or not a number: JSON has neither
+        raise ValueError
+    return number
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"JSON has no {name}")
+
+
+def _json(text: str) -> Any:
+    return json.loads(text, parse_constant=_no_constant)
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        return _json(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _local(text: str) -> datetime:
+    return datetime.fromisoformat(text.replace("Z", "+00:00"))
+
+
+def _show_json(value: Any) -> str:
+    if isinstance(value, set | frozenset):
+        value = sorted(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _show_loose(value: Any) -> str:
+    """What `_json_or_text` reads back as `value`."""
+    return value if isinstance(value, str) and _json_or_text(value) == value else _show_json(value)
+
+
+def _of(kind: type, build: Callable[[Any], Any], example: str, name: str) -> Kind:
+    def read(text: str) -> Any:
+        value = _json(text)
+        if not isinstance(value, kind):
+            raise ValueError
+        return build(value)
+
+    return Kind("textarea", read, f"a JSON {name}", _show_json, f"a JSON {name}, for example {example}")
+
+
+LIST, OBJECT = ('["a", 2]', "list"), ('{"a": 2}', "object")
+KINDS: dict[Any, Kind] = {
+    bool: Kind("checkbox", bool, "a tick", lambda value: "on" if value else ""),
+    int: Kind("number", _whole, "a whole number", step="1"),
+    float: Kind("number", _real, "a number", step="any"),
+    str: Kind("text", str, "a text"),
+    bytes: Kind("textarea", str.encode, "a text", bytes.decode, "sent as the UTF-8 bytes of this text"),
+    datetime: Kind("datetime-local", _local, "a date and time", lambda value: value.isoformat(timespec="seconds"),
+                   "as typed, without a time zone", "1"),
+    date: Kind("date", date.fromisoformat, "a date", date.isoformat),
+    timedelta: Kind("number", lambda text: timedelta(seconds=_real(text)), "a number of seconds",
+                    lambda value: f"{value.total_seconds():g}", "in seconds", "any"),
+    Decimal: Kind("text", Decimal, "a decimal number"),
+    UUID: Kind("text", UUID, "a UUID"),
+    list: _of(list, list, *LIST), tuple: _of(list, tuple, *LIST),
+    set: _of(list, set, *LIST), frozenset: _of(list, frozenset, *LIST), dict: _of(dict, dict, *OBJECT),
+}
+SEVERAL: dict[Any, tuple[str, Kind | None]] = {inspect.Parameter.VAR_POSITIONAL: ("*", KINDS[list]),
+                                               inspect.Parameter.VAR_KEYWORD: ("**", KINDS[dict])}
+LOOSE = Kind("text", _json_or_text, "a text", _show_loose, "read as JSON if it is JSON, else as text: 3 is a number, "
+                                                           "\"3\" and abc are texts")
+ANYTHING = Kind("textarea", _json, "JSON", _show_json, "JSON, for example \"text\", 3, [1, 2] or {\"a\": 2}")
+
+
+def _kind(annotation: Any) -> Kind:
+    origin = typing.get_origin(annotation)
+    if origin is Literal:
+        values = {str(value): value for value in typing.get_args(annotation)}
+        return Kind("select", values.__getitem__, "one of these", choices=tuple((name, name) for name in values))
+    while hasattr(annotation, "__supertype__"):  # typing.NewType
+        annotation = annotation.__supertype__
+    if inspect.isclass(annotation) and issubclass(annotation, Enum):
+        choices = tuple((name, name if name.lower() == str(member.value).lower() else f"{name} ({member.value})")
+                        for name, member in annotation.__members__.items())
+        return Kind("select", annotation.__members__.__getitem__, "one of these", lambda member: member.name,
+                    choices=choices)
+    if inspect.isclass(annotation) and dataclasses.is_dataclass(annotation):
+        names = ", ".join(field.name for field in dataclasses.fields(annotation))
+        kind = _of(dict, lambda value: annotation(**value), *OBJECT)
+        return dataclasses.replace(kind, hint=f"a JSON object with {names}")
+    if annotation in (EMPTY, Any, object):
+        return LOOSE
+    try:
+        return KINDS.get(origin or annotation, ANYTHING)
+    except TypeError:  # an annotation that is no type at all
+        return ANYTHING
+
+
+def fields(function: Callable[..., Any]) -> list[Field]:
+    """The fields for calling `function`, in the order of its parameters."""
+    try:
+        annotations = typing.get_type_hints(function)
+    except Exception:  # names that are only imported for type checkers
+        annotations = {}
+    _, helps = documentation(function)
+    return [_field(parameter, annotations.get(name, EMPTY), helps.get(name, ""))
+            for name, parameter in inspect.signature(function).parameters.items()]
+
+
+def _field(parameter: inspect.Parameter, annotation: Any, help: str) -> Field:
+    stars, several = SEVERAL.get(parameter.kind, ("", None))
+    nullable, kind = False, several
+    if kind is None:
+        union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+        options = typing.get_args(annotation) if union else ()
+        nullable = type(None) in options
+        options = tuple(option for option in options if option is not type(None))
+        kind = _kind(options[0] if len(options) == 1 else Any if options else annotation)
+    default, hints = parameter.default, [kind.hint]
+    shown = ""
+    if default is not EMPTY and default is not None:
+        try:
+            shown = kind.show(default)
+            fits = kind.read(shown) == default
+        except Exception:  # a default that its own annotation does not fit
+            fits = False
+        if not fits:
+            shown = ""
+            hints.append(f"left empty: {default!r:.100}")
+    if kind.control == "checkbox" and nullable:
+        shown = {True: "yes", False: "no"}.get(default, "")
+        kind = Kind("select", {"yes": True, "no": False}.__getitem__, "yes or no",
+                    choices=(("yes", "yes"), ("no", "no")))
+    elif kind.control == "text" and (parameter.name in LONG or "\n" in shown or len(shown) > 80):
+        kind = dataclasses.replace(kind, control="textarea")
+    elif kind.control == "datetime-local" and getattr(default, "tzinfo", None):
+        kind = dataclasses.replace(kind, control="text", hint="ISO 8601, for example 2030-12-31T12:00:00+01:00")
+        hints = [kind.hint]
+    if nullable:
+        hints.append("left empty: None")
+    elif shown and kind.control not in ("checkbox", "select"):
+        hints.append("left empty: the default")
+    required = default is EMPTY and not (nullable or several or kind.control == "checkbox")
+    name = "" if annotation is EMPTY else inspect.formatannotation(annotation).replace("typing.", "")
+    return Field(parameter.name, kind, stars + name, required, nullable, shown, help, " · ".join(filter(None, hints)))
+
+
+def documentation(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
+    """The first paragraph of the docstring, and what it says of each parameter (`Args:` or `:param x:`)."""
+    doc = inspect.getdoc(function) or ""
+    first = re.split(r"\n\s*\n|^\s*(?::param|Args:|Arguments:|Parameters:)", doc, maxsplit=1, flags=re.M)[0]
+    found = re.findall(r"^:param (?:[^:\n]* )?\**(\w+):[ ]*(.*(?:\n[ \t]+\S.*)*)", doc, re.M)
+    section = re.search(r"^(?:Args|Arguments|Parameters):[ ]*\n((?:[ \t]+\S.*\n?|[ \t]*\n)+)", doc, re.M)
+    if section:
+        block = inspect.cleandoc("\n" + section[1])
+        found += re.findall(r"^([*\w, ]+?)(?: ?\([^)\n]*\))?:[ ]*(.*(?:\n[ \t]+\S.*)*)", block, re.M)
+    helps = {name.strip(" *"): " ".join(text.split()) for names, text in found for name in names.split(",")}
+    return " ".join(first.split()), helps
+
+
+def read(
+    function: Callable[..., Any], form: Mapping[str, str],
+) -> tuple[tuple[Any, ...], dict[str, Any], dict[str, str]]:
+    """The arguments that `form` has for `function`: positional, by keyword, and the errors by name of input."""
+    values: dict[str, Any] = {}
+    errors: dict[str, str] = {}
+    for field in fields(function):
+        text = form.get(field.input, "").replace("\r\n", "\n")  # browsers send line ends as CR LF
+        text = text if field.kind.read is str else text.strip()
+        if field.kind.control == "checkbox":
+            values[field.name] = bool(text)
+        elif not text and field.nullable:
+            values[field.name] = None
+        elif not text and field.required:
+            errors[field.input] = f"{field.name} is required"
+        elif len(text) > config.current().max_payload:
+            errors[field.input] = f"longer than RQJOBS_MAX_PAYLOAD allows ({config.current().max_payload:,} bytes)"
+        elif text:
+            try:
+                values[field.name] = field.kind.read(text)
+            except Exception as error:  # a dataclass may raise what it likes
+                why = f": {error}" if field.kind.control == "textarea" and str(error) else ""
+                shown = text if len(text) < 60 else text[:57] + "…"
+                errors[field.input] = f"{shown!r} is not {field.kind.what}{why:.200}"
+    if errors:
+        return (), {}, errors
+    signature = inspect.signature(function)
+    bound = inspect.BoundArguments(signature, values)
+    kinds = {name: parameter.kind for name, parameter in signature.parameters.items()}
+    if any(kind is inspect.Parameter.POSITIONAL_ONLY or (kind is inspect.Parameter.VAR_POSITIONAL and values.get(name))
+           for name, kind in kinds.items()):
+        bound.apply_defaults()  # what comes later can only be passed by position if nothing before is left out
+    return bound.args, bound.kwargs, {}
+
+
+def read_options(form: Mapping[str, str]) -> tuple[dict[str, Any], datetime | None, dict[str, str]]:
+    """The options of the enqueue, when the job is due (None: now), and the errors by name of input."""
+    errors: dict[str, str] = {}
+
+    def number(name: str, low: float, high: float, unit: str = "", read: Callable[[str], Any] = _whole) -> Any:
+        text = form.get(name, "").strip()
+        try:
+            value = read(text) if text else None
+        except ValueError:
+            value = high + 1
+        if value is not None and not low <= value <= high:
+            errors[name] = f"Give a {'whole ' if read is _whole else ''}number from {low:,} to {high:,}{unit}."
+            return None
+        return value
+
+    options: dict[str, Any] = {}
+    retries = number("retries", 0, 100)
+    if retries is not None:  # 0 turns off what the function has of its own
+        options["retry"] = retries > 0 and Retry(retries, number("retry_interval", 0, INTERVAL, " seconds") or 0)
+    repeats = number("repeats", 0, 10_000)
+    if repeats is not None:
+        options["repeat"] = repeats > 0 and Repeat(repeats, number("repeat_interval", 0, INTERVAL, " seconds") or 0)
+    due, when = None, form.get("when", "now")
+    if when == "in":
+        unit = form.get("unit", "seconds")
+        delay = number("delay", 0, YEARS // UNITS.get(unit, 1), f" {unit}" if unit in UNITS else "", _real)
+        if delay is None:
+            errors.setdefault("delay", "Say in how long.")
+        else:
+            due = datetime.now(timezone.utc) + timedelta(seconds=delay * UNITS.get(unit, 1))
+    elif when == "at":
+        offset = number("offset", -14 * 60, 14 * 60)
+        try:
+            due = _local(form.get("at", "").strip())
+            if due.tzinfo is None:
+                due = due.astimezone() if offset is None else due.replace(tzinfo=timezone(timedelta(minutes=offset)))
+            ahead = (due - datetime.now(timezone.utc)).total_seconds()
+            if not -60 <= ahead <= YEARS:
+                errors["at"] = "That is past." if ahead < 0 else "That is more than 10 years away."
+        except (ValueError, OverflowError):
+            errors["at"] = "Give a date and a time, such as 2030-12-31T12:00."
+    elif when != "now":
+        errors["when"] = "Now, in, or at?"
+    if form.get("queue") not in queue_choices():
+        errors["queue"] = "There is no such queue here."
+    job_id = form.get("job_id", "")
+    options["job_id"] = job_id if re.fullmatch(r"[0-9a-f-]{36}", job_id) else str(uuid4())
+    return options, due, errors
+
+
+def queue_choices() -> list[str]:
+    """The queues that a job may go to: the configured ones, and those that functions name for themselves."""
+    named = {str(catalog.options(known).get("queue") or "") for _, known in catalog.current()} - {""}
+    return [*config.current().queues, *sorted(named - set(config.current().queues))]

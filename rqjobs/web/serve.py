@@ -1,0 +1,19 @@
+"""Gunicorn's settings, for the Procfile and `rqjobs dev`: `gunicorn --config python:rqjobs.web.serve …`."""
+
+import sys
+
+# Not `config` itself: gunicorn takes every name in here for a setting of its own.
+from rqjobs.config import ConfigError, current, refuse_open_door
+
+try:
+    _settings = current()
+    refuse_open_door(_settings)
+except ConfigError as error:
+    sys.exit(f"rqjobs: {error}")
+# Behind a password all interfaces are served, as a platform that sets PORT expects; without one only this machine.
+bind = f"{_settings.host or ('0.0.0.0' if _settings.admin_password else '127.0.0.1')}:{_settings.port}"
+workers = 1  # one process with threads: the pages only wait for Redis, and a one-time password is one process's own
+threads = 8
+graceful_timeout = 3  # seconds
+loglevel = "warning"
+control_socket_disable = True  # gunicorn would leave one in the home directory

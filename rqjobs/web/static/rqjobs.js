@@ -1,0 +1,122 @@
+// What the pages do by themselves: local times, live tables, a live job. Everything works without it too.
+"use strict";
+
+const ago = new Intl.RelativeTimeFormat("en", {numeric: "always", style: "short"});
+
+function relative(moment) {
+  const seconds = (moment - Date.now()) / 1000;
+  for (const [unit, length] of [["day", 86400], ["hour", 3600], ["minute", 60]]) {
+    if (Math.abs(seconds) >= length) return ago.format(Math.trunc(seconds / length), unit);
+  }
+  return Math.abs(seconds) < 1 ? "now" : ago.format(Math.trunc(seconds), "second");
+}
+
+function showTimes() {
+  for (const time of document.querySelectorAll("time")) {
+    const moment = new Date(time.dateTime);
+    const full = moment.toLocaleString(undefined, {dateStyle: "medium", timeStyle: "medium"});
+    const shown = "ago" in time.dataset ? relative(moment) : full;
+    if (time.textContent !== shown) time.textContent = shown;
+    time.title = full;
+  }
+}
+
+// Put new HTML (ours, escaped by the server) into a place; whoever had the focus there keeps it.
+function replace(place, html) {
+  if (place.shown === html) return;
+  place.shown = html;
+  const focused = place.contains(document.activeElement) ? document.activeElement : null;
+  const key = focused && (focused.id ? "#" + CSS.escape(focused.id)
+    : focused.getAttribute("href") ? `[href="${CSS.escape(focused.getAttribute("href"))}"]` : null);
+  place.innerHTML = html;
+  showTimes();
+  if (key) place.querySelector(key)?.focus();
+}
+
+// Call `ask` again and again: every `pause` ms, more slowly after trouble, not at all while nobody looks.
+function poll(pause, ask) {
+  let wait = pause;
+  const next = () => setTimeout(async () => {
+    if (document.hidden) return next();
+    try {
+      if (await ask() === "done") return;
+      wait = pause;
+    } catch {
+      wait = Math.min(wait * 2, 30000);
+    }
+    next();
+  }, wait);
+  next();
+}
+
+async function get(address) {
+  const reply = await fetch(address, {headers: {Accept: "application/json"}, redirect: "error"});
+  if (reply.status === 401) location.reload();
+  return reply;
+}
+
+const live = document.querySelector("[data-live]");
+if (live) {
+  poll(2000, async () => {
+    const reply = await get(live.dataset.live);
+    if (!reply.ok) throw new Error(reply.status);
+    replace(live, await reply.text());
+  });
+}
+
+const job = document.querySelector("[data-job]");
+if (job && !("ended" in job.dataset)) {
+  const badge = document.querySelector("#status .badge");
+  const say = (status) => {
+    if (badge.textContent === status) return;
+    badge.textContent = status;
+    badge.className = `badge ${status}`;
+    document.title = document.title.replace(/^\w+/, status);
+  };
+  let quiet = 0;
+  poll(1000, async () => {
+    if (quiet++ > 60 && quiet % 5) return;  // nothing has happened for a minute: every five seconds will do
+    const reply = await get(job.dataset.job);
+    if (reply.status === 404) return say("gone"), "done";
+    if (!reply.ok) throw new Error(reply.status);
+    const state = await reply.json();
+    if (job.shown !== state.html) quiet = 0;
+    say(state.status);
+    replace(job, state.html);
+    if (state.ended) return "done";
+  });
+}
+
+const choose = document.getElementById("choose");
+if (choose) {
+  choose.classList.add("scripted");
+  choose.querySelector("select").addEventListener("change", () => choose.requestSubmit());
+}
+
+for (const offset of document.querySelectorAll("[data-offset-of]")) {
+  const field = document.getElementById(offset.dataset.offsetOf);
+  const tell = () => { offset.value = field.value ? -new Date(field.value).getTimezoneOffset() : ""; };
+  field.addEventListener("input", tell);
+  tell();
+  document.querySelector("[data-zone]").textContent =
+    `Time zone: yours (${Intl.DateTimeFormat().resolvedOptions().timeZone}).`;
+}
+
+for (const field of document.querySelectorAll("[data-selects]")) {
+  field.addEventListener("input", () => {
+    field.form.querySelector(`[name=when][value=${field.dataset.selects}]`).checked = true;
+  });
+}
+
+document.addEventListener("submit", (event) => {
+  const question = event.target.dataset.confirm;
+  if (question && !confirm(question)) return event.preventDefault();
+  const button = event.submitter;
+  if (button) setTimeout(() => { button.disabled = true; });
+});
+window.addEventListener("pageshow", () => {  // also when the browser brings a page back as it was left
+  for (const button of document.querySelectorAll("button:disabled")) button.disabled = false;
+});
+
+showTimes();
+setInterval(showTimes, 1000);

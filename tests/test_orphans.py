@@ -1,0 +1,436 @@
+"""The sweep and the audit, on hand-made wreckage; see test_worker.py for real deaths."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+import faults
+import pytest
+from redis.exceptions import ResponseError
+from rq.exceptions import InvalidJobOperation
+from rq.job import Dependency, JobStatus
+from rq.job import Job as StockJob
+from rq.registry import StartedJobRegistry
+
+import rqjobs
+from rqjobs import ledger, orphans, processes
+from rqjobs.queues import StartedJobRegistry as OurStartedJobRegistry
+
+
+@pytest.fixture
+def claim(redis):
+    """Have a worker claim a job as a horse does; `begun` or not yet. Returns the token."""
+
+    def make(job, owner, begun=True):
+        redis.lrem(f"rq:queue:{job.origin}", 0, job.id)
+        redis.zadd(ledger.WORKERS, {owner: time.time() + 20}, nx=True)
+        before = redis.zscore(ledger.WORKERS, owner)
+        redis.zadd(ledger.WORKERS, {owner: time.time() + 20})
+        redis.rpush(f"rqjobs:claims:{owner}", job.id)
+        token = ""
+        if begun:
+            held = [ledger.text(other) for other in redis.lrange(f"rqjobs:claims:{owner}", 0, -2)]
+            (taken,) = ledger.claim(redis, owner, [job.origin], len(held) + 1, held)
+            assert taken.job_id == job.id
+            token = taken.token
+        redis.zadd(ledger.WORKERS, {owner: before})
+        return token
+
+    return make
+
+
+@pytest.fixture
+def stock_claim(redis):
+    """Make a job look claimed and begun by a stock worker, as RQ writes it; returns the execution id."""
+
+    def make(job, owner, status="started", score="+inf"):
+        redis.lrem(f"rq:queue:{job.origin}", 0, job.id)
+        execution = f"ex{job.id[:6]}"
+        redis.zadd(f"rq:wip:{job.origin}", {f"{job.id}:{execution}": score})
+        redis.hset(f"rq:execution:{job.id}:{execution}", "worker_name", owner)
+        redis.zadd(f"rq:executions:{job.id}", {execution: 9e9})
+        redis.hset(job.key, mapping={"status": status, "worker_name": owner})
+        return execution
+
+    return make
+
+
+@pytest.fixture
+def lease(redis):
+    """Give a worker a lease that ends `seconds` from now, and a recent sweep, so that leases count."""
+
+    def make(name, seconds, where=None):
+        ledger.beat(redis, name, where or {"host": "elsewhere", "pid": 1, "started": "1"})
+        redis.zadd(ledger.WORKERS, {name: time.time() + seconds})
+        redis.set("rqjobs:swept", time.time())
+
+    return make
+
+
+def order(queue="default"):
+    return rqjobs.queue(queue).job_ids
+
+
+def test_orphans_go_back_in_order_before_the_rest(redis, claim, lease):
+    first, second, waiting = (rqjobs.enqueue(faults.ok, n) for n in range(3))
+    for job in (first, second):
+        claim(job, "dead")
+    lease("dead", -1)
+    result = orphans.sweep(redis)
+    assert set(result.requeued) == {first.id, second.id}
+    assert order() == [first.id, second.id, waiting.id]
+    assert first.get_status() == JobStatus.QUEUED
+    assert redis.zcard("rq:wip:default") == 0 and not redis.keys("rq:execution*")
+    assert not redis.zcard(ledger.WORKERS) and not redis.exists("rqjobs:worker:dead")
+    assert not orphans.audit(redis).breaches
+
+
+def test_a_live_worker_s_job_is_never_touched(redis, claim, lease):
+    job = rqjobs.enqueue(faults.ok)
+    claim(job, "alive")
+    lease("alive", 5)
+    assert orphans.sweep(redis, force=True).requeued == []
+    assert ledger.reclaim(redis, "alive", ["default"], "dead") == {}
+    assert order() == [] and redis.zcard("rq:wip:default") == 1
+
+
+def test_a_process_that_is_gone_is_found_before_its_lease_ends(redis, claim, lease):
+    job = rqjobs.enqueue(faults.ok)
+    claim(job, "crashed")
+    lease("crashed", 15, {"host": processes.host(), "pid": 2 ** 22 + 1, "started": "12345"})
+    assert orphans.sweep(redis, force=True).requeued == [job.id]
+
+
+def test_a_reused_pid_is_another_process(redis, claim, lease):
+    job = rqjobs.enqueue(faults.ok)
+    claim(job, "crashed")
+    lease("crashed", 15, {"host": processes.host(), "pid": os.getpid(), "started": "1"})
+    assert orphans.sweep(redis, force=True).requeued == [job.id]
+    lease("running", 15, {"host": processes.host(), "pid": os.getpid(), "started": processes.started(os.getpid())})
+    claim(job, "running")
+    assert orphans.sweep(redis, force=True).requeued == []
+
+
+def test_when_nobody_could_renew_a_lease_none_is_held_against_anybody(redis, claim, lease):
+    """Redis was away, or its clock jumped: the first sweep after a long silence only extends the leases."""
+    job = rqjobs.enqueue(faults.ok)
+    claim(job, "alive")
+    lease("alive", -30)
+    redis.set("rqjobs:swept", time.time() - 60)
+    assert orphans.sweep(redis).requeued == []
+    assert redis.zscore(ledger.WORKERS, "alive") > time.time() + 15
+    redis.zadd(ledger.WORKERS, {"alive": time.time() + 1000})
+    assert orphans.sweep(redis, force=True).requeued == []
+    assert redis.zscore(ledger.WORKERS, "alive") < time.time() + ledger.LEASE + 1, "a lease from the future is cut"
+
+
+def test_third_death_within_the_window_is_the_last(redis, claim, lease):
+    poison, healthy = rqjobs.enqueue(faults.ok, 1), rqjobs.enqueue(faults.ok, 2)
+    child = rqjobs.queue("low").enqueue(faults.ok, depends_on=rqjobs.queue("low").enqueue(faults.ok))
+    for _ in range(2):
+        claim(poison, "dead")
+        lease("dead", -1)
+        assert orphans.sweep(redis, force=True).requeued == [poison.id]
+    claim(poison, "dead")
+    lease("dead", -1)
+    assert orphans.sweep(redis, force=True).buried == [poison.id]
+    assert poison.get_status() == JobStatus.FAILED and order() == [healthy.id]
+    assert "process died 3 times within 72 hours" in poison.latest_result().exc_string
+    assert redis.zscore("rq:failed:default", poison.id) > time.time() + 300 * 24 * 3600
+    assert not orphans.audit(redis).breaches
+    poison.requeue()
+    assert order() == [healthy.id, poison.id]
+    assert child.get_status() == JobStatus.DEFERRED
+
+
+def test_deaths_of_long_ago_and_of_jobs_not_begun_do_not_count(redis, claim, lease):
+    job = rqjobs.enqueue(faults.ok, retry=rqjobs.Retry(max=4))
+    redis.hset(job.key, "rqjobs_deaths", f"{int(time.time()) - 73 * 3600},{int(time.time()) - 80 * 3600}")
+    for _ in range(5):
+        claim(job, "dead", begun=False)
+        lease("dead", -1)
+        assert orphans.sweep(redis, force=True).requeued == [job.id]
+    claim(job, "dead")
+    lease("dead", -1)
+    assert orphans.sweep(redis, force=True).requeued == [job.id]
+    assert len(redis.hget(job.key, "rqjobs_deaths").split(b",")) == 1
+    job.refresh()
+    assert job.retries_left == 4, "the user's retries are his own"
+
+
+def test_poison_frees_the_jobs_that_may_run_after_a_failure(redis, claim, lease):
+    poison = rqjobs.enqueue(faults.ok)
+    child = rqjobs.enqueue(faults.ok, depends_on=Dependency(jobs=[poison], allow_failure=True))
+    redis.hset(poison.key, "rqjobs_deaths", f"{int(time.time())},{int(time.time())}")
+    claim(poison, "dead")
+    lease("dead", -1)
+    orphans.sweep(redis, force=True)
+    assert order() == [child.id]
+
+
+def test_ten_sweeps_at_once_put_each_orphan_back_once(redis, claim, lease):
+    jobs = [rqjobs.enqueue(faults.ok, n) for n in range(100)]
+    for job in jobs:
+        claim(job, "dead")
+    lease("dead", -1)
+    results = []
+    threads = [threading.Thread(target=lambda: results.append(orphans.sweep(redis, force=True))) for _ in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(job_id for result in results for job_id in result.requeued) == sorted(job.id for job in jobs)
+    assert sorted(order()) == sorted(job.id for job in jobs)
+
+
+def test_only_one_sweep_in_a_while_unless_forced(redis):
+    assert orphans.sweep(redis) is not None
+    assert orphans.sweep(redis) is None
+    assert orphans.sweep(redis, force=True) is not None
+
+
+@pytest.mark.parametrize("status", ["finished", "failed", "canceled", "stopped"])
+def test_an_orphan_that_has_ended_only_leaves_the_registry(redis, claim, lease, status):
+    job = rqjobs.enqueue(faults.ok)
+    claim(job, "dead")
+    redis.hset(job.key, "status", status)
+    lease("dead", -1)
+    assert orphans.sweep(redis, force=True).requeued == []
+    assert order() == [] and redis.zcard("rq:wip:default") == 0 and job.get_status() == status
+
+
+def test_a_stock_orphan_that_waits_elsewhere_already_is_not_doubled(redis, stock_claim):
+    """RQ's retry with an interval writes the scheduled set first: a death in between leaves the job in both."""
+    job, second = rqjobs.enqueue_in(60, faults.ok), rqjobs.enqueue(faults.ok)
+    stock_claim(job, "dead", status="scheduled")
+    stock_claim(second, "dead", status="queued")
+    redis.rpush("rq:queue:default", second.id)
+    assert orphans.sweep(redis, force=True).requeued == []
+    assert order() == [second.id] and redis.zcard("rq:scheduled:default") == 1 and not redis.zcard("rq:wip:default")
+
+
+def test_rq_s_own_clean_up_does_not_fail_what_we_would_put_back(redis, claim):
+    job = rqjobs.enqueue(faults.ok)
+    claim(job, "dead")
+    assert StartedJobRegistry("default", connection=redis, job_class=StockJob, serializer=job.serializer).count == 1
+    assert job.get_status() == JobStatus.STARTED
+    assert isinstance(job.started_job_registry, OurStartedJobRegistry)
+
+
+def test_orphans_of_stock_workers_go_back_when_rq_s_key_has_expired(redis, stock_claim):
+    jobs = [rqjobs.enqueue(faults.ok, n) for n in range(3)]
+    for job in jobs[1::-1]:
+        stock_claim(job, "stock", score=1)
+    redis.hset("rq:worker:stock", "state", "busy")
+    assert orphans.sweep(redis, force=True).requeued == []
+    redis.delete("rq:worker:stock")
+    assert len(orphans.sweep(redis, force=True).requeued) == 2
+    assert order() == [job.id for job in jobs]
+    for _ in range(2):
+        stock_claim(jobs[0], "stock")
+        orphans.sweep(redis, force=True)
+    assert jobs[0].get_status() == JobStatus.FAILED
+    assert not orphans.audit(redis, settle=0).breaches
+
+
+def test_what_came_to_a_worker_after_it_had_gone_is_found(redis):
+    job = rqjobs.enqueue(faults.ok)
+    ledger.leave(redis, "nobody")
+    redis.lmove("rq:queue:default", "rqjobs:claims:nobody", "LEFT", "RIGHT")
+    assert orphans.sweep(redis, force=True).requeued == [job.id]
+    assert order() == [job.id]
+
+
+def test_intermediate_ids_go_back_at_once_when_nobody_listens(redis):
+    job = rqjobs.enqueue(faults.ok)
+    redis.lmove("rq:queue:default", "rq:queue:default:intermediate", "LEFT", "RIGHT")
+    assert orphans.sweep(redis, force=True).requeued == [job.id]
+    assert order() == [job.id] and not redis.exists("rq:queue:default:intermediate")
+
+
+def test_intermediate_ids_wait_a_minute_while_somebody_listens(redis):
+    job = rqjobs.enqueue(faults.ok)
+    redis.sadd("rq:workers:default", "rq:worker:stock")
+    redis.hset("rq:worker:stock", "state", "idle")
+    redis.lmove("rq:queue:default", "rq:queue:default:intermediate", "LEFT", "RIGHT")
+    assert orphans.sweep(redis, force=True).requeued == []
+    redis.hset("rqjobs:seen:default", job.id, time.time() - 61)
+    assert orphans.sweep(redis, force=True).requeued == [job.id]
+
+
+def test_what_was_taken_out_of_intermediate_does_not_look_old_the_next_time(redis):
+    job = rqjobs.enqueue(faults.ok)
+    redis.sadd("rq:workers:default", "rq:worker:stock")
+    redis.hset("rq:worker:stock", "state", "idle")
+    redis.hset("rqjobs:seen:default", job.id, time.time() - 61)
+    orphans.sweep(redis, force=True)
+    redis.lmove("rq:queue:default", "rq:queue:default:intermediate", "LEFT", "RIGHT")
+    assert orphans.sweep(redis, force=True).requeued == []
+
+
+def stray(redis, job, idle):
+    redis.lrem(f"rq:queue:{job.origin}", 0, job.id)
+    redis.zrem(f"rq:scheduled:{job.origin}", job.id)
+    then = time.strftime("%Y-%m-%dT%H:%M:%S.000000Z", time.gmtime(time.time() - idle))
+    redis.hset(job.key, mapping={"enqueued_at": then, "created_at": then})
+
+
+def look_again(redis):
+    """Half a minute later."""
+    for job_id, since in redis.hgetall("rqjobs:strays:seen").items():
+        redis.hset("rqjobs:strays:seen", job_id, float(since) - orphans.STRAY_GRACE)
+
+
+@pytest.mark.parametrize("status", ["queued", "started", "scheduled"])
+def test_a_stray_goes_back_when_it_was_seen_twice(redis, status):
+    job = rqjobs.enqueue(faults.ok, job_timeout=10)
+    stray(redis, job, idle=60)
+    redis.hset(job.key, "status", status)
+    assert orphans.audit(redis, settle=0).breaches == {
+        job.id: f"{status}, but in no place (a stray; the sweep puts it back)"}
+    assert orphans.sweep(redis, force=True).requeued == []
+    look_again(redis)
+    assert orphans.sweep(redis, force=True).requeued == [job.id]
+    assert order() == [job.id] and job.get_status() == JobStatus.QUEUED
+    assert not orphans.audit(redis, settle=0).breaches
+
+
+def test_what_only_looks_like_a_stray_is_left_alone(redis):
+    """A job that a stock client is writing or running right now; ended ones; deferred ones; other keys."""
+    fresh = rqjobs.enqueue(faults.ok, job_timeout=600)
+    stray(redis, fresh, idle=300)
+    endless = rqjobs.enqueue(faults.ok, job_timeout=-1)
+    stray(redis, endless, idle=3600)
+    for status in ("finished", "failed", "canceled", "stopped", "created", "deferred"):
+        job = rqjobs.enqueue(faults.ok, job_id=status, job_timeout=1)
+        stray(redis, job, idle=3600)
+        redis.hset(job.key, "status", status)
+    redis.sadd("rq:job:parent:dependents", "x")
+    redis.set("rq:job:strange", "a string where a hash should be")
+    redis.hset("rq:job:half", "last_heartbeat", "x")
+    for _ in range(3):
+        assert orphans.sweep(redis, force=True).requeued == []
+        look_again(redis)
+    assert order() == []
+
+
+def test_a_stray_that_came_back_by_itself_is_not_doubled(redis):
+    job = rqjobs.enqueue(faults.ok, job_timeout=1)
+    stray(redis, job, idle=60)
+    orphans.sweep(redis, force=True)
+    redis.rpush("rq:queue:default", job.id)
+    look_again(redis)
+    assert ledger.recover(redis, job.id, "default", "stray") == "moved"
+    assert order() == [job.id]
+
+
+def test_the_hunt_for_strays_goes_on_where_it_ended(redis, monkeypatch):
+    monkeypatch.setattr(orphans, "STRAY_KEYS", 1000)
+    monkeypatch.setattr(orphans, "CHUNK", 10)
+    jobs = rqjobs.enqueue_many([(faults.ok, n) for n in range(500)])
+    for job in jobs[::50]:
+        stray(redis, job, idle=3600)
+    found = set()
+    for _ in range(12):
+        found |= set(orphans.sweep(redis, force=True).requeued)
+        look_again(redis)
+    assert found == {job.id for job in jobs[::50]}
+
+
+def test_audit_names_a_job_in_two_places_and_one_that_is_there_twice(redis, claim):
+    twice, both, fine = (rqjobs.enqueue(faults.ok, n) for n in range(3))
+    redis.rpush("rq:queue:default", twice.id)
+    redis.zadd("rq:scheduled:default", {both.id: 9e9})
+    found = orphans.audit(redis, settle=0)
+    assert found.breaches == {twice.id: "in more than one place: queued, queued",
+                              both.id: "in more than one place: queued, scheduled"}
+    assert found.places["default"]["queued"] == 4 and fine.id not in found.breaches
+
+
+def test_audit_remarks_on_orphans_and_on_jobs_behind_a_failed_one(redis, claim, lease):
+    parent = rqjobs.enqueue(faults.ok)
+    child = rqjobs.enqueue(faults.ok, depends_on=parent)
+    redis.lrem("rq:queue:default", 0, parent.id)
+    redis.hset(parent.key, "status", "failed")
+    redis.zadd("rq:failed:default", {parent.id: 9e9})
+    held = rqjobs.enqueue(faults.ok)
+    claim(held, "dead")
+    lease("dead", -1)
+    found = orphans.audit(redis, settle=0)
+    assert not found.breaches
+    assert found.remarks == [f"orphan: {held.id} of the dead worker dead (rqjobs recover puts it back)",
+                             f"deferred: {child.id} waits for {parent.id}, which is failed"]
+
+
+def test_requeue_of_a_job_that_did_not_fail_is_refused(redis):
+    with pytest.raises(InvalidJobOperation):
+        rqjobs.enqueue(faults.ok).requeue()
+
+
+def test_a_redis_whose_memory_is_full_refuses_a_move_as_a_whole(redis, claim, lease):
+    """LREM and ZREM are let through even then: done first, they would have lost the job."""
+    orphan, failed, due = rqjobs.enqueue(faults.ok), rqjobs.enqueue(faults.ok), rqjobs.enqueue_in(60, faults.ok)
+    claim(orphan, "dead")
+    lease("dead", -1)
+    redis.lrem("rq:queue:default", 0, failed.id)
+    redis.hset(failed.key, "status", "failed")
+    redis.zadd("rq:failed:default", {failed.id: 9e9})
+    redis.zadd("rq:scheduled:default", {due.id: 1})
+    redis.config_set("maxmemory", 1)
+    try:
+        for move in (lambda: orphans.sweep(redis, force=True), failed.requeue,
+                     lambda: ledger.promote(redis, "default", 180)):
+            with pytest.raises(ResponseError, match=r"OOM|maxmemory"):
+                move()
+    finally:
+        redis.config_set("maxmemory", 0)
+    assert redis.zcard("rq:wip:default") == redis.zcard("rq:failed:default") == redis.zcard("rq:scheduled:default") == 1
+    assert orphans.sweep(redis, force=True).requeued == [orphan.id]
+    failed.requeue()
+    assert ledger.promote(redis, "default", 180) == 1
+    assert not orphans.audit(redis).breaches
+
+
+def test_hostile_hashes_hold_up_neither_the_queue_nor_the_scheduler(redis, lease):
+    """A time to live that is no number stopped a queue for ever, and had a due job enqueued again and again."""
+    good = [rqjobs.enqueue_in(60, faults.ok, n) for n in range(3)]
+    for ttl, job in zip(("1e300", "nan", "-5"), good, strict=True):
+        redis.hset(job.key, "ttl", ttl)
+    redis.set("rq:job:text", "no hash")
+    for number, member in enumerate([good[0].id, "text", good[1].id, good[2].id]):
+        redis.zadd("rq:scheduled:default", {member: 1 + number})
+    assert ledger.promote(redis, "default", 180) == 3
+    assert order() == [job.id for job in good] and not redis.exists("rq:scheduled:default")
+    redis.delete("rq:queue:default")
+    lease("one", 20)
+    for number, ttl in enumerate(("nan", "1.5", "1e300", "inf", "x")):
+        redis.hset(f"rq:job:bad-{number}", mapping={"origin": "default", "status": "queued", "failure_ttl": ttl})
+        redis.rpush("rq:queue:default", f"bad-{number}")
+    redis.rpush("rq:queue:default", good[0].id)
+    (claim,) = ledger.claim(redis, "one", ["default"])
+    assert claim.job_id == good[0].id
+    assert redis.zcard("rq:failed:default") == 6
+
+
+def test_audit_names_an_ended_job_that_waits_somewhere(redis):
+    job = rqjobs.enqueue_in(60, faults.ok)
+    redis.hset(job.key, "status", "finished")
+    assert orphans.audit(redis, settle=0).breaches == {job.id: "finished, yet in: scheduled"}
+
+
+def test_only_what_is_provably_gone_is_gone(monkeypatch):
+    """A process that the kernel hides from us (hidepid) refuses a signal; one that is not there cannot."""
+    me = os.getpid()
+    assert not processes.gone(me, processes.started(me))
+    assert processes.gone(me, "1"), "the pid is somebody else's now"
+    assert processes.gone(2 ** 22 + 1, "1")
+    monkeypatch.setattr(processes, "started", lambda pid: "")
+    assert not processes.gone(me, "1")
+
+    def refuse(pid, signal):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", refuse)
+    assert not processes.gone(2 ** 22 + 1, "1")

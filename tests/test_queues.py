@@ -1,0 +1,172 @@
+"""What `enqueue` accepts, what it refuses, and that a refusal stores nothing."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import faults
+import pytest
+import rq
+from rq.exceptions import DuplicateJobError, InvalidJobOperation, NoSuchJobError
+from rq.group import Group
+from rq.job import JobStatus
+
+import rqjobs
+from rqjobs import Callback, Repeat, Retry, config, ledger, orphans
+
+
+class NotCarried:
+    pass
+
+
+@pytest.mark.parametrize(("call", "error", "says"), [
+    ((Path.cwd,), rqjobs.NotAJob, "not a job"),
+    ((print,), rqjobs.NotAJob, "not a job"),
+    (("os.system", "true"), rqjobs.NotAJob, "RQJOBS_MODULES"),
+    ((functools.partial(faults.add, 1), 2), rqjobs.NotAJob, "not a job"),
+    ((faults._hidden,), rqjobs.NotAJob, "public names only"),
+    (("__main__.thing",), rqjobs.NotAJob, "__main__"),
+    (("faults.nothing",), rqjobs.NotAJob, "defines no such function"),
+    ((faults.add,), TypeError, "missing a required argument: 'a'"),
+    ((faults.add, 1, 2, 3), TypeError, "too many positional arguments"),
+    ((faults.ok, {"deep": [1, NotCarried()]}), rqjobs.PayloadError, r"argument 'value'\['deep'\]\[1\] is a NotCarried"),
+    ((faults.say, "x" * 300_000), rqjobs.PayloadTooLarge, "pass an id, fetch the data inside the job"),
+])
+def test_refusals_teach_and_store_nothing(redis, call, error, says):
+    for attempt in (
+        lambda: rqjobs.enqueue(*call), lambda: rqjobs.enqueue_in(5, *call),
+        lambda: rqjobs.enqueue_at(datetime.now(timezone.utc), *call),
+        lambda: rqjobs.enqueue_many([(faults.ok,), call]),
+        lambda: rqjobs.queue("low").enqueue(*call),
+        lambda: rqjobs.queue("low").enqueue_call(call[0], args=call[1:]),
+    ):
+        with pytest.raises(error, match=says) as caught:
+            attempt()
+        assert "\n" not in str(caught.value)
+        assert redis.keys() == []
+
+
+@pytest.mark.parametrize("option", ["on_success", "on_failure", "on_stopped"])
+def test_callbacks_outside_the_catalog_are_refused(redis, option):
+    with pytest.raises(rqjobs.NotAJob, match="RQJOBS_MODULES"):
+        rqjobs.enqueue(faults.ok, **{option: Callback("os.system")})
+    assert redis.keys() == []
+
+
+def test_webhooks_go_to_allowed_hosts_only(redis):
+    hook = rq.Webhook("http://hooks.example.com/x", "finished")
+    with pytest.raises(rqjobs.RefusedWebhook, match="RQJOBS_WEBHOOK_HOSTS"):
+        rqjobs.enqueue(faults.ok, webhooks=[hook])
+    assert redis.keys() == []
+    config.use(webhook_hosts=("hooks.example.com",))
+    assert rqjobs.enqueue(faults.ok, webhooks=[hook]).webhooks == [hook]
+
+
+def test_meta_that_json_cannot_carry_stores_nothing(redis):
+    with pytest.raises(rqjobs.PayloadError):
+        rqjobs.enqueue(faults.ok, meta={"x": NotCarried()})
+    assert not redis.exists("rq:queue:default")
+    assert not list(redis.scan_iter("rq:job:*"))
+
+
+def test_options_of_the_decorator_hold_until_the_caller_says_otherwise(redis):
+    job = rqjobs.enqueue(faults.urgent, 5)
+    assert (job.origin, job.timeout, job.result_ttl) == ("high", 30, 60)
+    job = rqjobs.enqueue(faults.urgent, 5, job_timeout=7)
+    assert job.timeout == 7
+    assert rqjobs.queue("low").enqueue(faults.urgent).origin == "low"
+    assert faults.urgent(3) == 3
+
+
+def test_queues_are_rq_queues_with_the_whole_api(redis):
+    queue = rqjobs.queue("low")
+    assert isinstance(queue, rq.Queue)
+    parent = queue.enqueue(faults.add, 1)
+    child = queue.enqueue(faults.add, 2, depends_on=parent, retry=Retry(max=2), description="two")
+    assert child.get_status() == JobStatus.DEFERRED
+    with pytest.raises(DuplicateJobError):
+        for _ in range(2):
+            queue.enqueue(faults.ok, job_id="once", unique=True)
+    group = Group.create(connection=redis)
+    group.enqueue_many(queue, [rqjobs.Queue.prepare_data(faults.ok), rqjobs.Queue.prepare_data(faults.ok)])
+    assert queue.count == 4
+    with pytest.raises(ValueError, match="no name for a queue"):
+        rqjobs.queue("a b")
+
+
+def test_a_synchronous_queue_runs_the_job_here(redis):
+    queue = rqjobs.Queue("low", connection=redis, is_async=False)
+    assert queue.enqueue(faults.add, 1, 2).return_value() == 3
+
+
+def test_enqueue_many_keeps_the_order_over_queues(redis):
+    calls = [(faults.add, n) if n % 2 else (faults.urgent, n) for n in range(2500)]
+    calls[7] = rqjobs.Queue.prepare_data(faults.say, args=("seven",), job_id="seven")
+    jobs = rqjobs.enqueue_many(calls)
+    assert [job.args[0] for job in jobs] == [*range(7), "seven", *range(8, 2500)]
+    assert rqjobs.queue("high").job_ids == [job.id for job in jobs if job.origin == "high"]
+    assert rqjobs.queue("default").count == 1250
+    assert rqjobs.Job.fetch("seven", connection=redis).args == ["seven"]
+    assert not orphans.audit(redis).breaches
+
+
+def test_delayed_jobs_land_in_one_step(redis):
+    """RQ writes the due time first and the job later; a scheduler's tick between the two loses the job."""
+    with redis.pipeline() as pipe:
+        rqjobs.queue("default").enqueue_in(timedelta(seconds=60), faults.ok, pipeline=pipe)
+        assert redis.keys("rq:scheduled:*") == []
+        pipe.execute()
+    assert redis.zcard("rq:scheduled:default") == 1
+    before = datetime.now(timezone.utc)
+    job = rqjobs.enqueue_in(1.5, faults.ok)
+    due = redis.zscore("rq:scheduled:default", job.id)
+    assert 1.5 <= due - before.timestamp() < 3
+    assert job.get_status() == JobStatus.SCHEDULED
+    with pytest.raises(TypeError, match="enqueue_in"):
+        rqjobs.enqueue_at(60, faults.ok)
+
+
+def test_a_queue_that_nobody_serves_is_a_warning_once(redis, caplog):
+    with caplog.at_level(logging.WARNING, "rqjobs"):
+        rqjobs.queue("hihg").enqueue(faults.ok)
+        rqjobs.queue("hihg").enqueue(faults.ok)
+    assert [record.message for record in caplog.records] == [
+        "no worker serves the queue 'hihg' now; jobs wait until one is started with: rqjobs worker hihg"]
+
+
+def test_compact_removes_only_ids_without_a_job(redis):
+    jobs = [rqjobs.enqueue(faults.ok) for _ in range(5)]
+    redis.delete(jobs[1].key, jobs[3].key)
+    rqjobs.queue("default").compact()
+    assert rqjobs.queue("default").job_ids == [jobs[0].id, jobs[2].id, jobs[4].id]
+
+
+def test_requeue_from_the_dead_letters_is_one_step(redis):
+    job = rqjobs.enqueue(faults.ok, meta={"kept": 1})
+    redis.lrem("rq:queue:default", 1, job.id)
+    with pytest.raises(InvalidJobOperation, match="not among the failed jobs"):
+        job.requeue()
+    redis.hset(job.key, mapping={"status": "failed", "rqjobs_deaths": "1,2"})
+    redis.zadd("rq:failed:default", {job.id: 9e9})
+    other = rqjobs.enqueue(faults.ok)
+    job.requeue(at_front=True)
+    assert rqjobs.queue("default").job_ids == [job.id, other.id]
+    assert job.get_status() == JobStatus.QUEUED and job.meta == {"kept": 1}
+    assert not redis.zcard("rq:failed:default") and not redis.hexists(job.key, "rqjobs_deaths")
+    with pytest.raises(NoSuchJobError):
+        ledger.requeue(redis, "nobody")
+    redis.zadd("rq:failed:default", {"expired": 9e9})
+    redis.hset("rq:job:expired", "origin", "default")
+    with pytest.raises(NoSuchJobError):
+        ledger.requeue(redis, "expired")
+    assert not redis.zcard("rq:failed:default")
+
+
+def test_repeat_and_retry_pass_through(redis):
+    job = rqjobs.enqueue(faults.ok, repeat=Repeat(times=3, interval=[1, 2]), retry=Retry(max=2, interval=5))
+    stored = rqjobs.Job.fetch(job.id, connection=redis)
+    assert (stored.repeats_left, stored.repeat_intervals, stored.retries_left, stored.retry_intervals) == (
+        3, [1, 2], 2, [5])

@@ -1,0 +1,361 @@
+"""What goes into Redis comes out equal; what should not is refused, by name, before anything happens."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import enum
+import json
+import pickle
+import sys
+from datetime import date, datetime, timedelta, timezone
+from decimal import Decimal
+from zoneinfo import ZoneInfo
+
+import faults
+import pytest
+import rq.serializers
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+import rqjobs
+from rqjobs import config
+from rqjobs.serializers import JSON, TAG, Configured, PayloadError, SignedPickle, allow, decode, encode, install
+
+
+class Color(enum.Enum):
+    RED = "red"
+    CRIMSON = "red"  # an alias
+    PAIR = (1, 2)
+
+
+class Word(str, enum.Enum):
+    YES = "yes"
+
+
+class Size(enum.IntFlag):
+    SMALL = 1
+    LARGE = 2
+    HUGE = 4
+
+
+class Bits(enum.Flag):
+    A = enum.auto()
+    B = enum.auto()
+
+
+@dataclasses.dataclass
+class Point:
+    x: object
+    y: object = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    x: object
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Slots:
+    x: object
+    tags: frozenset = frozenset()
+
+
+@dataclasses.dataclass
+class Child(Point):
+    z: list = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass
+class Counted:
+    x: int
+    double: int = dataclasses.field(init=False)
+
+    def __post_init__(self):
+        self.double = 2 * self.x
+
+
+class Outer:
+    @dataclasses.dataclass
+    class Inner:
+        x: object
+
+    class Kind(enum.Enum):
+        ONE = 1
+
+
+CLASSES = [Color, Word, Size, Bits, Point, Frozen, Slots, Child, Counted, Outer.Inner, Outer.Kind]
+allow(CLASSES)
+
+ZONES = st.sampled_from([ZoneInfo(name) for name in ("UTC", "Europe/Berlin", "America/New_York", "Asia/Kolkata",
+                                                     "Pacific/Apia", "Australia/Lord_Howe")])
+OFFSETS = st.builds(timezone, st.timedeltas(timedelta(hours=-23, minutes=-59), timedelta(hours=23, minutes=59)))
+FLAGS = st.integers(0, 7).map(Size) | st.integers(0, 3).map(Bits)
+# A high surrogate followed by a low one is one character in JSON, so the two do not come back as two.
+TEXT = st.text(st.characters(exclude_categories=()), max_size=20).filter(
+    lambda text: text == text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass"))
+SCALARS = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), TEXT, st.binary(max_size=20), st.dates(), st.uuids(),
+    st.datetimes(), st.datetimes(timezones=OFFSETS | st.just(timezone.utc)),
+    st.datetimes(timezones=ZONES, allow_imaginary=True), st.timedeltas(), st.decimals(),
+    st.sampled_from([Color.RED, Color.CRIMSON, Color.PAIR, Word.YES, Outer.Kind.ONE]), FLAGS,
+)
+HASHABLE = st.one_of(
+    st.integers(), TEXT, st.binary(max_size=9), st.dates(), st.uuids(), FLAGS, st.sampled_from([*Color]),
+    st.timedeltas(), st.tuples(st.integers(), TEXT), st.integers().map(Frozen),
+    st.frozensets(st.integers(), max_size=3),
+)
+
+
+def nest(values):
+    return st.one_of(
+        st.lists(values, max_size=4), st.lists(values, max_size=4).map(tuple), st.sets(HASHABLE, max_size=4),
+        st.frozensets(HASHABLE, max_size=4), st.dictionaries(TEXT, values, max_size=4),
+        st.dictionaries(HASHABLE, values, max_size=4), st.builds(lambda value: {TAG: value}, values),
+        st.builds(Point, values, values), st.builds(Frozen, values), st.builds(Slots, values),
+        st.builds(Child, values, values, st.lists(values, max_size=2)), st.builds(Counted, st.integers()),
+        st.builds(Outer.Inner, values),
+    )
+
+
+VALUES = st.recursive(SCALARS, nest, max_leaves=12)
+
+
+def same(one, two):
+    """Equal, and of the same types all the way down. What is not equal to itself (NaN) must look the same."""
+    if type(one) is not type(two):
+        return False
+    if dataclasses.is_dataclass(one):
+        return all(same(getattr(one, f.name), getattr(two, f.name)) for f in dataclasses.fields(one))
+    if isinstance(one, list | tuple):
+        return len(one) == len(two) and all(map(same, one, two))
+    if isinstance(one, dict):
+        return len(one) == len(two) and all(map(same, one, two)) and all(map(same, one.values(), two.values()))
+    if isinstance(one, Decimal):
+        return one.as_tuple() == two.as_tuple()
+    if isinstance(one, float):
+        return repr(one) == repr(two)
+    if isinstance(one, datetime):
+        return (one.replace(tzinfo=None), one.fold, one.tzinfo) == (two.replace(tzinfo=None), two.fold, two.tzinfo)
+    return one == two
+
+
+@settings(deadline=None, max_examples=200)
+@given(VALUES)
+@example(2**14_000)
+@example([float("nan"), float("inf"), -0.0, Decimal("sNaN123"), Decimal("-Infinity"), Decimal("-0E+5")])
+@example("\ud800 alone, \udc00 before it")
+@example(datetime(2024, 10, 27, 2, 30, tzinfo=ZoneInfo("Europe/Berlin"), fold=1))
+@example(datetime(2024, 10, 27, 2, 30, tzinfo=ZoneInfo("Europe/Berlin"), fold=0))
+@example(datetime(2024, 3, 31, 2, 30, tzinfo=ZoneInfo("Europe/Berlin"), fold=1))  # a time that never was
+@example(datetime(2024, 1, 1, fold=1))
+@example({TAG: ["dict", []], 1: {TAG: TAG}, (1, (2, frozenset({3}))): {b"": None}})
+@example({None: 1, True: 2, 1.5: 3, date(2024, 2, 29): 4})
+@example(Size(0))
+def test_every_supported_value_comes_back_equal(value):
+    assert same(JSON.loads(JSON.dumps(value)), value)
+
+
+@settings(deadline=None)
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
+                    lambda values: st.lists(values, max_size=4) | st.dictionaries(TEXT, values, max_size=4)))
+def test_plain_data_are_what_rq_s_own_json_serializer_writes(value):
+    """So a stock `rq worker -S json` reads our jobs, and we read what stock clients enqueue."""
+    assert repr(rq.serializers.JSONSerializer.loads(JSON.dumps(value))) == repr(value)
+    assert json.loads(JSON.dumps(value)) == json.loads(json.dumps(value)) or "nan" in repr(value)
+    assert repr(JSON.loads(rq.serializers.JSONSerializer.dumps(value))) == repr(value)
+
+
+def test_what_merely_extends_a_plain_type_travels_as_that_type():
+    class Name(str):
+        pass
+
+    class Count(int):
+        pass
+
+    back = JSON.loads(JSON.dumps([Name("a"), Count(3), dict.fromkeys([Name("k")])]))
+    assert back == ["a", 3, {"k": None}] and [type(back[0]), type(back[1])] == [str, int]
+
+
+KINDS = ["date", "timedelta", "uuid", "decimal", "bytes", "datetime", "enum", "dataclass", "dict", "tuple", "set",
+         "frozenset", "os.system", "__class__"]
+NAMES = [f"{cls.__module__}.{cls.__qualname__}" for cls in CLASSES] + [
+    "os.system", "builtins.eval", "subprocess.Popen", "test_serializers.CLASSES", "rqjobs.config.Config"]
+HOSTILE = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(KINDS + NAMES)
+    | st.sampled_from(["RED", "2024-01-01", "../../etc/passwd", "Europe", "1" * 5000, "UTC"]),
+    lambda values: st.lists(values, max_size=4) | st.dictionaries(st.text(max_size=3), values, max_size=3)
+    | st.builds(lambda kind, parts: {TAG: [kind, *parts]}, st.sampled_from(KINDS), st.lists(values, max_size=4))
+    | st.builds(lambda kind, name, parts: {TAG: [kind, name, *parts]}, st.sampled_from(["enum", "dataclass"]),
+                st.sampled_from(NAMES), st.lists(values, max_size=3))
+    | st.builds(lambda value: {TAG: value}, values), max_leaves=12)
+
+
+@settings(deadline=None, max_examples=500)
+@given(HOSTILE)
+@example({TAG: ["datetime", "2024-01-01T00:00:00", "tzdata/../../x", 0]})
+@example({TAG: ["datetime", "2024-01-01T00:00:00", "\0", 0]})
+@example({TAG: ["datetime", "2024-01-01T00:00:00", None, "x"]})
+@example({TAG: ["timedelta", [1e308, 1e308]]})
+@example({TAG: ["dict", [[{TAG: ["tuple", [[]]]}, 1]]]})
+@example({TAG: ["dataclass", "test_serializers.Point", "xy"]})
+def test_hostile_json_gives_data_or_a_payload_error(value):
+    """Whatever JSON somebody writes into Redis: nothing else is raised, no module imported, no function called."""
+    before = set(sys.modules)  # an unknown time zone makes zoneinfo look into the package tzdata, as it does for all
+    with contextlib.suppress(PayloadError):
+        JSON.loads(json.dumps(value).encode())
+    assert not {name for name in set(sys.modules) - before if not name.startswith(("tzdata", "importlib."))}
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.binary(max_size=60))
+@example(b"")
+@example(pickle.dumps({"a": 1}))
+@example(b"[" * 200_000)
+@example(b'{"a":' * 200_000)
+@example(b'{"__rqjobs__":["tuple",[' * 50_000)
+@example(b'{"__rqjobs__":["tuple",[' * 300 + b"1" + b"]]}" * 300)
+def test_hostile_bytes_give_data_or_a_payload_error(data):
+    try:
+        JSON.loads(data)
+    except PayloadError as error:
+        assert len(str(error)) < 1000
+
+
+@dataclasses.dataclass
+class Unknown:
+    x: int
+
+
+@dataclasses.dataclass
+class HalfMade:
+    x: int = dataclasses.field(init=False)
+
+
+@pytest.mark.parametrize(("value", "path", "kind"), [
+    (object(), "the value", "object"),
+    ({"a": [1, {"b": lambda: 1}]}, "the value['a'][1]['b']", "function"),
+    ((1, {2: {3j}}), "the value[1][2][0]", "complex"),
+    ({(1, Ellipsis): 1}, "the value's key (1, Ellipsis)[1]", "ellipsis"),
+    ([Point(1, sys)], "the value[0].y", "module"),
+    ([Unknown(1)], "the value[0]", "Unknown, which is not defined in a module of RQJOBS_MODULES"),
+    ([int], "the value[0]", "type"),
+    ([Point], "the value[0]", "type"),
+])
+def test_what_cannot_be_carried_is_named_with_its_path(value, path, kind):
+    with pytest.raises(PayloadError) as caught:
+        JSON.dumps(value)
+    assert str(caught.value).startswith(f"{path} is a ") and kind in str(caught.value)
+
+
+def test_a_field_that_was_never_set_is_named():
+    allow([HalfMade])
+    with pytest.raises(PayloadError, match=r"the value\[0\]\.x is not set"):
+        JSON.dumps([HalfMade()])
+
+
+def test_a_value_that_contains_itself_is_refused():
+    """As are values nested too deeply; also when the guard asks again which argument it was."""
+    endless: list = []
+    endless.append({"again": endless})
+    deep: list = []
+    for _ in range(100_000):
+        deep = [deep]
+    for value in (endless, deep):
+        with pytest.raises(PayloadError, match="the value contains itself, or is nested too deeply"):
+            JSON.dumps(value)
+    with pytest.raises(PayloadError, match="argument 'value' contains itself, or is nested too deeply"):
+        rqjobs.enqueue(faults.ok, endless)
+    while deep:
+        deep = deep.pop()
+
+
+def test_sensible_nesting_is_no_problem():
+    value: object = 1
+    for _ in range(20):
+        value = [{1: (Point(frozenset({1}), [value]), {"a": value})}[1][0]]
+    assert same(JSON.loads(JSON.dumps(value)), value)
+
+
+def test_a_number_too_long_for_json_is_refused():
+    with pytest.raises(PayloadError, match="cannot be written as JSON"):
+        JSON.dumps(10**5000)
+
+
+def test_restoring_a_dataclass_runs_none_of_its_code():
+    """Not `__init__`, not `__post_init__`: what `double` is, the payload says. A field added since gets its default."""
+    name = f"{Counted.__module__}.Counted"
+    assert decode({TAG: ["dataclass", name, {"x": 1, "double": 5}]}).double == 5
+    name = f"{Child.__module__}.Child"
+    assert decode({TAG: ["dataclass", name, {"x": 1}]}) == Child(1, 0, [])
+    with pytest.raises(PayloadError, match="has no field 'x'; was it written by older code"):
+        decode({TAG: ["dataclass", name, {}]})
+
+
+def test_a_class_of_the_same_name_that_was_not_allowed_is_refused():
+    impostor = dataclasses.make_dataclass("Point", ["x"])
+    impostor.__module__ = Point.__module__
+    with pytest.raises(PayloadError, match="not defined in a module of RQJOBS_MODULES"):
+        encode(impostor(1))
+
+
+class Canary:
+    """Unpickling it creates a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+SECRET = "0123456789abcdef-test-secret"
+
+
+def test_signed_pickle_takes_its_own():
+    config.use(secret_key=SECRET, serializer="signed-pickle")
+    value = {"a": (1, {2j}), datetime: Unknown(3)}
+    assert SignedPickle.loads(SignedPickle.dumps(value)) == value
+    assert Configured.loads(Configured.dumps(value)) == value
+
+
+def test_signed_pickle_unpickles_nothing_that_is_not_signed(tmp_path):
+    """Unsigned, signed with another key, or changed by one bit: refused before it is unpickled."""
+    config.use(secret_key="another key, long enough")
+    foreign = SignedPickle.dumps(Canary(tmp_path / "foreign"))
+    config.use(secret_key=SECRET)
+    own = SignedPickle.dumps(Canary(tmp_path / "own"))
+    tampered = [own[:i] + bytes([own[i] ^ 1]) + own[i + 1:] for i in range(0, len(own) - 1, 7)]
+    plain = pickle.dumps(Canary(tmp_path / "plain"))
+    for data in (plain, plain + b".", b"", b".", foreign, own[:-3], own + b"x", *tampered):
+        with pytest.raises(PayloadError, match="not signed with this SECRET_KEY, so it was not unpickled"):
+            SignedPickle.loads(data)
+    assert not list(tmp_path.iterdir())
+    SignedPickle.loads(own).close()
+    assert (tmp_path / "own").exists(), "the canary sings if it is unpickled"
+
+
+def test_signed_pickle_without_a_key_signs_and_reads_nothing():
+    """An empty key would be one that everybody knows."""
+    config.use(secret_key=None)
+    for call in (lambda: SignedPickle.dumps(1), lambda: SignedPickle.loads(b"x.y")):
+        with pytest.raises(config.ConfigError, match="SECRET_KEY"):
+            call()
+
+
+def test_json_never_unpickles(tmp_path):
+    with pytest.raises(PayloadError, match="never unpickles what it finds in Redis"):
+        JSON.loads(pickle.dumps(Canary(tmp_path / "canary")))
+    assert not list(tmp_path.iterdir())
+
+
+def test_installed_rq_s_default_is_ours(monkeypatch, tmp_path):
+    """`Job.fetch` without a serializer, groups, the dashboard: they ask RQ for its default, and get ours."""
+    monkeypatch.setattr(rq.serializers, "PickleSerializer", rq.serializers.DefaultSerializer)
+    monkeypatch.setattr(rq.serializers, "SERIALIZER_ALIASES", dict(rq.serializers.SERIALIZER_ALIASES))
+    install()
+    assert rq.serializers.resolve_serializer(None) is Configured
+    assert rq.serializers.resolve_serializer("pickle") is Configured
+    with pytest.raises(PayloadError):
+        rq.serializers.resolve_serializer(None).loads(pickle.dumps(Canary(tmp_path / "canary")))
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,792 @@
+"""The pages: who gets in, what they do, and that what jobs carry stays text."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from datetime import datetime, timedelta, timezone
+from html.parser import HTMLParser
+
+import faults
+import pytest
+from flask import Flask, session
+from flask.testing import FlaskClient
+from rq.results import Result
+from rq.worker import SimpleWorker
+
+import rqjobs
+from rqjobs import config
+from rqjobs.queues import Job
+from rqjobs.web import create_app, init_app
+from rqjobs.web.guard import is_ours
+
+PASSWORD = "correct horse"
+OURS = {"Sec-Fetch-Site": "same-origin"}
+HOSTILE = ("<script>window.__pwned=1</script></textarea><img src=x onerror=window.__pwned=1>\"'{{7*7}} "
+           "javascript:alert(1)")
+ESCAPED = "&lt;script&gt;window.__pwned=1&lt;/script&gt;"
+GATES = ("rqjobs.login", "rqjobs.healthz")
+
+
+class Client(FlaskClient):
+    """Reads every reply to its end, so that no file stays open."""
+
+    def open(self, *args, **options):
+        return super().open(*args, **{"buffered": True, **options})
+
+
+@pytest.fixture
+def app(settings):
+    config.use(admin_password=PASSWORD, secret_key="k" * 32)
+    app = create_app()
+    app.testing = True
+    app.test_client_class = Client
+    return app
+
+
+@pytest.fixture
+def stranger(app):
+    return app.test_client()
+
+
+@pytest.fixture
+def client(app):
+    """Somebody who is logged in."""
+    client = app.test_client()
+    assert log_in(client).status_code == 303
+    client.environ_base["HTTP_SEC_FETCH_SITE"] = "same-origin"
+    return client
+
+
+def log_in(client, user="admin", password=PASSWORD, path="/login", **options):
+    options.setdefault("headers", OURS)
+    return client.post(path, data={"user": user, "password": password}, **options)
+
+
+def cookies(reply):
+    return [line for line in reply.headers.getlist("Set-Cookie") if line.startswith(("rqjobs_session", "session="))]
+
+
+def every_call(app):
+    """(endpoint, method, address) of everything that the app answers."""
+    with app.test_request_context():
+        for rule in app.url_map.iter_rules():
+            values = {name: {"int": 1, "IntegerConverter": 1}.get(type(rule._converters[name]).__name__, "x")
+                      for name in rule.arguments}
+            if "registry_name" in values:
+                values["registry_name"] = "failed"
+            if "order" in values:
+                values["order"] = "asc"
+            address = app.url_map.bind("localhost").build(rule.endpoint, values)
+            for method in sorted(rule.methods):
+                yield rule.endpoint, method, address
+
+
+def run_all(redis, *names):
+    queues = [rqjobs.queue(name) for name in names or ("high", "default", "low")]
+    SimpleWorker(queues, connection=redis, serializer=rqjobs.serializers.Configured, job_class=Job).work(burst=True)
+
+
+# Who gets in
+
+
+@pytest.mark.parametrize("credentials", ["none", "wrong", "forged", "basic"])
+def test_nothing_answers_a_stranger(app, stranger, redis, credentials):
+    job = rqjobs.enqueue(faults.say, "a secret text")
+    headers = dict(OURS)
+    if credentials == "wrong":
+        log_in(stranger, password="wrong horse")
+    elif credentials == "forged":
+        stranger.set_cookie("rqjobs_session", "eyJycWpvYnMiOlsieCIsOTk5OTk5OTk5OV19.aAAAAA.AAAAAAAAAAAAAAAAAAAAAAAAAAA")
+    elif credentials == "basic":
+        headers["Authorization"] = "Basic YWRtaW46Y29ycmVjdCBob3JzZQ=="
+    seen = set()
+    for endpoint, method, address in every_call(app):
+        seen.add(endpoint)
+        for path in {address, address.replace("/x", f"/{job.id}", 1)}:
+            reply = stranger.open(path, method=method, headers={**headers, "Accept": "text/html"})
+            css = path.endswith("/rqjobs.css")
+            if endpoint in GATES or css:
+                continue
+            assert reply.status_code == 401 or (
+                reply.status_code == 303 and reply.location.startswith("/login")), (endpoint, method, reply.status)
+            assert "a secret text" not in reply.text and "Set-Cookie" not in reply.headers
+            assert reply.headers["X-Content-Type-Options"] == "nosniff"
+    assert {"rqjobs.home", "rqjobs.enqueue", "rqjobs.act", "rqjobs.static", "static"} <= seen
+    assert any(endpoint.startswith("rq_dashboard.") for endpoint in seen)
+    for path in ("/nowhere", "/rq/nowhere", "/jobs", "//jobs", "/rq"):
+        assert stranger.get(path, headers=headers).status_code in (303, 308, 401)
+    assert redis.lrange("rq:queue:default", 0, -1) == [job.id.encode()]
+
+
+def test_static_files_other_than_the_stylesheet_need_a_login(stranger, client):
+    assert stranger.get("/assets/rqjobs.css").status_code == 200
+    assert stranger.get("/assets/rqjobs.js").status_code != 200
+    assert client.get("/assets/rqjobs.js").status_code == 200
+
+
+def test_login_opens_a_session(app, stranger):
+    reply = stranger.get("/failed?queue=low", headers={"Accept": "text/html"})
+    assert reply.status_code == 303
+    form = stranger.get(reply.location)
+    wanted = re.search(r'name="next" value="([^"]*)"', form.text)[1]
+    reply = stranger.post("/login", data={"user": "admin", "password": PASSWORD, "next": wanted}, headers=OURS)
+    assert (reply.status_code, reply.location) == (303, "/failed?queue=low")
+    (cookie,) = cookies(reply)
+    assert "HttpOnly" in cookie and "SameSite=Lax" in cookie and "Secure" not in cookie
+    assert stranger.get("/").status_code == 200
+    assert stranger.get("/rq/").status_code == 200
+
+
+@pytest.mark.parametrize("user, password", [("admin", "wrong"), ("Admin", PASSWORD), ("", ""), ("admin", "pässwörd\0")])
+def test_wrong_credentials_open_nothing(stranger, user, password):
+    reply = log_in(stranger, user, password)
+    assert reply.status_code == 401 and "Wrong name or password." in reply.text and not cookies(reply)
+    assert stranger.get("/").status_code != 200
+
+
+def test_over_https_the_cookies_are_secure(app):
+    for options in ({"base_url": "https://localhost"}, {"headers": {**OURS, "X-Forwarded-Proto": "https"}}):
+        reply = log_in(app.test_client(), **options)
+        for cookie in reply.headers.getlist("Set-Cookie"):
+            assert "Secure" in cookie and "HttpOnly" in cookie and "SameSite=Lax" in cookie
+
+
+@pytest.mark.parametrize("target", ["https://evil.example/", "//evil.example", "/\\evil.example", "/\t/evil.example",
+                                    "javascript:alert(1)", ""])
+def test_login_leads_nowhere_else(app, stranger, target):
+    reply = stranger.post("/login", data={"user": "admin", "password": PASSWORD, "next": target}, headers=OURS)
+    assert reply.location == "/"
+    with app.test_request_context():
+        assert is_ours("/failed?page=2") and not is_ours(target)
+
+
+def test_logging_in_forgets_the_session_before(app, stranger):
+    with stranger.session_transaction() as before:
+        before["planted"] = "by somebody else"
+    log_in(stranger)
+    with stranger.session_transaction() as after:
+        assert "planted" not in after
+
+
+def test_a_login_ends_after_twelve_hours(app, client):
+    with client.session_transaction() as entry:
+        entry["rqjobs"] = [entry["rqjobs"][0], entry["rqjobs"][1] - 12 * 3600 - 1]
+    assert client.get("/").status_code != 200
+
+
+def test_a_new_password_or_user_logs_everybody_out(app, client):
+    cookie = client.get_cookie("rqjobs_session").value
+    for change, status in (({}, 200), ({"admin_password": "another horse"}, 401), ({"admin_user": "root"}, 401)):
+        config.use(admin_user="admin", admin_password=PASSWORD)
+        config.use(**change)
+        other = create_app().test_client()
+        other.set_cookie("rqjobs_session", cookie)
+        assert other.get("/", headers={"Accept": "application/json"}).status_code == status
+
+
+def test_without_a_secret_key_processes_agree(settings):
+    config.use(admin_password=PASSWORD, secret_key=None)
+    one, two = create_app(), create_app()
+    assert one.secret_key == two.secret_key
+    config.use(admin_password="another horse")
+    assert create_app().secret_key != one.secret_key
+
+
+def test_logout_is_a_post(client):
+    assert client.get("/logout").status_code == 405
+    assert client.post("/logout").status_code == 303
+    assert client.get("/").status_code != 200
+
+
+def test_wrong_passwords_are_slowed_down(app, redis):
+    attacker = app.test_client()
+    assert [log_in(attacker, password=f"guess {n}").status_code for n in range(4)] == [401, 401, 401, 429]
+    reply = log_in(attacker)  # the right one, but within the pause
+    assert reply.status_code == 429 and 1 <= int(reply.headers["Retry-After"]) <= 2
+    assert "Too many wrong passwords" in reply.text and not cookies(reply)
+    elsewhere = {"environ_base": {"REMOTE_ADDR": "192.0.2.7"}}
+    assert log_in(app.test_client(), **elsewhere).status_code == 303
+    redis.delete("rqjobs:login:127.0.0.1:pause")  # as if it were over
+    assert log_in(attacker).status_code == 303
+    assert not redis.exists("rqjobs:login:127.0.0.1")
+
+
+def test_pauses_grow_to_a_minute_and_end(app, redis):
+    attacker = app.test_client()
+    longest = 0
+    for _ in range(12):
+        log_in(attacker, password="guess")
+        longest = max(longest, redis.ttl("rqjobs:login:127.0.0.1:pause"))
+        redis.delete("rqjobs:login:127.0.0.1:pause", "rqjobs:login:pause")
+    assert 55 <= longest <= 60
+    assert all(0 < redis.ttl(key) <= 900 for key in redis.scan_iter("rqjobs:login*"))
+
+
+def test_a_thousand_addresses_are_slowed_down_too(app):
+    replies = [log_in(app.test_client(), password="guess", environ_base={"REMOTE_ADDR": f"192.0.2.{n}"}).status_code
+               for n in range(1, 40)]
+    assert replies[:30] == [401] * 30 and 429 in replies[30:]
+    within = [log_in(app.test_client(), password="guess", environ_base={"REMOTE_ADDR": f"2001:db8::{n}"}).status_code
+              for n in range(1, 6)]
+    assert 429 in within, "one IPv6 network counts as one address"
+
+
+def test_who_logged_in_before_is_not_kept_out_by_others(app, client):
+    for _ in range(5):
+        log_in(app.test_client(), password="guess")  # from the same address, as behind a proxy
+    client.post("/logout")
+    assert log_in(client).status_code == 303
+
+
+def test_a_login_needs_redis(app, stranger, no_redis):
+    reply = log_in(stranger)
+    assert reply.status_code == 503 and not cookies(reply)
+
+
+# Where requests come from
+
+
+@pytest.mark.parametrize("headers", [
+    {}, {"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"}, {"Sec-Fetch-Site": ""},
+    {"Origin": "https://evil.example"}, {"Origin": "null"}, {"Referer": "https://evil.example/localhost"},
+    {"Origin": "http://localhost.evil.example"}, {"Origin": "http://localhost@evil.example"}, {"Origin": "http://["},
+    {"Sec-Fetch-Site": "cross-site", "Origin": "http://localhost"},
+])
+def test_other_sites_cannot_write(app, client, redis, headers):
+    del client.environ_base["HTTP_SEC_FETCH_SITE"]
+    job = rqjobs.enqueue(faults.say, "keep me")
+    for endpoint, method, address in every_call(app):
+        if method in ("GET", "HEAD", "OPTIONS"):
+            continue
+        for path in (address, address.replace("/x", f"/{job.id}", 1)):
+            reply = client.open(path, method=method, headers=headers, data={"function": "faults.ok"})
+            assert reply.status_code == 403 and "Refused" in reply.text, (endpoint, path, reply.status)
+    assert redis.lrange("rq:queue:default", 0, -1) == [job.id.encode()]
+    assert client.get("/").status_code == 200
+
+
+@pytest.mark.parametrize("headers", [
+    OURS, {"Sec-Fetch-Site": "none"}, {"Origin": "http://localhost"}, {"Referer": "http://localhost/?function=x"},
+    {"Origin": "HTTP://LOCALHOST"},
+])
+def test_our_own_pages_can_write(client, headers):
+    del client.environ_base["HTTP_SEC_FETCH_SITE"]
+    assert client.post("/jobs", data={"function": "faults.ok", "queue": "low"}, headers=headers).status_code == 303
+
+
+def test_no_get_changes_anything(app, client, redis):
+    rqjobs.enqueue(faults.say, "one")
+    bad = rqjobs.enqueue(faults.boom)
+    run_all(redis)
+    rqjobs.enqueue_in(100, faults.say, "two")
+    before = {key: redis.dump(key) for key in redis.scan_iter("rq:*")}
+    for _, method, address in every_call(app):
+        if method in ("GET", "HEAD", "OPTIONS"):
+            client.open(address, method=method)
+            client.open(address.replace("/x", f"/{bad.id}", 1), method=method)
+            client.open(address.replace("/x", "/default", 1), method=method)
+    assert {key: redis.dump(key) for key in redis.scan_iter("rq:*")} == before
+
+
+def test_without_a_password_only_this_machine_is_served(settings, capsys):
+    app = create_app()
+    printed = capsys.readouterr().err
+    assert "no RQJOBS_ADMIN_PASSWORD is set, so only this machine is served. Log in as admin with: " in printed
+    password = printed.strip().rpartition(" ")[2]
+    assert len(password) >= 16
+    client = app.test_client()
+    assert log_in(client, password=password).status_code == 303
+    assert client.get("/").status_code == 200
+    assert client.get("/", base_url="http://127.0.0.1:8000").status_code in (303, 401)  # let in, but it is another site
+    for options in (
+        {"environ_base": {"REMOTE_ADDR": "192.0.2.1"}}, {"environ_base": {"REMOTE_ADDR": ""}},
+        {"headers": {"Host": "evil.example"}}, {"headers": {"Host": "localhost.evil.example"}},
+        {"headers": {"Host": "["}}, {"headers": {"X-Forwarded-For": "192.0.2.1"}},
+        {"headers": {"X-Forwarded-For": "127.0.0.1"}}, {"headers": {"Forwarded": "for=192.0.2.1"}},
+    ):
+        for path in ("/", "/login", "/rq/", "/healthz", "/assets/rqjobs.css"):
+            reply = client.get(path, **options)
+            assert reply.status_code == 403 and "RQJOBS_ADMIN_PASSWORD" in reply.text, (options, path)
+    assert create_app() and password not in capsys.readouterr().err, "each start has its own"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.com"])
+def test_it_is_never_open_to_a_network_without_a_password(settings, host):
+    config.use(host=host)
+    with pytest.raises(config.ConfigError, match=r"HOST='.*RQJOBS_ADMIN_PASSWORD must be set"):
+        create_app()
+    config.use(admin_password=PASSWORD)
+    assert create_app()
+
+
+def test_our_pages_have_strict_headers(client):
+    for path in ("/", "/failed", "/workers", "/nowhere", "/login"):
+        headers = client.get(path).headers
+        assert "default-src 'self'" in headers["Content-Security-Policy"]
+        assert "unsafe" not in headers["Content-Security-Policy"]
+        assert headers["X-Frame-Options"] == "DENY" and headers["Cache-Control"] == "no-store"
+        assert headers["X-Content-Type-Options"] == "nosniff" and headers["Referrer-Policy"] == "same-origin"
+    assert "nonce" in client.get("/rq/").headers["Content-Security-Policy"]
+
+
+def test_inside_another_app(settings):
+    config.use(admin_password=PASSWORD, secret_key="k" * 32)
+    host = Flask("host")
+    host.secret_key = "the host's own"
+
+    @host.route("/", methods=["GET", "POST"])
+    def front():
+        session["cart"] = 3
+        return "<script>theirs()</script>"
+
+    @host.get("/jobsite")
+    def jobsite():
+        return "theirs"
+
+    init_app(host, url_prefix="/jobs")
+    client = host.test_client()
+    assert host.secret_key == "the host's own"
+    reply = client.post("/")
+    assert reply.status_code == 200 and "Content-Security-Policy" not in reply.headers
+    assert client.get("/jobsite").text == "theirs" and client.get("/nowhere").status_code == 404
+    for path in ("/jobs/", "/jobs/failed", "/jobs/rq/", "/jobs/nowhere", "/jobs"):
+        assert client.get(path).status_code in (303, 401), path
+    assert client.get("/jobs/healthz").status_code == 200
+    assert log_in(client, path="/jobs/login").location == "/jobs/"
+    assert client.get("/jobs/").status_code == 200 and client.get("/jobs/rq/").status_code == 200
+    assert client.get("/jobs").location in ("/jobs/", "http://localhost/jobs/")
+    assert "There is no such page" in client.get("/jobs/nowhere").text
+    reply = client.post("/jobs/jobs", data={"function": "faults.ok", "queue": "low"}, headers=OURS)
+    assert reply.location.startswith("/jobs/jobs/") and client.get(reply.location).status_code == 200
+    client.post("/jobs/logout", headers=OURS)
+    with client.session_transaction() as left:
+        assert dict(left) == {"cart": 3}
+
+
+# The form
+
+
+def test_home_shows_what_there_is(client, redis):
+    rqjobs.enqueue(faults.say, "hello")
+    rqjobs.enqueue(faults.boom, "bang")
+    run_all(redis)
+    rqjobs.queue("low").enqueue(faults.say, "waits")
+    page = client.get("/").text
+    assert "faults.say(&#39;hello&#39;)" in page and "faults.boom(&#39;bang&#39;)" in page
+    assert 'value="faults.add"' in page and '<optgroup label="faults">' in page
+    assert "No worker serves <b>low</b>" in page
+    assert "faults.say(&#39;waits&#39;)" in client.get("/live").text and "<html" not in client.get("/live").text
+
+
+def test_broken_modules_are_named(client):
+    config.use(modules=("faults", "nowhere_at_all"))
+    page = client.get("/").text
+    assert "<code>nowhere_at_all</code> failed to import" in page
+
+
+def test_enqueue(client, redis):
+    form = client.get("/?function=faults.add").text
+    job_id = re.search(r'name="job_id" value="([^"]+)"', form)[1]
+    reply = client.post("/jobs", data={"function": "faults.add", "arg.a": "3", "arg.b": "", "queue": "default",
+                                       "job_id": job_id, "when": "now"})
+    assert (reply.status_code, reply.location) == (303, f"/jobs/{job_id}")
+    job = Job.fetch(job_id, connection=redis)
+    assert (job.func_name, list(job.args), job.kwargs, job.origin) == ("faults.add", [3], {}, "default")
+
+
+@pytest.mark.parametrize("when", [{"when": "now"}, {"when": "in", "delay": "50", "unit": "seconds"}])
+def test_a_form_sent_twice_is_one_job(client, redis, when):
+    data = {"function": "faults.add", "arg.a": "3", "queue": "default", "job_id": str(uuid.uuid4()), **when}
+    replies = [client.post("/jobs", data=data) for _ in range(3)]
+    assert {reply.location for reply in replies} == {f"/jobs/{data['job_id']}"}
+    assert redis.llen("rq:queue:default") + redis.zcard("rq:scheduled:default") == 1
+
+
+def test_options_reach_the_job(client, redis):
+    data = {"function": "faults.urgent", "queue": "low", "when": "in", "delay": "1.5", "unit": "hours", "retries": "3",
+            "retry_interval": "10", "repeats": "5", "repeat_interval": "60"}
+    job = Job.fetch(client.post("/jobs", data=data).location.rpartition("/")[2], connection=redis)
+    assert (job.retries_left, job.retry_intervals, job.repeats_left, job.repeat_intervals) == (3, [10], 5, [60])
+    assert (job.origin, job.timeout, job.get_status().value) == ("low", 30, "scheduled")
+    due = redis.zscore("rq:scheduled:low", job.id)
+    assert due == pytest.approx(datetime.now().timestamp() + 5400, abs=10)
+
+
+def test_a_form_sent_twice_at_once_is_one_job(client, redis, monkeypatch):
+    monkeypatch.setattr(Job, "exists", lambda *_: False)  # both have looked before either has written
+    data = {"function": "faults.add", "arg.a": "3", "queue": "default", "job_id": str(uuid.uuid4())}
+    assert [client.post("/jobs", data=data).location for _ in range(2)] == [f"/jobs/{data['job_id']}"] * 2
+    assert redis.llen("rq:queue:default") == 1
+
+
+@pytest.mark.parametrize("typed, left", [("", 5), ("0", None), ("2", 2)])
+def test_no_retries_means_none_even_if_the_function_has_its_own(client, redis, monkeypatch, typed, left):
+    monkeypatch.setattr(faults.urgent, "__rqjobs__", {"queue": "high", "retry": rqjobs.Retry(max=5)})
+    assert "left empty: 5" in client.get("/?function=faults.urgent").text
+    reply = client.post("/jobs", data={"function": "faults.urgent", "queue": "high", "retries": typed})
+    assert Job.fetch(reply.location.rpartition("/")[2], connection=redis).retries_left == left
+
+
+def test_at_is_in_the_browsers_time(client, redis):
+    local = datetime.now(timezone.utc).replace(tzinfo=None, microsecond=0) + timedelta(hours=7)
+    data = {"function": "faults.ok", "queue": "low", "when": "at", "at": local.isoformat(), "offset": "330"}
+    job_id = client.post("/jobs", data=data).location.rpartition("/")[2]
+    expected = local.replace(tzinfo=timezone(timedelta(minutes=330))).timestamp()
+    assert redis.zscore("rq:scheduled:low", job_id) == expected
+    data["offset"] = ""
+    job_id = client.post("/jobs", data=data).location.rpartition("/")[2]
+    assert redis.zscore("rq:scheduled:low", job_id) == local.timestamp(), "without JavaScript: the server's zone"
+
+
+@pytest.mark.parametrize("wrong, told", [
+    ({"arg.a": "three"}, "is not a whole number"),
+    ({"arg.a": ""}, "a is required"),
+    ({"queue": "nowhere"}, "There is no such queue here."),
+    ({"queue": ""}, "There is no such queue here."),
+    ({"when": "in", "delay": "-1", "unit": "days"}, "from 0 to 3,650 days"),
+    ({"when": "in", "delay": "nan", "unit": "days"}, "from 0 to 3,650 days"),
+    ({"when": "in", "delay": "", "unit": "days"}, "Say in how long."),
+    ({"when": "at", "at": "tomorrow"}, "Give a date and a time"),
+    ({"when": "at", "at": "2001-01-01T00:00"}, "That is past."),
+    ({"when": "at", "at": "9999-12-31T23:59", "offset": "-840"}, "10 years"),
+    ({"when": "at", "at": "0001-01-01T00:00", "offset": "840"}, "past"),
+    ({"when": "never"}, "Now, in, or at?"),
+    ({"retries": "101"}, "from 0 to 100."),
+    ({"retries": "1", "retry_interval": "99999999"}, "from 0 to 2,592,000 seconds"),
+    ({"repeats": "10001"}, "from 0 to 10,000."),
+    ({"repeats": "1e3"}, "from 0 to 10,000."),
+    ({"function": "os.system"}, "There is no such job function"),
+    ({"function": "faults._hidden"}, "There is no such job function"),
+])
+def test_errors_are_shown_and_the_input_kept(client, redis, wrong, told):
+    data = {"function": "faults.add", "arg.a": "3", "arg.b": "17", "queue": "low", "when": "now",
+            "job_id": str(uuid.uuid4()), **wrong}
+    reply = client.post("/jobs", data=data)
+    assert reply.status_code == 422 and told in reply.text
+    if data["function"] == "faults.add":
+        assert 'value="17"' in reply.text and data["job_id"] in reply.text and 'class="error"' in reply.text
+        kept = [value for name, value in wrong.items() if name not in ("queue", "when", "offset")]
+        assert all(value in reply.text for value in kept)
+    assert not list(redis.scan_iter("rq:job:*"))
+
+
+def test_what_the_queue_refuses_is_shown_on_the_form(client, redis):
+    config.use(max_payload=1024)
+    data = {"function": "faults.say", "arg.text": "x" * 1020, "queue": "low"}
+    reply = client.post("/jobs", data=data)
+    assert reply.status_code == 422 and "RQJOBS_MAX_PAYLOAD" in reply.text and "x" * 1020 in reply.text
+    reply = client.post("/jobs", data={**data, "arg.text": "x" * 2000})
+    assert reply.status_code == 422 and "longer than RQJOBS_MAX_PAYLOAD" in reply.text
+    assert not list(redis.scan_iter("rq:job:*"))
+
+
+def test_a_form_that_is_far_too_large_is_not_read(client):
+    reply = client.post("/jobs", data={"function": "faults.say", "arg.text": "x" * 3_000_000})
+    assert reply.status_code == 413 and "<h1>" in reply.text
+
+
+def test_hostile_input_comes_back_as_text(client):
+    reply = client.post("/jobs", data={"function": "faults.say", "arg.text": HOSTILE, "queue": HOSTILE, "at": HOSTILE,
+                                       "delay": HOSTILE, "retries": HOSTILE, "job_id": HOSTILE, "when": HOSTILE})
+    assert reply.status_code == 422
+    harmless(reply.text)
+    harmless(client.get("/", query_string={"function": HOSTILE}).text)
+    harmless(client.get("/failed", query_string={"queue": HOSTILE}).text)
+    harmless(client.get("/login", query_string={"next": HOSTILE}).text)
+
+
+def harmless(page):
+    """As a browser reads it, the page has no tag, no handler and no link that is not ours."""
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag, attributes):
+            assert tag not in ("img", "iframe", "svg", "style", "base", "object"), tag
+            for name, value in attributes:
+                assert not name.startswith("on") and name != "style", (tag, name)
+                if name in ("href", "src", "action"):
+                    assert value in ("data:,", "?", "") or value.startswith(("/", "#main")), (tag, name, value)
+                    assert not value.startswith("//")
+            if tag == "script":
+                assert dict(attributes)["src"] == "/assets/rqjobs.js"
+
+    Reader().feed(page)
+    assert "<script>window" not in page and "49 javascript" not in page
+
+
+# A job's page
+
+
+def state_of(client, job_id):
+    reply = client.get(f"/jobs/{job_id}/state")
+    assert reply.status_code == 200
+    assert reply.json["html"].strip() in client.get(f"/jobs/{job_id}").text
+    return reply.json
+
+
+def buttons(html):
+    return re.findall(r'action="/jobs/[^"]+/(\w+)"', html)
+
+
+def job_in(status, redis):
+    if status == "scheduled":
+        return rqjobs.enqueue_in(500, faults.say, "hello")
+    if status == "deferred":
+        return rqjobs.enqueue(faults.say, "hello", depends_on=rqjobs.enqueue(faults.ok))
+    job = rqjobs.enqueue(*(faults.boom, "bang") if status in ("failed", "stopped") else (faults.say, "hello"))
+    if status == "canceled":
+        job.cancel()
+    elif status not in ("queued", "started"):
+        run_all(redis)
+    if status in ("stopped", "started"):
+        redis.hset(job.key, "status", status)
+    return job
+
+
+@pytest.mark.parametrize("status, actions", [
+    ("queued", ["cancel"]), ("scheduled", ["cancel"]), ("deferred", ["cancel"]), ("started", ["stop"]),
+    ("finished", ["again", "delete"]), ("failed", ["requeue", "delete"]), ("stopped", ["requeue", "delete"]),
+    ("canceled", ["again", "delete"]),
+])
+def test_each_state_has_its_page_and_its_buttons(client, redis, status, actions):
+    job = job_in(status, redis)
+    state = state_of(client, job.id)
+    assert state["status"] == status and buttons(state["html"]) == actions
+    assert state["ended"] == (status in ("finished", "failed", "stopped", "canceled"))
+    page = client.get(f"/jobs/{job.id}").text
+    assert job.id in page and "default" in page and ("<noscript>" in page) != state["ended"]
+    if status == "finished":
+        assert "<h2>Result</h2>" in page and "hello" in page and "Took" in page
+    if status == "failed":
+        assert "ValueError: bang" in page
+    if status == "deferred":
+        assert "Depends on" in page
+
+
+@pytest.mark.parametrize("status", ["queued", "scheduled", "deferred", "started", "finished", "failed", "stopped",
+                                    "canceled"])
+@pytest.mark.parametrize("action", ["cancel", "stop", "requeue", "again", "delete"])
+def test_buttons_do_what_they_say_and_nothing_in_other_states(client, redis, status, action):
+    job = job_in(status, redis)
+    offered = action in buttons(state_of(client, job.id)["html"])
+    count = len(list(redis.scan_iter("rq:job:*")))
+    if action == "stop":
+        redis.hset(job.key, "worker_name", "somebody")
+    reply = client.post(f"/jobs/{job.id}/{action}")
+    assert reply.status_code == 303
+    note = re.search(r'class="note" role="status">([^<]*)', client.get(reply.location).text)[1]
+    assert 'class="note"' not in client.get(reply.location).text, "told once"
+    jobs = [key for key in redis.scan_iter("rq:job:*") if redis.type(key) == b"hash"]
+    if not offered:
+        assert note.startswith("Nothing was done")
+        assert redis.hget(job.key, "status").decode() == status
+    elif action == "delete":
+        assert not redis.exists(job.key, f"rq:results:{job.id}") and reply.location == "/"
+        assert client.get(f"/jobs/{job.id}").status_code == 404
+    elif action == "again":
+        assert len(jobs) == count + 1 and reply.location != f"/jobs/{job.id}"
+        assert Job.fetch(reply.location.rpartition("/")[2], connection=redis).args == ["hello"]
+    else:
+        expected = {"cancel": "canceled", "requeue": "queued", "stop": "started"}[action]
+        assert redis.hget(job.key, "status").decode() == expected
+
+
+def test_stop_stops(client, redis, worker, eventually):
+    worker("default")
+    job = rqjobs.enqueue(faults.hang, "gate")
+    eventually(lambda: redis.exists("gate:reached"), what="the job")
+    state = state_of(client, job.id)
+    assert state["status"] == "started" and "Running since" in state["html"]
+    client.post(f"/jobs/{job.id}/stop")
+    eventually(lambda: client.get(f"/jobs/{job.id}/state").json["status"] == "stopped", what="the stop")
+
+
+def test_progress_deaths_and_counts(client, redis):
+    job = rqjobs.enqueue(faults.say, "hello", retry=rqjobs.Retry(max=4), meta={"done": 3, "total": 12})
+    redis.hset(job.key, "rqjobs_deaths", "1700000000,1700000001")
+    html = state_of(client, job.id)["html"]
+    assert '<progress value="3" max="12"' in html and "died 2 times" in html and "<dt>Retries left</dt><dd>4" in html
+    for done, total in (("3", 12), (True, 2), (5, 0), (9, 1)):
+        job.meta = {"done": done, "total": total}
+        job.save_meta()
+        assert "<progress" not in state_of(client, job.id)["html"]
+
+
+def test_there_is_a_page_for_what_is_not_there(client):
+    for path in ("/jobs/gone", "/jobs/gone/state", "/jobs/%00", "/jobs/a%20b", "/jobs/" + "x" * 300, "/nowhere"):
+        reply = client.get(path)
+        assert reply.status_code == 404 and "Not here" in reply.text
+    assert client.post("/jobs/gone/delete").status_code == 404
+    assert client.post("/jobs/gone/explode").status_code == 404
+
+
+@pytest.mark.parametrize("field, value", [
+    ("created_at", "yesterday"), ("status", "<b>odd</b>"), ("description", b"\xff\xfe"), ("timeout", "soon"),
+])
+def test_an_unreadable_job_says_so_and_can_be_deleted(client, redis, field, value):
+    job = job_in("failed", redis)
+    redis.hset(job.key, field, value)
+    page = client.get(f"/jobs/{job.id}")
+    assert page.status_code == 200 and "cannot be read" in page.text and buttons(page.text) == ["delete"]
+    harmless(page.text)
+    assert job.id in client.get("/failed").text
+    assert client.get("/").status_code == 200
+    assert "Nothing was done" in client.get(client.post(f"/jobs/{job.id}/requeue").location).text
+    client.post(f"/jobs/{job.id}/delete")
+    assert not redis.exists(job.key) and not redis.zcard("rq:failed:default")
+
+
+@pytest.mark.parametrize("field, value", [
+    ("dependency_ids", "5"), ("dependency_ids", '["", null, 3]'), ("dependency_ids", '{"a": 1}'), ("meta", "[" * 5000),
+    ("meta", "[1, 2]"), ("meta", "null"), ("exc_info", b"\xff"), ("data", "[1]"), ("webhooks", "{"), ("origin", ""),
+    ("rqjobs_deaths", ","), ("created_at", "9999-12-31T23:59:59.999999Z"), ("started_at", "0001-01-01T00:00:00.0Z"),
+])
+def test_odd_fields_break_no_page(client, redis, field, value):
+    job = job_in("failed", redis)
+    redis.hset(job.key, field, value)
+    redis.zadd("rq:scheduled:default", {job.id: "-inf"})
+    for path in ("/", "/failed", f"/jobs/{job.id}", f"/jobs/{job.id}/state", f"/rq/0/view/job/{job.id}"):
+        assert client.get(path).status_code == 200, path
+
+
+@pytest.mark.parametrize("payload", [{"type": 99}, {}, {"type": 2, "exc_string": "x"},
+                                     {"type": 1, "return_value": "x"}])
+def test_odd_results_break_no_page(client, redis, payload):
+    job = job_in("finished", redis)
+    redis.xadd(Result.get_key(job.id), payload or {"x": "y"})
+    assert "cannot be read" in client.get(f"/jobs/{job.id}").text
+
+
+def test_a_hash_that_is_none(client, redis):
+    redis.set("rq:job:text", "no hash")
+    assert "cannot be read" in client.get("/jobs/text").text
+
+
+def test_pickles_are_not_read(client, redis):
+    import pickle
+    import zlib
+
+    class Bomb:
+        def __reduce__(self):
+            return exec, ("import rqjobs; rqjobs.exploded = True",)
+
+    job = job_in("finished", redis)
+    bomb = pickle.dumps(Bomb())
+    redis.hset(job.key, mapping={"data": zlib.compress(bomb), "meta": bomb, "result": bomb})
+    redis.delete(Result.get_key(job.id))
+    redis.xadd(Result.get_key(job.id), {"type": 1, "return_value": __import__("base64").b64encode(bomb)})
+    for path in ("/", f"/jobs/{job.id}", f"/jobs/{job.id}/state", "/rq/", f"/rq/0/view/job/{job.id}",
+                 f"/rq/0/data/job/{job.id}.json"):
+        assert client.get(path).status_code == 200, path
+    assert "cannot be read" in client.get(f"/jobs/{job.id}").text
+    assert not hasattr(rqjobs, "exploded")
+
+
+def test_what_a_job_carries_stays_text(client, redis):
+    def hostile(function, *args):
+        return rqjobs.enqueue(function, *args, description=HOSTILE, meta={HOSTILE: [HOSTILE]})
+
+    jobs = [hostile(faults.say, HOSTILE), hostile(faults.boom, HOSTILE), hostile(faults.ok, {HOSTILE: HOSTILE})]
+    run_all(redis)
+    waiting = hostile(faults.say, HOSTILE)
+    odd = hostile(faults.say, HOSTILE)
+    odd.func_name = HOSTILE
+    odd.args, odd.kwargs = [HOSTILE], {HOSTILE: HOSTILE}
+    odd.save()
+    redis.hset(odd.key, mapping={"worker_name": HOSTILE, "dependency_ids": '["<img src=x>"]', "origin": HOSTILE})
+    redis.sadd("rq:queues", f"rq:queue:{HOSTILE}")
+    redis.rpush(f"rq:queue:{HOSTILE}", odd.id)
+    redis.sadd("rq:workers", f"rq:worker:{HOSTILE}")
+    redis.hset(f"rq:worker:{HOSTILE}", mapping={"state": HOSTILE, "queues": HOSTILE, "current_job": HOSTILE,
+                                                "hostname": HOSTILE, "pid": HOSTILE})
+    for path in ("/", "/live", "/failed", "/workers", *(f"/jobs/{job.id}" for job in [*jobs, waiting, odd])):
+        reply = client.get(path)
+        assert reply.status_code == 200 and ESCAPED in reply.text, path
+        harmless(reply.text)
+    for job in [*jobs, waiting, odd]:
+        harmless(state_of(client, job.id)["html"])
+
+
+def test_big_results_are_cut(client, redis):
+    job = rqjobs.enqueue(faults.say, "x" * 200_000)
+    run_all(redis)
+    page = client.get(f"/jobs/{job.id}").text
+    assert "180,000 more characters" in page and len(page) < 100_000
+
+
+# The failed jobs, the workers, the health
+
+
+def test_failed_jobs_page_by_page(client, redis):
+    jobs = [rqjobs.enqueue(faults.boom, str(n)) for n in range(30)] + [rqjobs.queue("low").enqueue(faults.boom, "low")]
+    run_all(redis)
+    ids = {job.id for job in jobs}
+    pages = [client.get(f"/failed?page={number}").text for number in (1, 2)]
+    found = [{job_id for job_id in ids if f'href="/jobs/{job_id}"' in page} for page in pages]
+    assert (len(found[0]), len(found[1])) == (25, 6) and found[0] | found[1] == ids
+    assert client.get("/failed?queue=low").text.count("/requeue\"") == 2  # one job, and all
+    for number in ("0", "-5", "x", "99999999999"):
+        assert client.get(f"/failed?page={number}").status_code == 200
+
+
+def test_requeue_one_and_all(client, redis):
+    jobs = [rqjobs.enqueue(faults.boom, str(n)) for n in range(5)] + [rqjobs.queue("low").enqueue(faults.boom, "low")]
+    run_all(redis)
+    reply = client.post(f"/jobs/{jobs[0].id}/requeue", data={"back": "failed"})
+    assert reply.location == "/failed" and redis.lrange("rq:queue:default", 0, -1) == [jobs[0].id.encode()]
+    reply = client.post("/failed/requeue", data={"queue": "low"})
+    assert redis.lrange("rq:queue:low", 0, -1) == [jobs[5].id.encode()] and redis.zcard("rq:failed:default") == 4
+    redis.zadd("rq:failed:default", {"expired": 1})
+    reply = client.post("/failed/requeue")
+    assert "4 jobs are back" in client.get(reply.location).text
+    assert redis.llen("rq:queue:default") == 5 and not redis.zcard("rq:failed:default")
+
+
+def test_workers_are_listed(client, redis, worker):
+    process = worker("high", "low")
+    page = client.get("/workers").text
+    assert process.name in page and "high, low" in page and str(process.pid) in page
+
+
+@pytest.fixture
+def no_redis(app):
+    """Redis has gone away."""
+    config.use(redis_url="redis://user:s3cret-password@127.0.0.1:1/0")
+
+
+def test_healthz(stranger):
+    reply = stranger.get("/healthz")
+    assert (reply.status_code, reply.text) == (200, "ok\n")
+
+
+def test_when_redis_is_away(client, stranger, no_redis):
+    reply = stranger.get("/healthz")
+    assert reply.status_code == 503 and reply.text.count("\n") == 1 and "127.0.0.1:1" in reply.text
+    for path in ("/", "/live", "/failed", "/workers", "/jobs/x", "/jobs/x/state", "/?function=faults.add"):
+        page = client.get(path)
+        assert page.status_code == 503 and "Redis does not answer" in page.text and "127.0.0.1:1" in page.text, path
+        assert "Traceback" not in page.text and "s3cret" not in page.text
+    assert client.post("/jobs", data={"function": "faults.ok", "queue": "low"}).status_code == 503
+    assert client.get("/rq/").status_code == 503
+
+
+def test_when_no_redis_is_configured(client, stranger, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config.use(redis_url=None)
+    assert "set REDIS_URL" in stranger.get("/healthz").text
+    assert "set REDIS_URL" in client.get("/").text
+
+
+def test_the_password_of_redis_is_not_shown(app):
+    from rqjobs.web.guard import reason
+
+    config.use(redis_url="redis://user:s3cret-password@example.com:1/0")
+    shown = reason(ValueError("cannot use redis://user:s3cret-password@example.com:1/0\nTraceback"))
+    assert "s3cret" not in shown and "\n" not in shown
+
+
+def test_the_ledger_is_what_requeues(client, redis):
+    """A crash between RQ's own three steps lost the job."""
+    job = job_in("failed", redis)
+    redis.hset(job.key, "rqjobs_deaths", "1")
+    client.post(f"/jobs/{job.id}/requeue")
+    assert not redis.hexists(job.key, "rqjobs_deaths") and redis.zscore("rq:failed:default", job.id) is None

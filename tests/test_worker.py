@@ -1,0 +1,315 @@
+"""Real workers, real kills."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+import faults
+import psutil
+import pytest
+from rq.command import send_kill_horse_command, send_shutdown_command, send_stop_job_command
+from rq.job import JobStatus
+from rq.suspension import resume, suspend
+
+import rqjobs
+from rqjobs import Callback, Repeat, Retry, config, ledger, orphans, stats
+
+
+def ended(job):
+    status = job.get_status() if rqjobs.Job.exists(job.id, job.connection) else None
+    return status in (JobStatus.FINISHED, JobStatus.FAILED, JobStatus.STOPPED, JobStatus.CANCELED)
+
+
+@pytest.fixture
+def outcome(eventually):
+    """Wait until a job has ended, and return its value, or the last line of its traceback."""
+
+    def wait(job, timeout=20):
+        eventually(lambda: ended(job), timeout, f"the end of {job.description}")
+        result = job.latest_result()
+        return result.return_value if job.is_finished else result.exc_string.strip().splitlines()[-1]
+
+    return wait
+
+
+def test_the_one_true_command_runs_jobs_of_three_queues(worker, outcome):
+    jobs = [rqjobs.queue(name).enqueue(faults.add, n, 1) for n, name in enumerate(("low", "default", "high"))]
+    worker(options=["--with-scheduler"])
+    assert [outcome(job) for job in jobs] == [1, 2, 3]
+
+
+def test_rqjobs_worker_is_the_same_and_reads_dotenv(spawn, environ, redis, tmp_path, outcome):
+    environ.pop("REDIS_URL")
+    environ.pop("RQJOBS_MODULES")
+    (tmp_path / ".env").write_text(f"REDIS_URL={config.current().redis_url}\nRQJOBS_MODULES=faults\n")
+    job = rqjobs.queue("low").enqueue(faults.add, 1)
+    process = spawn(sys.executable, "-m", "rqjobs", "worker", "--burst")
+    assert outcome(job) == 2
+    assert process.wait(20) == 0, process.output()
+    assert "Scheduler" in process.output()
+
+
+def test_high_comes_first(redis, outcome):
+    jobs = [rqjobs.queue(name).enqueue(faults.mark, "order") for name in ("low", "default", "high")]
+    rqjobs.Worker(["high", "default", "low"]).work(burst=True, logging_level="WARNING")
+    assert redis.lrange("order", 0, -1) == [job.id.encode() for job in reversed(jobs)]
+
+
+def test_a_killed_worker_s_job_runs_again_in_the_next_one(worker, redis, eventually, kill, outcome):
+    """The case that the project is about: kill -9 in the middle of a long job, start another worker."""
+    job, second = rqjobs.enqueue(faults.hang, "gate"), rqjobs.enqueue(faults.ok, 2)
+    first = worker()
+    horse = int(eventually(lambda: redis.lrange("gate:reached", 0, -1))[0])
+    enqueued_at = redis.hget(job.key, "enqueued_at")
+    kill(first.pid)
+    eventually(lambda: not psutil.pid_exists(horse), what="the horse's death with its worker")
+    worker()
+    eventually(lambda: redis.llen("gate:reached") == 2, timeout=5, what="the second run within 5 s")
+    assert redis.hget(job.key, "enqueued_at") == enqueued_at
+    assert first.key not in redis.smembers("rq:workers"), "the dead worker is forgotten"
+    redis.rpush("gate:open", 1)
+    assert outcome(job) == "gate" and outcome(second) == 2
+    audit = orphans.audit(redis)
+    assert not audit.breaches and not audit.remarks
+
+
+def test_a_live_worker_puts_back_what_another_left(worker, redis, eventually, kill):
+    rqjobs.enqueue(faults.hang, "gate")
+    first = worker()
+    eventually(lambda: redis.llen("gate:reached") == 1)
+    worker()
+    kill(first.pid)
+    eventually(lambda: redis.llen("gate:reached") == 2, timeout=2 * ledger.BEAT)
+
+
+def test_a_slow_job_of_a_healthy_worker_is_left_alone(worker, redis, eventually, outcome):
+    """For longer than a lease, with other workers sweeping and stock tools reading the registries."""
+    config.use(grace=2)
+    job = rqjobs.enqueue(faults.hang, "gate")
+    slow = worker()
+    eventually(lambda: redis.llen("gate:reached") == 1)
+    worker()
+    lease = redis.zscore(ledger.WORKERS, slow.name)
+    eventually(lambda: redis.zscore(ledger.WORKERS, slow.name) > lease + ledger.LEASE + 1, timeout=60,
+               what="the lease's renewal for longer than it lasts")
+    orphans.sweep(redis, force=True)
+    assert rqjobs.queue("default").started_job_registry.count == 1
+    assert redis.llen("gate:reached") == 1
+    redis.rpush("gate:open", 1)
+    assert outcome(job) == "gate"
+    assert not redis.hexists(job.key, "rqjobs_deaths")
+
+
+def test_poison_ends_among_the_failed_and_the_healthy_finish(worker, redis, outcome):
+    poison = rqjobs.enqueue(faults.kill_self)
+    crash = rqjobs.queue("high").enqueue(faults.leave, 3)
+    healthy = [rqjobs.enqueue(faults.ok, n) for n in range(5)]
+    worker()
+    assert [outcome(job) for job in healthy] == list(range(5))
+    assert "process died 3 times within 72 hours" in outcome(poison)
+    assert "process died 3 times" in outcome(crash)
+    assert not orphans.audit(redis).breaches
+
+
+def test_a_worker_that_dies_three_times_under_a_job(worker, redis, eventually, kill, outcome):
+    job = rqjobs.enqueue(faults.hang, "gate")
+    for death in range(3):
+        process = worker()
+        eventually(lambda death=death: redis.llen("gate:reached") == death + 1)
+        kill(process.pid)
+    worker()
+    assert "process died 3 times" in outcome(job)
+    assert redis.llen("gate:reached") == 3
+
+
+def test_a_fixed_name_starts_again_after_a_crash(worker, redis, eventually, kill):
+    """RQ says `There exists an active worker named … already` for up to eight minutes."""
+    first = worker(options=["--name", "fixed"])
+    kill(first.pid)
+    assert worker(options=["--name", "fixed"]).poll() is None
+
+
+def test_sigterm_lets_the_job_end(worker, redis, eventually, outcome):
+    job = rqjobs.enqueue(faults.hang, "gate")
+    process = worker()
+    eventually(lambda: redis.llen("gate:reached") == 1)
+    process.terminate()
+    eventually(lambda: "warm shut down" in process.output())
+    redis.rpush("gate:open", 1)
+    assert process.wait(20) == 0
+    assert outcome(job) == "gate"
+    assert not redis.zcard(ledger.WORKERS), "it left in good order"
+
+
+def test_stop_job_kill_horse_and_shutdown_commands(worker, redis, eventually, outcome):
+    process = worker()
+    job = rqjobs.enqueue(faults.hang, "stop")
+    eventually(lambda: redis.llen("stop:reached") == 1)
+    send_stop_job_command(redis, job.id, serializer=job.serializer)
+    eventually(lambda: job.get_status() == JobStatus.STOPPED)
+    assert "stopped by user" in outcome(job)
+
+    job = rqjobs.enqueue(faults.hang, "kill")
+    eventually(lambda: redis.llen("kill:reached") == 1)
+    send_kill_horse_command(redis, process.name)
+    eventually(lambda: redis.llen("kill:reached") == 2, what="the second run after kill-horse")
+    redis.rpush("kill:open", 1)
+    assert outcome(job) == "kill"
+
+    send_shutdown_command(redis, process.name)
+    assert process.wait(20) == 0
+
+
+def test_suspend_and_resume(worker, redis, eventually, outcome):
+    process = worker()
+    suspend(redis)
+    job = rqjobs.enqueue(faults.ok, 1)
+    eventually(lambda: redis.hget(process.key, "state") == b"suspended", timeout=30)
+    resume(redis)
+    assert outcome(job) == 1
+
+
+def test_callbacks_retries_repeats_and_the_rest_of_rq(worker, redis, eventually, outcome):
+    worker(options=["--with-scheduler"])
+    good = rqjobs.enqueue(faults.ok, 5, on_success=Callback(faults.on_done))
+    bad = rqjobs.enqueue(faults.boom, "no", on_failure=Callback("faults.on_failed"))
+    flaky = rqjobs.enqueue(faults.flaky, "f", 2, retry=Retry(max=3))
+    slow_flaky = rqjobs.enqueue(faults.flaky, "s", 1, retry=Retry(max=1, interval=1))
+    again = rqjobs.enqueue(faults.again, "a")
+    repeated = rqjobs.enqueue(faults.mark, "repeated", repeat=Repeat(times=2, interval=1))
+    coroutine = rqjobs.enqueue(faults.later, 7)
+    parent = rqjobs.enqueue(faults.ok, 1)
+    child = rqjobs.queue("low").enqueue(faults.ok, 2, depends_on=[parent, good])
+    noted = rqjobs.enqueue(faults.progress, 4)
+    forgotten = rqjobs.enqueue(faults.mark, "forgotten", result_ttl=0)
+    assert (outcome(good), outcome(flaky), outcome(coroutine), outcome(child)) == (5, "f", 7, 2)
+    assert outcome(bad) == "ValueError: no"
+    assert outcome(slow_flaky) == "s" and outcome(again) == "a"
+    assert outcome(noted) == 4 and noted.get_meta() == {"done": 4}
+    eventually(lambda: redis.llen("repeated") == 3)
+    eventually(lambda: redis.llen("forgotten") == 1 and not redis.exists(forgotten.key))
+    assert set(redis.lrange("callback", 0, -1)) == {f"done:{good.id}:5".encode(), f"failed:{bad.id}:no".encode()}
+    eventually(lambda: redis.zscore("rq:finished:default", repeated.id))
+    assert not orphans.audit(redis).breaches
+
+
+def test_a_job_on_which_others_depend_runs_once(worker, redis, outcome):
+    """Its plain success is turned down (there are dependents), and the claim that was sent along adopted the job, which
+    was still in the worker's claims: it ran again and again, a thousand times, until its horse was replaced."""
+    parent = rqjobs.enqueue(faults.mark, "parent")
+    child = rqjobs.enqueue(faults.mark, "child", depends_on=parent)
+    rqjobs.Worker(["default"]).work(burst=True, logging_level="WARNING")
+    assert (outcome(parent), outcome(child)) == ("parent", "child"), "and a burst runs what its own jobs release"
+    assert (redis.llen("parent"), redis.llen("child")) == (1, 1)
+
+
+def test_time_limit(worker, outcome):
+    job = rqjobs.enqueue(faults.hang, "gate", job_timeout=1)
+    worker()
+    assert "exceeded maximum timeout value (1 seconds)" in outcome(job)
+
+
+def test_jobs_run_inside_the_app_that_is_configured(worker, tmp_path, environ, outcome):
+    (tmp_path / "shop.py").write_text("import flask\ndef create_app():\n    return flask.Flask('the_shop')\n")
+    job = rqjobs.enqueue(faults.in_app)
+    worker(env={"RQJOBS_APP": "shop:create_app", "PYTHONPATH": f"{environ['PYTHONPATH']}:{tmp_path}"})
+    assert outcome(job) == "the_shop"
+
+
+def test_a_worker_whose_modules_do_not_import_says_so_in_one_line(spawn):
+    process = spawn(sys.executable, "-m", "rqjobs", "worker", env={"RQJOBS_MODULES": "faults,nowhere"})
+    assert process.wait(20) == 2
+    assert process.output() == (
+        "rqjobs: RQJOBS_MODULES: nowhere failed to import: ModuleNotFoundError: No module named 'nowhere'\n")
+
+
+def test_rq_pointed_at_another_redis_is_refused(spawn, tmp_path):
+    process = spawn(sys.executable, "-m", "rq.cli", "worker", "--worker-class", "rqjobs.Worker", "--url",
+                    config.current().redis_url + "?db=1", env={"REDIS_URL": config.current().redis_url})
+    assert process.wait(20) == 1
+    assert "set REDIS_URL, and leave out --url" in process.output()
+
+
+def test_burst_max_jobs_and_rq_info(spawn, redis, outcome):
+    jobs = [rqjobs.enqueue(faults.ok, n) for n in range(3)]
+    command = [sys.executable, "-m", "rq.cli", "worker", "--worker-class", "rqjobs.Worker", "default"]
+    assert spawn(*command, "--max-jobs", "1").wait(30) == 0
+    assert outcome(jobs[0]) == 0 and redis.llen("rq:queue:default") == 2
+    assert spawn(*command, "--burst").wait(30) == 0
+    assert [outcome(job) for job in jobs] == [0, 1, 2]
+    info = spawn(sys.executable, "-m", "rq.cli", "info", "--raw")
+    assert info.wait(30) == 0 and "queue default 0" in info.output()
+
+
+def test_worker_pool(spawn, redis, eventually, outcome):
+    pool = spawn(sys.executable, "-m", "rq.cli", "worker-pool", "-w", "rqjobs.Worker", "-n", "2", "default", "low")
+    eventually(lambda: redis.scard("rq:workers") == 2, what="two workers")
+    jobs = [rqjobs.queue(name).enqueue(faults.ok, name) for name in ("default", "low")]
+    assert [outcome(job) for job in jobs] == ["default", "low"]
+    pool.send_signal(signal.SIGTERM)
+    assert pool.wait(30) == 0, pool.output()
+    assert not redis.zcard(ledger.WORKERS)
+
+
+def test_what_a_stock_worker_left_behind_is_put_back(spawn, worker, redis, eventually, kill, outcome):
+    """Jobs of a plain `rq worker` that was killed: RQ would fail them, or lose them."""
+    job = rqjobs.enqueue(faults.hang, "gate")
+    stock = worker("default", "low", worker_class="rq.worker.Worker",
+                   options=["--serializer", "rqjobs.serializers.Configured"])
+    horse = int(eventually(lambda: redis.lrange("gate:reached", 0, -1))[0])
+    kill(stock.pid)
+    kill(horse)  # it outlives its worker
+    ours = worker()
+    assert redis.llen("gate:reached") == 1, "RQ's key still says that the stock worker lives"
+    redis.delete(stock.key)  # what its expiry does, up to eight minutes later
+    eventually(lambda: redis.llen("gate:reached") == 2, timeout=2 * ledger.BEAT)
+    redis.rpush("gate:open", 1)
+    assert outcome(job) == "gate" and ours.poll() is None
+
+
+def test_a_storm_of_kills_loses_nothing(worker, redis, eventually, kill):
+    """Workers killed at random instants over many jobs: every job ends, none stands anywhere twice."""
+    jobs = rqjobs.enqueue_many([(faults.mark, "ran") if n % 3 else (faults.urgent, n) for n in range(150)])
+    for _ in range(6):
+        process = worker()
+        done = redis.zcard("rq:finished:default") + redis.zcard("rq:finished:high")
+        eventually(lambda done=done: redis.zcard("rq:finished:default") + redis.zcard("rq:finished:high") >= done + 3)
+        kill(process.pid)
+    worker()
+
+    def nothing_moves():
+        return not any(redis.exists(f"rq:queue:{name}", f"rq:wip:{name}") for name in ("default", "high"))
+
+    eventually(nothing_moves, timeout=60)
+    for job in jobs:  # one may have been popped and held by nobody: make that long ago, and look twice
+        if not ended(job):
+            redis.hset(job.key, mapping=dict.fromkeys(("created_at", "enqueued_at"), "2026-01-01T00:00:00.000000Z"))
+    orphans.sweep(redis, force=True)
+    for job_id, since in redis.hgetall("rqjobs:strays:seen").items():
+        redis.hset("rqjobs:strays:seen", job_id, float(since) - orphans.STRAY_GRACE)
+    orphans.sweep(redis, force=True)
+    eventually(lambda: all(ended(job) for job in jobs), timeout=60)
+    assert all(job.is_finished for job in jobs)
+    assert not orphans.audit(redis).breaches
+
+
+def test_snapshot_tells_what_is_going_on(worker, redis, eventually):
+    process = worker("default")
+    rqjobs.enqueue(faults.hang, "gate")
+    eventually(lambda: redis.llen("gate:reached") == 1)
+    rqjobs.enqueue(faults.ok)
+    rqjobs.queue("low").enqueue(faults.ok)
+    found = stats.snapshot(redis)
+    by_name = {queue.name: queue for queue in found.queues}
+    assert (by_name["default"].queued, by_name["default"].running, by_name["default"].workers) == (1, 1, 1)
+    assert by_name["default"].oldest is not None and found.unserved == ["low"]
+    (one,) = found.workers
+    assert (one.name, one.pid, one.alive, one.ours) == (process.name, process.pid, True, True)
+    eventually(lambda: stats.snapshot(redis).workers[0].state == "busy")
+
+
+def test_find_by_key_and_rq_s_worker_listing(worker, redis):
+    process = worker()
+    (found,) = rqjobs.Worker.all(connection=redis)
+    assert found.name == process.name and found.queue_names() == ["high", "default", "low"]
