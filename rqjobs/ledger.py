@@ -43,7 +43,12 @@ QUEUES = "rq:queues"
 
 _BEAT = """
 local time = redis.call('TIME')
-redis.call('HSET', KEYS[2], unpack(ARGV, 3))
+if ARGV[3] == '1' and redis.call('ZSCORE', KEYS[1], ARGV[1]) then
+  for i = 4, #ARGV, 2 do
+    if redis.call('HGET', KEYS[2], ARGV[i]) ~= ARGV[i + 1] then return -1 end
+  end
+end
+redis.call('HSET', KEYS[2], unpack(ARGV, 4))
 return redis.call('ZADD', KEYS[1], string.format('%.3f', time[1] + time[2] / 1000000 + ARGV[2]), ARGV[1])
 """
 
@@ -80,6 +85,10 @@ class Suspended(Exception):
     """RQ is suspended."""
 
 
+class NameTaken(Exception):
+    """Another worker of that name has a lease."""
+
+
 @dataclass(frozen=True)
 class Claim:
     """A job in a worker's hands: the token that settles it, and the job's hash as it was."""
@@ -106,13 +115,19 @@ POISON = traceback_field(
 )
 
 
-def beat(connection: redis.Redis, worker: str, where: dict[str, Any]) -> bool:
+def beat(connection: redis.Redis, worker: str, where: dict[str, Any], first: bool = False) -> bool:
     """Renew the lease of `worker`: it is believed alive for `LEASE` seconds from now. `where` says where it lives.
 
     True if it had none: this is its first, or it was believed dead and everything of it was forgotten.
+
+    Raises:
+        NameTaken: it is to be the `first`, and there is one, of a process that lives elsewhere.
     """
-    args = [worker, LEASE, *(part for pair in where.items() for part in pair)]
-    return bool(connection.register_script(_BEAT)(keys=[WORKERS, f"rqjobs:worker:{worker}"], args=args))
+    args = [worker, LEASE, int(first), *(part for pair in where.items() for part in pair)]
+    new = connection.register_script(_BEAT)(keys=[WORKERS, f"rqjobs:worker:{worker}"], args=args)
+    if new < 0:
+        raise NameTaken(f"a worker called {worker!r} runs already; choose another --name")
+    return bool(new)
 
 
 def leave(connection: redis.Redis, worker: str) -> None:

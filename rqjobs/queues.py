@@ -186,8 +186,9 @@ class Queue(rq.Queue):
     """An `rq.Queue` with RQ's whole API, that stores nothing which no worker would run.
 
     Overrides: `create_job` (options of `@job`, the guard), `schedule_job` (RQ writes the due time first and the job
-    later: a scheduler's tick in between loses it), `enqueue_dependents` (works while an outcome is
-    recorded), `compact` (RQ's loses jobs if it is interrupted).
+    later: a scheduler's tick in between loses it), `setup_dependencies` (a lost reply is an error, not a reason to
+    enqueue again), `enqueue_dependents` (works while an outcome is recorded), `compact` (RQ's loses jobs if it is
+    interrupted).
     """
 
     job_class = Job
@@ -250,6 +251,24 @@ class Queue(rq.Queue):
         if pipeline is None:
             pipe.execute()
         return job
+
+    def setup_dependencies(self, job: Any, pipeline: Any = None) -> Any:
+        if pipeline is not None or not job._dependency_ids:
+            return super().setup_dependencies(job, pipeline)
+        status = job.get_status(refresh=False)
+        while True:
+            with self.connection.pipeline() as pipe:
+                try:
+                    job = super().setup_dependencies(job, pipe)
+                    if job.get_status(refresh=False) == JobStatus.DEFERRED:
+                        pipe.execute()
+                    return job
+                except redis.WatchError as error:
+                    # redis-py says the same when the connection broke, after which the job may be deferred, and may
+                    # even have been enqueued by the end of what it depends on: once more would be a second job.
+                    if isinstance(error.__context__, redis.ConnectionError | redis.TimeoutError):
+                        raise error.__context__ from None
+                    job._status = status
 
     def enqueue_dependents(
         self, job: Any, pipeline: Any = None, exclude_job_id: str | None = None, refresh_job_status: bool = True

@@ -99,10 +99,13 @@ class Worker(Settling):
 
     def register_birth(self) -> None:
         try:
+            self._beat()  # before RQ knows of us: who dies in between is found by its lease, and forgotten
             super().register_birth()
-        except ValueError:
+        except ledger.NameTaken as error:
+            raise SystemExit(f"rqjobs: {error}") from None
+        except ValueError:  # a stock worker
+            ledger.leave(self.plain, self.name)
             raise SystemExit(f"rqjobs: a worker called {self.name!r} runs already; choose another --name") from None
-        self._beat()
 
     def register_death(self) -> None:
         ledger.release(self.plain, self.name)
@@ -215,8 +218,9 @@ class Worker(Settling):
     def _beat(self) -> None:
         """Renew the lease; register again if we were believed dead, and everything of us was forgotten."""
         where = {"host": processes.host(), "pid": os.getpid(), "started": processes.started(os.getpid())}
-        new = ledger.beat(self.plain, self.name, where)
-        first, self._beaten = self._beaten == 0.0, time.monotonic()
+        first = self._beaten == 0.0
+        new = ledger.beat(self.plain, self.name, where, first)
+        self._beaten = time.monotonic()
         if new and not first:
             self.log.warning("Worker %s: was believed dead, and is back", self.name)
             with self.plain.pipeline() as pipe:

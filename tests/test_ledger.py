@@ -220,3 +220,14 @@ def test_a_crashed_job_comes_back_without_a_scheduler_however_many_jobs_are_due(
     assert rqjobs.queue("default").job_ids == [job.id, younger.id] and not redis.exists("rqjobs:crashed:default")
     assert redis.hget(job.key, "enqueued_at") == claim.fields[b"enqueued_at"]
     assert redis.zcard("rq:scheduled:default") == 3, "these are a scheduler's business"
+
+
+def test_a_name_is_taken_once(redis):
+    """Of two workers that start under one name the second is refused in the same step; who asks again, because the
+    reply was lost, is not."""
+    here, there = {"host": "a", "pid": 1, "started": "5"}, {"host": "a", "pid": 2, "started": "6"}
+    assert ledger.beat(redis, "one", here, first=True)
+    assert not ledger.beat(redis, "one", here, first=True)
+    with pytest.raises(ledger.NameTaken, match="'one' runs already"):
+        ledger.beat(redis, "one", there, first=True)
+    assert redis.hget("rqjobs:worker:one", "pid") == b"1"
