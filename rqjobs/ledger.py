@@ -18,11 +18,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import zlib
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
-from uuid import uuid4
+from typing import Any, NamedTuple
 
 import redis
 from redis.exceptions import NoScriptError, ResponseError
@@ -72,8 +72,8 @@ class Script:
             return connection.execute_command("EVAL", self.source, len(keys), *keys, *args)
 
 
-CLAIM, SETTLE, RELEASE, RECLAIM, RECOVER, REQUEUE, PROMOTE = map(
-    Script, ("claim", "settle", "release", "reclaim", "recover", "requeue", "promote"))
+CLAIM, FINISH, SETTLE, RELEASE, RECLAIM, RECOVER, REQUEUE, PROMOTE = map(
+    Script, ("claim", "finish", "settle", "release", "reclaim", "recover", "requeue", "promote"))
 SWEEP, DELETE = Script("sweep", common=False), Script("delete", common=False)
 
 
@@ -89,14 +89,14 @@ class NameTaken(Exception):
     """Another worker of that name has a lease."""
 
 
-@dataclass(frozen=True)
-class Claim:
-    """A job in a worker's hands: the token that settles it, and the job's hash as it was."""
+class Claim(NamedTuple):
+    """A job in a worker's hands: the token that settles it, the job's hash as it was, and whether jobs wait for it."""
 
     job_id: str
     queue: str
     token: str
     fields: dict[bytes, bytes]
+    awaited: bool = False
 
 
 def text(reply: Any) -> str:
@@ -155,9 +155,9 @@ def may_sweep(connection: redis.Redis, force: bool = False) -> int:
 
 
 def claim(
-    connection: redis.Redis, worker: str, queues: list[str], room: int = 1, held: list[str] | None = None
+    connection: redis.Redis, worker: str, queues: list[str], room: int = 1, held: Iterable[str] = ()
 ) -> list[Claim]:
-    """Take up to `room` jobs (less those `held`) for `worker` from the `queues`, in their order.
+    """Take up to `room` jobs, beside those `held`, for `worker` from the `queues`, in their order.
 
     First come jobs that stand in the worker's claims and are not `held`: the reply that told of them was lost, or a
     wake-up brought them.
@@ -166,17 +166,14 @@ def claim(
         NoLease: the worker is not believed alive now; it must beat first.
         Suspended: `rq suspend` is in force.
     """
-    reply = CLAIM.run(connection, *claim_arguments(worker, queues, room, held))
-    return read_claims(reply)
+    return read_claims(CLAIM.run(connection, *claim_arguments(worker, queues, room, held)))
 
 
 def claim_arguments(
-    worker: str, queues: list[str], room: int = 1, held: list[str] | None = None
+    worker: str, queues: list[str], room: int = 1, held: Iterable[str] = ()
 ) -> tuple[list[str], list[Any]]:
-    held = held or []
     keys = [f"rqjobs:claims:{worker}", WORKERS, *(f"rq:queue:{queue}" for queue in queues)]
-    tokens = [uuid4().hex for _ in range(room - len(held))]
-    return keys, [worker, room, utcformat(now()), UNREADABLE, DEFAULT_FAILURE_TTL, len(held), *held, *tokens]
+    return keys, [worker, room, utcformat(now()), UNREADABLE, DEFAULT_FAILURE_TTL, os.urandom(15).hex(), *held]
 
 
 def read_claims(reply: list[Any]) -> list[Claim]:
@@ -184,18 +181,15 @@ def read_claims(reply: list[Any]) -> list[Claim]:
         raise NoLease("this worker has no live lease, so it may not claim")
     if reply[0] == b"suspended":
         raise Suspended("rq suspend is in force")
-    return [Claim(text(job_id), text(queue), text(token), dict(zip(fields[::2], fields[1::2], strict=True)))
-            for job_id, queue, token, fields in reply[1:]]
+    return [Claim(text(job_id), text(queue), text(token), dict(zip(fields[::2], fields[1::2], strict=True)),
+                  bool(awaited))
+            for job_id, queue, token, fields, awaited in reply[1:]]
 
 
-def settle_arguments(
-    worker: str, claim: Claim, writes: list[tuple[Any, ...]], alone: bool = False
-) -> tuple[list[str], list[Any]]:
-    """What `SETTLE` takes to record an outcome. `alone`: the writes are right only if no job depends on this one."""
-    keys = [f"rq:job:{claim.job_id}", f"rqjobs:claims:{worker}", f"rq:wip:{claim.queue}",
-            f"rq:job:{claim.job_id}:dependents"]
+def settle_arguments(worker: str, claim: Claim, writes: list[tuple[Any, ...]]) -> tuple[list[str], list[Any]]:
+    """What `SETTLE` takes to record an outcome."""
     words = [word for write in writes for word in (len(write), *write)]
-    return keys, [claim.job_id, claim.token, int(alone), *words]
+    return [f"rqjobs:claims:{worker}"], [claim.job_id, claim.queue, claim.token, *words]
 
 
 def failure(claim: Claim, worker: str, message: str) -> list[tuple[Any, ...]]:
@@ -210,15 +204,13 @@ def failure(claim: Claim, worker: str, message: str) -> list[tuple[Any, ...]]:
     ]
 
 
-def release(
-    connection: redis.Redis, worker: str, job_ids: list[str] | None = None, beside: tuple[str, str] = ("", "")
-) -> list[str]:
-    """Put claimed jobs that have not begun (None: all) back at the front of their queues, in order.
+def release(connection: redis.Redis, worker: str, these: Iterable[tuple[str, str]] | str = "all") -> list[str]:
+    """Put claimed jobs that have not begun back at the front of their queues, in order; returns their ids.
 
-    `beside`: a job that runs, and its token. It stays; and if it has been settled meanwhile, nothing is done.
+    `these`: pairs of id and token; or "all", or "unknown" (those that came with a wake-up, and were not claimed yet).
     """
-    arguments = [*beside, *(job_ids or [])]
-    return [text(job_id) for job_id in RELEASE.run(connection, [f"rqjobs:claims:{worker}"], arguments)]
+    given = [these] if isinstance(these, str) else ["these", *(word for pair in these for word in pair)]
+    return [text(job_id) for job_id in RELEASE.run(connection, [f"rqjobs:claims:{worker}"], given)]
 
 
 def reclaim(

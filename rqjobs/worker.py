@@ -25,7 +25,7 @@ from rq.worker_registration import clean_worker_registry
 
 from rqjobs import catalog, config, connection, ledger, orphans, processes, serializers
 from rqjobs.board import Board, Posting
-from rqjobs.horse import Terms, saddle
+from rqjobs.horse import Handover, Terms, saddle
 from rqjobs.ledger import Claim
 from rqjobs.queues import Job, Queue, install
 from rqjobs.recorder import Recorder
@@ -33,6 +33,7 @@ from rqjobs.scheduler import Scheduler
 from rqjobs.settling import Settling
 
 TICK = 1.0  # seconds; the longest that the parent sleeps
+HOLD = 0.04  # seconds that a job may wait behind another with which it was claimed, before it is given back
 BEAT = ledger.BEAT / 2  # seconds between two renewals of the lease: one may fail
 CRASH_DELAY = 1.0  # seconds that a job which crashed its horse waits, doubled with each death
 REHIRE_PAUSE = (0.1, 5.0)  # seconds before the next horse when one did not live for a second: at first, at most
@@ -82,9 +83,14 @@ class Worker(Settling):
         self._beaten = self._hired = 0.0
         self._rehire_pause = REHIRE_PAUSE[0]
         self._told: tuple[Any, Any, int, float] = (None, None, 0, 0.0)  # of RQ's worker key
+        self._told_at = 0.0
         self._done_before = 0  # jobs of earlier horses
         self.horse_board: Board | None = None
         self.control: socket.socket | None = None
+        self.handover: Handover | None = None
+        self._given_back: set[tuple[str, str]] = set()  # taken from the horse, not yet in their queues again
+        self._behind = ("", 0.0)  # the claim that runs, and since when
+        self._handing_over = 0.0  # when claimed jobs were last seen to wait
 
     # Birth and death
 
@@ -182,6 +188,7 @@ class Worker(Settling):
             self._hire(terms)
         self._sleep()
         try:
+            self._give_back()
             self._keep_up()
             self._hear_commands()
         except (redis.RedisError, OSError) as error:
@@ -197,9 +204,14 @@ class Worker(Settling):
         line = self.pubsub.connection if self.pubsub else None
         if line is not None and line._sock:
             sockets.append(line._sock)
-        ready, _, _ = select.select(sockets, [], [], TICK if self.horse_pid else 0.05)
+        brisk = time.monotonic() - self._handing_over < TICK  # the horse claims several at once
+        if self.handover and self.horse_pid and not brisk:
+            sockets.append(self.handover.reader)
+        ready, _, _ = select.select(sockets, [], [], HOLD if brisk or not self.horse_pid else TICK)
         if self._wakeup[0] in ready:
             self._wakeup[0].recv(4096)
+        if not brisk and self.handover and self.handover.reader in ready:
+            self._handing_over = time.monotonic()
 
     def _keep_up(self) -> None:
         if time.monotonic() - self._beaten >= BEAT:
@@ -213,7 +225,8 @@ class Worker(Settling):
                 self.scheduler._process and self.scheduler._process.is_alive()
             ):
                 self.scheduler.acquire_locks(auto_start=True)
-        self._tell_state()
+        if time.monotonic() - self._told_at >= TICK:
+            self._tell_state()
 
     def _beat(self) -> None:
         """Renew the lease; register again if we were believed dead, and everything of us was forgotten."""
@@ -234,18 +247,31 @@ class Worker(Settling):
         whose connection broke on our side only can bring one."""
         post = self._posting()
         if post and post.phase == Board.RUNNING:
-            for job_id in ledger.release(self.plain, self.name, beside=(post.job_id, post.token)):
+            for job_id in ledger.release(self.plain, self.name, "unknown"):
                 self.log.warning("Worker %s: job %s came without a word, and is back in its queue", self.name, job_id)
+
+    def _give_back(self) -> None:
+        """Put back what was claimed along with a job that turns out to take long, or before we leave."""
+        post = self._posting()
+        if post and post.token != self._behind[0]:
+            self._behind = post.token, post.since
+        if self.handover and post and (self._signals or time.monotonic() - self._behind[1] >= HOLD):
+            while one := self.handover.take():
+                self._given_back.add(one)
+        if self._given_back:  # should this fail, and the horse claim them again, their tokens are others
+            ledger.release(self.plain, self.name, self._given_back)
+            self._given_back.clear()
 
     def _pulse(self) -> None:
         if time.monotonic() - self._beaten >= BEAT:
             self._beat()
 
     def _tell_state(self) -> None:
-        """Keep RQ's worker key true, at most once a tick: state, current job, and what was done."""
+        """Keep RQ's worker key true, about once a tick: state, current job, and what was done."""
         post = self._posting()
         if post is None:
             return
+        self._told_at = time.monotonic()
         state, job_id = STATES.get(post.phase, WorkerStatus.IDLE), post.job_id if post.running else None
         told = state, job_id, post.succeeded, post.worked
         if told != self._told:
@@ -276,7 +302,7 @@ class Worker(Settling):
 
     def _hire(self, terms: Terms) -> None:
         left = None if terms.max_jobs is None else terms.max_jobs - self._done_before
-        board = Board()
+        board, handover = Board(), Handover()
         ours, theirs = socket.socketpair()
         try:
             pid = os.fork()
@@ -285,12 +311,14 @@ class Worker(Settling):
             self._hired, self._rehire_pause = time.monotonic(), REHIRE_PAUSE[1]
             ours.close()
             theirs.close()
+            handover.close()
             return
         if pid == 0:
             ours.close()
-            saddle(self, board, theirs, Terms(terms.burst, left, terms.max_idle_time), self._pid_of_parent)
+            saddle(self, board, theirs, Terms(terms.burst, left, terms.max_idle_time), handover, self._pid_of_parent)
         theirs.close()
-        self._horse_pid, self.horse_board, self.control = pid, board, ours
+        self._horse_pid, self.horse_board, self.control, self.handover = pid, board, ours, handover
+        self._given_back.clear()
         self._told = (None, None, 0, 0.0)
         self._hired = time.monotonic()
 
@@ -377,8 +405,10 @@ class Worker(Settling):
         verdict, self._verdict = self._verdict, "crashed"
         done = post.done if post else 0
         self._done_before += done
-        assert self.control
+        assert self.control and self.handover
         self.control.close()
+        self.handover.close()
+        self.handover = None
         self._rehire_pause = REHIRE_PAUSE[0] if done or time.monotonic() - self._hired > 1 else min(
             self._rehire_pause * 2, REHIRE_PAUSE[1])
         if post and post.phase == Board.LEAVING and status == 0:

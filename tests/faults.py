@@ -10,7 +10,10 @@ import time
 
 from rq import Retry, get_current_job
 
-from rqjobs import job
+from rqjobs import horse, job
+
+if "FAULTS_SPAN" in os.environ:  # how long the jobs that are claimed at once may take: chance must not decide it
+    horse.SPAN = float(os.environ["FAULTS_SPAN"])
 
 
 class Color(enum.Enum):

@@ -32,7 +32,7 @@ def claim(redis):
         token = ""
         if begun:
             held = [ledger.text(other) for other in redis.lrange(f"rqjobs:claims:{owner}", 0, -2)]
-            (taken,) = ledger.claim(redis, owner, [job.origin], len(held) + 1, held)
+            (taken,) = ledger.claim(redis, owner, [job.origin], 1, held)
             assert taken.job_id == job.id
             token = taken.token
         redis.zadd(ledger.WORKERS, {owner: before})
