@@ -74,7 +74,7 @@ class Script:
 
 CLAIM, FINISH, SETTLE, RELEASE, RECLAIM, RECOVER, REQUEUE, PROMOTE = map(
     Script, ("claim", "finish", "settle", "release", "reclaim", "recover", "requeue", "promote"))
-SWEEP, DELETE = Script("sweep", common=False), Script("delete", common=False)
+ENQUEUE, SWEEP, DELETE = (Script(name, common=False) for name in ("enqueue", "sweep", "delete"))
 
 
 class NoLease(Exception):
@@ -113,6 +113,16 @@ POISON = traceback_field(
     f"The process died {MAX_DEATHS} times within {DEATHS_WINDOW // 3600} hours while it ran this job, so it is not run "
     f"again. Requeue it when the cause is mended."
 )
+
+
+def enqueue(connection: redis.Redis, jobs: Iterable[tuple[str, str, bool, int | None, dict[str, Any]]]) -> None:
+    """Write jobs and put them into their queues, in one step: queue, id, at the front?, seconds to live, fields."""
+    words: list[Any] = []
+    for queue, job_id, at_front, ttl, fields in jobs:
+        words += (queue, job_id, int(at_front), ttl or "", 2 * len(fields))
+        for pair in fields.items():
+            words += pair
+    ENQUEUE.run(connection, [QUEUES], words)
 
 
 def beat(connection: redis.Redis, worker: str, where: dict[str, Any], first: bool = False) -> bool:
