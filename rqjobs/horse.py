@@ -55,7 +55,7 @@ class Horse:
         self.outbox = worker.outbox = Outbox(self.client)
         self.settings = config.current()
         self.queues: dict[str, Queue] = {}
-        self.pace = SPAN  # seconds; a cautious estimate of what a job takes: up at once, down slowly
+        self.pace = SPAN  # seconds that a job takes, by a running mean; it does not jump when the kernel makes us wait
 
     def run(self) -> str:
         """Returns why it ended: "stopped", "drained", "idle", "enough" or "replaced"."""
@@ -158,7 +158,7 @@ class Horse:
         while claim and not self.board.stop:
             began = time.monotonic()
             self._perform(claim)
-            self.pace = max(time.monotonic() - began, self.pace * 0.8)
+            self.pace += (time.monotonic() - began - self.pace) / 5
             own = self.handover.take() if waiting else None
             claim = waiting.pop(own) if own else None
 
