@@ -15,22 +15,23 @@ from typing import Any
 
 import redis
 import rq
+import rq.cli.workers
 from rq.command import PUBSUB_CHANNEL_TEMPLATE
 from rq.defaults import DEFAULT_LOGGING_DATE_FORMAT, DEFAULT_LOGGING_FORMAT
 from rq.job import JobStatus
 from rq.registry import FailedJobRegistry, FinishedJobRegistry
-from rq.utils import now
+from rq.utils import now, utcformat
 from rq.worker import DequeueStrategy, WorkerStatus
 from rq.worker_registration import clean_worker_registry
 
 from rqjobs import catalog, config, connection, ledger, orphans, processes, serializers
 from rqjobs.board import Board, Posting
 from rqjobs.horse import Terms, saddle
-from rqjobs.ledger import Claim
+from rqjobs.ledger import Claim, text
 from rqjobs.queues import Job, Queue, install
 from rqjobs.recorder import Recorder
 from rqjobs.scheduler import Scheduler
-from rqjobs.settling import Settling
+from rqjobs.settling import Settling, passes
 
 TICK = 1.0  # seconds; the longest that the parent sleeps
 BEAT = ledger.BEAT / 2  # seconds between two renewals of the lease: one may fail
@@ -49,7 +50,8 @@ class Worker(Settling):
 
     Overrides, beside those of `Settling`:
         work: supervises one long-lived horse instead of forking for each job.
-        bootstrap, register_birth, register_death: sweep first (one of the dead may have had our name), keep a lease.
+        bootstrap, register_birth, register_death: sweep first (one of the dead may have had our name), keep a lease,
+            and wait for a Redis that is not there yet; _set_ip_address asks it then, and not before.
         subscribe, unsubscribe: RQ's commands are read in the same loop, not in a thread.
         request_stop: a signal handler that only sets a flag.
         get_current_job_id, kill_horse: know what the horse runs, and never kill it for another job.
@@ -89,9 +91,17 @@ class Worker(Settling):
     # Birth and death
 
     def bootstrap(self, *args: Any, **kwargs: Any) -> None:
-        orphans.sweep(self.plain, force=True)
-        super().bootstrap(*args, **kwargs)
-        self.get_redis_server_version()
+        def attempt() -> str:
+            orphans.sweep(self.plain, force=True)
+            super(Worker, self)._set_ip_address(self.connection)
+            super(Worker, self).bootstrap(*args, **kwargs)
+            self.get_redis_server_version()
+            return "done"
+
+        self.insist(attempt)
+
+    def _set_ip_address(self, connection: Any) -> None:
+        self.ip_address = "unknown"
 
     @property
     def plain(self) -> redis.Redis:
@@ -101,7 +111,9 @@ class Worker(Settling):
         try:
             super().register_birth()
         except ValueError:
-            raise SystemExit(f"rqjobs: a worker called {self.name!r} runs already; choose another --name") from None
+            if self.birth_date is None or text(self.connection.hget(self.key, "birth")) != utcformat(self.birth_date):
+                raise SystemExit(f"rqjobs: a worker called {self.name!r} runs already; choose another --name") from None
+            # It is ourselves: the reply to our first try was lost.
         self._beat()
 
     def register_death(self) -> None:
@@ -135,6 +147,12 @@ class Worker(Settling):
             self.log.warning("Worker %s: a command that cannot be read is ignored: %s", self.name, error)
 
     def patience(self, error: Exception, failures: int, seconds: float) -> None:
+        if not self._beaten:  # not born yet, so nothing can be lost
+            if isinstance(error, redis.AuthenticationError):
+                raise error
+            if self._signals:
+                self.log.info("Worker %s: quitting (stopped) before Redis was there", self.name)
+                raise SystemExit(0)
         if not self._is_horse and self._time_to_go():
             raise SystemExit(f"Redis is away ({error}); what the worker had is taken back when its lease ends")
         super().patience(error, failures, seconds)
@@ -157,19 +175,20 @@ class Worker(Settling):
 
         Returns whether any job was run. Never ends because Redis is away.
         """
-        self.bootstrap(logging_level, date_format, log_format)
         self._dequeue_strategy = dequeue_strategy
-        if with_scheduler:
-            self._start_scheduler(burst, logging_level, date_format, log_format)
-        self._install_signal_handlers()
         terms = Terms(burst, max_jobs, max_idle_time)
+        self._install_signal_handlers()
         try:
+            self.bootstrap(logging_level, date_format, log_format)
+            if with_scheduler:
+                self._start_scheduler(burst, logging_level, date_format, log_format)
             while not (why := self._step(terms)):
                 pass
             self.log.info("Worker %s: quitting (%s)", self.name, why)
         finally:
             self._dismiss()
-            self.teardown()
+            if self._beaten:  # it was born
+                self.teardown()
             self._remove_signal_handlers()
         return self._done_before > 0
 
@@ -490,17 +509,36 @@ class Worker(Settling):
             self.queues, connection=self.plain, logging_level=logging_level or self.log.level,
             date_format=date_format, log_format=log_format, serializer=self.serializer,
         )
-        if not burst:
-            self.scheduler.acquire_locks(auto_start=True)
-        elif self.scheduler.acquire_locks():
-            try:
-                self.scheduler.enqueue_scheduled_jobs()
-            finally:
-                self.scheduler.release_locks()
+
+        def attempt() -> str:
+            assert self.scheduler
+            if self.scheduler.acquire_locks(auto_start=not burst) and burst:
+                try:
+                    self.scheduler.enqueue_scheduled_jobs()
+                finally:
+                    self.scheduler.release_locks()
+            return "done"
+
+        self.insist(attempt)
 
     def stop_scheduler(self) -> None:
-        if self.scheduler and self.scheduler._process and self.scheduler._process.is_alive():
-            super().stop_scheduler()
+        process = self.scheduler and self.scheduler._process
+        while process and process.is_alive():  # it does not hear a signal that comes while it begins
+            process.terminate()
+            process.join(1)
+
+
+def _is_suspended(connection: Any, worker: Any = None) -> bool:
+    """What RQ's command line asks before there is a worker that could wait for Redis; that finds it out again."""
+    try:
+        return bool(rq.suspension.is_suspended(connection, worker))
+    except Exception as error:
+        if passes(error) and not isinstance(error, redis.AuthenticationError):
+            return False
+        raise
+
+
+rq.cli.workers.is_suspended = _is_suspended
 
 
 def _how(status: int) -> str:

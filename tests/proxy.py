@@ -90,6 +90,7 @@ class Proxy:
         self.fault: Fault | None = None
         self.lines: set[Line] = set()
         self.trips = 0  # bursts of commands that came in
+        self.refusal = b""  # "LOADING …": what every command is answered with, but for those with which a line begins
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(path)
         self.listener.listen(64)
@@ -244,6 +245,9 @@ class Line:
                 self.proxy._strike(strikes, self)
             # What follows a doomed command on its connection never gets there.
             if self.closing or self.doomed or self.mute:
+                continue
+            if self.proxy.refusal and spoken[0].upper() not in (b"HELLO", b"AUTH", b"CLIENT", b"SELECT"):
+                self.client.sendall(b"-" + self.proxy.refusal + b"\r\n")
                 continue
             self.unanswered.append(name)
             if strikes and strikes.after:

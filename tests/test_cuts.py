@@ -414,8 +414,9 @@ def own_redis(tmp_path, request):
                 self.redis = rqjobs.connection.client()
                 return self
 
-            def kill(self):
-                os.kill(self.redis.info("server")["process_id"], signal.SIGKILL)
+            def kill(self, number=signal.SIGKILL):
+                self.pid = self.pid if number == signal.SIGCONT else self.redis.info("server")["process_id"]
+                os.kill(self.pid, number)
 
         yield Own().start()
 
@@ -437,6 +438,92 @@ def test_a_redis_that_refuses_gets_the_outcome_later(stage, own_redis, kind, ref
     assert (stage.runs(), stage.horse()) == (KINDS[kind][2], horse)
     assert not own_redis.redis.hexists(jobs[0].key, "rqjobs_deaths")
     stage.play("plain", Fault(10**6, "none"))
+
+
+COMMANDS = {
+    "rq worker": ("rq.cli", "worker", "--worker-class", "rqjobs.Worker", "--with-scheduler"),
+    "rqjobs worker": ("rqjobs", "worker"),
+    "rq worker-pool": ("rq.cli", "worker-pool", "--worker-class", "rqjobs.Worker"),
+}
+
+
+@contextlib.contextmanager
+def killed(own):
+    own.kill()
+    yield own.url
+    own.start()
+
+
+@contextlib.contextmanager
+def silent(own):
+    own.kill(signal.SIGSTOP)
+    yield own.url
+    own.kill(signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def replica(own):
+    with read_only(own.redis):
+        yield own.url
+
+
+@contextlib.contextmanager
+def loading(own):
+    with tempfile.TemporaryDirectory(prefix="rqjobs-") as folder:
+        proxy = Proxy(f"{folder}/proxy", own.url.removeprefix("unix://"))
+        proxy.refusal = b"LOADING Redis is loading the dataset in memory"
+        try:
+            yield proxy.url
+            proxy.refusal = b""
+            yield
+        finally:
+            proxy.close()
+
+
+@pytest.mark.parametrize(("away", "command"), [
+    *((killed, command) for command in COMMANDS), (silent, "rq worker"), (replica, "rq worker"), (loading, "rq worker"),
+])
+def test_a_worker_that_is_started_before_its_redis_begins_when_that_is_there(
+        own_redis, spawn, eventually, away, command):
+    """RQ's command line asks Redis before there is a worker; without an answer it was the end."""
+    job = rqjobs.queue("default").enqueue(faults.ok, 1)
+    scene = away(own_redis)
+    url = next(scene.gen)
+    worker = spawn(sys.executable, "-m", *COMMANDS[command], "default", env={"REDIS_URL": url})
+    eventually(lambda: "waits for Redis" in worker.output() or worker.poll() is not None, timeout=30)
+    assert worker.poll() is None, worker.output()
+    next(scene.gen, None)
+    eventually(lambda: job.is_finished, timeout=30, what="the job")
+    worker.terminate()
+    assert worker.wait(30) == 0, worker.output()
+    scene.gen.close()
+    assert not own_redis.redis.exists("rqjobs:workers", "rq:workers") and own_redis.redis.ping()
+
+
+def test_a_worker_that_waits_for_its_first_word_from_redis_goes_when_it_is_told(own_redis, spawn, eventually):
+    own_redis.kill()
+    worker = spawn(sys.executable, "-m", *COMMANDS["rq worker"], env={"REDIS_URL": own_redis.url})
+    eventually(lambda: "waits for Redis" in worker.output())
+    worker.terminate()
+    assert worker.wait(20) == 0, worker.output()
+    own_redis.start()
+
+
+def test_a_worker_with_a_wrong_password_does_not_wait(own_redis, spawn):
+    own_redis.redis.config_set("requirepass", "secret")
+    worker = spawn(sys.executable, "-m", *COMMANDS["rq worker"], env={"REDIS_URL": own_redis.url})
+    assert worker.wait(20) == 1 and "authenticate" in worker.output()
+    with rqjobs.connection.connect(f"{own_redis.url}?password=secret") as client:
+        client.config_set("requirepass", "")
+
+
+def test_a_birth_whose_reply_was_lost_is_no_other_worker(stage, redis):
+    """The second try found a worker of its name, and believed it to be another."""
+    stage = stage()
+    fault = stage.proxy.arm(Fault(0, "cut", True, lambda pid, words: words[0] == b"EXEC"))
+    stage.start(name="fixed")
+    assert fault.hit == "EXEC" and stage.lives(), stage.text()
+    assert redis.sismember("rq:workers", "rq:worker:fixed")
 
 
 @pytest.mark.parametrize("kind", ["plain", "retry"])
