@@ -186,7 +186,7 @@ class Settling(rq.Worker):
         try:
             return self.insist(partial(self.send, claim, writes))
         except ResponseError:
-            return self.insist(partial(self.send, claim, writes[:2]))
+            return self.insist(partial(self.send, claim, writes[:-1]))
 
     def send(self, claim: Claim, writes: list[tuple[Any, ...]], alone: bool = False) -> str:
         arguments = ledger.settle_arguments(self.name, claim, writes, alone)

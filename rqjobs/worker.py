@@ -419,8 +419,7 @@ class Worker(Settling):
             level = self.log.warning if outcome != "buried" else self.log.error
             level("Worker %s: its horse died (%s); job %s%s is %s", self.name, _how(status), job_id,
                   ", which it ran," if job_id == running else "", outcome)
-            if outcome == "buried":
-                orphans.wake_dependents(self.plain, job_id)
+        orphans.wake(self.plain)
         if running and verdict == "crashed" and self._work_horse_killed_handler:
             try:
                 self._work_horse_killed_handler(

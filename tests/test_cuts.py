@@ -20,7 +20,7 @@ import psutil
 import pytest
 from proxy import Fault, Proxy
 from redis.exceptions import RedisError, ResponseError
-from rq.job import JobStatus
+from rq.job import Dependency, JobStatus
 
 import rqjobs
 from rqjobs import Callback, Repeat, Retry, config, embedded, ledger, orphans
@@ -343,6 +343,27 @@ def test_a_kill_of_the_parent_at_every_command_of_its_own(stage):
         stage.start()
         stage.eventually(lambda job=job: stage.settled("plain", [job]), what=stage.text)
         stage.judge("plain", fault, [job], expected, 1)
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_kill_between_the_burial_of_a_job_and_the_waking_of_what_waits_for_it(stage, redis, after):
+    stage = stage()
+    stage.start()
+    stage.file = stage.folder / "child"
+    poison = rqjobs.queue("default").create_job(faults.kill_self, status=JobStatus.QUEUED)
+    poison.save()
+    redis.hset(poison.key, "rqjobs_deaths", f"{int(time.time())},{int(time.time())}")
+    child = rqjobs.queue("default").enqueue(
+        faults.noted, str(stage.file), depends_on=Dependency(jobs=[poison], allow_failure=True))
+    waking = (b"EVALSHA", redis.script_load(ledger.WAKE.source).encode())
+    fault = stage.proxy.arm(Fault(0, "kill", after, lambda pid, words: tuple(words[:2]) == waking))
+    rqjobs.queue("default").enqueue_job(poison)
+    stage.eventually(fault.fired.is_set, what=stage.text)
+    stage.eventually(lambda: not stage.lives())
+    assert child.get_status() == (JobStatus.QUEUED if after else JobStatus.DEFERRED)
+    stage.start()
+    stage.eventually(lambda: child.is_finished)
+    assert stage.runs() == 1 and poison.is_failed and not redis.exists(ledger.WAKING)
 
 
 @contextlib.contextmanager

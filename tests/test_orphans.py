@@ -170,6 +170,55 @@ def test_poison_frees_the_jobs_that_may_run_after_a_failure(redis, claim, lease)
     assert order() == [child.id]
 
 
+def test_what_waits_for_a_poison_job_is_woken_also_when_its_burier_dies(redis, claim, lease):
+    """Burying and waking are two steps: a death in between left the dependents deferred for ever."""
+    poison, strict = rqjobs.enqueue(faults.ok), rqjobs.enqueue(faults.ok)
+    after = Dependency(jobs=[poison], allow_failure=True)
+    child = rqjobs.enqueue(faults.ok, depends_on=after, job_timeout=7)
+    first = rqjobs.queue("low").enqueue(faults.ok, depends_on=Dependency(jobs=[poison], allow_failure=True,
+                                                                         enqueue_at_front=True))
+    both = rqjobs.enqueue(faults.ok, depends_on=Dependency(jobs=[poison, strict], allow_failure=True))
+    never = rqjobs.enqueue(faults.ok, depends_on=poison)
+    redis.rpush("rq:queue:low", "other")
+    redis.hset(poison.key, "rqjobs_deaths", f"{int(time.time())},{int(time.time())}")
+    claim(poison, "dead")
+    lease("dead", -1)
+    assert ledger.reclaim(redis, "dead", ["default"], "dead") == {poison.id: "buried"}
+    assert child.get_status() == JobStatus.DEFERRED and redis.smembers(ledger.WAKING) == {poison.id.encode()}
+    redis.hset("rq:job:gone", "status", "failed")
+    redis.set("rq:job:odd:dependents", "no set")
+    redis.sadd(ledger.WAKING, "gone", "odd")
+    threads = [threading.Thread(target=orphans.sweep, args=(redis, True)) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert order() == [strict.id, child.id] and order("low") == [first.id, "other"]
+    assert child.get_status() == JobStatus.QUEUED and redis.hget(child.key, "timeout") == b"7"
+    assert both.get_status() == never.get_status() == JobStatus.DEFERRED
+    assert not redis.exists(ledger.WAKING)
+    redis.lrem("rq:queue:low", 0, "other")
+    assert not orphans.audit(redis, settle=0).breaches
+
+
+def test_waking_twice_is_waking_once(redis, claim, lease):
+    """RQ's way would have enqueued again what another of its parents had released meanwhile."""
+    poison, slow = rqjobs.enqueue(faults.ok), rqjobs.enqueue(faults.ok)
+    child = rqjobs.enqueue(faults.ok, depends_on=Dependency(jobs=[poison, slow], allow_failure=True))
+    redis.hset(poison.key, "status", "failed")
+    redis.hset(slow.key, "status", "finished")
+    redis.delete("rq:queue:default")
+    assert ledger.wake(redis, poison.id, 180) == [child.id]
+    redis.sadd(f"rq:job:{poison.id}:dependents", child.id)
+    assert ledger.wake(redis, poison.id, 180) == [] and order() == [child.id]
+    ledger.beat(redis, "one", {"host": ""})
+    ledger.claim(redis, "one", ["default"])
+    assert ledger.wake(redis, poison.id, 180) == [] and order() == []
+    redis.hset(poison.key, "status", "queued")
+    redis.hset(child.key, "status", "deferred")
+    assert ledger.wake(redis, poison.id, 180) == [], "it was requeued, and wakes them when it ends"
+
+
 def test_ten_sweeps_at_once_put_each_orphan_back_once(redis, claim, lease):
     jobs = [rqjobs.enqueue(faults.ok, n) for n in range(100)]
     for job in jobs:
