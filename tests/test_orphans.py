@@ -103,6 +103,18 @@ def test_a_process_that_is_gone_is_found_before_its_lease_ends(redis, claim, lea
     assert orphans.sweep(redis, force=True).requeued == [job.id]
 
 
+def test_a_worker_that_vanished_with_its_machine_is_found_when_its_lease_ends(redis, claim, lease, eventually):
+    """Its pid means nothing here, so nothing is provable before; the next sweep after takes back what it had."""
+    job = rqjobs.enqueue(faults.ok)
+    claim(job, "vanished")
+    lease("vanished", 0.5, {"host": "another boot/pid:[1]", "pid": 2 ** 22 + 1, "started": "1"})
+    end = redis.zscore(ledger.WORKERS, "vanished")
+    assert orphans.sweep(redis, force=True).requeued == [] and redis.time()[0] < end, "its lease had not ended"
+    eventually(lambda: ledger.may_sweep(redis, force=True) == 1 and float("{}.{:06}".format(*redis.time())) > end)
+    assert orphans.sweep(redis, force=True).requeued == [job.id] and order() == [job.id]
+    assert ledger.LEASE + ledger.BEAT <= 25, "the promise of the README, in seconds"
+
+
 def test_a_reused_pid_is_another_process(redis, claim, lease):
     job = rqjobs.enqueue(faults.ok)
     claim(job, "crashed")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 
 import faults
 import psutil
@@ -57,15 +58,18 @@ def test_high_comes_first(redis, outcome):
 
 
 def test_a_killed_worker_s_job_runs_again_in_the_next_one(worker, redis, eventually, kill, outcome):
-    """The case that the project is about: kill -9 in the middle of a long job, start another worker."""
+    """The case that the project is about: kill -9 in the middle of a long job, start another worker. On the same host
+    it waits for no lease, and its start recovers what the dead one had: all other sweeps are kept from it here."""
     job, second = rqjobs.enqueue(faults.hang, "gate"), rqjobs.enqueue(faults.ok, 2)
     first = worker()
     horse = int(eventually(lambda: redis.lrange("gate:reached", 0, -1))[0])
-    enqueued_at = redis.hget(job.key, "enqueued_at")
+    enqueued_at, lease = redis.hget(job.key, "enqueued_at"), redis.zscore(ledger.WORKERS, first.name)
     kill(first.pid)
     eventually(lambda: not psutil.pid_exists(horse), what="the horse's death with its worker")
+    redis.set("rqjobs:sweep", "somebody else", ex=60)
     worker()
     eventually(lambda: redis.llen("gate:reached") == 2, timeout=5, what="the second run within 5 s")
+    assert time.time() < lease, "nobody had to wait for that"
     assert redis.hget(job.key, "enqueued_at") == enqueued_at
     assert first.key not in redis.smembers("rq:workers"), "the dead worker is forgotten"
     redis.rpush("gate:open", 1)
