@@ -149,6 +149,7 @@ class Settling(rq.Worker):
 
         outcome = self.settle(claim, attempt)
         self.told(job.id, outcome)
+        self.post(Board.RUNNING)  # webhooks take as long as they take
         if outcome in ("settled", "already"):
             for status, exc_string in hooks:
                 job.send_webhooks(status, exc_string=exc_string)
@@ -196,6 +197,8 @@ class Settling(rq.Worker):
         """Wait until Redis may be back; its outcome stays in memory."""
         if failures == 0:
             self.log.error("Worker %s: waits for Redis, and keeps what it has: %s", self.name, error)
+        if self.board:
+            self.board.touch()
         self.connection.connection_pool.disconnect()
         time.sleep(seconds)
 

@@ -38,6 +38,7 @@ BEAT = ledger.BEAT / 2  # seconds between two renewals of the lease: one may fai
 CRASH_DELAY = 1.0  # seconds that a job which crashed its horse waits, doubled with each death
 REHIRE_PAUSE = (0.1, 5.0)  # seconds before the next horse when one did not live for a second: at first, at most
 STUCK = 4 * ledger.BEAT  # seconds without a word after which an idle horse is no use; one wait for Redis may take 16
+STUCK_SETTLING = 3 * STUCK  # the same of one that settles; it may wait for Redis a few times before it has a word
 DOUBLED = 1.0  # seconds in which a second signal is the same one: worker-pool and the terminal both send it
 STATES = {Board.RUNNING: WorkerStatus.BUSY, Board.SETTLING: WorkerStatus.BUSY, Board.SUSPENDED: WorkerStatus.SUSPENDED}
 
@@ -367,7 +368,7 @@ class Worker(Settling):
                 self._put_down("late")
             else:
                 os.kill(self.horse_pid, signal.SIGCONT)
-        elif post.phase in (Board.IDLE, Board.SUSPENDED) and age > STUCK:
+        elif post.phase != Board.RUNNING and age > (STUCK_SETTLING if post.phase == Board.SETTLING else STUCK):
             self.log.error("Worker %s: its horse has not been heard of for %.0f s and is replaced", self.name, age)
             self._put_down("stuck")
 

@@ -57,9 +57,9 @@ class Fault:
 
     Args:
         what: "cut" (the connection is closed on both sides), "cut all" (those of all processes), "kill" (SIGKILL for
-            the process that sent it, or the `victim`), "deaf" (from here on replies are swallowed on this connection,
-            which stays open), "deaf all" (on all that are open), "mute", "mute all" (the same with requests), or "none"
-            (count only).
+            the process that sent it, or the `victim`), "stop" (SIGSTOP for it, and "mute"), "deaf" (from here on
+            replies are swallowed on this connection, which stays open), "deaf all" (on all that are open), "mute",
+            "mute all" (the same with requests), or "none" (count only).
         after: the command has its effect first, but its reply is not passed on.
         match: of (pid, words); None: every command.
         waits: let the wait that was already sent when the fault was set be its number 0.
@@ -169,10 +169,12 @@ class Proxy:
 
     def _strike(self, fault: Fault, line: Line) -> None:
         """Do what the fault says. The lock is held."""
-        if fault.what == "kill":
+        if fault.what in ("kill", "stop"):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(fault.victim or line.pid, signal.SIGKILL)
-            line.close()
+                os.kill(fault.victim or line.pid, signal.SIGKILL if fault.what == "kill" else signal.SIGSTOP)
+            if fault.what == "kill":
+                line.close()
+            line.mute = True
         elif fault.what == "cut":
             line.close()
         elif fault.what == "cut all":
@@ -304,6 +306,7 @@ def serve_workers() -> None:
     rqjobs.worker.BEAT = 0.25
     rqjobs.worker.TICK = 0.1
     rqjobs.worker.CRASH_DELAY = 0.05
+    rqjobs.worker.STUCK_SETTLING = 10 * timeout + 3
     rqjobs.worker.REHIRE_PAUSE = (0.01, 0.1)
     rqjobs.connection.OPTIONS["socket_timeout"] = timeout
     rqjobs.horse.BLOCK = block

@@ -25,6 +25,7 @@ import rqjobs
 from rqjobs import Callback, Repeat, Retry, config, embedded, ledger, orphans
 
 SCRIPTS = {script.sha: name for name, script in vars(ledger).items() if isinstance(script, ledger.Script)}
+SETTLE = ledger.SETTLE.sha.encode()
 KINDS = {  # what `noted` does, its options, and how often it runs
     "plain": ("ok", {}, 1),
     "failing": ("boom", {}, 1),
@@ -562,6 +563,31 @@ def test_a_birth_whose_reply_was_lost_is_no_other_worker(stage, redis):
     stage.start(name="fixed")
     assert fault.hit == "EXEC" and stage.lives(), stage.text()
     assert redis.sismember("rq:workers", "rq:worker:fixed")
+
+
+@pytest.mark.slow
+def test_a_horse_that_waits_for_redis_is_kept_and_one_frozen_while_it_settles_is_replaced(stage, redis):
+    """It may settle for hours, as long as it says that it tries; one that said nothing was never replaced."""
+    stage = stage(timeout=0.3, block=0.5)
+    stage.start()
+    horse, limit = stage.horse(), 10 * 0.3 + 3
+    (job,) = stage.enqueue("retry", "wait")
+    stage.eventually(lambda: stage.runs() == 1)
+    with read_only(redis):
+        Path(f"{stage.file}.open").write_text(KINDS["retry"][0])
+        stage.eventually(lambda: "keeps what it has" in stage.text())
+        since = time.monotonic()
+        stage.eventually(lambda: time.monotonic() > since + limit + 1)
+    stage.eventually(lambda: stage.settled("retry", [job]))
+    assert stage.horse() == horse and stage.runs() == 2 and job.is_finished
+
+    fault = stage.proxy.arm(Fault(0, "stop", False, lambda pid, words: words[:2] == [b"EVALSHA", SETTLE]))
+    (job,) = stage.enqueue("failing")
+    stage.eventually(fault.fired.is_set)
+    assert psutil.Process(horse).status() == psutil.STATUS_STOPPED
+    stage.eventually(lambda: stage.settled("failing", [job]), timeout=30, what=stage.text)
+    assert stage.horse() != horse and "has not been heard of" in stage.text()
+    assert job.is_failed and stage.runs() == 2 and not redis.hexists(job.key, "rqjobs_deaths")
 
 
 @pytest.mark.parametrize("kind", ["plain", "retry"])
