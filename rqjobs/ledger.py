@@ -2,7 +2,7 @@
 
 Keys of ours, beside RQ's:
     rqjobs:workers          sorted set, worker name -> when its lease ends, in Redis's clock
-    rqjobs:worker:<name>    hash, where that worker's process lives
+    rqjobs:worker:<name>    hash, where the processes of that worker live: boot and pid namespace, pids, start times
     rqjobs:claims:<name>    list, the ids of the jobs in that worker's hands, in the order in which it runs them
     rqjobs:departed         sorted set, worker name -> when it left or was forgotten; for an hour
     rqjobs:crashed:<queue>  sorted set, those of the scheduled jobs that wait because they crashed a horse, by due time

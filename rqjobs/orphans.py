@@ -74,16 +74,21 @@ class Owners:
 
     def _judge(self, name: str) -> str:
         with self.connection.pipeline(transaction=False) as pipe:
-            pipe.hmget(f"rqjobs:worker:{name}", "host", "pid", "started")
+            pipe.hmget(f"rqjobs:worker:{name}", "host", "pid", "started", "horse", "horse_started")
             pipe.zscore(ledger.WORKERS, name)
             pipe.exists(f"rq:worker:{name}")
-            (host, pid, started), lease, known = pipe.execute()
-        ours = host and self.host == text(host) and text(pid or b"").isdigit()
-        if ours and processes.gone(int(pid), text(started)):
+            (host, pid, started, horse, horse_started), lease, known = pipe.execute()
+        ours = host and self.host == text(host)
+        if ours and _gone(pid, started) and (not horse or _gone(horse, horse_started)):
             return "gone"
         if lease is not None:
             return "dead" if lease < self.now and self.leases_count else "alive"
         return "alive" if known else "dead"  # a stock worker, judged by the key that its heartbeat keeps
+
+
+def _gone(pid: bytes | None, started: bytes | None) -> bool:
+    """Whether a process of this host is provably not there; one whose pid is not known may be."""
+    return text(pid or b"").isdigit() and processes.gone(int(pid or 0), text(started or b""))
 
 
 def sweep(connection: redis.Redis, force: bool = False, pulse: Callable[[], None] = lambda: None) -> Sweep | None:

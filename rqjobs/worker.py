@@ -232,9 +232,13 @@ class Worker(Settling):
                 self.scheduler.acquire_locks(auto_start=True)
         self._tell_state()
 
-    def _beat(self) -> None:
-        """Renew the lease; register again if we were believed dead, and everything of us was forgotten."""
-        where = {"host": processes.host(), "pid": os.getpid(), "started": processes.started(os.getpid())}
+    def _beat(self, hiring: bool = False) -> None:
+        """Renew the lease; register again if we were believed dead, and everything of us was forgotten.
+
+        `hiring`: a horse is about to be there, and until its pid is known nobody can prove that it is not.
+        """
+        where = {"host": processes.host(), "pid": os.getpid(), "started": processes.started(os.getpid()),
+                 "horse": "?" if hiring else self.horse_pid or "", "horse_started": processes.started(self.horse_pid)}
         new = ledger.beat(self.plain, self.name, where)
         first, self._beaten = self._beaten == 0.0, time.monotonic()
         if new and not first:
@@ -291,6 +295,10 @@ class Worker(Settling):
     # The horse
 
     def _hire(self, terms: Terms) -> None:
+        try:
+            self._beat(hiring=True)
+        except (redis.RedisError, OSError) as error:  # it could not do anything
+            return self._lost_redis(error)
         left = None if terms.max_jobs is None else terms.max_jobs - self._done_before
         board = Board()
         ours, theirs = socket.socketpair()
@@ -309,6 +317,8 @@ class Worker(Settling):
         self._horse_pid, self.horse_board, self.control = pid, board, ours
         self._told = (None, None, 0, 0.0)
         self._hired = time.monotonic()
+        with contextlib.suppress(redis.RedisError, OSError):
+            self._beat()
 
     def _posting(self) -> Posting | None:
         return self.horse_board.read() if self.horse_board else None

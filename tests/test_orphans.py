@@ -103,6 +103,18 @@ def test_a_process_that_is_gone_is_found_before_its_lease_ends(redis, claim, lea
     assert orphans.sweep(redis, force=True).requeued == [job.id]
 
 
+def test_a_worker_whose_horse_lives_on_is_not_gone(redis, claim, lease):
+    """Between the death of the parent and that of its horse a job was run by two."""
+    job = rqjobs.enqueue(faults.ok)
+    claim(job, "headless")
+    where = {"host": processes.host(), "pid": 2 ** 22 + 1, "started": "12345"}
+    for horse, started in ((os.getpid(), processes.started(os.getpid())), ("?", "")):
+        lease("headless", 15, {**where, "horse": horse, "horse_started": started})
+        assert orphans.sweep(redis, force=True).requeued == []
+    lease("headless", 15, {**where, "horse": os.getpid(), "horse_started": "1"})
+    assert orphans.sweep(redis, force=True).requeued == [job.id], "the pid is somebody else's now"
+
+
 def test_a_worker_that_vanished_with_its_machine_is_found_when_its_lease_ends(redis, claim, lease, eventually):
     """Its pid means nothing here, so nothing is provable before; the next sweep after takes back what it had."""
     job = rqjobs.enqueue(faults.ok)

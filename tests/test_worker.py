@@ -14,7 +14,7 @@ from rq.job import JobStatus
 from rq.suspension import resume, suspend
 
 import rqjobs
-from rqjobs import Callback, Repeat, Retry, config, ledger, orphans, stats
+from rqjobs import Callback, Repeat, Retry, config, ledger, orphans, processes, stats
 
 
 def ended(job):
@@ -76,6 +76,17 @@ def test_a_killed_worker_s_job_runs_again_in_the_next_one(worker, redis, eventua
     assert outcome(job) == "gate" and outcome(second) == 2
     audit = orphans.audit(redis)
     assert not audit.breaches and not audit.remarks
+
+
+def test_where_a_worker_s_processes_live_is_written_also_when_its_horse_is_a_new_one(worker, redis, eventually, kill):
+    process = worker()
+    for _ in range(2):
+        (horse,) = eventually(psutil.Process(process.pid).children)
+        where = {b"pid": b"%d" % process.pid, b"horse": b"%d" % horse.pid,
+                 b"horse_started": processes.started(horse.pid).encode()}
+        eventually(lambda where=where: where.items() <= redis.hgetall(f"rqjobs:worker:{process.name}").items())
+        kill(horse.pid)
+        eventually(lambda horse=horse: not psutil.pid_exists(horse.pid))
 
 
 def test_a_live_worker_puts_back_what_another_left(worker, redis, eventually, kill):
@@ -274,7 +285,7 @@ def test_what_a_stock_worker_left_behind_is_put_back(spawn, worker, redis, event
 
 def test_a_storm_of_kills_loses_nothing(worker, redis, eventually, kill):
     """Workers killed at random instants over many jobs: every job ends, none stands anywhere twice."""
-    jobs = rqjobs.enqueue_many([(faults.mark, "ran") if n % 3 else (faults.urgent, n) for n in range(150)])
+    jobs = rqjobs.enqueue_many([(faults.progress, 3) if n % 3 else (faults.urgent, n) for n in range(300)])
     for _ in range(6):
         process = worker()
         done = redis.zcard("rq:finished:default") + redis.zcard("rq:finished:high")
