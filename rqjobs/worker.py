@@ -83,6 +83,7 @@ class Worker(Settling):
         self._pid_of_parent = os.getpid()
         self._signals: list[tuple[float, int]] = []
         self._beaten = self._hired = 0.0
+        self._readable = time.monotonic()  # when the board was
         self._rehire_pause = REHIRE_PAUSE[0]
         self._told: tuple[Any, Any, int, float] = (None, None, 0, 0.0)  # of RQ's worker key
         self._done_before = 0  # jobs of earlier horses
@@ -357,6 +358,10 @@ class Worker(Settling):
     def _police(self) -> None:
         """Kill a horse that ignores its job's time limit or does nothing at all; end it when it is time to leave."""
         post = self._posting()
+        if post or not self.horse_pid:
+            self._readable = time.monotonic()
+        elif time.monotonic() - self._readable > STUCK:  # it was stopped in the middle of a posting
+            self._put_down("stuck")
         if not self.horse_pid or post is None:
             return
         age, grace = time.monotonic() - post.since, config.current().grace
