@@ -2,10 +2,11 @@
 
 Keys of ours, beside RQ's:
     rqjobs:workers          sorted set, worker name -> when its lease ends, in Redis's clock
-    rqjobs:worker:<name>    hash, where that worker's process lives
+    rqjobs:worker:<name>    hash, where the processes of that worker live: boot and pid namespace, pids, start times
     rqjobs:claims:<name>    list, the ids of the jobs in that worker's hands, in the order in which it runs them
     rqjobs:departed         sorted set, worker name -> when it left or was forgotten; for an hour
     rqjobs:crashed:<queue>  sorted set, those of the scheduled jobs that wait because they crashed a horse, by due time
+    rqjobs:waking           set, ids of buried jobs whose dependents are to be woken
     rqjobs:sweep, :swept    the sweep's lock, and when the last one was
     rqjobs:seen:<queue>     hash, job id -> since when it stands in the queue's intermediate list
     rqjobs:strays:*         the stray hunt's lock, its cursor, and what it saw once
@@ -39,6 +40,7 @@ MISSING_JOB_GRACE = 60  # seconds
 DEPARTED_FOR = 3600  # seconds for which the claims of a worker that has gone are looked at again
 WORKERS = "rqjobs:workers"
 DEPARTED = "rqjobs:departed"
+WAKING = "rqjobs:waking"
 QUEUES = "rq:queues"
 
 _BEAT = """
@@ -72,8 +74,8 @@ class Script:
             return connection.execute_command("EVAL", self.source, len(keys), *keys, *args)
 
 
-CLAIM, FINISH, SETTLE, RELEASE, RECLAIM, RECOVER, REQUEUE, PROMOTE = map(
-    Script, ("claim", "finish", "settle", "release", "reclaim", "recover", "requeue", "promote"))
+CLAIM, FINISH, SETTLE, RELEASE, RECLAIM, RECOVER, REQUEUE, PROMOTE, WAKE = map(
+    Script, ("claim", "finish", "settle", "release", "reclaim", "recover", "requeue", "promote", "wake"))
 ENQUEUE, SWEEP, DELETE = (Script(name, common=False) for name in ("enqueue", "sweep", "delete"))
 
 
@@ -209,6 +211,7 @@ def failure(claim: Claim, worker: str, message: str) -> list[tuple[Any, ...]]:
     return [
         ("HSET", f"rq:job:{claim.job_id}", "status", "failed", "ended_at", utcformat(now())),
         ("ZADD", f"rq:failed:{claim.queue}", "+inf" if ttl < 0 else int(now().timestamp()) + ttl, claim.job_id),
+        ("SADD", WAKING, claim.job_id),
         ("XADD", f"rq:results:{claim.job_id}", "MAXLEN", "~", 10, "*", "type", 2, "worker_name", worker,
          "exc_string", traceback_field(message)),
     ]
@@ -261,6 +264,14 @@ def recover(
     args = [found, job_id, f"{job_id}:{execution}", owner, queue, MAX_DEATHS, DEATHS_WINDOW, POISON,
             DEFAULT_FAILURE_TTL, utcformat(now())]
     return text(RECOVER.run(connection, keys, args))
+
+
+def wake(connection: redis.Redis, job_id: str, default_timeout: int) -> list[str]:
+    """Enqueue the jobs that waited for this one, which we have buried, and that may run after its failure; says which.
+
+    Any number may do it at once.
+    """
+    return [text(child) for child in WAKE.run(connection, [WAKING], [job_id, utcformat(now()), default_timeout])]
 
 
 def requeue(connection: redis.Redis, job_id: str, at_front: bool = False) -> None:

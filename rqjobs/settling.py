@@ -150,6 +150,7 @@ class Settling(rq.Worker):
 
         outcome = self.settle(claim, attempt)
         self.told(job.id, outcome)
+        self.post(Board.RUNNING)  # webhooks take as long as they take
         if outcome in ("settled", "already"):
             for status, exc_string in hooks:
                 job.send_webhooks(status, exc_string=exc_string)
@@ -187,7 +188,7 @@ class Settling(rq.Worker):
         try:
             return self.insist(partial(self.send, claim, writes))
         except ResponseError:
-            return self.insist(partial(self.send, claim, writes[:2]))
+            return self.insist(partial(self.send, claim, writes[:-1]))
 
     def send(self, claim: Claim, writes: list[tuple[Any, ...]]) -> str:
         arguments = ledger.settle_arguments(self.name, claim, writes)
@@ -197,6 +198,8 @@ class Settling(rq.Worker):
         """Wait until Redis may be back; its outcome stays in memory."""
         if failures == 0:
             self.log.error("Worker %s: waits for Redis, and keeps what it has: %s", self.name, error)
+        if self.board:
+            self.board.touch()
         self.connection.connection_pool.disconnect()
         time.sleep(seconds)
 

@@ -15,22 +15,23 @@ from typing import Any
 
 import redis
 import rq
+import rq.cli.workers
 from rq.command import PUBSUB_CHANNEL_TEMPLATE
 from rq.defaults import DEFAULT_LOGGING_DATE_FORMAT, DEFAULT_LOGGING_FORMAT
 from rq.job import JobStatus
 from rq.registry import FailedJobRegistry, FinishedJobRegistry
-from rq.utils import now
+from rq.utils import now, utcformat
 from rq.worker import DequeueStrategy, WorkerStatus
 from rq.worker_registration import clean_worker_registry
 
 from rqjobs import catalog, config, connection, ledger, orphans, processes, serializers
 from rqjobs.board import Board, Posting
 from rqjobs.horse import Handover, Terms, saddle
-from rqjobs.ledger import Claim
+from rqjobs.ledger import Claim, text
 from rqjobs.queues import Job, Queue, install
 from rqjobs.recorder import Recorder
 from rqjobs.scheduler import Scheduler
-from rqjobs.settling import Settling
+from rqjobs.settling import Settling, passes
 
 TICK = 1.0  # seconds; the longest that the parent sleeps
 HOLD = 0.04  # seconds that a job may wait behind another with which it was claimed, before it is given back
@@ -38,6 +39,7 @@ BEAT = ledger.BEAT / 2  # seconds between two renewals of the lease: one may fai
 CRASH_DELAY = 1.0  # seconds that a job which crashed its horse waits, doubled with each death
 REHIRE_PAUSE = (0.1, 5.0)  # seconds before the next horse when one did not live for a second: at first, at most
 STUCK = 4 * ledger.BEAT  # seconds without a word after which an idle horse is no use; one wait for Redis may take 16
+STUCK_SETTLING = 3 * STUCK  # the same of one that settles; it may wait for Redis a few times before it has a word
 DOUBLED = 1.0  # seconds in which a second signal is the same one: worker-pool and the terminal both send it
 STATES = {Board.RUNNING: WorkerStatus.BUSY, Board.SETTLING: WorkerStatus.BUSY, Board.SUSPENDED: WorkerStatus.SUSPENDED}
 
@@ -50,7 +52,8 @@ class Worker(Settling):
 
     Overrides, beside those of `Settling`:
         work: supervises one long-lived horse instead of forking for each job.
-        bootstrap, register_birth, register_death: sweep first (one of the dead may have had our name), keep a lease.
+        bootstrap, register_birth, register_death: sweep first (one of the dead may have had our name), keep a lease,
+            and wait for a Redis that is not there yet; _set_ip_address asks it then, and not before.
         subscribe, unsubscribe: RQ's commands are read in the same loop, not in a thread.
         request_stop: a signal handler that only sets a flag.
         get_current_job_id, kill_horse: know what the horse runs, and never kill it for another job.
@@ -81,6 +84,7 @@ class Worker(Settling):
         self._pid_of_parent = os.getpid()
         self._signals: list[tuple[float, int]] = []
         self._beaten = self._hired = 0.0
+        self._readable = time.monotonic()  # when the board was
         self._rehire_pause = REHIRE_PAUSE[0]
         self._told: tuple[Any, Any, int, float] = (None, None, 0, 0.0)  # of RQ's worker key
         self._told_at = 0.0
@@ -95,9 +99,17 @@ class Worker(Settling):
     # Birth and death
 
     def bootstrap(self, *args: Any, **kwargs: Any) -> None:
-        orphans.sweep(self.plain, force=True)
-        super().bootstrap(*args, **kwargs)
-        self.get_redis_server_version()
+        def attempt() -> str:
+            orphans.sweep(self.plain, force=True)
+            super(Worker, self)._set_ip_address(self.connection)
+            super(Worker, self).bootstrap(*args, **kwargs)
+            self.get_redis_server_version()
+            return "done"
+
+        self.insist(attempt)
+
+    def _set_ip_address(self, connection: Any) -> None:
+        self.ip_address = "unknown"
 
     @property
     def plain(self) -> redis.Redis:
@@ -109,9 +121,11 @@ class Worker(Settling):
             super().register_birth()
         except ledger.NameTaken as error:
             raise SystemExit(f"rqjobs: {error}") from None
-        except ValueError:  # a stock worker
-            ledger.leave(self.plain, self.name)
-            raise SystemExit(f"rqjobs: a worker called {self.name!r} runs already; choose another --name") from None
+        except ValueError:
+            if self.birth_date is None or text(self.connection.hget(self.key, "birth")) != utcformat(self.birth_date):
+                ledger.leave(self.plain, self.name)  # it is a stock worker
+                raise SystemExit(f"rqjobs: a worker called {self.name!r} runs already; choose another --name") from None
+            # It is ourselves: the reply to our first try was lost.
 
     def register_death(self) -> None:
         ledger.release(self.plain, self.name)
@@ -144,6 +158,12 @@ class Worker(Settling):
             self.log.warning("Worker %s: a command that cannot be read is ignored: %s", self.name, error)
 
     def patience(self, error: Exception, failures: int, seconds: float) -> None:
+        if not self._beaten:  # not born yet, so nothing can be lost
+            if isinstance(error, redis.AuthenticationError):
+                raise error
+            if self._signals:
+                self.log.info("Worker %s: quitting (stopped) before Redis was there", self.name)
+                raise SystemExit(0)
         if not self._is_horse and self._time_to_go():
             raise SystemExit(f"Redis is away ({error}); what the worker had is taken back when its lease ends")
         super().patience(error, failures, seconds)
@@ -166,19 +186,20 @@ class Worker(Settling):
 
         Returns whether any job was run. Never ends because Redis is away.
         """
-        self.bootstrap(logging_level, date_format, log_format)
         self._dequeue_strategy = dequeue_strategy
-        if with_scheduler:
-            self._start_scheduler(burst, logging_level, date_format, log_format)
-        self._install_signal_handlers()
         terms = Terms(burst, max_jobs, max_idle_time)
+        self._install_signal_handlers()
         try:
+            self.bootstrap(logging_level, date_format, log_format)
+            if with_scheduler:
+                self._start_scheduler(burst, logging_level, date_format, log_format)
             while not (why := self._step(terms)):
                 pass
             self.log.info("Worker %s: quitting (%s)", self.name, why)
         finally:
             self._dismiss()
-            self.teardown()
+            if self._beaten:  # it was born
+                self.teardown()
             self._remove_signal_handlers()
         return self._done_before > 0
 
@@ -228,9 +249,13 @@ class Worker(Settling):
         if time.monotonic() - self._told_at >= TICK:
             self._tell_state()
 
-    def _beat(self) -> None:
-        """Renew the lease; register again if we were believed dead, and everything of us was forgotten."""
-        where = {"host": processes.host(), "pid": os.getpid(), "started": processes.started(os.getpid())}
+    def _beat(self, hiring: bool = False) -> None:
+        """Renew the lease; register again if we were believed dead, and everything of us was forgotten.
+
+        `hiring`: a horse is about to be there, and until its pid is known nobody can prove that it is not.
+        """
+        where = {"host": processes.host(), "pid": os.getpid(), "started": processes.started(os.getpid()),
+                 "horse": "?" if hiring else self.horse_pid or "", "horse_started": processes.started(self.horse_pid)}
         first = self._beaten == 0.0
         new = ledger.beat(self.plain, self.name, where, first)
         self._beaten = time.monotonic()
@@ -301,6 +326,10 @@ class Worker(Settling):
     # The horse
 
     def _hire(self, terms: Terms) -> None:
+        try:
+            self._beat(hiring=True)
+        except (redis.RedisError, OSError) as error:  # it could not do anything
+            return self._lost_redis(error)
         left = None if terms.max_jobs is None else terms.max_jobs - self._done_before
         board, handover = Board(), Handover()
         ours, theirs = socket.socketpair()
@@ -321,6 +350,8 @@ class Worker(Settling):
         self._given_back.clear()
         self._told = (None, None, 0, 0.0)
         self._hired = time.monotonic()
+        with contextlib.suppress(redis.RedisError, OSError):
+            self._beat()
 
     def _posting(self) -> Posting | None:
         return self.horse_board.read() if self.horse_board else None
@@ -359,6 +390,10 @@ class Worker(Settling):
     def _police(self) -> None:
         """Kill a horse that ignores its job's time limit or does nothing at all; end it when it is time to leave."""
         post = self._posting()
+        if post or not self.horse_pid:
+            self._readable = time.monotonic()
+        elif time.monotonic() - self._readable > STUCK:  # it was stopped in the middle of a posting
+            self._put_down("stuck")
         if not self.horse_pid or post is None:
             return
         age, grace = time.monotonic() - post.since, config.current().grace
@@ -380,7 +415,7 @@ class Worker(Settling):
                 self._put_down("late")
             else:
                 os.kill(self.horse_pid, signal.SIGCONT)
-        elif post.phase in (Board.IDLE, Board.SUSPENDED) and age > STUCK:
+        elif post.phase != Board.RUNNING and age > (STUCK_SETTLING if post.phase == Board.SETTLING else STUCK):
             self.log.error("Worker %s: its horse has not been heard of for %.0f s and is replaced", self.name, age)
             self._put_down("stuck")
 
@@ -434,8 +469,7 @@ class Worker(Settling):
             level = self.log.warning if outcome != "buried" else self.log.error
             level("Worker %s: its horse died (%s); job %s%s is %s", self.name, _how(status), job_id,
                   ", which it ran," if job_id == running else "", outcome)
-            if outcome == "buried":
-                orphans.wake_dependents(self.plain, job_id)
+        orphans.wake(self.plain)
         if running and verdict == "crashed" and self._work_horse_killed_handler:
             try:
                 self._work_horse_killed_handler(
@@ -524,17 +558,36 @@ class Worker(Settling):
             self.queues, connection=self.plain, logging_level=logging_level or self.log.level,
             date_format=date_format, log_format=log_format, serializer=self.serializer,
         )
-        if not burst:
-            self.scheduler.acquire_locks(auto_start=True)
-        elif self.scheduler.acquire_locks():
-            try:
-                self.scheduler.enqueue_scheduled_jobs()
-            finally:
-                self.scheduler.release_locks()
+
+        def attempt() -> str:
+            assert self.scheduler
+            if self.scheduler.acquire_locks(auto_start=not burst) and burst:
+                try:
+                    self.scheduler.enqueue_scheduled_jobs()
+                finally:
+                    self.scheduler.release_locks()
+            return "done"
+
+        self.insist(attempt)
 
     def stop_scheduler(self) -> None:
-        if self.scheduler and self.scheduler._process and self.scheduler._process.is_alive():
-            super().stop_scheduler()
+        process = self.scheduler and self.scheduler._process
+        while process and process.is_alive():  # it does not hear a signal that comes while it begins
+            process.terminate()
+            process.join(1)
+
+
+def _is_suspended(connection: Any, worker: Any = None) -> bool:
+    """What RQ's command line asks before there is a worker that could wait for Redis; that finds it out again."""
+    try:
+        return bool(rq.suspension.is_suspended(connection, worker))
+    except Exception as error:
+        if passes(error) and not isinstance(error, redis.AuthenticationError):
+            return False
+        raise
+
+
+rq.cli.workers.is_suspended = _is_suspended
 
 
 def _how(status: int) -> str:

@@ -12,7 +12,9 @@ import pytest
 from rq.job import JobStatus
 
 import rqjobs
+import rqjobs.worker
 from rqjobs import Callback, Repeat, Retry, ledger, orphans
+from rqjobs.board import Board
 from rqjobs.horse import Handover
 from rqjobs.settling import load_scripts
 
@@ -111,6 +113,18 @@ def test_an_idle_horse_that_is_frozen_is_replaced(worker, redis, eventually, mon
     job = rqjobs.enqueue(faults.ok, 1)
     eventually(lambda: job.get_status() == JobStatus.FINISHED, timeout=40)
     assert "has not been heard of" in process.output()
+
+
+def test_a_horse_frozen_in_the_middle_of_a_posting_is_replaced(settings, spawn, monkeypatch):
+    """What cannot be read was waited for, for ever, and the worker did not even stop when it was told to."""
+    parent, horse = rqjobs.Worker(["default"]), spawn("sleep", "60")
+    parent._horse_pid, parent.horse_board = horse.pid, Board()
+    parent.horse_board.memory[0] |= 1
+    parent._police()
+    assert horse.poll() is None
+    monkeypatch.setattr(rqjobs.worker, "STUCK", 0)
+    parent._police()
+    assert horse.wait(10) == -signal.SIGKILL
 
 
 def test_a_job_that_is_canceled_while_it_runs_stays_canceled(worker, redis, eventually):

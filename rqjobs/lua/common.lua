@@ -50,7 +50,7 @@ local function put_back(queue, id)
   redis.call('SADD', 'rq:queues', 'rq:queue:' .. queue)
 end
 
--- Among the dead letters, with `trace` as RQ stores one.
+-- Among the dead letters, with `trace` as RQ stores one; whoever sweeps next wakes what waits for it.
 local function bury(queue, id, worker, trace, iso, default_ttl)
   local job, results = 'rq:job:' .. id, 'rq:results:' .. id
   local own = redis.pcall('HGET', job, 'failure_ttl')
@@ -60,6 +60,7 @@ local function bury(queue, id, worker, trace, iso, default_ttl)
   redis.call('HSET', job, 'status', 'failed', 'ended_at', iso, 'origin', queue)
   redis.call('HDEL', job, 'rqjobs_token')
   redis.call('PERSIST', job)
+  if redis.call('EXISTS', job .. ':dependents') == 1 then redis.call('SADD', 'rqjobs:waking', id) end
   if redis.pcall('XADD', results, 'MAXLEN', '~', 10, '*', 'type', 2, 'worker_name', worker, 'exc_string', trace).err then
     return
   end
