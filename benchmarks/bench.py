@@ -46,6 +46,10 @@ class Bench:
         return [system for system in self.systems if system.name in ("rqjobs", "rq")]
 
     @property
+    def workers(self) -> int:
+        return self.size(10, 3)
+
+    @property
     def settings(self) -> tuple[str, ...]:
         return ("off",) if self.quick else ("off", "everysec")
 
@@ -100,8 +104,8 @@ def drain(bench: Bench) -> None:
     for setting in bench.settings:
         with stage(setting) as here:
             for system in bench.systems:
-                with attempt(bench, "drain", system), Team(here, system) as team:
-                    number = bench.size(system.jobs, 100 if system.name != "rqjobs" else 2000)
+                with attempt(bench, "drain", system), Team(here, system, bench.workers) as team:
+                    number = bench.size(system.jobs, 2000 if system.name == "rqjobs" else 50)
                     here.fill(system, number)
                     rate = bench.drain("drain", team, number, number)
                     if number == 20_000 and number / rate < 5:
@@ -130,7 +134,7 @@ def backlog(bench: Bench) -> None:
                 here.fill(system, waiting)
                 rates = []
                 for _ in range(bench.runs):
-                    with attempt(bench, "backlog", system), Team(here, system, warm=0) as team:
+                    with attempt(bench, "backlog", system), Team(here, system, bench.workers, warm=0) as team:
                         rates.append(first / seconds(team.drain(first)[:first]))
                 bench.note("backlog", system, rates, "jobs/s", backlog=waiting, jobs=first)
 
@@ -139,9 +143,9 @@ def naps(bench: Bench) -> None:
     """Jobs that take a while: what is left of the workers' time is overhead."""
     with stage() as here:
         for system in bench.family:
-            with attempt(bench, "naps", system), Team(here, system) as team:
-                for nap, number in ((0.001, 10_000), (0.01, 4_000), (0.1, 1_000)):
-                    number = min(bench.size(number, 50), number if system.name == "rqjobs" else 300)
+            with attempt(bench, "naps", system), Team(here, system, bench.workers) as team:
+                for nap, number in ((0.001, 10_000), (0.01, 4_000), (0.1, 1_000))[:bench.size(3, 1)]:
+                    number = min(bench.size(number, 20), number if system.name == "rqjobs" else 300)
                     here.fill(system, number, str(nap))
                     overheads, shares = [], []
                     for _ in range(bench.runs):
@@ -159,7 +163,7 @@ def latency(bench: Bench) -> None:
     """From before one job is sent until its first line, with 10 idle workers on three queues (RQ's family)."""
     with stage() as here:
         for system in bench.systems:
-            with attempt(bench, "latency", system), Team(here, system):
+            with attempt(bench, "latency", system), Team(here, system, bench.workers):
                 number = bench.size(500, 20)
                 values = [value / 1e6 for value in here.ask(system, "latency", str(number))]
                 bench.note("latency", system, values, "ms", p99=round(p99(values), 2))
@@ -169,7 +173,7 @@ def idle(bench: Bench) -> None:
     """What 10 idle workers and their Redis use of one core."""
     with stage() as here:
         for system in bench.family:
-            with attempt(bench, "idle", system), Team(here, system) as team:
+            with attempt(bench, "idle", system), Team(here, system, bench.workers) as team:
                 server, pause = psutil.Process(here.pid), bench.size(30, 2)
                 before = team.cpu(), sum(server.cpu_times()[:2])
                 time.sleep(pause)
@@ -198,7 +202,7 @@ def unhappy(bench: Bench) -> None:
     """Jobs that fail, that fail once and are retried, and pairs of which one depends on the other."""
     with stage() as here:
         for system in bench.family:
-            with attempt(bench, "unhappy", system), Team(here, system) as team:
+            with attempt(bench, "unhappy", system), Team(here, system, bench.workers) as team:
                 for kind, (finished, failed, per_job) in KINDS.items():
                     number = bench.size(4_000 if system.name == "rqjobs" else 300, 30)
                     here.fill(system, number, kind)
@@ -209,9 +213,9 @@ def memory(bench: Bench) -> None:
     """What 10 busy workers hold in memory (PSS: what is shared counts once), and Redis for each job."""
     with stage() as here:
         for system in bench.family:
-            number = bench.size(10_000 if system.name == "rqjobs" else 1_000, 50)
+            number = bench.size(2_000, 20)
             here.redis.flushall()
-            with attempt(bench, "memory", system), Team(here, system) as team:
+            with attempt(bench, "memory", system), Team(here, system, bench.workers) as team:
                 before = here.used()
                 here.fill(system, number)
                 bench.note("queued", system, [(here.used() - before) / number], "bytes/job", jobs=number)
@@ -220,12 +224,12 @@ def memory(bench: Bench) -> None:
                 team.drain(number)
                 check(team, number, 0)
                 bench.note("finished", system, [(here.used() - before) / number], "bytes/job", jobs=number)
-                here.fill(system, 200, "0.1")
+                here.fill(system, bench.size(200, 30), "0.1")
                 since = here.publish()
                 team.wait(20, since)
                 if sys.platform == "linux":
-                    bench.note("pss", system, [sum(one.memory_full_info().pss for one in team.family()) / 2**20], "MiB")
-                team.wait(200, since)
+                    bench.note("pss", system, [team.pss() / 2**20], "MiB")
+                team.wait(bench.size(200, 30), since)
 
 
 def ours(bench: Bench) -> list[System]:
@@ -236,6 +240,7 @@ SCENARIOS: dict[str, Callable[[Bench], None]] = {
     scenario.__name__: scenario
     for scenario in (drain, workers, backlog, naps, latency, idle, enqueue, unhappy, memory)
 }
+QUICK = ("drain", "naps", "latency", "enqueue", "unhappy", "memory")
 
 
 @contextmanager
@@ -284,7 +289,7 @@ def main(scenarios: tuple[str, ...], names: tuple[str, ...], runs: int, quick: b
             about.append({**vars(system), "found": system.install()})
             bench.systems.append(system)
     begun = time.monotonic()
-    for scenario in scenarios or SCENARIOS:
+    for scenario in scenarios or (QUICK if quick else SCENARIOS):
         click.echo(f"\n== {time.monotonic() - begun:5.0f} s: {scenario}. {SCENARIOS[scenario].__doc__}", err=True)
         SCENARIOS[scenario](bench)
     bench_report.write(results, {**machine(), "seconds": round(time.monotonic() - begun), "runs": bench.runs,

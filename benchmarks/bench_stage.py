@@ -6,6 +6,7 @@ import ast
 import contextlib
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -159,11 +160,11 @@ class Stage:
 
 @contextlib.contextmanager
 def stage(setting: str = "off") -> Iterator[Stage]:
-    with tempfile.TemporaryDirectory(prefix="rqjobs-bench-") as folder:
-        with embedded.server(Path(folder), *SETTINGS[setting]) as url:
-            one = Stage(Path(folder), url, setting)
-            with one.redis:
-                yield one
+    with (tempfile.TemporaryDirectory(prefix="rqjobs-bench-") as folder,
+          embedded.server(Path(folder), *SETTINGS[setting]) as url):
+        one = Stage(Path(folder), url, setting)
+        with one.redis:
+            yield one
 
 
 class Team:
@@ -200,7 +201,7 @@ class Team:
         family = self.family()
         for process in self.processes:
             process.terminate()
-        psutil.wait_procs(family, 5)
+        psutil.wait_procs(family, 3)
         for one in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.kill()
@@ -220,6 +221,15 @@ class Team:
         for one in self.family():
             with contextlib.suppress(psutil.NoSuchProcess):
                 total += one.cpu_times().user + one.cpu_times().system
+        return total
+
+    def pss(self) -> int:
+        """Bytes that the workers hold now; what they share counts once (Linux only)."""
+        total = 0
+        for one in self.family():
+            with contextlib.suppress(OSError):  # an RQ horse has ended
+                found = re.search(r"^Pss: +(\d+) kB", Path(f"/proc/{one.pid}/smaps_rollup").read_text(), re.M)
+                total += int(found[1]) * 1024 if found else 0
         return total
 
     def calm(self) -> None:

@@ -11,6 +11,7 @@ ABOUT = {
     "version": "celery",
     "results": "none",
     "log": "WARNING",
+    "jobs": 5000,
     "systems": {
         "Celery prefork": {"run": "celery -A celery_jobs worker --pool prefork -c 10 -l WARNING", "acks": "before"},
         "Celery prefork, acks_late": {"run": "celery -A celery_jobs worker --pool prefork -c 10 -l WARNING",

@@ -1,4 +1,4 @@
-"""saq: two processes with five jobs at a time each, and ten with one; results kept as by default."""
+"""saq: two processes with five jobs at a time each; results kept as by default."""
 
 import asyncio
 import functools
@@ -14,10 +14,7 @@ ABOUT = {
     "acks": "after",
     "results": "kept 10 min",
     "log": "WARNING (--quiet)",
-    "systems": {
-        "saq 2x5": {"run": "saq saq_jobs.settings --workers 2 --quiet", "env": {"SAQ_CONCURRENCY": "5"}},
-        "saq 10x1": {"run": "saq saq_jobs.settings --workers 10 --quiet", "env": {"SAQ_CONCURRENCY": "1"}},
-    },
+    "systems": {"saq 2x5": {"run": "saq saq_jobs.settings --workers 2 --quiet"}},
 }
 queue = RedisQueue(Redis.from_url(os.environ["REDIS_URL"]))
 
@@ -26,7 +23,7 @@ async def noop(context):
     work.noop()
 
 
-settings = {"queue": queue, "functions": [noop], "concurrency": int(os.environ.get("SAQ_CONCURRENCY", 10))}
+settings = {"queue": queue, "functions": [noop], "concurrency": 5}
 loop = functools.cache(asyncio.new_event_loop)
 
 
