@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import statistics
 import sys
 import time
@@ -21,7 +22,7 @@ from typing import Any
 import bench_report
 import click
 import psutil
-from bench_stage import HERE, Failed, System, Team, p99, seconds, stage, systems
+from bench_stage import HERE, Failed, System, Team, p99, seconds, stage, status, systems
 
 from rqjobs import embedded
 
@@ -58,6 +59,7 @@ class Bench:
                           "when": datetime.now(timezone.utc).isoformat(timespec="seconds"), **more})
         about = " ".join(f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}"
                          for name, value in more.items())
+        status()
         click.echo(f"{what:10} {system.name:26} {about:44} {statistics.median(values):12,.2f} {unit}", err=True)
 
     def drain(self, what: str, team: Team, number: int, finished: int, failed: int = 0, per_job: int = 1,
@@ -249,6 +251,7 @@ def attempt(bench: Bench, what: str, system: System) -> Iterator[None]:
     try:
         yield
     except Failed as error:
+        status()
         click.echo(f"{what:10} {system.name:26} FAILED: {error}", err=True)
         bench.rows.append({"what": what, "system": system.name, "failed": str(error), "values": []})
 
@@ -276,6 +279,7 @@ def machine() -> dict[str, str]:
 @click.option("--results", default=HERE / "results", type=click.Path(path_type=Path), show_default=True)
 def main(scenarios: tuple[str, ...], names: tuple[str, ...], runs: int, quick: bool, add: bool, results: Path) -> None:
     """Measure, and write what was found into the folder --results."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that our workers and our Redis end with us
     names = names or (("rqjobs", "rq") if quick else ())
     exact = {system.name for system in systems()}
     chosen = [system for system in systems()
@@ -284,9 +288,9 @@ def main(scenarios: tuple[str, ...], names: tuple[str, ...], runs: int, quick: b
     bench = Bench([], 1 if quick else runs, quick)
     about = []
     for system in chosen:
-        click.echo(f"installing {system.name}", err=True)
+        about.append(vars(system) | {"found": "not installed"})
         with attempt(bench, "install", system):
-            about.append({**vars(system), "found": system.install()})
+            about[-1]["found"] = system.install()
             bench.systems.append(system)
     begun = time.monotonic()
     for scenario in scenarios or (QUICK if quick else SCENARIOS):

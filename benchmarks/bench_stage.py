@@ -60,6 +60,13 @@ class Failed(Exception):
     """A system did not do what it was asked to; the message says what, and the workers' last words."""
 
 
+def status(words: str = "") -> None:
+    """Say on a terminal what goes on now; the next words take its place."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\033[K{words}")
+        sys.stderr.flush()
+
+
 @dataclass
 class System:
     """A way to run jobs: what to install, how to start its workers, and what the reader must know about it."""
@@ -88,11 +95,12 @@ class System:
         """
         note = VENVS / self.module / "requires"
         if self.requires and not (note.exists() and note.read_text() == self.requires):
+            status(f"{self.name}: installing {self.requires}")
             subprocess.run([sys.executable, "-m", "venv", "--clear", VENVS / self.module], check=True)
             pip = [self.bin / "pip", "install", "--quiet", "--disable-pip-version-check", *self.requires.split()]
             done = subprocess.run(pip, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
             if done.returncode:
-                raise Failed(f"pip cannot install {self.requires}: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
+                raise Failed(f"pip: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
             note.write_text(self.requires)
         code = f"import importlib.metadata as m; print(m.version({self.version!r}))"
         return subprocess.run([self.bin / "python", "-c", code], capture_output=True, text=True).stdout.strip()
@@ -134,6 +142,7 @@ class Stage:
 
     def fill(self, system: System, number: int, kind: str = "noop") -> None:
         """Have the system itself send a backlog, into database 1, where no worker sees it."""
+        status(f"{system.name}: making a backlog of {number:,}")
         with redis.Redis.from_url(f"{self.url}?db=1") as hidden:
             hidden.flushdb()
         self.ask(system, "fill", str(number), *([kind] if system.module == "rq_jobs" else []), database=1)
@@ -176,6 +185,7 @@ class Team:
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Team:
+        status(f"{self.system.name}: starting the workers")
         self.stage.redis.flushdb()
         os.environ["BENCH_MARKS"] = str(self.stage.marks)
         self.stage.marks.write_bytes(b"")
@@ -254,6 +264,7 @@ class Team:
         done, moved = 0, time.monotonic()
         while len(found := work.marks(since)) < number:
             self.check()
+            status(f"{self.system.name}: {len(found):,} of {number:,} jobs")
             if len(found) > done:
                 done, moved = len(found), time.monotonic()
             elif time.monotonic() - moved > STALLED:
