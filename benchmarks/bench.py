@@ -119,7 +119,7 @@ def workers(bench: Bench) -> None:
     """The same with 2 and with 50 workers."""
     for setting in bench.settings:
         with stage(setting) as here:
-            for system in ours(bench):
+            for system in bench.family[:1]:
                 number = bench.size(system.jobs, 1000)
                 for count in (2, 10, 50)[:bench.size(3, 1)]:
                     with attempt(bench, "workers", system), Team(here, system, count) as team:
@@ -168,7 +168,8 @@ def latency(bench: Bench) -> None:
             with attempt(bench, "latency", system), Team(here, system, bench.workers):
                 number = bench.size(500, 20)
                 values = [value / 1e6 for value in here.ask(system, "latency", str(number))]
-                bench.note("latency", system, values, "ms", p99=round(p99(values), 2))
+                bench.note("latency", system, values, "ms")
+                bench.note("p99", system, [p99(values)], "ms")
 
 
 def idle(bench: Bench) -> None:
@@ -195,8 +196,8 @@ def enqueue(bench: Bench) -> None:
                 costs[system.name].append(here.ask(system, "enqueue", str(number)))
         for system in bench.family:
             found = costs[system.name]
-            bench.note("enqueue", system, [statistics.median(one["one"]) for one in found], "us/job",
-                       writes=found[0]["trips"])
+            bench.note("enqueue", system, [statistics.median(one["one"]) for one in found], "us/job")
+            bench.note("trips", system, [one["trips"] for one in found], "round trips")
             bench.note("many", system, [one["many"] for one in found], "us/job", jobs=number)
 
 
@@ -227,15 +228,11 @@ def memory(bench: Bench) -> None:
                 check(team, number, 0)
                 bench.note("finished", system, [(here.used() - before) / number], "bytes/job", jobs=number)
                 here.fill(system, bench.size(200, 30), "0.1")
-                since = here.publish()
-                team.wait(20, since)
+                team.publish()
+                team.wait(20)
                 if sys.platform == "linux":
                     bench.note("pss", system, [team.pss() / 2**20], "MiB")
-                team.wait(bench.size(200, 30), since)
-
-
-def ours(bench: Bench) -> list[System]:
-    return [system for system in bench.systems if system.name == "rqjobs"]
+                team.wait(bench.size(200, 30))
 
 
 SCENARIOS: dict[str, Callable[[Bench], None]] = {

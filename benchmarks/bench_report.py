@@ -17,6 +17,8 @@ import bench_plots
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 NONE = "not measured"
+ACKS = ("before", "after")
+UNHAPPY = ("failing", "retried", "dependent")
 Row = dict[str, Any]
 
 
@@ -39,15 +41,12 @@ class Found:
     def rate(self, system: str, setting: str) -> float | None:
         return self.value("drain", system, setting=setting)
 
-    def best(self, setting: str, acks: str = "") -> tuple[str, float] | None:
-        """The fastest peer (of those that acknowledge so)."""
-        rates = [(system["name"], self.rate(system["name"], setting)) for system in self.systems
-                 if system["name"] != "rqjobs" and acks in ("", system["acks"])]
-        return max(((name, rate) for name, rate in rates if rate), key=lambda one: one[1], default=None)
-
-    def ratio(self, what: str, **more: Any) -> float | None:
-        ours, theirs = self.value(what, "rqjobs", **more), self.value(what, "rq", **more)
-        return ours / theirs if ours and theirs else None
+    def best(self, setting: str, *acks: str) -> tuple[float | None, str]:
+        """The fastest peer of those that acknowledge so, and its rate."""
+        rates = [(self.rate(system["name"], setting) or 0.0, system["name"]) for system in self.systems
+                 if system["name"] != "rqjobs" and system["acks"] in acks]
+        rate, name = max(rates, default=(0.0, ""))
+        return rate or None, name
 
 
 def write(results: Path, raw: dict[str, Any], add: bool = False) -> None:
@@ -63,12 +62,12 @@ def write(results: Path, raw: dict[str, Any], add: bool = False) -> None:
         raw["systems"].sort(key=lambda system: (system["module"] != "rq_jobs", system["module"]))
     file.write_text(json.dumps(raw, indent=1) + "\n")
     found = Found(raw)
-    goals = grid(("what", "to reach", "measured"), *reach(found))
-    (results / "bench.md").write_text("\n".join([
-        "# What `make bench` measured\n", head(found), table(found), plots(found),
-        "## Beside what was to be reached\n", goals, "## Every row\n", all_rows(found)]))
-    for name, picture in pictures(found).items():
+    drawn = pictures(found)
+    for name, picture in drawn.items():
         (results / f"{name}.svg").write_text(picture)
+    (results / "bench.md").write_text("\n".join([
+        "# What `make bench` measured\n", head(found), table(found), *(f"![{name}]({name}.svg)" for name in drawn),
+        "\n## Beside what was to be reached\n", grid(("what", "to reach", "measured"), *reach(found))]))
 
 
 def head(found: Found) -> str:
@@ -79,14 +78,6 @@ def head(found: Found) -> str:
             f"{', '.join(versions)}.\n")
 
 
-def plots(found: Found) -> str:
-    return "".join(f"![{name}]({name}.svg)\n" for name in pictures(found))
-
-
-def number(value: float | None, form: str = ",.0f") -> str:
-    return NONE if value is None else f"{value:{form}}"
-
-
 def table(found: Found) -> str:
     """Throughput by system."""
     lines = ["| 10 workers, jobs that do nothing | jobs/s, persistence off | everysec | jobs | acknowledges | results "
@@ -95,7 +86,7 @@ def table(found: Found) -> str:
         name = system["name"]
         failed = [row["failed"] for row in found.rows if row["system"] == name and "failed" in row]
         jobs = max([row["jobs"] for row in found.pick("drain", name)], default=0)
-        rates = [number(found.rate(name, setting)) for setting in ("off", "everysec")]
+        rates = [say("{:,.0f}", found.rate(name, setting)) for setting in ("off", "everysec")]
         if failed and NONE in rates:
             rates = [f"{NONE}: {failed[0].splitlines()[0][:120]}", ""]
         lines.append(f"| {name} | {' | '.join(rates)} | {jobs:,} | {system['acks']} | {system['results']} "
@@ -107,73 +98,56 @@ def say(form: str, *values: Any) -> str:
     return NONE if None in values else form.format(*values)
 
 
+def times(ours: float | None, theirs: float | None) -> float | None:
+    return ours / theirs if ours and theirs else None
+
+
 def reach(found: Found) -> list[tuple[str, str, str]]:
     """What was to be reached, how much of it, and what was."""
-    off, every, value = found.rate("rqjobs", "off"), found.rate("rqjobs", "everysec"), found.value
-    lines = [("drain, 10 workers, persistence off", "20,000 jobs/s", say("{:,.0f} jobs/s", off)),
-             ("the same, everysec", "12,000 jobs/s", say("{:,.0f} jobs/s", every))]
-    for setting, ours in (("off", off), ("everysec", every)):
-        for acks, words, wanted in (("after", "the fastest peer that acknowledges after", "3x"),
-                                    ("", "the fastest peer", "above 1x")):
-            best = found.best(setting, acks)
-            lines.append((f"to {words}, {setting}", wanted,
-                          say("{:.1f}x ({})", ours / best[1] if best and ours else None, best and best[0])))
-        stock = found.rate("rq", setting)
-        lines.append((f"to `rq worker`, {setting}", "100x", say("{:.0f}x", ours / stock if ours and stock else None)))
-        counts = {count: value("workers", "rqjobs", setting=setting, workers=count) for count in (2, 10, 50)}
-        most = max((rate for rate in counts.values() if rate), default=None)
-        lines += [(f"{count} workers to the best count, {setting}", "0.7x",
-                   say("{:.2f}x", rate / most if rate and most else None))
-                  for count, rate in counts.items() if count != 10]
-    short, long = (value("backlog", "rqjobs", backlog=length) for length in (10_000, 1_000_000))
-    lines.append(("backlog of 1,000,000 to one of 10,000", "0.8x to 1.2x",
-                  say("{:.2f}x", long / short if short and long else None)))
-    for nap in (0.001, 0.01, 0.1):
-        lines.append((f"overhead of a job of {nap * 1000:.0f} ms", "0.3 ms",
-                      say("{:.3f} ms (rq: {:.0f} ms)", value("overhead", "rqjobs", nap=nap),
-                          value("overhead", "rq", nap=nap))))
-    lines.append(("jobs of 100 ms, of the ideal 100 jobs/s", "99 %",
-                  say("{:.1f} % (rq: {:.1f} %)", value("ideal", "rqjobs", nap=0.1), value("ideal", "rq", nap=0.1))))
-    delays = {name: found.pick("latency", name) for name in ("rqjobs", "rq")}
-    for words, wanted, pick in (("median", "2 ms", lambda row: statistics.median(row["values"])),
-                                ("99th percentile", "10 ms", lambda row: row["p99"])):
-        lines.append((f"idle pick-up, {words}", wanted, say(
-            "{:.2f} ms (rq: {:.1f} ms)", *(pick(rows[0]) if rows else None for rows in delays.values()))))
-    lines.append(("10 idle workers and Redis", "1 % of a core",
-                  say("{:.2f} % (rq: {:.2f} %)", value("idle", "rqjobs"), value("idle", "rq"))))
-    writes = {name: rows[0]["writes"] if (rows := found.pick("enqueue", name)) else None for name in ("rqjobs", "rq")}
-    lines.append(("enqueue one, round trips", "1", say("{} (rq: {})", *writes.values())))
-    lines.append(("enqueue one, time to RQ's", "0.6x", say(
-        "{:.2f}x ({:.0f} us)", found.ratio("enqueue"), value("enqueue", "rqjobs"))))
-    lines.append(("enqueue_many", "40 us a job", say("{:.0f} us (rq: {:.0f} us)", value("many", "rqjobs"),
-                                                     value("many", "rq"))))
-    lines += [(f"{kind} jobs to `rq worker`", "5x", say("{:.0f}x ({:,.0f} runs/s)", found.ratio(kind),
-                                                        value(kind, "rqjobs")))
-              for kind in ("failing", "retried", "dependent")]
-    lines += [(words, "rq's", say("{:,.0f} {} (rq: {:,.0f})", value(what, "rqjobs"), unit, value(what, "rq")))
-              for what, words, unit in (("pss", "memory of 10 busy workers (PSS)", "MiB"),
-                                        ("queued", "Redis for a queued job", "bytes"),
-                                        ("finished", "Redis for a finished job, result included", "bytes"))]
-    return lines
+    def both(form: str, what: str, **more: Any) -> str:
+        return say(form, found.value(what, "rqjobs", **more), found.value(what, "rq", **more))
+
+    def ratio(form: str, what: str) -> str:
+        return say(form, times(found.value(what, "rqjobs"), found.value(what, "rq")))
+
+    lines = []
+    for setting, aim in (("off", "20,000 jobs/s"), ("everysec", "12,000 jobs/s")):
+        ours, safe, fast = found.rate("rqjobs", setting), found.best(setting, "after"), found.best(setting, *ACKS)
+        counts = [found.value("workers", "rqjobs", setting=setting, workers=count) for count in (2, 10, 50)]
+        best = max(filter(None, counts), default=None)
+        lines += [
+            (f"10 workers, persistence {setting}", aim, say("{:,.0f} jobs/s", ours)),
+            ("to the fastest that acknowledges after", "3x", say("{:.1f}x ({})", times(ours, safe[0]), safe[1])),
+            ("to the fastest", "above 1x", say("{:.1f}x ({})", times(ours, fast[0]), fast[1])),
+            ("to `rq worker`", "100x", say("{:.0f}x", times(ours, found.rate("rq", setting)))),
+            ("2 workers, to the best number of them", "0.7x", say("{:.2f}x", times(counts[0], best))),
+            ("50 workers, to the best number of them", "0.7x", say("{:.2f}x", times(counts[2], best))),
+        ]
+    million = times(*(found.value("backlog", "rqjobs", backlog=length) for length in (1_000_000, 10_000)))
+    return [
+        *lines,
+        ("backlog of 1,000,000, to one of 10,000", "0.8x", say("{:.2f}x", million)),
+        *((f"overhead of a job of {nap * 1000:.0f} ms", "0.3 ms", both("{:.2f} ms (rq: {:.0f})", "overhead", nap=nap))
+          for nap in (0.001, 0.01, 0.1)),
+        ("jobs of 100 ms, of the ideal 100 jobs/s", "99 %", both("{:.1f} % (rq: {:.1f} %)", "ideal", nap=0.1)),
+        ("idle pick-up, median", "2 ms", both("{:.1f} ms (rq: {:.1f} ms)", "latency")),
+        ("idle pick-up, 99th percentile", "10 ms", both("{:.1f} ms (rq: {:.1f} ms)", "p99")),
+        ("10 idle workers with their Redis", "1 % of a core", both("{:.2f} % (rq: {:.2f} %)", "idle")),
+        ("enqueue one, round trips", "1", both("{:.0f} (rq: {:.0f})", "trips")),
+        ("enqueue one", "", both("{:.0f} us (rq: {:.0f} us)", "enqueue")),
+        ("enqueue one, to RQ's time", "0.6x", ratio("{:.2f}x", "enqueue")),
+        ("enqueue_many", "40 us a job", both("{:.0f} us a job (rq: {:.0f} us)", "many")),
+        *((f"{kind} jobs, to `rq worker`", "5x", ratio("{:.0f}x", kind)) for kind in UNHAPPY),
+        ("memory of 10 busy workers (PSS)", "rq's", both("{:.0f} MiB (rq: {:.0f} MiB)", "pss")),
+        ("Redis for a queued job", "rq's", both("{:,.0f} bytes (rq: {:,.0f})", "queued")),
+        ("Redis for a finished job, its result included", "rq's", both("{:,.0f} bytes (rq: {:,.0f})", "finished")),
+    ]
 
 
 def grid(*lines: tuple[str, ...]) -> str:
     """A table; the first line is its head, numbers stand at the right."""
     head, *rest = (f"| {' | '.join(one)} |\n" for one in lines)
     return "".join([head, "|---" + "|---:" * (len(lines[0]) - 1) + "|\n", *rest])
-
-
-def all_rows(found: Found) -> str:
-    lines = ["| scenario | system | with | median | least | most | runs |", "|---|---|---|---:|---:|---:|---:|"]
-    for row in found.rows:
-        if values := row["values"]:
-            known = ("what", "system", "unit", "values", "when")
-            more = ", ".join(f"{name} {value}" for name, value in row.items() if name not in known)
-            figures = " | ".join(f"{value:,.2f}" for value in (statistics.median(values), min(values), max(values)))
-            lines.append(f"| {row['what']} ({row['unit']}) | {row['system']} | {more} | {figures} | {len(values)} |")
-        else:
-            lines.append(f"| {row['what']} | {row['system']} | {row['failed'].splitlines()[0][:120]} | | | | |")
-    return "\n".join(lines) + "\n"
 
 
 def pictures(found: Found) -> dict[str, str]:
@@ -200,7 +174,7 @@ def pictures(found: Found) -> dict[str, str]:
 
 def put_into_readme(found: Found) -> None:
     """Between the two marks in README.md: when and where, the table, and the other figures."""
-    others = [(what, measured) for what, _, measured in reach(found)[2:] if measured != NONE]
+    others = [(what, measured) for what, _, measured in reach(found) if measured != NONE]
     ours = "\n".join([head(found), table(found), grid(("besides", "measured"), *others)])
     README.write_text(re.sub(r"(<!-- bench -->\n).*?(<!-- /bench -->)", lambda match: match[1] + ours + match[2],
                              README.read_text(), flags=re.S))

@@ -183,6 +183,7 @@ class Team:
         self.stage, self.system, self.workers, self.warm = stage, system, workers, warm
         self.starts = workers if system.start > 1 else 1
         self.processes: list[subprocess.Popen[bytes]] = []
+        self.before = self.since = 0
 
     def __enter__(self) -> Team:
         status(f"{self.system.name}: starting the workers")
@@ -200,7 +201,7 @@ class Team:
             self.calm()
             if self.warm:
                 self.stage.ask(self.system, "fill", str(self.warm))
-                self.wait(self.warm, 0)
+                self.wait(self.warm)
                 self.calm()
         except BaseException:
             self.__exit__()
@@ -259,23 +260,29 @@ class Team:
                 words = (self.stage.home / f"worker-{number}.log").read_text(errors="replace")[-2000:]
                 raise Failed(f"{self.system.name}: a worker ended with {process.returncode}: {words}")
 
-    def wait(self, number: int, since: int) -> list[tuple[int, int]]:
-        """Until so many jobs have run that began after `since`; returns when each began and ended, sorted."""
+    def publish(self) -> None:
+        """Show the workers the backlog."""
+        self.before = work.count()
+        self.since = self.stage.publish()
+
+    def wait(self, number: int) -> list[tuple[int, int]]:
+        """Until so many of the jobs that were published last have run; returns when each began and ended, sorted."""
         done, moved = 0, time.monotonic()
-        while len(found := work.marks(since)) < number:
+        while (found := work.count() - self.before) < number:
             self.check()
-            status(f"{self.system.name}: {len(found):,} of {number:,} jobs")
-            if len(found) > done:
-                done, moved = len(found), time.monotonic()
+            status(f"{self.system.name}: {found:,} of {number:,} jobs")
+            if found > done:
+                done, moved = found, time.monotonic()
             elif time.monotonic() - moved > STALLED:
                 words = (self.stage.home / "worker-0.log").read_text(errors="replace")[-2000:]
                 raise Failed(f"{self.system.name}: {done} of {number} jobs done, no more in {STALLED} s; {words}")
-            time.sleep(0.2)
-        return sorted(found)
+            time.sleep(0.3)
+        return work.marks(self.since)
 
     def drain(self, number: int) -> list[tuple[int, int]]:
         """Show the workers the backlog and wait until `number` jobs have run."""
-        return self.wait(number, self.stage.publish())
+        self.publish()
+        return self.wait(number)
 
 
 def seconds(times: list[tuple[int, int]]) -> float:

@@ -1,7 +1,7 @@
 """What the jobs of every system do, and how they are counted: alike for all, and outside of their bookkeeping.
 
-A job leaves two times, of its begin and its end, in a file that all processes map into their memory. That costs less
-than a microsecond and no system call (which would hand the interpreter's lock to another thread, and so cost systems
+A job leaves two times, of its begin and its end, in a file that all processes map into their memory. That costs a
+microsecond or two and no system call (which would hand the interpreter's lock to another thread, and so cost systems
 with threads more than others); a process reserves room for some hundred jobs at a time.
 
 usage: work.py MODULE fill NUMBER KIND      have the module send so many jobs
@@ -21,7 +21,8 @@ import struct
 import sys
 import threading
 import time
-from array import array
+from collections.abc import Callable, Iterator
+from typing import Any
 
 BLOCK = mmap.ALLOCATIONGRANULARITY  # bytes that are reserved at a time
 TIMES = struct.Struct("qq")  # nanoseconds of the monotonic clock, which is the same in all processes
@@ -63,23 +64,38 @@ def _forget() -> None:
 os.register_at_fork(after_in_child=_forget)
 
 
-def marks(since: int = 0) -> list[tuple[int, int]]:
-    """Begin and end of the jobs that have begun after `since`, in nanoseconds."""
+def _written() -> Iterator[tuple[int, bytes]]:
+    """Each block that is in use: how many marks it holds (cheap for a full one), and the block."""
     with open(os.environ["BENCH_MARKS"], "rb") as file:
-        times = array("q", file.read())
-    return [(begun, ended) for begun, ended in zip(times[::2], times[1::2], strict=True) if ended and begun >= since]
+        while block := file.read(BLOCK):
+            full = any(block[-8:])
+            yield EACH if full else sum(1 for _ in _until_empty(block)), block
 
 
-def latency(send, number: int) -> list[int]:
+def _until_empty(block: bytes) -> Iterator[tuple[int, int]]:
+    return itertools.takewhile(lambda times: times[1], TIMES.iter_unpack(block))
+
+
+def count() -> int:
+    """How many jobs have ended so far."""
+    return sum(number for number, _ in _written())
+
+
+def marks(since: int = 0) -> list[tuple[int, int]]:
+    """Begin and end, in nanoseconds, of the jobs that have begun after `since`; sorted."""
+    return sorted(times for _, block in _written() for times in _until_empty(block) if times[0] >= since)
+
+
+def latency(send: Callable[[int], Any], number: int) -> list[int]:
     """From just before a job is sent, by a process that does nothing else, to its first line."""
     delays = []
     for _ in range(number):
         time.sleep(random.uniform(0.01, 0.05))
-        sent = time.monotonic_ns()
+        ended, sent = count(), time.monotonic_ns()
         send(1)
-        while not (begun := marks(sent)):
-            time.sleep(0.001)
-        delays.append(begun[0][0] - sent)
+        while count() == ended:
+            time.sleep(0.002)
+        delays.append(marks(sent)[0][0] - sent)
     return delays
 
 
