@@ -85,11 +85,11 @@ def table(found: Found) -> str:
     for system in found.systems:
         name = system["name"]
         failed = [row["failed"] for row in found.rows if row["system"] == name and "failed" in row]
-        jobs = max([row["jobs"] for row in found.pick("drain", name)], default=0)
+        jobs = " and ".join(f"{jobs:,}" for jobs in sorted({row["jobs"] for row in found.pick("drain", name)}))
         rates = [say("{:,.0f}", found.rate(name, setting)) for setting in ("off", "everysec")]
         if failed and NONE in rates:
             rates = [f"{NONE}: {failed[0].splitlines()[0][:120]}", ""]
-        lines.append(f"| {name} | {' | '.join(rates)} | {jobs:,} | {system['acks']} | {system['results']} "
+        lines.append(f"| {name} | {' | '.join(rates)} | {jobs} | {system['acks']} | {system['results']} "
                      f"| {system['log']} |")
     return "\n".join(lines) + "\n"
 

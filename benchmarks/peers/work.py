@@ -2,7 +2,7 @@
 
 A job leaves two times, of its begin and its end, in a file that all processes map into their memory. That costs a
 microsecond or two and no system call (which would hand the interpreter's lock to another thread, and so cost systems
-with threads more than others); a process reserves room for some hundred jobs at a time.
+with threads more than others); a thread reserves room for some hundred jobs at a time.
 
 usage: work.py MODULE fill NUMBER KIND      have the module send so many jobs
        work.py MODULE latency NUMBER        send one job at a time; print how long each took to begin, in nanoseconds
@@ -27,9 +27,17 @@ from typing import Any
 BLOCK = mmap.ALLOCATIONGRANULARITY  # bytes that are reserved at a time
 TIMES = struct.Struct("qq")  # nanoseconds of the monotonic clock, which is the same in all processes
 EACH = BLOCK // TIMES.size
-_blocks: dict[int, mmap.mmap] = {}
-_numbers = itertools.count()
-_lock = threading.Lock()
+
+
+class Mine(threading.local):
+    """A thread's own block, and how many marks it has room for."""
+
+    block: mmap.mmap
+    room = 0
+
+
+mine = Mine()
+os.register_at_fork(after_in_child=lambda: setattr(mine, "room", 0))  # a child must not write where its parent does
 
 
 def noop() -> None:
@@ -38,30 +46,14 @@ def noop() -> None:
 
 def mark(begun: int) -> None:
     """Note that a job ran from `begun` until now."""
-    number = next(_numbers)
-    block = _blocks.get(number // EACH) or _reserve(number // EACH)
-    TIMES.pack_into(block, number % EACH * TIMES.size, begun, time.monotonic_ns())
-
-
-def _reserve(index: int) -> mmap.mmap:
-    with _lock:
-        if index not in _blocks:
-            file = os.open(os.environ["BENCH_MARKS"], os.O_RDWR | os.O_APPEND)
-            os.write(file, bytes(BLOCK))
-            _blocks[index] = mmap.mmap(file, BLOCK, offset=os.lseek(file, 0, os.SEEK_CUR) - BLOCK)
-            os.close(file)
-            _blocks.pop(index - 4, None)  # full long ago
-        return _blocks[index]
-
-
-def _forget() -> None:
-    """A forked process must not write where its parent does."""
-    global _numbers
-    _numbers = itertools.count()
-    _blocks.clear()
-
-
-os.register_at_fork(after_in_child=_forget)
+    if not mine.room:
+        file = os.open(os.environ["BENCH_MARKS"], os.O_RDWR | os.O_APPEND)
+        os.write(file, bytes(BLOCK))  # at the end of the file, whoever else does so now
+        mine.block = mmap.mmap(file, BLOCK, offset=os.lseek(file, 0, os.SEEK_CUR) - BLOCK)
+        mine.room = EACH
+        os.close(file)
+    TIMES.pack_into(mine.block, BLOCK - mine.room * TIMES.size, begun, time.monotonic_ns())
+    mine.room -= 1
 
 
 def _written() -> Iterator[tuple[int, bytes]]:
