@@ -131,6 +131,7 @@ class Horse:
             except Exception as error:
                 if not passes(error):
                     raise
+                self.outbox.close()  # who refuses may be a master no more; the next connection asks who is
                 self.worker.patience(error, failures, backoff.compute(failures))
                 failures += 1
             if self.board.stop and not self.outbox.outcomes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ class Outbox:
         self.outcomes: list[Outcome] = []  # those whose replies have not been read
         self._sent = 0  # of them, on this connection
         self._line: Any = None
+        self._used = 0.0  # when something was read from it
 
     def send(self, outcome: Outcome) -> None:
         """Never raises; what cannot be sent now goes with the next `exchange`."""
@@ -56,9 +58,11 @@ class Outbox:
         return list(zip(done, replies, strict=False)), replies[-1] if command else None
 
     def _send(self, more: list[tuple[Any, ...]]) -> None:
+        if time.monotonic() - self._used > connection.HEALTH_CHECK:  # somebody between us and Redis may have dropped it
+            self.close()
         try:
             if self._line is None:
-                self._line = connection.line(self.client, connection.COMMAND_TIMEOUT)
+                self._line, self._used = connection.line(self.client, connection.COMMAND_TIMEOUT), time.monotonic()
             commands = [outcome.command for outcome in self.outcomes[self._sent:]] + more
             self._line.send_packed_command([hiredis.pack_command(words) for words in commands], check_health=False)
             self._sent = len(self.outcomes)
@@ -68,9 +72,11 @@ class Outbox:
 
     def _read(self) -> Any:
         try:
-            return self._line.read_response()
+            reply = self._line.read_response()
         except ResponseError as error:
-            return error
+            reply = error
+        self._used = time.monotonic()
+        return reply
 
     def close(self) -> None:
         line, self._line, self._sent = self._line, None, 0
