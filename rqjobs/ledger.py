@@ -6,6 +6,7 @@ Keys of ours, beside RQ's:
     rqjobs:claims:<name>    list, the ids of the jobs in that worker's hands, in the order in which it runs them
     rqjobs:departed         sorted set, worker name -> when it left or was forgotten; for an hour
     rqjobs:crashed:<queue>  sorted set, those of the scheduled jobs that wait because they crashed a horse, by due time
+    rqjobs:missing:<queue>  hash, due id without a job -> since when (Unix seconds)
     rqjobs:sweep, :swept    the sweep's lock, and when the last one was
     rqjobs:seen:<queue>     hash, job id -> since when it stands in the queue's intermediate list
     rqjobs:strays:*         the stray hunt's lock, its cursor, and what it saw once
@@ -36,6 +37,8 @@ MAX_DEATHS = 3  # a job under which the process died so often...
 DEATHS_WINDOW = 72 * 3600  # ...within so many seconds fails
 AT_ONCE = 1000  # jobs; a script holds up everybody else in Redis
 MISSING_JOB_GRACE = 60  # seconds
+LOOK = 1.0  # seconds after which the clock looks by itself; whoever makes something due earlier than that tells it
+BELL = "rqjobs:clock:"  # ...on this channel, with the queue's name behind it, and the due time as the message
 DEPARTED_FOR = 3600  # seconds for which the claims of a worker that has gone are looked at again
 WORKERS = "rqjobs:workers"
 DEPARTED = "rqjobs:departed"
@@ -67,8 +70,8 @@ class Script:
             return connection.execute_command("EVAL", self.source, len(keys), *keys, *args)
 
 
-CLAIM, SETTLE, RELEASE, RECLAIM, RECOVER, REQUEUE, PROMOTE = map(
-    Script, ("claim", "settle", "release", "reclaim", "recover", "requeue", "promote"))
+CLAIM, SETTLE, RELEASE, RECLAIM, RECOVER, REQUEUE, PROMOTE, DELAYED = map(
+    Script, ("claim", "settle", "release", "reclaim", "recover", "requeue", "promote", "delayed"))
 SWEEP, DELETE = Script("sweep", common=False), Script("delete", common=False)
 
 
@@ -288,18 +291,43 @@ def delete(connection: redis.Redis, job_ids: list[str], queue: str) -> list[str]
     return outcomes
 
 
+@dataclass(frozen=True)
+class Promoted:
+    """What one step of promotion did, and when (Unix seconds, by Redis's clock) the next is worth while."""
+
+    moved: int
+    kept: int  # due ids for which there is no job yet
+    full: bool  # there may be more that are due
+    now: float
+    next: float | None
+
+
+def promote_some(
+    connection: redis.Redis, queue: str, default_timeout: int, crashed_only: bool = False, skip: int = 0
+) -> Promoted:
+    """Move up to `AT_ONCE` due jobs of `queue` into it, less the first `skip`, for which there was no job yet."""
+    keys = [f"rq:scheduled:{queue}", f"rq:queue:{queue}", QUEUES, f"rqjobs:crashed:{queue}", f"rq:failed:{queue}",
+            f"rqjobs:missing:{queue}"]
+    args = [AT_ONCE, utcformat(now()), default_timeout, MISSING_JOB_GRACE, int(crashed_only), skip]
+    moved, kept, full, moment, later = PROMOTE.run(connection, keys, args)
+    return Promoted(int(moved), int(kept), full == b"1", float(moment), float(later) if later else None)
+
+
 def promote(connection: redis.Redis, queue: str, default_timeout: int, crashed_only: bool = False) -> int:
     """Move every due job of `queue` from the scheduled set into the queue; returns how many.
 
     `crashed_only`: only those that wait because they crashed a horse; any live worker does that, for there may be no
     scheduler.
     """
-    keys = [f"rq:scheduled:{queue}", f"rq:queue:{queue}", QUEUES, f"rqjobs:crashed:{queue}",
-            f"rq:failed:{queue}"]
-    total = 0
+    total = kept = 0
     while True:
-        args = [AT_ONCE, utcformat(now()), default_timeout, MISSING_JOB_GRACE, int(crashed_only)]
-        moved = int(PROMOTE.run(connection, keys, args))
-        total += moved
-        if moved < AT_ONCE:
+        some = promote_some(connection, queue, default_timeout, crashed_only, kept)
+        total, kept = total + some.moved, kept + some.kept
+        if not some.full:
             return total
+
+
+def clock(connection: redis.Redis) -> float:
+    """Redis's clock, in Unix seconds: the one by which everything is due."""
+    seconds, micro = connection.time()
+    return float(seconds + micro / 1e6)

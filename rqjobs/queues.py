@@ -10,7 +10,7 @@ import urllib.request
 import zlib
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
@@ -186,8 +186,8 @@ class Queue(rq.Queue):
     """An `rq.Queue` with RQ's whole API, that stores nothing which no worker would run.
 
     Overrides: `create_job` (options of `@job`, the guard), `schedule_job` (RQ writes the due time first and the job
-    later: a scheduler's tick in between loses it), `enqueue_dependents` (works while an outcome is
-    recorded), `compact` (RQ's loses jobs if it is interrupted).
+    later: a scheduler's tick in between loses it), `enqueue_in` (by Redis's clock), `enqueue_dependents` (works while
+    an outcome is recorded), `compact` (RQ's loses jobs if it is interrupted).
     """
 
     job_class = Job
@@ -246,10 +246,19 @@ class Queue(rq.Queue):
         pipe.sadd(self.redis_queues_keys, self.key)
         job.origin = self.name
         self._persist_job(job, pipe, status=JobStatus.SCHEDULED)
-        pipe.zadd(f"rq:scheduled:{self.name}", {job.id: datetime.timestamp()})
+        due, here = datetime.timestamp(), time.time()
+        if getattr(self.connection, "writes", None) is not None:  # a retry or a repeat: so long from now
+            due += ledger.clock(self.connection) - here
+        pipe.zadd(f"rq:scheduled:{self.name}", {job.id: due})
+        if due < here + ledger.LOOK:
+            pipe.publish(ledger.BELL + self.name, due)
         if pipeline is None:
             pipe.execute()
         return job
+
+    def enqueue_in(self, time_delta: timedelta, func: Any, *args: Any, **kwargs: Any) -> Any:
+        moment = datetime.fromtimestamp(ledger.clock(self.connection), timezone.utc)
+        return self.enqueue_at(moment + time_delta, func, *args, **kwargs)
 
     def enqueue_dependents(
         self, job: Any, pipeline: Any = None, exclude_job_id: str | None = None, refresh_job_status: bool = True

@@ -1,79 +1,175 @@
-"""RQ's scheduler with a short lock and an atomic promotion."""
+"""The clock: RQ's scheduler process, but it sleeps until the next job is due, and is replaced within seconds."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
+import signal
+import socket
+import time
 from typing import Any
 
 import redis
 from rq.scheduler import RQScheduler
-from rq.scripts import acquire_or_refresh_lock
 from rq.utils import now
 
 from rqjobs import ledger, processes
+from rqjobs.ledger import LOOK
 from rqjobs.queues import Queue
 
-LOCK_TTL = 5  # seconds; RQ's 61 leave the queues without a scheduler for that long after a kill -9
+LOCK_TTL = 2.5  # seconds; RQ's 61 leave the queues without a scheduler for that long after a kill -9
+BEAT = 1.0  # seconds between two renewals of the locks
+PAUSE = 0.005  # seconds between two looks: what comes due meanwhile is moved together
+
+_LOCK = """
+local held = {}
+for i, key in ipairs(KEYS) do
+  local owner = redis.call('GET', key)
+  if not owner or owner == ARGV[1] then
+    redis.call('SET', key, ARGV[1], 'PX', ARGV[2])
+    held[#held + 1] = i
+  end
+end
+return held
+"""
 
 
 class Scheduler(RQScheduler):
     """Moves due jobs into their queues, as one process beside the worker that was started `--with-scheduler`.
 
-    Any number may run: RQ's own lock picks one per queue, another takes over within `LOCK_TTL` seconds when it dies,
-    and should two ever believe that they hold it, no job is enqueued twice (`lua/promote.lua`).
+    Any number may run: RQ's own lock picks one per queue, another takes over within five seconds when it dies, and
+    should two ever believe that they hold it, no job is enqueued twice (`lua/promote.lua`).
 
-    Overrides: `acquire_locks` and `heartbeat` (the short lock, and locks of other queues are tried at each beat, not
-    every ten minutes), `enqueue_scheduled_jobs` (the script), `work` (ends with its worker; outlives Redis errors).
+    Overrides: `acquire_locks` and `heartbeat` (short locks, of other queues too at each beat, not every ten minutes),
+    `enqueue_scheduled_jobs` (the script), `work` (sleeps until something is due; ends with its worker; outlives Redis
+    errors).
     """
 
+    _parent = 0
+    _minded = -BEAT  # when the worker last looked after the clock
+    _bell: Any = None
+
+    # In the worker
+
+    def mind(self) -> None:
+        """See to it that this worker's clock runs if one is needed; to be called about once a second."""
+        if time.monotonic() - self._minded >= BEAT / 2 and not (self._process and self._process.is_alive()):
+            self._minded = time.monotonic()
+            self.acquire_locks(auto_start=True)
+
+    def start(self) -> Any:
+        self._parent = os.getpid()
+        return super().start()
+
+    # In both
+
     def acquire_locks(self, auto_start: bool = False) -> set[str]:
-        before = self._acquired_locks
-        self._acquired_locks = {
-            name for name in self._queue_names
-            if acquire_or_refresh_lock(self.connection, self.get_locking_key(name), self.name, LOCK_TTL)
-            in ("acquired", "refreshed")
-        }
+        before, names = self._acquired_locks, sorted(self._queue_names)
+        keys = [self.get_locking_key(name) for name in names]
+        held = self.connection.register_script(_LOCK)(keys=keys, args=[self.name, int(LOCK_TTL * 1000)])
+        self._acquired_locks = {names[index - 1] for index in held}
         if self._acquired_locks - before:
             self.log.info("Scheduler %s: now serves %s", self.name, ", ".join(sorted(self._acquired_locks)))
         if self._acquired_locks and auto_start and not (self._process and self._process.is_alive()):
             self.start()
         return self._acquired_locks
 
+    def enqueue_scheduled_jobs(self) -> None:
+        for name in self._acquired_locks:
+            ledger.promote(self.connection, name, Queue.DEFAULT_TIMEOUT)
+
+    # In the clock's own process
+
     def heartbeat(self) -> None:
         self.last_heartbeat = now()
         self.save()
         self.acquire_locks()
 
-    def enqueue_scheduled_jobs(self) -> None:
-        self._status = self.Status.WORKING
-        for name in self._acquired_locks:
-            try:
-                ledger.promote(self.connection, name, Queue.DEFAULT_TIMEOUT)
-            except redis.ResponseError as error:  # one queue must not stop the others
-                self.log.error("Scheduler %s: the scheduled jobs of %s: %s", self.name, name, error)
-        self._status = self.Status.STARTED
-
-    def start(self) -> Any:
-        self._parent = os.getpid()
-        return super().start()
-
     def work(self) -> None:
         processes.die_with_parent()
+        self._wakeup = socket.socketpair()
+        for end in self._wakeup:
+            end.setblocking(False)
+        signal.set_wakeup_fd(self._wakeup[1].fileno(), warn_on_full_buffer=False)
         self._install_signal_handlers()
         failing = False
         while not self._stop_requested and os.getppid() == self._parent:
             try:
                 if not self.pid or failing:
-                    self.register_birth()
-                self.heartbeat()
-                self.enqueue_scheduled_jobs()
+                    self._begin()
+                self._look()
+                self._sleep()
                 failing = False
-            except redis.RedisError as error:
+            except (redis.RedisError, OSError) as error:
                 if not failing:
                     self.log.error("Scheduler %s: waits for Redis: %s", self.name, error)
                 failing = True
-            processes.pause(self.interval, lambda: self._stop_requested)
+                processes.pause(LOOK, lambda: self._stop_requested)
         try:
             self.stop()
         except redis.RedisError as error:
             self.log.error("Scheduler %s: could not release its locks, they end by themselves: %s", self.name, error)
+
+    def _begin(self) -> None:
+        self.register_birth()
+        if self._bell:
+            with contextlib.suppress(redis.RedisError, OSError):
+                self._bell.close()
+        self._bell = self.connection.pubsub(ignore_subscribe_messages=True)
+        self._bell.subscribe(*(ledger.BELL + name for name in self._queue_names))
+        self._next: dict[str, float] = {}  # queue -> when to look at it, in this machine's monotonic time
+        self._kept: dict[str, int] = {}  # queue -> due ids that were passed over, for there was no job yet
+        self._ahead = 0.0  # Redis's clock less this machine's monotonic time
+        self._next_beat = 0.0
+
+    def _look(self) -> None:
+        """Do what is due, in steps that hold up nobody."""
+        self._status = self.Status.WORKING
+        self._looked = time.monotonic()
+        if self._looked >= self._next_beat:
+            self._next_beat = self._looked + BEAT
+            self.heartbeat()
+        for name in self._acquired_locks:
+            if self._next.get(name, 0.0) <= time.monotonic():
+                self._next[name] = time.monotonic() + LOOK
+                try:
+                    self._promote(name)
+                except redis.ResponseError as error:  # one queue must not stop the others
+                    self.log.error("Scheduler %s: the scheduled jobs of %s: %s", self.name, name, error)
+        self._status = self.Status.STARTED
+
+    def _promote(self, name: str) -> None:
+        kept = self._kept.get(name, 0)
+        some = ledger.promote_some(self.connection, name, Queue.DEFAULT_TIMEOUT, skip=kept)
+        self._kept[name] = kept + some.kept if some.full else 0
+        self._ahead = some.now - time.monotonic()
+        if some.full:
+            self._next[name] = 0.0
+        elif some.next:
+            self._expect(name, some.next)
+
+    def _expect(self, name: str, due: float) -> None:
+        """Look at a queue when `due` (Unix seconds, by Redis's clock) has come, or as planned if that is earlier."""
+        self._next[name] = min(self._next.get(name, 0.0), due - self._ahead)
+
+    def _sleep(self) -> None:
+        """Sleep until something is due, or somebody says that something will be, or a signal comes."""
+        line = self._bell.connection
+        sockets = [self._wakeup[0], *([line._sock] if line and line._sock else [])]
+        while not self._stop_requested:
+            times = [self._next_beat, *(self._next.get(name, 0.0) for name in self._acquired_locks)]
+            left = max(min(times), self._looked + PAUSE) - time.monotonic()
+            if left <= 0:
+                break
+            if self._wakeup[0] in select.select(sockets, [], [], min(left, LOOK))[0]:
+                self._wakeup[0].recv(4096)
+            while message := self._bell.get_message(timeout=0):
+                self._hear(ledger.text(message["channel"]).removeprefix(ledger.BELL), message["data"])
+
+    def _hear(self, name: str, data: Any) -> None:
+        try:
+            due = float(data)
+        except (TypeError, ValueError):  # anybody who reaches Redis can publish anything
+            due = 0.0
+        self._expect(name, due if due > 0 else 0.0)

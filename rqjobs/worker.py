@@ -55,7 +55,7 @@ class Worker(Settling):
         get_current_job_id, kill_horse: know what the horse runs, and never kill it for another job.
         clean_registries: without RQ's clean-up of started jobs and intermediate queues, which fails what our sweep
             puts back.
-        _start_scheduler, run_maintenance_tasks, stop_scheduler: our scheduler, looked after at each heartbeat.
+        _start_scheduler, run_maintenance_tasks, stop_scheduler: our scheduler, looked after each second.
         _set_connection: keeps our time-outs.
         handle_payload, teardown, patience: what a stranger publishes, or Redis being away, ends no worker, and a
             worker that was told to go goes.
@@ -206,10 +206,8 @@ class Worker(Settling):
             orphans.sweep(self.plain, pulse=self._pulse)
             if self.should_run_maintenance_tasks:
                 self.run_maintenance_tasks()
-            if self.scheduler and not self._signals and not (
-                self.scheduler._process and self.scheduler._process.is_alive()
-            ):
-                self.scheduler.acquire_locks(auto_start=True)
+        if self.scheduler and not self._signals:
+            self.scheduler.mind()  # type: ignore[attr-defined]
         self._tell_state()
 
     def _beat(self) -> None:
@@ -476,7 +474,7 @@ class Worker(Settling):
         self.last_cleaned_at = now()  # type: ignore[assignment]
 
     def run_maintenance_tasks(self) -> None:
-        scheduler, self.scheduler = self.scheduler, None  # each heartbeat looks after it
+        scheduler, self.scheduler = self.scheduler, None  # it is looked after each second
         try:
             super().run_maintenance_tasks()
         finally:
@@ -490,13 +488,13 @@ class Worker(Settling):
             self.queues, connection=self.plain, logging_level=logging_level or self.log.level,
             date_format=date_format, log_format=log_format, serializer=self.serializer,
         )
-        if not burst:
-            self.scheduler.acquire_locks(auto_start=True)
-        elif self.scheduler.acquire_locks():
+        self.scheduler.acquire_locks(auto_start=not burst)
+        if burst:
             try:
                 self.scheduler.enqueue_scheduled_jobs()
             finally:
                 self.scheduler.release_locks()
+            self.scheduler = None
 
     def stop_scheduler(self) -> None:
         if self.scheduler and self.scheduler._process and self.scheduler._process.is_alive():
