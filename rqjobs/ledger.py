@@ -70,9 +70,9 @@ class Script:
             return connection.execute_command("EVAL", self.source, len(keys), *keys, *args)
 
 
-CLAIM, SETTLE, RELEASE, RECLAIM, RECOVER, REQUEUE, PROMOTE, DELAYED = map(
-    Script, ("claim", "settle", "release", "reclaim", "recover", "requeue", "promote", "delayed"))
-SWEEP, DELETE = Script("sweep", common=False), Script("delete", common=False)
+CLAIM, SETTLE, RELEASE, RECLAIM, RECOVER, REQUEUE, PROMOTE, DELAYED, TICK = map(
+    Script, ("claim", "settle", "release", "reclaim", "recover", "requeue", "promote", "delayed", "tick"))
+SWEEP, DELETE, SCHEDULE = (Script(name, common=False) for name in ("sweep", "delete", "schedule"))
 
 
 class NoLease(Exception):

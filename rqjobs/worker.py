@@ -488,6 +488,12 @@ class Worker(Settling):
             self.queues, connection=self.plain, logging_level=logging_level or self.log.level,
             date_format=date_format, log_format=log_format, serializer=self.serializer,
         )
+        if not burst:
+            try:
+                self.scheduler.declare(self.name)
+            except (TypeError, ValueError) as error:  # what the code declares cannot be enqueued
+                self.teardown()
+                raise SystemExit(f"rqjobs: {error}") from None
         self.scheduler.acquire_locks(auto_start=not burst)
         if burst:
             try:
