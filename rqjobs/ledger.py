@@ -12,7 +12,9 @@ Keys of ours, beside RQ's:
     rqjobs:strays:*         the stray hunt's lock, its cursor, and what it saw once
     rqjobs:login*           counters of wrong passwords (web/guard.py)
 and in a job's hash `rqjobs_token` (its claim's, which is RQ's execution id), `rqjobs_settled` (the token that settled
-it last) and `rqjobs_deaths` (when processes died under it, comma-separated Unix times).
+it last), `rqjobs_deaths` (when processes died under it, comma-separated Unix times), `rqjobs_chain` (of a job with an
+`rq.Repeat`: the repeats and the retries that it had when it began) and `rqjobs_schedule` (which schedule made it). The
+keys of schedules are in `timetable.py`.
 """
 
 from __future__ import annotations

@@ -20,11 +20,13 @@ import rq
 import rq.job
 import rq.queue
 import rq.registry
+import rq.repeat
 import rq.webhook
 from rq.exceptions import DeserializationError
 from rq.job import JobStatus
 from rq.queue import EnqueueData
-from rq.utils import as_text
+from rq.results import Result
+from rq.utils import as_text, now
 
 from rqjobs import catalog, config, connection, ledger, serializers
 from rqjobs.serializers import Configured, PayloadError, encode
@@ -58,8 +60,12 @@ class Job(rq.job.Job):
     shape), `restore` (unpacks so much and
     no more), `perform` (checks every name first, runs inside RQJOBS_APP's context, leaves the PERSIST to the claim),
     `stopped_callback` (read by the worker outside any `try`), `send_webhooks` (allow-list), `started_job_registry`
-    (see above), `requeue` (RQ's is three steps, and a crash between them loses the job).
+    (see above), `requeue` (RQ's is three steps, and a crash between them loses the job), `to_dict`, `should_retry` and
+    `retry` (a run that fails for good does not end RQ's `Repeat`).
     """
+
+    chain: tuple[int, int | None] | None = None  # repeats and retries that it had when it began
+    failure = ""  # the traceback of the run that has just failed
 
     def __init__(self, id: str | None = None, connection: redis.Redis | None = None, serializer: Any = None):
         super().__init__(id, connection, serializer or Configured)
@@ -80,6 +86,27 @@ class Job(rq.job.Job):
             if found.get(name):
                 found[name] = _inflate(found[name])
         super().restore({name.encode(): value for name, value in found.items()})
+        if self.repeats_left is not None:
+            words = as_text(found.get("rqjobs_chain") or b"").partition(",")[::2]
+            times, retries = (int(word) if word.isdigit() else None for word in words)
+            self.chain = (times, retries) if times else (self.repeats_left, self.retries_left)
+
+    def to_dict(self, include_meta: bool = True, include_result: bool = True) -> dict[str, Any]:
+        fields = super().to_dict(include_meta, include_result)
+        if self.chain and self.repeats_left is not None:
+            fields["rqjobs_chain"] = f"{self.chain[0]},{'' if self.chain[1] is None else self.chain[1]}"
+        return fields
+
+    @property
+    def should_retry(self) -> bool:
+        return super().should_retry or bool(self.repeats_left)
+
+    def retry(self, queue: Any, pipeline: Any) -> None:
+        if super().should_retry:
+            super().retry(queue, pipeline)
+            return
+        Result.create_failure(self, self.failure_ttl, self.failure, self.worker_name or "", pipeline)
+        repeat(self, queue, pipeline)
 
     def _deserialize_data(self) -> None:
         try:
@@ -155,13 +182,37 @@ class _NoStrangers(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(request, fp, code, msg, headers, newurl)
 
 
+def repeat(job: Any, queue: Any, pipeline: Any = None) -> None:
+    """Enqueue a job that has an `rq.Repeat` for its next run, in the place of RQ's `Repeat.schedule`.
+
+    RQ takes the intervals from the end, and counts them from now in this machine's local time. Each run has all of the
+    job's retries.
+    """
+    if not job.repeats_left:
+        raise ValueError(f"Cannot schedule job {job.id}: no repeats left")
+    times, retries = getattr(job, "chain", None) or (job.repeats_left, job.retries_left)
+    intervals = job.repeat_intervals or [0]
+    interval = intervals[min(max(times - job.repeats_left, 0), len(intervals) - 1)]
+    job.repeats_left -= 1
+    job.retries_left = retries
+    pipe = pipeline if pipeline is not None else job.connection.pipeline()
+    if interval:
+        queue.schedule_job(job, now() + timedelta(seconds=interval), pipeline=pipe)
+    else:
+        queue._enqueue_job(job, pipeline=pipe)
+    if pipeline is None:
+        pipe.execute()
+
+
 def install() -> None:
     """Make this process unable to unpickle, import, or call a strange host for what it found in Redis.
 
-    For the processes that are ours (worker, web, command line); it replaces three attributes of RQ's modules.
+    For the processes that are ours (worker, web, command line); it replaces three attributes of RQ's modules, and
+    with a fourth RQ's `Repeat` gets its intervals in order.
     """
     serializers.install()
     catalog.install()
+    rq.repeat.Repeat.schedule = staticmethod(repeat)  # type: ignore[method-assign]
     rq.webhook.urlopen = urllib.request.build_opener(_NoStrangers).open  # type: ignore[assignment]
 
 

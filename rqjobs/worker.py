@@ -441,6 +441,10 @@ class Worker(Settling):
             with contextlib.suppress(redis.RedisError):
                 ledger.reclaim(self.plain, self.name, [queue.name for queue in self.queues], "horse", "")
 
+    def handle_job_failure(self, job: Any, queue: Any, started_job_registry: Any = None, exc_string: str = "") -> None:
+        job.failure = exc_string  # for a job that goes on to its next repeat
+        super().handle_job_failure(job, queue, started_job_registry, exc_string)
+
     # Signals, maintenance, scheduler
 
     def _install_signal_handlers(self) -> None:

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta, timezone
 import faults
 import psutil
 import pytest
+from rq.command import send_stop_job_command
 from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.job import JobStatus
 from rq.registry import CanceledJobRegistry
@@ -180,6 +181,45 @@ def test_repeat(worker, redis, eventually):
     eventually(lambda: redis.llen("ran") == 4)
     eventually(lambda: job.get_status() == JobStatus.FINISHED)
     assert not orphans.audit(redis).breaches
+
+
+def runs_until_scheduled(redis, job):
+    """Let a worker do all that is queued; returns how long the job waits for its next run, or None."""
+    rqjobs.Worker(["default"]).work(burst=True, logging_level="CRITICAL")
+    score, now = redis.zscore("rq:scheduled:default", job.id), ledger.clock(redis)
+    if score is not None:
+        due(redis, job)
+        assert ledger.promote(redis, "default", 180) == 1
+    return score and score - now
+
+
+def test_the_intervals_of_a_repeat_come_in_the_order_given(redis):
+    """RQ takes them from the end."""
+    job = rqjobs.enqueue(faults.mark, "ran", repeat=Repeat(times=4, interval=[100, 200, 300]))
+    waits = [runs_until_scheduled(redis, job) for _ in range(5)]
+    assert [round(wait, -2) for wait in waits[:4]] == [100, 200, 300, 300] and waits[4] is None
+    assert redis.llen("ran") == 5 and job.get_status() == JobStatus.FINISHED
+
+
+@pytest.mark.parametrize("retry", [None, Retry(max=1, interval=[50])])
+def test_a_failed_run_does_not_end_a_repeat_and_its_retries_come_first(redis, retry):
+    job = rqjobs.enqueue(faults.boom, "again", retry=retry, repeat=Repeat(times=2, interval=[100, 200]))
+    wanted = [50, 100, 50, 200, 50, None] if retry else [100, 200, None]
+    waits = [runs_until_scheduled(redis, job) for _ in wanted]
+    assert [wait and round(wait, -1) for wait in waits] == wanted
+    assert job.get_status() == JobStatus.FAILED and redis.zscore("rq:failed:default", job.id)
+    failures = [result for result in job.results() if "ValueError: again" in result.exc_string]
+    assert len(failures) == 3
+    assert not orphans.audit(redis).breaches
+
+
+def test_to_stop_a_repeating_job_ends_its_chain(redis, worker, eventually):
+    worker()
+    job = rqjobs.enqueue(faults.hang, "gate", repeat=Repeat(times=3, interval=100))
+    eventually(lambda: redis.llen("gate:reached"))
+    send_stop_job_command(redis, job.id)
+    eventually(lambda: job.get_status() == JobStatus.STOPPED)
+    assert redis.zscore("rq:scheduled:default", job.id) is None
 
 
 def schedulers_of(redis, process):
