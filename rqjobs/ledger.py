@@ -305,12 +305,16 @@ class Promoted:
 
 
 def promote_some(
-    connection: redis.Redis, queue: str, default_timeout: int, crashed_only: bool = False, skip: int = 0
+    connection: redis.Redis, queue: str, default_timeout: int, crashed_only: bool = False, skip: int = 0,
+    holder: str = "",
 ) -> Promoted:
-    """Move up to `AT_ONCE` due jobs of `queue` into it, less the first `skip`, for which there was no job yet."""
+    """Move up to `AT_ONCE` due jobs of `queue` into it, less the first `skip`, for which there was no job yet.
+
+    `holder`: the scheduler that must hold RQ's lock of this queue, else nothing is done; "" if that does not matter.
+    """
     keys = [f"rq:scheduled:{queue}", f"rq:queue:{queue}", QUEUES, f"rqjobs:crashed:{queue}", f"rq:failed:{queue}",
-            f"rqjobs:missing:{queue}"]
-    args = [AT_ONCE, utcformat(now()), default_timeout, MISSING_JOB_GRACE, int(crashed_only), skip]
+            f"rqjobs:missing:{queue}", f"rq:scheduler-lock:{queue}"]
+    args = [AT_ONCE, utcformat(now()), default_timeout, MISSING_JOB_GRACE, int(crashed_only), skip, holder]
     moved, kept, full, moment, later = PROMOTE.run(connection, keys, args)
     return Promoted(int(moved), int(kept), full == b"1", float(moment), float(later) if later else None)
 

@@ -171,7 +171,7 @@ class Scheduler(RQScheduler):
 
     def _promote(self, name: str) -> None:
         kept = self._kept.get(name, 0)
-        some = ledger.promote_some(self.connection, name, Queue.DEFAULT_TIMEOUT, skip=kept)
+        some = ledger.promote_some(self.connection, name, Queue.DEFAULT_TIMEOUT, skip=kept, holder=self.name)
         self._kept[name] = kept + some.kept if some.full else 0
         if some.full or some.next:
             self._expect(name, some.now if some.full else some.next or 0.0)

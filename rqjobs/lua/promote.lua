@@ -1,12 +1,14 @@
 -- Move the jobs of one queue that are due from the scheduled set into the queue.
 --
 -- KEYS  1 scheduled   2 queue   3 rq:queues   4 rqjobs:crashed:<queue>   5 failed   6 rqjobs:missing:<queue>
+--       7 the scheduler's lock
 -- ARGV  1 at most so many   2 now, as RQ writes it   3 default timeout, seconds
 --       4 seconds after which a due id without a job is dropped, counted from when it was first seen so (its enqueuer may
 --         still be writing)
 --       5 "1": only jobs that wait because a process died under them; KEYS 4 tells which, because a thousand that wait
 --       for a scheduler may be due before them
 --       6 how many of those that are due to pass over: earlier calls found no job for them, and kept them
+--       7 who must hold the lock, "" if that does not matter: a stock scheduler that has just got it moves jobs in steps
 -- Promise: a due job is in the scheduled set or in the queue, never in both, whoever else promotes beside us; by
 -- Redis's clock none comes early; the order is that of the due times; what crashed a horse comes to the front, where it
 -- was. What is no job goes to the dead letters, and holds up nothing.
@@ -14,6 +16,7 @@
 -- is due ("" if none is).
 
 local now, crashed, most = clock(), ARGV[5] == '1', tonumber(ARGV[1])
+if ARGV[7] ~= '' and redis.call('GET', KEYS[7]) ~= ARGV[7] then return {0, 0, '', tostring(now), ''} end
 local moved, kept, done, front, back = 0, 0, {}, {}, {}
 local crashes = redis.call('EXISTS', KEYS[4]) == 1
 local missing = redis.call('EXISTS', KEYS[6]) == 1
