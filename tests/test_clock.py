@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 
 import faults
 import psutil
@@ -215,3 +216,16 @@ def test_ten_clocks_and_a_hundred_takeovers_double_nothing_and_lose_nothing(spaw
         if psutil.pid_exists(process.pid):
             process.terminate()
             process.wait(20)
+
+
+def test_the_example_in_the_readme_declares_what_it_says(settings, tmp_path, monkeypatch, redis):
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    block = readme.split("```python\n# tasks.py\n", 1)[1].split("```", 1)[0]
+    (tmp_path / "tasks.py").write_text(block)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "tasks", raising=False)
+    config.use(dataclasses.replace(settings, modules=("tasks",)))
+    found = {one["name"]: one for one in ticker.declarations()}
+    assert set(found) == {"tasks-refresh", "tasks-report", "monthly"}
+    assert found["monthly"]["queue"] == "low" and "overlap" in found["tasks-report"]["rule"]
+    monkeypatch.delitem(sys.modules, "tasks")
