@@ -48,6 +48,11 @@ class Rule:
     def kind(self) -> str:
         return "cron" if self.line else "every"
 
+    @property
+    def timing(self) -> tuple[Any, ...]:
+        """What the ticks follow from."""
+        return self.seconds, self.line, self.tz, self.start, self.end, self.times
+
     def __call__(self, function: F) -> F:
         """Declare that `function` is to be called by this rule, with the rule's `args` and `kwargs`.
 

@@ -55,7 +55,7 @@ class Scheduler(RQScheduler):
     _parent = 0
     _minded = -BEAT  # when the worker last looked after the clock
     _worker = ""  # whose code declares schedules
-    _declared: list[dict[str, Any]]
+    _declared = ""
     _held: set[str] = set()  # noqa: RUF012  # the queues that this clock serves, and `TICKS` if it ticks
     _bell: Any = None
 
@@ -63,7 +63,7 @@ class Scheduler(RQScheduler):
 
     def declare(self, worker: str) -> None:
         """Tell all clocks what schedules the code of `worker` declares. Raises as `ticker.declarations` does."""
-        self._worker, self._declared = worker, ticker.declarations()
+        self._worker, self._declared = worker, ticker.statement(self.connection)
         ticker.announce(self.connection, worker, self._declared)
 
     def mind(self) -> None:

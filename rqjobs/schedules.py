@@ -75,7 +75,7 @@ def edit(
     name: str, *, rule: Rule | None = None, function: Any = None, args: Iterable[Any] | None = None,
     kwargs: dict[str, Any] | None = None, **options: Any,
 ) -> Schedule:
-    """Change what is given and leave the rest; another rule counts from now, and its `times` anew.
+    """Change what is given and leave the rest; with other times it begins now, with the same ones it goes on.
 
     Raises:
         NoSuchSchedule: there is none.

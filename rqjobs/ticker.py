@@ -128,14 +128,18 @@ def text_of(value: Any) -> str:
     return value.decode("latin-1") if isinstance(value, bytes) else str(value).encode().decode("latin-1")
 
 
-def announce(connection: redis.Redis, worker: str, declared: list[dict[str, Any]], again: bool = False) -> None:
+def statement(connection: redis.Redis) -> str:
+    """What `announce` says for a worker that starts now. Raises as `declarations` does."""
+    return json.dumps({"schedules": declarations(), "started": ledger.clock(connection)})
+
+
+def announce(connection: redis.Redis, worker: str, words: str, again: bool = False) -> None:
     """Say what the code of a worker declares; that counts while the worker has a lease.
 
-    `again`: it has said so, and what it said is put back only if it was forgotten meanwhile.
+    `again`: it has said so, and it is said once more only if it was forgotten meanwhile.
     """
     if again and connection.hexists(DECLARED, worker):
         return
-    words = json.dumps({"started": ledger.clock(connection), "schedules": declared})
     connection.hset(DECLARED, worker, words)
     connection.publish(ledger.BELL, "declared")
 
@@ -164,7 +168,10 @@ def reconcile(connection: redis.Redis) -> None:
         if name in names and name not in found:
             log.error("the schedule %s in Redis cannot be read; remove it with: rqjobs schedules remove %s", name, name)
         else:
-            _adopt(connection, one, found.get(name))
+            try:
+                _adopt(connection, one, found.get(name))
+            except (ScheduleError, LookupError, AttributeError, TypeError) as error:  # of another version of ours
+                log.error("the declared schedule %s is not stored: %s", name, error)
     for name, schedule in found.items():
         if schedule.source == "code" and name not in wanted:
             _withdraw(connection, schedule, now)

@@ -136,18 +136,19 @@ def call(function: Any, args: Iterable[Any] = (), kwargs: dict[str, Any] | None 
 def store(client: redis.Redis, name: str, rule: Rule, made: Call, source: str, found: Schedule | None) -> bool:
     """Write a schedule in the place of `found`; False if that was changed in between.
 
-    The same rule goes on where it stands, so that what it has missed is made up for; another one begins now.
+    With the same times it goes on where it stands, so that what it has missed is made up for; with other times it
+    begins now.
     """
     fields = {"rule": rule.dump(), "function": made.function, "queue": made.queue, "source": source,
               "digest": made.digest, "changed": repr(ledger.clock(client))}
     due = ""
     if found is None:
         fields["created"] = fields["changed"]
-    if found is None or rule.dump() != found.rule.dump():
+    if found is None or rule.times != found.rule.times:
         fields["left"] = "" if rule.times is None else str(rule.times)
-        if found is None or found.state in ("active", "ended"):
-            due, new = begin(client, name, rule)
-            fields |= new
+    if found is None or (rule.timing != found.rule.timing and found.state in ("active", "ended")):
+        due, new = begin(client, name, rule)
+        fields |= new
     return put(client, name, found.revision if found else None, due, "new", fields, made.fields)
 
 

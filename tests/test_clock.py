@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 import time
 from collections import Counter
@@ -40,12 +41,15 @@ def version(redis):
 
     def start(worker, declared, **call):
         ledger.beat(redis, worker, {"pid": 1})
+        began = ledger.clock(redis)
         made = ticker.call(call.get("function", faults.note), call.get("args", ()), {})
         fields = {field: ticker.text_of(value) for field, value in made.fields.items()}
-        ticker.announce(redis, worker, [
+        words = json.dumps({"started": began, "schedules": [
             {"name": name, "rule": rule.dump(), "function": made.function, "queue": made.queue, "digest": made.digest,
-             "fields": fields} for name, rule in declared.items()])
+             "fields": fields} for name, rule in declared.items()]})
+        ticker.announce(redis, worker, words)
         ticker.reconcile(redis)
+        return words
 
     return start
 
@@ -85,12 +89,14 @@ def test_declared_schedules_follow_the_code(redis, version):
 
 
 def test_in_a_rolling_deploy_the_version_that_started_last_is_right_and_none_takes_away_the_others(redis, version):
-    version("old", {"kept": every(hours=1), "dropped": every(hours=1)})
+    old = version("old", {"kept": every(hours=1), "dropped": every(hours=1)})
     version("new", {"kept": every(hours=2), "added": every(hours=1)})
     revision = schedules.get("kept").revision
     for _ in range(3):  # whoever reconciles, it does not go back and forth
-        ledger.beat(redis, "old", {"pid": 1})
-        ticker.announce(redis, "old", [], again=True)
+        ledger.leave(redis, "old")  # it was believed dead...
+        ticker.reconcile(redis)
+        ledger.beat(redis, "old", {"pid": 1})  # ...and is back
+        ticker.announce(redis, "old", old, again=True)
         ticker.reconcile(redis)
     assert states() == {"kept": "active", "dropped": "active", "added": "active"}
     assert schedules.get("kept").rule.seconds == 7200 and schedules.get("kept").revision == revision
@@ -216,6 +222,18 @@ def test_ten_clocks_and_a_hundred_takeovers_double_nothing_and_lose_nothing(spaw
         if psutil.pid_exists(process.pid):
             process.terminate()
             process.wait(20)
+
+
+def test_a_declaration_that_cannot_be_read_stops_no_other(redis, version):
+    """A newer version of ours may know of parts that this one does not."""
+    words = json.loads(version("w1", {"a": every(hours=1), "b": every(hours=1), "c": every(hours=1)}))
+    words["schedules"][0]["rule"] = '{"seconds": 5, "moon": "full"}'
+    del words["schedules"][1]["fields"]
+    words["schedules"][2]["digest"] = "another"
+    ticker.announce(redis, "w1", json.dumps(words))
+    revision = schedules.get("c").revision
+    ticker.reconcile(redis)
+    assert states() == dict.fromkeys("abc", "active") and schedules.get("c").revision > revision
 
 
 def test_the_example_in_the_readme_declares_what_it_says(settings, tmp_path, monkeypatch, redis):

@@ -13,7 +13,7 @@ from rq.job import JobStatus
 import rqjobs
 from rqjobs import NotAJob, PayloadError, Retry, ScheduleError, every, ledger, orphans, schedules, ticker
 from rqjobs.schedules import NoSuchSchedule
-from rqjobs.timetable import SCHEDULES, jitter
+from rqjobs.timetable import SCHEDULES, jitter, make
 
 
 def back(redis, name, seconds):
@@ -157,6 +157,17 @@ def test_a_tick_is_made_once_however_many_tick_at_once(redis):
     assert {found.made for found in schedules.all()} == {5}
 
 
+def test_a_reply_that_was_lost_makes_no_second_job(redis):
+    found = every(hours=1).add("cut", faults.note)
+    tick = back(redis, "cut", 3600)
+    calls = [make(redis, "cut", found.revision, "default", str(tick), tick + 3600, tick + 3600, last=tick,
+                  jobs=[(tick, f"cut-{number}")]) for number in range(2)]
+    assert calls == [[1, 0], [-1, 0]] and ids() == ["cut-0"]
+    back(redis, "cut", 3600)
+    redis.zadd(SCHEDULES, {"cut": ledger.clock(redis) + 50})  # nobody may be early, whatever his own clock says
+    assert make(redis, "cut", found.revision, "default", str(tick), tick + 3600, jobs=[(tick, "cut-2")]) == [-1, 0]
+
+
 def test_more_than_one_look_takes_are_dealt_with_in_several(redis):
     for number in range(ticker.AT_ONCE + 5):
         every(hours=1).add(f"s{number}", faults.note)
@@ -201,6 +212,8 @@ def test_edit_changes_what_is_given_and_keeps_the_rest(redis):
     assert schedules.get("edited").queue == "low" and schedules.get("edited").made == 1
     other = schedules.edit("edited", function=faults.urgent, args=[1], kwargs={})
     assert (other.queue, other.fields[b"timeout"], b"retries_left" in other.fields) == ("high", b"30", False)
+    tick = back(redis, "edited", 7200)
+    assert schedules.edit("edited", rule=every(minutes=10, overlap=False)).next.timestamp() == tick  # the same times
     schedules.pause("edited")
     assert schedules.edit("edited", rule=every(minutes=20)).state == "paused"
 
