@@ -4,12 +4,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST_ARGS ?=
 CHAOS_ARGS ?=
+BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test chaos lint recover audit doctor wheel clean
+.PHONY: help run demo test chaos bench bench-quick lint recover audit doctor wheel clean
 
 help:  ## List the targets.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 run: .venv/installed  ## Start everything here: Redis, the web app, two workers with the scheduler. Ctrl-C stops it.
 	@exec $(BIN)/rqjobs dev
@@ -22,6 +23,12 @@ test: .venv/tested  ## Run the tests. PYTEST_ARGS="-k name" runs some; "--redis-
 
 chaos: .venv/tested  ## Kill workers and Redis in every way, then count every job; CHAOS_ARGS=--short takes minutes.
 	$(BIN)/python benchmarks/chaos.py $(CHAOS_ARGS)
+
+bench: .venv/benched  ## Measure beside RQ, Celery and others; BENCH_ARGS="--only drain --system rqjobs" does a part.
+	$(BIN)/python benchmarks/bench.py $(BENCH_ARGS)
+
+bench-quick: .venv/benched  ## Whether the benchmark works: ours and RQ, few jobs, below a minute. No time is judged.
+	$(BIN)/python benchmarks/bench.py --quick --results build/bench $(BENCH_ARGS)
 
 lint: .venv/developed  ## Check style and types.
 	$(BIN)/ruff check .
@@ -41,7 +48,7 @@ wheel: .venv/developed  ## Build the wheel into dist/.
 	$(BIN)/python -m build --wheel
 
 clean:  ## Remove what was built and installed; the data in .rqjobs stay.
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-bench build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "rqjobs needs Python 3.10 or newer; try: make PYTHON=python3.12 …")'
@@ -54,6 +61,10 @@ clean:  ## Remove what was built and installed; the data in .rqjobs stay.
 
 .venv/tested: .venv/installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	@touch $@
+
+.venv/benched: .venv/installed
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	@touch $@
 
 .venv/developed: .venv/tested

@@ -140,7 +140,7 @@ def count(row: Row, server: Server, load: Load, team: Team, unfinished: set[str]
             row.buried += kind != "poison"
         elif job.status == "deferred" and active[job_id] == 1:  # behind one that was buried
             continue
-        twice = (len(job.results) > len(results) or (job_id in finished and job_id in failed)
+        twice = (len(job.results) > len(results) or (job_id in finished and job_id in failed and kind != "repeated")
                  or (job.status in ENDED and active[job_id]))
         row.twice += bool(twice)
         row.reran += len(moments) > times

@@ -24,12 +24,17 @@ class Board:
         self.post(self.STARTING)
 
     def post(self, phase: int, job_id: str = "", token: str = "", deadline: float = 0.0) -> None:
+        self.last = phase, job_id, token, deadline
         counter = struct.unpack_from("=I", self.memory)[0]
         struct.pack_into("=I", self.memory, 0, (counter + 1) & 0xFFFFFFFF)
         words = job_id.encode(), token.encode()
         self.FORMAT.pack_into(self.memory, 8, phase, time.monotonic(), deadline, self.done, self.succeeded,
                               self.worked, *words)
         struct.pack_into("=I", self.memory, 0, (counter + 2) & 0xFFFFFFFF)
+
+    def touch(self) -> None:
+        """Say that the horse lives, and is still at what it posted last."""
+        self.post(*self.last)
 
     def read(self) -> Posting | None:
         """What the horse last posted; None if it is writing at this moment."""

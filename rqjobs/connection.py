@@ -139,12 +139,15 @@ def _sentinel(url: str) -> redis.Redis:
     )
 
 
-def blocking_options(client: redis.Redis, seconds: float) -> dict[str, Any]:
-    """For a connection of its own beside `client`'s pool, on which a command blocks for up to `seconds`.
+def line(client: redis.Redis, seconds: float) -> Any:
+    """A connection of its own beside `client`'s pool, whose replies may take up to `seconds`.
 
-    RESP2 and no health checks: nothing but the reply may come in on it.
+    RESP2 and no health checks: nothing but replies may come in on it.
     """
-    return {**get_connection_kwargs(client), "protocol": 2, "health_check_interval": 0, "socket_timeout": seconds + 3}
+    options = {**get_connection_kwargs(client), "protocol": 2, "health_check_interval": 0, "socket_timeout": seconds}
+    made = client.connection_pool.connection_class(**options)
+    made.connect()
+    return made
 
 
 def check(client: redis.Redis) -> redis.Redis:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import logging
 import os
 import random
 import resource
@@ -10,8 +12,8 @@ import select
 import signal
 import socket
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import redis
@@ -19,14 +21,18 @@ import rq
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import NoScriptError
 from rq.logutils import blue, green
+from rq.worker import DequeueStrategy
 
 from rqjobs import config, connection, ledger, processes
 from rqjobs.board import Board
-from rqjobs.ledger import CLAIM, SETTLE, Claim, text
+from rqjobs.ledger import CLAIM, Claim, text
+from rqjobs.outbox import Outbox, Outcome
 from rqjobs.queues import Job, Queue
 from rqjobs.settling import Settling, execution_of, load_scripts, passes
 
 ANSWER = 2  # seconds in which a wait that is to end does end, or its connection is given up
+SPAN = 0.005  # seconds that the jobs which are claimed at once may take, by their pace so far
+AT_ONCE = 16  # jobs
 BLOCK = 5  # seconds that Redis holds a wait; well under a lease, so that nothing arrives after it was swept
 
 
@@ -42,27 +48,24 @@ class Terms:
 class Horse:
     """Claims, runs and settles job after job, until its terms, its parent, or its size say enough."""
 
-    def __init__(self, worker: Settling, board: Board, control: socket.socket, terms: Terms):
-        self.worker, self.board, self.control, self.terms = worker, board, control, terms
+    def __init__(self, worker: Settling, board: Board, control: socket.socket, terms: Terms, handover: Handover):
+        self.worker, self.board, self.control, self.terms, self.handover = worker, board, control, terms, handover
         self.client = worker.connection.plain  # type: ignore[attr-defined]
-        self.claims_key = f"rqjobs:claims:{worker.name}"
-        self.waits = Waits(self.client, self.claims_key)
+        self.waits = Waits(self.client, f"rqjobs:claims:{worker.name}")
+        self.outbox = worker.outbox = Outbox(self.client)
         self.settings = config.current()
+        self.queues: dict[str, Queue] = {}
+        self.pace = SPAN  # seconds that a job takes, by a running mean; it does not jump when the kernel makes us wait
 
     def run(self) -> str:
         """Returns why it ended: "stopped", "drained", "idle", "enough" or "replaced"."""
         idle_since = time.monotonic()
         while True:
+            claims = self._claim()
             if self.board.stop:
                 return self._leave("stopped")
-            claims = self._claim()
-            if claims is None:  # suspended
-                if self.terms.burst:
-                    return self._leave("drained")
-                self._pause(1.0)
-            elif claims:
-                for claim in claims:
-                    self._perform(claim)
+            if claims:
+                self._perform_all(claims)
                 if self.terms.max_jobs is not None and self.board.done >= self.terms.max_jobs:
                     return self._leave("enough")
                 if self._is_spent():
@@ -70,6 +73,8 @@ class Horse:
                 idle_since = time.monotonic()
             elif self.terms.burst:
                 return self._leave("drained")
+            elif claims is None:  # suspended
+                self._pause(1.0)
             else:
                 left = BLOCK if self.terms.max_idle_time is None else (
                     self.terms.max_idle_time - (time.monotonic() - idle_since))
@@ -78,68 +83,93 @@ class Horse:
                 self.waits.wait([queue.key for queue in self.worker._ordered_queues], min(left, BLOCK), self.control)
 
     def _claim(self) -> list[Claim] | None:
-        """Settle what is unsent, and claim, in one round trip. None while RQ is suspended."""
-        worker = self.worker
-        backoff, failures = ExponentialWithJitterBackoff(cap=3, base=0.05), 0
-        while True:
-            self.board.post(Board.IDLE)  # at each try: who waits for Redis is not stuck
+        """Claim as many jobs as will not take long. None while RQ is suspended."""
+        while not self.board.stop:
+            held = [outcome.claim.job_id for outcome in self.outbox.outcomes]  # should they not settle
+            queues = [queue.name for queue in self.worker._ordered_queues]
+            reply, anew = self._ask(*CLAIM.call(
+                *ledger.claim_arguments(self.worker.name, queues, self._room(), held)))
             try:
-                with self.client.pipeline(transaction=False) as pipe:
-                    sent = worker.unsent
-                    if sent:
-                        claim, writes, _ = sent
-                        pipe.execute_command(*SETTLE.call(
-                            *ledger.settle_arguments(worker.name, claim, writes, alone=True)))
-                    held = [sent[0].job_id] if sent else []  # not to be adopted, if this did not settle it
-                    pipe.execute_command(*CLAIM.call(
-                        *ledger.claim_arguments(worker.name, self._queues(), 1 + len(held), held)))
-                    replies = pipe.execute(raise_on_error=False)
-                anew = self._settled(replies[0]) if sent else False
-                if isinstance(replies[-1], Exception):
-                    raise replies[-1]
-                claims = ledger.read_claims(replies[-1])
+                claims = ledger.read_claims(reply) if reply else []
                 if claims or not anew:
                     return claims
             except ledger.NoLease:
                 self._pause(0.2)
             except ledger.Suspended:
                 with contextlib.suppress(redis.RedisError):  # it is asked for again
-                    ledger.release(self.client, worker.name)
+                    ledger.release(self.client, self.worker.name)
                 self.board.post(Board.SUSPENDED)
                 return None
+        return []
+
+    def _room(self) -> int:
+        """How many jobs to claim at once: those of the next few milliseconds."""
+        if self.worker._dequeue_strategy != DequeueStrategy.DEFAULT or not self.handover:
+            return 1
+        left = self.settings.max_jobs_per_horse - self.board.done
+        if self.terms.max_jobs is not None:
+            left = min(left, self.terms.max_jobs - self.board.done)
+        return max(1, min(AT_ONCE, left, int(SPAN / self.pace)))
+
+    def _ask(self, *command: Any) -> tuple[Any, bool]:
+        """Bring all outcomes to Redis, and ask `command`, in one round trip; until Redis has answered, or, once nothing
+        is left to be settled, until it is time to stop. Returns its reply, and whether there may be new jobs since,
+        because RQ's own way settled one."""
+        backoff, failures, anew = ExponentialWithJitterBackoff(cap=3, base=0.05), 0, False
+        while True:
+            self.board.post(Board.IDLE)  # at each try: who waits for Redis is not stuck
+            try:
+                answered, reply = self.outbox.exchange(*command)
+                trouble = [self._told(*one) for one in answered]
+                anew = anew or False in trouble
+                for error in [*trouble, reply]:
+                    if isinstance(error, Exception):
+                        raise error
+                return reply, anew
             except NoScriptError:
                 load_scripts(self.client)
             except Exception as error:
                 if not passes(error):
                     raise
-                worker.patience(error, failures, backoff.compute(failures))
+                self.outbox.close()  # who refuses may be a master no more; the next connection asks who is
+                self.worker.patience(error, failures, backoff.compute(failures))
                 failures += 1
-            if self.board.stop and not worker.unsent:
-                return []
+            if self.board.stop and not self.outbox.outcomes:
+                return None, anew
 
-    def _settled(self, reply: Any) -> bool:
-        """Take in the reply to the outcome that was sent along with a claim. True if that did not settle the job, RQ's
-        own way did, and there may be new jobs since the claim."""
-        assert self.worker.unsent
-        claim, _, longhand = self.worker.unsent
+    def _told(self, outcome: Outcome, reply: Any) -> Any:
+        """Take in the reply to an outcome: None; the error for which it has to be sent again; or False if that did not
+        settle the job, and RQ's own way did."""
         if isinstance(reply, Exception) and passes(reply):
-            raise reply
-        self.worker.unsent = None
-        if not isinstance(reply, Exception) and text(reply) != "dependents":
-            self.worker.told(claim.job_id, text(reply))
+            self.outbox.outcomes.append(outcome)
+            return reply
+        if isinstance(reply, Exception) or text(reply) == "dependents":
+            self.worker.claim = outcome.claim
+            outcome.longhand()
+            self.board.post(Board.IDLE)
             return False
-        longhand()
-        self.board.post(Board.IDLE)
-        return True
+        self.worker.told(outcome.claim.job_id, text(reply))
+        return None
 
-    def _queues(self) -> list[str]:
-        return [queue.name for queue in self.worker._ordered_queues]
+    def _perform_all(self, claims: list[Claim]) -> None:
+        """Run the first at once, and each of the others if the parent did not give it back meanwhile."""
+        waiting = {(claim.job_id, claim.token): claim for claim in claims[1:]}
+        self.handover.offer(waiting)
+        claim: Claim | None = claims[0]
+        while claim and not self.board.stop:
+            began = time.monotonic()
+            self._perform(claim)
+            self.pace += (time.monotonic() - began - self.pace) / 5
+            own = self.handover.take() if waiting else None
+            claim = waiting.pop(own) if own else None
 
     def _perform(self, claim: Claim) -> None:
         worker = self.worker
         worker.claim = claim
-        worker.post(Board.SETTLING)  # from here on a death of ours counts against this job
-        queue = Queue(claim.queue, connection=worker.connection)
+        if claim.queue not in self.queues:
+            self.queues[claim.queue] = Queue(claim.queue, connection=worker.connection)
+            self.queues[claim.queue].redis_server_version = worker.get_redis_server_version()
+        queue = self.queues[claim.queue]
         job = Job(claim.job_id, connection=worker.connection)
         try:
             job.restore(claim.fields)
@@ -152,16 +182,14 @@ class Horse:
         worker.reorder_queues(reference_queue=next((q for q in worker.queues if q.name == claim.queue), queue))
         worker.execution = execution_of(job, claim, worker.name)
         job.worker_name, job._status = worker.name, rq.job.JobStatus.STARTED
-        job.redis_server_version = queue.redis_server_version = worker.get_redis_server_version()
+        job.redis_server_version = queue.redis_server_version
         os.environ["RQ_JOB_ID"] = job.id
-        if worker.log_job_description:
-            worker.log.info("Worker %s: %s: %s (%s)", worker.name, green(queue.name), blue(job.description), job.id)
-        else:
-            worker.log.info("Worker %s: %s: %s", worker.name, green(queue.name), job.id)
-        worker.post(Board.RUNNING, time.monotonic() + timeout if timeout > 0 else 0.0)
+        if worker.log.isEnabledFor(logging.INFO):
+            what = f"{blue(str(job.description))} ({job.id})" if worker.log_job_description else job.id
+            worker.log.info("Worker %s: %s: %s", worker.name, green(queue.name), what)
+        worker.post(Board.RUNNING, time.monotonic() + timeout if timeout > 0 else 0.0)  # from here on a death counts
         worker.perform_job(job, queue)
         self.board.done += 1
-        worker.post(Board.SETTLING)
 
     def _is_spent(self) -> bool:
         settings = self.settings
@@ -171,15 +199,9 @@ class Horse:
         return bool(limit) and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * processes.MAXRSS_UNIT > limit
 
     def _leave(self, why: str) -> str:
-        """Settle what is unsent, give back what has not begun, and say why."""
-        if self.worker.unsent:
-            claim, writes, longhand = self.worker.unsent
-            outcome = self.worker.settle(claim, partial(self.worker.send, claim, writes, alone=True))
-            self.worker.unsent = None
-            if outcome == "dependents":
-                longhand()
-            else:
-                self.worker.told(claim.job_id, outcome)
+        """Settle what is unsettled, give back what has not begun, and say why."""
+        while self.outbox.outcomes:
+            self._ask()
         with contextlib.suppress(redis.RedisError):  # the parent does it again
             ledger.release(self.client, self.worker.name)
         self.board.post(Board.LEAVING, why)
@@ -188,6 +210,41 @@ class Horse:
     def _pause(self, seconds: float) -> None:
         select.select([self.control], [], [], seconds)
         self.waits.hear(self.control)
+
+
+class Handover:
+    """Claimed jobs that have not begun: each belongs to whoever takes it, the horse or its parent, never to both.
+
+    A socket pair whose reading end both hold; the kernel gives each packet to one reader.
+    """
+
+    def __init__(self) -> None:
+        try:
+            self.reader, self.writer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError:  # not everywhere; then jobs are claimed one by one
+            self.reader = self.writer = None  # type: ignore[assignment]
+            return
+        self.reader.setblocking(False)
+
+    def __bool__(self) -> bool:
+        return self.reader is not None
+
+    def offer(self, claims: Iterable[tuple[str, str]]) -> None:
+        for job_id, token in claims:
+            self.writer.send(f"{token} {job_id}".encode())
+
+    def take(self) -> tuple[str, str] | None:
+        """The id and the token of the next one, which is the caller's now; None if there is none."""
+        try:
+            token, _, job_id = self.reader.recv(4096).decode().partition(" ")
+        except BlockingIOError:
+            return None
+        return job_id, token
+
+    def close(self) -> None:
+        for end in (self.reader, self.writer):
+            if end is not None:
+                end.close()
 
 
 class Waits:
@@ -237,8 +294,7 @@ class Waits:
     def _line(self, queue: str) -> Any:
         line = self.lines.get(queue)
         if line is None:
-            line = self.client.connection_pool.connection_class(**connection.blocking_options(self.client, BLOCK))
-            line.connect()
+            line = connection.line(self.client, BLOCK + 3)
             line.send_command("CLIENT", "ID")
             self.ids[queue] = line.read_response()
             self.lines[queue] = line
@@ -251,7 +307,9 @@ class Waits:
         self.lines.clear()
 
 
-def saddle(worker: Settling, board: Board, control: socket.socket, terms: Terms, parent: int) -> None:
+def saddle(
+    worker: Settling, board: Board, control: socket.socket, terms: Terms, handover: Handover, parent: int
+) -> None:
     """The life of the forked child: never returns."""
     code = 1
     try:
@@ -267,7 +325,8 @@ def saddle(worker: Settling, board: Board, control: socket.socket, terms: Terms,
         random.seed()
         worker._is_horse = True
         worker.board = board
-        Horse(worker, board, control, terms).run()
+        gc.freeze()  # what was loaded before never becomes garbage; looking at it would copy its pages
+        Horse(worker, board, control, terms, handover).run()
         code = 0
     except BaseException:
         worker.log.error("Worker %s: its horse failed", worker.name, exc_info=True)

@@ -2,11 +2,12 @@
 
 Keys of ours, beside RQ's:
     rqjobs:workers          sorted set, worker name -> when its lease ends, in Redis's clock
-    rqjobs:worker:<name>    hash, where that worker's process lives
+    rqjobs:worker:<name>    hash, where the processes of that worker live: boot and pid namespace, pids, start times
     rqjobs:claims:<name>    list, the ids of the jobs in that worker's hands, in the order in which it runs them
     rqjobs:departed         sorted set, worker name -> when it left or was forgotten; for an hour
     rqjobs:crashed:<queue>  sorted set, those of the scheduled jobs that wait because they crashed a horse, by due time
     rqjobs:missing:<queue>  hash, due id without a job -> since when (Unix seconds)
+    rqjobs:waking           set, ids of buried jobs whose dependents are to be woken
     rqjobs:sweep, :swept    the sweep's lock, and when the last one was
     rqjobs:seen:<queue>     hash, job id -> since when it stands in the queue's intermediate list
     rqjobs:strays:*         the stray hunt's lock, its cursor, and what it saw once
@@ -21,11 +22,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import zlib
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
-from uuid import uuid4
+from typing import Any, NamedTuple
 
 import redis
 from redis.exceptions import NoScriptError, ResponseError
@@ -44,11 +45,17 @@ BELL = "rqjobs:clock:"  # ...on this channel, with the queue's name behind it, a
 DEPARTED_FOR = 3600  # seconds for which the claims of a worker that has gone are looked at again
 WORKERS = "rqjobs:workers"
 DEPARTED = "rqjobs:departed"
+WAKING = "rqjobs:waking"
 QUEUES = "rq:queues"
 
 _BEAT = """
 local time = redis.call('TIME')
-redis.call('HSET', KEYS[2], unpack(ARGV, 3))
+if ARGV[3] == '1' and redis.call('ZSCORE', KEYS[1], ARGV[1]) then
+  for i = 4, #ARGV, 2 do
+    if redis.call('HGET', KEYS[2], ARGV[i]) ~= ARGV[i + 1] then return -1 end
+  end
+end
+redis.call('HSET', KEYS[2], unpack(ARGV, 4))
 return redis.call('ZADD', KEYS[1], string.format('%.3f', time[1] + time[2] / 1000000 + ARGV[2]), ARGV[1])
 """
 
@@ -72,9 +79,11 @@ class Script:
             return connection.execute_command("EVAL", self.source, len(keys), *keys, *args)
 
 
-CLAIM, SETTLE, RELEASE, RECLAIM, RECOVER, REQUEUE, PROMOTE, DELAYED, TICK = map(
-    Script, ("claim", "settle", "release", "reclaim", "recover", "requeue", "promote", "delayed", "tick"))
-SWEEP, DELETE, SCHEDULE = (Script(name, common=False) for name in ("sweep", "delete", "schedule"))
+CLAIM, FINISH, SETTLE, RELEASE, RECLAIM, RECOVER, REQUEUE, PROMOTE, WAKE, DELAYED, TICK = map(
+    Script, ("claim", "finish", "settle", "release", "reclaim", "recover", "requeue", "promote", "wake", "delayed",
+             "tick"))
+ENQUEUE, SWEEP, DELETE, SCHEDULE = (
+    Script(name, common=False) for name in ("enqueue", "sweep", "delete", "schedule"))
 
 
 class NoLease(Exception):
@@ -85,14 +94,18 @@ class Suspended(Exception):
     """RQ is suspended."""
 
 
-@dataclass(frozen=True)
-class Claim:
-    """A job in a worker's hands: the token that settles it, and the job's hash as it was."""
+class NameTaken(Exception):
+    """Another worker of that name has a lease."""
+
+
+class Claim(NamedTuple):
+    """A job in a worker's hands: the token that settles it, the job's hash as it was, and whether jobs wait for it."""
 
     job_id: str
     queue: str
     token: str
     fields: dict[bytes, bytes]
+    awaited: bool = False
 
 
 def text(reply: Any) -> str:
@@ -111,13 +124,29 @@ POISON = traceback_field(
 )
 
 
-def beat(connection: redis.Redis, worker: str, where: dict[str, Any]) -> bool:
+def enqueue(connection: redis.Redis, jobs: Iterable[tuple[str, str, bool, int | None, dict[str, Any]]]) -> None:
+    """Write jobs and put them into their queues, in one step: queue, id, at the front?, seconds to live, fields."""
+    words: list[Any] = []
+    for queue, job_id, at_front, ttl, fields in jobs:
+        words += (queue, job_id, int(at_front), ttl or "", 2 * len(fields))
+        for pair in fields.items():
+            words += pair
+    ENQUEUE.run(connection, [QUEUES], words)
+
+
+def beat(connection: redis.Redis, worker: str, where: dict[str, Any], first: bool = False) -> bool:
     """Renew the lease of `worker`: it is believed alive for `LEASE` seconds from now. `where` says where it lives.
 
     True if it had none: this is its first, or it was believed dead and everything of it was forgotten.
+
+    Raises:
+        NameTaken: it is to be the `first`, and there is one, of a process that lives elsewhere.
     """
-    args = [worker, LEASE, *(part for pair in where.items() for part in pair)]
-    return bool(connection.register_script(_BEAT)(keys=[WORKERS, f"rqjobs:worker:{worker}"], args=args))
+    args = [worker, LEASE, int(first), *(part for pair in where.items() for part in pair)]
+    new = connection.register_script(_BEAT)(keys=[WORKERS, f"rqjobs:worker:{worker}"], args=args)
+    if new < 0:
+        raise NameTaken(f"a worker called {worker!r} runs already; choose another --name")
+    return bool(new)
 
 
 def leave(connection: redis.Redis, worker: str) -> None:
@@ -145,9 +174,9 @@ def may_sweep(connection: redis.Redis, force: bool = False) -> int:
 
 
 def claim(
-    connection: redis.Redis, worker: str, queues: list[str], room: int = 1, held: list[str] | None = None
+    connection: redis.Redis, worker: str, queues: list[str], room: int = 1, held: Iterable[str] = ()
 ) -> list[Claim]:
-    """Take up to `room` jobs (less those `held`) for `worker` from the `queues`, in their order.
+    """Take up to `room` jobs, beside those `held`, for `worker` from the `queues`, in their order.
 
     First come jobs that stand in the worker's claims and are not `held`: the reply that told of them was lost, or a
     wake-up brought them.
@@ -156,17 +185,14 @@ def claim(
         NoLease: the worker is not believed alive now; it must beat first.
         Suspended: `rq suspend` is in force.
     """
-    reply = CLAIM.run(connection, *claim_arguments(worker, queues, room, held))
-    return read_claims(reply)
+    return read_claims(CLAIM.run(connection, *claim_arguments(worker, queues, room, held)))
 
 
 def claim_arguments(
-    worker: str, queues: list[str], room: int = 1, held: list[str] | None = None
+    worker: str, queues: list[str], room: int = 1, held: Iterable[str] = ()
 ) -> tuple[list[str], list[Any]]:
-    held = held or []
     keys = [f"rqjobs:claims:{worker}", WORKERS, *(f"rq:queue:{queue}" for queue in queues)]
-    tokens = [uuid4().hex for _ in range(room - len(held))]
-    return keys, [worker, room, utcformat(now()), UNREADABLE, DEFAULT_FAILURE_TTL, len(held), *held, *tokens]
+    return keys, [worker, room, utcformat(now()), UNREADABLE, DEFAULT_FAILURE_TTL, os.urandom(15).hex(), *held]
 
 
 def read_claims(reply: list[Any]) -> list[Claim]:
@@ -174,18 +200,15 @@ def read_claims(reply: list[Any]) -> list[Claim]:
         raise NoLease("this worker has no live lease, so it may not claim")
     if reply[0] == b"suspended":
         raise Suspended("rq suspend is in force")
-    return [Claim(text(job_id), text(queue), text(token), dict(zip(fields[::2], fields[1::2], strict=True)))
-            for job_id, queue, token, fields in reply[1:]]
+    return [Claim(text(job_id), text(queue), text(token), dict(zip(fields[::2], fields[1::2], strict=True)),
+                  bool(awaited))
+            for job_id, queue, token, fields, awaited in reply[1:]]
 
 
-def settle_arguments(
-    worker: str, claim: Claim, writes: list[tuple[Any, ...]], alone: bool = False
-) -> tuple[list[str], list[Any]]:
-    """What `SETTLE` takes to record an outcome. `alone`: the writes are right only if no job depends on this one."""
-    keys = [f"rq:job:{claim.job_id}", f"rqjobs:claims:{worker}", f"rq:wip:{claim.queue}",
-            f"rq:job:{claim.job_id}:dependents"]
+def settle_arguments(worker: str, claim: Claim, writes: list[tuple[Any, ...]]) -> tuple[list[str], list[Any]]:
+    """What `SETTLE` takes to record an outcome."""
     words = [word for write in writes for word in (len(write), *write)]
-    return keys, [claim.job_id, claim.token, int(alone), *words]
+    return [f"rqjobs:claims:{worker}"], [claim.job_id, claim.queue, claim.token, *words]
 
 
 def failure(claim: Claim, worker: str, message: str) -> list[tuple[Any, ...]]:
@@ -195,20 +218,19 @@ def failure(claim: Claim, worker: str, message: str) -> list[tuple[Any, ...]]:
     return [
         ("HSET", f"rq:job:{claim.job_id}", "status", "failed", "ended_at", utcformat(now())),
         ("ZADD", f"rq:failed:{claim.queue}", "+inf" if ttl < 0 else int(now().timestamp()) + ttl, claim.job_id),
+        ("SADD", WAKING, claim.job_id),
         ("XADD", f"rq:results:{claim.job_id}", "MAXLEN", "~", 10, "*", "type", 2, "worker_name", worker,
          "exc_string", traceback_field(message)),
     ]
 
 
-def release(
-    connection: redis.Redis, worker: str, job_ids: list[str] | None = None, beside: tuple[str, str] = ("", "")
-) -> list[str]:
-    """Put claimed jobs that have not begun (None: all) back at the front of their queues, in order.
+def release(connection: redis.Redis, worker: str, these: Iterable[tuple[str, str]] | str = "all") -> list[str]:
+    """Put claimed jobs that have not begun back at the front of their queues, in order; returns their ids.
 
-    `beside`: a job that runs, and its token. It stays; and if it has been settled meanwhile, nothing is done.
+    `these`: pairs of id and token; or "all", or "unknown" (those that came with a wake-up, and were not claimed yet).
     """
-    arguments = [*beside, *(job_ids or [])]
-    return [text(job_id) for job_id in RELEASE.run(connection, [f"rqjobs:claims:{worker}"], arguments)]
+    given = [these] if isinstance(these, str) else ["these", *(word for pair in these for word in pair)]
+    return [text(job_id) for job_id in RELEASE.run(connection, [f"rqjobs:claims:{worker}"], given)]
 
 
 def reclaim(
@@ -249,6 +271,14 @@ def recover(
     args = [found, job_id, f"{job_id}:{execution}", owner, queue, MAX_DEATHS, DEATHS_WINDOW, POISON,
             DEFAULT_FAILURE_TTL, utcformat(now())]
     return text(RECOVER.run(connection, keys, args))
+
+
+def wake(connection: redis.Redis, job_id: str, default_timeout: int) -> list[str]:
+    """Enqueue the jobs that waited for this one, which we have buried, and that may run after its failure; says which.
+
+    Any number may do it at once.
+    """
+    return [text(child) for child in WAKE.run(connection, [WAKING], [job_id, utcformat(now()), default_timeout])]
 
 
 def requeue(connection: redis.Redis, job_id: str, at_front: bool = False) -> None:
@@ -293,8 +323,7 @@ def delete(connection: redis.Redis, job_ids: list[str], queue: str) -> list[str]
     return outcomes
 
 
-@dataclass(frozen=True)
-class Promoted:
+class Promoted(NamedTuple):
     """What one step of promotion did, and when (Unix seconds, by Redis's clock) the next is worth while."""
 
     moved: int

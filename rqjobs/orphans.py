@@ -14,14 +14,12 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from time import sleep
 from typing import Any
 
 import redis
-from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.utils import now, str_to_date
 
 from rqjobs import config, ledger, processes
@@ -76,16 +74,21 @@ class Owners:
 
     def _judge(self, name: str) -> str:
         with self.connection.pipeline(transaction=False) as pipe:
-            pipe.hmget(f"rqjobs:worker:{name}", "host", "pid", "started")
+            pipe.hmget(f"rqjobs:worker:{name}", "host", "pid", "started", "horse", "horse_started")
             pipe.zscore(ledger.WORKERS, name)
             pipe.exists(f"rq:worker:{name}")
-            (host, pid, started), lease, known = pipe.execute()
-        ours = host and self.host == text(host) and text(pid or b"").isdigit()
-        if ours and processes.gone(int(pid), text(started)):
+            (host, pid, started, horse, horse_started), lease, known = pipe.execute()
+        ours = host and self.host == text(host)
+        if ours and _gone(pid, started) and (not horse or _gone(horse, horse_started)):
             return "gone"
         if lease is not None:
             return "dead" if lease < self.now and self.leases_count else "alive"
         return "alive" if known else "dead"  # a stock worker, judged by the key that its heartbeat keeps
+
+
+def _gone(pid: bytes | None, started: bytes | None) -> bool:
+    """Whether a process of this host is provably not there; one whose pid is not known may be."""
+    return text(pid or b"").isdigit() and processes.gone(int(pid or 0), text(started or b""))
 
 
 def sweep(connection: redis.Redis, force: bool = False, pulse: Callable[[], None] = lambda: None) -> Sweep | None:
@@ -110,15 +113,30 @@ def sweep(connection: redis.Redis, force: bool = False, pulse: Callable[[], None
             _sweep_intermediate(connection, queue, owners, result)
             ledger.promote(connection, queue, Queue.DEFAULT_TIMEOUT, crashed_only=True)
         except redis.ResponseError as error:
-            if "WRONGTYPE" not in str(error):
-                raise
-            log.error("the sweep of queue %s: %s", queue, error)  # a key of the wrong type must not stop the others
+            _ignore_wrong_type(error, f"the sweep of queue {queue}")
     if force or connection.set("rqjobs:strays:lock", 1, nx=True, ex=STRAY_PERIOD):
         for worker in ledger.workers(connection):  # something may have come into the hands of one that has gone
             if worker not in ours and connection.exists(f"rqjobs:claims:{worker}"):
                 _sweep_claims(connection, queues, worker, "dead", result)
         _sweep_strays(connection, owners.now, result)
+    wake(connection)
     return result
+
+
+def _ignore_wrong_type(error: redis.ResponseError, what: str) -> None:
+    """A key of the wrong type must not stop the rest."""
+    if "WRONGTYPE" not in str(error):
+        raise error
+    log.error("%s: %s", what, error)
+
+
+def wake(connection: redis.Redis) -> None:
+    """Let jobs run that waited for one which was buried, and that may run after its failure."""
+    for job_id in map(text, connection.smembers(ledger.WAKING)):
+        try:
+            ledger.wake(connection, job_id, Queue.DEFAULT_TIMEOUT)
+        except redis.ResponseError as error:
+            _ignore_wrong_type(error, f"what waits for job {job_id}")
 
 
 def _sweep_claims(connection: redis.Redis, queues: list[str], worker: str, verdict: str, result: Sweep) -> None:
@@ -130,8 +148,6 @@ def _sweep_claims(connection: redis.Redis, queues: list[str], worker: str, verdi
     for job_id, outcome in outcomes.items():
         queue = text(connection.hget(f"rq:job:{job_id}", "origin") or b"?")
         result.note(outcome, job_id, queue, "claimed", worker)
-        if outcome == "buried":
-            wake_dependents(connection, job_id)
 
 
 def queue_names(connection: redis.Redis) -> list[str]:
@@ -167,15 +183,6 @@ def _sweep_started(connection: redis.Redis, queue: str, owners: Owners, ours: se
     for _, job_id, execution, owner in sorted(dead, reverse=True):  # each goes in front of the one before
         outcome = ledger.recover(connection, job_id, queue, "wip", execution, owner)
         result.note(outcome, job_id, queue, "running", owner)
-        if outcome == "buried":
-            wake_dependents(connection, job_id)
-
-
-def wake_dependents(connection: redis.Redis, job_id: str) -> None:
-    """Let jobs that may run after a failure run, as RQ does when a job fails."""
-    with suppress(NoSuchJobError, InvalidJobOperation):
-        job = Job.fetch(job_id, connection=connection)
-        Queue(job.origin, connection=connection).enqueue_dependents(job)
 
 
 def _sweep_intermediate(connection: redis.Redis, queue: str, owners: Owners, result: Sweep) -> None:

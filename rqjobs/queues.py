@@ -11,9 +11,11 @@ import zlib
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from datetime import datetime, timedelta, timezone
+from functools import lru_cache
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import redis
 import rq
@@ -26,6 +28,7 @@ from rq.exceptions import DeserializationError
 from rq.job import JobStatus
 from rq.queue import EnqueueData
 from rq.results import Result
+from rq.serializers import resolve_serializer
 from rq.utils import as_text, now
 
 from rqjobs import catalog, config, connection, ledger, serializers
@@ -33,7 +36,8 @@ from rqjobs.serializers import Configured, PayloadError, encode
 
 log = logging.getLogger("rqjobs")
 INFLATED = 64 * 1024 * 1024  # bytes that a job's data may have when they are unpacked; a bomb has more
-CHUNK = 1000  # jobs that `enqueue_many` sends in one transaction
+SMALL = 512  # bytes of a job's data that are not worth compressing
+CHUNK = 200  # jobs that `enqueue_many` sends in one script, which holds up everybody else
 UNSERVED_PAUSE = 60  # seconds between two looks at whether anybody serves a queue
 _looked: dict[str, float] = {}
 
@@ -56,19 +60,21 @@ class StartedJobRegistry(rq.registry.StartedJobRegistry):
 class Job(rq.job.Job):
     """An `rq.Job` that runs only if every name in it is in the catalog.
 
-    Overrides: `data` (written as lists, so that a stock `-S json` worker can read it), `_deserialize_data` (checks the
+    Overrides: `data` (written as lists, so that a stock `-S json` worker can read it), `to_dict` (small data are not
+    compressed), `_deserialize_data` (checks the
     shape), `restore` (unpacks so much and
     no more), `perform` (checks every name first, runs inside RQJOBS_APP's context, leaves the PERSIST to the claim),
     `stopped_callback` (read by the worker outside any `try`), `send_webhooks` (allow-list), `started_job_registry`
-    (see above), `requeue` (RQ's is three steps, and a crash between them loses the job), `to_dict`, `should_retry` and
-    `retry` (a run that fails for good does not end RQ's `Repeat`).
+    (see above), `requeue` (RQ's is three steps, and a crash between them loses the job), `should_retry` and `retry` (a
+    run that fails for good does not end RQ's `Repeat`).
     """
 
     chain: tuple[int, int | None] | None = None  # repeats and retries that it had when it began
     failure = ""  # the traceback of the run that has just failed
 
     def __init__(self, id: str | None = None, connection: redis.Redis | None = None, serializer: Any = None):
-        super().__init__(id, connection, serializer or Configured)
+        super().__init__(id, connection)
+        self.serializer = Configured if serializer in (None, Configured) else resolve_serializer(serializer)
 
     @property
     def data(self) -> bytes:
@@ -80,22 +86,46 @@ class Job(rq.job.Job):
     def data(self, value: bytes) -> None:
         rq.job.Job.data.fset(self, value)  # type: ignore[attr-defined]
 
-    def restore(self, raw_data: Any) -> Any:
-        found = {as_text(name): value for name, value in raw_data.items()}
-        for name in ("data", "exc_info"):
-            if found.get(name):
-                found[name] = _inflate(found[name])
-        super().restore({name.encode(): value for name, value in found.items()})
-        if self.repeats_left is not None:
-            words = as_text(found.get("rqjobs_chain") or b"").partition(",")[::2]
-            times, retries = (int(word) if word.isdigit() else None for word in words)
-            self.chain = (times, retries) if times else (self.repeats_left, self.retries_left)
+    def carry(self, function: Callable[..., Any]) -> None:
+        """Make sure that the arguments can travel.
+
+        Raises:
+            PayloadError: one cannot; it is named.
+            PayloadTooLarge: they are more than RQJOBS_MAX_PAYLOAD bytes.
+        """
+        try:
+            size = len(self.data)
+        except RecursionError:
+            raise PayloadError("an argument contains itself, or is nested too deeply for JSON") from None
+        except PayloadError:
+            for where, value in _named(function, tuple(self.args), self.kwargs):
+                encode(value, where)
+            raise
+        limit = config.current().max_payload
+        if size > limit:
+            raise PayloadTooLarge(f"the arguments of {self.func_name} are {size:,} bytes, more than RQJOBS_MAX_PAYLOAD "
+                                  f"({limit:,}); pass an id, fetch the data inside the job")
+
+    def stored(self) -> bytes:
+        """The data as they are written: compressed, as RQ does, if that is worth the time. RQ reads both."""
+        return self.data if len(self.data) < SMALL else zlib.compress(self.data, 1)
 
     def to_dict(self, include_meta: bool = True, include_result: bool = True) -> dict[str, Any]:
-        fields = super().to_dict(include_meta, include_result)
+        fields = {**super().to_dict(include_meta, include_result), "data": self.stored()}
         if self.chain and self.repeats_left is not None:
             fields["rqjobs_chain"] = f"{self.chain[0]},{'' if self.chain[1] is None else self.chain[1]}"
         return fields
+
+    def restore(self, raw_data: Any) -> Any:
+        found = dict(raw_data)
+        for name in (b"data", b"exc_info"):
+            if found.get(name):
+                found[name] = _inflate(found[name])
+        super().restore(found)
+        if self.repeats_left is not None:
+            words = as_text(found.get(b"rqjobs_chain") or b"").partition(",")[::2]
+            times, retries = (int(word) if word.isdigit() else None for word in words)
+            self.chain = (times, retries) if times else (self.repeats_left, self.retries_left)
 
     @property
     def should_retry(self) -> bool:
@@ -207,13 +237,27 @@ def repeat(job: Any, queue: Any, pipeline: Any = None) -> None:
 def install() -> None:
     """Make this process unable to unpickle, import, or call a strange host for what it found in Redis.
 
-    For the processes that are ours (worker, web, command line); it replaces three attributes of RQ's modules, and
-    with a fourth RQ's `Repeat` gets its intervals in order.
+    For the processes that are ours (worker, web, command line); it replaces some attributes of RQ's modules, one
+    of them for speed: RQ reads dates with strptime, which takes thirty times as long; and one so that `Repeat` takes
+    its intervals in order.
     """
     serializers.install()
     catalog.install()
+    rq.job.str_to_date = _date  # type: ignore[assignment]
     rq.repeat.Repeat.schedule = staticmethod(repeat)  # type: ignore[method-assign]
     rq.webhook.urlopen = urllib.request.build_opener(_NoStrangers).open  # type: ignore[assignment]
+
+
+def _date(written: bytes | str) -> datetime:
+    """A moment as RQ writes it."""
+    try:
+        moment = datetime.fromisoformat(as_text(written).replace("Z", "+00:00", 1))
+        return moment if moment.tzinfo else _str_to_date(written)
+    except (ValueError, TypeError):
+        return _str_to_date(written)  # which says what is wrong with it
+
+
+_str_to_date = rq.job.str_to_date
 
 
 def _allowed(url: str) -> bool:
@@ -223,6 +267,8 @@ def _allowed(url: str) -> bool:
 
 def _inflate(value: bytes) -> bytes:
     """What RQ compressed, up to `INFLATED` bytes; what is not compressed, as it is (RQ then takes it so, too)."""
+    if value[0] & 0x0F != 8:  # RFC 1950: the compression method, and 8 is the only one
+        return value
     unpacker = zlib.decompressobj()
     try:
         data = unpacker.decompress(value, INFLATED)
@@ -237,15 +283,17 @@ class Queue(rq.Queue):
     """An `rq.Queue` with RQ's whole API, that stores nothing which no worker would run.
 
     Overrides: `create_job` (options of `@job`, the guard), `schedule_job` (RQ writes the due time first and the job
-    later: a scheduler's tick in between loses it), `enqueue_in` (by Redis's clock), `enqueue_dependents` (works while
-    an outcome is recorded), `compact` (RQ's loses jobs if it is interrupted).
+    later: a scheduler's tick in between loses it), `enqueue_in` (by Redis's clock), `enqueue_job` (RQ's is two round
+    trips), `setup_dependencies` (a lost reply is an error, not a reason to enqueue again), `enqueue_dependents` (works
+    while an outcome is recorded), `compact` (RQ's loses jobs if it is interrupted).
     """
 
     job_class = Job
 
     def __init__(self, name: str = "default", connection: redis.Redis | None = None, **options: Any):
-        options["serializer"] = options.get("serializer") or Configured
+        serializer = options.pop("serializer", None)
         super().__init__(name, connection, **options)
+        self.serializer = Configured if serializer in (None, Configured) else resolve_serializer(serializer)
 
     def create_job(  # type: ignore[override]
         self, func: Any, args: Any = None, kwargs: Any = None, **given: Any
@@ -268,18 +316,10 @@ class Queue(rq.Queue):
         self._warn_if_unserved()
         try:
             job: Job = super().create_job(function, args, kwargs, **given)  # type: ignore[assignment]
-            job.check()
-            size = len(job.data)
         except RecursionError:
             raise PayloadError("an argument contains itself, or is nested too deeply for JSON") from None
-        except PayloadError:
-            for where, value in _named(function, args, kwargs):
-                encode(value, where)
-            raise
-        limit = config.current().max_payload
-        if size > limit:
-            raise PayloadTooLarge(f"the arguments of {job.func_name} are {size:,} bytes, more than RQJOBS_MAX_PAYLOAD "
-                                  f"({limit:,}); pass an id, fetch the data inside the job")
+        job.check()
+        job.carry(function)
         return job
 
     def _warn_if_unserved(self) -> None:
@@ -298,7 +338,7 @@ class Queue(rq.Queue):
         job.origin = self.name
         self._persist_job(job, pipe, status=JobStatus.SCHEDULED)
         due, here = datetime.timestamp(), time.time()
-        if getattr(self.connection, "writes", None) is not None:  # a retry or a repeat: so long from now
+        if self._is_recording():  # a retry or a repeat: so long from now
             due += ledger.clock(self.connection) - here
         pipe.zadd(f"rq:scheduled:{self.name}", {job.id: due})
         if due < here + ledger.LOOK:
@@ -311,12 +351,43 @@ class Queue(rq.Queue):
         moment = datetime.fromtimestamp(ledger.clock(self.connection), timezone.utc)
         return self.enqueue_at(moment + time_delta, func, *args, **kwargs)
 
+    def enqueue_job(self, job: Any, pipeline: Any = None, at_front: bool = False, unique: bool = False) -> Any:
+        if pipeline is not None or unique or job._dependency_ids or not self._is_async or self._is_recording():
+            return super().enqueue_job(job, pipeline, at_front, unique)
+        self._stamp(job)
+        ledger.enqueue(self.connection, [(self.name, job.id, at_front, job.ttl, job.to_dict())])
+        return job
+
+    def _stamp(self, job: Job) -> None:
+        job.origin, job.enqueued_at, job._status = self.name, now(), JobStatus.QUEUED
+        job.timeout = job.timeout or self._default_timeout
+
+    def _is_recording(self) -> bool:
+        return getattr(self.connection, "writes", None) is not None
+
+    def setup_dependencies(self, job: Any, pipeline: Any = None) -> Any:
+        if pipeline is not None or not job._dependency_ids:
+            return super().setup_dependencies(job, pipeline)
+        status = job.get_status(refresh=False)
+        while True:
+            with self.connection.pipeline() as pipe:
+                try:
+                    job = super().setup_dependencies(job, pipe)
+                    if job.get_status(refresh=False) == JobStatus.DEFERRED:
+                        pipe.execute()
+                    return job
+                except redis.WatchError as error:
+                    # redis-py says the same when the connection broke, after which the job may be deferred, and may
+                    # even have been enqueued by the end of what it depends on: once more would be a second job.
+                    if isinstance(error.__context__, redis.ConnectionError | redis.TimeoutError):
+                        raise error.__context__ from None
+                    job._status = status
+
     def enqueue_dependents(
         self, job: Any, pipeline: Any = None, exclude_job_id: str | None = None, refresh_job_status: bool = True
     ) -> None:
         # While an outcome is being recorded, Redis does not know the job's new status yet; the job does.
-        recording = getattr(self.connection, "writes", None) is not None
-        super().enqueue_dependents(job, pipeline, exclude_job_id, refresh_job_status and not recording)
+        super().enqueue_dependents(job, pipeline, exclude_job_id, refresh_job_status and not self._is_recording())
 
     def compact(self) -> None:
         """Remove ids whose job is gone. Every other id stays where it is, at every instant."""
@@ -335,13 +406,16 @@ _DROP_IF_GONE = "if redis.call('EXISTS', KEYS[2]) == 0 then redis.call('LREM', K
 
 def _fit(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     try:
-        inspect.signature(function).bind(*args, **kwargs)
+        _signature(function).bind(*args, **kwargs)
     except TypeError as error:
-        raise TypeError(f"{catalog.name_of(function)}{inspect.signature(function)}: {error}") from None
+        raise TypeError(f"{catalog.name_of(function)}{_signature(function)}: {error}") from None
+
+
+_signature = lru_cache(maxsize=1024)(inspect.signature)
 
 
 def _named(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterable[tuple[str, Any]]:
-    names = list(inspect.signature(function).parameters)
+    names = list(_signature(function).parameters)
     for index, value in enumerate(args):
         yield f"argument {names[min(index, len(names) - 1)]!r}", value
     for name, value in kwargs.items():
@@ -394,26 +468,45 @@ def enqueue_many(calls: Iterable[tuple[Any, ...] | EnqueueData]) -> list[Any]:
     """Enqueue many calls in few round trips; returns their jobs in the same order.
 
     Each call is a tuple `(function, argument, …)`, or what RQ's `Queue.prepare_data(function, …)` returns. All are
-    checked before the first is stored; they are stored in transactions of 1,000.
+    checked before the first is stored; they are stored in steps of 200.
 
     Raises:
         ValueError: a call has `depends_on` (use `queue(…).enqueue_many`).
     """
-    prepared: list[tuple[Queue, Job, bool]] = []
+    prepared: list[tuple[Job, bool, dict[str, Any]]] = []
+    models: dict[Any, tuple[Job, bool, dict[str, Any]]] = {}  # of a function called without options
     for call in calls:
         if not isinstance(call, tuple) or not call:
             raise TypeError(f"enqueue_many takes tuples (function, argument, …), not {call!r}")
+        model = None if isinstance(call, EnqueueData) else models.get(call[0])
+        if model:
+            prepared.append(_like(model, call[1:]))
+            continue
         data = call if isinstance(call, EnqueueData) else Queue.prepare_data(call[0], args=call[1:])
         if data.depends_on:
             raise ValueError("rqjobs.enqueue_many takes no depends_on; use rqjobs.queue(name).enqueue_many")
-        target = queue_for(data.func)
-        given = data._asdict()
+        target, given = queue_for(data.func), data._asdict()
         at_front, _ = given.pop("at_front"), given.pop("depends_on")
-        prepared.append((target, target.create_job(status=JobStatus.QUEUED, **given), at_front))
+        job = target.create_job(status=JobStatus.QUEUED, **given)
+        target._stamp(job)
+        prepared.append((job, at_front, job.to_dict()))
+        if not isinstance(call, EnqueueData):
+            models[call[0]] = prepared[-1]
     for start in range(0, len(prepared), CHUNK):
-        with connection.client().pipeline() as pipe:
-            for target, job, at_front in prepared[start:start + CHUNK]:
-                pipe.sadd(target.redis_queues_keys, target.key)
-                target._enqueue_job(job, pipeline=pipe, at_front=at_front)
-            pipe.execute()
-    return [job for _, job, _ in prepared]
+        ledger.enqueue(connection.client(), [(job.origin, job.id, at_front, job.ttl, fields)
+                                             for job, at_front, fields in prepared[start:start + CHUNK]])
+    return [job for job, _, _ in prepared]
+
+
+def _like(model: tuple[Job, bool, dict[str, Any]], args: tuple[Any, ...]) -> tuple[Job, bool, dict[str, Any]]:
+    """Another call of the same function, with the same checks."""
+    first, at_front, fields = model
+    function = catalog.current().lookup(first.func_name)
+    _fit(function, args, {})
+    job = Job.__new__(Job)
+    vars(job).update(vars(first), _id=str(uuid4()), _args=args, _data=rq.job.UNEVALUATED, meta=dict(first.meta),
+                     webhooks=list(first.webhooks))
+    if "description" not in catalog.options(function):
+        job.description = job.get_call_string()
+    job.carry(function)
+    return job, at_front, {**fields, "data": job.stored(), "description": job.description}

@@ -14,7 +14,7 @@ import hashlib
 import json
 import pickle
 from collections.abc import Callable, Iterable
-from datetime import date, datetime, timedelta
+from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
 from typing import Any
@@ -27,7 +27,7 @@ import rq.serializers
 from rqjobs import config
 
 TAG = "__rqjobs__"
-PLAIN = (str, int, float, bool, type(None))
+PLAIN = frozenset((str, int, float, bool, type(None)))
 _classes: dict[str, type] = {}
 
 
@@ -61,6 +61,8 @@ def _encode(value: Any, where: str) -> Any:
     kind = type(value)
     if kind in PLAIN:
         return value
+    if kind is list:  # what most values are, before anything that takes time to find out
+        return [item if type(item) in PLAIN else _encode(item, f"{where}[{index}]") for index, item in enumerate(value)]
     if isinstance(value, Enum):
         _known(kind, where)
         named = value.name if value.name in kind.__members__ else None  # a combination of flags has no member
@@ -74,7 +76,8 @@ def _encode(value: Any, where: str) -> Any:
         return {TAG: ["dataclass", class_name(kind), items]}
     if isinstance(value, dict):
         if all(type(key) is str for key in value) and TAG not in value:
-            return {key: _encode(item, f"{where}[{key!r}]") for key, item in value.items()}
+            return {key: item if type(item) in PLAIN else _encode(item, f"{where}[{key!r}]")
+                    for key, item in value.items()}
         return {TAG: ["dict", [[_encode(key, f"{where}'s key {key!r}"), _encode(item, f"{where}[{key!r}]")]
                                for key, item in value.items()]]}
     if isinstance(value, list | tuple | set | frozenset):
@@ -85,8 +88,13 @@ def _encode(value: Any, where: str) -> Any:
         return {TAG: [name, items_]}
     if isinstance(value, datetime):
         zone = value.tzinfo.key if isinstance(value.tzinfo, ZoneInfo) else None
-        text = value.replace(tzinfo=None).isoformat() if zone else value.isoformat()
-        return {TAG: ["datetime", text, zone, value.fold]}
+        offset = None if zone else value.utcoffset()
+        if offset is None or not offset.microseconds:
+            text = value.replace(tzinfo=None).isoformat() if zone else value.isoformat()
+            return {TAG: ["datetime", text, zone, value.fold]}
+        # Python 3.11 reads an offset of +00:00:00.000001 as none.
+        return {TAG: ["datetime", value.replace(tzinfo=None).isoformat(), None, value.fold,
+                      [offset.days, offset.seconds, offset.microseconds]]}
     for base, (name, write, _) in _SCALARS.items():
         if isinstance(value, base):
             return {TAG: [name, write(value)]}
@@ -118,6 +126,8 @@ def decode(value: Any) -> Any:
     Raises:
         PayloadError: a class is not known here, or the value was not written by `encode`.
     """
+    if type(value) in PLAIN:
+        return value
     if isinstance(value, list):
         return [decode(item) for item in value]
     if not isinstance(value, dict):
@@ -135,8 +145,10 @@ def decode(value: Any) -> Any:
         raise PayloadError(f"not a payload of rqjobs: {str(value)[:80]} ({error})") from None
 
 
-def _datetime(text: str, zone: str | None, fold: int) -> datetime:
+def _datetime(text: str, zone: str | None, fold: int, offset: list[int] | None = None) -> datetime:
     moment = datetime.fromisoformat(text)
+    if offset:
+        return moment.replace(tzinfo=timezone(timedelta(*offset)), fold=fold)
     return moment.replace(tzinfo=ZoneInfo(zone) if zone else moment.tzinfo, fold=fold)
 
 

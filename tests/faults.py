@@ -10,7 +10,10 @@ import time
 
 from rq import Retry, get_current_job
 
-from rqjobs import job
+from rqjobs import horse, job
+
+if "FAULTS_SPAN" in os.environ:  # how long the jobs that are claimed at once may take: chance must not decide it
+    horse.SPAN = float(os.environ["FAULTS_SPAN"])
 
 
 class Color(enum.Enum):
@@ -169,13 +172,13 @@ def noted(path: str, what: str = "ok"):
     """Add a line to the file `path`, so that its lines are the runs, and do `what`; nothing of it needs Redis.
 
     "first boom" and "first again" are for the first try, as the job's counters tell it; "wait" waits until there is a
-    file `path.open`, and then does what stands in there.
+    file `path.open` with something in it, and then does what stands in there.
     """
     with open(path, "a") as file:
         file.write("run\n")
     current = get_current_job()
     if what == "wait":
-        while not os.path.exists(f"{path}.open"):
+        while not os.path.exists(f"{path}.open") or not os.path.getsize(f"{path}.open"):
             time.sleep(0.01)
         with open(f"{path}.open") as file:
             what = file.read()

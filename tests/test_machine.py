@@ -19,7 +19,7 @@ from rq.exceptions import InvalidJobOperation
 
 import rqjobs
 from rqjobs import ledger, orphans
-from rqjobs.ledger import SETTLE, Claim, text
+from rqjobs.ledger import FINISH, SETTLE, Claim, text
 from rqjobs.queues import Job
 
 QUEUES = ("high", "default", "low")
@@ -93,29 +93,32 @@ class Ledger(RuleBasedStateMachine):
     def claim(self, name, room, lost, order):
         """`lost`: the reply is, so the worker does not know of what it got."""
         held = [claim.job_id for claim in self.known[name]]
-        room = room + len(held)
         try:
             got = ledger.claim(self.redis, name, list(order), room, held)
         except ledger.NoLease:
             assert name not in self.alive
             return
         assert name in self.alive
-        expected = []
+        expected, surplus = [], []
         for job_id in [job_id for job_id in self.claims[name] if job_id not in held]:
             if self.jobs[job_id].place != "claimed":
-                if len(expected) < room - len(held):
-                    self.claims[name].remove(job_id)  # canceled meanwhile
-            elif len(expected) < room - len(held):
+                self.claims[name].remove(job_id)  # canceled meanwhile
+            elif room == 0 or (expected and self.jobs[job_id].deaths):
+                surplus.insert(0, job_id)
+            else:
                 expected.append(job_id)
-        for job_id in reversed([one for one in self.claims[name] if one not in held and one not in expected]):
+                room = 0 if self.jobs[job_id].deaths else room - 1  # it is given out alone
+        for job_id in surplus:
             self.claims[name].remove(job_id)
-            if self.jobs[job_id].place == "claimed":
-                self.put_back(job_id)
+            self.put_back(job_id)
         for queue in order:
-            while self.queues[queue] and len(expected) < room - len(held):
-                job_id = self.queues[queue].pop(0)
-                expected.append(job_id)
-                self.claims[name].append(job_id)
+            while self.queues[queue] and room > 0:
+                deaths = self.jobs[self.queues[queue][0]].deaths
+                room = 0 if deaths else room - 1
+                if not deaths or not expected:
+                    job_id = self.queues[queue].pop(0)
+                    expected.append(job_id)
+                    self.claims[name].append(job_id)
         assert [claim.job_id for claim in got] == expected
         for claim in got:
             job = self.jobs[claim.job_id]
@@ -138,7 +141,8 @@ class Ledger(RuleBasedStateMachine):
                 self.jobs[job_id].place, self.jobs[job_id].owner, self.jobs[job_id].token = "claimed", name, ""
 
     @precondition(lambda self: any(self.known.values()))
-    @rule(data=st.data(), how=st.sampled_from(["finished", "failed", "scheduled", "queued"]), lost=st.booleans())
+    @rule(data=st.data(), lost=st.booleans(),
+          how=st.sampled_from(["plain", "finished", "failed", "scheduled", "queued"]))
     def settle(self, data, how, lost):
         """By whoever believes that it holds the job, rightly or not. `lost`: it does not hear of its success."""
         name = data.draw(st.sampled_from([name for name in WORKERS if self.known[name]]))
@@ -162,7 +166,7 @@ class Ledger(RuleBasedStateMachine):
             self.known[name].remove(claim)
 
     @precondition(lambda self: any(job.stale for job in self.jobs.values()))
-    @rule(data=st.data(), how=st.sampled_from(["finished", "failed"]))
+    @rule(data=st.data(), how=st.sampled_from(["plain", "finished", "failed"]))
     def settle_stale(self, data, how):
         """By one whose claim was taken back: nothing may change."""
         job_id = data.draw(st.sampled_from([job_id for job_id, job in self.jobs.items() if job.stale]))
@@ -176,30 +180,24 @@ class Ledger(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(WORKERS), only_some=st.booleans())
     def release(self, name, only_some):
-        """What has not begun, which the worker says by its ids; or everything, when it leaves."""
-        ids = [claim.job_id for claim in self.known[name]][1:] if only_some else None
-        if only_some and not ids:
+        """What has not begun, which the worker says by its ids and tokens; or everything, when it leaves."""
+        pairs = [(claim.job_id, claim.token) for claim in self.known[name]][1:]
+        if only_some and not pairs:
             return
-        back = ledger.release(self.redis, name, ids)
+        back = ledger.release(self.redis, name, pairs if only_some else "all")
         self.known[name] = self.known[name][:1] if only_some else []
-        expected = [one for one in reversed(ids if ids is not None else self.claims[name]) if one in self.claims[name]]
+        expected = [one for one in reversed(self.claims[name])
+                    if not only_some or (one, self.jobs[one].token) in pairs]
         assert back == [one for one in expected if self.jobs[one].place == "claimed"]
         self.let_go(name, expected)
 
-    @precondition(lambda self: any(self.known.values()))
-    @rule(data=st.data())
-    def disown(self, data):
-        """What the worker's parent does while its horse runs a job: what it does not know of goes back."""
-        name = data.draw(st.sampled_from([name for name in WORKERS if self.known[name]]))
-        claim = data.draw(st.sampled_from(self.known[name]))
-        back = ledger.release(self.redis, name, beside=(claim.job_id, claim.token))
-        if self.jobs[claim.job_id].token != claim.token:
-            assert not back
-            return
-        others = [one for one in reversed(self.claims[name]) if one != claim.job_id]
-        assert back == [one for one in others if self.jobs[one].place == "claimed"]
-        self.let_go(name, others)
-        self.known[name] = [claim]
+    @rule(name=st.sampled_from(WORKERS))
+    def disown(self, name):
+        """What the worker's parent does while its horse runs a job: what came with a wake-up goes back."""
+        unknown = [one for one in reversed(self.claims[name]) if not self.jobs[one].token]
+        assert ledger.release(self.redis, name, "unknown") == [
+            one for one in unknown if self.jobs[one].place == "claimed"]
+        self.let_go(name, unknown)
 
     @rule(name=st.sampled_from(WORKERS), kind=st.sampled_from(["dead", "dead", "gone", "horse"]), data=st.data())
     def reclaim(self, name, kind, data):
@@ -331,6 +329,10 @@ class Ledger(RuleBasedStateMachine):
     def settle_with(self, name, claim, how):
         """Send an outcome, as the horse does. Returns the answer, and whether anything in Redis has changed."""
         before, place = self.dump(), f"rq:{how}:{claim.queue}"
+        if how == "plain":
+            outcome = text(FINISH.run(self.redis, [f"rqjobs:claims:{name}"], [
+                claim.job_id, claim.queue, claim.token, name, "then", "now", 1, 2, 500, 9e9, 0]))
+            return outcome, self.dump() != before
         writes = [("HSET", f"rq:job:{claim.job_id}", "status", how), {
             "finished": ("ZADD", place, "+inf", claim.job_id),
             "failed": ("ZADD", place, "+inf", claim.job_id),
@@ -343,7 +345,7 @@ class Ledger(RuleBasedStateMachine):
         return outcome, self.dump() != before
 
     def ended(self, claim, how):
-        job = self.jobs[claim.job_id]
+        job, how = self.jobs[claim.job_id], how.replace("plain", "finished")
         job.place, job.owner, job.token, job.settled = how, "", "", claim
         job.stale.append(claim)
         if how == "queued":

@@ -32,7 +32,7 @@ def claim(redis):
         token = ""
         if begun:
             held = [ledger.text(other) for other in redis.lrange(f"rqjobs:claims:{owner}", 0, -2)]
-            (taken,) = ledger.claim(redis, owner, [job.origin], len(held) + 1, held)
+            (taken,) = ledger.claim(redis, owner, [job.origin], 1, held)
             assert taken.job_id == job.id
             token = taken.token
         redis.zadd(ledger.WORKERS, {owner: before})
@@ -103,6 +103,30 @@ def test_a_process_that_is_gone_is_found_before_its_lease_ends(redis, claim, lea
     assert orphans.sweep(redis, force=True).requeued == [job.id]
 
 
+def test_a_worker_whose_horse_lives_on_is_not_gone(redis, claim, lease):
+    """Between the death of the parent and that of its horse a job was run by two."""
+    job = rqjobs.enqueue(faults.ok)
+    claim(job, "headless")
+    where = {"host": processes.host(), "pid": 2 ** 22 + 1, "started": "12345"}
+    for horse, started in ((os.getpid(), processes.started(os.getpid())), ("?", "")):
+        lease("headless", 15, {**where, "horse": horse, "horse_started": started})
+        assert orphans.sweep(redis, force=True).requeued == []
+    lease("headless", 15, {**where, "horse": os.getpid(), "horse_started": "1"})
+    assert orphans.sweep(redis, force=True).requeued == [job.id], "the pid is somebody else's now"
+
+
+def test_a_worker_that_vanished_with_its_machine_is_found_when_its_lease_ends(redis, claim, lease, eventually):
+    """Its pid means nothing here, so nothing is provable before; the next sweep after takes back what it had."""
+    job = rqjobs.enqueue(faults.ok)
+    claim(job, "vanished")
+    lease("vanished", 0.5, {"host": "another boot/pid:[1]", "pid": 2 ** 22 + 1, "started": "1"})
+    end = redis.zscore(ledger.WORKERS, "vanished")
+    assert orphans.sweep(redis, force=True).requeued == [] and redis.time()[0] < end, "its lease had not ended"
+    eventually(lambda: ledger.may_sweep(redis, force=True) == 1 and float("{}.{:06}".format(*redis.time())) > end)
+    assert orphans.sweep(redis, force=True).requeued == [job.id] and order() == [job.id]
+    assert ledger.LEASE + ledger.BEAT <= 25, "the promise of the README, in seconds"
+
+
 def test_a_reused_pid_is_another_process(redis, claim, lease):
     job = rqjobs.enqueue(faults.ok)
     claim(job, "crashed")
@@ -168,6 +192,55 @@ def test_poison_frees_the_jobs_that_may_run_after_a_failure(redis, claim, lease)
     lease("dead", -1)
     orphans.sweep(redis, force=True)
     assert order() == [child.id]
+
+
+def test_what_waits_for_a_poison_job_is_woken_also_when_its_burier_dies(redis, claim, lease):
+    """Burying and waking are two steps: a death in between left the dependents deferred for ever."""
+    poison, strict = rqjobs.enqueue(faults.ok), rqjobs.enqueue(faults.ok)
+    after = Dependency(jobs=[poison], allow_failure=True)
+    child = rqjobs.enqueue(faults.ok, depends_on=after, job_timeout=7)
+    first = rqjobs.queue("low").enqueue(faults.ok, depends_on=Dependency(jobs=[poison], allow_failure=True,
+                                                                         enqueue_at_front=True))
+    both = rqjobs.enqueue(faults.ok, depends_on=Dependency(jobs=[poison, strict], allow_failure=True))
+    never = rqjobs.enqueue(faults.ok, depends_on=poison)
+    redis.rpush("rq:queue:low", "other")
+    redis.hset(poison.key, "rqjobs_deaths", f"{int(time.time())},{int(time.time())}")
+    claim(poison, "dead")
+    lease("dead", -1)
+    assert ledger.reclaim(redis, "dead", ["default"], "dead") == {poison.id: "buried"}
+    assert child.get_status() == JobStatus.DEFERRED and redis.smembers(ledger.WAKING) == {poison.id.encode()}
+    redis.hset("rq:job:gone", "status", "failed")
+    redis.set("rq:job:odd:dependents", "no set")
+    redis.sadd(ledger.WAKING, "gone", "odd")
+    threads = [threading.Thread(target=orphans.sweep, args=(redis, True)) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert order() == [strict.id, child.id] and order("low") == [first.id, "other"]
+    assert child.get_status() == JobStatus.QUEUED and redis.hget(child.key, "timeout") == b"7"
+    assert both.get_status() == never.get_status() == JobStatus.DEFERRED
+    assert not redis.exists(ledger.WAKING)
+    redis.lrem("rq:queue:low", 0, "other")
+    assert not orphans.audit(redis, settle=0).breaches
+
+
+def test_waking_twice_is_waking_once(redis, claim, lease):
+    """RQ's way would have enqueued again what another of its parents had released meanwhile."""
+    poison, slow = rqjobs.enqueue(faults.ok), rqjobs.enqueue(faults.ok)
+    child = rqjobs.enqueue(faults.ok, depends_on=Dependency(jobs=[poison, slow], allow_failure=True))
+    redis.hset(poison.key, "status", "failed")
+    redis.hset(slow.key, "status", "finished")
+    redis.delete("rq:queue:default")
+    assert ledger.wake(redis, poison.id, 180) == [child.id]
+    redis.sadd(f"rq:job:{poison.id}:dependents", child.id)
+    assert ledger.wake(redis, poison.id, 180) == [] and order() == [child.id]
+    ledger.beat(redis, "one", {"host": ""})
+    ledger.claim(redis, "one", ["default"])
+    assert ledger.wake(redis, poison.id, 180) == [] and order() == []
+    redis.hset(poison.key, "status", "queued")
+    redis.hset(child.key, "status", "deferred")
+    assert ledger.wake(redis, poison.id, 180) == [], "it was requeued, and wakes them when it ends"
 
 
 def test_ten_sweeps_at_once_put_each_orphan_back_once(redis, claim, lease):

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import functools
 import logging
+import tempfile
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import faults
 import pytest
 import rq
+from proxy import Fault, Proxy
+from redis.exceptions import ConnectionError
 from rq.exceptions import DuplicateJobError, InvalidJobOperation, NoSuchJobError
 from rq.group import Group
 from rq.job import JobStatus
 
 import rqjobs
-from rqjobs import Callback, Repeat, Retry, config, ledger, orphans
+from rqjobs import Callback, Repeat, Retry, config, connection, ledger, orphans
 
 
 class NotCarried:
@@ -170,3 +173,20 @@ def test_repeat_and_retry_pass_through(redis):
     stored = rqjobs.Job.fetch(job.id, connection=redis)
     assert (stored.repeats_left, stored.repeat_intervals, stored.retries_left, stored.retry_intervals) == (
         3, [1, 2], 2, [5])
+
+
+def test_an_enqueue_behind_another_job_whose_reply_is_lost_is_not_repeated(redis, settings):
+    """redis-py reports a connection that broke under a WATCH like a WATCH that failed, and RQ enqueued again: when the
+    other job had ended meanwhile, the first try's job ran, and the second try's as well."""
+    parent = rqjobs.enqueue(faults.ok)
+    with tempfile.TemporaryDirectory() as folder:
+        proxy = Proxy(f"{folder}/proxy", settings.redis_url.removeprefix("unix://").partition("?")[0])
+        try:
+            queue = rqjobs.queues.Queue("default", connection=connection.connect(proxy.url))
+            proxy.arm(Fault(1, "cut", True, lambda pid, words: words[0] == b"EXEC"))  # the first one reads
+            with pytest.raises(ConnectionError):
+                queue.enqueue(faults.ok, depends_on=parent, job_id="child")
+        finally:
+            proxy.close()
+    assert redis.zrange("rq:deferred:default", 0, -1) == [b"child"]
+    assert not orphans.audit(redis, settle=0).breaches

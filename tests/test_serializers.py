@@ -152,6 +152,7 @@ def same(one, two):
 @example({TAG: ["dict", []], 1: {TAG: TAG}, (1, (2, frozenset({3}))): {b"": None}})
 @example({None: 1, True: 2, 1.5: 3, date(2024, 2, 29): 4})
 @example(Size(0))
+@example(datetime(2000, 1, 1, tzinfo=timezone(timedelta(microseconds=1))))
 def test_every_supported_value_comes_back_equal(value):
     assert same(JSON.loads(JSON.dumps(value)), value)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 
 import faults
 import psutil
@@ -13,7 +14,7 @@ from rq.job import JobStatus
 from rq.suspension import resume, suspend
 
 import rqjobs
-from rqjobs import Callback, Repeat, Retry, config, ledger, orphans, stats
+from rqjobs import Callback, Repeat, Retry, config, ledger, orphans, processes, stats
 
 
 def ended(job):
@@ -57,21 +58,35 @@ def test_high_comes_first(redis, outcome):
 
 
 def test_a_killed_worker_s_job_runs_again_in_the_next_one(worker, redis, eventually, kill, outcome):
-    """The case that the project is about: kill -9 in the middle of a long job, start another worker."""
+    """The case that the project is about: kill -9 in the middle of a long job, start another worker. On the same host
+    it waits for no lease, and its start recovers what the dead one had: all other sweeps are kept from it here."""
     job, second = rqjobs.enqueue(faults.hang, "gate"), rqjobs.enqueue(faults.ok, 2)
     first = worker()
     horse = int(eventually(lambda: redis.lrange("gate:reached", 0, -1))[0])
-    enqueued_at = redis.hget(job.key, "enqueued_at")
+    enqueued_at, lease = redis.hget(job.key, "enqueued_at"), redis.zscore(ledger.WORKERS, first.name)
     kill(first.pid)
     eventually(lambda: not psutil.pid_exists(horse), what="the horse's death with its worker")
+    redis.set("rqjobs:sweep", "somebody else", ex=60)
     worker()
     eventually(lambda: redis.llen("gate:reached") == 2, timeout=5, what="the second run within 5 s")
+    assert time.time() < lease, "nobody had to wait for that"
     assert redis.hget(job.key, "enqueued_at") == enqueued_at
     assert first.key not in redis.smembers("rq:workers"), "the dead worker is forgotten"
     redis.rpush("gate:open", 1)
     assert outcome(job) == "gate" and outcome(second) == 2
     audit = orphans.audit(redis)
     assert not audit.breaches and not audit.remarks
+
+
+def test_where_a_worker_s_processes_live_is_written_also_when_its_horse_is_a_new_one(worker, redis, eventually, kill):
+    process = worker()
+    for _ in range(2):
+        (horse,) = eventually(psutil.Process(process.pid).children)
+        where = {b"pid": b"%d" % process.pid, b"horse": b"%d" % horse.pid,
+                 b"horse_started": processes.started(horse.pid).encode()}
+        eventually(lambda where=where: where.items() <= redis.hgetall(f"rqjobs:worker:{process.name}").items())
+        kill(horse.pid)
+        eventually(lambda horse=horse: not psutil.pid_exists(horse.pid))
 
 
 def test_a_live_worker_puts_back_what_another_left(worker, redis, eventually, kill):
@@ -270,7 +285,7 @@ def test_what_a_stock_worker_left_behind_is_put_back(spawn, worker, redis, event
 
 def test_a_storm_of_kills_loses_nothing(worker, redis, eventually, kill):
     """Workers killed at random instants over many jobs: every job ends, none stands anywhere twice."""
-    jobs = rqjobs.enqueue_many([(faults.mark, "ran") if n % 3 else (faults.urgent, n) for n in range(150)])
+    jobs = rqjobs.enqueue_many([(faults.progress, 3) if n % 3 else (faults.urgent, n) for n in range(300)])
     for _ in range(6):
         process = worker()
         done = redis.zcard("rq:finished:default") + redis.zcard("rq:finished:high")

@@ -1,81 +1,120 @@
 -- Give a worker jobs to run: first what is in its hands without its knowledge, then new ones from its queues.
 --
 -- KEYS  1 rqjobs:claims:<me>   2 rqjobs:workers   then the queues, in the order of their priority
--- ARGV  1 me   2 how many it may hold   3 now, as RQ writes it   4 traceback for a job that cannot be read
---       5 RQ's default failure_ttl   6 how many it holds, then their ids   then fresh tokens, as many as it may hold
--- Promise: every id that leaves a queue is in the claims, or its job was gone, had ended, or could not be read (then
--- it is among the dead letters). What stands in the claims and is not held is returned again, with a fresh token, so
--- a lost reply loses nothing; what of it finds no room goes back to the front of its queue, for another to run.
--- Nothing is claimed without a live lease, or while RQ is suspended.
--- Returns {"ok", {id, queue, token, {field, value, …}}, …}, or {"no lease"}, or {"suspended"}.
+-- ARGV  1 me   2 how many it wants   3 now, as RQ writes it   4 traceback for a job that cannot be read
+--       5 RQ's default failure_ttl   6 what the tokens begin with, never used before   then the ids that it holds
+-- Promise: every id that leaves a queue is in the claims, or its job was gone, had ended, is in somebody's hands already,
+-- or could not be read (then it is among the dead letters). What stands in the claims and is not held is returned again,
+-- with a fresh token, so a lost reply loses nothing; what of it finds no room goes back to the front of its queue, for
+-- another to run. A job under which a process died is given out alone. Nothing is claimed without a live lease, or while
+-- RQ is suspended.
+-- Returns {"ok", {id, queue, token, {field, value, …}, 1 if jobs wait for its end}, …}, {"no lease"} or {"suspended"}.
 
 local claims, me, room, iso = KEYS[1], ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local lease = redis.call('ZSCORE', KEYS[2], me)
 if not lease or tonumber(lease) <= clock() then return {'no lease'} end
 if redis.call('EXISTS', 'rq:suspended') == 1 then return {'suspended'} end
 
-local held, tokens = {}, 6 + tonumber(ARGV[6])
-for i = 7, tokens do held[ARGV[i]] = true end
-room = room - tonumber(ARGV[6])
-local taken = {'ok'}
+local several, held, taken = room > 1, {}, {'ok'}
+for i = 7, #ARGV do held[ARGV[i]] = true end
 
-local function take(id, queue, known)
+local WANTED = {status = true, data = true, origin = true, rqjobs_token = true, rqjobs_deaths = true,
+  worker_name = true}
+
+-- The job behind an id: what of it matters here, or a "reason" why it is not to be run. An id that was pushed twice may
+-- stand in somebody's hands already; in ours only if it did not just come `from_queue`, for then we do not know of it.
+local function look(id, from_queue)
   local fields = redis.pcall('HGETALL', 'rq:job:' .. id)
-  if fields.err then
-    bury(queue, id, me, ARGV[4], iso, ARGV[5])
-    return false
+  if fields.err then return {reason = 'unreadable'} end
+  local job = {fields = fields}
+  for i = 1, #fields, 2 do
+    if WANTED[fields[i]] and fields[i + 1] ~= '' then job[fields[i]] = fields[i + 1] end
   end
-  local job = {}
-  for i = 1, #fields, 2 do job[fields[i]] = fields[i + 1] end
-  if #fields == 0 then return false end
-  queue = queue or job.origin
-  local before = known and queue and (job.rqjobs_token or '') ~= '' and job.rqjobs_token  -- a claim whose reply was lost
-  local status = job.status or 'queued'
-  if status == 'canceled' or status == 'finished' or status == 'failed' or status == 'stopped' then
-    if before then redis.call('ZREM', 'rq:wip:' .. queue, id .. ':' .. before) end
-    return false
+  local status = job.status
+  if #fields == 0 then
+    job.reason = 'gone'
+  elseif status == 'canceled' or status == 'finished' or status == 'failed' or status == 'stopped' then
+    job.reason = 'ended'
+  elseif not job.data then
+    job.reason = 'unreadable'
+  elseif job.rqjobs_token and job.worker_name and (from_queue or job.worker_name ~= me)
+      and redis.call('LPOS', 'rqjobs:claims:' .. job.worker_name, id) then
+    job.reason = 'held'
   end
-  if not job.data or not queue then
-    bury(queue or 'default', id, me, ARGV[4], iso, ARGV[5])
-    return false
-  end
-  tokens = tokens + 1
-  local token = ARGV[tokens]
+  return job
+end
+
+-- Note the job as begun, in RQ's own fields; it stands in the claims already.
+local function start(id, queue, job)
+  local token = ARGV[6] .. string.format('%02x', #taken)
   redis.call('HSET', 'rq:job:' .. id, 'status', 'started', 'started_at', iso, 'last_heartbeat', iso,
     'worker_name', me, 'rqjobs_token', token)
-  if before then redis.call('ZREM', 'rq:wip:' .. queue, id .. ':' .. before) end
   redis.call('PERSIST', 'rq:job:' .. id)
-  redis.call('ZADD', 'rq:wip:' .. queue, '+inf', id .. ':' .. token)
-  taken[#taken + 1] = {id, queue, token, fields}
-  return true
+  local awaited = several and redis.call('EXISTS', 'rq:job:' .. id .. ':dependents') or 0
+  taken[#taken + 1] = {id, queue, token, job.fields, awaited}
+  room = job.rqjobs_deaths and 0 or room - 1
+  return id .. ':' .. token
 end
 
 local surplus = {}
 for _, id in ipairs(redis.call('LRANGE', claims, 0, -1)) do
-  if held[id] then
-    -- it knows of that one
-  elseif room == 0 then
-    table.insert(surplus, 1, id)
-  elseif take(id, nil, true) then
-    room = room - 1
-  else
-    redis.call('LREM', claims, 0, id)
+  if not held[id] then
+    local job = look(id)
+    local queue = job.origin
+    local before = queue and job.rqjobs_token  -- the reply that told of it was lost
+    if not queue and not job.reason then job.reason = 'unreadable' end
+    if not job.reason and (room == 0 or job.rqjobs_deaths and #taken > 1) then
+      table.insert(surplus, 1, {id, queue, before})
+    else
+      if not job.reason then
+        redis.call('ZADD', 'rq:wip:' .. queue, '+inf', start(id, queue, job))
+      elseif job.reason == 'unreadable' then
+        bury(queue or 'default', id, me, ARGV[4], iso, ARGV[5])
+      end
+      if job.reason then redis.call('LREM', claims, 0, id) end
+      if before and job.reason ~= 'held' then redis.call('ZREM', 'rq:wip:' .. queue, id .. ':' .. before) end
+    end
   end
 end
-for _, id in ipairs(surplus) do
-  local fields = read(id, 'origin', 'status', 'rqjobs_token')
-  local queue = fields and fields[1]
-  if queue and waits(fields[2]) then put_back(queue, id) end
-  drop(claims, queue, id, queue and fields[3])
+for _, one in ipairs(surplus) do
+  put_back(one[2], one[1])
+  drop(claims, one[2], one[1], one[3])
 end
+
 for i = 3, #KEYS do
+  local queue = string.sub(KEYS[i], 10)
   while room > 0 do
-    local id = redis.call('LMOVE', KEYS[i], claims, 'LEFT', 'RIGHT')
-    if not id then break end
-    if take(id, string.sub(KEYS[i], 10), false) then
-      room = room - 1
-    else
-      redis.call('LREM', claims, -1, id)
+    local ids = redis.call('LRANGE', KEYS[i], 0, room - 1)
+    if #ids == 0 then break end
+    local left, mine, jobs, unreadable = 0, {}, {}, {}
+    for _, id in ipairs(ids) do
+      local job = jobs[id] and {reason = 'held'} or look(id, true)
+      if job.rqjobs_deaths and not job.reason then
+        if #taken + #mine > 1 then
+          room = 0
+          break
+        end
+        room = 1
+      end
+      left = left + 1
+      if job.reason == 'unreadable' then
+        unreadable[#unreadable + 1] = id
+      elseif not job.reason then
+        mine[#mine + 1] = id
+        jobs[id] = job
+        if #mine == room then break end
+      end
+    end
+    if #mine > 0 then redis.call('RPUSH', claims, unpack(mine)) end
+    for _, id in ipairs(unreadable) do bury(queue, id, me, ARGV[4], iso, ARGV[5]) end
+    if left > 0 then redis.call('LTRIM', KEYS[i], left, -1) end
+    if #mine > 0 then
+      local entries = {}
+      for _, id in ipairs(mine) do
+        entries[#entries + 1] = '+inf'
+        entries[#entries + 1] = start(id, queue, jobs[id])
+      end
+      redis.call('ZADD', 'rq:wip:' .. queue, unpack(entries))
     end
   end
 end

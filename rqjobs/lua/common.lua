@@ -31,6 +31,17 @@ local function drop(claims, queue, id, token)
   if token then redis.call('ZREM', 'rq:wip:' .. queue, id .. ':' .. token) end
 end
 
+-- Why the holder of this token may not settle the job, if it may not; else nil, and whether it was canceled meanwhile.
+local function refusal(claims, queue, id, token)
+  local fields = read(id, 'rqjobs_token', 'rqjobs_settled', 'status')
+  if not fields or (not fields[1] and not fields[3]) then
+    drop(claims, queue, id, token)
+    return 'gone'
+  end
+  if fields[1] ~= token then return fields[2] == token and 'already' or 'refused' end
+  return nil, fields[3] == 'canceled'
+end
+
 -- Back to the front of its queue, as if it had never been taken.
 local function put_back(queue, id)
   redis.call('HSET', 'rq:job:' .. id, 'status', 'queued', 'started_at', '', 'worker_name', '')
@@ -39,7 +50,7 @@ local function put_back(queue, id)
   redis.call('SADD', 'rq:queues', 'rq:queue:' .. queue)
 end
 
--- Among the dead letters, with `trace` as RQ stores one.
+-- Among the dead letters, with `trace` as RQ stores one; whoever sweeps next wakes what waits for it.
 local function bury(queue, id, worker, trace, iso, default_ttl)
   local job, results = 'rq:job:' .. id, 'rq:results:' .. id
   local own = redis.pcall('HGET', job, 'failure_ttl')
@@ -49,6 +60,7 @@ local function bury(queue, id, worker, trace, iso, default_ttl)
   redis.call('HSET', job, 'status', 'failed', 'ended_at', iso, 'origin', queue)
   redis.call('HDEL', job, 'rqjobs_token')
   redis.call('PERSIST', job)
+  if redis.call('EXISTS', job .. ':dependents') == 1 then redis.call('SADD', 'rqjobs:waking', id) end
   if redis.pcall('XADD', results, 'MAXLEN', '~', 10, '*', 'type', 2, 'worker_name', worker, 'exc_string', trace).err then
     return
   end

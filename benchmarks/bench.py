@@ -1,0 +1,304 @@
+"""`make bench`: rqjobs beside RQ and its other peers, on one Redis, in one run.
+
+Nothing here fails for being slow; a job that is not done, or not recorded, does. What is measured is written to
+benchmarks/results/, as Markdown, SVG and JSON.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import bench_report
+import click
+import psutil
+from bench_stage import HERE, Failed, System, Team, p99, seconds, stage, status, systems
+
+from rqjobs import embedded
+
+KINDS = {"failing": (0, 1, 1), "retried": (1, 0, 2), "dependent": (2, 0, 2)}  # of each: finished, failed, runs
+
+
+@dataclass
+class Bench:
+    """What is to be measured, and what was."""
+
+    systems: list[System]
+    runs: int
+    quick: bool
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def size(self, full: int, quick: int) -> int:
+        return quick if self.quick else full
+
+    @property
+    def family(self) -> list[System]:
+        """Ours and RQ's own worker, which every scenario compares."""
+        return [system for system in self.systems if system.name in ("rqjobs", "rq")]
+
+    @property
+    def workers(self) -> int:
+        return self.size(10, 3)
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        return ("off",) if self.quick else ("off", "everysec")
+
+    def note(self, what: str, system: System, values: list[float], unit: str, **more: Any) -> None:
+        self.rows.append({"what": what, "system": system.name, "unit": unit, "values": values,
+                          "when": datetime.now(timezone.utc).isoformat(timespec="seconds"), **more})
+        about = " ".join(f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}"
+                         for name, value in more.items())
+        status()
+        click.echo(f"{what:10} {system.name:26} {about:44} {statistics.median(values):12,.2f} {unit}", err=True)
+
+    def drain(self, what: str, team: Team, number: int, finished: int, failed: int = 0, per_job: int = 1,
+              **more: Any) -> float:
+        """The rate at which a backlog that is ready in database 1 is worked off; every run is checked."""
+        rates = []
+        for _ in range(self.runs):
+            forget(team)
+            rates.append(number * per_job / seconds(team.drain(number * per_job)))
+            check(team, finished, failed)
+        self.note(what, team.system, rates, "jobs/s", setting=team.stage.setting, workers=team.workers,
+                  jobs=number, **more)
+        return statistics.median(rates)
+
+
+def forget(team: Team) -> None:
+    for kind in ("finished", "failed"):
+        team.stage.redis.delete(*(f"rq:{kind}:{queue}" for queue in ("high", "default", "low")))
+
+
+def check(team: Team, finished: int, failed: int) -> None:
+    """Make sure that RQ's registries say what we have seen, and that nothing is left over (RQ's family only).
+
+    Raises:
+        Failed: they do not, half a minute later.
+    """
+    if team.system.module != "rq_jobs":
+        return
+    client, wanted = team.stage.redis, {"finished": finished, "failed": failed, "wip": 0, "queue": 0, "claims": 0}
+    deadline = time.monotonic() + 30
+    while (found := {
+        **{kind: client.zcard(f"rq:{kind}:default") for kind in ("finished", "failed", "wip")},
+        "queue": client.llen("rq:queue:default"),
+        "claims": sum(client.llen(key) for key in client.keys("rqjobs:claims:*")),
+    }) != wanted:
+        team.check()
+        if time.monotonic() > deadline:
+            raise Failed(f"{team.system.name}: Redis should say {wanted}, and says {found}")
+        time.sleep(0.1)
+
+
+def drain(bench: Bench) -> None:
+    """A backlog of jobs that do nothing; persistence off, ten times as many, too, for those that need less than 5 s."""
+    for setting in bench.settings:
+        with stage(setting) as here:
+            for system in bench.systems:
+                with attempt(bench, "drain", system), Team(here, system, bench.workers) as team:
+                    number = bench.size(system.jobs, 2000 if system.name == "rqjobs" else 50)
+                    here.fill(system, number)
+                    rate = bench.drain("drain", team, number, number)
+                    if setting == "off" and number == 20_000 and number / rate < 5:
+                        here.fill(system, 10 * number)
+                        bench.drain("drain", team, 10 * number, 10 * number)
+
+
+def workers(bench: Bench) -> None:
+    """The same with 2 and with 50 workers."""
+    for setting in bench.settings:
+        with stage(setting) as here:
+            for system in (system for system in bench.family if system.name == "rqjobs"):
+                number = bench.size(system.jobs, 1000)
+                for count in (2, 10, 50)[:bench.size(3, 1)]:
+                    with attempt(bench, "workers", system), Team(here, system, count) as team:
+                        here.fill(system, number)
+                        bench.drain("workers", team, number, number)
+
+
+def backlog(bench: Bench) -> None:
+    """How much the length of the queue costs: the first jobs of a backlog are timed."""
+    with stage() as here:
+        for system in bench.family:
+            for waiting in bench.size((10_000, 100_000, 1_000_000), (3_000,)):
+                first = min(waiting, system.jobs, 10_000)
+                here.fill(system, waiting)
+                rates = []
+                for _ in range(bench.runs):
+                    with attempt(bench, "backlog", system), Team(here, system, bench.workers, warm=0) as team:
+                        rates.append(first / seconds(team.drain(first)[:first]))
+                bench.note("backlog", system, rates, "jobs/s", backlog=waiting, jobs=first)
+
+
+def naps(bench: Bench) -> None:
+    """Jobs that take a while: what is left of the workers' time is overhead."""
+    with stage() as here:
+        for system in bench.family:
+            with attempt(bench, "naps", system), Team(here, system, bench.workers) as team:
+                for nap, number in ((0.001, 10_000), (0.01, 4_000), (0.1, 1_000))[:bench.size(3, 1)]:
+                    number = min(bench.size(number, 20), number if system.name == "rqjobs" else 300)
+                    here.fill(system, number, str(nap))
+                    overheads, shares = [], []
+                    for _ in range(bench.runs):
+                        forget(team)
+                        times = team.drain(number)
+                        check(team, number, 0)
+                        busy = sum(ended - begun for begun, ended in times) / 1e9
+                        overheads.append((seconds(times) * team.workers - busy) / number * 1000)
+                        shares.append(100 * number * nap / team.workers / seconds(times))
+                    bench.note("overhead", system, overheads, "ms/job", nap=nap, jobs=number)
+                    bench.note("ideal", system, shares, "%", nap=nap, jobs=number)
+
+
+def latency(bench: Bench) -> None:
+    """From before one job is sent until its first line, with 10 idle workers on three queues (RQ's family)."""
+    with stage() as here:
+        for system in bench.systems:
+            with attempt(bench, "latency", system), Team(here, system, bench.workers):
+                number = bench.size(300, 20)
+                values = [value / 1e6 for value in here.ask(system, "latency", str(number))]
+                bench.note("latency", system, values, "ms")
+                bench.note("p99", system, [p99(values)], "ms")
+
+
+def idle(bench: Bench) -> None:
+    """What 10 idle workers and their Redis use of one core."""
+    with stage() as here:
+        for system in bench.family:
+            with attempt(bench, "idle", system), Team(here, system, bench.workers) as team:
+                server, pause = psutil.Process(here.pid), bench.size(30, 2)
+                before = team.cpu(), sum(server.cpu_times()[:2])
+                time.sleep(pause)
+                after = team.cpu(), sum(server.cpu_times()[:2])
+                shares = [100 * (late - early) / pause for early, late in zip(before, after, strict=True)]
+                bench.note("idle", system, [sum(shares)], "% of a core", redis=round(shares[1], 2))
+
+
+def enqueue(bench: Bench) -> None:
+    """What it costs to enqueue one job, and each of many; ours and RQ's take turns."""
+    with stage() as here:
+        number = bench.size(2000, 100)
+        costs: dict[str, list[Any]] = {system.name: [] for system in bench.family}
+        for _ in range(bench.runs):
+            for system in bench.family:
+                here.redis.flushall()
+                costs[system.name].append(here.ask(system, "enqueue", str(number)))
+        for system in bench.family:
+            found = costs[system.name]
+            bench.note("enqueue", system, [statistics.median(one["one"]) for one in found], "us/job")
+            bench.note("trips", system, [one["trips"] for one in found], "round trips")
+            bench.note("many", system, [one["many"] for one in found], "us/job", jobs=number)
+
+
+def unhappy(bench: Bench) -> None:
+    """Jobs that fail, that fail once and are retried, and pairs of which one depends on the other."""
+    with stage() as here:
+        for system in bench.family:
+            with attempt(bench, "unhappy", system), Team(here, system, bench.workers) as team:
+                for kind, (finished, failed, per_job) in KINDS.items():
+                    number = bench.size(4_000 if system.name == "rqjobs" else 300, 30)
+                    here.fill(system, number, kind)
+                    bench.drain(kind, team, number, finished * number, failed * number, per_job)
+
+
+def memory(bench: Bench) -> None:
+    """What 10 busy workers hold in memory (PSS: what is shared counts once), and Redis for each job."""
+    with stage() as here:
+        for system in bench.family:
+            number = bench.size(2_000, 20)
+            here.redis.flushall()
+            with attempt(bench, "memory", system), Team(here, system, bench.workers) as team:
+                before = here.used()
+                here.fill(system, number)
+                bench.note("queued", system, [(here.used() - before) / number], "bytes/job", jobs=number)
+                before = here.used()
+                forget(team)
+                team.drain(number)
+                check(team, number, 0)
+                bench.note("finished", system, [(here.used() - before) / number], "bytes/job", jobs=number)
+                here.fill(system, bench.size(200, 30), "0.1")
+                team.publish()
+                team.wait(20)
+                if sys.platform == "linux":
+                    bench.note("pss", system, [team.pss() / 2**20], "MiB")
+                team.wait(bench.size(200, 30))
+
+
+SCENARIOS: dict[str, Callable[[Bench], None]] = {
+    scenario.__name__: scenario
+    for scenario in (drain, workers, backlog, naps, latency, idle, enqueue, unhappy, memory)
+}
+QUICK = ("drain", "naps", "latency", "enqueue", "unhappy", "memory")
+
+
+@contextmanager
+def attempt(bench: Bench, what: str, system: System) -> Iterator[None]:
+    """What fails is said, in the table too, and the rest goes on; in the end we exit with 1 if it was ours or RQ."""
+    try:
+        yield
+    except Failed as error:
+        status()
+        click.echo(f"{what:10} {system.name:26} FAILED: {error}", err=True)
+        bench.rows.append({"what": what, "system": system.name, "failed": str(error), "values": []})
+
+
+def machine() -> dict[str, str]:
+    model = platform.processor()
+    if sys.platform == "linux":
+        names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+                 if line.startswith("model name")]
+        model = names[0] if names else model
+    return {
+        "machine": f"{os.cpu_count()} cores ({model}), {psutil.virtual_memory().total / 2**30:.0f} GiB, "
+                   f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(), "redis": ".".join(map(str, embedded.version(embedded.binary()))),
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+
+
+@click.command()
+@click.option("--only", "scenarios", multiple=True, type=click.Choice([*SCENARIOS]), help="Measure only this (again).")
+@click.option("--system", "names", multiple=True, help="Only systems whose name begins so; case does not matter.")
+@click.option("--runs", default=3, show_default=True, help="Medians of so many runs.")
+@click.option("--quick", is_flag=True, help="Few jobs, one run, ours and RQ: does everything work?")
+@click.option("--add", is_flag=True, help="Keep what else an earlier run has measured.")
+@click.option("--results", default=HERE / "results", type=click.Path(path_type=Path), show_default=True)
+def main(scenarios: tuple[str, ...], names: tuple[str, ...], runs: int, quick: bool, add: bool, results: Path) -> None:
+    """Measure, and write what was found into the folder --results."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that our workers and our Redis end with us
+    names = names or (("rqjobs", "rq") if quick else ())
+    exact = {system.name for system in systems()}
+    chosen = [system for system in systems()
+              if not names or any(system.name == name or (name not in exact and system.name.lower().startswith(
+                  name.lower())) for name in names)]
+    bench = Bench([], 1 if quick else runs, quick)
+    about = []
+    for system in chosen:
+        about.append(vars(system) | {"found": "not installed"})
+        with attempt(bench, "install", system):
+            about[-1]["found"] = system.install()
+            bench.systems.append(system)
+    begun = time.monotonic()
+    for scenario in scenarios or (QUICK if quick else SCENARIOS):
+        click.echo(f"\n== {time.monotonic() - begun:5.0f} s: {scenario}. {SCENARIOS[scenario].__doc__}", err=True)
+        SCENARIOS[scenario](bench)
+    bench_report.write(results, {**machine(), "seconds": round(time.monotonic() - begun), "runs": bench.runs,
+                                 "systems": about, "rows": bench.rows}, add)
+    click.echo(f"\n{time.monotonic() - begun:.0f} s; written to {results}", err=True)
+    broken = [row for row in bench.rows if "failed" in row and row["system"] in ("rqjobs", "rq")]
+    sys.exit(1 if broken else 0)
+
+
+if __name__ == "__main__":
+    main()

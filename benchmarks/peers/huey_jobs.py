@@ -1,0 +1,29 @@
+"""Huey: its blocking Redis queue; a task's None is not stored (its default)."""
+
+import os
+
+import work
+from huey import RedisHuey
+
+ABOUT = {
+    "requires": "huey redis hiredis",
+    "version": "huey",
+    "acks": "before",
+    "results": "none",
+    "log": "ERROR (--quiet)",
+    "systems": {
+        "Huey processes": {"run": "huey_consumer huey_jobs.huey --worker-type process --workers 10 --quiet"},
+        "Huey threads": {"run": "huey_consumer huey_jobs.huey --worker-type thread --workers 10 --quiet"},
+    },
+}
+huey = RedisHuey("bench", url=os.environ["REDIS_URL"])
+
+
+@huey.task()
+def noop():
+    work.noop()
+
+
+def send(number):
+    for _ in range(number):
+        noop()

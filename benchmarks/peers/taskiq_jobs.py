@@ -1,0 +1,42 @@
+"""taskiq with taskiq-redis: a list (a job is gone once it was taken), and a stream, with acknowledgements."""
+
+import asyncio
+import functools
+import os
+
+import work
+from taskiq_redis import ListQueueBroker, RedisStreamBroker
+
+ABOUT = {
+    "requires": "taskiq-redis hiredis",
+    "version": "taskiq",
+    "results": "none",
+    "log": "WARNING",
+    "systems": {
+        "taskiq list 2x5": {"run": "taskiq worker taskiq_jobs:broker --workers 2 --max-async-tasks 5 "
+                                   "--log-level WARNING", "acks": "before"},
+        "taskiq stream 2x5": {"run": "taskiq worker taskiq_jobs:broker --workers 2 --max-async-tasks 5 "
+                                     "--log-level WARNING", "acks": "after", "env": {"TASKIQ_STREAM": "1"}},
+    },
+}
+broker = (RedisStreamBroker if "TASKIQ_STREAM" in os.environ else ListQueueBroker)(os.environ["REDIS_URL"])
+
+
+@broker.task
+async def noop():
+    work.noop()
+
+
+@functools.cache
+def started():
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(broker.startup())
+    return loop
+
+
+def send(number):
+    async def all_of_them():
+        for _ in range(number):
+            await noop.kiq()
+
+    started().run_until_complete(all_of_them())

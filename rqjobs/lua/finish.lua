@@ -1,0 +1,42 @@
+-- Record the plain success of a job, and let go of it: all of it, or nothing. `settle.lua` for the commonest outcome.
+--
+-- KEYS  1 rqjobs:claims:<me>
+-- ARGV  1 job id   2 queue   3 token   4 me   5 started and 6 ended, as RQ writes it   7 and 8, as Unix times
+--       9 seconds for which the result is kept, -1: for ever   10 until when that is, in RQ's registry
+--       11 "1" if it had dependencies   12 the result as RQ stores it, if there is one
+-- Promise: as in settle.lua; and nothing is done while another job waits for the end of this one.
+-- Returns as settle.lua, or "dependents".
+
+local id, queue, token, me, ttl = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[9])
+local job, results = 'rq:job:' .. id, 'rq:results:' .. id
+if ttl >= 0 and not lifetime(ttl) then return redis.error_reply('ERR no such time to live: ' .. ARGV[9]) end
+local reply, canceled = refusal(KEYS[1], queue, id, token)
+if reply then return reply end
+if not canceled then
+  if redis.call('EXISTS', job .. ':dependents') == 1 then return 'dependents' end
+  local words = {'MAXLEN', '~', 10, '*', 'type', 1, 'worker_name', me, 'execution_id', token,
+    'execution_started_at', ARGV[7], 'execution_ended_at', ARGV[8]}
+  if ARGV[12] then
+    words[#words + 1] = 'return_value'
+    words[#words + 1] = ARGV[12]
+  end
+  local added = redis.pcall('XADD', results, unpack(words))
+  if added.err then return added end  -- a key of the wrong type; nothing was done
+  added = redis.pcall('ZADD', 'rq:finished:' .. queue, ARGV[10], id)
+  if type(added) == 'table' then return added end
+end
+if canceled then
+  redis.call('HSET', job, 'rqjobs_settled', token, 'rqjobs_token', '')
+else
+  redis.call('HSET', job, 'rqjobs_settled', token, 'rqjobs_token', '', 'status', 'finished', 'started_at', ARGV[5],
+    'ended_at', ARGV[6])
+  if ttl < 0 then
+    redis.call('PERSIST', results)
+  else
+    redis.call('EXPIRE', results, ttl)
+    redis.call('EXPIRE', job, ttl)
+    if ARGV[11] == '1' then redis.call('EXPIRE', 'rq:job::' .. id .. ':dependencies', ttl) end
+  end
+end
+drop(KEYS[1], queue, id, token)
+return canceled and 'canceled' or 'settled'

@@ -1,0 +1,85 @@
+"""Outcomes on their way to Redis: each leaves as soon as it is known, and is kept until its reply has been read."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import hiredis
+import redis
+from redis.exceptions import ResponseError
+
+from rqjobs import connection
+from rqjobs.ledger import Claim
+
+
+class Outcome(NamedTuple):
+    """A plain success: the command that records it, and RQ's own way, for when other jobs turn out to wait for it."""
+
+    claim: Claim
+    command: tuple[Any, ...]
+    longhand: Callable[[], None]
+
+
+class Outbox:
+    """One connection on which outcomes are sent without waiting, and their replies read with that to the next claim.
+
+    What was sent on a connection that broke may have had its effect; it is sent again, and says so (`finish.lua`).
+    """
+
+    def __init__(self, client: redis.Redis):
+        self.client = client
+        self.outcomes: list[Outcome] = []  # those whose replies have not been read
+        self._sent = 0  # of them, on this connection
+        self._line: Any = None
+        self._used = 0.0  # when something was read from it
+
+    def send(self, outcome: Outcome) -> None:
+        """Never raises; what cannot be sent now goes with the next `exchange`."""
+        self.outcomes.append(outcome)
+        with contextlib.suppress(redis.RedisError, OSError):
+            self._send([])
+
+    def exchange(self, *command: Any) -> tuple[list[tuple[Outcome, Any]], Any]:
+        """Ask `command` (if one is given) behind all outcomes; returns these with their replies, and that to it.
+
+        An error that Redis answered is returned. Every other is raised, and nothing is known then: all outcomes are
+        still here.
+        """
+        self._send([command] if command else [])
+        try:
+            replies = [self._read() for _ in range(len(self.outcomes) + bool(command))]
+        except BaseException:
+            self.close()
+            raise
+        done, self.outcomes, self._sent = self.outcomes, [], 0
+        return list(zip(done, replies, strict=False)), replies[-1] if command else None
+
+    def _send(self, more: list[tuple[Any, ...]]) -> None:
+        if time.monotonic() - self._used > connection.HEALTH_CHECK:  # somebody between us and Redis may have dropped it
+            self.close()
+        try:
+            if self._line is None:
+                self._line, self._used = connection.line(self.client, connection.COMMAND_TIMEOUT), time.monotonic()
+            commands = [outcome.command for outcome in self.outcomes[self._sent:]] + more
+            self._line.send_packed_command([hiredis.pack_command(words) for words in commands], check_health=False)
+            self._sent = len(self.outcomes)
+        except BaseException:  # half a command may be on it
+            self.close()
+            raise
+
+    def _read(self) -> Any:
+        try:
+            reply = self._line.read_response()
+        except ResponseError as error:
+            reply = error
+        self._used = time.monotonic()
+        return reply
+
+    def close(self) -> None:
+        line, self._line, self._sent = self._line, None, 0
+        if line is not None:
+            with contextlib.suppress(Exception):
+                line.disconnect()
