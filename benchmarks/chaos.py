@@ -23,6 +23,7 @@ from pathlib import Path
 
 import chaos_jobs
 import click
+from chaos_clock import Ticking
 from chaos_count import Row, count, drain
 from chaos_stage import FOREVER, HERE, Load, Server, Team
 
@@ -70,8 +71,10 @@ class Scene:
 
 
 def storm(scene: Scene) -> None:
-    """SIGKILL at random, on parents, horses and schedulers; half of the workers have a fixed name."""
+    """SIGKILL at random, on parents, horses and schedulers, while schedules tick; half of the workers have a fixed
+    name."""
     team, wanted = scene.team, scene.size(300, 25)
+    ticking = Ticking(scene.server)
     for number in range(4):
         team.hire(name=f"fixed-{number}" if number % 2 else "")
     with scene.load(scene.size(20_000, 1_500)) as load:
@@ -84,6 +87,7 @@ def storm(scene: Scene) -> None:
                 hit = team.strike(process, random.choices(("parent", "horse", "scheduler"), (45, 45, 10))[0])
                 if process not in team.alive:
                     team.hire(name=process.title)  # type: ignore[attr-defined]
+        scene.row.faults += ticking.stop(load)
     scene.row.notes = f"{team.kills} kills"
 
 

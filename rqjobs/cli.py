@@ -6,7 +6,7 @@ import dataclasses
 import json
 import logging
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -15,7 +15,9 @@ import rq.cli.workers
 from rq.exceptions import InvalidJobOperation, NoSuchJobError
 
 import rqjobs
-from rqjobs import catalog, config, connection, demo, dev, doctor, ledger, orphans, queues, stats
+from rqjobs import catalog, clock_commands, config, connection, demo, dev, doctor, ledger, orphans, queues, stats
+from rqjobs.terminal import plain as _plain
+from rqjobs.terminal import table as _table
 
 
 class Group(click.Group):
@@ -127,11 +129,6 @@ def failed(ctx: click.Context, limit: int) -> None:
         click.echo(f"    {_plain((_traceback(job).strip().splitlines() or [''])[-1])}")
     total = sum(queue.failed for queue in stats.snapshot(client).queues)
     click.echo(f"{total} failed; requeue with: rqjobs failed requeue ID … | --all" if total else "no failed jobs")
-
-
-def _plain(words: str | None) -> str:
-    """One line of what a job carries, with nothing in it that a terminal would obey."""
-    return "".join(char if char.isprintable() else "�" for char in (words or ""))[:300]
 
 
 def _traceback(job: Any) -> str:
@@ -247,11 +244,8 @@ def run_demo(path: str) -> None:
     sys.exit(dev.with_worker("rqjobs.demo", lambda: demo._run(path, click.echo)))
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    lines = [[str(cell) for cell in row] for row in [head, *rows]]
-    widths = [max(len(line[index]) for line in lines) for index in range(len(head))]
-    for line in lines:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+for command in (clock_commands.schedules, clock_commands.delayed):
+    main.add_command(command)
 
 
 if __name__ == "__main__":

@@ -6,13 +6,16 @@ Keys of ours, beside RQ's:
     rqjobs:claims:<name>    list, the ids of the jobs in that worker's hands, in the order in which it runs them
     rqjobs:departed         sorted set, worker name -> when it left or was forgotten; for an hour
     rqjobs:crashed:<queue>  sorted set, those of the scheduled jobs that wait because they crashed a horse, by due time
+    rqjobs:missing:<queue>  hash, due id without a job -> since when (Unix seconds)
     rqjobs:waking           set, ids of buried jobs whose dependents are to be woken
     rqjobs:sweep, :swept    the sweep's lock, and when the last one was
     rqjobs:seen:<queue>     hash, job id -> since when it stands in the queue's intermediate list
     rqjobs:strays:*         the stray hunt's lock, its cursor, and what it saw once
     rqjobs:login*           counters of wrong passwords (web/guard.py)
 and in a job's hash `rqjobs_token` (its claim's, which is RQ's execution id), `rqjobs_settled` (the token that settled
-it last) and `rqjobs_deaths` (when processes died under it, comma-separated Unix times).
+it last), `rqjobs_deaths` (when processes died under it, comma-separated Unix times), `rqjobs_chain` (of a job with an
+`rq.Repeat`: the repeats and the retries that it had when it began) and `rqjobs_schedule` (which schedule made it). The
+keys of schedules are in `timetable.py`.
 """
 
 from __future__ import annotations
@@ -37,6 +40,8 @@ MAX_DEATHS = 3  # a job under which the process died so often...
 DEATHS_WINDOW = 72 * 3600  # ...within so many seconds fails
 AT_ONCE = 1000  # jobs; a script holds up everybody else in Redis
 MISSING_JOB_GRACE = 60  # seconds
+LOOK = 1.0  # seconds after which the clock looks by itself; whoever makes something due earlier than that tells it
+BELL = "rqjobs:clock:"  # ...on this channel, with the queue's name behind it, and the due time as the message
 DEPARTED_FOR = 3600  # seconds for which the claims of a worker that has gone are looked at again
 WORKERS = "rqjobs:workers"
 DEPARTED = "rqjobs:departed"
@@ -74,9 +79,11 @@ class Script:
             return connection.execute_command("EVAL", self.source, len(keys), *keys, *args)
 
 
-CLAIM, FINISH, SETTLE, RELEASE, RECLAIM, RECOVER, REQUEUE, PROMOTE, WAKE = map(
-    Script, ("claim", "finish", "settle", "release", "reclaim", "recover", "requeue", "promote", "wake"))
-ENQUEUE, SWEEP, DELETE = (Script(name, common=False) for name in ("enqueue", "sweep", "delete"))
+CLAIM, FINISH, SETTLE, RELEASE, RECLAIM, RECOVER, REQUEUE, PROMOTE, WAKE, DELAYED, TICK = map(
+    Script, ("claim", "finish", "settle", "release", "reclaim", "recover", "requeue", "promote", "wake", "delayed",
+             "tick"))
+ENQUEUE, SWEEP, DELETE, SCHEDULE = (
+    Script(name, common=False) for name in ("enqueue", "sweep", "delete", "schedule"))
 
 
 class NoLease(Exception):
@@ -316,18 +323,46 @@ def delete(connection: redis.Redis, job_ids: list[str], queue: str) -> list[str]
     return outcomes
 
 
+class Promoted(NamedTuple):
+    """What one step of promotion did, and when (Unix seconds, by Redis's clock) the next is worth while."""
+
+    moved: int
+    kept: int  # due ids for which there is no job yet
+    full: bool  # there may be more that are due
+    now: float
+    next: float | None
+
+
+def promote_some(
+    connection: redis.Redis, queue: str, default_timeout: int, crashed_only: bool = False, skip: int = 0,
+    holder: str = "",
+) -> Promoted:
+    """Move up to `AT_ONCE` due jobs of `queue` into it, less the first `skip`, for which there was no job yet.
+
+    `holder`: the scheduler that must hold RQ's lock of this queue, else nothing is done; "" if that does not matter.
+    """
+    keys = [f"rq:scheduled:{queue}", f"rq:queue:{queue}", QUEUES, f"rqjobs:crashed:{queue}", f"rq:failed:{queue}",
+            f"rqjobs:missing:{queue}", f"rq:scheduler-lock:{queue}"]
+    args = [AT_ONCE, utcformat(now()), default_timeout, MISSING_JOB_GRACE, int(crashed_only), skip, holder]
+    moved, kept, full, moment, later = PROMOTE.run(connection, keys, args)
+    return Promoted(int(moved), int(kept), full == b"1", float(moment), float(later) if later else None)
+
+
 def promote(connection: redis.Redis, queue: str, default_timeout: int, crashed_only: bool = False) -> int:
     """Move every due job of `queue` from the scheduled set into the queue; returns how many.
 
     `crashed_only`: only those that wait because they crashed a horse; any live worker does that, for there may be no
     scheduler.
     """
-    keys = [f"rq:scheduled:{queue}", f"rq:queue:{queue}", QUEUES, f"rqjobs:crashed:{queue}",
-            f"rq:failed:{queue}"]
-    total = 0
+    total = kept = 0
     while True:
-        args = [AT_ONCE, utcformat(now()), default_timeout, MISSING_JOB_GRACE, int(crashed_only)]
-        moved = int(PROMOTE.run(connection, keys, args))
-        total += moved
-        if moved < AT_ONCE:
+        some = promote_some(connection, queue, default_timeout, crashed_only, kept)
+        total, kept = total + some.moved, kept + some.kept
+        if not some.full:
             return total
+
+
+def clock(connection: redis.Redis) -> float:
+    """Redis's clock, in Unix seconds: the one by which everything is due."""
+    seconds, micro = connection.time()
+    return float(seconds + micro / 1e6)

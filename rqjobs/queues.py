@@ -10,7 +10,7 @@ import urllib.request
 import zlib
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from functools import lru_cache
 from typing import Any
 from urllib.error import HTTPError
@@ -22,10 +22,12 @@ import rq
 import rq.job
 import rq.queue
 import rq.registry
+import rq.repeat
 import rq.webhook
 from rq.exceptions import DeserializationError
 from rq.job import JobStatus
 from rq.queue import EnqueueData
+from rq.results import Result
 from rq.serializers import resolve_serializer
 from rq.utils import as_text, now
 
@@ -63,8 +65,12 @@ class Job(rq.job.Job):
     shape), `restore` (unpacks so much and
     no more), `perform` (checks every name first, runs inside RQJOBS_APP's context, leaves the PERSIST to the claim),
     `stopped_callback` (read by the worker outside any `try`), `send_webhooks` (allow-list), `started_job_registry`
-    (see above), `requeue` (RQ's is three steps, and a crash between them loses the job).
+    (see above), `requeue` (RQ's is three steps, and a crash between them loses the job), `should_retry` and `retry` (a
+    run that fails for good does not end RQ's `Repeat`).
     """
+
+    chain: tuple[int, int | None] | None = None  # repeats and retries that it had when it began
+    failure = ""  # the traceback of the run that has just failed
 
     def __init__(self, id: str | None = None, connection: redis.Redis | None = None, serializer: Any = None):
         super().__init__(id, connection)
@@ -105,7 +111,10 @@ class Job(rq.job.Job):
         return self.data if len(self.data) < SMALL else zlib.compress(self.data, 1)
 
     def to_dict(self, include_meta: bool = True, include_result: bool = True) -> dict[str, Any]:
-        return {**super().to_dict(include_meta, include_result), "data": self.stored()}
+        fields = {**super().to_dict(include_meta, include_result), "data": self.stored()}
+        if self.chain and self.repeats_left is not None:
+            fields["rqjobs_chain"] = f"{self.chain[0]},{'' if self.chain[1] is None else self.chain[1]}"
+        return fields
 
     def restore(self, raw_data: Any) -> Any:
         found = dict(raw_data)
@@ -113,6 +122,21 @@ class Job(rq.job.Job):
             if found.get(name):
                 found[name] = _inflate(found[name])
         super().restore(found)
+        if self.repeats_left is not None:
+            words = as_text(found.get(b"rqjobs_chain") or b"").partition(",")[::2]
+            times, retries = (int(word) if word.isdigit() else None for word in words)
+            self.chain = (times, retries) if times else (self.repeats_left, self.retries_left)
+
+    @property
+    def should_retry(self) -> bool:
+        return super().should_retry or bool(self.repeats_left)
+
+    def retry(self, queue: Any, pipeline: Any) -> None:
+        if super().should_retry:
+            super().retry(queue, pipeline)
+            return
+        Result.create_failure(self, self.failure_ttl, self.failure, self.worker_name or "", pipeline)
+        repeat(self, queue, pipeline)
 
     def _deserialize_data(self) -> None:
         try:
@@ -188,15 +212,39 @@ class _NoStrangers(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(request, fp, code, msg, headers, newurl)
 
 
+def repeat(job: Any, queue: Any, pipeline: Any = None) -> None:
+    """Enqueue a job that has an `rq.Repeat` for its next run, in the place of RQ's `Repeat.schedule`.
+
+    RQ takes the intervals from the end, and counts them from now in this machine's local time. Each run has all of the
+    job's retries.
+    """
+    if not job.repeats_left:
+        raise ValueError(f"Cannot schedule job {job.id}: no repeats left")
+    times, retries = getattr(job, "chain", None) or (job.repeats_left, job.retries_left)
+    intervals = job.repeat_intervals or [0]
+    interval = intervals[min(max(times - job.repeats_left, 0), len(intervals) - 1)]
+    job.repeats_left -= 1
+    job.retries_left = retries
+    pipe = pipeline if pipeline is not None else job.connection.pipeline()
+    if interval:
+        queue.schedule_job(job, now() + timedelta(seconds=interval), pipeline=pipe)
+    else:
+        queue._enqueue_job(job, pipeline=pipe)
+    if pipeline is None:
+        pipe.execute()
+
+
 def install() -> None:
     """Make this process unable to unpickle, import, or call a strange host for what it found in Redis.
 
     For the processes that are ours (worker, web, command line); it replaces some attributes of RQ's modules, one
-    of them for speed: RQ reads dates with strptime, which takes thirty times as long.
+    of them for speed: RQ reads dates with strptime, which takes thirty times as long; and one so that `Repeat` takes
+    its intervals in order.
     """
     serializers.install()
     catalog.install()
     rq.job.str_to_date = _date  # type: ignore[assignment]
+    rq.repeat.Repeat.schedule = staticmethod(repeat)  # type: ignore[method-assign]
     rq.webhook.urlopen = urllib.request.build_opener(_NoStrangers).open  # type: ignore[assignment]
 
 
@@ -235,9 +283,9 @@ class Queue(rq.Queue):
     """An `rq.Queue` with RQ's whole API, that stores nothing which no worker would run.
 
     Overrides: `create_job` (options of `@job`, the guard), `schedule_job` (RQ writes the due time first and the job
-    later: a scheduler's tick in between loses it), `enqueue_job` (RQ's is two round trips), `setup_dependencies` (a
-    lost reply is an error, not a reason to enqueue again), `enqueue_dependents` (works while an outcome is recorded),
-    `compact` (RQ's loses jobs if it is interrupted).
+    later: a scheduler's tick in between loses it), `enqueue_in` (by Redis's clock), `enqueue_job` (RQ's is two round
+    trips), `setup_dependencies` (a lost reply is an error, not a reason to enqueue again), `enqueue_dependents` (works
+    while an outcome is recorded), `compact` (RQ's loses jobs if it is interrupted).
     """
 
     job_class = Job
@@ -289,10 +337,19 @@ class Queue(rq.Queue):
         pipe.sadd(self.redis_queues_keys, self.key)
         job.origin = self.name
         self._persist_job(job, pipe, status=JobStatus.SCHEDULED)
-        pipe.zadd(f"rq:scheduled:{self.name}", {job.id: datetime.timestamp()})
+        due, here = datetime.timestamp(), time.time()
+        if self._is_recording():  # a retry or a repeat: so long from now
+            due += ledger.clock(self.connection) - here
+        pipe.zadd(f"rq:scheduled:{self.name}", {job.id: due})
+        if due < here + ledger.LOOK:
+            pipe.publish(ledger.BELL + self.name, due)
         if pipeline is None:
             pipe.execute()
         return job
+
+    def enqueue_in(self, time_delta: timedelta, func: Any, *args: Any, **kwargs: Any) -> Any:
+        moment = datetime.fromtimestamp(ledger.clock(self.connection), timezone.utc)
+        return self.enqueue_at(moment + time_delta, func, *args, **kwargs)
 
     def enqueue_job(self, job: Any, pipeline: Any = None, at_front: bool = False, unique: bool = False) -> Any:
         if pipeline is not None or unique or job._dependency_ids or not self._is_async or self._is_recording():

@@ -1,79 +1,214 @@
-"""RQ's scheduler with a short lock and an atomic promotion."""
+"""The clock: RQ's scheduler process, but it sleeps until the next job is due, and is replaced within seconds."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
+import signal
+import socket
+import time
 from typing import Any
 
 import redis
 from rq.scheduler import RQScheduler
-from rq.scripts import acquire_or_refresh_lock
+from rq.scripts import release_lock
 from rq.utils import now
 
-from rqjobs import ledger, processes
+from rqjobs import ledger, processes, ticker
+from rqjobs.ledger import LOOK
 from rqjobs.queues import Queue
 
-LOCK_TTL = 5  # seconds; RQ's 61 leave the queues without a scheduler for that long after a kill -9
+LOCK_TTL = 2.5  # seconds; RQ's 61 leave the queues without a scheduler for that long after a kill -9
+BEAT = 1.0  # seconds between two renewals of the locks
+UPKEEP = 2.0  # seconds between two looks at what the code declares, and at how the jobs of schedules ended
+TICKS = ""  # among the names of queues: the schedules, which one of all clocks ticks
+TICKS_LOCK = "rqjobs:schedules:clock"
+PAUSE = 0.005  # seconds between two looks: what comes due meanwhile is moved together
+
+_LOCK = """
+local held = {}
+for i, key in ipairs(KEYS) do
+  local owner = redis.call('GET', key)
+  if not owner or owner == ARGV[1] then
+    redis.call('SET', key, ARGV[1], 'PX', ARGV[2])
+    held[#held + 1] = i
+  end
+end
+return held
+"""
 
 
 class Scheduler(RQScheduler):
-    """Moves due jobs into their queues, as one process beside the worker that was started `--with-scheduler`.
+    """Moves due jobs into their queues and ticks the schedules, as one process beside the worker that was started
+    `--with-scheduler`.
 
-    Any number may run: RQ's own lock picks one per queue, another takes over within `LOCK_TTL` seconds when it dies,
-    and should two ever believe that they hold it, no job is enqueued twice (`lua/promote.lua`).
+    Any number may run: RQ's own lock picks one per queue, and a lock of ours the one that ticks. Another takes over
+    within five seconds when it dies, and should two ever believe that they hold a lock, no job is enqueued twice
+    (`lua/promote.lua`, `lua/tick.lua`).
 
-    Overrides: `acquire_locks` and `heartbeat` (the short lock, and locks of other queues are tried at each beat, not
-    every ten minutes), `enqueue_scheduled_jobs` (the script), `work` (ends with its worker; outlives Redis errors).
+    Overrides: `acquire_locks`, `release_locks` and `heartbeat` (short locks, all tried at each beat, not every ten
+    minutes), `enqueue_scheduled_jobs` (the scripts), `work` (sleeps until something is due; ends with its worker;
+    outlives Redis errors).
     """
 
+    _parent = 0
+    _minded = -BEAT  # when the worker last looked after the clock
+    _worker = ""  # whose code declares schedules
+    _declared = ""
+    _held: set[str] = set()  # noqa: RUF012  # the queues that this clock serves, and `TICKS` if it ticks
+    _bell: Any = None
+
+    # In the worker
+
+    def declare(self, worker: str) -> None:
+        """Tell all clocks what schedules the code of `worker` declares. Raises as `ticker.declarations` does."""
+        self._worker, self._declared = worker, ticker.statement(self.connection)
+        ticker.announce(self.connection, worker, self._declared)
+
+    def mind(self) -> None:
+        """See to it that this worker's clock runs if one is needed; to be called about once a second."""
+        if time.monotonic() - self._minded < BEAT / 2:
+            return
+        self._minded = time.monotonic()
+        ticker.announce(self.connection, self._worker, self._declared, again=True)
+        if not (self._process and self._process.is_alive()):
+            self.acquire_locks(auto_start=True)
+
+    def start(self) -> Any:
+        self._parent = os.getpid()
+        return super().start()
+
+    # In both
+
     def acquire_locks(self, auto_start: bool = False) -> set[str]:
-        before = self._acquired_locks
-        self._acquired_locks = {
-            name for name in self._queue_names
-            if acquire_or_refresh_lock(self.connection, self.get_locking_key(name), self.name, LOCK_TTL)
-            in ("acquired", "refreshed")
-        }
+        before, names = self._acquired_locks, [TICKS, *sorted(self._queue_names)]
+        keys = [TICKS_LOCK, *(self.get_locking_key(name) for name in names[1:])]
+        held = self.connection.register_script(_LOCK)(keys=keys, args=[self.name, int(LOCK_TTL * 1000)])
+        self._held = {names[index - 1] for index in held}
+        self._acquired_locks = self._held - {TICKS}
         if self._acquired_locks - before:
             self.log.info("Scheduler %s: now serves %s", self.name, ", ".join(sorted(self._acquired_locks)))
-        if self._acquired_locks and auto_start and not (self._process and self._process.is_alive()):
+        if self._held and auto_start and not (self._process and self._process.is_alive()):
             self.start()
         return self._acquired_locks
+
+    def release_locks(self) -> None:
+        super().release_locks()
+        release_lock(self.connection, TICKS_LOCK, self.name)
+        self._held = set()
+
+    def enqueue_scheduled_jobs(self) -> None:
+        for name in self._acquired_locks:
+            ledger.promote(self.connection, name, Queue.DEFAULT_TIMEOUT)
+        if TICKS in self._held:
+            ticker.tick(self.connection)
+
+    # In the clock's own process
 
     def heartbeat(self) -> None:
         self.last_heartbeat = now()
         self.save()
         self.acquire_locks()
 
-    def enqueue_scheduled_jobs(self) -> None:
-        self._status = self.Status.WORKING
-        for name in self._acquired_locks:
-            try:
-                ledger.promote(self.connection, name, Queue.DEFAULT_TIMEOUT)
-            except redis.ResponseError as error:  # one queue must not stop the others
-                self.log.error("Scheduler %s: the scheduled jobs of %s: %s", self.name, name, error)
-        self._status = self.Status.STARTED
-
-    def start(self) -> Any:
-        self._parent = os.getpid()
-        return super().start()
-
     def work(self) -> None:
         processes.die_with_parent()
+        self._wakeup = socket.socketpair()
+        for end in self._wakeup:
+            end.setblocking(False)
+        signal.set_wakeup_fd(self._wakeup[1].fileno(), warn_on_full_buffer=False)
         self._install_signal_handlers()
         failing = False
         while not self._stop_requested and os.getppid() == self._parent:
             try:
                 if not self.pid or failing:
-                    self.register_birth()
-                self.heartbeat()
-                self.enqueue_scheduled_jobs()
+                    self._begin()
+                self._look()
+                self._sleep()
                 failing = False
-            except redis.RedisError as error:
+            except (redis.RedisError, OSError) as error:
                 if not failing:
                     self.log.error("Scheduler %s: waits for Redis: %s", self.name, error)
                 failing = True
-            processes.pause(self.interval, lambda: self._stop_requested)
+                processes.pause(LOOK, lambda: self._stop_requested)
         try:
             self.stop()
         except redis.RedisError as error:
             self.log.error("Scheduler %s: could not release its locks, they end by themselves: %s", self.name, error)
+
+    def _begin(self) -> None:
+        self.register_birth()
+        if self._bell:
+            with contextlib.suppress(redis.RedisError, OSError):
+                self._bell.close()
+        self._bell = self.connection.pubsub(ignore_subscribe_messages=True)
+        self._bell.subscribe(*(ledger.BELL + name for name in {TICKS, *self._queue_names}))
+        self._next: dict[str, float] = {}  # queue or `TICKS` -> when to look, in this machine's monotonic time
+        self._kept: dict[str, int] = {}  # queue -> due ids that were passed over, for there was no job yet
+        self._ahead = 0.0  # Redis's clock less this machine's monotonic time
+        self._next_beat = self._next_upkeep = 0.0
+
+    def _look(self) -> None:
+        """Do what is due, in steps that hold up nobody."""
+        self._status = self.Status.WORKING
+        self._looked = time.monotonic()
+        if self._looked >= self._next_beat:
+            self._next_beat = self._looked + BEAT
+            self.heartbeat()
+            self._ahead = ledger.clock(self.connection) - time.monotonic()
+        for name in sorted(self._held):
+            if self._next.get(name, 0.0) <= time.monotonic():
+                self._next[name] = time.monotonic() + LOOK
+                try:
+                    self._tick() if name == TICKS else self._promote(name)
+                except (redis.ConnectionError, redis.TimeoutError):
+                    raise
+                except Exception as error:  # of what a stranger wrote into Redis; one must not stop the others
+                    self.log.error("Scheduler %s: %s: %s: %s", self.name,
+                                   f"the scheduled jobs of {name}" if name else "the schedules",
+                                   type(error).__name__, error)
+        self._status = self.Status.STARTED
+
+    def _promote(self, name: str) -> None:
+        kept = self._kept.get(name, 0)
+        some = ledger.promote_some(self.connection, name, Queue.DEFAULT_TIMEOUT, skip=kept, holder=self.name)
+        self._kept[name] = kept + some.kept if some.full else 0
+        if some.full or some.next:
+            self._expect(name, some.now if some.full else some.next or 0.0)
+
+    def _tick(self) -> None:
+        if time.monotonic() >= self._next_upkeep:
+            self._next_upkeep = time.monotonic() + UPKEEP
+            ticker.reconcile(self.connection)
+            ticker.note_outcomes(self.connection)
+        due = ticker.tick(self.connection)
+        if due is not None:
+            self._expect(TICKS, due)
+
+    def _expect(self, name: str, due: float) -> None:
+        """Look at a queue when `due` (Unix seconds, by Redis's clock) has come, or as planned if that is earlier."""
+        self._next[name] = min(self._next.get(name, 0.0), due - self._ahead)
+
+    def _sleep(self) -> None:
+        """Sleep until something is due, or somebody says that something will be, or a signal comes."""
+        line = self._bell.connection
+        sockets = [self._wakeup[0], *([line._sock] if line and line._sock else [])]
+        while not self._stop_requested:
+            times = [self._next_beat, *(self._next.get(name, 0.0) for name in self._held)]
+            left = max(min(times), self._looked + PAUSE) - time.monotonic()
+            if left <= 0:
+                break
+            if self._wakeup[0] in select.select(sockets, [], [], min(left, LOOK))[0]:
+                self._wakeup[0].recv(4096)
+            while message := self._bell.get_message(timeout=0):
+                self._hear(ledger.text(message["channel"]).removeprefix(ledger.BELL), message["data"])
+
+    def _hear(self, name: str, data: Any) -> None:
+        try:
+            due = float(data)
+        except (TypeError, ValueError):  # anybody who reaches Redis can publish anything
+            due = 0.0
+        if due > 0:
+            self._expect(name, due)
+        else:
+            self._next[name] = self._next_upkeep = 0.0

@@ -59,7 +59,7 @@ class Worker(Settling):
         get_current_job_id, kill_horse: know what the horse runs, and never kill it for another job.
         clean_registries: without RQ's clean-up of started jobs and intermediate queues, which fails what our sweep
             puts back.
-        _start_scheduler, run_maintenance_tasks, stop_scheduler: our scheduler, looked after at each heartbeat.
+        _start_scheduler, run_maintenance_tasks, stop_scheduler: our scheduler, looked after each second.
         _set_connection: keeps our time-outs.
         handle_payload, teardown, patience: what a stranger publishes, or Redis being away, ends no worker, and a
             worker that was told to go goes.
@@ -245,10 +245,8 @@ class Worker(Settling):
             orphans.sweep(self.plain, pulse=self._pulse)
             if self.should_run_maintenance_tasks:
                 self.run_maintenance_tasks()
-            if self.scheduler and not self._signals and not (
-                self.scheduler._process and self.scheduler._process.is_alive()
-            ):
-                self.scheduler.acquire_locks(auto_start=True)
+        if self.scheduler and not self._signals:
+            self.scheduler.mind()  # type: ignore[attr-defined]
         if time.monotonic() - self._told_at >= TICK:
             self._tell_state()
 
@@ -514,6 +512,10 @@ class Worker(Settling):
             with contextlib.suppress(redis.RedisError):
                 ledger.reclaim(self.plain, self.name, [queue.name for queue in self.queues], "horse", "")
 
+    def handle_job_failure(self, job: Any, queue: Any, started_job_registry: Any = None, exc_string: str = "") -> None:
+        job.failure = exc_string  # for a job that goes on to its next repeat
+        super().handle_job_failure(job, queue, started_job_registry, exc_string)
+
     # Signals, maintenance, scheduler
 
     def _install_signal_handlers(self) -> None:
@@ -547,7 +549,7 @@ class Worker(Settling):
         self.last_cleaned_at = now()  # type: ignore[assignment]
 
     def run_maintenance_tasks(self) -> None:
-        scheduler, self.scheduler = self.scheduler, None  # each heartbeat looks after it
+        scheduler, self.scheduler = self.scheduler, None  # it is looked after each second
         try:
             super().run_maintenance_tasks()
         finally:
@@ -563,15 +565,24 @@ class Worker(Settling):
         )
 
         def attempt() -> str:
-            assert self.scheduler
-            if self.scheduler.acquire_locks(auto_start=not burst) and burst:
+            assert isinstance(self.scheduler, Scheduler)
+            if not burst:
+                self.scheduler.declare(self.name)
+            self.scheduler.acquire_locks(auto_start=not burst)
+            if burst:
                 try:
                     self.scheduler.enqueue_scheduled_jobs()
                 finally:
                     self.scheduler.release_locks()
             return "done"
 
-        self.insist(attempt)
+        try:
+            self.insist(attempt)
+        except (TypeError, ValueError) as error:  # what the code declares cannot be enqueued
+            self.teardown()
+            raise SystemExit(f"rqjobs: {error}") from None
+        if burst:
+            self.scheduler = None
 
     def stop_scheduler(self) -> None:
         process = self.scheduler and self.scheduler._process

@@ -191,3 +191,10 @@ def note_end(job, connection, *outcome):
     """A callback that adds a line to the file that the job's first argument names with `.end`."""
     with open(f"{job.args[0]}.end", "a") as file:
         file.write("end\n")
+
+
+def note(what: str = "", number: int = 0):
+    """Append this job's id to the list `notes` in Redis."""
+    current = get_current_job()
+    current.connection.rpush("notes", current.id)
+    return f"{what}{number}"

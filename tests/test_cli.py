@@ -35,7 +35,7 @@ def broken(redis):
 def test_help_is_worth_reading(run):
     code, output = run()
     assert code == 2 and "rqjobs dev" in output  # no command was given
-    for command in ("dev", "worker", "recover", "audit", "failed", "stats", "doctor", "demo"):
+    for command in ("dev", "worker", "recover", "audit", "failed", "schedules", "delayed", "stats", "doctor", "demo"):
         assert command in output
         code, text = run(command, "--help")
         assert code == 0 and len(text.splitlines()) > 4

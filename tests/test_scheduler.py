@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
+from datetime import datetime, timedelta, timezone
 
 import faults
 import psutil
 import pytest
+from rq.command import send_stop_job_command
+from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.job import JobStatus
+from rq.registry import CanceledJobRegistry
 from rq.scheduler import RQScheduler
 
 import rqjobs
-from rqjobs import Repeat, ledger, orphans
+from rqjobs import Repeat, Retry, delayed, ledger, orphans
 from rqjobs.scheduler import LOCK_TTL, Scheduler
 
 
@@ -49,7 +54,111 @@ def test_a_canceled_job_is_not_promoted_and_a_missing_one_has_a_grace(redis):
     due(redis, job)
     redis.zadd("rq:scheduled:default", {"not-there-yet": time.time() - 5, "never-came": time.time() - 100})
     assert ledger.promote(redis, "default", 180) == 0
+    assert redis.zrange("rq:scheduled:default", 0, -1) == [b"never-came", b"not-there-yet"]
+    redis.hset("rqjobs:missing:default", "never-came", time.time() - ledger.MISSING_JOB_GRACE - 1)  # first seen then
+    assert ledger.promote(redis, "default", 180) == 0
     assert redis.zrange("rq:scheduled:default", 0, -1) == [b"not-there-yet"]
+    rqjobs.enqueue(faults.ok, job_id="not-there-yet")
+    redis.delete("rq:queue:default")
+    assert ledger.promote(redis, "default", 180) == 1
+    assert rqjobs.queue("default").job_ids == ["not-there-yet"] and not redis.exists("rqjobs:missing:default")
+
+
+def test_ids_without_a_job_hold_up_nothing_however_many_they_are(redis):
+    """A thousand of them would have filled every look for a minute."""
+    job = rqjobs.enqueue_in(60, faults.ok)
+    due(redis, job)
+    redis.zadd("rq:scheduled:default", {f"missing-{n}": time.time() - 10 - n for n in range(2 * ledger.AT_ONCE)})
+    assert ledger.promote(redis, "default", 180) == 1
+    assert rqjobs.queue("default").job_ids == [job.id]
+    assert redis.zcard("rq:scheduled:default") == 2 * ledger.AT_ONCE
+
+
+def test_a_delay_is_counted_by_redis_and_not_by_the_clock_of_this_machine(redis, monkeypatch):
+    monkeypatch.setattr("rq.queue.now", lambda: datetime(2001, 1, 1, tzinfo=timezone.utc))
+    before = ledger.clock(redis)
+    job = rqjobs.enqueue_in(0.25, faults.ok)
+    assert before + 0.25 <= redis.zscore("rq:scheduled:default", job.id) <= ledger.clock(redis) + 0.25
+
+
+@pytest.fixture
+def clock(redis):
+    """A clock in this process, whose loop a test turns by hand."""
+    clock = Scheduler(["default", "low"], connection=redis)
+    clock._wakeup = socket.socketpair()
+    clock.acquire_locks()
+    yield clock
+    for end in clock._wakeup:
+        end.close()
+    clock._bell.close()
+    clock.stop()
+
+
+def test_a_clock_that_lost_its_lock_moves_nothing(redis, clock):
+    """A stock scheduler reads what is due and then moves it; what we moved in between would be there twice."""
+    clock._begin()
+    clock._look()
+    job = rqjobs.enqueue_in(0, faults.ok)
+    redis.set(RQScheduler.get_locking_key("default"), "a stock scheduler's")
+    clock._next.clear()
+    clock._look()
+    assert redis.zscore("rq:scheduled:default", job.id)
+    redis.delete(RQScheduler.get_locking_key("default"))
+    clock._next_beat = 0
+    clock._next.clear()
+    clock._look()
+    assert rqjobs.queue("default").job_ids == [job.id]
+
+
+def test_who_makes_something_due_soon_tells_the_clock(redis, clock, eventually):
+    clock._begin()
+    clock._look()
+    assert clock._next["default"] > clock._looked
+    job = rqjobs.enqueue_in(0.1, faults.ok)
+    rqjobs.enqueue_in(300, faults.ok)
+
+    def told():
+        clock._looked = time.monotonic()
+        clock._sleep()  # ends for the bell, not before the job is due
+        return redis.zscore("rq:scheduled:default", job.id) <= ledger.clock(redis)
+
+    eventually(told)
+    eventually(lambda: (clock._look(), rqjobs.queue("default").job_ids)[1] == [job.id])
+    redis.publish(ledger.BELL + "default", "rubbish")
+    redis.publish(ledger.BELL + "default", "nan")
+    eventually(lambda: (clock._sleep(), clock._next["default"] <= 0.0)[1])
+
+
+def test_what_a_failed_job_waits_for_is_told_to_the_clock_with_its_outcome(redis, worker, eventually):
+    bell = redis.pubsub(ignore_subscribe_messages=True)
+    bell.subscribe(ledger.BELL + "default")
+    worker()  # no clock: the job stays where it is
+    job = rqjobs.enqueue(faults.boom, retry=Retry(max=1, interval=[0.5]))
+    eventually(lambda: redis.zscore("rq:scheduled:default", job.id))
+    told = eventually(lambda: bell.get_message(timeout=1))
+    assert float(told["data"]) == pytest.approx(redis.zscore("rq:scheduled:default", job.id))
+    bell.close()
+
+
+def test_a_delayed_job_is_given_another_time_or_canceled(redis):
+    first, second = rqjobs.enqueue_in(60, faults.ok, 1), rqjobs.queue("low").enqueue_in(timedelta(minutes=2), faults.ok)
+    assert [found.job_id for found in delayed.jobs()] == [first.id, second.id]
+    moment = delayed.reschedule(first.id, timedelta(hours=1))
+    assert moment.timestamp() == pytest.approx(redis.zscore("rq:scheduled:default", first.id))
+    assert [found.job_id for found in delayed.jobs()] == [second.id, first.id]
+    assert [found.job_id for found in delayed.jobs(offset=1)] == [first.id]
+    assert delayed.reschedule(second.id, datetime(2020, 1, 1, tzinfo=timezone.utc)).year == 2020
+    assert ledger.promote(redis, "low", 180) == 1
+    with pytest.raises(InvalidJobOperation, match="does not wait"):
+        delayed.cancel(second.id)
+    delayed.cancel(first.id)
+    assert first.get_status() == JobStatus.CANCELED and delayed.count() == 0
+    assert first.id in CanceledJobRegistry("default", connection=redis).get_job_ids()
+    with pytest.raises(InvalidJobOperation, match="does not wait"):
+        delayed.reschedule(first.id, 0)
+    with pytest.raises(NoSuchJobError):
+        delayed.cancel("nobody")
+    assert not orphans.audit(redis).breaches
 
 
 def test_many_at_once_by_many_schedulers_come_once_each(redis):
@@ -87,6 +196,45 @@ def test_repeat(worker, redis, eventually):
     eventually(lambda: redis.llen("ran") == 4)
     eventually(lambda: job.get_status() == JobStatus.FINISHED)
     assert not orphans.audit(redis).breaches
+
+
+def runs_until_scheduled(redis, job):
+    """Let a worker do all that is queued; returns how long the job waits for its next run, or None."""
+    rqjobs.Worker(["default"]).work(burst=True, logging_level="CRITICAL")
+    score, now = redis.zscore("rq:scheduled:default", job.id), ledger.clock(redis)
+    if score is not None:
+        due(redis, job)
+        assert ledger.promote(redis, "default", 180) == 1
+    return score and score - now
+
+
+def test_the_intervals_of_a_repeat_come_in_the_order_given(redis):
+    """RQ takes them from the end."""
+    job = rqjobs.enqueue(faults.mark, "ran", repeat=Repeat(times=4, interval=[100, 200, 300]))
+    waits = [runs_until_scheduled(redis, job) for _ in range(5)]
+    assert [round(wait, -2) for wait in waits[:4]] == [100, 200, 300, 300] and waits[4] is None
+    assert redis.llen("ran") == 5 and job.get_status() == JobStatus.FINISHED
+
+
+@pytest.mark.parametrize("retry", [None, Retry(max=1, interval=[50])])
+def test_a_failed_run_does_not_end_a_repeat_and_its_retries_come_first(redis, retry):
+    job = rqjobs.enqueue(faults.boom, "again", retry=retry, repeat=Repeat(times=2, interval=[100, 200]))
+    wanted = [50, 100, 50, 200, 50, None] if retry else [100, 200, None]
+    waits = [runs_until_scheduled(redis, job) for _ in wanted]
+    assert [wait and round(wait, -1) for wait in waits] == wanted
+    assert job.get_status() == JobStatus.FAILED and redis.zscore("rq:failed:default", job.id)
+    failures = [result for result in job.results() if "ValueError: again" in result.exc_string]
+    assert len(failures) == 3
+    assert not orphans.audit(redis).breaches
+
+
+def test_to_stop_a_repeating_job_ends_its_chain(redis, worker, eventually):
+    worker()
+    job = rqjobs.enqueue(faults.hang, "gate", repeat=Repeat(times=3, interval=100))
+    eventually(lambda: redis.llen("gate:reached"))
+    send_stop_job_command(redis, job.id)
+    eventually(lambda: job.get_status() == JobStatus.STOPPED)
+    assert redis.zscore("rq:scheduled:default", job.id) is None
 
 
 def schedulers_of(redis, process):

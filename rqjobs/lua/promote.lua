@@ -1,51 +1,72 @@
 -- Move the jobs of one queue that are due from the scheduled set into the queue.
 --
--- KEYS  1 scheduled   2 queue   3 rq:queues   4 rqjobs:crashed:<queue>   5 failed
+-- KEYS  1 scheduled   2 queue   3 rq:queues   4 rqjobs:crashed:<queue>   5 failed   6 rqjobs:missing:<queue>
+--       7 the scheduler's lock
 -- ARGV  1 at most so many   2 now, as RQ writes it   3 default timeout, seconds
---       4 seconds after which a due id without a job is dropped (its enqueuer may still be writing)
+--       4 seconds after which a due id without a job is dropped, counted from when it was first seen so (its enqueuer may
+--         still be writing)
 --       5 "1": only jobs that wait because a process died under them; KEYS 4 tells which, because a thousand that wait
 --       for a scheduler may be due before them
+--       6 how many of those that are due to pass over: earlier calls found no job for them, and kept them
+--       7 who must hold the lock, "" if that does not matter: a stock scheduler that has just got it moves jobs in steps
 -- Promise: a due job is in the scheduled set or in the queue, never in both, whoever else promotes beside us; by
 -- Redis's clock none comes early; the order is that of the due times; what crashed a horse comes to the front, where it
 -- was. What is no job goes to the dead letters, and holds up nothing.
--- Returns how many were moved.
+-- Returns how many were moved, how many were kept, whether there may be more that are due ("1"), now, and when the next
+-- is due ("" if none is).
 
-local now, crashed, moved, front = clock(), ARGV[5] == '1', 0, {}
+local now, crashed, most = clock(), ARGV[5] == '1', tonumber(ARGV[1])
+if ARGV[7] ~= '' and redis.call('GET', KEYS[7]) ~= ARGV[7] then return {0, 0, '', tostring(now), ''} end
+local moved, kept, done, front, back = 0, 0, {}, {}, {}
+local crashes = redis.call('EXISTS', KEYS[4]) == 1
+local missing = redis.call('EXISTS', KEYS[6]) == 1
 
-local function enqueue(push, id, since)
-  local job = 'rq:job:' .. id
-  local fields = read(id, 'timeout', 'ttl')
-  redis.call('HSET', job, 'status', 'queued', 'enqueued_at', since or ARGV[2], 'timeout', fields[1] or ARGV[3])
-  if lifetime(fields[2]) then redis.call('EXPIRE', job, lifetime(fields[2])) end
-  redis.call(push, KEYS[2], id)
-  redis.call('ZREM', KEYS[1], id)
+local function ready(id, fields, since)
+  local job, ttl = 'rq:job:' .. id, lifetime(fields[7])
+  redis.call('HSET', job, 'status', 'queued', 'enqueued_at', since or ARGV[2], 'timeout', fields[6] or ARGV[3])
+  if ttl then redis.call('EXPIRE', job, ttl) end
   moved = moved + 1
 end
 
-local due = redis.call('ZRANGEBYSCORE', KEYS[crashed and 4 or 1], '-inf', string.format('%.6f', now), 'WITHSCORES',
-  'LIMIT', 0, ARGV[1])
+local moment = string.format('%.6f', now)
+local due = redis.call('ZRANGEBYSCORE', KEYS[crashed and 4 or 1], '-inf', moment, 'WITHSCORES', 'LIMIT',
+  crashed and 0 or ARGV[6], most)
 for i = 1, #due, 2 do
   local id = due[i]
-  local fields = read(id, 'data', 'status', 'enqueue_at_front', 'enqueue_at_front_on_retry', 'ended_at',
-    'enqueued_at')
-  local back = redis.call('ZSCORE', KEYS[4], id)  -- it was in the queue already, and keeps its place
-  local score = tonumber(redis.call('ZSCORE', KEYS[1], id) or '')
+  local fields = read(id, 'status', 'enqueue_at_front', 'enqueue_at_front_on_retry', 'ended_at', 'enqueued_at',
+    'timeout', 'ttl')
+  local keep
+  local again = crashes and redis.call('ZSCORE', KEYS[4], id)  -- it was in the queue already, and keeps its place
+  local score = crashed and tonumber(redis.call('ZSCORE', KEYS[1], id) or '') or not crashed and tonumber(due[i + 1])
   if not score or score > now then
-    -- it crashed a horse once, and is not there any more, or for another time
+    keep = true  -- it crashed a horse once, and is not there any more, or for another time
   elseif not fields then
     redis.call('ZADD', KEYS[5], '+inf', id)
-    redis.call('ZREM', KEYS[1], id)
-  elseif not fields[1] then
-    if score < now - tonumber(ARGV[4]) then redis.call('ZREM', KEYS[1], id) end
-  elseif not waits(fields[2]) and fields[2] ~= 'created' then
-    redis.call('ZREM', KEYS[1], id)
-  elseif back or fields[3] == '1' or (fields[4] == '1' and fields[5]) then
-    table.insert(front, 1, {id, back and fields[6]})
-  else
-    enqueue('RPUSH', id)
+  elseif redis.call('HSTRLEN', 'rq:job:' .. id, 'data') == 0 then
+    local since = tonumber(missing and redis.call('HGET', KEYS[6], id) or '')
+    keep = not since or since > now - tonumber(ARGV[4])
+    if not since then
+      redis.call('HSET', KEYS[6], id, moment)
+      redis.call('EXPIRE', KEYS[6], 3600)
+    end
+    if keep then kept = kept + 1 end
+  elseif waits(fields[1]) or fields[1] == 'created' then
+    ready(id, fields, again and fields[5])
+    if again or fields[2] == '1' or (fields[3] == '1' and fields[4]) then
+      table.insert(front, 1, id)
+    else
+      back[#back + 1] = id
+    end
   end
-  redis.call('ZREM', KEYS[4], id)
+  if not keep then
+    done[#done + 1] = id
+    if missing then redis.call('HDEL', KEYS[6], id) end
+  end
+  if crashes then redis.call('ZREM', KEYS[4], id) end
 end
-for _, one in ipairs(front) do enqueue('LPUSH', one[1], one[2]) end
+if #back > 0 then redis.call('RPUSH', KEYS[2], unpack(back)) end
+for _, id in ipairs(front) do redis.call('LPUSH', KEYS[2], id) end
 if moved > 0 then redis.call('SADD', KEYS[3], KEYS[2]) end
-return moved
+if #done > 0 then redis.call('ZREM', KEYS[1], unpack(done)) end
+local later = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. moment, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+return {moved, kept, #due == 2 * most and '1' or '', moment, later[2] or ''}

@@ -1,0 +1,34 @@
+-- Store a schedule, change it, or remove it.
+--
+-- KEYS  1 rqjobs:schedules   2 the schedule's hash   3 the fields of its jobs   4 revision counter   5 the clock's channel
+--       6 its runs   7 their outcomes   8 ids of the jobs whose outcome is not known yet
+-- ARGV  1 name   2 the revision that the caller read; "" if there was no such schedule
+--       3 when its next tick is due, in Unix seconds; "never"; "" to leave it
+--       4 "new": rule or job are others, so it gets a new revision; "same"; "remove"
+--       5 how many of the following words belong to its own hash, then those fields and values; then, if "new", those
+--         of its jobs
+-- Promise: it is done if the schedule still has the revision that the caller read, else nothing is done.
+-- Returns the revision that it has now, "removed", or "" (it was changed in between).
+
+local revision = redis.call('HGET', KEYS[2], 'revision') or ''
+if revision ~= ARGV[2] then return '' end
+if ARGV[4] == 'remove' then
+  for _, run in ipairs(redis.call('LRANGE', KEYS[6], 0, -1)) do
+    redis.call('HDEL', KEYS[8], string.match(run, '%S+$'))
+  end
+  redis.call('DEL', KEYS[2], KEYS[3], KEYS[6], KEYS[7])
+  redis.call('ZREM', KEYS[1], ARGV[1])
+  return 'removed'
+end
+local own = tonumber(ARGV[5])
+if ARGV[4] == 'new' then revision = tostring(redis.call('INCR', KEYS[4])) end
+redis.call('HSET', KEYS[2], 'revision', revision, unpack(ARGV, 6, 5 + own))
+if ARGV[4] == 'new' then
+  redis.call('DEL', KEYS[3])
+  redis.call('HSET', KEYS[3], unpack(ARGV, 6 + own))
+end
+if ARGV[3] ~= '' then
+  redis.call('ZADD', KEYS[1], ARGV[3] == 'never' and '+inf' or ARGV[3], ARGV[1])
+  if ARGV[3] ~= 'never' then redis.call('PUBLISH', KEYS[5], ARGV[3]) end
+end
+return revision

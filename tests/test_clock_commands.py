@@ -1,0 +1,92 @@
+"""`rqjobs schedules` and `rqjobs delayed`."""
+
+from __future__ import annotations
+
+import faults
+import pytest
+from click.testing import CliRunner
+
+import rqjobs
+from rqjobs import cli, every, schedules
+
+
+@pytest.fixture
+def run(redis):
+    """Run `rqjobs …` in this process; returns (exit code, output)."""
+
+    def go(*arguments):
+        result = CliRunner().invoke(cli.main, arguments)
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        return result.exit_code, result.output
+
+    return go
+
+
+def test_add_list_show_and_remove(run):
+    assert "no schedules; declare one" in run("schedules")[1]
+    code, output = run("schedules", "add", "six", "faults.note", "Ada", "number=3", "--cron", "0 6 * * mon-fri", "--tz",
+                       "Europe/Berlin", "--timeout", "1m30s", "--no-overlap")
+    assert code == 0 and "at 06:00 on Monday to Friday (Europe/Berlin); not while" in output
+    found = schedules.get("six")
+    assert (found.args, found.kwargs, found.fields[b"timeout"]) == (["Ada"], {"number": 3}, b"90")
+    code, output = run("schedules")
+    assert code == 0 and "six" in output and "faults.note('Ada', number=3)" in output
+    run("schedules", "run", "six")
+    code, output = run("schedules", "show", "six")
+    assert code == 0 and output.count("next  ") == 5 and "06:00:00 CE" in output and "queued" in output
+    assert run("schedules", "remove", "six") == (0, "six: removed\n")
+    assert schedules.all() == []
+
+
+def test_pause_resume_run_and_what_cannot_be_done(run):
+    every(hours=1).add("one", faults.note)
+    assert run("schedules", "pause", "one") == (0, "one: paused\n") and schedules.get("one").state == "paused"
+    assert run("schedules", "resume", "one") == (0, "one: active\n") and schedules.get("one").state == "active"
+    code, output = run("schedules", "run", "nobody", "one")
+    assert code == 1 and "there is no schedule 'nobody'" in output
+    assert rqjobs.queue("default").job_ids[0] in output
+
+
+def test_edit_changes_what_is_given(run):
+    every(hours=1, overlap=False).add("one", faults.note, "a")
+    code, output = run("schedules", "edit", "one", "--every", "90m")
+    assert code == 0 and "every 90 minutes; not while" in output
+    assert schedules.get("one").args == ["a"]
+    run("schedules", "edit", "one", "b", "--cron", "@daily", "--tz", "Asia/Tokyo")
+    found = schedules.get("one")
+    assert found.args == ["b"] and found.sentence.startswith("every day at 00:00 (Asia/Tokyo); not while")
+    run("schedules", "edit", "one", "--tz", "UTC", "--overlap")
+    assert schedules.get("one").sentence == "every day at 00:00 (UTC)"
+    revision = schedules.get("one").revision
+    assert run("schedules", "edit", "nobody")[0] == 1
+    run("schedules", "edit", "one", "--queue", "low")
+    found = schedules.get("one")
+    assert (found.queue, found.args, found.revision) == ("low", ["b"], revision + 1)
+
+
+@pytest.mark.parametrize(("arguments", "code", "words"), [
+    (["--cron", "0 25 * * *"], 1, "character 3 (field 2, hour): '25' is wrong"),
+    (["--cron", "@daily", "--tz", "Europe/Berln"], 1, "did you mean 'Europe/Berlin'"),
+    (["--every", "5"], 2, "write it like 90s, 5m"), ([], 2, "say when"),
+    (["--every", "5m", "--cron", "@daily"], 2, "one rule"), (["--every", "5m", "surplus", "1", "2"], 1, "too many"),
+])
+def test_what_is_wrong_is_told_in_a_line(run, arguments, code, words):
+    exited, output = run("schedules", "add", "x", "faults.note", *arguments)
+    assert exited == code and words in output and "Traceback" not in output
+    assert schedules.all() == []
+
+
+def test_delayed_jobs_are_listed_moved_and_canceled(run, redis):
+    first, second = rqjobs.enqueue_in(60, faults.note, "a"), rqjobs.enqueue_in(90, faults.note, "b\x1b[2J")
+    code, output = run("delayed")
+    assert code == 0 and output.index(first.id) < output.index(second.id) and "2 delayed" in output
+    assert "\x1b" not in output
+    assert run("delayed", "move", first.id, "1h30m")[0] == 0
+    assert redis.zscore("rq:scheduled:default", first.id) > redis.time()[0] + 5000
+    assert "2030-01-31 06:00:00" in run("delayed", "move", first.id, "2030-01-31T06:00")[1]
+    assert run("delayed", "move", second.id, "now")[0] == 0
+    assert redis.zscore("rq:scheduled:default", second.id) <= redis.time()[0] + 1
+    assert run("delayed", "cancel", first.id) == (0, f"{first.id}: canceled\n")
+    code, output = run("delayed", "cancel", first.id, "nobody")
+    assert code == 1 and "does not wait" in output and "No such job" in output
+    assert run("delayed", "move", second.id, "tomorrow")[0] == 2

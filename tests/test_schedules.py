@@ -1,0 +1,295 @@
+"""Schedules: one tick makes one job, whatever dies; what is missed, paused, changed, declared, and remembered."""
+
+from __future__ import annotations
+
+import threading
+import time
+from datetime import datetime, timedelta, timezone
+
+import faults
+import pytest
+from rq.job import JobStatus
+
+import rqjobs
+from rqjobs import NotAJob, PayloadError, Retry, ScheduleError, every, ledger, orphans, schedules, ticker
+from rqjobs.schedules import NoSuchSchedule
+from rqjobs.timetable import SCHEDULES, jitter, make
+
+
+def back(redis, name, seconds):
+    """Make it as if that much time had passed since the schedule was last seen to."""
+    key = f"rqjobs:schedule:{name}"
+    tick = int(redis.hget(key, "next")) - seconds
+    redis.hset(key, "next", tick)
+    redis.zadd(SCHEDULES, {name: tick})
+    return tick
+
+
+def last_tick(redis, step):
+    now = int(ledger.clock(redis))
+    return now - now % step
+
+
+def ids(queue="default"):
+    return rqjobs.queue(queue).job_ids
+
+
+def test_a_tick_makes_one_job_whose_id_names_it(redis):
+    made = every(hours=1).add("hourly", faults.note, "a", number=2, job_timeout=33)
+    assert (made.name, made.function, made.queue, made.state, made.source) == (
+        "hourly", "faults.note", "default", "active", "added")
+    assert (made.args, made.kwargs, made.description) == (["a"], {"number": 2}, "faults.note('a', number=2)")
+    assert made.upcoming(2)[0] == made.next == made.due and made.next.minute == made.next.second == 0
+    ticker.tick(redis)
+    assert ids() == []
+    tick = back(redis, "hourly", 3600)
+    ticker.tick(redis)
+    ticker.tick(redis)
+    (job_id,) = ids()
+    assert job_id == f"hourly-r{made.revision}-{datetime.fromtimestamp(tick, timezone.utc):%Y%m%dT%H%M%S}"
+    job = rqjobs.Job.fetch(job_id, connection=redis)
+    assert (job.args, job.kwargs, job.timeout, job.origin) == (["a"], {"number": 2}, 33, "default")
+    assert job.get_status() == JobStatus.QUEUED and job.enqueued_at and job.created_at
+    found = schedules.get("hourly")
+    assert (found.made, found.missed, found.overlapped) == (1, 0, 0)
+    assert found.last.timestamp() == tick and found.next.timestamp() == tick + 3600
+    assert not orphans.audit(redis).breaches
+
+
+def test_its_job_is_as_an_enqueued_one(redis):
+    enqueued = rqjobs.enqueue(faults.urgent, 5, retry=Retry(max=2, interval=[1, 2]), meta={"a": 1}, ttl=500)
+    every(hours=1).add("same", faults.urgent, 5, retry=Retry(max=2, interval=[1, 2]), meta={"a": 1}, ttl=500)
+    job = schedules.run_now("same")
+    theirs, ours = redis.hgetall(enqueued.key), redis.hgetall(job.key)
+    assert ours.pop(b"rqjobs_schedule") == b"same"
+    differ = {field for field in ours.keys() | theirs.keys() if ours.get(field) != theirs.get(field)}
+    assert differ == {b"created_at", b"enqueued_at"}
+    assert ids("high") == [enqueued.id, job.id] and 0 < redis.ttl(job.key) <= 500
+
+
+@pytest.mark.parametrize(("missed", "count", "lost"), [("once", 1, 5), ("all", 6, 0), ("skip", 0, 6)])
+def test_ticks_that_were_missed(redis, missed, count, lost):
+    every(hours=1, missed=missed).add("hourly", faults.note)
+    back(redis, "hourly", 6 * 3600)
+    ticker.tick(redis)
+    found = schedules.get("hourly")
+    assert len(ids()) == found.made == count and found.missed == lost
+    assert found.next.timestamp() == last_tick(redis, 3600) + 3600
+
+
+def test_skip_makes_a_job_of_a_tick_that_is_hardly_late(redis):
+    every(seconds=5, missed="skip").add("quick", faults.note)
+    back(redis, "quick", 60)
+    ticker.tick(redis)
+    found = schedules.get("quick")
+    assert found.made == 1 and found.missed in (11, 12) and found.last.timestamp() > time.time() - 10
+
+
+def test_all_makes_up_for_a_thousand_at_most(redis):
+    every(minutes=1, missed="all").add("busy", faults.note)
+    back(redis, "busy", 60 * 1500)
+    ticker.tick(redis)
+    found = schedules.get("busy")
+    assert found.made == len(ids()) == len(set(ids())) == ticker.MOST and found.missed == 500
+    assert found.last.timestamp() == last_tick(redis, 60)
+    assert len(schedules.runs("busy", 100)) == 20 == redis.hlen("rqjobs:schedules:open")
+
+
+@pytest.mark.parametrize("status", ["queued", "started", "scheduled", "deferred"])
+def test_no_overlap_while_a_job_before_has_not_ended(redis, status):
+    every(hours=1, overlap=False).add("alone", faults.note)
+    back(redis, "alone", 3600)
+    ticker.tick(redis)
+    (first,) = ids()
+    redis.hset(f"rq:job:{first}", "status", status)
+    back(redis, "alone", 3600)
+    ticker.tick(redis)
+    assert ids() == [first]
+    redis.hset(f"rq:job:{first}", "status", "failed")
+    schedules.edit("alone", timeout=50)  # another revision, for the same tick again
+    back(redis, "alone", 3600)
+    ticker.tick(redis)
+    redis.delete(f"rq:job:{ids()[1]}")  # the job is long gone, or was deleted
+    schedules.edit("alone", timeout=60)
+    back(redis, "alone", 3600)
+    ticker.tick(redis)
+    found = schedules.get("alone")
+    assert (found.made, found.overlapped) == (3, 1)
+
+
+def test_it_ends_after_its_times_and_at_its_end(redis):
+    every(hours=1, times=2, missed="all").add("twice", faults.note)
+    assert len(schedules.get("twice").upcoming(5)) == 2
+    back(redis, "twice", 5 * 3600)
+    ticker.tick(redis)
+    found = schedules.get("twice")
+    assert (found.state, found.made, found.next, found.upcoming()) == ("ended", 2, None, [])
+    over = every(hours=1, end=datetime(2020, 1, 1)).add("over", faults.note)
+    assert over.state == "ended"
+    with pytest.raises(ScheduleError, match="is ended"):
+        schedules.pause("twice")
+    again = schedules.edit("twice", rule=every(hours=2, times=1))
+    assert again.state == "active" and again.left == 1
+
+
+def test_jitter_moves_the_job_and_not_the_tick(redis):
+    rule = every(hours=1, jitter=600)
+    waits = {jitter(rule, "shaken", tick * 3600) for tick in range(100)}
+    assert len(waits) > 90 and all(0 <= wait < 600 for wait in waits)
+    found = rule.add("shaken", faults.note)
+    wait = jitter(rule, "shaken", int(found.next.timestamp()))
+    assert found.due == found.next + timedelta(seconds=wait)
+    first = int(found.next.timestamp()) - 7200
+    assert ticker.due_ticks(rule, "shaken", first, first + jitter(rule, "shaken", first) - 0.001) == []
+    assert ticker.due_ticks(rule, "shaken", first, first + jitter(rule, "shaken", first)) == [first]
+
+
+def test_a_tick_is_made_once_however_many_tick_at_once(redis):
+    for number in range(20):
+        every(hours=1, missed="all").add(f"s{number}", faults.note)
+        back(redis, f"s{number}", 5 * 3600)
+    threads = [threading.Thread(target=lambda: ticker.tick(redis)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(ids()) == len(set(ids())) == 100
+    assert {found.made for found in schedules.all()} == {5}
+
+
+def test_a_reply_that_was_lost_makes_no_second_job(redis):
+    found = every(hours=1).add("cut", faults.note)
+    tick = back(redis, "cut", 3600)
+    calls = [make(redis, "cut", found.revision, "default", str(tick), tick + 3600, tick + 3600, last=tick,
+                  jobs=[(tick, f"cut-{number}")]) for number in range(2)]
+    assert calls == [[1, 0], [-1, 0]] and ids() == ["cut-0"]
+    back(redis, "cut", 3600)
+    redis.zadd(SCHEDULES, {"cut": ledger.clock(redis) + 50})  # nobody may be early, whatever his own clock says
+    assert make(redis, "cut", found.revision, "default", str(tick), tick + 3600, jobs=[(tick, "cut-2")]) == [-1, 0]
+
+
+def test_more_than_one_look_takes_are_dealt_with_in_several(redis):
+    for number in range(ticker.AT_ONCE + 5):
+        every(hours=1).add(f"s{number}", faults.note)
+        back(redis, f"s{number}", 3600)
+    assert ticker.tick(redis) < ledger.clock(redis)  # look again at once
+    assert ticker.tick(redis) > ledger.clock(redis)
+    assert len(ids()) == ticker.AT_ONCE + 5
+
+
+def test_pause_resume_and_run_now(redis):
+    every(hours=1, missed="all").add("rests", faults.note)
+    schedules.pause("rests")
+    schedules.pause("rests")
+    found = schedules.get("rests")
+    assert (found.state, found.next, found.upcoming()) == ("paused", None, [])
+    job = schedules.run_now("rests")
+    assert job.id.startswith("rests-now-") and ids() == [job.id]
+    schedules.resume("rests")
+    found = schedules.get("rests")
+    assert found.state == "active" and found.next.timestamp() == last_tick(redis, 3600) + 3600
+    assert (found.made, found.missed) == (0, 0)
+    (run,) = schedules.runs("rests")
+    assert (run.job_id, run.tick, run.outcome, run.ended) == (job.id, None, "queued", None)
+
+
+def test_edit_changes_what_is_given_and_keeps_the_rest(redis):
+    every(hours=1).add("edited", faults.note, "a", job_timeout=33, retry=Retry(max=4), on_success=rqjobs.Callback(
+        faults.on_done), description="mine")
+    tick = back(redis, "edited", 3600)
+    changed = schedules.edit("edited", args=["b"], kwargs={"number": 1})
+    assert changed.args == ["b"] and changed.next.timestamp() == tick  # what it has missed is made up for
+    fields = changed.fields
+    assert (fields[b"timeout"], fields[b"retries_left"], fields[b"success_callback_name"]) == (
+        b"33", b"4", b"faults.on_done")
+    assert fields[b"description"] == b"faults.note('b', number=1)"
+    ticker.tick(redis)
+    assert len(ids()) == 1 and f"-r{changed.revision}-" in ids()[0]
+    back(redis, "edited", 7200)
+    moved = schedules.edit("edited", rule=every(minutes=10))
+    assert moved.revision > changed.revision and moved.next.timestamp() == last_tick(redis, 600) + 600
+    assert schedules.edit("edited", timeout=44, queue="low").fields[b"timeout"] == b"44"
+    assert schedules.get("edited").queue == "low" and schedules.get("edited").made == 1
+    other = schedules.edit("edited", function=faults.urgent, args=[1], kwargs={})
+    assert (other.queue, other.fields[b"timeout"], b"retries_left" in other.fields) == ("high", b"30", False)
+    tick = back(redis, "edited", 7200)
+    assert schedules.edit("edited", rule=every(minutes=10, overlap=False)).next.timestamp() == tick  # the same times
+    schedules.pause("edited")
+    assert schedules.edit("edited", rule=every(minutes=20)).state == "paused"
+
+
+def test_remove_leaves_its_jobs_and_nothing_else_and_a_second_one_makes_no_old_id(redis):
+    rule = every(hours=1)
+    rule.add("gone", faults.note)
+    back(redis, "gone", 3600)
+    ticker.tick(redis)
+    schedules.remove("gone")
+    assert schedules.all() == [] and len(ids()) == 1
+    assert sorted(redis.keys("rqjobs:schedule*")) == [b"rqjobs:schedules:revision"]
+    rule.add("gone", faults.note)
+    back(redis, "gone", 3600)
+    ticker.tick(redis)
+    assert len(set(ids())) == 2
+    for act in (schedules.get, schedules.remove, schedules.pause, schedules.run_now, schedules.edit):
+        with pytest.raises(NoSuchSchedule, match="there is no schedule 'nobody'"):
+            act("nobody")
+
+
+@pytest.mark.parametrize(("make", "error"), [
+    (lambda: every(hours=1).add("bad name", faults.note), ScheduleError),
+    (lambda: every(hours=1).add("x", print), NotAJob),
+    (lambda: every(hours=1).add("x", "os.system", "true"), NotAJob),
+    (lambda: every(hours=1).add("x", faults.add), TypeError),
+    (lambda: every(hours=1).add("x", faults.note, object()), PayloadError),
+    (lambda: every(hours=1).add("x", faults.note, job_id="mine"), ScheduleError),
+    (lambda: schedules.add("x", "every hour", faults.note), ScheduleError),
+    (lambda: schedules.add("x", every(hours=1), faults.note, tiemout=5), ScheduleError),
+    (lambda: every(hours=1).add("taken", faults.note), ScheduleError),
+])
+def test_what_cannot_be_is_refused_and_nothing_is_stored(redis, make, error):
+    every(hours=1).add("taken", faults.note)
+    with pytest.raises(error):
+        make()
+    assert [found.name for found in schedules.all()] == ["taken"]
+
+
+def test_runs_are_remembered_with_their_outcomes_after_the_jobs_are_gone(worker, redis, eventually):
+    worker()
+    every(hours=1).add("good", faults.note, result_ttl=1)
+    every(hours=1).add("bad", faults.boom)
+    good, bad = schedules.run_now("good"), schedules.run_now("bad")
+    eventually(lambda: bad.get_status() == JobStatus.FAILED)
+    eventually(lambda: not redis.exists(good.key))
+    ticker.note_outcomes(redis)
+    assert redis.hlen("rqjobs:schedules:open") == 0
+    redis.delete(bad.key)
+    (first,), (second,) = schedules.runs("good"), schedules.runs("bad")
+    assert (first.outcome, second.outcome) == ("finished", "failed") and second.ended >= second.enqueued
+    third = schedules.run_now("good")
+    third.delete()
+    ticker.note_outcomes(redis)
+    assert schedules.runs("good")[0].outcome in ("unknown", "finished")
+
+
+def test_what_a_stranger_wrote_stops_no_other_schedule(redis):
+    every(hours=1).add("fine", faults.note)
+    every(hours=1).add("broken", faults.note)
+    every(hours=1).add("jobless", faults.note)
+    schedules.add("wrong", every(hours=1), faults.note, queue="low")
+    for name in ("fine", "broken", "jobless", "wrong"):
+        back(redis, name, 3600)
+    redis.hset("rqjobs:schedule:broken", "rule", "{}")
+    redis.delete("rqjobs:schedule:jobless:job")
+    redis.set("rq:queue:low", "no list")
+    redis.zadd(SCHEDULES, {"nothing": 1})
+    redis.set("rqjobs:schedule:nothing", "no hash")
+    ticker.tick(redis)
+    assert len(ids()) == 1
+    assert ticker.tick(redis) > ledger.clock(redis)  # no hurry
+    redis.delete("rq:queue:low")
+    redis.zadd(SCHEDULES, {"wrong": 1})
+    ticker.tick(redis)
+    assert len(ids("low")) == 1 and {found.name for found in schedules.all()} == {"fine", "wrong"}
+    with pytest.raises(ScheduleError, match="cannot be read"):
+        schedules.get("broken")
+    schedules.remove("broken")
