@@ -214,14 +214,14 @@ def unhappy(bench: Bench) -> None:
 
 def memory(bench: Bench) -> None:
     """What 10 busy workers hold in memory (PSS: what is shared counts once), and Redis for each job."""
-    with stage() as here:
-        for system in bench.family:
-            number = bench.size(2_000, 20)
-            here.redis.flushall()
-            with attempt(bench, "memory", system), Team(here, system, bench.workers) as team:
-                before = here.used()
+    number, many = bench.size(2_000, 20), bench.size(20_000, 100)
+    for system in bench.family:
+        with attempt(bench, "memory", system), stage() as here:  # a Redis each, for the first use of one costs extra
+            before = here.used()
+            here.fill(system, many)
+            bench.note("queued", system, [(here.used() - before) / many], "bytes/job", jobs=many)
+            with Team(here, system, bench.workers) as team:
                 here.fill(system, number)
-                bench.note("queued", system, [(here.used() - before) / number], "bytes/job", jobs=number)
                 before = here.used()
                 forget(team)
                 team.drain(number)
