@@ -132,7 +132,7 @@ def backlog(bench: Bench) -> None:
     with stage() as here:
         for system in bench.family:
             for waiting in bench.size((10_000, 100_000, 1_000_000), (3_000,)):
-                first = min(waiting, system.jobs, 10_000)
+                first = min(waiting, 10_000 if system.name == "rqjobs" else 500)
                 here.fill(system, waiting)
                 rates = []
                 for _ in range(bench.runs):
@@ -166,7 +166,7 @@ def latency(bench: Bench) -> None:
     with stage() as here:
         for system in bench.systems:
             with attempt(bench, "latency", system), Team(here, system, bench.workers):
-                number = bench.size(300, 20)
+                number = bench.size(200, 20)
                 values = [value / 1e6 for value in here.ask(system, "latency", str(number))]
                 bench.note("latency", system, values, "ms")
                 bench.note("p99", system, [p99(values)], "ms")
