@@ -117,7 +117,8 @@ def reach(found: Found) -> list[tuple[str, str, str]]:
         best = max(filter(None, counts), default=None)
         lines += [
             (f"10 workers, persistence {setting}", aim, say("{:,.0f} jobs/s", ours)),
-            (f"times the fastest that acknowledges after, {setting}", "3x", say("{:.1f}x ({})", times(ours, safe[0]), safe[1])),
+            (f"times the fastest that acknowledges after, {setting}", "3x",
+             say("{:.1f}x ({})", times(ours, safe[0]), safe[1])),
             (f"times the fastest, {setting}", "above 1x", say("{:.1f}x ({})", times(ours, fast[0]), fast[1])),
             (f"times `rq worker`, {setting}", "100x", say("{:.0f}x", times(ours, found.rate("rq", setting)))),
             (f"2 workers, to the best of 2, 10 and 50, {setting}", "0.7x", say("{:.2f}x", times(counts[0], best))),
