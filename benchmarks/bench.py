@@ -293,8 +293,9 @@ def main(scenarios: tuple[str, ...], names: tuple[str, ...], runs: int, quick: b
     for scenario in scenarios or (QUICK if quick else SCENARIOS):
         click.echo(f"\n== {time.monotonic() - begun:5.0f} s: {scenario}. {SCENARIOS[scenario].__doc__}", err=True)
         SCENARIOS[scenario](bench)
-    bench_report.write(results, {**machine(), "seconds": round(time.monotonic() - begun), "runs": bench.runs,
-                                 "systems": about, "rows": bench.rows}, add)
+        bench_report.write(results, {**machine(), "seconds": round(time.monotonic() - begun), "runs": bench.runs,
+                                     "systems": about, "rows": bench.rows}, add)
+        add = True  # the next ones add to what this one has written
     click.echo(f"\n{time.monotonic() - begun:.0f} s; written to {results}", err=True)
     broken = [row for row in bench.rows if "failed" in row and row["system"] in ("rqjobs", "rq")]
     sys.exit(1 if broken else 0)
