@@ -107,11 +107,11 @@ def latencies(found: list[tuple[str, list[float]]], note: str) -> str:
     for number, (name, values) in enumerate(found):
         y, ours = TOP + LINE * (number + 0.5), name == "rqjobs"
         ordered = sorted(values)
-        first, quarter, middle, three, last = (place(ordered[int(share * (len(values) - 1))])
+        first, quarter, middle, three, last = (place(ordered[int(share * len(values))])
                                                for share in (0.01, 0.25, 0.5, 0.75, 0.99))
         colour = OURS if ours else OTHER
         parts += [text(LEFT - 10, y + 5, name, anchor="end", bold=ours), line(first, y, last, y, colour, 2),
                   box(quarter, y - 7, three - quarter, 14, colour, 0.55), box(middle - 1.5, y - 9, 3, 18, colour),
                   text(WIDTH - RIGHT + 6, y + 4, f"{ordered[len(values) // 2]:.1f} / "
-                                                 f"{ordered[int(0.99 * (len(values) - 1))]:.1f} ms", 11)]
+                                                 f"{ordered[int(0.99 * len(values))]:.1f} ms", 11)]
     return page("From sending a job to its first line", note, bottom + 28, parts)

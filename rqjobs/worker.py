@@ -33,7 +33,7 @@ from rqjobs.recorder import Recorder
 from rqjobs.scheduler import Scheduler
 from rqjobs.settling import Settling, passes
 
-TICK = 1.0  # seconds; the longest that the parent sleeps
+TICK = 1.0  # seconds; the longest that the parent sleeps while a job runs; else it is BEAT
 HOLD = 0.04  # seconds that a job may wait behind another with which it was claimed, before it is given back
 BEAT = ledger.BEAT / 2  # seconds between two renewals of the lease: one may fail
 CRASH_DELAY = 1.0  # seconds that a job which crashed its horse waits, doubled with each death
@@ -59,7 +59,7 @@ class Worker(Settling):
         get_current_job_id, kill_horse: know what the horse runs, and never kill it for another job.
         clean_registries: without RQ's clean-up of started jobs and intermediate queues, which fails what our sweep
             puts back.
-        _start_scheduler, run_maintenance_tasks, stop_scheduler: our scheduler, looked after each second.
+        _start_scheduler, run_maintenance_tasks, stop_scheduler: our scheduler, minded at each heartbeat.
         _set_connection: keeps our time-outs.
         handle_payload, teardown, patience: what a stranger publishes, or Redis being away, ends no worker, and a
             worker that was told to go goes.
@@ -228,7 +228,10 @@ class Worker(Settling):
         brisk = time.monotonic() - self._handing_over < TICK  # the horse claims several at once
         if self.handover and self.horse_pid and not brisk:
             sockets.append(self.handover.reader)
-        ready, _, _ = select.select(sockets, [], [], HOLD if brisk or not self.horse_pid else TICK)
+        post = self._posting()
+        busy = brisk or not self.horse_pid or self._signals
+        seconds = HOLD if busy else BEAT if post and post.phase == Board.IDLE else TICK
+        ready, _, _ = select.select(sockets, [], [], seconds)
         if self._wakeup[0] in ready:
             self._wakeup[0].recv(4096)
         if not brisk and self.handover and self.handover.reader in ready:
@@ -546,7 +549,7 @@ class Worker(Settling):
         self.last_cleaned_at = now()  # type: ignore[assignment]
 
     def run_maintenance_tasks(self) -> None:
-        scheduler, self.scheduler = self.scheduler, None  # it is looked after each second
+        scheduler, self.scheduler = self.scheduler, None  # it is looked after elsewhere
         try:
             super().run_maintenance_tasks()
         finally:

@@ -76,9 +76,9 @@ def test_what_failed_is_not_measured(bench, tmp_path):
     text = (tmp_path / "bench.md").read_text()
     assert "| rqjobs | 800 | not measured | 10 |" in text
     assert "| broken | not measured: it fell over |" in text
-    assert "| to the fastest | above 1x | 8.0x (slow) |" in text
+    assert "| times the fastest, off | above 1x | 8.0x (slow) |" in text
     assert "| enqueue one, round trips | 1 | not measured |" in text
     assert "800</text>" in (tmp_path / "throughput.svg").read_text()
     again = {**raw, "systems": systems[1:2], "rows": [{**raw["rows"][1], "values": [400]}]}
     bench_report.write(tmp_path, again, add=True)
-    assert "| to the fastest | above 1x | 2.0x (slow) |" in (tmp_path / "bench.md").read_text()
+    assert "| times the fastest, off | above 1x | 2.0x (slow) |" in (tmp_path / "bench.md").read_text()

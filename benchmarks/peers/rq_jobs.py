@@ -74,6 +74,9 @@ def send(number, kind="noop"):
     elif kind == "dependent":
         for _ in range(number):
             target.enqueue(noop, depends_on=target.enqueue(noop))
+    elif number <= 100:  # perhaps to workers that wait for them: the first would have ended before it is copied
+        for _ in range(number):
+            target.enqueue(noop) if kind == "noop" else target.enqueue(nap, float(kind))
     else:
         job = target.enqueue(noop) if kind == "noop" else target.enqueue(nap, float(kind))
         for start in range(1, number, 10_000):
