@@ -19,6 +19,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import bench_clock
 import bench_report
 import click
 import psutil
@@ -212,6 +213,23 @@ def unhappy(bench: Bench) -> None:
                     bench.drain(kind, team, number, finished * number, failed * number, per_job)
 
 
+def delays(bench: Bench) -> None:
+    """How late delayed jobs begin, one due each 10 ms; and how long a crowd that is due at once takes (RQ's family)."""
+    with stage() as here:
+        for system in bench.systems:
+            if system.name in bench_clock.CAN:
+                with attempt(bench, "lateness", system):
+                    values = bench_clock.lateness(here, system, bench.workers, bench.size(1000, 50))
+                    bench.note("lateness", system, values, "ms")
+                    bench.note("lateness p99", system, [p99(values)], "ms")
+                    bench.note("earliest", system, [min(values)], "ms")
+        for system in bench.family:
+            with attempt(bench, "promotion", system):
+                number = bench.size(100_000 if system.name == "rqjobs" else 10_000, 1_000)
+                took = bench_clock.promotion(here, system, number)
+                bench.note("promotion", system, [number / took], "jobs/s", jobs=number)
+
+
 def memory(bench: Bench) -> None:
     """What 10 busy workers hold in memory (PSS: what is shared counts once), and Redis for each job."""
     number, many = bench.size(2_000, 20), bench.size(20_000, 100)
@@ -237,9 +255,9 @@ def memory(bench: Bench) -> None:
 
 SCENARIOS: dict[str, Callable[[Bench], None]] = {
     scenario.__name__: scenario
-    for scenario in (drain, workers, backlog, naps, latency, idle, enqueue, unhappy, memory)
+    for scenario in (drain, workers, backlog, naps, latency, idle, enqueue, unhappy, memory, delays)
 }
-QUICK = ("drain", "latency", "enqueue", "unhappy", "memory")
+QUICK = ("drain", "latency", "enqueue", "unhappy", "memory", "delays")
 
 
 @contextmanager

@@ -18,6 +18,7 @@ HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 NONE = "not measured"
 ACKS = ("before", "after")
+LATE = ("rqjobs", "rq", "arq 2x5", "Huey threads", "Celery prefork")
 UNHAPPY = ("failing", "retried", "dependent")
 Row = dict[str, Any]
 
@@ -138,11 +139,21 @@ def reach(found: Found) -> list[tuple[str, str, str]]:
         ("enqueue one", "", both("{:.0f} us (rq: {:.0f} us)", "enqueue")),
         ("enqueue one, to RQ's time", "0.6x", ratio("{:.2f}x", "enqueue")),
         ("enqueue_many", "40 us a job", both("{:.0f} us a job (rq: {:.0f} us)", "many")),
+        *(line for name in LATE for line in late(found, name)),
+        ("delayed jobs that are due at once, into the queue", "20,000 jobs/s",
+         both("{:,.0f} jobs/s (rq: {:,.0f})", "promotion")),
         *((f"{kind} jobs, times `rq worker`", "5x", ratio("{:.0f}x", kind)) for kind in UNHAPPY),
         ("memory of 10 busy workers (PSS)", "rq's", both("{:.0f} MiB (rq: {:.0f} MiB)", "pss")),
         ("Redis for a queued job", "rq's", both("{:,.0f} bytes (rq: {:,.0f})", "queued")),
         ("Redis for a finished job, its result included", "rq's", both("{:,.0f} bytes (rq: {:,.0f})", "finished")),
     ]
+
+
+def late(found: Found, name: str) -> list[tuple[str, str, str]]:
+    """How late a delayed job began."""
+    values = [found.value(what, name) for what in ("lateness", "lateness p99", "earliest")]
+    return [(f"delayed jobs begin after they are due, {name}", "50 ms (99 %)" if name == "rqjobs" else "",
+             say("{:,.0f} ms, 99th percentile {:,.0f}, earliest {:,.0f}", *values))]
 
 
 def grid(*lines: tuple[str, ...]) -> str:

@@ -19,7 +19,7 @@ from rqjobs import ledger, processes, ticker
 from rqjobs.ledger import LOOK
 from rqjobs.queues import Queue
 
-LOCK_TTL = 2.5  # seconds; RQ's 61 leave the queues without a scheduler for that long after a kill -9
+LOCK_TTL = 2.0  # seconds; with an idle worker's heartbeat, after which it is tried, less than five. RQ's has 61
 BEAT = 1.0  # seconds between two renewals of the locks
 UPKEEP = 2.0  # seconds between two looks at what the code declares, and at how the jobs of schedules ended
 TICKS = ""  # among the names of queues: the schedules, which one of all clocks ticks
@@ -67,12 +67,14 @@ class Scheduler(RQScheduler):
         ticker.announce(self.connection, worker, self._declared)
 
     def mind(self) -> None:
-        """See to it that this worker's clock runs if one is needed; to be called about once a second."""
-        if time.monotonic() - self._minded < BEAT / 2:
+        """See to it that this worker's clock runs if one is needed; called at each heartbeat, and when it dies."""
+        alive = self._process is not None and self._process.is_alive()
+        died = self._process is not None and not alive
+        if time.monotonic() - self._minded < BEAT / (10 if died else 2):
             return
         self._minded = time.monotonic()
         ticker.announce(self.connection, self._worker, self._declared, again=True)
-        if not (self._process and self._process.is_alive()):
+        if not alive:
             self.acquire_locks(auto_start=True)
 
     def start(self) -> Any:

@@ -21,7 +21,7 @@ def sentence(rule: Any) -> str:
         rule.end and f"until {rule.shown(rule.end.timestamp()):%Y-%m-%d %H:%M %Z}",
         rule.times and f"at most {rule.times} time{'s' * (rule.times > 1)}",
         rule.jitter and f"up to {rule.jitter:g} s later",
-        not rule.overlap and "not while the job before has not ended",
+        not rule.overlap and "only when the job before has ended",
         MISSED[rule.missed],
     ]
     return "; ".join([words, *(term for term in terms if term)])

@@ -59,7 +59,7 @@ class Worker(Settling):
         get_current_job_id, kill_horse: know what the horse runs, and never kill it for another job.
         clean_registries: without RQ's clean-up of started jobs and intermediate queues, which fails what our sweep
             puts back.
-        _start_scheduler, run_maintenance_tasks, stop_scheduler: our scheduler, looked after each second.
+        _start_scheduler, run_maintenance_tasks, stop_scheduler: our scheduler, minded at each heartbeat.
         _set_connection: keeps our time-outs.
         handle_payload, teardown, patience: what a stranger publishes, or Redis being away, ends no worker, and a
             worker that was told to go goes.
@@ -549,7 +549,7 @@ class Worker(Settling):
         self.last_cleaned_at = now()  # type: ignore[assignment]
 
     def run_maintenance_tasks(self) -> None:
-        scheduler, self.scheduler = self.scheduler, None  # it is looked after each second
+        scheduler, self.scheduler = self.scheduler, None  # it is looked after elsewhere
         try:
             super().run_maintenance_tasks()
         finally:

@@ -26,7 +26,7 @@ def test_add_list_show_and_remove(run):
     assert "no schedules; declare one" in run("schedules")[1]
     code, output = run("schedules", "add", "six", "faults.note", "Ada", "number=3", "--cron", "0 6 * * mon-fri", "--tz",
                        "Europe/Berlin", "--timeout", "1m30s", "--no-overlap")
-    assert code == 0 and "at 06:00 on Monday to Friday (Europe/Berlin); not while" in output
+    assert code == 0 and "at 06:00 on Monday to Friday (Europe/Berlin); only when" in output
     found = schedules.get("six")
     assert (found.args, found.kwargs, found.fields[b"timeout"]) == (["Ada"], {"number": 3}, b"90")
     code, output = run("schedules")
@@ -50,11 +50,11 @@ def test_pause_resume_run_and_what_cannot_be_done(run):
 def test_edit_changes_what_is_given(run):
     every(hours=1, overlap=False).add("one", faults.note, "a")
     code, output = run("schedules", "edit", "one", "--every", "90m")
-    assert code == 0 and "every 90 minutes; not while" in output
+    assert code == 0 and "every 90 minutes; only when" in output
     assert schedules.get("one").args == ["a"]
     run("schedules", "edit", "one", "b", "--cron", "@daily", "--tz", "Asia/Tokyo")
     found = schedules.get("one")
-    assert found.args == ["b"] and found.sentence.startswith("every day at 00:00 (Asia/Tokyo); not while")
+    assert found.args == ["b"] and found.sentence.startswith("every day at 00:00 (Asia/Tokyo); only when")
     run("schedules", "edit", "one", "--tz", "UTC", "--overlap")
     assert schedules.get("one").sentence == "every day at 00:00 (UTC)"
     revision = schedules.get("one").revision

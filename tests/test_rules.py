@@ -158,7 +158,7 @@ def test_a_bad_rule_is_refused(make):
     (cron("15,45 * * jan-mar sat,sun"),
      "at minute 15 and 45 of every hour on Saturday and Sunday in January to March (UTC)"),
     (every(minutes=1, times=3, overlap=False, missed="skip", jitter=5),
-     "every minute; at most 3 times; up to 5 s later; not while the job before has not ended; "
+     "every minute; at most 3 times; up to 5 s later; only when the job before has ended; "
      "missed times are skipped"),
 ])
 def test_a_rule_as_one_would_say_it(rule, words):

@@ -1,6 +1,7 @@
 """arq: two processes with five jobs at a time each, because one uses only one core; results kept as by default."""
 
 import asyncio
+import datetime
 import functools
 import os
 from urllib.parse import parse_qs, urlsplit
@@ -47,3 +48,8 @@ def send(number):
             await pool.enqueue_job("noop")
 
     loop.run_until_complete(all_of_them())
+
+
+def later(seconds):
+    loop, pool = connected()
+    loop.run_until_complete(pool.enqueue_job("noop", _defer_by=datetime.timedelta(seconds=seconds)))

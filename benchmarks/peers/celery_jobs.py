@@ -33,3 +33,7 @@ def send(number):
     with app.producer_pool.acquire() as producer:
         for _ in range(number):
             noop.apply_async(producer=producer)
+
+
+def later(seconds):
+    noop.apply_async(countdown=seconds)

@@ -27,3 +27,7 @@ def noop():
 def send(number):
     for _ in range(number):
         noop()
+
+
+def later(seconds):
+    noop.schedule(delay=seconds)

@@ -1,5 +1,6 @@
 """RQ, and rqjobs (with BENCH_OURS set): the same functions, the same calls."""
 
+import datetime
 import itertools
 import os
 import time
@@ -82,6 +83,21 @@ def send(number, kind="noop"):
             bounds = (start, min(start + 9_999, number - 1))
             target.connection.eval(MULTIPLY, 2, job.key, target.key, job.id[:-12], *bounds)
     return None
+
+
+def later(seconds):
+    queue("default").enqueue_in(datetime.timedelta(seconds=seconds), noop)
+
+
+def crowd(number):
+    """`number` jobs that are due at the same second; returns that, as a Unix time."""
+    target, due = queue("default"), int(time.time()) + 10 + number // 5000
+    for start in range(0, number, 1000):
+        with target.connection.pipeline() as pipe:
+            for _ in range(min(1000, number - start)):
+                target.enqueue_at(datetime.datetime.fromtimestamp(due, datetime.timezone.utc), noop, pipeline=pipe)
+            pipe.execute()
+    return due
 
 
 def costs(number):

@@ -7,6 +7,8 @@ with threads more than others); a thread reserves room for some hundred jobs at 
 usage: work.py MODULE fill NUMBER KIND      have the module send so many jobs
        work.py MODULE latency NUMBER        send one job at a time; print how long each took to begin, in nanoseconds
        work.py MODULE enqueue NUMBER        what sending costs (rq_jobs only)
+       work.py MODULE crowd NUMBER          send so many jobs that are due at once; print when (rq_jobs only)
+       work.py MODULE later NUMBER          send so many delayed jobs, one due each 10 ms; print when, in nanoseconds
 """
 
 from __future__ import annotations
@@ -93,6 +95,15 @@ def latency(send: Callable[[int], Any], number: int) -> list[int]:
     return delays
 
 
+def later(send: Callable[[float], Any], number: int) -> list[int]:
+    """When each of the delayed jobs is due, by the monotonic clock; the first in three seconds."""
+    begun, dues = time.monotonic_ns() + 3_000_000_000, []
+    for index in range(number):
+        dues.append(begun + index * 10_000_000)
+        send((dues[-1] - time.monotonic_ns()) / 1e9)
+    return dues
+
+
 if __name__ == "__main__":
     name, verb, number, *kind = sys.argv[1:]
     jobs = importlib.import_module(name)
@@ -102,3 +113,7 @@ if __name__ == "__main__":
         print(json.dumps(latency(jobs.send, int(number))))
     elif verb == "enqueue":
         print(json.dumps(jobs.costs(int(number))))
+    elif verb == "later":
+        print(json.dumps(later(jobs.later, int(number))))
+    elif verb == "crowd":
+        print(json.dumps(jobs.crowd(int(number))))
