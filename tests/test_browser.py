@@ -173,6 +173,8 @@ def test_a_schedule_from_its_form_to_its_end(at_home, site, worker, eventually, 
     assert browser.find_element(By.ID, "arg.text").get_attribute("value") == HOSTILE
     fill("line", "0 6 1 1 *")
     fill("tz", "UTC")
+    eventually(lambda: "at 06:00 on day 1 of the month in January (UTC)" in shown(browser, ".ahead"), what="the words")
+    assert "11:30:00" in shown(browser, ".ahead"), "in the viewer's zone"
     browser.execute_script("document.querySelector('details').open = true; const start = document.getElementById("
                            "'start'); start.value = '2030-01-01T05:30'; start.dispatchEvent(new Event('input'))")
     browser.find_element(By.CSS_SELECTOR, "#rule button.primary").click()

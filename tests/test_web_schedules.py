@@ -216,6 +216,17 @@ def test_errors_stand_beside_the_field_and_the_input_is_kept(client, redis, wron
     assert schedules.all() == []
 
 
+def test_the_look_ahead(client):
+    page = client.get("/live/rule", query_string=CRON | {"tz": "Asia/Kathmandu"}).text
+    assert "at 06:00 on Monday to Friday (Asia/Kathmandu)" in page and page.count("T00:15:00+00:00</time>") == 3
+    for wrong, told in ((CRON | {"line": "0 6 * * mon-fry"}, "character 13"), ({}, "by a cron line?"),
+                        (NEW | {"start": "9998-12-31T23:00"}, ""), (NEW | {"end": "2001-01-01T00:00"}, "never"),
+                        (dict.fromkeys(CRON, HOSTILE) | {"kind": "cron"}, "")):
+        reply = client.get("/live/rule", query_string=wrong)
+        assert reply.status_code == 200 and told in reply.text
+        harmless(reply.text)
+
+
 def test_what_enqueue_refuses_is_shown_on_the_form(client):
     rqjobs.config.use(max_payload=1024)
     reply = client.post("/schedules", data=NEW | {"function": "faults.say", "arg.text": "x" * 1020})

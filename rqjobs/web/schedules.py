@@ -6,23 +6,21 @@ What stands in a schedule's hash is untrusted text, and one that cannot be read 
 from __future__ import annotations
 
 import re
-import zoneinfo
 from collections.abc import Callable, Mapping
-from datetime import datetime, timedelta
-from functools import lru_cache
+from datetime import datetime
 from typing import Any
 
 import redis
 from flask import abort, redirect, request, session, url_for
 from redis.exceptions import ResponseError
 
-from rqjobs import ScheduleError, catalog, connection, cron, every, queues
+from rqjobs import ScheduleError, catalog, connection, queues
 from rqjobs import schedules as stored
 from rqjobs.ledger import text
 from rqjobs.rules import Rule
 from rqjobs.scheduler import TICKS_LOCK
 from rqjobs.timetable import SCHEDULES, Schedule, read
-from rqjobs.web import forms
+from rqjobs.web import forms, ruleform
 from rqjobs.web.guard import page, pages
 from rqjobs.web.shown import cut
 
@@ -30,7 +28,6 @@ PER_PAGE = 50
 NAME = re.compile(r"[A-Za-z0-9_-]{1,80}")
 ODD = (ValueError, OverflowError, RecursionError)  # what foreign numbers and JSON in a hash may raise
 UNREADABLE = "unreadable"
-TERMS = ("missed", "overlap", "jitter", "start", "end", "times")
 DECLARED = "it is declared in the code, so it is changed and removed there."
 MISSED = {"once": "run once for all of them", "all": "run once for each", "skip": "skip them"}
 ACTIONS: dict[str, tuple[Callable[[str], Any], str]] = {  # what can be done, by what, and what is said then
@@ -78,7 +75,8 @@ def schedule(name: str) -> Any:
     chosen = request.args.get("function", found.function)
     function = catalog.current().functions.get(chosen)
     arguments = _arguments(found) if chosen == found.function else _defaults(function)
-    return _one(name, found, chosen, {**(arguments or {}), **_given(found)}, {}, keep=arguments is None)
+    given = (arguments or {}) | ruleform.given(found.rule) | {"queue": found.queue}
+    return _one(name, found, chosen, given, {}, keep=arguments is None)
 
 
 @pages.get("/live/schedules/<name>")
@@ -143,7 +141,7 @@ def _describe(name: str, found: Schedule | None, runs: int, times: int) -> dict[
         "function": cut(found.function, 200), "known": found.function in catalog.current().functions,
         "queue": cut(found.queue, 100), "declared": found.source == "code",
         "rule": cut(f"{found.rule.line} ({found.rule.tz})" if found.rule.line else "", 300), "zone": found.rule.tz,
-        "upcoming": [(tick, f"{tick:%a %Y-%m-%d %H:%M:%S %Z}") for tick in upcoming],
+        "upcoming": ruleform.times(upcoming),
         "next": found.next, "due": found.due, "last": found.last, "jitter": found.rule.jitter, "left": found.left,
         "made": found.made, "missed": found.missed, "overlapped": found.overlapped,
         "created": found.created, "changed": found.changed, "actions": ["run", *rests, *["remove"] * removable],
@@ -180,7 +178,7 @@ def add_schedule() -> Any:
         return _list(chosen, request.form, {"function": "There is no such job function; choose one."}, 422)
     args, kwargs, errors = forms.read(function, request.form)
     reader = forms.Reader(request.form)
-    rule, queue = read_rule(reader), reader.queue()
+    rule, queue = ruleform.read(reader), reader.queue()
     if not name:
         reader.errors["name"] = "Give it a name, such as nightly-report."
     errors |= reader.errors
@@ -213,7 +211,7 @@ def edit_schedule(name: str) -> Any:
         return redirect(url_for("rqjobs.schedule", name=name), 303)
     chosen, keep = request.form.get("function", ""), "keep" in request.form
     reader = forms.Reader(request.form)
-    rule, change = read_rule(reader, found.rule), dict[str, Any]()
+    rule, change = ruleform.read(reader, found.rule), dict[str, Any]()
     if request.form.get("queue") != found.queue or chosen != found.function:
         change["queue"] = found.queue if request.form.get("queue") == found.queue else reader.queue()
     if request.form.get("revision") != str(found.revision):
@@ -253,7 +251,7 @@ def _form(chosen: str) -> dict[str, Any]:
     return {"modules": modules, "name": chosen, "known": function is not None, "queues": forms.queue_choices(),
             "summary": forms.documentation(function)[0] if function else "", "units": forms.UNITS,
             "fields": forms.fields(function) if function else [], "missed": MISSED,
-            "zone": datetime.now().astimezone().tzname(), "zones": zones(), "moments": {}, "keep": False}
+            "zone": datetime.now().astimezone().tzname(), "zones": ruleform.zones(), "moments": {}, "keep": False}
 
 
 def _defaults(function: Callable[..., Any] | None) -> dict[str, str]:
@@ -280,56 +278,3 @@ def _arguments(found: Schedule) -> dict[str, str] | None:
         raise
     except Exception:  # somebody else wrote them
         return None
-
-
-def _given(found: Schedule) -> dict[str, str]:
-    """The inputs for its rule. Moments are in the server's time zone; the browser brings them to its own."""
-    rule = found.rule
-    unit = next(unit for unit, size in reversed(forms.UNITS.items()) if rule.seconds % size == 0)
-    given = {"kind": rule.kind, "queue": found.queue, "missed": rule.missed, "overlap": "on" if rule.overlap else "",
-             "jitter": f"{rule.jitter:g}" if rule.jitter else "", "times": str(rule.times or "")}
-    given |= {"interval": str(rule.seconds // forms.UNITS[unit]), "unit": unit} if rule.kind == "every" else {
-        "line": rule.line, "tz": rule.tz}
-    for name, moment in (("start", rule.start), ("end", rule.end)):
-        usual = moment and 1970 <= moment.year < 9999
-        given[name] = f"{moment.astimezone() if usual else moment:%Y-%m-%dT%H:%M:%S}" if moment else ""
-    return given
-
-
-def read_rule(reader: forms.Reader, before: Rule | None = None) -> Rule | None:
-    """The rule that a form describes; None if it is wrong, and then the reader has the errors.
-
-    What the form cannot show of the rule `before` (fractions of a second) stays as it was.
-    """
-    terms: dict[str, Any] = {"missed": reader.text("missed"), "overlap": bool(reader.text("overlap"))}
-    terms["jitter"] = reader.number("jitter", 0, 86400, " seconds", float) or 0
-    terms["times"] = reader.number("times", 1, 1_000_000)
-    for name in ("start", "end"):
-        if reader.text(name):
-            moment, old = reader.moment(name, f"{name}_offset"), getattr(before, name, None)
-            if moment and not 1970 <= moment.year < 9999:
-                reader.errors[name] = "Give a date and a time, such as 2030-12-31T12:00."
-            terms[name] = old if moment and old and moment == old.replace(microsecond=0) else moment
-    kind, where = reader.text("kind"), "interval"
-    try:
-        if kind == "every":
-            parts: dict[str, Any] = {"seconds": (reader.duration("interval", "unit") or timedelta()).total_seconds()}
-            every(**parts)
-        elif kind == "cron":
-            parts, where = {"line": reader.text("line")}, "line"
-            cron(**parts)
-            parts["tz"], where = reader.text("tz") or "UTC", "tz"
-            cron(**parts)
-        else:
-            reader.errors["kind"] = "Every so often, or by a cron line?"
-        return None if reader.errors else (every if kind == "every" else cron)(**parts, **terms)
-    except (ScheduleError, OverflowError) as error:
-        term = re.match(r"(\w+)=", str(error))  # so begins what is said of a term
-        reader.errors.setdefault(term[1] if term and term[1] in TERMS else where, str(error))
-    return None
-
-
-@lru_cache
-def zones() -> list[str]:
-    """The time zones that this machine knows."""
-    return sorted(zoneinfo.available_timezones())

@@ -118,6 +118,29 @@ for (const field of document.querySelectorAll("[data-selects]")) {
   });
 }
 
+const rule = document.querySelector("[data-ahead]");
+if (rule) {  // say in words what the rule is by now, without the arguments of the call
+  const form = rule.closest("form");
+  const place = rule.querySelector(".ahead");
+  let asked = 0;
+  const ask = async () => {
+    const mine = ++asked;
+    await new Promise((go) => setTimeout(go, 250));
+    if (mine !== asked) return;
+    const own = [...new FormData(form)].filter(([name]) => rule.querySelector(`[name="${CSS.escape(name)}"]`));
+    try {
+      const reply = await get(`${rule.dataset.ahead}?${new URLSearchParams(own)}`);
+      if (!reply.ok || mine !== asked) return;
+      replace(place, await reply.text());
+      place.hidden = false;
+    } catch {
+      place.hidden = true;
+    }
+  };
+  for (const event of ["input", "change"]) rule.addEventListener(event, ask);
+  ask();
+}
+
 document.addEventListener("submit", (event) => {
   const question = event.target.dataset.confirm;
   if (question && !confirm(question)) return event.preventDefault();
