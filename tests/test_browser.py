@@ -90,6 +90,18 @@ def shown(browser, selector):
         return ""
 
 
+def press(browser, button):
+    """Click a button by its id, at once, for the page may be replacing it; what it asks can wait."""
+    browser.execute_script("const id = arguments[0]; setTimeout(() => document.getElementById(id).click())", button)
+
+
+def question(browser):
+    try:
+        return browser.switch_to.alert.text
+    except NoAlertPresentException:
+        return ""
+
+
 def test_enqueue_and_watch(at_home, worker, eventually, redis):
     browser = at_home
     Select(browser.find_element(By.ID, "function")).select_by_value("faults.say")  # the script submits it
@@ -182,26 +194,25 @@ def test_a_schedule_from_its_form_to_its_end(at_home, site, worker, eventually, 
     found = rqjobs.schedules.get("say")
     assert (found.rule.line, found.rule.start.timestamp()) == ("0 6 1 1 *", 1893456000), "midnight of 2030 in UTC"
     assert browser.find_element(By.ID, "start").get_attribute("value") == "2030-01-01T05:30"
-    cells = browser.find_element(By.CSS_SELECTOR, ".times tbody tr").text
+    cells = eventually(lambda: shown(browser, ".times tbody tr:first-child"), what="the next times")
     assert "11:30:00" in cells and "2030-01-01 06:00:00 UTC" in cells, "the viewer's zone, and the rule's"
     nothing_ran(browser)
-    browser.find_element(By.ID, "run-say").click()
+    press(browser, "run-say")
     eventually(lambda: shown(browser, ".runs .badge") == "queued", what="the run")
     browser.execute_script("window.stayed = true")
     worker("default")
     eventually(lambda: shown(browser, ".runs .badge") == "finished", what="the outcome")
     assert browser.execute_script("return window.stayed"), "the page followed the run without a reload"
-    browser.find_element(By.ID, "pause-say").click()
+    press(browser, "pause-say")
     eventually(lambda: shown(browser, ".title .badge") == "paused", what="the pause")
     browser.get(f"{site}/schedules")
-    assert "window.__pwned=" in shown(browser, ".schedules")
+    eventually(lambda: "window.__pwned=" in shown(browser, ".schedules"), what="the call as text")
     nothing_ran(browser)
-    browser.find_element(By.ID, "remove-say").click()
-    eventually(lambda: browser.switch_to.alert.text.startswith("Remove the schedule say"), what="the question")
-    browser.switch_to.alert.dismiss()
-    assert rqjobs.schedules.get("say").state == "paused"
-    browser.find_element(By.ID, "remove-say").click()
-    browser.switch_to.alert.accept()
+    for answer in ("dismiss", "accept"):
+        assert rqjobs.schedules.get("say").state == "paused"
+        press(browser, "remove-say")
+        eventually(lambda: question(browser).startswith("Remove the schedule say"), what="the question")
+        getattr(browser.switch_to.alert, answer)()
     eventually(lambda: "There are no schedules yet" in shown(browser, "main"), what="the empty page")
 
 
@@ -210,7 +221,7 @@ def test_another_time_for_a_delayed_job(at_home, site, worker, eventually, redis
     job = rqjobs.enqueue_in(5000, faults.say, HOSTILE)
     browser.get(f"{site}/delayed")
     eventually(lambda: "in 1 hr." in shown(browser, ".stacked"), what="the delayed job")
-    browser.find_element(By.LINK_TEXT, "Reschedule").click()
+    browser.get(browser.execute_script("return document.querySelector('.stacked a.button').href"))
     form = eventually(lambda: browser.find_elements(By.ID, "reschedule"), what="the form")[0]
     form.find_element(By.NAME, "delay").send_keys("30")
     Select(form.find_element(By.NAME, "unit")).select_by_visible_text("minutes")
@@ -219,7 +230,7 @@ def test_another_time_for_a_delayed_job(at_home, site, worker, eventually, redis
     assert redis.zscore("rq:scheduled:default", job.id) < redis.time()[0] + 1801
     worker("default", options=("--with-scheduler",))
     browser.get(f"{site}/delayed")
-    browser.find_element(By.ID, f"now-{job.id}").click()
+    press(browser, f"now-{job.id}")
     eventually(lambda: job.get_status() == "finished", what="the end of the job")
     browser.get(f"{site}/jobs/{job.id}")
     nothing_ran(browser)
