@@ -8,17 +8,8 @@ from rqjobs.catalog import NotAJob, job
 from rqjobs.config import Config, ConfigError
 from rqjobs.connection import NoRedis, client
 from rqjobs.cronline import ScheduleError
-from rqjobs.queues import (
-    Job,
-    PayloadTooLarge,
-    Queue,
-    RefusedWebhook,
-    enqueue,
-    enqueue_at,
-    enqueue_in,
-    enqueue_many,
-    queue,
-)
+from rqjobs.jobs import Job, PayloadTooLarge, RefusedWebhook
+from rqjobs.queues import Queue, enqueue, enqueue_at, enqueue_in, enqueue_many, queue
 from rqjobs.rules import cron, every
 from rqjobs.serializers import PayloadError
 from rqjobs.worker import Worker

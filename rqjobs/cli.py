@@ -15,7 +15,8 @@ import rq.cli.workers
 from rq.exceptions import InvalidJobOperation, NoSuchJobError
 
 import rqjobs
-from rqjobs import catalog, clock_commands, config, connection, demo, dev, doctor, ledger, orphans, queues, stats
+from rqjobs import catalog, clock_commands, config, connection, demo, dev, doctor, ledger, orphans, stats
+from rqjobs.jobs import install
 from rqjobs.terminal import plain as _plain
 from rqjobs.terminal import table as _table
 
@@ -27,7 +28,7 @@ class Group(click.Group):
         try:
             logging.basicConfig(level=logging.WARNING, format="%(message)s")
             config.current()
-            queues.install()
+            install()
             return super().invoke(ctx)
         except config.ConfigError as error:
             click.echo(f"rqjobs: {error}", err=True)

@@ -25,9 +25,10 @@ from rq.worker import DequeueStrategy
 
 from rqjobs import config, connection, ledger, processes
 from rqjobs.board import Board
+from rqjobs.jobs import Job
 from rqjobs.ledger import CLAIM, Claim, text
 from rqjobs.outbox import Outbox, Outcome
-from rqjobs.queues import Job, Queue
+from rqjobs.queues import Queue
 from rqjobs.settling import Settling, execution_of, load_scripts, passes
 
 ANSWER = 2  # seconds in which a wait that is to end does end, or its connection is given up

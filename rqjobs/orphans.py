@@ -23,8 +23,9 @@ import redis
 from rq.utils import now, str_to_date
 
 from rqjobs import config, ledger, processes
+from rqjobs.jobs import Job
 from rqjobs.ledger import text
-from rqjobs.queues import Job, Queue
+from rqjobs.queues import Queue
 
 log = logging.getLogger("rqjobs")
 INTERMEDIATE_GRACE = 60  # seconds, while a live worker may be about to take the id out

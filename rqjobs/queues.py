@@ -1,20 +1,13 @@
-"""`rq.Queue` and `rq.Job` with the catalog's options, the payload guard and atomic moves; and `enqueue`."""
+"""`rq.Queue` with the catalog's options, the payload guard and atomic moves; and `enqueue`."""
 
 from __future__ import annotations
 
-import inspect
 import logging
 import re
 import time
-import urllib.request
-import zlib
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
 from datetime import datetime, timedelta, timezone
-from functools import lru_cache
 from typing import Any
-from urllib.error import HTTPError
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 import redis
@@ -24,278 +17,19 @@ import rq.queue
 import rq.registry
 import rq.repeat
 import rq.webhook
-from rq.exceptions import DeserializationError
 from rq.job import JobStatus
 from rq.queue import EnqueueData
-from rq.results import Result
 from rq.serializers import resolve_serializer
-from rq.utils import as_text, now
+from rq.utils import now
 
-from rqjobs import catalog, config, connection, ledger, serializers
-from rqjobs.serializers import Configured, PayloadError, encode
+from rqjobs import catalog, config, connection, ledger
+from rqjobs.jobs import Job, signature
+from rqjobs.serializers import Configured, PayloadError
 
 log = logging.getLogger("rqjobs")
-INFLATED = 64 * 1024 * 1024  # bytes that a job's data may have when they are unpacked; a bomb has more
-SMALL = 512  # bytes of a job's data that are not worth compressing
 CHUNK = 200  # jobs that `enqueue_many` sends in one script, which holds up everybody else
 UNSERVED_PAUSE = 60  # seconds between two looks at whether anybody serves a queue
 _looked: dict[str, float] = {}
-
-
-class PayloadTooLarge(ValueError):
-    """A job's arguments are more than RQJOBS_MAX_PAYLOAD bytes."""
-
-
-class RefusedWebhook(ValueError):
-    """A webhook's host is not in RQJOBS_WEBHOOK_HOSTS."""
-
-
-class StartedJobRegistry(rq.registry.StartedJobRegistry):
-    """RQ's, but its entries do not expire: RQ fails what it finds expired, and our sweep puts it back instead."""
-
-    def add_execution(self, execution: Any, pipeline: Any, ttl: int = 0, xx: bool = False) -> int:
-        return super().add_execution(execution, pipeline, ttl=-1, xx=xx)
-
-
-class Job(rq.job.Job):
-    """An `rq.Job` that runs only if every name in it is in the catalog.
-
-    Overrides: `data` (written as lists, so that a stock `-S json` worker can read it), `to_dict` (small data are not
-    compressed), `_deserialize_data` (checks the
-    shape), `restore` (unpacks so much and
-    no more), `perform` (checks every name first, runs inside RQJOBS_APP's context, leaves the PERSIST to the claim),
-    `stopped_callback` (read by the worker outside any `try`), `send_webhooks` (allow-list), `started_job_registry`
-    (see above), `requeue` (RQ's is three steps, and a crash between them loses the job), `should_retry` and `retry` (a
-    run that fails for good does not end RQ's `Repeat`).
-    """
-
-    unheard_of = False  # nothing can be stored under its id yet
-    chain: tuple[int, int | None] | None = None  # repeats and retries that it had when it began
-    failure = ""  # the traceback of the run that has just failed
-
-    def __init__(self, id: str | None = None, connection: redis.Redis | None = None, serializer: Any = None):
-        super().__init__(id, connection)
-        self.serializer = Configured if serializer in (None, Configured) else resolve_serializer(serializer)
-
-    @classmethod
-    def found(cls, job_id: str, fields: dict[bytes, bytes], connection: redis.Redis) -> Job:
-        """The job of this hash. RQ's constructor takes as long as all the rest."""
-        job = cls.__new__(cls)
-        vars(job).update(_blank(), _id=job_id, connection=connection, webhooks=[], meta={}, _dependency_ids=[])
-        job.restore(fields)
-        return job
-
-    @property
-    def data(self) -> bytes:
-        if self._data is rq.job.UNEVALUATED and isinstance(self._args, list | tuple):
-            self._data = self.serializer.dumps([self._func_name, self._instance, list(self._args), self._kwargs])
-        return super().data
-
-    @data.setter
-    def data(self, value: bytes) -> None:
-        rq.job.Job.data.fset(self, value)  # type: ignore[attr-defined]
-
-    def carry(self, function: Callable[..., Any]) -> None:
-        """Make sure that the arguments can travel.
-
-        Raises:
-            PayloadError: one cannot; it is named.
-            PayloadTooLarge: they are more than RQJOBS_MAX_PAYLOAD bytes.
-        """
-        try:
-            size = len(self.data)
-        except RecursionError:
-            raise PayloadError("an argument contains itself, or is nested too deeply for JSON") from None
-        except PayloadError:
-            for where, value in _named(function, tuple(self.args), self.kwargs):
-                encode(value, where)
-            raise
-        limit = config.current().max_payload
-        if size > limit:
-            raise PayloadTooLarge(f"the arguments of {self.func_name} are {size:,} bytes, more than RQJOBS_MAX_PAYLOAD "
-                                  f"({limit:,}); pass an id, fetch the data inside the job")
-
-    def stored(self) -> bytes:
-        """The data as they are written: compressed, as RQ does, if that is worth the time. RQ reads both."""
-        return self.data if len(self.data) < SMALL else zlib.compress(self.data, 1)
-
-    def to_dict(self, include_meta: bool = True, include_result: bool = True) -> dict[str, Any]:
-        fields = {**super().to_dict(include_meta, include_result), "data": self.stored()}
-        if self.chain and self.repeats_left is not None:
-            fields["rqjobs_chain"] = f"{self.chain[0]},{'' if self.chain[1] is None else self.chain[1]}"
-        return fields
-
-    def fields(self) -> dict[str, Any]:
-        """The hash with which the job is enqueued; RQ takes a field that is not there for an empty one."""
-        fields, new, self.unheard_of = self.to_dict(), self.unheard_of, False
-        return {name: value for name, value in fields.items() if value != ""} if new else fields
-
-    def restore(self, raw_data: Any) -> Any:
-        found = dict(raw_data)
-        for name in (b"data", b"exc_info"):
-            if found.get(name):
-                found[name] = _inflate(found[name])
-        super().restore(found)
-        if self.repeats_left is not None:
-            words = as_text(found.get(b"rqjobs_chain") or b"").partition(",")[::2]
-            times, retries = (int(word) if word.isdigit() else None for word in words)
-            self.chain = (times, retries) if times else (self.repeats_left, self.retries_left)
-
-    @property
-    def should_retry(self) -> bool:
-        return super().should_retry or bool(self.repeats_left)
-
-    def retry(self, queue: Any, pipeline: Any) -> None:
-        if super().should_retry:
-            super().retry(queue, pipeline)
-            return
-        Result.create_failure(self, self.failure_ttl, self.failure, self.worker_name or "", pipeline)
-        repeat(self, queue, pipeline)
-
-    def _deserialize_data(self) -> None:
-        try:
-            payload = self.serializer.loads(self.data)
-        except Exception as error:
-            raise DeserializationError(str(error)) from error
-        shaped = isinstance(payload, list | tuple) and len(payload) == 4
-        name, instance, args, kwargs = payload if shaped else [None] * 4
-        if not (isinstance(name, str) and isinstance(args, list | tuple) and isinstance(kwargs, dict)
-                and all(isinstance(key, str) for key in kwargs)):
-            raise DeserializationError("the job's data are not [function name, null, [arguments], {arguments}]")
-        self._func_name, self._instance, self._args, self._kwargs = name, instance, args, kwargs
-
-    def check(self) -> None:
-        """Make sure that nothing but the catalog would run.
-
-        Raises:
-            NotAJob: the function or a callback is not in the catalog, or there is an `instance`.
-            RefusedWebhook: a webhook goes to a host that is not allowed.
-        """
-        jobs = catalog.current()
-        if self.instance is not None:
-            raise catalog.NotAJob("the job's data have an instance; jobs are plain functions, not methods")
-        jobs.lookup(self.func_name)
-        for name in (self._success_callback_name, self._failure_callback_name, self._stopped_callback_name):
-            if name:
-                jobs.lookup(name)
-        for webhook in self.webhooks:
-            if not _allowed(webhook.url):
-                raise RefusedWebhook(f"the webhook {webhook.url!r} is refused: its host is not in RQJOBS_WEBHOOK_HOSTS")
-
-    def perform(self) -> Any:
-        self.check()
-        app = catalog.flask_app()
-        rq.job._job_stack.push(self)
-        try:
-            with app.app_context() if app else nullcontext():
-                self._result = self._execute()
-        finally:
-            rq.job._job_stack.pop()
-        return self._result
-
-    @property
-    def stopped_callback(self) -> Any:
-        try:
-            return super().stopped_callback
-        except catalog.NotAJob as error:
-            self.log.error("Job %s: stopped callback refused: %s", self.id, error)
-            return None
-
-    def send_webhooks(self, status: Any, *, exc_string: str | None = None) -> None:
-        self.webhooks = [webhook for webhook in self.webhooks if _allowed(webhook.url)]
-        super().send_webhooks(status, exc_string=exc_string)
-
-    @property
-    def started_job_registry(self) -> StartedJobRegistry:
-        return StartedJobRegistry(self.origin, connection=self.connection, job_class=type(self),
-                                  serializer=self.serializer)
-
-    def requeue(self, at_front: bool = False) -> Job:
-        """Bring the job back from the dead letters in one atomic step; raises as `ledger.requeue` does."""
-        ledger.requeue(self.connection, self.id, at_front)
-        self.refresh()
-        return self
-
-
-@lru_cache(maxsize=1)
-def _blank() -> dict[str, Any]:
-    return vars(Job("blank", connection=redis.Redis()))
-
-
-class _NoStrangers(urllib.request.HTTPRedirectHandler):
-    """Follows a webhook's redirect only to a host that is allowed itself."""
-
-    def redirect_request(self, request: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        if not _allowed(newurl):
-            raise HTTPError(newurl, code, "redirected to a host that is not in RQJOBS_WEBHOOK_HOSTS", headers, fp)
-        return super().redirect_request(request, fp, code, msg, headers, newurl)
-
-
-def repeat(job: Any, queue: Any, pipeline: Any = None) -> None:
-    """Enqueue a job that has an `rq.Repeat` for its next run, in the place of RQ's `Repeat.schedule`.
-
-    RQ takes the intervals from the end, and counts them from now in this machine's local time. Each run has all of the
-    job's retries.
-    """
-    if not job.repeats_left:
-        raise ValueError(f"Cannot schedule job {job.id}: no repeats left")
-    times, retries = getattr(job, "chain", None) or (job.repeats_left, job.retries_left)
-    intervals = job.repeat_intervals or [0]
-    interval = intervals[min(max(times - job.repeats_left, 0), len(intervals) - 1)]
-    job.repeats_left -= 1
-    job.retries_left = retries
-    pipe = pipeline if pipeline is not None else job.connection.pipeline()
-    if interval:
-        queue.schedule_job(job, now() + timedelta(seconds=interval), pipeline=pipe)
-    else:
-        queue._enqueue_job(job, pipeline=pipe)
-    if pipeline is None:
-        pipe.execute()
-
-
-def install() -> None:
-    """Make this process unable to unpickle, import, or call a strange host for what it found in Redis.
-
-    For the processes that are ours (worker, web, command line); it replaces some attributes of RQ's modules, one
-    of them for speed: RQ reads dates with strptime, which takes thirty times as long; and one so that `Repeat` takes
-    its intervals in order.
-    """
-    serializers.install()
-    catalog.install()
-    rq.job.str_to_date = _date  # type: ignore[assignment]
-    rq.repeat.Repeat.schedule = staticmethod(repeat)  # type: ignore[method-assign]
-    rq.webhook.urlopen = urllib.request.build_opener(_NoStrangers).open  # type: ignore[assignment]
-
-
-def _date(written: bytes | str) -> datetime:
-    """A moment as RQ writes it."""
-    try:
-        moment = datetime.fromisoformat(as_text(written).replace("Z", "+00:00", 1))
-        return moment if moment.tzinfo else _str_to_date(written)
-    except (ValueError, TypeError):
-        return _str_to_date(written)  # which says what is wrong with it
-
-
-_str_to_date = rq.job.str_to_date
-
-
-def _allowed(url: str) -> bool:
-    parts = urlsplit(url)
-    return parts.scheme in ("http", "https") and parts.hostname in config.current().webhook_hosts
-
-
-def _inflate(value: bytes) -> bytes:
-    """What RQ compressed, up to `INFLATED` bytes; what is not compressed, as it is (RQ then takes it so, too)."""
-    if value[0] & 0x0F != 8:  # RFC 1950: the compression method, and 8 is the only one
-        return value
-    unpacker = zlib.decompressobj()
-    try:
-        data = unpacker.decompress(value, INFLATED)
-    except zlib.error:
-        return value
-    if unpacker.unconsumed_tail:
-        raise PayloadTooLarge(f"the job's data are more than {INFLATED:,} bytes when they are unpacked")
-    return data
 
 
 class Queue(rq.Queue):
@@ -426,20 +160,9 @@ _DROP_IF_GONE = "if redis.call('EXISTS', KEYS[2]) == 0 then redis.call('LREM', K
 
 def _fit(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     try:
-        _signature(function).bind(*args, **kwargs)
+        signature(function).bind(*args, **kwargs)
     except TypeError as error:
-        raise TypeError(f"{catalog.name_of(function)}{_signature(function)}: {error}") from None
-
-
-_signature = lru_cache(maxsize=1024)(inspect.signature)
-
-
-def _named(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterable[tuple[str, Any]]:
-    names = list(_signature(function).parameters)
-    for index, value in enumerate(args):
-        yield f"argument {names[min(index, len(names) - 1)]!r}", value
-    for name, value in kwargs.items():
-        yield f"argument {name!r}", value
+        raise TypeError(f"{catalog.name_of(function)}{signature(function)}: {error}") from None
 
 
 def queue(name: str) -> Queue:

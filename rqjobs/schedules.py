@@ -16,6 +16,7 @@ from rq.utils import str_to_date
 from rqjobs import connection as connections
 from rqjobs import queues
 from rqjobs.cronline import ScheduleError
+from rqjobs.jobs import Job
 from rqjobs.ledger import text
 from rqjobs.rules import Rule
 from rqjobs.timetable import CARRIED, SCHEDULES, Call, Schedule, begin, call, check_name, make, put, read, store, when
@@ -112,7 +113,7 @@ def resume(name: str) -> None:
     _change(name, "active", lambda found: begin(connections.client(), found.name, found.rule))
 
 
-def run_now(name: str) -> queues.Job:
+def run_now(name: str) -> Job:
     """Make one of its jobs now, beside all ticks, whatever its state; returns the job.
 
     Raises:
@@ -123,7 +124,7 @@ def run_now(name: str) -> queues.Job:
         found = get(name)
         job_id = f"{name}-now-{uuid4().hex[:12]}"
         if make(client, found.name, found.revision, found.queue, jobs=[("", job_id)])[0] == 1:
-            job: Any = queues.Job.fetch(job_id, connection=client)
+            job: Any = Job.fetch(job_id, connection=client)
             return job
 
 

@@ -10,9 +10,9 @@ import redis
 from rq.utils import now, str_to_date
 
 from rqjobs import ledger
+from rqjobs.jobs import Job
 from rqjobs.ledger import text
 from rqjobs.orphans import queue_names
-from rqjobs.queues import Job
 
 REGISTRIES = {"running": "wip", "scheduled": "scheduled", "deferred": "deferred", "failed": "failed",
               "finished": "finished", "canceled": "canceled"}

@@ -27,6 +27,7 @@ from rq.utils import now, utcformat
 from rqjobs import connection as connections
 from rqjobs import ledger, queues
 from rqjobs.cronline import ScheduleError
+from rqjobs.jobs import Job
 from rqjobs.ledger import SCHEDULE, TICK, text
 from rqjobs.rules import Rule
 
@@ -94,8 +95,8 @@ class Schedule:
     def kwargs(self) -> dict[str, Any]:
         return dict(self._job().kwargs)
 
-    def _job(self) -> queues.Job:
-        job = queues.Job(self.name, connection=connections.client())
+    def _job(self) -> Job:
+        job = Job(self.name, connection=connections.client())
         job.restore(self.fields)
         return job
 

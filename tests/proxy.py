@@ -305,9 +305,9 @@ def serve_workers() -> None:
     ledger.BEAT = 1  # the sweep's lock lasts for half a second then
     rqjobs.worker.BEAT = 0.25
     rqjobs.worker.TICK = 0.1
-    rqjobs.worker.CRASH_DELAY = 0.05
-    rqjobs.worker.STUCK_SETTLING = 10 * timeout + 3
-    rqjobs.worker.REHIRE_PAUSE = (0.01, 0.1)
+    rqjobs.supervisor.CRASH_DELAY = 0.05
+    rqjobs.supervisor.STUCK_SETTLING = 10 * timeout + 3
+    rqjobs.supervisor.REHIRE_PAUSE = (0.01, 0.1)
     rqjobs.connection.OPTIONS["socket_timeout"] = timeout
     rqjobs.horse.BLOCK = block
     config.use(config.Config(modules=("faults",), grace=2))

@@ -25,7 +25,7 @@ from rq.results import Result
 import rqjobs
 import rqjobs.web
 from rqjobs import config, serializers
-from rqjobs.queues import Job
+from rqjobs.jobs import Job
 from rqjobs.web import dashboard
 
 HOSTILE = """<img src=x onerror="window.pwned=1">'"></script><script>window.pwned=1</script>`${window.pwned=1}`\\"""

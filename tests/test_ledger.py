@@ -122,7 +122,7 @@ def test_a_horse_frozen_in_the_middle_of_a_posting_is_replaced(settings, spawn, 
     parent.horse_board.memory[0] |= 1
     parent._police()
     assert horse.poll() is None
-    monkeypatch.setattr(rqjobs.worker, "STUCK", 0)
+    monkeypatch.setattr("rqjobs.supervisor.STUCK", 0)
     parent._police()
     assert horse.wait(10) == -signal.SIGKILL
 

@@ -19,8 +19,8 @@ from rq.exceptions import InvalidJobOperation
 
 import rqjobs
 from rqjobs import ledger, orphans
+from rqjobs.jobs import Job
 from rqjobs.ledger import FINISH, SETTLE, Claim, text
-from rqjobs.queues import Job
 
 QUEUES = ("high", "default", "low")
 WORKERS = ("a", "b", "c")

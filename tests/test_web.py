@@ -16,7 +16,7 @@ from rq.worker import SimpleWorker
 
 import rqjobs
 from rqjobs import config
-from rqjobs.queues import Job
+from rqjobs.jobs import Job
 from rqjobs.web import create_app, init_app
 from rqjobs.web.guard import is_ours
 

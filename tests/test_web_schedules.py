@@ -13,7 +13,7 @@ import test_web
 
 import rqjobs
 from rqjobs import catalog, cron, delayed, every, schedules
-from rqjobs.queues import Job
+from rqjobs.jobs import Job
 from rqjobs.web import forms
 
 HOSTILE, harmless = test_web.HOSTILE, test_web.harmless

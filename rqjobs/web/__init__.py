@@ -12,7 +12,8 @@ import sys
 from flask import Flask
 from flask.sessions import SecureCookieSessionInterface
 
-from rqjobs import config, queues
+from rqjobs import config
+from rqjobs.jobs import install
 from rqjobs.web import dashboard
 from rqjobs.web import schedules as schedules  # its pages
 from rqjobs.web.admin import pages
@@ -44,7 +45,7 @@ def init_app(app: Flask, url_prefix: str = "") -> None:
     changed, for its session cookie: SameSite becomes Lax, and over https the cookie is Secure. An app without a
     secret key gets SECRET_KEY. With an empty `url_prefix` the guard covers every route of the app.
     """
-    queues.install()
+    install()
     prefix = "/" + url_prefix.strip("/") if url_prefix.strip("/") else ""
     app.secret_key = app.secret_key or config.current().secret_key or _secret_key()
     if app.config["SESSION_COOKIE_SAMESITE"] is None:

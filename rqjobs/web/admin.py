@@ -13,8 +13,8 @@ from rq.command import send_stop_job_command
 from rq.exceptions import DuplicateJobError, InvalidJobOperation, NoSuchGroupError, NoSuchJobError
 
 from rqjobs import catalog, config, connection, delayed, ledger, queues, stats
+from rqjobs.jobs import Job
 from rqjobs.ledger import text
-from rqjobs.queues import Job
 from rqjobs.web import forms
 from rqjobs.web.delayed import reschedule_form
 from rqjobs.web.guard import page, pages

@@ -35,10 +35,11 @@ from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.utils import get_call_string
 from werkzeug.exceptions import default_exceptions
 
-from rqjobs import config, connection, ledger, queues, serializers, stats
+from rqjobs import config, connection, ledger, serializers, stats
+from rqjobs.jobs import Job, install
 from rqjobs.ledger import text
 from rqjobs.orphans import queue_names
-from rqjobs.queues import Job, Queue
+from rqjobs.queues import Queue
 
 FILES = Path(upstream.__file__).parent
 POLL_INTERVAL = 2500  # milliseconds
@@ -90,7 +91,7 @@ def mount(app: Flask, url_prefix: str) -> None:
     if dashboard.name in app.blueprints:
         raise config.ConfigError("this app has rq-dashboard already; do not register it yourself: rqjobs serves it, "
                                  "repaired and behind its login, at /rq/")
-    queues.install()
+    install()
     upstream.config.serializer = serializers.Configured
     app.register_blueprint(dashboard, url_prefix=f"{url_prefix.rstrip('/')}/rq")
 

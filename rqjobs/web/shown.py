@@ -18,8 +18,8 @@ from redis.exceptions import ResponseError
 from rq.results import Result
 
 from rqjobs import catalog, connection, stats
+from rqjobs.jobs import Job
 from rqjobs.ledger import text
-from rqjobs.queues import Job
 from rqjobs.web.guard import pages
 
 CUT = 20_000  # characters of one text that a page shows

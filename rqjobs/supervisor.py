@@ -1,0 +1,288 @@
+"""The supervisor: how the worker's parent process keeps one horse at work, and what it does when that dies.
+
+The parent is one thread: forking beside threads can deadlock. What the horse is at it reads from the board.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from typing import Any
+
+import redis
+from rq.job import JobStatus
+from rq.utils import now
+
+from rqjobs import config, ledger, orphans, processes
+from rqjobs.board import Board, Posting
+from rqjobs.horse import Handover, Terms, saddle
+from rqjobs.jobs import Job
+from rqjobs.ledger import Claim
+from rqjobs.queues import Queue
+from rqjobs.settling import Settling
+
+HOLD = 0.04  # seconds that a job may wait behind another with which it was claimed, before it is given back
+CRASH_DELAY = 1.0  # seconds that a job which crashed its horse waits, doubled with each death
+REHIRE_PAUSE = (0.1, 5.0)  # seconds before the next horse when one did not live for a second: at first, at most
+STUCK = 4 * ledger.BEAT  # seconds without a word after which an idle horse is no use; one wait for Redis may take 16
+STUCK_SETTLING = 3 * STUCK  # the same of one that settles; it may wait for Redis a few times before it has a word
+DOUBLED = 1.0  # seconds in which a second signal is the same one: worker-pool and the terminal both send it
+
+
+class Supervisor(Settling):
+    """The half of the worker that deals with its horse. Overrides, beside those of `Settling`: get_current_job_id and
+    kill_horse know what the horse runs, and never kill it for another job.
+    """
+
+    _verdict = "crashed"
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        self._pid_of_parent = os.getpid()
+        self._signals: list[tuple[float, int]] = []
+        self._hired = 0.0
+        self._readable = time.monotonic()  # when the board was
+        self._rehire_pause = REHIRE_PAUSE[0]
+        self._told: tuple[Any, Any, int, float] = (None, None, 0, 0.0)  # of RQ's worker key
+        self._done_before = 0  # jobs of earlier horses
+        self.horse_board: Board | None = None
+        self.control: socket.socket | None = None
+        self.handover: Handover | None = None
+        self._given_back: set[tuple[str, str]] = set()  # taken from the horse, not yet in their queues again
+        self._behind = ("", 0.0)  # the claim that runs, and since when
+
+    @property
+    def plain(self) -> redis.Redis:
+        return self.connection.plain  # type: ignore[attr-defined]
+
+    def _beat(self, hiring: bool = False) -> None:
+        raise NotImplementedError
+
+    def _lost_redis(self, error: Exception) -> None:
+        raise NotImplementedError
+
+    def _tell_state(self) -> None:
+        raise NotImplementedError
+
+    def _time_to_go(self) -> bool:
+        """Whether the first signal is longer ago than the grace, or there was a second one."""
+        if not self._signals:
+            return False
+        asked, again = self._signals[0][0], self._signals[-1][0]
+        return time.monotonic() - asked > config.current().grace or again - asked > DOUBLED
+
+    def _disown(self) -> None:
+        """Put back what is in our claims without the horse's knowledge while that runs a job, perhaps for hours: a wait
+        whose connection broke on our side only can bring one."""
+        post = self._posting()
+        if post and post.phase == Board.RUNNING:
+            for job_id in ledger.release(self.plain, self.name, "unknown"):
+                self.log.warning("Worker %s: job %s came without a word, and is back in its queue", self.name, job_id)
+
+    def _give_back(self) -> None:
+        """Put back what was claimed along with a job that turns out to take long, or before we leave."""
+        post = self._posting()
+        if post and post.token != self._behind[0]:
+            self._behind = post.token, post.since
+        if self.handover and post and (self._signals or time.monotonic() - self._behind[1] >= HOLD):
+            while one := self.handover.take():
+                self._given_back.add(one)
+        if self._given_back:  # should this fail, and the horse claim them again, their tokens are others
+            ledger.release(self.plain, self.name, self._given_back)
+            self._given_back.clear()
+
+    def _hire(self, terms: Terms) -> None:
+        try:
+            self._beat(hiring=True)
+        except (redis.RedisError, OSError) as error:  # it could not do anything
+            return self._lost_redis(error)
+        left = None if terms.max_jobs is None else terms.max_jobs - self._done_before
+        board, handover = Board(), Handover()
+        ours, theirs = socket.socketpair()
+        try:
+            pid = os.fork()
+        except OSError as error:  # no memory, or too many processes; there may be some in a while
+            self.log.error("Worker %s: cannot start a horse: %s", self.name, error)
+            self._hired, self._rehire_pause = time.monotonic(), REHIRE_PAUSE[1]
+            ours.close()
+            theirs.close()
+            handover.close()
+            return
+        if pid == 0:
+            ours.close()
+            saddle(self, board, theirs, Terms(terms.burst, left, terms.max_idle_time), handover, self._pid_of_parent)
+        theirs.close()
+        self._horse_pid, self.horse_board, self.control, self.handover = pid, board, ours, handover
+        self._given_back.clear()
+        self._told = (None, None, 0, 0.0)
+        self._hired = time.monotonic()
+        with contextlib.suppress(redis.RedisError, OSError):
+            self._beat()
+
+    def _posting(self) -> Posting | None:
+        return self.horse_board.read() if self.horse_board else None
+
+    def get_current_job_id(self, pipeline: Any = None) -> str | None:
+        post = self._posting()
+        return post.job_id if post and post.running else None
+
+    def _frozen(self) -> Posting | None:
+        """What the horse runs, with the horse stopped so that it cannot go on meanwhile."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.horse_pid, signal.SIGSTOP)
+        for _ in range(1000):
+            if processes.state(self.horse_pid) in ("T", "t", "Z", ""):
+                break
+            time.sleep(0.001)
+        return self._posting()
+
+    def kill_horse(self, sig: signal.Signals = signal.SIGKILL) -> None:
+        """Kill the horse; after a stop-job command only if it still runs that very job."""
+        if not self.horse_pid:
+            return
+        post = self._frozen()
+        while post is None and processes.state(self.horse_pid) in ("T", "t"):  # stopped in the middle of a posting
+            os.kill(self.horse_pid, signal.SIGCONT)
+            post = self._frozen()
+        wanted = self._stopped_job_id
+        if wanted is None or (post is not None and post.running and post.job_id == wanted):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.horse_pid, signal.SIGKILL)
+        else:
+            self._stopped_job_id = None
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.horse_pid, signal.SIGCONT)
+
+    def _police(self) -> None:
+        """Kill a horse that ignores its job's time limit or does nothing at all; end it when it is time to leave."""
+        post = self._posting()
+        if post or not self.horse_pid:
+            self._readable = time.monotonic()
+        elif time.monotonic() - self._readable > STUCK:  # it was stopped in the middle of a posting
+            self._put_down("stuck")
+        if not self.horse_pid or post is None:
+            return
+        age, grace = time.monotonic() - post.since, config.current().grace
+        if self._signals:
+            assert self.horse_board and self.control
+            if not self.horse_board.stop:
+                self.handle_warm_shutdown_request()
+                self.horse_board.ask_to_stop()
+                with contextlib.suppress(OSError):
+                    self.control.send(b"!")
+                if self.scheduler:
+                    self.stop_scheduler()
+            if self._time_to_go():
+                self.log.warning("Worker %s: its job is put back, to run again elsewhere", self.name)
+                self._put_down("")
+        elif post.phase == Board.RUNNING and post.deadline and time.monotonic() > post.deadline + grace:
+            frozen = self._frozen()
+            if frozen and frozen.job_id == post.job_id and frozen.deadline == post.deadline:
+                self._put_down("late")
+            else:
+                os.kill(self.horse_pid, signal.SIGCONT)
+        elif post.phase != Board.RUNNING and age > (STUCK_SETTLING if post.phase == Board.SETTLING else STUCK):
+            self.log.error("Worker %s: its horse has not been heard of for %.0f s and is replaced", self.name, age)
+            self._put_down("stuck")
+
+    def _put_down(self, verdict: str) -> None:
+        self._verdict = verdict
+        for kill in (os.killpg, os.kill):  # a horse that has just been forked has no group of its own yet
+            with contextlib.suppress(ProcessLookupError):
+                kill(self.horse_pid, signal.SIGKILL)
+
+    def _reap(self, terms: Terms) -> str:
+        """See whether the horse has ended, and take back what it had. Returns why the worker is done, or ""."""
+        if not self.horse_pid:
+            return ""
+        pid, status = os.waitpid(self.horse_pid, os.WNOHANG)
+        if pid == 0:
+            return ""
+        with contextlib.suppress(redis.RedisError, OSError):
+            self._tell_state()
+        post, self._horse_pid = self._posting(), 0
+        verdict, self._verdict = self._verdict, "crashed"
+        done = post.done if post else 0
+        self._done_before += done
+        assert self.control and self.handover is not None
+        self.control.close()
+        self.handover.close()
+        self.handover = None
+        self._rehire_pause = REHIRE_PAUSE[0] if done or time.monotonic() - self._hired > 1 else min(
+            self._rehire_pause * 2, REHIRE_PAUSE[1])
+        if post and post.phase == Board.LEAVING and status == 0:
+            why = post.job_id
+            if why == "replaced":
+                self._rehire_pause = 0.0
+                return ""
+            return "" if why == "stopped" else why
+        self.insist(lambda: self._inquest(post, verdict, status))
+        return ""
+
+    def _inquest(self, post: Posting | None, verdict: str, status: int) -> str:
+        """The horse died. Settle the job that it was stopped in, or count the death; give back the rest."""
+        running = post.job_id if post and post.running else ""
+        if post and running and (verdict == "late" or self._stopped_job_id == running):
+            self._settle_for_horse(post, verdict)
+            running = ""
+        self._stopped_job_id = None
+        queues = [queue.name for queue in self.queues]
+        counted = running if verdict == "crashed" else ""
+        outcomes = ledger.reclaim(self.plain, self.name, queues, "horse", counted, CRASH_DELAY)
+        for job_id, outcome in outcomes.items():
+            level = self.log.warning if outcome != "buried" else self.log.error
+            level("Worker %s: its horse died (%s); job %s%s is %s", self.name, _how(status), job_id,
+                  ", which it ran," if job_id == running else "", outcome)
+        orphans.wake(self.plain)
+        if running and verdict == "crashed" and self._work_horse_killed_handler:
+            try:
+                self._work_horse_killed_handler(
+                    Job.fetch(running, connection=self.plain), 0, status, None)  # type: ignore[arg-type]
+            except Exception:  # the user's, or the job was deleted
+                self.log.error("Worker %s: work_horse_killed_handler failed", self.name, exc_info=True)
+        return "done"
+
+    def _settle_for_horse(self, post: Posting, verdict: str) -> None:
+        """Record what the dead horse cannot: that its job was stopped, or ran past its time limit."""
+        fields = self.plain.hgetall(f"rq:job:{post.job_id}")
+        if not fields or b"origin" not in fields:
+            return
+        job = Job(post.job_id, connection=self.connection)
+        try:
+            job.restore(fields)
+        except Exception:  # whoever claims it next finds that out, and sends it to the dead letters
+            return
+        self.claim = Claim(post.job_id, job.origin, post.token, fields)  # type: ignore[arg-type]
+        job.ended_at, job._status = now(), JobStatus.STARTED
+        queue = Queue(job.origin, connection=self.connection)
+        queue.redis_server_version = self.redis_server_version
+        if verdict == "late":
+            message = f"The job ignored its time limit of {job.timeout} s, and was killed."
+        else:
+            message = "Job stopped by user, work-horse terminated."
+            if job.stopped_callback:
+                with contextlib.suppress(Exception):
+                    job.execute_stopped_callback(self.death_penalty_class)
+        self.log.warning("Worker %s: job %s: %s", self.name, job.id, message)
+        self.handle_job_failure(job, queue, exc_string=message)
+
+    def _dismiss(self) -> None:
+        """Leave no horse behind, and nothing in its hands."""
+        if self.horse_pid:
+            self._put_down("")
+            os.waitpid(self.horse_pid, 0)
+            self._horse_pid = 0
+            with contextlib.suppress(redis.RedisError):
+                ledger.reclaim(self.plain, self.name, [queue.name for queue in self.queues], "horse", "")
+
+    def handle_job_failure(self, job: Any, queue: Any, started_job_registry: Any = None, exc_string: str = "") -> None:
+        job.failure = exc_string  # for a job that goes on to its next repeat
+        super().handle_job_failure(job, queue, started_job_registry, exc_string)
+
+
+def _how(status: int) -> str:
+    code = os.waitstatus_to_exitcode(status)
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
