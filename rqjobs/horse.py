@@ -170,16 +170,16 @@ class Horse:
             self.queues[claim.queue] = Queue(claim.queue, connection=worker.connection)
             self.queues[claim.queue].redis_server_version = worker.get_redis_server_version()
         queue = self.queues[claim.queue]
-        job = Job(claim.job_id, connection=worker.connection)
         try:
-            job.restore(claim.fields)
+            job = Job.found(claim.job_id, claim.fields, worker.connection)
             timeout = job.timeout or Queue.DEFAULT_TIMEOUT
         except Exception as error:
             message = f"The job's hash in Redis cannot be read: {type(error).__name__}: {error}"
             worker.log.error("Worker %s: job %s: %s", worker.name, claim.job_id, message)
             worker.told(claim.job_id, worker.bury(claim, message))
             return
-        worker.reorder_queues(reference_queue=next((q for q in worker.queues if q.name == claim.queue), queue))
+        if worker._dequeue_strategy != DequeueStrategy.DEFAULT:
+            worker.reorder_queues(reference_queue=next((q for q in worker.queues if q.name == claim.queue), queue))
         worker.execution = execution_of(job, claim, worker.name)
         job.worker_name, job._status = worker.name, rq.job.JobStatus.STARTED
         job.redis_server_version = queue.redis_server_version

@@ -69,12 +69,21 @@ class Job(rq.job.Job):
     run that fails for good does not end RQ's `Repeat`).
     """
 
+    unheard_of = False  # nothing can be stored under its id yet
     chain: tuple[int, int | None] | None = None  # repeats and retries that it had when it began
     failure = ""  # the traceback of the run that has just failed
 
     def __init__(self, id: str | None = None, connection: redis.Redis | None = None, serializer: Any = None):
         super().__init__(id, connection)
         self.serializer = Configured if serializer in (None, Configured) else resolve_serializer(serializer)
+
+    @classmethod
+    def found(cls, job_id: str, fields: dict[bytes, bytes], connection: redis.Redis) -> Job:
+        """The job of this hash. RQ's constructor takes as long as all the rest."""
+        job = cls.__new__(cls)
+        vars(job).update(_blank(), _id=job_id, connection=connection, webhooks=[], meta={}, _dependency_ids=[])
+        job.restore(fields)
+        return job
 
     @property
     def data(self) -> bytes:
@@ -115,6 +124,11 @@ class Job(rq.job.Job):
         if self.chain and self.repeats_left is not None:
             fields["rqjobs_chain"] = f"{self.chain[0]},{'' if self.chain[1] is None else self.chain[1]}"
         return fields
+
+    def fields(self) -> dict[str, Any]:
+        """The hash with which the job is enqueued; RQ takes a field that is not there for an empty one."""
+        fields, new, self.unheard_of = self.to_dict(), self.unheard_of, False
+        return {name: value for name, value in fields.items() if value != ""} if new else fields
 
     def restore(self, raw_data: Any) -> Any:
         found = dict(raw_data)
@@ -201,6 +215,11 @@ class Job(rq.job.Job):
         ledger.requeue(self.connection, self.id, at_front)
         self.refresh()
         return self
+
+
+@lru_cache(maxsize=1)
+def _blank() -> dict[str, Any]:
+    return vars(Job("blank", connection=redis.Redis()))
 
 
 class _NoStrangers(urllib.request.HTTPRedirectHandler):
@@ -320,6 +339,7 @@ class Queue(rq.Queue):
             raise PayloadError("an argument contains itself, or is nested too deeply for JSON") from None
         job.check()
         job.carry(function)
+        job.unheard_of = given.get("job_id") is None
         return job
 
     def _warn_if_unserved(self) -> None:
@@ -355,7 +375,7 @@ class Queue(rq.Queue):
         if pipeline is not None or unique or job._dependency_ids or not self._is_async or self._is_recording():
             return super().enqueue_job(job, pipeline, at_front, unique)
         self._stamp(job)
-        ledger.enqueue(self.connection, [(self.name, job.id, at_front, job.ttl, job.to_dict())])
+        ledger.enqueue(self.connection, [(self.name, job.id, at_front, job.ttl, job.fields())])
         return job
 
     def _stamp(self, job: Job) -> None:
@@ -489,7 +509,7 @@ def enqueue_many(calls: Iterable[tuple[Any, ...] | EnqueueData]) -> list[Any]:
         at_front, _ = given.pop("at_front"), given.pop("depends_on")
         job = target.create_job(status=JobStatus.QUEUED, **given)
         target._stamp(job)
-        prepared.append((job, at_front, job.to_dict()))
+        prepared.append((job, at_front, job.fields()))
         if not isinstance(call, EnqueueData):
             models[call[0]] = prepared[-1]
     for start in range(0, len(prepared), CHUNK):

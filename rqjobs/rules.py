@@ -220,7 +220,10 @@ def _with_terms(terms: dict[str, Any], **parts: Any) -> Rule:
         terms["args"] = tuple(terms["args"] or ())
     for name in ("start", "end"):
         if isinstance(terms.get(name), datetime):
-            terms[name] = terms[name].astimezone(timezone.utc)
+            try:
+                terms[name] = terms[name].astimezone(timezone.utc)
+            except (OverflowError, ValueError):
+                raise ScheduleError(f"{name}={terms[name]!r} is wrong; use a time of this age") from None
     return Rule(**parts, **terms)
 
 

@@ -180,12 +180,12 @@ def _runs(lines: list[list[str]], replies: list[Any]) -> Iterator[Run]:
                   str_to_date(ended) if ended and over else None)
 
 
-def _revision(name: str) -> int:
+def _revision(name: str) -> str:
     """The revision that a schedule has, though it may not be readable. Raises NoSuchSchedule."""
     revision = connections.client().hget(f"rqjobs:schedule:{name}", "revision")
     if revision is None:
         raise NoSuchSchedule(f"there is no schedule {name!r}; rqjobs schedules lists them")
-    return int(revision)
+    return text(revision)
 
 
 def _not_declared(name: str, action: str) -> None:

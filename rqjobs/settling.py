@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import logging
 import re
+import signal
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -25,7 +26,8 @@ from redis.exceptions import (
 )
 from rq.executions import Execution
 from rq.job import UNSERIALIZABLE_RETURN_VALUE_PAYLOAD, Retry
-from rq.utils import current_timestamp, now
+from rq.timeouts import UnixSignalDeathPenalty
+from rq.utils import now
 
 from rqjobs import ledger
 from rqjobs.board import Board
@@ -47,6 +49,13 @@ def passes(error: Exception) -> bool:
         error, ConnectionError | TimeoutError | NoScriptError | OutOfMemoryError | ReadOnlyError | OSError)
 
 
+class DeathPenalty(UnixSignalDeathPenalty):
+    """RQ's time limit, which leaves its signal handler where the next job puts it again."""
+
+    def cancel_death_penalty(self) -> None:
+        signal.alarm(0)
+
+
 class Settling(rq.Worker):
     """An `rq.Worker` whose outcomes are settled through the ledger, all of their writes or none.
 
@@ -56,6 +65,7 @@ class Settling(rq.Worker):
     reply).
     """
 
+    death_penalty_class = DeathPenalty
     claim: Claim | None = None
     board: Board | None = None  # in the horse, like the following
     outbox: Outbox
@@ -103,8 +113,8 @@ class Settling(rq.Worker):
         return FINISH.call(
             [f"rqjobs:claims:{self.name}"],
             [job.id, job.origin, self.claim.token, self.name, written(started), written(ended), started.timestamp(),
-             ended.timestamp(), ttl, current_timestamp() + ttl if ttl > 0 else "+inf", int(bool(job._dependency_ids)),
-             *result])
+             ended.timestamp(), ttl, int(ended.timestamp()) + ttl if ttl > 0 else "+inf",
+             int(bool(job._dependency_ids)), *result])
 
     def handle_job_retry(self, job: Any, queue: Any, retry: Retry, started_job_registry: Any, execution: Any) -> None:
         self.record(job, lambda: super(Settling, self).handle_job_retry(job, queue, retry, started_job_registry,

@@ -127,7 +127,7 @@ def call(function: Any, args: Iterable[Any] = (), kwargs: dict[str, Any] | None 
     queue = queues.queue(name) if name else queues.queue_for(function)
     job = queue.create_job(function, args, kwargs, **given)
     job.enqueue_at_front = True if at_front else None
-    fields = {field: value for field, value in job.to_dict().items() if field not in NEITHER}
+    fields = {field: value for field, value in job.fields().items() if field not in NEITHER}
     seen = sorted((field, str(value)) for field, value in fields.items() if field != "data")
     digest = sha1(repr((job.func_name, queue.name, job.data, seen)).encode()).hexdigest()
     return Call(str(job.func_name), queue.name, fields, digest)
@@ -159,7 +159,7 @@ def begin(client: redis.Redis, name: str, rule: Rule) -> tuple[str, dict[str, st
     return ("never" if tick is None else repr(tick + jitter(rule, name, tick))), state
 
 
-def put(client: redis.Redis, name: str, revision: int | None, due: str, what: str, own: dict[str, str],
+def put(client: redis.Redis, name: str, revision: int | str | None, due: str, what: str, own: dict[str, str],
         job: dict[Any, Any] | None = None) -> bool:
     key = f"rqjobs:schedule:{name}"
     keys = [SCHEDULES, key, f"{key}:job", f"{SCHEDULES}:revision", ledger.BELL, f"{key}:runs", f"{key}:outcomes",
@@ -202,7 +202,7 @@ def read(client: redis.Redis, names: Iterable[str]) -> dict[str, Schedule]:
     for name, own, job, due in zip(names, replies[::3], replies[1::3], replies[2::3], strict=True):
         try:
             found[name] = _schedule(name, {text(key): text(value) for key, value in own.items()}, job, due)
-        except (AttributeError, LookupError, ValueError, TypeError):  # none is there, or somebody else wrote it
+        except Exception:  # none is there, or somebody else wrote it: numbers without end, lists in lists in lists
             continue
     return found
 
@@ -210,6 +210,8 @@ def read(client: redis.Redis, names: Iterable[str]) -> dict[str, Schedule]:
 def _schedule(name: str, own: dict[str, str], job: dict[bytes, bytes], due: Any) -> Schedule:
     if not job.get(b"data"):
         raise LookupError("its jobs have no data")
+    if own["revision"] != str(int(own["revision"])):  # the scripts compare it as it is written
+        raise ValueError("its revision is no number as we write one")
     counts = {field: int(own.get(field) or 0) for field in ("revision", "made", "missed", "overlapped")}
     ticks = {field: when(int(own[field])) if own.get(field) else None for field in ("next", "last")}
     return Schedule(

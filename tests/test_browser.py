@@ -90,6 +90,18 @@ def shown(browser, selector):
         return ""
 
 
+def press(browser, button):
+    """Click a button by its id, at once, for the page may be replacing it; what it asks can wait."""
+    browser.execute_script("const id = arguments[0]; setTimeout(() => document.getElementById(id).click())", button)
+
+
+def question(browser):
+    try:
+        return browser.switch_to.alert.text
+    except NoAlertPresentException:
+        return ""
+
+
 def test_enqueue_and_watch(at_home, worker, eventually, redis):
     browser = at_home
     Select(browser.find_element(By.ID, "function")).select_by_value("faults.say")  # the script submits it
@@ -153,3 +165,72 @@ def test_no_text_of_a_job_runs(at_home, site, worker, eventually, redis):
         nothing_ran(browser)
     redis.rpush(f"gate{HOSTILE}:open", 1)
     eventually(lambda: running.get_status() == "finished", what="the end of the long job")
+
+
+def test_a_schedule_from_its_form_to_its_end(at_home, site, worker, eventually, redis):
+    browser = at_home
+    browser.execute_cdp_cmd("Emulation.setTimezoneOverride", {"timezoneId": "Asia/Kolkata"})
+    browser.get(f"{site}/schedules?function=faults.say")
+
+    def fill(name, text):
+        field = browser.find_element(By.NAME, name)
+        field.clear()
+        field.send_keys(text)
+
+    assert browser.find_element(By.NAME, "tz").get_attribute("value") in ("Asia/Kolkata", "Asia/Calcutta")
+    fill("arg.text", HOSTILE)
+    fill("line", "0 6 * * mon-fry")  # and that selects cron
+    browser.find_element(By.CSS_SELECTOR, "#rule button.primary").click()
+    eventually(lambda: "character 13" in shown(browser, "#line-error"), what="the error")
+    assert browser.find_element(By.ID, "arg.text").get_attribute("value") == HOSTILE
+    fill("line", "0 6 1 1 *")
+    fill("tz", "UTC")
+    eventually(lambda: "at 06:00 on day 1 of the month in January (UTC)" in shown(browser, ".ahead"), what="the words")
+    assert "11:30:00" in shown(browser, ".ahead"), "in the viewer's zone"
+    browser.execute_script("document.querySelector('details').open = true; const start = document.getElementById("
+                           "'start'); start.value = '2030-01-01T05:30'; start.dispatchEvent(new Event('input'))")
+    browser.find_element(By.CSS_SELECTOR, "#rule button.primary").click()
+    eventually(lambda: shown(browser, "h1") == "say", what="the schedule's page")
+    found = rqjobs.schedules.get("say")
+    assert (found.rule.line, found.rule.start.timestamp()) == ("0 6 1 1 *", 1893456000), "midnight of 2030 in UTC"
+    assert browser.find_element(By.ID, "start").get_attribute("value") == "2030-01-01T05:30"
+    cells = eventually(lambda: shown(browser, ".times tbody tr:first-child"), what="the next times")
+    assert "11:30:00" in cells and "2030-01-01 06:00:00 UTC" in cells, "the viewer's zone, and the rule's"
+    nothing_ran(browser)
+    press(browser, "run-say")
+    eventually(lambda: shown(browser, ".runs .badge") == "queued", what="the run")
+    browser.execute_script("window.stayed = true")
+    worker("default")
+    eventually(lambda: shown(browser, ".runs .badge") == "finished", what="the outcome")
+    assert browser.execute_script("return window.stayed"), "the page followed the run without a reload"
+    press(browser, "pause-say")
+    eventually(lambda: shown(browser, ".title .badge") == "paused", what="the pause")
+    browser.get(f"{site}/schedules")
+    eventually(lambda: "window.__pwned=" in shown(browser, ".schedules"), what="the call as text")
+    nothing_ran(browser)
+    for answer in ("dismiss", "accept"):
+        assert rqjobs.schedules.get("say").state == "paused"
+        press(browser, "remove-say")
+        eventually(lambda: question(browser).startswith("Remove the schedule say"), what="the question")
+        getattr(browser.switch_to.alert, answer)()
+    eventually(lambda: "There are no schedules yet" in shown(browser, "main"), what="the empty page")
+
+
+def test_another_time_for_a_delayed_job(at_home, site, worker, eventually, redis):
+    browser = at_home
+    job = rqjobs.enqueue_in(5000, faults.say, HOSTILE)
+    browser.get(f"{site}/delayed")
+    eventually(lambda: "in 1 hr." in shown(browser, ".stacked"), what="the delayed job")
+    browser.get(browser.execute_script("return document.querySelector('.stacked a.button').href"))
+    form = eventually(lambda: browser.find_elements(By.ID, "reschedule"), what="the form")[0]
+    form.find_element(By.NAME, "delay").send_keys("30")
+    Select(form.find_element(By.NAME, "unit")).select_by_visible_text("minutes")
+    form.find_element(By.CSS_SELECTOR, "button.primary").click()
+    eventually(lambda: "The job is due at" in shown(browser, ".note"), what="the note")
+    assert redis.zscore("rq:scheduled:default", job.id) < redis.time()[0] + 1801
+    worker("default", options=("--with-scheduler",))
+    browser.get(f"{site}/delayed")
+    press(browser, f"now-{job.id}")
+    eventually(lambda: job.get_status() == "finished", what="the end of the job")
+    browser.get(f"{site}/jobs/{job.id}")
+    nothing_ran(browser)

@@ -293,3 +293,28 @@ def test_what_a_stranger_wrote_stops_no_other_schedule(redis):
     with pytest.raises(ScheduleError, match="cannot be read"):
         schedules.get("broken")
     schedules.remove("broken")
+
+
+@pytest.mark.parametrize(("field", "value"), [
+    ("next", b"9" * 400), ("created", b"1e300"), ("changed", b"inf"), ("rule", b"[" * 5000), ("revision", b""),
+    ("revision", b" 5"), ("made", b"x"),
+])
+def test_a_schedule_that_cannot_be_read_stops_no_other_and_can_be_removed(redis, field, value):
+    """A number without end in one of them stopped the clock; an empty revision hung whoever paused it."""
+    for name in ("hostile", "good"):
+        every(hours=1).add(name, faults.note)
+        back(redis, name, 3600)
+    redis.hset("rqjobs:schedule:hostile", field, value)
+    ticker.tick(redis)
+    assert schedules.get("good").made == 1 and [found.name for found in schedules.all()] == ["good"]
+    for change in (schedules.pause, schedules.run_now, schedules.get):
+        with pytest.raises(schedules.ScheduleError):
+            change("hostile")
+    schedules.remove("hostile")
+    assert not redis.exists("rqjobs:schedule:hostile")
+
+
+@pytest.mark.parametrize(("date", "hours"), [((1, 1, 1), 14), ((9999, 12, 31, 23), -12)])
+def test_a_time_at_the_end_of_the_calendar_is_refused(date, hours):
+    with pytest.raises(ScheduleError, match="use a time of this age"):
+        every(hours=1, start=datetime(*date, tzinfo=timezone(timedelta(hours=hours))))

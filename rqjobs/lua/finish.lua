@@ -14,13 +14,14 @@ local reply, canceled = refusal(KEYS[1], queue, id, token)
 if reply then return reply end
 if not canceled then
   if redis.call('EXISTS', job .. ':dependents') == 1 then return 'dependents' end
-  local words = {'MAXLEN', '~', 10, '*', 'type', 1, 'worker_name', me, 'execution_id', token,
-    'execution_started_at', ARGV[7], 'execution_ended_at', ARGV[8]}
+  local added
   if ARGV[12] then
-    words[#words + 1] = 'return_value'
-    words[#words + 1] = ARGV[12]
+    added = redis.pcall('XADD', results, 'MAXLEN', '~', 10, '*', 'type', 1, 'worker_name', me, 'execution_id', token,
+      'execution_started_at', ARGV[7], 'execution_ended_at', ARGV[8], 'return_value', ARGV[12])
+  else
+    added = redis.pcall('XADD', results, 'MAXLEN', '~', 10, '*', 'type', 1, 'worker_name', me, 'execution_id', token,
+      'execution_started_at', ARGV[7], 'execution_ended_at', ARGV[8])
   end
-  local added = redis.pcall('XADD', results, unpack(words))
   if added.err then return added end  -- a key of the wrong type; nothing was done
   added = redis.pcall('ZADD', 'rq:finished:' .. queue, ARGV[10], id)
   if type(added) == 'table' then return added end

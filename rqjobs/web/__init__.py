@@ -14,6 +14,7 @@ from flask.sessions import SecureCookieSessionInterface
 
 from rqjobs import config, queues
 from rqjobs.web import dashboard
+from rqjobs.web import schedules as schedules  # its pages
 from rqjobs.web.admin import pages
 from rqjobs.web.guard import Guard, Session
 

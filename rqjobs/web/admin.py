@@ -12,10 +12,11 @@ from redis.exceptions import WatchError
 from rq.command import send_stop_job_command
 from rq.exceptions import DuplicateJobError, InvalidJobOperation, NoSuchGroupError, NoSuchJobError
 
-from rqjobs import catalog, config, connection, ledger, queues, stats
+from rqjobs import catalog, config, connection, delayed, ledger, queues, stats
 from rqjobs.ledger import text
 from rqjobs.queues import Job
 from rqjobs.web import forms
+from rqjobs.web.delayed import reschedule_form
 from rqjobs.web.guard import page, pages
 from rqjobs.web.shown import ACTIONS, actions_in, describe, failed_in, fetch, row
 
@@ -90,7 +91,7 @@ def enqueue() -> Any:
 
 @pages.get("/jobs/<job_id>")
 def job(job_id: str) -> Any:
-    return page("job.html", job=describe(job_id))
+    return page("job.html", job=describe(job_id), **reschedule_form())
 
 
 @pages.get("/jobs/<job_id>/state")
@@ -109,15 +110,16 @@ def act(job_id: str, action: str) -> Any:
     try:
         found = fetch(job_id)
         if isinstance(found, Exception):
-            _bury(job_id, action)
+            delayed.cancel(job_id) if action == "cancel" else _bury(job_id, action)
         else:
             target = _act(found, action)
     except (InvalidJobOperation, NoSuchJobError, NoSuchGroupError, TypeError, ValueError) as error:
         note = f"Nothing was done: {error}"
         action = ""
     session["rqjobs_note"] = note
-    if request.form.get("back") == "failed":
-        return redirect(url_for("rqjobs.failed"), 303)
+    back = {"failed": "rqjobs.failed", "delayed": "rqjobs.delayed_jobs"}.get(request.form.get("back", ""))
+    if back:
+        return redirect(url_for(back), 303)
     if action == "delete":
         return redirect(url_for("rqjobs.home"), 303)
     return redirect(url_for("rqjobs.job", job_id=target), 303)
@@ -130,6 +132,8 @@ def _act(job: Job, action: str) -> str:
         raise InvalidJobOperation(f"the job is {status} by now")
     if action == "requeue":
         job.requeue()
+    elif action == "cancel" and status == "scheduled":
+        delayed.cancel(job.id)
     elif action == "stop":
         send_stop_job_command(job.connection, job.id, serializer=job.serializer)
     elif action == "again":

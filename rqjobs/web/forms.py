@@ -8,7 +8,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
@@ -257,21 +257,74 @@ def read(
     return bound.args, bound.kwargs, {}
 
 
-def read_options(form: Mapping[str, str]) -> tuple[dict[str, Any], datetime | None, dict[str, str]]:
-    """The options of the enqueue, when the job is due (None: now), and the errors by name of input."""
-    errors: dict[str, str] = {}
+class Reader:
+    """Reads the inputs that are not a function's arguments; what is wrong is in `errors`, by name of input."""
 
-    def number(name: str, low: float, high: float, unit: str = "", read: Callable[[str], Any] = _whole) -> Any:
-        text = form.get(name, "").strip()
+    def __init__(self, form: Mapping[str, str]):
+        self.form, self.errors = form, dict[str, str]()
+
+    def text(self, name: str) -> str:
+        return self.form.get(name, "").strip()
+
+    def number(self, name: str, low: float, high: float, unit: str = "", read: Callable[[str], Any] = _whole) -> Any:
+        """The number in an input; None if that is empty or wrong."""
+        text = self.text(name)
         try:
             value = read(text) if text else None
         except ValueError:
             value = high + 1
         if value is not None and not low <= value <= high:
-            errors[name] = f"Give a {'whole ' if read is _whole else ''}number from {low:,} to {high:,}{unit}."
+            self.errors[name] = f"Give a {'whole ' if read is _whole else ''}number from {low:,} to {high:,}{unit}."
             return None
         return value
 
+    def duration(self, name: str, unit_name: str) -> timedelta | None:
+        """So many of a unit; None if that is empty or wrong."""
+        unit = self.form.get(unit_name, "seconds")
+        number = self.number(name, 0, YEARS // UNITS.get(unit, 1), f" {unit}" if unit in UNITS else "", _real)
+        return None if number is None else timedelta(seconds=number * UNITS.get(unit, 1))
+
+    def moment(self, name: str, offset_name: str) -> datetime | None:
+        """A date and time, in the zone of the browser if it said its offset, else in ours; None if that is wrong."""
+        offset = self.number(offset_name, -14 * 60, 14 * 60)
+        try:
+            moment = _local(self.text(name))
+            if moment.tzinfo is None:
+                zone = None if offset is None else timezone(timedelta(minutes=offset))
+                moment = moment.replace(tzinfo=zone) if zone else moment.astimezone()
+            return moment
+        except (ValueError, OverflowError):
+            self.errors[name] = "Give a date and a time, such as 2030-12-31T12:00."
+            return None
+
+    def due(self) -> timedelta | datetime | None:
+        """When something is to be done, as the inputs `when`, `delay`, `unit` and `at` say; None: now, or wrong."""
+        when = self.form.get("when", "now")
+        if when == "in":
+            delay = self.duration("delay", "unit")
+            if delay is None:
+                self.errors.setdefault("delay", "Say in how long.")
+            return delay
+        if when == "at":
+            due = self.moment("at", "offset")
+            ahead = (due - datetime.now(timezone.utc)).total_seconds() if due else 0
+            if not -60 <= ahead <= YEARS:
+                self.errors["at"] = "That is past." if ahead < 0 else "That is more than 10 years away."
+            return due
+        if when != "now":
+            self.errors["when"] = "Now, in, or at?"
+        return None
+
+    def queue(self) -> str:
+        if self.form.get("queue") not in queue_choices():
+            self.errors["queue"] = "There is no such queue here."
+        return self.form.get("queue", "")
+
+
+def read_options(form: Mapping[str, str]) -> tuple[dict[str, Any], datetime | None, dict[str, str]]:
+    """The options of the enqueue, when the job is due (None: now), and the errors by name of input."""
+    reader = Reader(form)
+    number = reader.number
     options: dict[str, Any] = {}
     retries = number("retries", 0, 100)
     if retries is not None:  # 0 turns off what the function has of its own
@@ -279,32 +332,37 @@ def read_options(form: Mapping[str, str]) -> tuple[dict[str, Any], datetime | No
     repeats = number("repeats", 0, 10_000)
     if repeats is not None:
         options["repeat"] = repeats > 0 and Repeat(repeats, number("repeat_interval", 0, INTERVAL, " seconds") or 0)
-    due, when = None, form.get("when", "now")
-    if when == "in":
-        unit = form.get("unit", "seconds")
-        delay = number("delay", 0, YEARS // UNITS.get(unit, 1), f" {unit}" if unit in UNITS else "", _real)
-        if delay is None:
-            errors.setdefault("delay", "Say in how long.")
-        else:
-            due = datetime.now(timezone.utc) + timedelta(seconds=delay * UNITS.get(unit, 1))
-    elif when == "at":
-        offset = number("offset", -14 * 60, 14 * 60)
-        try:
-            due = _local(form.get("at", "").strip())
-            if due.tzinfo is None:
-                due = due.astimezone() if offset is None else due.replace(tzinfo=timezone(timedelta(minutes=offset)))
-            ahead = (due - datetime.now(timezone.utc)).total_seconds()
-            if not -60 <= ahead <= YEARS:
-                errors["at"] = "That is past." if ahead < 0 else "That is more than 10 years away."
-        except (ValueError, OverflowError):
-            errors["at"] = "Give a date and a time, such as 2030-12-31T12:00."
-    elif when != "now":
-        errors["when"] = "Now, in, or at?"
-    if form.get("queue") not in queue_choices():
-        errors["queue"] = "There is no such queue here."
+    due = reader.due()
+    if isinstance(due, timedelta):
+        due = datetime.now(timezone.utc) + due
+    reader.queue()
     job_id = form.get("job_id", "")
     options["job_id"] = job_id if re.fullmatch(r"[0-9a-f-]{36}", job_id) else str(uuid4())
-    return options, due, errors
+    return options, due, reader.errors
+
+
+def shown(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, str] | None:
+    """The inputs that `read` makes these arguments of, to fill in the form; None if no inputs do."""
+    try:
+        bound = inspect.signature(function).bind(*args, **kwargs)
+        bound.apply_defaults()
+        form = {field.input: _shown(field, bound.arguments[field.name]) for field in fields(function)}
+        args, kwargs, errors = read(function, form)
+        again = inspect.signature(function).bind(*args, **kwargs)
+        again.apply_defaults()
+    except Exception:  # a value of a type that its field does not expect
+        return None
+    same = all(again.arguments[name] == value and type(again.arguments[name]) is type(value)
+               for name, value in bound.arguments.items())
+    return form if same and not errors else None
+
+
+def _shown(field: Field, value: Any) -> str:
+    if value is None or (not value and field.type.startswith("*")):
+        return ""
+    if field.kind.choices:
+        return next(key for key, _ in field.kind.choices if field.kind.read(key) == value)
+    return field.kind.show(value)
 
 
 def queue_choices() -> list[str]:

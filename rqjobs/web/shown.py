@@ -79,7 +79,8 @@ def describe(job_id: str) -> dict[str, Any]:
     with job.connection.pipeline(transaction=False) as pipe:
         pipe.hget(job.key, "rqjobs_deaths")
         pipe.zscore(f"rq:scheduled:{job.origin}", job.id)
-        deaths, due = pipe.execute()
+        pipe.hget(job.key, "rqjobs_schedule")
+        deaths, due, schedule = pipe.execute()
     status = job.get_status(refresh=False).value
     result = _try(job.latest_result)
     trouble = result if isinstance(result, str) else ""
@@ -93,6 +94,7 @@ def describe(job_id: str) -> dict[str, Any]:
     return {
         "id": job.id, "status": status, "ended": status in ENDED, "actions": actions_in(status),
         "function": cut(_try(lambda: job.func_name), 300), "description": cut(job.description, 1000),
+        "schedule": cut(text(schedule or b""), 100),
         "queue": job.origin, "worker": job.worker_name, "timeout": job.timeout, "arguments": _arguments(job),
         "times": [(label, moment) for label, moment in times if isinstance(moment, datetime)],
         "running": job.started_at if status == "started" else None,

@@ -71,6 +71,7 @@ if (job && !("ended" in job.dataset)) {
     if (badge.textContent === status) return;
     badge.textContent = status;
     badge.className = `badge ${status}`;
+    for (const part of document.querySelectorAll("[data-while]")) part.hidden = part.dataset.while !== status;
     document.title = document.title.replace(/^\w+/, status);
   };
   let quiet = 0;
@@ -93,6 +94,15 @@ if (choose) {
   choose.querySelector("select").addEventListener("change", () => choose.requestSubmit());
 }
 
+for (const field of document.querySelectorAll("[data-moment]")) {
+  const moment = new Date(field.dataset.moment);
+  field.value = new Date(moment - moment.getTimezoneOffset() * 60000).toISOString().slice(0, 19);
+}
+
+for (const field of document.querySelectorAll("[data-own-zone]")) {
+  field.value ||= Intl.DateTimeFormat().resolvedOptions().timeZone;
+}
+
 for (const offset of document.querySelectorAll("[data-offset-of]")) {
   const field = document.getElementById(offset.dataset.offsetOf);
   const tell = () => { offset.value = field.value ? -new Date(field.value).getTimezoneOffset() : ""; };
@@ -104,8 +114,31 @@ for (const offset of document.querySelectorAll("[data-offset-of]")) {
 
 for (const field of document.querySelectorAll("[data-selects]")) {
   field.addEventListener("input", () => {
-    field.form.querySelector(`[name=when][value=${field.dataset.selects}]`).checked = true;
+    field.form.querySelector(`[type=radio][value=${field.dataset.selects}]`).checked = true;
   });
+}
+
+const rule = document.querySelector("[data-ahead]");
+if (rule) {  // say in words what the rule is by now, without the arguments of the call
+  const form = rule.closest("form");
+  const place = rule.querySelector(".ahead");
+  let asked = 0;
+  const ask = async () => {
+    const mine = ++asked;
+    await new Promise((go) => setTimeout(go, 250));
+    if (mine !== asked) return;
+    const own = [...new FormData(form)].filter(([name]) => rule.querySelector(`[name="${CSS.escape(name)}"]`));
+    try {
+      const reply = await get(`${rule.dataset.ahead}?${new URLSearchParams(own)}`);
+      if (!reply.ok || mine !== asked) return;
+      replace(place, await reply.text());
+      place.hidden = false;
+    } catch {
+      place.hidden = true;
+    }
+  };
+  for (const event of ["input", "change"]) rule.addEventListener(event, ask);
+  ask();
 }
 
 document.addEventListener("submit", (event) => {
