@@ -338,7 +338,6 @@ class Worker(Supervisor):
         try:
             self.insist(attempt)
         except (TypeError, ValueError) as error:  # what the code declares cannot be enqueued
-            self.teardown()
             raise SystemExit(f"rqjobs: {error}") from None
         if burst:
             self.scheduler = None
