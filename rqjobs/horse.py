@@ -60,6 +60,8 @@ class Horse:
 
     def run(self) -> str:
         """Returns why it ended: "stopped", "drained", "idle", "enough" or "replaced"."""
+        me = os.getpid()
+        self._ask(*ledger.announcement(self.worker.name, os.getppid(), me, processes.started(me)))
         idle_since = time.monotonic()
         while True:
             claims = self._claim()

@@ -59,6 +59,12 @@ redis.call('HSET', KEYS[2], unpack(ARGV, 4))
 return redis.call('ZADD', KEYS[1], string.format('%.3f', time[1] + time[2] / 1000000 + ARGV[2]), ARGV[1])
 """
 
+_ANNOUNCE = """
+if not redis.call('ZSCORE', KEYS[1], ARGV[1]) or redis.call('HGET', KEYS[2], 'pid') ~= ARGV[2] then return 0 end
+redis.call('HSET', KEYS[2], 'horse', ARGV[3], 'horse_started', ARGV[4])
+return 1
+"""
+
 
 class Script:
     """A script of ours by its name, sent whole only when Redis does not know it yet."""
@@ -147,6 +153,12 @@ def beat(connection: redis.Redis, worker: str, where: dict[str, Any], first: boo
     if new < 0:
         raise NameTaken(f"a worker called {worker!r} runs already; choose another --name")
     return bool(new)
+
+
+def announcement(worker: str, parent: int, horse: int, started: str) -> tuple[Any, ...]:
+    """The command with which a horse says that it is there, before it claims anything: only when neither it nor its
+    parent lives any more is the worker provably gone."""
+    return ("EVAL", _ANNOUNCE, 2, WORKERS, f"rqjobs:worker:{worker}", worker, parent, horse, started)
 
 
 def leave(connection: redis.Redis, worker: str) -> None:

@@ -58,12 +58,6 @@ class Supervisor(Settling):
     def plain(self) -> redis.Redis:
         return self.connection.plain  # type: ignore[attr-defined]
 
-    def _beat(self, hiring: bool = False) -> None:
-        raise NotImplementedError
-
-    def _lost_redis(self, error: Exception) -> None:
-        raise NotImplementedError
-
     def _tell_state(self) -> None:
         raise NotImplementedError
 
@@ -95,10 +89,6 @@ class Supervisor(Settling):
             self._given_back.clear()
 
     def _hire(self, terms: Terms) -> None:
-        try:
-            self._beat(hiring=True)
-        except (redis.RedisError, OSError) as error:  # it could not do anything
-            return self._lost_redis(error)
         left = None if terms.max_jobs is None else terms.max_jobs - self._done_before
         board, handover = Board(), Handover()
         ours, theirs = socket.socketpair()
@@ -119,8 +109,6 @@ class Supervisor(Settling):
         self._given_back.clear()
         self._told = (None, None, 0, 0.0)
         self._hired = time.monotonic()
-        with contextlib.suppress(redis.RedisError, OSError):
-            self._beat()
 
     def _posting(self) -> Posting | None:
         return self.horse_board.read() if self.horse_board else None

@@ -221,13 +221,10 @@ class Worker(Supervisor):
         if time.monotonic() - self._told_at >= TICK:
             self._tell_state()
 
-    def _beat(self, hiring: bool = False) -> None:
-        """Renew the lease; register again if we were believed dead, and everything of us was forgotten.
-
-        `hiring`: a horse is about to be there, and until its pid is known nobody can prove that it is not.
-        """
+    def _beat(self) -> None:
+        """Renew the lease; register again if we were believed dead, and everything of us was forgotten."""
         where = {"host": processes.host(), "pid": os.getpid(), "started": processes.started(os.getpid()),
-                 "horse": "?" if hiring else self.horse_pid or "", "horse_started": processes.started(self.horse_pid)}
+                 "horse": self.horse_pid or "", "horse_started": processes.started(self.horse_pid)}
         first = self._beaten == 0.0
         new = ledger.beat(self.plain, self.name, where, first)
         self._beaten = time.monotonic()

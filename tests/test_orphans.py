@@ -16,7 +16,7 @@ from rq.registry import StartedJobRegistry
 
 import rqjobs
 from rqjobs import ledger, orphans, processes
-from rqjobs.queues import StartedJobRegistry as OurStartedJobRegistry
+from rqjobs.jobs import StartedJobRegistry as OurStartedJobRegistry
 
 
 @pytest.fixture
