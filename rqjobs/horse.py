@@ -151,6 +151,9 @@ class Horse:
             outcome.longhand()
             self.board.post(Board.IDLE)
             return False
+        if text(reply) == "settled":
+            self.board.succeeded += 1
+            self.board.worked += outcome.took
         self.worker.told(outcome.claim.job_id, text(reply))
         return None
 
@@ -163,19 +166,24 @@ class Horse:
             began = time.monotonic()
             self._perform(claim)
             self.pace += (time.monotonic() - began - self.pace) / 5
+            if waiting:  # what is settled late would wait behind a slow job, and be repeated with it
+                self._ask()
             own = self.handover.take() if waiting else None
             claim = waiting.pop(own) if own else None
 
     def _perform(self, claim: Claim) -> None:
         worker = self.worker
-        worker.claim = claim
+        worker.claim, me = claim, os.getpid()
         if claim.queue not in self.queues:
             self.queues[claim.queue] = Queue(claim.queue, connection=worker.connection)
             self.queues[claim.queue].redis_server_version = worker.get_redis_server_version()
         queue = self.queues[claim.queue]
         try:
             job = Job.found(claim.job_id, claim.fields, worker.connection)
+            job.origin = job.origin or claim.queue
             timeout = job.timeout or Queue.DEFAULT_TIMEOUT
+            deadline = time.monotonic() + timeout if timeout > 0 else 0.0
+            os.environ["RQ_JOB_ID"] = job.id
         except Exception as error:
             message = f"The job's hash in Redis cannot be read: {type(error).__name__}: {error}"
             worker.log.error("Worker %s: job %s: %s", worker.name, claim.job_id, message)
@@ -186,12 +194,13 @@ class Horse:
         worker.execution = execution_of(job, claim, worker.name)
         job.worker_name, job._status = worker.name, rq.job.JobStatus.STARTED
         job.redis_server_version = queue.redis_server_version
-        os.environ["RQ_JOB_ID"] = job.id
         if worker.log.isEnabledFor(logging.INFO):
             what = f"{blue(str(job.description))} ({job.id})" if worker.log_job_description else job.id
             worker.log.info("Worker %s: %s: %s", worker.name, green(queue.name), what)
-        worker.post(Board.RUNNING, time.monotonic() + timeout if timeout > 0 else 0.0)  # from here on a death counts
+        worker.post(Board.RUNNING, deadline)  # from here on a death counts
         worker.perform_job(job, queue)
+        if os.getpid() != me:  # the job forked, and this is the child: there is one horse
+            os._exit(0)
         self.board.done += 1
 
     def _is_spent(self) -> bool:

@@ -116,10 +116,11 @@ class Job(rq.job.Job):
             fields["rqjobs_chain"] = f"{self.chain[0]},{'' if self.chain[1] is None else self.chain[1]}"
         return fields
 
-    def fields(self) -> dict[str, Any]:
-        """The hash with which the job is enqueued; RQ takes a field that is not there for an empty one."""
+    def fields(self) -> tuple[bool, dict[str, Any]]:
+        """Whether nothing can be stored under its id, and the hash with which the job is enqueued; in that case without
+        empty fields, which are the same to RQ."""
         fields, new, self.unheard_of = self.to_dict(), self.unheard_of, False
-        return {name: value for name, value in fields.items() if value != ""} if new else fields
+        return new, {name: value for name, value in fields.items() if value != ""} if new else fields
 
     def restore(self, raw_data: Any) -> Any:
         found = dict(raw_data)

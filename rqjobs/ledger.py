@@ -85,11 +85,10 @@ class Script:
             return connection.execute_command("EVAL", self.source, len(keys), *keys, *args)
 
 
-CLAIM, FINISH, SETTLE, RELEASE, RECLAIM, RECOVER, REQUEUE, PROMOTE, WAKE, DELAYED, TICK = map(
-    Script, ("claim", "finish", "settle", "release", "reclaim", "recover", "requeue", "promote", "wake", "delayed",
-             "tick"))
-ENQUEUE, SWEEP, DELETE, SCHEDULE = (
-    Script(name, common=False) for name in ("enqueue", "sweep", "delete", "schedule"))
+ENQUEUE, CLAIM, FINISH, SETTLE, RELEASE, RECLAIM, RECOVER, REQUEUE, PROMOTE, WAKE, DELAYED, TICK = map(
+    Script, ("enqueue", "claim", "finish", "settle", "release", "reclaim", "recover", "requeue", "promote", "wake",
+             "delayed", "tick"))
+SWEEP, DELETE, SCHEDULE = (Script(name, common=False) for name in ("sweep", "delete", "schedule"))
 
 
 class NoLease(Exception):
@@ -123,18 +122,20 @@ def traceback_field(message: str) -> str:
     return base64.b64encode(zlib.compress(message.encode())).decode()
 
 
-UNREADABLE = traceback_field("The job's hash in Redis cannot be read: it has no data, or is no hash.")
+UNREADABLE = traceback_field(
+    "The job in Redis cannot be read: its hash has no data, or is no hash, or its id is none that RQ gives.")
 POISON = traceback_field(
     f"The process died {MAX_DEATHS} times within {DEATHS_WINDOW // 3600} hours while it ran this job, so it is not run "
     f"again. Requeue it when the cause is mended."
 )
 
 
-def enqueue(connection: redis.Redis, jobs: Iterable[tuple[str, str, bool, int | None, dict[str, Any]]]) -> None:
-    """Write jobs and put them into their queues, in one step: queue, id, at the front?, seconds to live, fields."""
+def enqueue(connection: redis.Redis, jobs: Iterable[tuple[str, str, bool, int | None, bool, dict[str, Any]]]) -> None:
+    """Write jobs and put them into their queues, in one step: queue, id, at the front?, seconds to live, surely a new
+    id?, fields."""
     words: list[Any] = []
-    for queue, job_id, at_front, ttl, fields in jobs:
-        words += (queue, job_id, int(at_front), ttl or "", 2 * len(fields))
+    for queue, job_id, at_front, ttl, new, fields in jobs:
+        words += (queue, job_id, int(at_front), ttl or "", int(new), 2 * len(fields))
         for pair in fields.items():
             words += pair
     ENQUEUE.run(connection, [QUEUES], words)

@@ -1,4 +1,6 @@
-"""Outcomes on their way to Redis: each leaves as soon as it is known, and is kept until its reply has been read."""
+"""Outcomes on their way to Redis: each leaves as soon as it is known, and is kept until its reply has been read: before
+the next job begins, or together with the reply to the next claim.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +23,7 @@ class Outcome(NamedTuple):
     claim: Claim
     command: tuple[Any, ...]
     longhand: Callable[[], None]
+    took: float = 0.0  # seconds
 
 
 class Outbox:

@@ -28,8 +28,12 @@ from rqjobs.serializers import Configured, PayloadError
 
 log = logging.getLogger("rqjobs")
 CHUNK = 200  # jobs that `enqueue_many` sends in one script, which holds up everybody else
+LONGEST_ID = 255  # letters of a job's id; so many the horse can tell its parent
 UNSERVED_PAUSE = 60  # seconds between two looks at whether anybody serves a queue
 _looked: dict[str, float] = {}
+
+
+Prepared = tuple[Job, bool, bool, dict[str, Any]]  # at the front?, a new id?, its hash
 
 
 class Queue(rq.Queue):
@@ -71,6 +75,7 @@ class Queue(rq.Queue):
             job: Job = super().create_job(function, args, kwargs, **given)  # type: ignore[assignment]
         except RecursionError:
             raise PayloadError("an argument contains itself, or is nested too deeply for JSON") from None
+        _check_numbers(job)
         job.check()
         job.carry(function)
         job.unheard_of = given.get("job_id") is None
@@ -109,8 +114,12 @@ class Queue(rq.Queue):
         if pipeline is not None or unique or job._dependency_ids or not self._is_async or self._is_recording():
             return super().enqueue_job(job, pipeline, at_front, unique)
         self._stamp(job)
-        ledger.enqueue(self.connection, [(self.name, job.id, at_front, job.ttl, job.fields())])
+        ledger.enqueue(self.connection, [(self.name, job.id, at_front, job.ttl, *job.fields())])
         return job
+
+    def _persist_job(self, job: Any, pipeline: Any, status: JobStatus = JobStatus.QUEUED) -> None:
+        pipeline.persist(job.key)  # an ended job of this id may be about to expire
+        super()._persist_job(job, pipeline, status)
 
     def _stamp(self, job: Job) -> None:
         job.origin, job.enqueued_at, job._status = self.name, now(), JobStatus.QUEUED
@@ -128,6 +137,8 @@ class Queue(rq.Queue):
                 try:
                     job = super().setup_dependencies(job, pipe)
                     if job.get_status(refresh=False) == JobStatus.DEFERRED:
+                        if not job.ttl:
+                            pipe.persist(job.key)
                         pipe.execute()
                     return job
                 except redis.WatchError as error:
@@ -156,6 +167,15 @@ class Queue(rq.Queue):
 
 
 _DROP_IF_GONE = "if redis.call('EXISTS', KEYS[2]) == 0 then redis.call('LREM', KEYS[1], 0, ARGV[1]) end"
+
+
+def _check_numbers(job: Job) -> None:
+    if len(job.id) > LONGEST_ID:
+        raise ValueError(f"the job_id is {len(job.id):,} letters long; use at most {LONGEST_ID}")
+    for name in ("timeout", "ttl", "result_ttl", "failure_ttl"):
+        value = getattr(job, name)
+        if value is not None and not -2 ** 31 < value < 2 ** 31:
+            raise ValueError(f"{name}={str(value)[:40]} is more seconds than Redis takes; use at most {2 ** 31 - 1}")
 
 
 def _fit(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -216,8 +236,8 @@ def enqueue_many(calls: Iterable[tuple[Any, ...] | EnqueueData]) -> list[Any]:
     Raises:
         ValueError: a call has `depends_on` (use `queue(…).enqueue_many`).
     """
-    prepared: list[tuple[Job, bool, dict[str, Any]]] = []
-    models: dict[Any, tuple[Job, bool, dict[str, Any]]] = {}  # of a function called without options
+    prepared: list[Prepared] = []
+    models: dict[Any, Prepared] = {}  # of a function called without options
     for call in calls:
         if not isinstance(call, tuple) or not call:
             raise TypeError(f"enqueue_many takes tuples (function, argument, …), not {call!r}")
@@ -232,18 +252,18 @@ def enqueue_many(calls: Iterable[tuple[Any, ...] | EnqueueData]) -> list[Any]:
         at_front, _ = given.pop("at_front"), given.pop("depends_on")
         job = target.create_job(status=JobStatus.QUEUED, **given)
         target._stamp(job)
-        prepared.append((job, at_front, job.fields()))
+        prepared.append((job, at_front, *job.fields()))
         if not isinstance(call, EnqueueData):
             models[call[0]] = prepared[-1]
     for start in range(0, len(prepared), CHUNK):
-        ledger.enqueue(connection.client(), [(job.origin, job.id, at_front, job.ttl, fields)
-                                             for job, at_front, fields in prepared[start:start + CHUNK]])
-    return [job for job, _, _ in prepared]
+        ledger.enqueue(connection.client(), [(job.origin, job.id, at_front, job.ttl, new, fields)
+                                             for job, at_front, new, fields in prepared[start:start + CHUNK]])
+    return [job for job, *_ in prepared]
 
 
-def _like(model: tuple[Job, bool, dict[str, Any]], args: tuple[Any, ...]) -> tuple[Job, bool, dict[str, Any]]:
+def _like(model: Prepared, args: tuple[Any, ...]) -> Prepared:
     """Another call of the same function, with the same checks."""
-    first, at_front, fields = model
+    first, at_front, new, fields = model
     function = catalog.current().lookup(first.func_name)
     _fit(function, args, {})
     job = Job.__new__(Job)
@@ -252,4 +272,4 @@ def _like(model: tuple[Job, bool, dict[str, Any]], args: tuple[Any, ...]) -> tup
     if "description" not in catalog.options(function):
         job.description = job.get_call_string()
     job.carry(function)
-    return job, at_front, {**fields, "data": job.stored(), "description": job.description}
+    return job, at_front, new, {**fields, "data": job.stored(), "description": job.description}

@@ -27,6 +27,7 @@ import rq.serializers
 from rqjobs import config
 
 TAG = "__rqjobs__"
+LARGEST = 64 * 1024 * 1024  # bytes of one value
 PLAIN = frozenset((str, int, float, bool, type(None)))
 _classes: dict[str, type] = {}
 
@@ -248,7 +249,10 @@ class Configured:
 
     @classmethod
     def dumps(cls, value: Any) -> bytes:
-        return cls._serializer().dumps(value)
+        data: bytes = cls._serializer().dumps(value)
+        if len(data) > LARGEST:  # Redis ends the connection of who sends it too much, again and again
+            raise PayloadError(f"the value is {len(data):,} bytes, more than {LARGEST:,}; store it, pass where it is")
+        return data
 
     @classmethod
     def loads(cls, data: bytes) -> Any:

@@ -93,11 +93,8 @@ class Settling(rq.Worker):
         assert self.claim
         if job.webhooks or job.repeats_left or ttl == 0 or self.claim.awaited:
             return longhand()
-        self.outbox.send(Outcome(self.claim, self.plain_success(job, ttl), longhand))
         took = (job.ended_at - job.started_at).total_seconds()
-        if self.board:
-            self.board.succeeded += 1
-            self.board.worked += took
+        self.outbox.send(Outcome(self.claim, self.plain_success(job, ttl), longhand, took))
         if self.log.isEnabledFor(logging.INFO):
             self.log.info("Worker %s: successfully completed %s in %s s", self.name,
                           job.description if self.log_job_description else job.id, took)
@@ -217,7 +214,7 @@ class Settling(rq.Worker):
         """Log what became of an outcome, unless it was simply recorded."""
         if outcome == "refused":
             self.log.warning("Worker %s: the outcome of job %s is refused: this worker was believed dead, and the job "
-                             "was given to another", self.name, job_id)
+                             "was given to another, or it was enqueued again meanwhile", self.name, job_id)
         elif outcome in ("canceled", "gone"):
             self.log.warning("Worker %s: job %s was %s while it ran; its outcome is dropped", self.name, job_id,
                              "deleted" if outcome == "gone" else outcome)

@@ -128,7 +128,7 @@ def call(function: Any, args: Iterable[Any] = (), kwargs: dict[str, Any] | None 
     queue = queues.queue(name) if name else queues.queue_for(function)
     job = queue.create_job(function, args, kwargs, **given)
     job.enqueue_at_front = True if at_front else None
-    fields = {field: value for field, value in job.fields().items() if field not in NEITHER}
+    fields = {field: value for field, value in job.fields()[1].items() if field not in NEITHER}
     seen = sorted((field, str(value)) for field, value in fields.items() if field != "data")
     digest = sha1(repr((job.func_name, queue.name, job.data, seen)).encode()).hexdigest()
     return Call(str(job.func_name), queue.name, fields, digest)

@@ -10,7 +10,7 @@ import time
 
 from rq import Retry, get_current_job
 
-from rqjobs import horse, job
+from rqjobs import horse, job, queues
 
 if "FAULTS_SPAN" in os.environ:  # how long the jobs that are claimed at once may take: chance must not decide it
     horse.SPAN = float(os.environ["FAULTS_SPAN"])
@@ -198,3 +198,14 @@ def note(what: str = "", number: int = 0):
     current = get_current_job()
     current.connection.rpush("notes", current.id)
     return f"{what}{number}"
+
+
+def follow(child: str):
+    """Enqueue a job that waits for the end of this one."""
+    job = get_current_job()
+    queues.Queue(job.origin, connection=job.connection).enqueue(ok, depends_on=job, job_id=child)
+
+
+def split():
+    """Fork, and return in both processes."""
+    os.fork()

@@ -16,6 +16,7 @@ import rqjobs.worker
 from rqjobs import Callback, Repeat, Retry, ledger, orphans
 from rqjobs.board import Board
 from rqjobs.horse import Handover
+from rqjobs.jobs import Job
 from rqjobs.settling import load_scripts
 
 
@@ -336,3 +337,64 @@ def test_an_id_that_was_pushed_twice_is_run_once(redis):
     redis.rpush("rqjobs:claims:two", jobs[0].id)  # a wake-up brought it
     assert ledger.claim(redis, "two", ["default"], 5, [jobs[2].id]) == []
     assert redis.zcard("rq:wip:default") == 3 and not orphans.audit(redis, settle=0).breaches
+
+
+def test_a_job_that_is_enqueued_again_while_it_runs_runs_again(worker, redis, eventually):
+    """The outcome of the first run settled the second, which was dropped as ended."""
+    first = rqjobs.enqueue(faults.hang, "first", job_id="same")
+    process = worker("default")
+    eventually(lambda: redis.llen("first:reached") == 1)
+    second = rqjobs.enqueue(faults.ok, "second", job_id="same")
+    assert not orphans.audit(redis, settle=0).breaches
+    redis.rpush("first:open", 1)
+    eventually(lambda: second.get_status() == JobStatus.FINISHED)
+    assert [result.return_value for result in first.results()] == ["second"]
+    assert "is refused" in process.output() and not redis.exists("rq:wip:default", f"rqjobs:claims:{process.name}")
+
+
+def test_what_a_job_decides_late_does_not_wait_behind_the_next_of_its_batch(worker, redis, eventually):
+    """A job that enqueues another behind itself is settled by RQ's way; that waited until its whole batch was done."""
+    worker("default", env={"FAULTS_SPAN": "60"})
+    jobs = rqjobs.enqueue_many([*[(faults.ok,)] * 40, (faults.follow, "child"), (faults.hang, "batch")])
+    eventually(lambda: redis.llen("batch:reached") == 1)
+    assert jobs[40].get_status() == JobStatus.FINISHED
+    worker("default")
+    child = Job.fetch("child", connection=redis)
+    eventually(lambda: child.get_status() == JobStatus.FINISHED)
+    redis.rpush("batch:open", 1)
+    eventually(lambda: jobs[41].get_status() == JobStatus.FINISHED)
+
+
+def test_what_goes_back_to_its_queue_may_expire_there_again(redis):
+    job = rqjobs.enqueue(faults.ok, ttl=100)
+    ledger.beat(redis, "one", {"host": ""})
+    ledger.claim(redis, "one", ["default"])
+    assert redis.ttl(job.key) == -1
+    ledger.release(redis, "one")
+    assert 0 < redis.ttl(job.key) <= 100
+
+
+@pytest.mark.parametrize("job_id", [b"bin\xff\xfe", b"nul\0", b"x" * 256, "ä".encode()])
+def test_an_id_that_is_none_of_rq_s_goes_to_the_dead_letters(redis, job_id):
+    """Its letters were replaced, so its outcome was another job's, and it ran two thousand times a second."""
+    redis.hset(b"rq:job:" + job_id, mapping={"data": "[]", "origin": "default", "status": "queued"})
+    redis.rpush("rq:queue:default", job_id)
+    ledger.beat(redis, "one", {"host": ""})
+    assert ledger.claim(redis, "one", ["default"]) == []
+    assert redis.zrange("rq:failed:default", 0, -1) == [job_id] and not redis.exists("rqjobs:claims:one")
+
+
+def test_a_job_whose_hash_names_no_queue_is_of_the_queue_where_it_was(worker, redis, eventually):
+    job = rqjobs.enqueue(faults.ok)
+    redis.hdel(job.key, "origin")
+    worker("default")
+    eventually(lambda: redis.zcard("rq:finished:default") == 1)
+    assert not redis.exists("rq:wip:default", "rq:finished:")
+
+
+def test_a_job_that_forks_leaves_one_horse(worker, redis, eventually):
+    """The child went on as a second horse, on the same connection."""
+    jobs = rqjobs.enqueue_many([(faults.split,), *[(faults.ok,)] * 20])
+    worker("default")
+    eventually(lambda: all(job.get_status() == JobStatus.FINISHED for job in jobs))
+    assert {len(job.results()) for job in jobs} == {1}

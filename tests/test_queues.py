@@ -190,3 +190,29 @@ def test_an_enqueue_behind_another_job_whose_reply_is_lost_is_not_repeated(redis
             proxy.close()
     assert redis.zrange("rq:deferred:default", 0, -1) == [b"child"]
     assert not orphans.audit(redis, settle=0).breaches
+
+
+def test_an_id_that_is_used_again_does_not_expire_with_the_job_that_had_it(redis):
+    """The time to live of the finished job stayed, and the new one vanished from its queue without a word."""
+    for enqueue in (
+        lambda: rqjobs.enqueue(faults.ok, 2, job_id="again"),
+        lambda: rqjobs.enqueue_in(60, faults.ok, 2, job_id="again"),
+        lambda: rqjobs.enqueue(faults.ok, 2, job_id="again", depends_on=rqjobs.enqueue(faults.ok)),
+    ):
+        redis.flushall()
+        rqjobs.enqueue(faults.ok, 1, job_id="again", result_ttl=100)
+        rqjobs.Worker(["default"]).work(burst=True, logging_level="WARNING")
+        assert redis.ttl("rq:job:again") > 0
+        enqueue()
+        assert redis.ttl("rq:job:again") == -1
+
+
+@pytest.mark.parametrize("options", [
+    {"ttl": 10**17}, {"result_ttl": 10**17}, {"failure_ttl": 10**17}, {"job_timeout": 10**400}, {"job_id": "x" * 256},
+])
+def test_numbers_and_ids_that_nobody_can_hold_are_refused(redis, options):
+    """A ttl beyond Redis's raised when the hash was written; a time limit beyond floats stopped the queue; the horse
+    could not tell its parent such an id, so its deaths were not counted."""
+    with pytest.raises(ValueError, match="use at most"):
+        rqjobs.enqueue(faults.ok, **options)
+    assert not redis.keys("*")

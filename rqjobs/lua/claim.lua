@@ -24,6 +24,7 @@ local WANTED = {status = true, data = true, origin = true, rqjobs_token = true, 
 -- The job behind an id: what of it matters here, or a "reason" why it is not to be run. An id that was pushed twice may
 -- stand in somebody's hands already; in ours only if it did not just come `from_queue`, for then we do not know of it.
 local function look(id, from_queue)
+  if #id > 255 or string.find(id, '[^%w_-]') then return {reason = 'unreadable'} end  -- RQ's letters
   local fields = redis.pcall('HGETALL', 'rq:job:' .. id)
   if fields.err then return {reason = 'unreadable'} end
   local job = {fields = fields}
@@ -49,6 +50,7 @@ local function start(id, queue, job)
   local token = ARGV[6] .. string.format('%02x', #taken)
   redis.call('HSET', 'rq:job:' .. id, 'status', 'started', 'started_at', iso, 'last_heartbeat', iso,
     'worker_name', me, 'rqjobs_token', token)
+  if not job.origin then redis.call('HSET', 'rq:job:' .. id, 'origin', queue) end
   redis.call('PERSIST', 'rq:job:' .. id)
   local awaited = several and redis.call('EXISTS', 'rq:job:' .. id .. ':dependents') or 0
   taken[#taken + 1] = {id, queue, token, job.fields, awaited}

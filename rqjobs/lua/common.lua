@@ -46,6 +46,8 @@ end
 local function put_back(queue, id)
   redis.call('HSET', 'rq:job:' .. id, 'status', 'queued', 'started_at', '', 'worker_name', '')
   redis.call('HDEL', 'rq:job:' .. id, 'rqjobs_token')
+  local ttl = lifetime(read(id, 'ttl')[1])  -- it is waiting again, and the claim had stopped its clock
+  if ttl then redis.call('EXPIRE', 'rq:job:' .. id, ttl) end
   redis.call('LPUSH', 'rq:queue:' .. queue, id)
   redis.call('SADD', 'rq:queues', 'rq:queue:' .. queue)
 end
