@@ -146,7 +146,7 @@ class Horse:
         if isinstance(reply, Exception) and passes(reply):
             self.outbox.outcomes.append(outcome)
             return reply
-        if isinstance(reply, Exception) or text(reply) == "dependents":
+        if isinstance(reply, Exception):
             self.worker.claim = outcome.claim
             outcome.longhand()
             self.board.post(Board.IDLE)
@@ -166,7 +166,7 @@ class Horse:
             began = time.monotonic()
             self._perform(claim)
             self.pace += (time.monotonic() - began - self.pace) / 5
-            if waiting:  # what is settled late would wait behind a slow job, and be repeated with it
+            if waiting and self.outbox.behind:  # or it would wait behind a slow job, and be repeated with it
                 self._ask()
             own = self.handover.take() if waiting else None
             claim = waiting.pop(own) if own else None

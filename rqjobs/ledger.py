@@ -104,13 +104,12 @@ class NameTaken(Exception):
 
 
 class Claim(NamedTuple):
-    """A job in a worker's hands: the token that settles it, the job's hash as it was, and whether jobs wait for it."""
+    """A job in a worker's hands: the token that settles it, and the job's hash as it was."""
 
     job_id: str
     queue: str
     token: str
     fields: dict[bytes, bytes]
-    awaited: bool = False
 
 
 def text(reply: Any) -> str:
@@ -213,9 +212,8 @@ def read_claims(reply: list[Any]) -> list[Claim]:
         raise NoLease("this worker has no live lease, so it may not claim")
     if reply[0] == b"suspended":
         raise Suspended("rq suspend is in force")
-    return [Claim(text(job_id), text(queue), text(token), dict(zip(fields[::2], fields[1::2], strict=True)),
-                  bool(awaited))
-            for job_id, queue, token, fields, awaited in reply[1:]]
+    return [Claim(text(job_id), text(queue), text(token), dict(zip(fields[::2], fields[1::2], strict=True)))
+            for job_id, queue, token, fields in reply[1:]]
 
 
 def settle_arguments(worker: str, claim: Claim, writes: list[tuple[Any, ...]]) -> tuple[list[str], list[Any]]:

@@ -1,6 +1,4 @@
-"""Outcomes on their way to Redis: each leaves as soon as it is known, and is kept until its reply has been read: before
-the next job begins, or together with the reply to the next claim.
-"""
+"""Outcomes on their way to Redis: each leaves as soon as it is known, and is kept until its reply has been read."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ from rqjobs.ledger import Claim
 
 
 class Outcome(NamedTuple):
-    """A plain success: the command that records it, and RQ's own way, for when other jobs turn out to wait for it."""
+    """A plain success: the command that records it, and RQ's own way, for when Redis cannot do that."""
 
     claim: Claim
     command: tuple[Any, ...]
@@ -44,6 +42,11 @@ class Outbox:
         self.outcomes.append(outcome)
         with contextlib.suppress(redis.RedisError, OSError):
             self._send([])
+
+    @property
+    def behind(self) -> bool:
+        """Whether one could not be sent."""
+        return self._sent < len(self.outcomes)
 
     def exchange(self, *command: Any) -> tuple[list[tuple[Outcome, Any]], Any]:
         """Ask `command` (if one is given) behind all outcomes; returns these with their replies, and that to it.

@@ -91,7 +91,7 @@ class Settling(rq.Worker):
 
         ttl = job.get_result_ttl(self.default_result_ttl)
         assert self.claim
-        if job.webhooks or job.repeats_left or ttl == 0 or self.claim.awaited:
+        if job.webhooks or job.repeats_left or ttl == 0:
             return longhand()
         took = (job.ended_at - job.started_at).total_seconds()
         self.outbox.send(Outcome(self.claim, self.plain_success(job, ttl), longhand, took))
@@ -100,7 +100,7 @@ class Settling(rq.Worker):
                           job.description if self.log_job_description else job.id, took)
 
     def plain_success(self, job: Any, ttl: int) -> tuple[Any, ...]:
-        """The command that records a success on which nothing depends: what RQ's `handle_job_success` comes to."""
+        """The command that records a plain success: what RQ's `handle_job_success` comes to."""
         assert self.claim
         value, started, ended = job._result, job.started_at, job.ended_at
         try:
@@ -111,7 +111,7 @@ class Settling(rq.Worker):
             [f"rqjobs:claims:{self.name}"],
             [job.id, job.origin, self.claim.token, self.name, written(started), written(ended), started.timestamp(),
              ended.timestamp(), ttl, int(ended.timestamp()) + ttl if ttl > 0 else "+inf",
-             int(bool(job._dependency_ids)), *result])
+             int(bool(job._dependency_ids)), rq.Queue.DEFAULT_TIMEOUT, *result])
 
     def handle_job_retry(self, job: Any, queue: Any, retry: Retry, started_job_registry: Any, execution: Any) -> None:
         self.record(job, lambda: super(Settling, self).handle_job_retry(job, queue, retry, started_job_registry,

@@ -331,7 +331,7 @@ class Ledger(RuleBasedStateMachine):
         before, place = self.dump(), f"rq:{how}:{claim.queue}"
         if how == "plain":
             outcome = text(FINISH.run(self.redis, [f"rqjobs:claims:{name}"], [
-                claim.job_id, claim.queue, claim.token, name, "then", "now", 1, 2, 500, 9e9, 0]))
+                claim.job_id, claim.queue, claim.token, name, "then", "now", 1, 2, 500, 9e9, 0, 180]))
             return outcome, self.dump() != before
         writes = [("HSET", f"rq:job:{claim.job_id}", "status", how), {
             "finished": ("ZADD", place, "+inf", claim.job_id),

@@ -8,14 +8,14 @@
 -- with a fresh token, so a lost reply loses nothing; what of it finds no room goes back to the front of its queue, for
 -- another to run. A job under which a process died is given out alone. Nothing is claimed without a live lease, or while
 -- RQ is suspended.
--- Returns {"ok", {id, queue, token, {field, value, …}, 1 if jobs wait for its end}, …}, {"no lease"} or {"suspended"}.
+-- Returns {"ok", {id, queue, token, {field, value, …}}, …}, or {"no lease"}, or {"suspended"}.
 
 local claims, me, room, iso = KEYS[1], ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local lease = redis.call('ZSCORE', KEYS[2], me)
 if not lease or tonumber(lease) <= clock() then return {'no lease'} end
 if redis.call('EXISTS', 'rq:suspended') == 1 then return {'suspended'} end
 
-local several, held, taken = room > 1, {}, {'ok'}
+local held, taken = {}, {'ok'}
 for i = 7, #ARGV do held[ARGV[i]] = true end
 
 local WANTED = {status = true, data = true, origin = true, rqjobs_token = true, rqjobs_deaths = true,
@@ -52,8 +52,7 @@ local function start(id, queue, job)
     'worker_name', me, 'rqjobs_token', token)
   if not job.origin then redis.call('HSET', 'rq:job:' .. id, 'origin', queue) end
   redis.call('PERSIST', 'rq:job:' .. id)
-  local awaited = several and redis.call('EXISTS', 'rq:job:' .. id .. ':dependents') or 0
-  taken[#taken + 1] = {id, queue, token, job.fields, awaited}
+  taken[#taken + 1] = {id, queue, token, job.fields}
   room = job.rqjobs_deaths and 0 or room - 1
   return id .. ':' .. token
 end

@@ -52,6 +52,41 @@ local function put_back(queue, id)
   redis.call('SADD', 'rq:queues', 'rq:queue:' .. queue)
 end
 
+local function members(key)
+  local ids = redis.pcall('SMEMBERS', key)
+  return ids.err and {} or ids
+end
+
+-- Whether a job that waits for this one need not wait any longer; RQ counts one that is gone as finished.
+local function has_ended(id, failures_allowed)
+  local status = (read(id, 'status') or {})[1]
+  return not status or status == 'finished' or (failures_allowed and status == 'failed')
+end
+
+-- Put each job that is deferred behind this one, and behind nothing else that has not ended, into its queue; what RQ's
+-- `enqueue_dependents` does. Returns their ids.
+local function wake(id, iso, default_timeout)
+  local dependents, woken = 'rq:job:' .. id .. ':dependents', {}
+  for _, child in ipairs(members(dependents)) do
+    local fields = read(child, 'origin', 'status', 'allow_dependency_failures', 'enqueue_at_front', 'timeout', 'ttl')
+    local ready = fields and fields[1] and fields[2] == 'deferred'
+    for _, parent in ipairs(ready and members('rq:job::' .. child .. ':dependencies') or {}) do
+      ready = ready and has_ended(parent, fields[3] == '1')
+    end
+    if ready then
+      redis.call(fields[4] == '1' and 'LPUSH' or 'RPUSH', 'rq:queue:' .. fields[1], child)
+      redis.call('HSET', 'rq:job:' .. child, 'status', 'queued', 'enqueued_at', iso, 'timeout',
+        fields[5] or default_timeout)
+      if lifetime(fields[6]) then redis.call('EXPIRE', 'rq:job:' .. child, lifetime(fields[6])) end
+      redis.call('SADD', 'rq:queues', 'rq:queue:' .. fields[1])
+      redis.call('ZREM', 'rq:deferred:' .. fields[1], child)
+      redis.call('SREM', dependents, child)
+      woken[#woken + 1] = child
+    end
+  end
+  return woken
+end
+
 -- Among the dead letters, with `trace` as RQ stores one; whoever sweeps next wakes what waits for it.
 local function bury(queue, id, worker, trace, iso, default_ttl)
   local job, results = 'rq:job:' .. id, 'rq:results:' .. id

@@ -3,9 +3,9 @@
 -- KEYS  1 rqjobs:claims:<me>
 -- ARGV  1 job id   2 queue   3 token   4 me   5 started and 6 ended, as RQ writes it   7 and 8, as Unix times
 --       9 seconds for which the result is kept, -1: for ever   10 until when that is, in RQ's registry
---       11 "1" if it had dependencies   12 the result as RQ stores it, if there is one
--- Promise: as in settle.lua; and nothing is done while another job waits for the end of this one.
--- Returns as settle.lua, or "dependents".
+--       11 "1" if it had dependencies   12 RQ's default timeout, seconds   13 the result as RQ stores it, if there is one
+-- Promise: as in settle.lua; and the jobs that waited for this one, and for nothing else, are in their queues.
+-- Returns as settle.lua.
 
 local id, queue, token, me, ttl = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[9])
 local job, results = 'rq:job:' .. id, 'rq:results:' .. id
@@ -13,11 +13,10 @@ if ttl >= 0 and not lifetime(ttl) then return redis.error_reply('ERR no such tim
 local reply, canceled = refusal(KEYS[1], queue, id, token)
 if reply then return reply end
 if not canceled then
-  if redis.call('EXISTS', job .. ':dependents') == 1 then return 'dependents' end
   local added
-  if ARGV[12] then
+  if ARGV[13] then
     added = redis.pcall('XADD', results, 'MAXLEN', '~', 10, '*', 'type', 1, 'worker_name', me, 'execution_id', token,
-      'execution_started_at', ARGV[7], 'execution_ended_at', ARGV[8], 'return_value', ARGV[12])
+      'execution_started_at', ARGV[7], 'execution_ended_at', ARGV[8], 'return_value', ARGV[13])
   else
     added = redis.pcall('XADD', results, 'MAXLEN', '~', 10, '*', 'type', 1, 'worker_name', me, 'execution_id', token,
       'execution_started_at', ARGV[7], 'execution_ended_at', ARGV[8])
@@ -39,5 +38,6 @@ else
     if ARGV[11] == '1' then redis.call('EXPIRE', 'rq:job::' .. id .. ':dependencies', ttl) end
   end
 end
+if not canceled and redis.call('EXISTS', job .. ':dependents') == 1 then wake(id, ARGV[6], ARGV[12]) end
 drop(KEYS[1], queue, id, token)
 return canceled and 'canceled' or 'settled'
