@@ -20,6 +20,7 @@ from rqjobs.sentences import sentence
 from rqjobs.walls import FAR, cron_after, zone
 
 F = TypeVar("F", bound=Callable[..., Any])
+LONGEST = 2 ** 40  # seconds between two ticks
 MISSED = ("once", "all", "skip")
 STORED = ("seconds", "line", "tz", "missed", "overlap", "jitter", "start", "end", "times")
 
@@ -156,7 +157,7 @@ class Rule:
 
 
 def every(
-    *, seconds: float = 0, minutes: float = 0, hours: float = 0, days: float = 0, weeks: float = 0, **terms: Any
+    *bare: Any, seconds: float = 0, minutes: float = 0, hours: float = 0, days: float = 0, weeks: float = 0, **terms: Any
 ) -> Rule:
     """A rule whose ticks are so far apart, in real time: multiples of that since 1970 in UTC, or since `start`.
 
@@ -177,10 +178,15 @@ def every(
         ScheduleError: no such rule can be.
     """
     _known("every", terms)
-    total = timedelta(seconds=seconds, minutes=minutes, hours=hours, days=days, weeks=weeks).total_seconds()
-    if total < 1 or total != int(total):
-        raise ScheduleError(f"every(…) takes a whole number of seconds, at least one, and not {total:g}; "
-                            f"for example every(minutes=5)")
+    given = {"seconds": seconds, "minutes": minutes, "hours": hours, "days": days, "weeks": weeks}
+    said = ", ".join([*map(repr, bare), *(f"{unit}={number!r}" for unit, number in given.items() if number != 0)])
+    try:
+        total = timedelta(**given).total_seconds()
+    except (TypeError, ValueError, OverflowError):  # no numbers; not a number; more than there is time
+        total = 0
+    if bare or not 1 <= total < LONGEST or total != int(total):
+        raise ScheduleError(f"every({said}) is wrong; it takes a whole number of seconds, from 1 to a few thousand "
+                            f"years, with its unit, as in every(minutes=5)")
     return _with_terms(terms, seconds=int(total))
 
 
@@ -233,7 +239,7 @@ def _check(rule: Rule) -> None:
             raise ScheduleError(f"{what}={value!r} is wrong; {hint}")
 
     def whole(value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2 ** 40
+        return isinstance(value, int) and not isinstance(value, bool) and 0 < value < LONGEST
 
     if rule.line:
         cronline.parse(rule.line)
