@@ -59,6 +59,9 @@ def _tick(connection: redis.Redis, schedule: Schedule, now: float) -> bool:
     assert schedule.next
     rule, name, first = schedule.rule, schedule.name, int(schedule.next.timestamp())
     due = due_ticks(rule, name, first, now)
+    if not due and first + jitter(rule, name, first) > now:  # its score is not that of its rule
+        put(connection, name, schedule.revision, repr(first + jitter(rule, name, first)), "same", {})
+        return True
     last = due[-1] if due else first
     late = now - last - jitter(rule, name, last) > LATE
     jobs = [] if rule.missed == "skip" and late else due

@@ -144,6 +144,34 @@ def test_jitter_moves_the_job_and_not_the_tick(redis):
     assert ticker.due_ticks(rule, "shaken", first, first + jitter(rule, "shaken", first)) == [first]
 
 
+def test_another_jitter_moves_the_next_job_and_drops_no_tick(redis):
+    every(hours=1).add("shaken", faults.note)
+    found = schedules.edit("shaken", rule=every(hours=1, jitter=600))
+    tick = int(found.next.timestamp())
+    assert found.due.timestamp() == pytest.approx(tick + jitter(found.rule, "shaken", tick))
+    first = int(ledger.clock(redis))
+    rule = every(seconds=3500, start=datetime.fromtimestamp(first, timezone.utc), jitter=3499)
+    schedules.edit("shaken", rule=rule)
+    redis.hset("rqjobs:schedule:shaken", "next", first)
+    redis.zadd(SCHEDULES, {"shaken": first})  # as if the jitter were not in it
+    ticker.tick(redis)
+    found = schedules.get("shaken")
+    assert (found.made, found.missed, found.next.timestamp()) == (0, 0, first)
+    assert found.due.timestamp() == pytest.approx(first + jitter(rule, "shaken", first))
+
+
+def test_other_times_begin_anew_with_all_their_times(redis):
+    every(hours=1, times=1).add("once", faults.note)
+    back(redis, "once", 3600)
+    ticker.tick(redis)
+    assert schedules.get("once").state == "ended"
+    found = schedules.edit("once", rule=every(hours=2, times=1))
+    assert (found.state, found.left, len(found.upcoming())) == ("active", 1, 1)
+    back(redis, "once", 7200)
+    ticker.tick(redis)
+    assert len(ids()) == 2 and schedules.get("once").state == "ended"
+
+
 def test_a_tick_is_made_once_however_many_tick_at_once(redis):
     for number in range(20):
         every(hours=1, missed="all").add(f"s{number}", faults.note)
