@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta, timezone
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 from rqjobs import cronline
 from rqjobs.cronline import ScheduleError
 from rqjobs.sentences import sentence
-from rqjobs.walls import FAR, cron_after, zone
+from rqjobs.walls import FAR, _changes_between, cron_after, zone
 
 F = TypeVar("F", bound=Callable[..., Any])
 LONGEST = 2 ** 40  # seconds between two ticks
@@ -113,6 +114,23 @@ class Rule:
                 return found[-most:]
             span *= 2
 
+    def count(self, first: int, last: int) -> int:
+        """How many ticks there are from one tick to another, both included; found without walking through all."""
+        if not self.line:
+            return (last - first) // self.seconds + 1
+        line, found = cronline.parse(self.line), 0
+        times = [3600 * hour + 60 * minute for hour in line.hours for minute in line.minutes]
+        while first <= last:
+            wall = self.shown(first)
+            begin = wall.hour * 3600 + wall.minute * 60 + wall.second
+            stop = min(last, first + 86_399 - begin)
+            if any(_changes_between(self.tz, first - 86_400, stop + 86_400)):
+                found += sum(1 for _ in self.between(first, stop))
+            elif line.on(wall):
+                found += bisect_right(times, begin + stop - first) - bisect_left(times, begin)
+            first = stop + 1
+        return found
+
     def upcoming(self, count: int = 5, after: datetime | None = None) -> list[datetime]:
         """The next ticks after `after` (None: now), in the rule's zone."""
         moment = (after or datetime.now(timezone.utc)).timestamp()
@@ -157,7 +175,8 @@ class Rule:
 
 
 def every(
-    *bare: Any, seconds: float = 0, minutes: float = 0, hours: float = 0, days: float = 0, weeks: float = 0, **terms: Any
+    *bare: Any, seconds: float = 0, minutes: float = 0, hours: float = 0, days: float = 0, weeks: float = 0,
+    **terms: Any,
 ) -> Rule:
     """A rule whose ticks are so far apart, in real time: multiples of that since 1970 in UTC, or since `start`.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from itertools import islice
+import time
 from typing import Any
 
 import redis
@@ -20,8 +20,8 @@ log = logging.getLogger("rqjobs")
 MOST = 1000  # ticks that missed="all" makes up for
 LATE = 10  # seconds after which missed="skip" takes a tick for missed; longer than another clock needs to take over
 AT_ONCE = 100  # schedules
+LONG = 0.1  # seconds; after that the clock sees to its locks and its queues before it goes on
 AGAIN = 5  # seconds after which a tick that Redis refused is tried again
-COUNTED = 100_000  # missed ticks of a cron line that are counted one by one
 KEPT_WITHDRAWN = 86_400  # seconds
 DECLARED = f"{SCHEDULES}:declared"
 OPEN = f"{SCHEDULES}:open"
@@ -34,15 +34,16 @@ redis.call('HDEL', KEYS[3], ARGV[1])
 
 
 def tick(connection: redis.Redis) -> float | None:
-    """Make the jobs of ticks that are due, of up to `AT_ONCE` schedules; returns when (Unix seconds, by Redis's clock)
-    it is worth while again, None if never."""
-    now = ledger.clock(connection)
-    due = [text(name) for name in connection.zrangebyscore(SCHEDULES, "-inf", now, 0, AT_ONCE)]
-    found = read(connection, due)
-    for name in due:
-        if name not in found:
+    """Make the jobs of ticks that are due, of up to `AT_ONCE` schedules and for about `LONG`; returns when (Unix
+    seconds, by Redis's clock) it is worth while again, None if never."""
+    began, now = time.monotonic(), ledger.clock(connection)
+    due: Any = connection.zrangebyscore(SCHEDULES, "-inf", now, 0, AT_ONCE)
+    found = read(connection, map(text, due))
+    for member in due:
+        name = text(member)
+        if name not in found or name.encode() != member:
             log.error("the schedule %s in Redis cannot be read, and does not tick", name)
-            connection.zadd(SCHEDULES, {name: "+inf"}, xx=True)
+            connection.zadd(SCHEDULES, {member: "+inf"}, xx=True)
             continue
         try:
             done = _tick(connection, found[name], now)
@@ -51,6 +52,8 @@ def tick(connection: redis.Redis) -> float | None:
             done = False
         if not done:
             connection.zadd(SCHEDULES, {name: now + AGAIN}, xx=True)
+        if time.monotonic() > began + LONG:
+            return now
     later: Any = connection.zrangebyscore(SCHEDULES, f"({now}", "(+inf", 0, 1, withscores=True)
     return now if len(due) == AT_ONCE else later[0][1] if later else None
 
@@ -58,14 +61,12 @@ def tick(connection: redis.Redis) -> float | None:
 def _tick(connection: redis.Redis, schedule: Schedule, now: float) -> bool:
     assert schedule.next
     rule, name, first = schedule.rule, schedule.name, int(schedule.next.timestamp())
-    due = due_ticks(rule, name, first, now)
-    if not due and first + jitter(rule, name, first) > now:  # its score is not that of its rule
+    jobs, last = due_ticks(rule, name, first, now)
+    if last is None and first + jitter(rule, name, first) > now:  # its score is not that of its rule
         put(connection, name, schedule.revision, repr(first + jitter(rule, name, first)), "same", {})
         return True
-    last = due[-1] if due else first
-    late = now - last - jitter(rule, name, last) > LATE
-    jobs = [] if rule.missed == "skip" and late else due
-    missed = _count(rule, first, last) - len(jobs)
+    last = first if last is None else last
+    missed = rule.count(first, last) - len(jobs)
     following = rule.after(last)
     made, skipped = make(
         connection, name, schedule.revision, schedule.queue, str(first), following,
@@ -84,22 +85,24 @@ def job_id(name: str, revision: int, tick: int) -> str:
     return f"{name}-r{revision}-{when(tick):%Y%m%dT%H%M%S}"
 
 
-def due_ticks(rule: Rule, name: str, first: int, now: float) -> list[int]:
-    """The ticks from `first` on that are due and make a job, or would if they are not too late."""
-    most = MOST if rule.missed == "all" else 1
-    recent = max(first, math.ceil(now - rule.jitter))  # a tick since then may have to wait for its jitter
-    ticks = rule.latest(first, recent - 1, most) if recent > first else []
+def due_ticks(rule: Rule, name: str, first: int, now: float) -> tuple[list[int], int | None]:
+    """The ticks from `first` on that are due and make a job, and the last one that is due (None if none is)."""
+    skip, most = rule.missed == "skip", 1 if rule.missed == "once" else MOST
+    # a tick since then may have to wait for its jitter, or is not too late for "skip"
+    recent = max(first, math.ceil(now - rule.jitter - (LATE if skip else 0)))
+    jobs = rule.latest(first, recent - 1, 1 if skip else most) if recent > first else []
+    last = jobs[-1] if jobs else None
+    if skip:
+        jobs = []
+    due = 0.0
     for tick in rule.between(recent, now):
-        if tick + jitter(rule, name, tick) > now:
+        due = max(due, tick + jitter(rule, name, tick))  # one comes after the other
+        if due > now:
             break
-        ticks.append(tick)
-    return ticks[-most:]
-
-
-def _count(rule: Rule, first: int, last: int) -> int:
-    if not rule.line:
-        return (last - first) // rule.seconds + 1
-    return sum(1 for _ in islice(rule.between(first, last), COUNTED))
+        last = tick
+        if not skip or now - due <= LATE:
+            jobs.append(tick)
+    return jobs[-most:], last
 
 
 # What the code declares

@@ -137,7 +137,19 @@ def test_a_bad_line_is_refused_with_the_position_and_what_would_be_right(line, w
     assert words in str(refused.value) and "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("line", ["* * * * *", "*/20 6-22 * * mon-fri", "30 2 * * *", "15 1,2 1,15 * sun"])
+@pytest.mark.parametrize("tz", ["UTC", "Europe/Berlin", "Australia/Lord_Howe"])
+def test_ticks_are_counted_as_one_by_one(line, tz):
+    rule, begin = cron(line, tz=tz), int(datetime(2026, 3, 20, 13, 7, tzinfo=timezone.utc).timestamp())
+    for days in (1, 20, 40):
+        ticks = list(rule.between(begin, begin + days * 86_400))
+        for first in {*ticks[:1], *ticks[-1:]}:
+            assert rule.count(first, ticks[-1]) == len([tick for tick in ticks if tick >= first])
+
+
 @pytest.mark.parametrize("make", [
+    lambda: every(5), lambda: every(seconds="5"), lambda: every(seconds=float("nan")), lambda: every(days=10 ** 9),
+    lambda: every(seconds=float("inf")), lambda: every(weeks=10 ** 7),
     lambda: every(), lambda: every(seconds=0.5), lambda: every(minute=5), lambda: every(minutes=5, missed="never"),
     lambda: every(minutes=5, jitter=300), lambda: every(minutes=5, times=0), lambda: every(minutes=5, overlap=1),
     lambda: every(minutes=5, start="tomorrow"), lambda: cron("@daily", tz="Europe/Berln"), lambda: cron(5),
