@@ -28,7 +28,7 @@ OPEN = f"{SCHEDULES}:open"
 ENDED = ("finished", "failed", "stopped", "canceled")
 
 _NOTE = """
-if redis.call('EXISTS', KEYS[1]) == 1 then redis.call('HSET', KEYS[2], ARGV[1], ARGV[2]) end
+if redis.call('EXISTS', KEYS[1]) == 1 then redis.pcall('HSET', KEYS[2], ARGV[1], ARGV[2]) end
 redis.call('HDEL', KEYS[3], ARGV[1])
 """
 
@@ -73,7 +73,8 @@ def _tick(connection: redis.Redis, schedule: Schedule, now: float) -> bool:
         0.0 if following is None else following + jitter(rule, name, following), rule.overlap, missed, last,
         [(tick, job_id(name, schedule.revision, tick)) for tick in jobs])
     if made == -2:
-        log.error("the schedule %s waits: the key of the queue %s is no list", name, schedule.queue)
+        log.error("the schedule %s waits: the key of its queue %s, of its runs or of their outcomes, or rq:queues, is "
+                  "of the wrong type", name, schedule.queue)
     elif made >= 0 and (missed or skipped):
         log.warning("the schedule %s: %d ticks were missed and make no job, %d were skipped because a job before has "
                     "not ended", name, missed, skipped)
@@ -213,6 +214,8 @@ def _withdraw(connection: redis.Redis, schedule: Schedule, now: float) -> None:
 
 def note_outcomes(connection: redis.Redis) -> None:
     """Remember how jobs of schedules ended, before Redis forgets them (`result_ttl`)."""
+    if connection.type(OPEN) != b"hash":  # there are none, or somebody else wrote there: `tick.lua` passes over it
+        return
     waiting = [(text(job_id), text(name)) for job_id, name in connection.hgetall(OPEN).items()]
     with connection.pipeline(transaction=False) as pipe:
         for job_id, _ in waiting:

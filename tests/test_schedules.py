@@ -345,6 +345,31 @@ def test_what_a_stranger_wrote_stops_no_other_schedule(redis):
     schedules.remove("broken")
 
 
+@pytest.mark.parametrize(("key", "made"), [
+    ("rqjobs:schedule:odd:runs", 0), ("rqjobs:schedule:odd:outcomes", 0), ("rq:queue:low", 0),
+    ("rqjobs:schedules:open", 1),
+])
+def test_a_key_of_the_wrong_type_repeats_no_tick_and_stops_no_other(redis, key, made):
+    schedules.add("odd", every(hours=1), faults.note, queue="low")
+    every(hours=1).add("fine", faults.note)
+    for name in ("odd", "fine"):
+        back(redis, name, 3600)
+    redis.set(key, "somebody else's")
+    ticker.tick(redis)
+    ticker.note_outcomes(redis)
+    assert schedules.get("odd").made == made == len(redis.keys("rq:job:odd-*")) and schedules.get("fine").made == 1
+    if not made:
+        with pytest.raises(ScheduleError, match="of the wrong type"):
+            schedules.run_now("odd")
+    redis.hset("rqjobs:schedule:fine", "made", " 1")
+    redis.zadd(SCHEDULES, {"odd": 1, "fine": 1})
+    back(redis, "fine", 3600)
+    ticker.tick(redis)
+    schedules.runs("odd")
+    schedules.remove("odd")
+    assert redis.exists("rqjobs:schedule:odd") == 0 and schedules.get("fine").next.timestamp() > time.time()
+
+
 def test_names_that_are_no_text_stop_no_schedule_and_are_told_once(redis, caplog):
     every(hours=1).add("fine", faults.note)
     back(redis, "fine", 3600)
