@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
@@ -95,7 +96,7 @@ class Rule:
         return tick
 
     def _step(self, moment: float) -> int:
-        anchor = int(self.start.timestamp()) if self.start else 0
+        anchor = math.ceil(self.start.timestamp()) if self.start else 0
         return anchor + (int((moment - anchor) // self.seconds) + 1) * self.seconds
 
     def between(self, first: int, last: float) -> Iterator[int]:

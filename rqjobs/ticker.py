@@ -166,9 +166,16 @@ def reconcile(connection: redis.Redis) -> None:
     if not said.keys() & live:
         return  # there is no code that could tell
     wanted: dict[str, dict[str, Any]] = {}
-    spoken = [json.loads(said[worker]) for worker in said.keys() & live]
-    for words in sorted(spoken, key=lambda words: words["started"]):
-        wanted.update((one["name"], one) for one in words["schedules"])
+    spoken: list[tuple[float, dict[str, Any]]] = []
+    for worker in said.keys() & live:
+        try:
+            words = json.loads(said[worker])
+            spoken.append((float(words["started"]), {str(one["name"]): one for one in words["schedules"]}))
+        except (ValueError, TypeError, LookupError, RecursionError):
+            log.error("what the code of the worker %s declares cannot be read; it is asked again", worker)
+            connection.hdel(DECLARED, worker)
+    for _, declared_there in sorted(spoken, key=lambda words: words[0]):
+        wanted.update(declared_there)
     names = {text(name) for name in connection.zrange(SCHEDULES, 0, -1)}
     found = read(connection, names)
     for name, one in wanted.items():
@@ -177,15 +184,18 @@ def reconcile(connection: redis.Redis) -> None:
         else:
             try:
                 _adopt(connection, one, found.get(name))
-            except (ScheduleError, LookupError, AttributeError, TypeError) as error:  # of another version of ours
+            except (ValueError, LookupError, AttributeError, TypeError, RecursionError, redis.DataError) as error:
+                # of another version of ours, or of a stranger
                 log.error("the declared schedule %s is not stored: %s", name, error)
+    if len(spoken) < len(said.keys() & live):
+        return  # those that cannot be read may declare what the others do not
     for name, schedule in found.items():
         if schedule.source == "code" and name not in wanted:
             _withdraw(connection, schedule, now)
 
 
 def _adopt(connection: redis.Redis, one: dict[str, Any], found: Schedule | None) -> None:
-    name, rule = one["name"], Rule.load(one["rule"])
+    name, rule = check_name(one["name"]), Rule.load(one["rule"])
     if found and found.state == "withdrawn":
         ticks = found.before == "active" and found.next
         due = repr(ticks.timestamp() + jitter(found.rule, name, int(ticks.timestamp()))) if ticks else "never"

@@ -236,6 +236,19 @@ def test_a_declaration_that_cannot_be_read_stops_no_other(redis, version):
     assert states() == dict.fromkeys("abc", "active") and schedules.get("c").revision > revision
 
 
+@pytest.mark.parametrize("words", ["{", "[]", "5", '{"started": "x", "schedules": []}', "[" * 5000,
+                                   '{"started": 1, "schedules": [[]]}', b"\xff"])
+def test_what_is_no_declaration_is_told_once_and_takes_nothing_away(redis, version, words, caplog):
+    said = version("w1", {"a": every(hours=1)})
+    ledger.beat(redis, "w2", {"pid": 1})
+    redis.hset("rqjobs:schedules:declared", mapping={"w1": words, "w2": said.replace('"a"', '"b"')})
+    ticker.reconcile(redis)
+    assert states() == {"a": "active", "b": "active"}
+    ticker.announce(redis, "w1", said, again=True)
+    ticker.reconcile(redis)
+    assert states() == {"a": "active", "b": "active"} and caplog.text.count("cannot be read") == 1
+
+
 def test_the_example_in_the_readme_declares_what_it_says(settings, tmp_path, monkeypatch, redis):
     readme = (Path(__file__).parent.parent / "README.md").read_text()
     block = readme.split("```python\n# tasks.py\n", 1)[1].split("```", 1)[0]

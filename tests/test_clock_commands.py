@@ -86,6 +86,12 @@ def test_what_is_wrong_is_told_in_a_line(run, arguments, code, words):
     assert schedules.all() == []
 
 
+def test_a_delayed_job_is_not_moved_beyond_the_calendar(run):
+    job = rqjobs.enqueue_in(60, faults.note)
+    code, output = run("delayed", "move", job.id, "999999999999999w")
+    assert code == 1 and "is no time for a job" in output and "Traceback" not in output
+
+
 def test_delayed_jobs_are_listed_moved_and_canceled(run, redis):
     first, second = rqjobs.enqueue_in(60, faults.note, "a"), rqjobs.enqueue_in(90, faults.note, "b\x1b[2J")
     code, output = run("delayed")

@@ -101,6 +101,12 @@ def test_every_counts_from_the_epoch_or_from_its_start():
     assert every(hours=1, minutes=30).seconds == 5400
 
 
+def test_a_start_between_two_seconds_begins_with_the_next_one():
+    start = datetime(2026, 1, 1, 0, 0, 1, 500_000, tzinfo=timezone.utc)
+    first = int(start.timestamp()) + 1
+    assert list(every(hours=1, start=start).between(0, first + 3600)) == [first, first + 3600]
+
+
 def test_start_and_end_hold_for_cron_and_a_naive_one_is_of_this_machine():
     start = datetime(2026, 5, 5, 6, 0)
     rule = cron("0 * * * *", start=start, end=start + timedelta(hours=2))
@@ -166,6 +172,7 @@ def test_a_bad_rule_is_refused(make):
     (cron("0 6 * * mon-fri", tz="Europe/Berlin"), "at 06:00 on Monday to Friday (Europe/Berlin)"),
     (cron("*/5 * * * *"), "every 5 minutes (UTC)"), (cron("30 2 * * *"), "every day at 02:30 (UTC)"),
     (cron("0 9-17 * * *"), "every hour from 09:00 to 17:00 (UTC)"),
+    (cron("*/45 * * * *"), "at minute 0 and 45 of every hour (UTC)"),
     (cron("0 0 1,15 * mon"), "at 00:00 on day 1 and 15 of the month or on Monday (UTC)"),
     (cron("15,45 * * jan-mar sat,sun"),
      "at minute 15 and 45 of every hour on Saturday and Sunday in January to March (UTC)"),
