@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import sys
 import time
 from collections import Counter
@@ -13,10 +14,11 @@ from pathlib import Path
 import faults
 import psutil
 import pytest
+from click.testing import CliRunner
 from rq.scheduler import RQScheduler
 
 import rqjobs
-from rqjobs import ScheduleError, config, every, ledger, orphans, schedules, ticker
+from rqjobs import ScheduleError, cli, config, every, ledger, orphans, schedules, ticker
 from rqjobs.scheduler import TICKS_LOCK
 from rqjobs.timetable import SCHEDULES
 
@@ -259,4 +261,11 @@ def test_the_example_in_the_readme_declares_what_it_says(settings, tmp_path, mon
     found = {one["name"]: one for one in ticker.declarations()}
     assert set(found) == {"tasks-refresh", "tasks-report", "monthly"}
     assert found["monthly"]["queue"] == "low" and "overlap" in found["tasks-report"]["rule"]
+    later = readme.split("With arguments that only your program knows", 1)[1]
+    exec(later.split("```python\n", 1)[1].split("```", 1)[0], {})
+    command = shlex.split(later.split("```sh\nrqjobs ", 1)[1].split("```", 1)[0])
+    assert CliRunner().invoke(cli.main, command).exit_code == 0
+    assert {one.name: (one.function, one.state) for one in schedules.all()} == {
+        "digest-41": ("tasks.send_digest", "active"), "digest-42": ("tasks.send_digest", "paused"),
+        "digest-43": ("tasks.send_digest", "active")}
     monkeypatch.delitem(sys.modules, "tasks")
