@@ -199,14 +199,17 @@ def every(
     """
     _known("every", terms)
     given = {"seconds": seconds, "minutes": minutes, "hours": hours, "days": days, "weeks": weeks}
-    said = ", ".join([*map(repr, bare), *(f"{unit}={number!r}" for unit, number in given.items() if number != 0)])
+    if bare:
+        raise ScheduleError(f"every(…) takes its times with their units, and not {bare[0]!r}; for example "
+                            f"every(minutes=5)")
+    said = ", ".join(f"{unit}={number!r}" for unit, number in given.items() if number != 0)
     try:
         total = timedelta(**given).total_seconds()
     except (TypeError, ValueError, OverflowError):  # no numbers; not a number; more than there is time
         total = 0
-    if bare or not 1 <= total < LONGEST or total != int(total):
-        raise ScheduleError(f"every({said}) is wrong; it takes a whole number of seconds, from 1 to a few thousand "
-                            f"years, with its unit, as in every(minutes=5)")
+    if not 1 <= total < LONGEST or total != int(total):
+        raise ScheduleError(f"every(…) takes a whole number of seconds, at least one and less than 2**40, and not "
+                            f"{said or 0}; for example every(minutes=5)")
     return _with_terms(terms, seconds=int(total))
 
 
