@@ -31,7 +31,7 @@ class Span(click.ParamType):
     def convert(self, value: Any, param: Any, ctx: Any) -> float:
         if isinstance(value, int | float):
             return value
-        if not re.fullmatch(r"([0-9]+[wdhms])+", value):
+        if not re.fullmatch(r"([0-9]{1,15}[wdhms])+", value):
             self.fail(f"{value!r} is no length of time; write it like 90s, 5m, 1h30m or 2d", param, ctx)
         return sum(int(number) * UNITS[unit] for number, unit in re.findall(r"([0-9]+)([wdhms])", value))
 
@@ -123,11 +123,12 @@ def _rule(given: dict[str, Any], old: Rule | None = None) -> Rule | None:
         terms = kept | terms
         if seconds is None and line is None and tz is None and terms == kept:
             return None
-        line = line or (old.line if seconds is None else None)
-        seconds, tz = seconds or old.seconds, tz or old.tz
+        if seconds is None and line is None:
+            line, seconds = old.line or None, old.seconds
+        tz = tz or old.tz
     if line is not None:
         return cron(line, tz=tz or "UTC", **terms)
-    if not seconds:
+    if seconds is None:
         raise click.UsageError("say when: --every 5m, or --cron '0 6 * * mon-fri'")
     return every(seconds=seconds, **terms)
 
@@ -244,7 +245,7 @@ def move(job_id: str, when: str) -> None:
     """
     if when == "now":
         moment: Any = 0
-    elif re.fullmatch(r"([0-9]+[wdhms])+", when):
+    elif re.fullmatch(r"([0-9]{1,15}[wdhms])+", when):
         moment = Span().convert(when, None, None)
     else:
         try:

@@ -16,6 +16,7 @@ from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rqjobs import connection as connections
 from rqjobs import ledger
 from rqjobs.ledger import DELAYED, text
+from rqjobs.walls import FAR
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,20 @@ def reschedule(job_id: str, when: datetime | timedelta | float, connection: redi
     Raises:
         NoSuchJobError: there is no such job.
         InvalidJobOperation: it does not wait for a time (any more).
+        ValueError: `when` is no time, or too far away.
     """
-    if isinstance(when, datetime):
-        return _moment(float(_change(connection, job_id, "at", when.timestamp())))
-    seconds = when.total_seconds() if isinstance(when, timedelta) else float(when)
-    return _moment(float(_change(connection, job_id, "in", seconds)))
+    seconds: Any = when
+    try:
+        if isinstance(when, datetime):
+            seconds = when.timestamp()
+        elif isinstance(when, timedelta):
+            seconds = when.total_seconds()
+        if isinstance(when, bool) or not abs(seconds) < FAR:
+            raise ValueError
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{when!r} is no time for a job; give a datetime, or seconds or a timedelta from now, before "
+                         f"the year 9999") from None
+    return _moment(float(_change(connection, job_id, "at" if isinstance(when, datetime) else "in", seconds)))
 
 
 def _moment(due: float) -> datetime:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta, timezone
@@ -17,9 +19,10 @@ from typing import Any, TypeVar
 from rqjobs import cronline
 from rqjobs.cronline import ScheduleError
 from rqjobs.sentences import sentence
-from rqjobs.walls import FAR, cron_after, zone
+from rqjobs.walls import FAR, _changes_between, cron_after, zone
 
 F = TypeVar("F", bound=Callable[..., Any])
+LONGEST = 2 ** 40  # seconds between two ticks
 MISSED = ("once", "all", "skip")
 STORED = ("seconds", "line", "tz", "missed", "overlap", "jitter", "start", "end", "times")
 
@@ -93,7 +96,7 @@ class Rule:
         return tick
 
     def _step(self, moment: float) -> int:
-        anchor = int(self.start.timestamp()) if self.start else 0
+        anchor = math.ceil(self.start.timestamp()) if self.start else 0
         return anchor + (int((moment - anchor) // self.seconds) + 1) * self.seconds
 
     def between(self, first: int, last: float) -> Iterator[int]:
@@ -111,6 +114,23 @@ class Rule:
             if len(found) >= most or last - span <= first:
                 return found[-most:]
             span *= 2
+
+    def count(self, first: int, last: int) -> int:
+        """How many ticks there are from one tick to another, both included; found without walking through all."""
+        if not self.line:
+            return (last - first) // self.seconds + 1
+        line, found = cronline.parse(self.line), 0
+        times = [3600 * hour + 60 * minute for hour in line.hours for minute in line.minutes]
+        while first <= last:
+            wall = self.shown(first)
+            begin = wall.hour * 3600 + wall.minute * 60 + wall.second
+            stop = min(last, first + 86_399 - begin)
+            if any(_changes_between(self.tz, first - 86_400, stop + 86_400)):
+                found += sum(1 for _ in self.between(first, stop))
+            elif line.on(wall):
+                found += bisect_right(times, begin + stop - first) - bisect_left(times, begin)
+            first = stop + 1
+        return found
 
     def upcoming(self, count: int = 5, after: datetime | None = None) -> list[datetime]:
         """The next ticks after `after` (None: now), in the rule's zone."""
@@ -156,7 +176,8 @@ class Rule:
 
 
 def every(
-    *, seconds: float = 0, minutes: float = 0, hours: float = 0, days: float = 0, weeks: float = 0, **terms: Any
+    *bare: Any, seconds: float = 0, minutes: float = 0, hours: float = 0, days: float = 0, weeks: float = 0,
+    **terms: Any,
 ) -> Rule:
     """A rule whose ticks are so far apart, in real time: multiples of that since 1970 in UTC, or since `start`.
 
@@ -177,10 +198,18 @@ def every(
         ScheduleError: no such rule can be.
     """
     _known("every", terms)
-    total = timedelta(seconds=seconds, minutes=minutes, hours=hours, days=days, weeks=weeks).total_seconds()
-    if total < 1 or total != int(total):
-        raise ScheduleError(f"every(…) takes a whole number of seconds, at least one, and not {total:g}; "
-                            f"for example every(minutes=5)")
+    given = {"seconds": seconds, "minutes": minutes, "hours": hours, "days": days, "weeks": weeks}
+    if bare:
+        raise ScheduleError(f"every(…) takes its times with their units, and not {bare[0]!r}; for example "
+                            f"every(minutes=5)")
+    said = ", ".join(f"{unit}={number!r}" for unit, number in given.items() if number != 0)
+    try:
+        total = timedelta(**given).total_seconds()
+    except (TypeError, ValueError, OverflowError):  # no numbers; not a number; more than there is time
+        total = 0
+    if not 1 <= total < LONGEST or total != int(total):
+        raise ScheduleError(f"every(…) takes a whole number of seconds, at least one and less than 2**40, and not "
+                            f"{said or 0}; for example every(minutes=5)")
     return _with_terms(terms, seconds=int(total))
 
 
@@ -233,7 +262,7 @@ def _check(rule: Rule) -> None:
             raise ScheduleError(f"{what}={value!r} is wrong; {hint}")
 
     def whole(value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2 ** 40
+        return isinstance(value, int) and not isinstance(value, bool) and 0 < value < LONGEST
 
     if rule.line:
         cronline.parse(rule.line)

@@ -181,8 +181,13 @@ class Scheduler(RQScheduler):
     def _tick(self) -> None:
         if time.monotonic() >= self._next_upkeep:
             self._next_upkeep = time.monotonic() + UPKEEP
-            ticker.reconcile(self.connection)
-            ticker.note_outcomes(self.connection)
+            for step in ticker.reconcile, ticker.note_outcomes:
+                try:
+                    step(self.connection)
+                except (redis.ConnectionError, redis.TimeoutError):
+                    raise
+                except Exception as error:  # as in `_look`; and the ticks need neither
+                    self.log.error("Scheduler %s: the schedules: %s: %s", self.name, type(error).__name__, error)
         due = ticker.tick(self.connection)
         if due is not None:
             self._expect(TICKS, due)

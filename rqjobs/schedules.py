@@ -118,12 +118,17 @@ def run_now(name: str) -> Job:
 
     Raises:
         NoSuchSchedule: there is none.
+        ScheduleError: it cannot make one, for a key in Redis is of the wrong type.
     """
     client = connections.client()
     while True:
         found = get(name)
         job_id = f"{name}-now-{uuid4().hex[:12]}"
-        if make(client, found.name, found.revision, found.queue, jobs=[("", job_id)])[0] == 1:
+        made = make(client, found.name, found.revision, found.queue, jobs=[("", job_id)])[0]
+        if made == -2:
+            raise ScheduleError(f"the schedule {name!r} makes no job: the key of its queue {found.queue!r}, of its "
+                                f"runs or of their outcomes, or rq:queues, is of the wrong type; delete that key")
+        if made == 1:
             job: Any = Job.fetch(job_id, connection=client)
             return job
 
@@ -163,6 +168,8 @@ def all() -> list[Schedule]:
 def runs(name: str, count: int = 10) -> list[Run]:
     """Its last runs, the newest first; at most 20 are remembered."""
     client, key = connections.client(), f"rqjobs:schedule:{name}"
+    if client.type(f"{key}:runs") != b"list":
+        return []
     lines = [text(line).split(" ") for line in client.lrange(f"{key}:runs", 0, count - 1)]
     with client.pipeline(transaction=False) as pipe:
         for *_, job_id in lines:
@@ -174,11 +181,16 @@ def runs(name: str, count: int = 10) -> list[Run]:
 
 def _runs(lines: list[list[str]], replies: list[Any]) -> Iterator[Run]:
     for (tick, enqueued, job_id), live, noted in zip(lines, replies[::2], replies[1::2], strict=True):
-        status, ended = live if isinstance(live, list) and live[0] else (*(noted or b"").split(b" ", 1), b"")[:2]
+        status, ended = live if isinstance(live, list) and live[0] else _noted(noted)
         outcome = text(status) or "unknown"
         over = outcome in ("finished", "failed", "stopped", "canceled", "unknown")
         yield Run(job_id, None if tick == "now" else when(int(tick)), when(float(enqueued)), outcome,
                   str_to_date(ended) if ended and over else None)
+
+
+def _noted(words: Any) -> tuple[bytes, bytes]:
+    status, _, ended = (words if isinstance(words, bytes) else b"").partition(b" ")
+    return status, ended
 
 
 def _revision(name: str) -> str:

@@ -71,9 +71,9 @@ def _time(line: cronline.Line) -> str:
 
 
 def _step(values: Sequence[int], size: int) -> int:
-    """The step if `values` are all the multiples of one below `size`; else 0."""
+    """The step if `values` are all the multiples of one that divides `size`; else 0, for the last gap is shorter."""
     step = values[1] if len(values) > 1 else 0
-    return step if step and list(values) == list(range(0, size, step)) else 0
+    return step if step and size % step == 0 and list(values) == list(range(0, size, step)) else 0
 
 
 def _spans(values: Sequence[int]) -> list[tuple[int, int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from itertools import islice
+import time
 from typing import Any
 
 import redis
@@ -20,29 +20,30 @@ log = logging.getLogger("rqjobs")
 MOST = 1000  # ticks that missed="all" makes up for
 LATE = 10  # seconds after which missed="skip" takes a tick for missed; longer than another clock needs to take over
 AT_ONCE = 100  # schedules
+LONG = 0.1  # seconds; after that the clock sees to its locks and its queues before it goes on
 AGAIN = 5  # seconds after which a tick that Redis refused is tried again
-COUNTED = 100_000  # missed ticks of a cron line that are counted one by one
 KEPT_WITHDRAWN = 86_400  # seconds
 DECLARED = f"{SCHEDULES}:declared"
 OPEN = f"{SCHEDULES}:open"
 ENDED = ("finished", "failed", "stopped", "canceled")
 
 _NOTE = """
-if redis.call('EXISTS', KEYS[1]) == 1 then redis.call('HSET', KEYS[2], ARGV[1], ARGV[2]) end
+if redis.call('EXISTS', KEYS[1]) == 1 then redis.pcall('HSET', KEYS[2], ARGV[1], ARGV[2]) end
 redis.call('HDEL', KEYS[3], ARGV[1])
 """
 
 
 def tick(connection: redis.Redis) -> float | None:
-    """Make the jobs of ticks that are due, of up to `AT_ONCE` schedules; returns when (Unix seconds, by Redis's clock)
-    it is worth while again, None if never."""
-    now = ledger.clock(connection)
-    due = [text(name) for name in connection.zrangebyscore(SCHEDULES, "-inf", now, 0, AT_ONCE)]
-    found = read(connection, due)
-    for name in due:
-        if name not in found:
+    """Make the jobs of ticks that are due, of up to `AT_ONCE` schedules and for about `LONG`; returns when (Unix
+    seconds, by Redis's clock) it is worth while again, None if never."""
+    began, now = time.monotonic(), ledger.clock(connection)
+    due: Any = connection.zrangebyscore(SCHEDULES, "-inf", now, 0, AT_ONCE)
+    found = read(connection, map(text, due))
+    for member in due:
+        name = text(member)
+        if name not in found or name.encode() != member:
             log.error("the schedule %s in Redis cannot be read, and does not tick", name)
-            connection.zadd(SCHEDULES, {name: "+inf"}, xx=True)
+            connection.zadd(SCHEDULES, {member: "+inf"}, xx=True)
             continue
         try:
             done = _tick(connection, found[name], now)
@@ -51,6 +52,8 @@ def tick(connection: redis.Redis) -> float | None:
             done = False
         if not done:
             connection.zadd(SCHEDULES, {name: now + AGAIN}, xx=True)
+        if time.monotonic() > began + LONG:
+            return now
     later: Any = connection.zrangebyscore(SCHEDULES, f"({now}", "(+inf", 0, 1, withscores=True)
     return now if len(due) == AT_ONCE else later[0][1] if later else None
 
@@ -58,18 +61,20 @@ def tick(connection: redis.Redis) -> float | None:
 def _tick(connection: redis.Redis, schedule: Schedule, now: float) -> bool:
     assert schedule.next
     rule, name, first = schedule.rule, schedule.name, int(schedule.next.timestamp())
-    due = due_ticks(rule, name, first, now)
-    last = due[-1] if due else first
-    late = now - last - jitter(rule, name, last) > LATE
-    jobs = [] if rule.missed == "skip" and late else due
-    missed = _count(rule, first, last) - len(jobs)
+    jobs, last = due_ticks(rule, name, first, now)
+    if last is None and first + jitter(rule, name, first) > now:  # its score is not that of its rule
+        put(connection, name, schedule.revision, repr(first + jitter(rule, name, first)), "same", {})
+        return True
+    last = first if last is None else last
+    missed = rule.count(first, last) - len(jobs)
     following = rule.after(last)
     made, skipped = make(
         connection, name, schedule.revision, schedule.queue, str(first), following,
         0.0 if following is None else following + jitter(rule, name, following), rule.overlap, missed, last,
         [(tick, job_id(name, schedule.revision, tick)) for tick in jobs])
     if made == -2:
-        log.error("the schedule %s waits: the key of the queue %s is no list", name, schedule.queue)
+        log.error("the schedule %s waits: the key of its queue %s, of its runs or of their outcomes, or rq:queues, is "
+                  "of the wrong type", name, schedule.queue)
     elif made >= 0 and (missed or skipped):
         log.warning("the schedule %s: %d ticks were missed and make no job, %d were skipped because a job before has "
                     "not ended", name, missed, skipped)
@@ -81,22 +86,24 @@ def job_id(name: str, revision: int, tick: int) -> str:
     return f"{name}-r{revision}-{when(tick):%Y%m%dT%H%M%S}"
 
 
-def due_ticks(rule: Rule, name: str, first: int, now: float) -> list[int]:
-    """The ticks from `first` on that are due and make a job, or would if they are not too late."""
-    most = MOST if rule.missed == "all" else 1
-    recent = max(first, math.ceil(now - rule.jitter))  # a tick since then may have to wait for its jitter
-    ticks = rule.latest(first, recent - 1, most) if recent > first else []
+def due_ticks(rule: Rule, name: str, first: int, now: float) -> tuple[list[int], int | None]:
+    """The ticks from `first` on that are due and make a job, and the last one that is due (None if none is)."""
+    skip, most = rule.missed == "skip", 1 if rule.missed == "once" else MOST
+    # a tick since then may have to wait for its jitter, or is not too late for "skip"
+    recent = max(first, math.ceil(now - rule.jitter - (LATE if skip else 0)))
+    jobs = rule.latest(first, recent - 1, 1 if skip else most) if recent > first else []
+    last = jobs[-1] if jobs else None
+    if skip:
+        jobs = []
+    due = 0.0
     for tick in rule.between(recent, now):
-        if tick + jitter(rule, name, tick) > now:
+        due = max(due, tick + jitter(rule, name, tick))  # one comes after the other
+        if due > now:
             break
-        ticks.append(tick)
-    return ticks[-most:]
-
-
-def _count(rule: Rule, first: int, last: int) -> int:
-    if not rule.line:
-        return (last - first) // rule.seconds + 1
-    return sum(1 for _ in islice(rule.between(first, last), COUNTED))
+        last = tick
+        if not skip or now - due <= LATE:
+            jobs.append(tick)
+    return jobs[-most:], last
 
 
 # What the code declares
@@ -159,9 +166,16 @@ def reconcile(connection: redis.Redis) -> None:
     if not said.keys() & live:
         return  # there is no code that could tell
     wanted: dict[str, dict[str, Any]] = {}
-    spoken = [json.loads(said[worker]) for worker in said.keys() & live]
-    for words in sorted(spoken, key=lambda words: words["started"]):
-        wanted.update((one["name"], one) for one in words["schedules"])
+    spoken: list[tuple[float, dict[str, Any]]] = []
+    for worker in said.keys() & live:
+        try:
+            words = json.loads(said[worker])
+            spoken.append((float(words["started"]), {str(one["name"]): one for one in words["schedules"]}))
+        except (ValueError, TypeError, LookupError, RecursionError):
+            log.error("what the code of the worker %s declares cannot be read; it is asked again", worker)
+            connection.hdel(DECLARED, worker)
+    for _, declared_there in sorted(spoken, key=lambda words: words[0]):
+        wanted.update(declared_there)
     names = {text(name) for name in connection.zrange(SCHEDULES, 0, -1)}
     found = read(connection, names)
     for name, one in wanted.items():
@@ -170,15 +184,18 @@ def reconcile(connection: redis.Redis) -> None:
         else:
             try:
                 _adopt(connection, one, found.get(name))
-            except (ScheduleError, LookupError, AttributeError, TypeError) as error:  # of another version of ours
+            except (ValueError, LookupError, AttributeError, TypeError, RecursionError, redis.DataError) as error:
+                # of another version of ours, or of a stranger
                 log.error("the declared schedule %s is not stored: %s", name, error)
+    if len(spoken) < len(said.keys() & live):
+        return  # those that cannot be read may declare what the others do not
     for name, schedule in found.items():
         if schedule.source == "code" and name not in wanted:
             _withdraw(connection, schedule, now)
 
 
 def _adopt(connection: redis.Redis, one: dict[str, Any], found: Schedule | None) -> None:
-    name, rule = one["name"], Rule.load(one["rule"])
+    name, rule = check_name(one["name"]), Rule.load(one["rule"])
     if found and found.state == "withdrawn":
         ticks = found.before == "active" and found.next
         due = repr(ticks.timestamp() + jitter(found.rule, name, int(ticks.timestamp()))) if ticks else "never"
@@ -207,6 +224,8 @@ def _withdraw(connection: redis.Redis, schedule: Schedule, now: float) -> None:
 
 def note_outcomes(connection: redis.Redis) -> None:
     """Remember how jobs of schedules ended, before Redis forgets them (`result_ttl`)."""
+    if connection.type(OPEN) != b"hash":  # there are none, or somebody else wrote there: `tick.lua` passes over it
+        return
     waiting = [(text(job_id), text(name)) for job_id, name in connection.hgetall(OPEN).items()]
     with connection.pipeline(transaction=False) as pipe:
         for job_id, _ in waiting:

@@ -145,11 +145,15 @@ def store(client: redis.Redis, name: str, rule: Rule, made: Call, source: str, f
     due = ""
     if found is None:
         fields["created"] = fields["changed"]
-    if found is None or rule.times != found.rule.times:
+    other_times = found is None or rule.timing != found.rule.timing
+    if other_times:
         fields["left"] = "" if rule.times is None else str(rule.times)
-    if found is None or (rule.timing != found.rule.timing and found.state in ("active", "ended")):
+    if found is None or (other_times and found.state in ("active", "ended")):
         due, new = begin(client, name, rule)
         fields |= new
+    elif found.state == "active" and found.next and rule.jitter != found.rule.jitter:
+        tick = int(found.next.timestamp())
+        due = repr(tick + jitter(rule, name, tick))
     return put(client, name, found.revision if found else None, due, "new", fields, made.fields)
 
 

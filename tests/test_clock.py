@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import sys
 import time
 from collections import Counter
@@ -13,10 +14,11 @@ from pathlib import Path
 import faults
 import psutil
 import pytest
+from click.testing import CliRunner
 from rq.scheduler import RQScheduler
 
 import rqjobs
-from rqjobs import ScheduleError, config, every, ledger, orphans, schedules, ticker
+from rqjobs import ScheduleError, cli, config, every, ledger, orphans, schedules, ticker
 from rqjobs.scheduler import TICKS_LOCK
 from rqjobs.timetable import SCHEDULES
 
@@ -236,6 +238,19 @@ def test_a_declaration_that_cannot_be_read_stops_no_other(redis, version):
     assert states() == dict.fromkeys("abc", "active") and schedules.get("c").revision > revision
 
 
+@pytest.mark.parametrize("words", ["{", "[]", "5", '{"started": "x", "schedules": []}', "[" * 5000,
+                                   '{"started": 1, "schedules": [[]]}', b"\xff"])
+def test_what_is_no_declaration_is_told_once_and_takes_nothing_away(redis, version, words, caplog):
+    said = version("w1", {"a": every(hours=1)})
+    ledger.beat(redis, "w2", {"pid": 1})
+    redis.hset("rqjobs:schedules:declared", mapping={"w1": words, "w2": said.replace('"a"', '"b"')})
+    ticker.reconcile(redis)
+    assert states() == {"a": "active", "b": "active"}
+    ticker.announce(redis, "w1", said, again=True)
+    ticker.reconcile(redis)
+    assert states() == {"a": "active", "b": "active"} and caplog.text.count("cannot be read") == 1
+
+
 def test_the_example_in_the_readme_declares_what_it_says(settings, tmp_path, monkeypatch, redis):
     readme = (Path(__file__).parent.parent / "README.md").read_text()
     block = readme.split("```python\n# tasks.py\n", 1)[1].split("```", 1)[0]
@@ -246,4 +261,11 @@ def test_the_example_in_the_readme_declares_what_it_says(settings, tmp_path, mon
     found = {one["name"]: one for one in ticker.declarations()}
     assert set(found) == {"tasks-refresh", "tasks-report", "monthly"}
     assert found["monthly"]["queue"] == "low" and "overlap" in found["tasks-report"]["rule"]
+    later = readme.split("With arguments that only your program knows", 1)[1]
+    exec(later.split("```python\n", 1)[1].split("```", 1)[0], {})
+    command = shlex.split(later.split("```sh\nrqjobs ", 1)[1].split("```", 1)[0])
+    assert CliRunner().invoke(cli.main, command).exit_code == 0
+    assert {one.name: (one.function, one.state) for one in schedules.all()} == {
+        "digest-41": ("tasks.send_digest", "active"), "digest-42": ("tasks.send_digest", "paused"),
+        "digest-43": ("tasks.send_digest", "active")}
     monkeypatch.delitem(sys.modules, "tasks")

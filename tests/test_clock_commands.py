@@ -64,7 +64,17 @@ def test_edit_changes_what_is_given(run):
     assert (found.queue, found.args, found.revision) == ("low", ["b"], revision + 1)
 
 
+def test_edit_of_one_term_leaves_the_seconds_of_an_every(run):
+    every(minutes=5).add("one", faults.note)
+    for change in (["--no-overlap"], ["--missed", "all"], ["--jitter", "5s"], ["--times", "5"]):
+        assert run("schedules", "edit", "one", *change)[0] == 0
+    assert schedules.get("one").rule == every(minutes=5, overlap=False, missed="all", jitter=5, times=5)
+    code, output = run("schedules", "edit", "one", "--every", "0s")
+    assert code == 1 and "takes a whole number of seconds" in output and schedules.get("one").rule.seconds == 300
+
+
 @pytest.mark.parametrize(("arguments", "code", "words"), [
+    (["--every", "99999999999w"], 1, "takes a whole number of seconds"),
     (["--cron", "0 25 * * *"], 1, "character 3 (field 2, hour): '25' is wrong"),
     (["--cron", "@daily", "--tz", "Europe/Berln"], 1, "did you mean 'Europe/Berlin'"),
     (["--every", "5"], 2, "write it like 90s, 5m"), ([], 2, "say when"),
@@ -74,6 +84,12 @@ def test_what_is_wrong_is_told_in_a_line(run, arguments, code, words):
     exited, output = run("schedules", "add", "x", "faults.note", *arguments)
     assert exited == code and words in output and "Traceback" not in output
     assert schedules.all() == []
+
+
+def test_a_delayed_job_is_not_moved_beyond_the_calendar(run):
+    job = rqjobs.enqueue_in(60, faults.note)
+    code, output = run("delayed", "move", job.id, "999999999999999w")
+    assert code == 1 and "is no time for a job" in output and "Traceback" not in output
 
 
 def test_delayed_jobs_are_listed_moved_and_canceled(run, redis):

@@ -101,6 +101,12 @@ def test_every_counts_from_the_epoch_or_from_its_start():
     assert every(hours=1, minutes=30).seconds == 5400
 
 
+def test_a_start_between_two_seconds_begins_with_the_next_one():
+    start = datetime(2026, 1, 1, 0, 0, 1, 500_000, tzinfo=timezone.utc)
+    first = int(start.timestamp()) + 1
+    assert list(every(hours=1, start=start).between(0, first + 3600)) == [first, first + 3600]
+
+
 def test_start_and_end_hold_for_cron_and_a_naive_one_is_of_this_machine():
     start = datetime(2026, 5, 5, 6, 0)
     rule = cron("0 * * * *", start=start, end=start + timedelta(hours=2))
@@ -137,7 +143,19 @@ def test_a_bad_line_is_refused_with_the_position_and_what_would_be_right(line, w
     assert words in str(refused.value) and "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("line", ["* * * * *", "*/20 6-22 * * mon-fri", "30 2 * * *", "15 1,2 1,15 * sun"])
+@pytest.mark.parametrize("tz", ["UTC", "Europe/Berlin", "Australia/Lord_Howe"])
+def test_ticks_are_counted_as_one_by_one(line, tz):
+    rule, begin = cron(line, tz=tz), int(datetime(2026, 3, 20, 13, 7, tzinfo=timezone.utc).timestamp())
+    for days in (1, 20, 40):
+        ticks = list(rule.between(begin, begin + days * 86_400))
+        for first in {*ticks[:1], *ticks[-1:]}:
+            assert rule.count(first, ticks[-1]) == len([tick for tick in ticks if tick >= first])
+
+
 @pytest.mark.parametrize("make", [
+    lambda: every(5), lambda: every(seconds="5"), lambda: every(seconds=float("nan")), lambda: every(days=10 ** 9),
+    lambda: every(seconds=float("inf")), lambda: every(weeks=10 ** 7),
     lambda: every(), lambda: every(seconds=0.5), lambda: every(minute=5), lambda: every(minutes=5, missed="never"),
     lambda: every(minutes=5, jitter=300), lambda: every(minutes=5, times=0), lambda: every(minutes=5, overlap=1),
     lambda: every(minutes=5, start="tomorrow"), lambda: cron("@daily", tz="Europe/Berln"), lambda: cron(5),
@@ -154,6 +172,7 @@ def test_a_bad_rule_is_refused(make):
     (cron("0 6 * * mon-fri", tz="Europe/Berlin"), "at 06:00 on Monday to Friday (Europe/Berlin)"),
     (cron("*/5 * * * *"), "every 5 minutes (UTC)"), (cron("30 2 * * *"), "every day at 02:30 (UTC)"),
     (cron("0 9-17 * * *"), "every hour from 09:00 to 17:00 (UTC)"),
+    (cron("*/45 * * * *"), "at minute 0 and 45 of every hour (UTC)"),
     (cron("0 0 1,15 * mon"), "at 00:00 on day 1 and 15 of the month or on Monday (UTC)"),
     (cron("15,45 * * jan-mar sat,sun"),
      "at minute 15 and 45 of every hour on Saturday and Sunday in January to March (UTC)"),

@@ -161,6 +161,15 @@ def test_a_delayed_job_is_given_another_time_or_canceled(redis):
     assert not orphans.audit(redis).breaches
 
 
+@pytest.mark.parametrize("when", [float("nan"), float("inf"), True, "soon", 6e20, timedelta.max, datetime.max])
+def test_what_is_no_time_moves_no_delayed_job(redis, when):
+    job = rqjobs.enqueue_in(60, faults.note)
+    before = redis.zscore("rq:scheduled:default", job.id)
+    with pytest.raises(ValueError, match="is no time for a job"):
+        delayed.reschedule(job.id, when)
+    assert redis.zscore("rq:scheduled:default", job.id) == before
+
+
 def test_many_at_once_by_many_schedulers_come_once_each(redis):
     jobs = rqjobs.enqueue_many([(faults.ok, n) for n in range(3000)])
     redis.delete("rq:queue:default")

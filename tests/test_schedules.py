@@ -11,7 +11,7 @@ import pytest
 from rq.job import JobStatus
 
 import rqjobs
-from rqjobs import NotAJob, PayloadError, Retry, ScheduleError, every, ledger, orphans, schedules, ticker
+from rqjobs import NotAJob, PayloadError, Retry, ScheduleError, cron, every, ledger, orphans, schedules, ticker
 from rqjobs.schedules import NoSuchSchedule
 from rqjobs.timetable import SCHEDULES, jitter, make
 
@@ -77,12 +77,34 @@ def test_ticks_that_were_missed(redis, missed, count, lost):
     assert found.next.timestamp() == last_tick(redis, 3600) + 3600
 
 
-def test_skip_makes_a_job_of_a_tick_that_is_hardly_late(redis):
+def test_skip_makes_a_job_of_each_tick_that_is_at_most_ten_seconds_late():
+    rule = every(seconds=1, missed="skip")
+    assert ticker.due_ticks(rule, "quick", 1000, 1060.5) == (list(range(1051, 1061)), 1060)
+    assert ticker.due_ticks(rule, "quick", 1058, 1060.5) == ([1058, 1059, 1060], 1060)
+    assert ticker.due_ticks(every(seconds=60, missed="skip"), "slow", 600, 971.0) == ([], 960)
+    shaken = every(seconds=60, missed="skip", jitter=59)
+    due = 600 + jitter(shaken, "shaken", 600)
+    assert ticker.due_ticks(shaken, "shaken", 600, due + 9.9)[0][:1] == [600]
+    assert 600 not in ticker.due_ticks(shaken, "shaken", 600, due + 10.1)[0]
+
+
+def test_skip_counts_what_makes_no_job(redis):
     every(seconds=5, missed="skip").add("quick", faults.note)
     back(redis, "quick", 60)
     ticker.tick(redis)
     found = schedules.get("quick")
-    assert found.made == 1 and found.missed in (11, 12) and found.last.timestamp() > time.time() - 10
+    assert found.made in (2, 3) and found.made + found.missed in (12, 13) and found.last.timestamp() > time.time() - 10
+
+
+def test_what_takes_long_goes_on_at_the_next_look(redis, monkeypatch):
+    """A clock that was blocked for seconds lost its locks, and moved no delayed job."""
+    monkeypatch.setattr(ticker, "LONG", -1)
+    for name in ("first", "second"):
+        cron("* * * * *").add(name, faults.note)
+        back(redis, name, 7 * 86_400)
+    assert ticker.tick(redis) <= ledger.clock(redis) and len(ids()) == 1
+    ticker.tick(redis)
+    assert len(ids()) == 2 and schedules.get("second").missed in (7 * 1440 - 1, 7 * 1440)
 
 
 def test_all_makes_up_for_a_thousand_at_most(redis):
@@ -140,8 +162,36 @@ def test_jitter_moves_the_job_and_not_the_tick(redis):
     wait = jitter(rule, "shaken", int(found.next.timestamp()))
     assert found.due == found.next + timedelta(seconds=wait)
     first = int(found.next.timestamp()) - 7200
-    assert ticker.due_ticks(rule, "shaken", first, first + jitter(rule, "shaken", first) - 0.001) == []
-    assert ticker.due_ticks(rule, "shaken", first, first + jitter(rule, "shaken", first)) == [first]
+    assert ticker.due_ticks(rule, "shaken", first, first + jitter(rule, "shaken", first) - 0.001) == ([], None)
+    assert ticker.due_ticks(rule, "shaken", first, first + jitter(rule, "shaken", first)) == ([first], first)
+
+
+def test_another_jitter_moves_the_next_job_and_drops_no_tick(redis):
+    every(hours=1).add("shaken", faults.note)
+    found = schedules.edit("shaken", rule=every(hours=1, jitter=600))
+    tick = int(found.next.timestamp())
+    assert found.due.timestamp() == pytest.approx(tick + jitter(found.rule, "shaken", tick), abs=0.01)
+    first = int(ledger.clock(redis)) + 5
+    rule = every(seconds=3500, start=datetime.fromtimestamp(first, timezone.utc), jitter=3499)
+    schedules.edit("shaken", rule=rule)
+    redis.hset("rqjobs:schedule:shaken", "next", first)
+    redis.zadd(SCHEDULES, {"shaken": 1})  # as if its rule were another
+    ticker.tick(redis)
+    found = schedules.get("shaken")
+    assert (found.made, found.missed, found.next.timestamp()) == (0, 0, first)
+    assert found.due.timestamp() == pytest.approx(first + jitter(rule, "shaken", first), abs=0.01)
+
+
+def test_other_times_begin_anew_with_all_their_times(redis):
+    every(hours=1, times=1).add("once", faults.note)
+    back(redis, "once", 3600)
+    ticker.tick(redis)
+    assert schedules.get("once").state == "ended"
+    found = schedules.edit("once", rule=every(hours=2, times=1))
+    assert (found.state, found.left, len(found.upcoming())) == ("active", 1, 1)
+    back(redis, "once", 7200)
+    ticker.tick(redis)
+    assert len(ids()) == 2 and schedules.get("once").state == "ended"
 
 
 def test_a_tick_is_made_once_however_many_tick_at_once(redis):
@@ -293,6 +343,41 @@ def test_what_a_stranger_wrote_stops_no_other_schedule(redis):
     with pytest.raises(ScheduleError, match="cannot be read"):
         schedules.get("broken")
     schedules.remove("broken")
+
+
+@pytest.mark.parametrize(("key", "made"), [
+    ("rqjobs:schedule:odd:runs", 0), ("rqjobs:schedule:odd:outcomes", 0), ("rq:queue:low", 0),
+    ("rqjobs:schedules:open", 1),
+])
+def test_a_key_of_the_wrong_type_repeats_no_tick_and_stops_no_other(redis, key, made):
+    schedules.add("odd", every(hours=1), faults.note, queue="low")
+    every(hours=1).add("fine", faults.note)
+    for name in ("odd", "fine"):
+        back(redis, name, 3600)
+    redis.set(key, "somebody else's")
+    ticker.tick(redis)
+    ticker.note_outcomes(redis)
+    assert schedules.get("odd").made == made == len(redis.keys("rq:job:odd-*")) and schedules.get("fine").made == 1
+    if not made:
+        with pytest.raises(ScheduleError, match="of the wrong type"):
+            schedules.run_now("odd")
+    redis.hset("rqjobs:schedule:fine", "made", " 1")
+    redis.zadd(SCHEDULES, {"odd": 1, "fine": 1})
+    back(redis, "fine", 3600)
+    ticker.tick(redis)
+    schedules.runs("odd")
+    schedules.remove("odd")
+    assert redis.exists("rqjobs:schedule:odd") == 0 and schedules.get("fine").next.timestamp() > time.time()
+
+
+def test_names_that_are_no_text_stop_no_schedule_and_are_told_once(redis, caplog):
+    every(hours=1).add("fine", faults.note)
+    back(redis, "fine", 3600)
+    redis.zadd(SCHEDULES, {b"\xff%d" % number: 1 for number in range(ticker.AT_ONCE)})
+    ticker.tick(redis)
+    ticker.tick(redis)
+    assert len(ids()) == 1 and ticker.tick(redis) > ledger.clock(redis)
+    assert caplog.text.count("cannot be read") == ticker.AT_ONCE
 
 
 @pytest.mark.parametrize(("field", "value"), [

@@ -13,8 +13,9 @@
 local revision = redis.call('HGET', KEYS[2], 'revision') or ''
 if revision ~= ARGV[2] then return '' end
 if ARGV[4] == 'remove' then
-  for _, run in ipairs(redis.call('LRANGE', KEYS[6], 0, -1)) do
-    redis.call('HDEL', KEYS[8], string.match(run, '%S+$'))
+  local runs = redis.pcall('LRANGE', KEYS[6], 0, -1)  -- an error if somebody else wrote them
+  for _, run in ipairs(runs) do
+    redis.pcall('HDEL', KEYS[8], string.match(run, '%S*$'))
   end
   redis.call('DEL', KEYS[2], KEYS[3], KEYS[6], KEYS[7])
   redis.call('ZREM', KEYS[1], ARGV[1])

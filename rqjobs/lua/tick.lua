@@ -10,10 +10,11 @@
 -- died: its jobs are made and the schedule goes on to its next tick in this one step, if it still stands where the
 -- caller read it. By Redis's clock no tick comes early.
 -- Returns how many jobs were made, how many ticks were skipped because of an overlap; or -1 (nothing was done: the
--- schedule was changed, paused, or somebody else was here), -2 (nothing was done: its queue's key is of the wrong type).
+-- schedule was changed, paused, or somebody else was here), -2 (nothing was done: the key of its queue, of its
+-- runs or of their outcomes, or rq:queues, is of the wrong type).
 
 local timed, now = ARGV[3] ~= '', clock()
-local own = redis.call('HMGET', KEYS[2], 'revision', 'state', 'next', 'left')
+local own = redis.call('HMGET', KEYS[2], 'revision', 'state', 'next', 'left', 'made', 'missed', 'overlapped')
 local job = redis.call('HGETALL', KEYS[3])
 if own[1] ~= ARGV[2] or #job == 0 then return {-1, 0} end
 if timed then
@@ -21,12 +22,20 @@ if timed then
   local due = tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1]) or '')
   if own[2] ~= 'active' or own[3] ~= ARGV[3] or not due or due > now then return {-1, 0} end
 end
-local kind = redis.call('TYPE', KEYS[7]).ok
-if kind ~= 'none' and kind ~= 'list' then return {-2, 0} end
+
+local function fits(key, wanted)
+  local kind = redis.call('TYPE', key).ok
+  return kind == 'none' or kind == wanted
+end
+
+if not fits(KEYS[4], 'list') or not fits(KEYS[5], 'hash') or not fits(KEYS[7], 'list') or not fits(KEYS[8], 'set') then
+  return {-2, 0}
+end
+local open = fits(KEYS[6], 'hash')  -- all schedules share it; without it they only forget outcomes
 
 local function busy()
   for _, run in ipairs(redis.call('LRANGE', KEYS[4], 0, -1)) do
-    local fields = read(string.match(run, '%S+$'), 'status')
+    local fields = read(string.match(run, '%S*$'), 'status')
     if fields and (waits(fields[1]) or fields[1] == 'deferred') then return true end
   end
 end
@@ -42,12 +51,12 @@ local function make(tick, id)
   if lifetime(options.ttl) then redis.call('EXPIRE', key, lifetime(options.ttl)) end
   redis.call(options.enqueue_at_front == '1' and 'LPUSH' or 'RPUSH', KEYS[7], id)
   redis.call('SADD', KEYS[8], KEYS[7])
-  redis.call('HSET', KEYS[6], id, ARGV[1])
+  if open then redis.call('HSET', KEYS[6], id, ARGV[1]) end
   redis.call('LPUSH', KEYS[4], (tick == '' and 'now' or tick) .. ' ' .. string.format('%.3f', now) .. ' ' .. id)
   while redis.call('LLEN', KEYS[4]) > tonumber(ARGV[10]) do
-    local old = string.match(redis.call('RPOP', KEYS[4]), '%S+$')
+    local old = string.match(redis.call('RPOP', KEYS[4]), '%S*$')
     redis.call('HDEL', KEYS[5], old)
-    redis.call('HDEL', KEYS[6], old)
+    if open then redis.call('HDEL', KEYS[6], old) end
   end
   return true
 end
@@ -69,8 +78,9 @@ if not timed then return {made, 0} end
 local ended = ARGV[4] == '' or (left and left < 1)
 redis.call('HSET', KEYS[2], 'last', ARGV[9], 'next', ended and '' or ARGV[4], 'state', ended and 'ended' or 'active')
 if left then redis.call('HSET', KEYS[2], 'left', left) end
-for field, count in pairs({made = made, missed = missed, overlapped = skipped}) do
-  if count > 0 then redis.call('HINCRBY', KEYS[2], field, count) end
+for i, count in ipairs({made, missed, skipped}) do
+  local field, before = ({'made', 'missed', 'overlapped'})[i], tonumber(own[4 + i] or '') or 0
+  if count > 0 then redis.call('HSET', KEYS[2], field, string.format('%.0f', before + count)) end
 end
 redis.call('ZADD', KEYS[1], ended and '+inf' or ARGV[5], ARGV[1])
 return {made, skipped}
