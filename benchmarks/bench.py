@@ -37,6 +37,7 @@ class Bench:
     systems: list[System]
     runs: int
     quick: bool
+    brief: bool = False
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def size(self, full: int, quick: int) -> int:
@@ -53,7 +54,7 @@ class Bench:
 
     @property
     def settings(self) -> tuple[str, ...]:
-        return ("off",) if self.quick else ("off", "everysec")
+        return ("off",) if self.quick or self.brief else ("off", "everysec")
 
     def note(self, what: str, system: System, values: list[float], unit: str, **more: Any) -> None:
         self.rows.append({"what": what, "system": system.name, "unit": unit, "values": values,
@@ -111,7 +112,7 @@ def drain(bench: Bench) -> None:
                     number = bench.size(system.jobs, 2000 if system.name == "rqjobs" else 50)
                     here.fill(system, number)
                     rate = bench.drain("drain", team, number, number)
-                    if setting == "off" and number == 20_000 and number / rate < 5:
+                    if setting == "off" and number == 20_000 and number / rate < 5 and not bench.brief:
                         here.fill(system, 10 * number)
                         bench.drain("drain", team, 10 * number, 10 * number)
 
@@ -290,9 +291,11 @@ def machine() -> dict[str, str]:
 @click.option("--system", "names", multiple=True, help="Only systems whose name begins so; case does not matter.")
 @click.option("--runs", default=3, show_default=True, help="Medians of so many runs.")
 @click.option("--quick", is_flag=True, help="Few jobs, one run, ours and RQ: does everything work?")
+@click.option("--brief", is_flag=True, help="Persistence off only, and no longer runs for the fast ones.")
 @click.option("--add", is_flag=True, help="Keep what else an earlier run has measured.")
 @click.option("--results", default=HERE / "results", type=click.Path(path_type=Path), show_default=True)
-def main(scenarios: tuple[str, ...], names: tuple[str, ...], runs: int, quick: bool, add: bool, results: Path) -> None:
+def main(scenarios: tuple[str, ...], names: tuple[str, ...], runs: int, quick: bool, brief: bool, add: bool,
+         results: Path) -> None:
     """Measure, and write what was found into the folder --results."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that our workers and our Redis end with us
     names = names or (("rqjobs", "rq") if quick else ())
@@ -300,7 +303,7 @@ def main(scenarios: tuple[str, ...], names: tuple[str, ...], runs: int, quick: b
     chosen = [system for system in systems()
               if not names or any(system.name == name or (name not in exact and system.name.lower().startswith(
                   name.lower())) for name in names)]
-    bench = Bench([], 1 if quick else runs, quick)
+    bench = Bench([], 1 if quick else runs, quick, brief)
     about = []
     for system in chosen:
         about.append(vars(system) | {"found": "not installed"})
