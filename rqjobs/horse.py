@@ -90,12 +90,9 @@ class Horse:
         while not self.board.stop:
             held = [outcome.claim.job_id for outcome in self.outbox.outcomes]  # should they not settle
             queues = [queue.name for queue in self.worker._ordered_queues]
-            reply, anew = self._ask(*CLAIM.call(
-                *ledger.claim_arguments(self.worker.name, queues, self._room(), held)))
+            reply = self._ask(*CLAIM.call(*ledger.claim_arguments(self.worker.name, queues, self._room(), held)))
             try:
-                claims = ledger.read_claims(reply) if reply else []
-                if claims or not anew:
-                    return claims
+                return ledger.read_claims(reply) if reply else []
             except ledger.NoLease:
                 self._pause(0.2)
             except ledger.Suspended:
@@ -114,21 +111,19 @@ class Horse:
             left = min(left, self.terms.max_jobs - self.board.done)
         return max(1, min(AT_ONCE, left, int(SPAN / self.pace)))
 
-    def _ask(self, *command: Any) -> tuple[Any, bool]:
+    def _ask(self, *command: Any) -> Any:
         """Bring all outcomes to Redis, and ask `command`, in one round trip; until Redis has answered, or, once nothing
-        is left to be settled, until it is time to stop. Returns its reply, and whether there may be new jobs since,
-        because RQ's own way settled one."""
-        backoff, failures, anew = ExponentialWithJitterBackoff(cap=3, base=0.05), 0, False
+        is left to be settled, until it is time to stop. Returns its reply."""
+        backoff, failures = ExponentialWithJitterBackoff(cap=3, base=0.05), 0
         while True:
             self.board.post(Board.IDLE)  # at each try: who waits for Redis is not stuck
             try:
                 answered, reply = self.outbox.exchange(*command)
                 trouble = [self._told(*one) for one in answered]
-                anew = anew or False in trouble
                 for error in [*trouble, reply]:
                     if isinstance(error, Exception):
                         raise error
-                return reply, anew
+                return reply
             except NoScriptError:
                 load_scripts(self.client)
             except Exception as error:
@@ -138,19 +133,18 @@ class Horse:
                 self.worker.patience(error, failures, backoff.compute(failures))
                 failures += 1
             if self.board.stop and not self.outbox.outcomes:
-                return None, anew
+                return None
 
-    def _told(self, outcome: Outcome, reply: Any) -> Any:
-        """Take in the reply to an outcome: None; the error for which it has to be sent again; or False if that did not
-        settle the job, and RQ's own way did."""
+    def _told(self, outcome: Outcome, reply: Any) -> Exception | None:
+        """Take in the reply to an outcome; returns the error for which it has to be sent again, if there is one."""
         if isinstance(reply, Exception) and passes(reply):
             self.outbox.outcomes.append(outcome)
             return reply
-        if isinstance(reply, Exception):
+        if isinstance(reply, Exception):  # a key of the wrong type; RQ's own way says so, and the job is buried
             self.worker.claim = outcome.claim
             outcome.longhand()
             self.board.post(Board.IDLE)
-            return False
+            return None
         if text(reply) == "settled":
             self.board.succeeded += 1
             self.board.worked += outcome.took

@@ -15,6 +15,7 @@ from typing import Any
 import redis
 from rq.job import JobStatus
 from rq.utils import now
+from rq.worker import WorkerStatus
 
 from rqjobs import config, ledger, orphans, processes
 from rqjobs.board import Board, Posting
@@ -30,6 +31,8 @@ REHIRE_PAUSE = (0.1, 5.0)  # seconds before the next horse when one did not live
 STUCK = 4 * ledger.BEAT  # seconds without a word after which an idle horse is no use; one wait for Redis may take 16
 STUCK_SETTLING = 3 * STUCK  # the same of one that settles; it may wait for Redis a few times before it has a word
 DOUBLED = 1.0  # seconds in which a second signal is the same one: worker-pool and the terminal both send it
+
+STATES = {Board.RUNNING: WorkerStatus.BUSY, Board.SETTLING: WorkerStatus.BUSY, Board.SUSPENDED: WorkerStatus.SUSPENDED}
 
 
 class Supervisor(Settling):
@@ -47,6 +50,7 @@ class Supervisor(Settling):
         self._readable = time.monotonic()  # when the board was
         self._rehire_pause = REHIRE_PAUSE[0]
         self._told: tuple[Any, Any, int, float] = (None, None, 0, 0.0)  # of RQ's worker key
+        self._told_at = 0.0
         self._done_before = 0  # jobs of earlier horses
         self.horse_board: Board | None = None
         self.control: socket.socket | None = None
@@ -57,9 +61,6 @@ class Supervisor(Settling):
     @property
     def plain(self) -> redis.Redis:
         return self.connection.plain  # type: ignore[attr-defined]
-
-    def _tell_state(self) -> None:
-        raise NotImplementedError
 
     def _time_to_go(self) -> bool:
         """Whether the first signal is longer ago than the grace, or there was a second one."""
@@ -109,6 +110,24 @@ class Supervisor(Settling):
         self._given_back.clear()
         self._told = (None, None, 0, 0.0)
         self._hired = time.monotonic()
+
+    def _tell_state(self) -> None:
+        """Keep RQ's worker key true, about once a tick: state, current job, and what was done."""
+        post = self._posting()
+        if post is None:
+            return
+        self._told_at = time.monotonic()
+        state, job_id = STATES.get(post.phase, WorkerStatus.IDLE), post.job_id if post.running else None
+        told = state, job_id, post.succeeded, post.worked
+        if told != self._told:
+            with self.plain.pipeline() as pipe:
+                self.set_state(state, pipeline=pipe)
+                self.set_current_job_id(job_id, pipeline=pipe)
+                if post.succeeded > self._told[2]:
+                    pipe.hincrby(self.key, "successful_job_count", post.succeeded - self._told[2])
+                    pipe.hincrbyfloat(self.key, "total_working_time", post.worked - self._told[3])
+                pipe.execute()
+            self._told = told
 
     def _posting(self) -> Posting | None:
         return self.horse_board.read() if self.horse_board else None

@@ -20,7 +20,7 @@ from rq.command import PUBSUB_CHANNEL_TEMPLATE
 from rq.defaults import DEFAULT_LOGGING_DATE_FORMAT, DEFAULT_LOGGING_FORMAT
 from rq.registry import FailedJobRegistry, FinishedJobRegistry
 from rq.utils import now, utcformat
-from rq.worker import DequeueStrategy, WorkerStatus
+from rq.worker import DequeueStrategy
 from rq.worker_registration import clean_worker_registry
 
 from rqjobs import catalog, config, connection, ledger, orphans, processes, serializers
@@ -36,7 +36,7 @@ from rqjobs.supervisor import HOLD, Supervisor
 
 TICK = 1.0  # seconds; the longest that the parent sleeps while a job runs; else it is BEAT
 BEAT = ledger.BEAT / 2  # seconds between two renewals of the lease: one may fail
-STATES = {Board.RUNNING: WorkerStatus.BUSY, Board.SETTLING: WorkerStatus.BUSY, Board.SUSPENDED: WorkerStatus.SUSPENDED}
+
 
 
 class Worker(Supervisor):
@@ -75,7 +75,7 @@ class Worker(Supervisor):
         given = [queues] if isinstance(queues, str | rq.Queue) else list(queues)
         names: Any = [queue if isinstance(queue, str) else queue.name for queue in given]
         super().__init__(names, name, connection=ours, **options)
-        self._beaten = self._told_at = 0.0
+        self._beaten = 0.0
         self._handing_over = 0.0  # when claimed jobs were last seen to wait
 
     # Birth and death
@@ -239,24 +239,6 @@ class Worker(Supervisor):
     def _pulse(self) -> None:
         if time.monotonic() - self._beaten >= BEAT:
             self._beat()
-
-    def _tell_state(self) -> None:
-        """Keep RQ's worker key true, about once a tick: state, current job, and what was done."""
-        post = self._posting()
-        if post is None:
-            return
-        self._told_at = time.monotonic()
-        state, job_id = STATES.get(post.phase, WorkerStatus.IDLE), post.job_id if post.running else None
-        told = state, job_id, post.succeeded, post.worked
-        if told != self._told:
-            with self.plain.pipeline() as pipe:
-                self.set_state(state, pipeline=pipe)
-                self.set_current_job_id(job_id, pipeline=pipe)
-                if post.succeeded > self._told[2]:
-                    pipe.hincrby(self.key, "successful_job_count", post.succeeded - self._told[2])
-                    pipe.hincrbyfloat(self.key, "total_working_time", post.worked - self._told[3])
-                pipe.execute()
-            self._told = told
 
     def _hear_commands(self) -> None:
         if self.pubsub is None:
