@@ -6,6 +6,7 @@ lost may have had its effect, and a second RPUSH would be a second job. (redis-p
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 import socket
@@ -89,6 +90,10 @@ OPTIONS: dict[str, Any] = {
     "health_check_interval": HEALTH_CHECK,
     "retry": Retry(NoBackoff(), 0),
 }
+with contextlib.suppress(ImportError):  # redis-py 8 reads its own package's metadata for each connection, for 3 ms
+    from redis.driver_info import DriverInfo
+
+    OPTIONS["driver_info"] = DriverInfo()
 KEEPALIVE: dict[str, Any] = {"socket_keepalive": True, "socket_keepalive_options": {}}
 if hasattr(socket, "TCP_KEEPIDLE"):
     KEEPALIVE["socket_keepalive_options"] = {socket.TCP_KEEPIDLE: 30, socket.TCP_KEEPINTVL: 10, socket.TCP_KEEPCNT: 3}

@@ -20,6 +20,7 @@ import redis
 import rq
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import NoScriptError
+from rq.executions import Execution
 from rq.logutils import blue, green
 from rq.worker import DequeueStrategy
 
@@ -29,7 +30,7 @@ from rqjobs.jobs import Job
 from rqjobs.ledger import CLAIM, Claim, text
 from rqjobs.outbox import Outbox, Outcome
 from rqjobs.queues import Queue
-from rqjobs.settling import Settling, execution_of, load_scripts, passes
+from rqjobs.settling import Settling, load_scripts, passes
 
 ANSWER = 2  # seconds in which a wait that is to end does end, or its connection is given up
 SPAN = 0.005  # seconds that the jobs which are claimed at once may take, by their pace so far
@@ -54,6 +55,7 @@ class Horse:
         self.client = worker.connection.plain  # type: ignore[attr-defined]
         self.waits = Waits(self.client, f"rqjobs:claims:{worker.name}")
         self.outbox = worker.outbox = Outbox(self.client)
+        self.some_execution = Execution("", "", self.client)  # RQ asks whether there is one; `record` makes the right one
         self.settings = config.current()
         self.queues: dict[str, Queue] = {}
         self.pace = SPAN  # seconds that a job takes, by a running mean; it does not jump when the kernel makes us wait
@@ -104,7 +106,7 @@ class Horse:
 
     def _room(self) -> int:
         """How many jobs to claim at once: those of the next few milliseconds."""
-        if self.worker._dequeue_strategy != DequeueStrategy.DEFAULT or not self.handover:
+        if self.worker._dequeue_strategy != DequeueStrategy.DEFAULT:
             return 1
         left = self.settings.max_jobs_per_horse - self.board.done
         if self.terms.max_jobs is not None:
@@ -153,8 +155,9 @@ class Horse:
 
     def _perform_all(self, claims: list[Claim]) -> None:
         """Run the first at once, and each of the others if the parent did not give it back meanwhile."""
-        waiting = {(claim.job_id, claim.token): claim for claim in claims[1:]}
-        self.handover.offer(waiting)
+        waiting = {claim.token: claim for claim in claims[1:]}
+        if waiting:
+            self.handover.offer(waiting)
         claim: Claim | None = claims[0]
         while claim and not self.board.stop:
             began = time.monotonic()
@@ -162,7 +165,7 @@ class Horse:
             self.pace += (time.monotonic() - began - self.pace) / 5
             if waiting and self.outbox.behind:  # or it would wait behind a slow job, and be repeated with it
                 self._ask()
-            own = self.handover.take() if waiting else None
+            own = waiting and self.handover.take()
             claim = waiting.pop(own) if own else None
 
     def _perform(self, claim: Claim) -> None:
@@ -185,7 +188,7 @@ class Horse:
             return
         if worker._dequeue_strategy != DequeueStrategy.DEFAULT:
             worker.reorder_queues(reference_queue=next((q for q in worker.queues if q.name == claim.queue), queue))
-        worker.execution = execution_of(job, claim, worker.name)
+        worker.execution = self.some_execution
         job.worker_name, job._status = worker.name, rq.job.JobStatus.STARTED
         job.redis_server_version = queue.redis_server_version
         if worker.log.isEnabledFor(logging.INFO):
@@ -205,11 +208,9 @@ class Horse:
         return bool(limit) and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * processes.MAXRSS_UNIT > limit
 
     def _leave(self, why: str) -> str:
-        """Settle what is unsettled, give back what has not begun, and say why."""
+        """Settle what is unsettled, and say why. What else is in the claims, the parent or the next horse sees to."""
         while self.outbox.outcomes:
             self._ask()
-        with contextlib.suppress(redis.RedisError):  # the parent does it again
-            ledger.release(self.client, self.worker.name)
         self.board.post(Board.LEAVING, why)
         return why
 
@@ -219,38 +220,29 @@ class Horse:
 
 
 class Handover:
-    """Claimed jobs that have not begun: each belongs to whoever takes it, the horse or its parent, never to both.
+    """Claimed jobs that have not begun, by their tokens: each belongs to whoever reads it, the horse or its parent,
+    never to both.
 
-    A socket pair whose reading end both hold; the kernel gives each packet to one reader.
+    A pipe whose reading end both hold. The kernel lets one of them read at a time, and whole tokens go in and out.
     """
 
     def __init__(self) -> None:
+        self.reader, self.writer = os.pipe()
+        os.set_blocking(self.reader, False)
+
+    def offer(self, tokens: Iterable[str]) -> None:
+        os.write(self.writer, "".join(tokens).encode())
+
+    def take(self) -> str:
+        """The token of the next one, which is the caller's now; "" if there is none."""
         try:
-            self.reader, self.writer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        except OSError:  # not everywhere; then jobs are claimed one by one
-            self.reader = self.writer = None  # type: ignore[assignment]
-            return
-        self.reader.setblocking(False)
-
-    def __bool__(self) -> bool:
-        return self.reader is not None
-
-    def offer(self, claims: Iterable[tuple[str, str]]) -> None:
-        for job_id, token in claims:
-            self.writer.send(f"{token} {job_id}".encode())
-
-    def take(self) -> tuple[str, str] | None:
-        """The id and the token of the next one, which is the caller's now; None if there is none."""
-        try:
-            token, _, job_id = self.reader.recv(4096).decode().partition(" ")
+            return os.read(self.reader, ledger.TOKEN).decode()
         except BlockingIOError:
-            return None
-        return job_id, token
+            return ""
 
     def close(self) -> None:
-        for end in (self.reader, self.writer):
-            if end is not None:
-                end.close()
+        os.close(self.reader)
+        os.close(self.writer)
 
 
 class Waits:

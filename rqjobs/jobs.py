@@ -72,7 +72,7 @@ class Job(rq.job.Job):
     def found(cls, job_id: str, fields: dict[bytes, bytes], connection: redis.Redis) -> Job:
         """The job of this hash. RQ's constructor takes as long as all the rest."""
         job = cls.__new__(cls)
-        vars(job).update(_blank(), _id=job_id, connection=connection, webhooks=[], meta={}, _dependency_ids=[])
+        vars(job).update(_BLANK, _id=job_id, connection=connection, webhooks=[], meta={}, _dependency_ids=[])
         job.restore(fields)
         return job
 
@@ -209,9 +209,7 @@ class Job(rq.job.Job):
         return self
 
 
-@lru_cache(maxsize=1)
-def _blank() -> dict[str, Any]:
-    return vars(Job("blank", connection=redis.Redis()))
+_BLANK = vars(Job("blank", connection=object()))  # type: ignore[arg-type]
 
 
 class _NoStrangers(urllib.request.HTTPRedirectHandler):

@@ -8,6 +8,7 @@ Keys of ours, beside RQ's:
     rqjobs:crashed:<queue>  sorted set, those of the scheduled jobs that wait because they crashed a horse, by due time
     rqjobs:missing:<queue>  hash, due id without a job -> since when (Unix seconds)
     rqjobs:waking           set, ids of buried jobs whose dependents are to be woken
+    rqjobs:result           stream, a result inside finish.lua; never seen from outside
     rqjobs:sweep, :swept    the sweep's lock, and when the last one was
     rqjobs:seen:<queue>     hash, job id -> since when it stands in the queue's intermediate list
     rqjobs:strays:*         the stray hunt's lock, its cursor, and what it saw once
@@ -39,6 +40,7 @@ BEAT = 5  # seconds between heartbeats, and between sweeps
 MAX_DEATHS = 3  # a job under which the process died so often...
 DEATHS_WINDOW = 72 * 3600  # ...within so many seconds fails
 AT_ONCE = 1000  # jobs; a script holds up everybody else in Redis
+TOKEN = 32  # letters of a claim's token
 MISSING_JOB_GRACE = 60  # seconds
 LOOK = 1.0  # seconds after which the clock looks by itself; whoever makes something due earlier than that tells it
 BELL = "rqjobs:clock:"  # ...on this channel, with the queue's name behind it, and the due time as the message
@@ -235,12 +237,12 @@ def failure(claim: Claim, worker: str, message: str) -> list[tuple[Any, ...]]:
     ]
 
 
-def release(connection: redis.Redis, worker: str, these: Iterable[tuple[str, str]] | str = "all") -> list[str]:
+def release(connection: redis.Redis, worker: str, these: Iterable[str] | str = "all") -> list[str]:
     """Put claimed jobs that have not begun back at the front of their queues, in order; returns their ids.
 
-    `these`: pairs of id and token; or "all", or "unknown" (those that came with a wake-up, and were not claimed yet).
+    `these`: tokens; or "all", or "unknown" (those that came with a wake-up, and were not claimed yet).
     """
-    given = [these] if isinstance(these, str) else ["these", *(word for pair in these for word in pair)]
+    given = [these] if isinstance(these, str) else ["these", *these]
     return [text(job_id) for job_id in RELEASE.run(connection, [f"rqjobs:claims:{worker}"], given)]
 
 

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta, timezone
+from functools import cached_property
 from typing import Any
 from uuid import uuid4
 
@@ -23,7 +24,7 @@ from rq.serializers import resolve_serializer
 from rq.utils import now
 
 from rqjobs import catalog, config, connection, ledger
-from rqjobs.jobs import Job, signature
+from rqjobs.jobs import Job, StartedJobRegistry, signature
 from rqjobs.serializers import Configured, PayloadError
 
 log = logging.getLogger("rqjobs")
@@ -51,6 +52,10 @@ class Queue(rq.Queue):
         serializer = options.pop("serializer", None)
         super().__init__(name, connection, **options)
         self.serializer = Configured if serializer in (None, Configured) else resolve_serializer(serializer)
+
+    @cached_property
+    def started_job_registry(self) -> StartedJobRegistry:
+        return StartedJobRegistry(queue=self, job_class=self.job_class, serializer=self.serializer)
 
     def create_job(  # type: ignore[override]
         self, func: Any, args: Any = None, kwargs: Any = None, **given: Any

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import base64
 import logging
 import re
@@ -50,7 +51,14 @@ def passes(error: Exception) -> bool:
 
 
 class DeathPenalty(UnixSignalDeathPenalty):
-    """RQ's time limit, which leaves its signal handler where the next job puts it again."""
+    """RQ's time limit, which leaves its signal handler where the next job puts it again.
+
+    `signal.signal` looks for the handler in an Enum, which takes longer than all the rest; what it calls does not.
+    """
+
+    def setup_death_penalty(self) -> None:
+        _signal.signal(signal.SIGALRM, self.handle_death_penalty)
+        signal.alarm(self._timeout)
 
     def cancel_death_penalty(self) -> None:
         signal.alarm(0)

@@ -55,7 +55,7 @@ class Supervisor(Settling):
         self.horse_board: Board | None = None
         self.control: socket.socket | None = None
         self.handover: Handover | None = None
-        self._given_back: set[tuple[str, str]] = set()  # taken from the horse, not yet in their queues again
+        self._given_back: set[str] = set()  # their tokens; taken from the horse, not yet in their queues again
         self._behind = ("", 0.0)  # the claim that runs, and since when
 
     @property

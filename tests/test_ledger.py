@@ -207,7 +207,7 @@ def test_jobs_arriving_on_several_queues_at_once_all_run(worker, redis, eventual
         eventually(lambda jobs=jobs: all(job.get_status() == JobStatus.FINISHED for job in jobs), timeout=5)
 
 
-@pytest.mark.parametrize(("at_once", "trips", "commands"), [(1, 1, 20), (16, 1, 16)])
+@pytest.mark.parametrize(("at_once", "trips", "commands"), [(1, 1, 22), (16, 1, 18)])
 def test_what_a_plain_job_costs(redis, monkeypatch, at_once, trips, commands):
     """The budget: one round trip, and the documented commands; a slow path cannot creep in unseen."""
     monkeypatch.setattr("rqjobs.horse.AT_ONCE", at_once)
@@ -299,26 +299,27 @@ def test_what_has_not_begun_is_given_back_when_the_worker_is_told_to_go(batch, r
 
 
 def test_each_job_that_is_handed_over_has_one_taker():
-    """Two processes read from one end; a packet goes to one of them."""
-    handover, count, taken = Handover(), 5000, []
-    ready, answer = os.pipe(), os.pipe()
+    """Two processes read from one end; a token goes to one of them, whole."""
+    handover, count, taken = Handover(), 20_000, []
+    ready, answer, end = os.pipe(), os.pipe(), "f" * ledger.TOKEN
     child = os.fork()
     if child == 0:
         os.read(ready[0], 1)
         own = []
-        while not own or own[-1][0] != "end":
+        while end not in own[-1:]:
             if one := handover.take():
                 own.append(one)
-        os.write(answer[1], b"%d" % (len(own) - 1))
+        os.write(answer[1], b"%d" % sum(int(one) for one in own[:-1]))
         os._exit(0)
     os.write(ready[1], b"x")
-    for number in range(count):
-        handover.offer([(f"job-{number}", "token")])
-        if number % 3 == 0 and (one := handover.take()):
-            taken.append(one)
-    handover.offer([("end", "token")])
+    for number in range(0, count, 10):
+        handover.offer(f"{one:0{ledger.TOKEN}}" for one in range(number, number + 10))
+        while len(taken) <= number // 3 and (one := handover.take()):
+            taken.append(int(one))
+    handover.offer([end])
     os.waitpid(child, 0)
-    assert len(taken) + int(os.read(answer[0], 20)) == count
+    theirs = int(os.read(answer[0], 20))
+    assert theirs and taken and sum(taken) + theirs == sum(range(count))
     handover.close()
     for end in (*ready, *answer):
         os.close(end)

@@ -180,14 +180,14 @@ class Ledger(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(WORKERS), only_some=st.booleans())
     def release(self, name, only_some):
-        """What has not begun, which the worker says by its ids and tokens; or everything, when it leaves."""
-        pairs = [(claim.job_id, claim.token) for claim in self.known[name]][1:]
-        if only_some and not pairs:
+        """What has not begun, which the worker says by its tokens; or everything, when it leaves."""
+        tokens = [claim.token for claim in self.known[name]][1:]
+        if only_some and not tokens:
             return
-        back = ledger.release(self.redis, name, pairs if only_some else "all")
+        back = ledger.release(self.redis, name, tokens if only_some else "all")
         self.known[name] = self.known[name][:1] if only_some else []
         expected = [one for one in reversed(self.claims[name])
-                    if not only_some or (one, self.jobs[one].token) in pairs]
+                    if not only_some or self.jobs[one].token in tokens]
         assert back == [one for one in expected if self.jobs[one].place == "claimed"]
         self.let_go(name, expected)
 

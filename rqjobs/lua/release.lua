@@ -2,19 +2,19 @@
 --
 -- KEYS  1 rqjobs:claims:<me>
 -- ARGV  1 "all" (nobody runs any of them any more), "unknown" (those that came with a wake-up and that nobody has
---       claimed yet), or "these"   then, for "these", each id and its token
+--       claimed yet), or "these"   then, for "these", their tokens
 -- Promise: what is no longer in the claims (it was taken back), or carries another token (it was claimed again), is
 -- left alone; deaths are not counted.
 -- Returns the ids that were put back.
 
-local which, token, back = ARGV[1], {}, {}
-for i = 2, #ARGV, 2 do token[ARGV[i]] = ARGV[i + 1] end
+local which, these, back = ARGV[1], {}, {}
+for i = 2, #ARGV do these[ARGV[i]] = true end
 local ids = redis.call('LRANGE', KEYS[1], 0, -1)
 for i = #ids, 1, -1 do
   local id = ids[i]
   local fields = read(id, 'origin', 'status', 'rqjobs_token')
   local queue, current = fields and fields[1], fields and fields[3]
-  if which == 'all' or (which == 'unknown' and not current) or (current and token[id] == current) then
+  if which == 'all' or (which == 'unknown' and not current) or (current and these[current]) then
     if queue and waits(fields[2]) then
       put_back(queue, id)
       back[#back + 1] = id
