@@ -55,7 +55,7 @@ class Horse:
         self.client = worker.connection.plain  # type: ignore[attr-defined]
         self.waits = Waits(self.client, f"rqjobs:claims:{worker.name}")
         self.outbox = worker.outbox = Outbox(self.client)
-        self.some_execution = Execution("", "", self.client)  # RQ asks whether there is one; `record` makes the right one
+        self.some_execution = Execution("", "", self.client)  # RQ asks for one; `record` makes the right one
         self.settings = config.current()
         self.queues: dict[str, Queue] = {}
         self.pace = SPAN  # seconds that a job takes, by a running mean; it does not jump when the kernel makes us wait
