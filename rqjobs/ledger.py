@@ -247,20 +247,23 @@ def release(connection: redis.Redis, worker: str, these: Iterable[str] | str = "
 
 
 def reclaim(
-    connection: redis.Redis, worker: str, queues: list[str], kind: str, running: str = "?", delay: float = 0
+    connection: redis.Redis, worker: str, queues: list[str], kind: str, running: str = "?", delay: float = 0,
+    process: str = "",
 ) -> dict[str, str]:
     """Take back all claims of a dead worker (`kind` "dead" or "gone") or of the worker's own dead horse ("horse").
 
     Args:
         running: the job that was being run, whose death counts; "?" for the first claim, "" for none.
         delay: seconds that it waits before it runs again, doubled with each death; 0 puts it at the front.
+        process: for "gone", which one is not there any more, "<pid>:<started>"; its name may be another's now.
 
     Returns:
         job id -> "requeued", "delayed", "buried" or "ended"; nothing if the worker lives.
     """
     keys = [f"rqjobs:claims:{worker}", WORKERS, f"rqjobs:worker:{worker}", f"rq:worker:{worker}", "rq:workers"]
     keys += [f"rq:workers:{queue}" for queue in queues]
-    args = [worker, kind, running, MAX_DEATHS, DEATHS_WINDOW, POISON, DEFAULT_FAILURE_TTL, utcformat(now()), delay]
+    args = [worker, kind, running, MAX_DEATHS, DEATHS_WINDOW, POISON, DEFAULT_FAILURE_TTL, utcformat(now()), delay,
+            process]
     reply = [text(part) for part in RECLAIM.run(connection, keys, args)]
     return dict(zip(reply[::2], reply[1::2], strict=True)) if reply != ["alive"] else {}
 

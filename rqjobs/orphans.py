@@ -66,19 +66,28 @@ class Owners:
         seconds, micro = connection.time()
         self.now = seconds + micro / 1e6
         self._verdicts: dict[str, str] = {}
+        self.processes: dict[str, str] = {}  # that were judged, as `ledger.reclaim` takes them
 
     def verdict(self, name: str) -> str:
         """"alive"; "gone" (provably: its process is not there); or "dead" (its lease or RQ's key has expired)."""
         if name not in self._verdicts:
-            self._verdicts[name] = self._judge(name)
+            self.judge([name])
         return self._verdicts[name]
 
-    def _judge(self, name: str) -> str:
+    def judge(self, names: list[str]) -> None:
+        """Find the verdicts on all of them, in one round trip."""
         with self.connection.pipeline(transaction=False) as pipe:
-            pipe.hmget(f"rqjobs:worker:{name}", "host", "pid", "started", "horse", "horse_started")
-            pipe.zscore(ledger.WORKERS, name)
-            pipe.exists(f"rq:worker:{name}")
-            (host, pid, started, horse, horse_started), lease, known = pipe.execute()
+            for name in names:
+                pipe.hmget(f"rqjobs:worker:{name}", "host", "pid", "started", "horse", "horse_started")
+                pipe.zscore(ledger.WORKERS, name)
+                pipe.exists(f"rq:worker:{name}")
+            facts = pipe.execute()
+        for index, name in enumerate(names):
+            self._verdicts[name] = self._judge(*facts[3 * index:3 * index + 3])
+            self.processes[name] = ":".join(text(word or b"") for word in facts[3 * index][1:3])
+
+    def _judge(self, where: list[bytes | None], lease: float | None, known: int) -> str:
+        host, pid, started, horse, horse_started = where
         ours = host and self.host == text(host)
         if ours and _gone(pid, started) and (not horse or _gone(horse, horse_started)):
             return "gone"
@@ -106,8 +115,9 @@ def sweep(connection: redis.Redis, force: bool = False, pulse: Callable[[], None
     result, owners = Sweep(pulse), Owners(connection, leases_count=permission == 1)
     queues = queue_names(connection)
     ours = [text(member) for member in connection.zrange(ledger.WORKERS, 0, -1)]
+    owners.judge(ours)
     for worker in ours:
-        _sweep_claims(connection, queues, worker, owners.verdict(worker), result)
+        _sweep_claims(connection, queues, worker, owners.verdict(worker), owners.processes[worker], result)
     for queue in queues:
         try:
             _sweep_started(connection, queue, owners, set(ours), result)
@@ -118,7 +128,7 @@ def sweep(connection: redis.Redis, force: bool = False, pulse: Callable[[], None
     if force or connection.set("rqjobs:strays:lock", 1, nx=True, ex=STRAY_PERIOD):
         for worker in ledger.workers(connection):  # something may have come into the hands of one that has gone
             if worker not in ours and connection.exists(f"rqjobs:claims:{worker}"):
-                _sweep_claims(connection, queues, worker, "dead", result)
+                _sweep_claims(connection, queues, worker, "dead", "", result)
         _sweep_strays(connection, owners.now, result)
     wake(connection)
     return result
@@ -140,10 +150,12 @@ def wake(connection: redis.Redis) -> None:
             _ignore_wrong_type(error, f"what waits for job {job_id}")
 
 
-def _sweep_claims(connection: redis.Redis, queues: list[str], worker: str, verdict: str, result: Sweep) -> None:
+def _sweep_claims(
+    connection: redis.Redis, queues: list[str], worker: str, verdict: str, process: str, result: Sweep
+) -> None:
     if verdict == "alive":
         return
-    outcomes = ledger.reclaim(connection, worker, queues, verdict)
+    outcomes = ledger.reclaim(connection, worker, queues, verdict, process=process)
     if connection.zscore(ledger.WORKERS, worker) is None:
         log.warning("worker %s died without a word and is forgotten", worker)
     for job_id, outcome in outcomes.items():

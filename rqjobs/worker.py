@@ -27,15 +27,15 @@ from rqjobs import catalog, config, connection, ledger, orphans, processes, seri
 from rqjobs.board import Board
 from rqjobs.horse import Terms
 from rqjobs.jobs import Job, install
-from rqjobs.ledger import text
+from rqjobs.ledger import BEAT, text
 from rqjobs.queues import Queue
 from rqjobs.recorder import Recorder
 from rqjobs.scheduler import Scheduler
 from rqjobs.settling import passes
 from rqjobs.supervisor import HOLD, Supervisor
 
-TICK = 1.0  # seconds; the longest that the parent sleeps while a job runs; else it is BEAT
-BEAT = ledger.BEAT / 2  # seconds between two renewals of the lease: one may fail
+TICK = 1.0  # seconds; the longest that the parent sleeps while a job runs; else it is BEAT, or MIND
+MIND = ledger.BEAT / 2  # seconds between two looks after the clock
 
 
 
@@ -201,7 +201,8 @@ class Worker(Supervisor):
             sockets.append(self.handover.reader)
         post = self._posting()
         busy = brisk or not self.horse_pid or self._signals
-        seconds = HOLD if busy else BEAT if post and post.phase == Board.IDLE else TICK
+        idle = MIND if self.scheduler else BEAT
+        seconds = HOLD if busy else idle if post and post.phase == Board.IDLE else TICK
         ready, _, _ = select.select(sockets, [], [], seconds)
         if self._wakeup[0] in ready:
             self._wakeup[0].recv(4096)
@@ -211,7 +212,9 @@ class Worker(Supervisor):
     def _keep_up(self) -> None:
         if time.monotonic() - self._beaten >= BEAT:
             self._beat()
-            self.heartbeat()
+            with self.plain.pipeline() as pipe:
+                self.heartbeat(pipeline=pipe)
+                pipe.execute()
             self._disown()
             orphans.sweep(self.plain, pulse=self._pulse)
             if self.should_run_maintenance_tasks:

@@ -204,7 +204,12 @@ class Ledger(RuleBasedStateMachine):
         held = list(self.claims[name])
         running = "?" if kind != "horse" else data.draw(st.sampled_from(["", *held]))
         delay = 3600.0 if kind == "horse" else 0
-        outcomes = ledger.reclaim(self.redis, name, list(QUEUES), kind, running, delay)
+        where = [ledger.text(word or b"") for word in self.redis.hmget(f"rqjobs:worker:{name}", "pid", "started")]
+        process = data.draw(st.sampled_from([":".join(where), "2:1", "1:"]))
+        outcomes = ledger.reclaim(self.redis, name, list(QUEUES), kind, running, delay, process)
+        if kind == "gone" and process != ":".join(where):
+            assert not outcomes, "P5: the claims of another process were taken"
+            return
         if kind == "dead" and name in self.alive:
             assert not outcomes, "P5: the claims of a live worker were taken"
             return

@@ -103,6 +103,22 @@ def test_a_process_that_is_gone_is_found_before_its_lease_ends(redis, claim, lea
     assert orphans.sweep(redis, force=True).requeued == [job.id]
 
 
+def test_the_next_worker_of_that_name_is_not_taken_for_the_one_that_is_gone(redis, claim, lease, monkeypatch):
+    """It has started between the look at the processes and the step that takes the claims back."""
+    job = rqjobs.enqueue(faults.ok)
+    claim(job, "crashed")
+    lease("crashed", 15, {"host": processes.host(), "pid": 2 ** 22 + 1, "started": "12345"})
+    judge = orphans.Owners.judge
+
+    def judge_and_be_late(owners, names):
+        judge(owners, names)
+        lease("crashed", 15, {"host": processes.host(), "pid": 2 ** 22 + 2, "started": "12346"})
+
+    monkeypatch.setattr(orphans.Owners, "judge", judge_and_be_late)
+    assert orphans.sweep(redis, force=True).requeued == []
+    assert redis.zscore(ledger.WORKERS, "crashed") and redis.zcard("rq:wip:default") == 1
+
+
 def test_a_worker_whose_horse_lives_on_is_not_gone(redis, claim, lease):
     """Between the death of the parent and that of its horse a job was run by two."""
     job = rqjobs.enqueue(faults.ok)

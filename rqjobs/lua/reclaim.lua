@@ -6,15 +6,20 @@
 --       (asked by the worker itself, whose horse died)   3 the id of the job that was running, "?" for the first in
 --       the claims, "" for none   4 deaths after which a job fails   5 seconds in which they count   6 its traceback
 --       7 RQ's default failure_ttl   8 now, as RQ writes it   9 seconds that the running job waits, doubled with
---       each death; 0: it goes to the front like the others
+--       each death; 0: it goes to the front like the others   10 for "gone", that process: pid, colon, when it started
 -- Promise: each claim goes back to the front of its queue, in order, or among the dead letters, or (a job that
 -- crashed its horse) into the scheduled set; a death is counted only for the job that was running; a dead worker is
 -- forgotten in the same step, when nothing is left in its hands.
--- Returns {id, outcome, …}: "requeued", "delayed", "buried" or "ended"; or {"alive"} if its lease was renewed.
+-- Returns {id, outcome, …}: "requeued", "delayed", "buried" or "ended"; or {"alive"} if its lease was renewed, or its
+-- name is another process's now.
 
 local claims, name, kind, running = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
 local lease = redis.call('ZSCORE', KEYS[2], name)
 if kind == 'dead' and lease and tonumber(lease) > clock() then return {'alive'} end
+if kind == 'gone' then
+  local where = redis.call('HMGET', KEYS[3], 'pid', 'started')
+  if (where[1] or '') .. ':' .. (where[2] or '') ~= ARGV[10] then return {'alive'} end
+end
 
 local ids, report = redis.call('LRANGE', claims, 0, -1), {}
 if running == '?' then running = ids[1] end
