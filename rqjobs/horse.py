@@ -58,7 +58,7 @@ class Horse:
         self.some_execution = Execution("", "", self.client)  # RQ asks for one; `record` makes the right one
         self.settings = config.current()
         self.queues: dict[str, Queue] = {}
-        self.pace = SPAN  # seconds that a job takes, by a running mean; it does not jump when the kernel makes us wait
+        self.pace = SPAN  # seconds that a job takes, by a running mean
 
     def run(self) -> str:
         """Returns why it ended: "stopped", "drained", "idle", "enough" or "replaced"."""
@@ -162,7 +162,8 @@ class Horse:
         while claim and not self.board.stop:
             began = time.monotonic()
             self._perform(claim)
-            self.pace += (time.monotonic() - began - self.pace) / 5
+            took = min(time.monotonic() - began, 4 * self.pace)  # who waits for a processor once is not slow
+            self.pace += (took - self.pace) / 5
             if waiting and self.outbox.behind:  # or it would wait behind a slow job, and be repeated with it
                 self._ask()
             own = waiting and self.handover.take()
