@@ -144,23 +144,33 @@ def backlog(bench: Bench) -> None:
 
 
 def naps(bench: Bench) -> None:
-    """Jobs that take a while: what is left of the workers' time is overhead."""
+    """Jobs that take a while: what of a worker's time is overhead (two workers, so that none waits for a processor), and
+    how near ten workers come to what is possible."""
+    kinds = [(2, 0.001, 5_000), (2, 0.01, 1_000), (2, 0.1, 100), (bench.workers, 0.1, 1_000)]
     with stage() as here:
         for system in bench.family:
-            with attempt(bench, "naps", system), Team(here, system, bench.workers) as team:
-                for nap, number in ((0.001, 10_000), (0.01, 4_000), (0.1, 1_000)):
-                    number = min(bench.size(number, 20), number if system.name == "rqjobs" else 300)
+            for count, nap, most in kinds:
+                number = min(bench.size(most, 20), most if system.name == "rqjobs" else 300)
+                with attempt(bench, "naps", system), Team(here, system, count) as team:
                     here.fill(system, number, str(nap))
-                    overheads, shares = [], []
+                    found = []
                     for _ in range(bench.runs):
                         forget(team)
-                        times = team.drain(number)
+                        found.append(overhead(team.drain(number), count, nap))
                         check(team, number, 0)
-                        busy = sum(ended - begun for begun, ended in times) / 1e9
-                        overheads.append((seconds(times) * team.workers - busy) / number * 1000)
-                        shares.append(100 * number * nap / team.workers / seconds(times))
-                    bench.note("overhead", system, overheads, "ms/job", nap=nap, jobs=number)
-                    bench.note("ideal", system, shares, "%", nap=nap, jobs=number)
+                    if count == 2:
+                        bench.note("overhead", system, [each for each, _ in found], "ms/job", nap=nap, jobs=number)
+                    else:
+                        bench.note("ideal", system, [share for _, share in found], "%", nap=nap, jobs=number)
+
+
+def overhead(times: list[tuple[int, int]], workers: int, nap: float) -> tuple[float, float]:
+    """Milliseconds for each job that its worker did not nap, and the share of the possible rate, in percent; both from
+    when all workers were at work until the last job began."""
+    begun, ended = times[workers - 1][0], times[-1][0]
+    busy = sum(max(0, min(end, ended) - max(begin, begun)) for begin, end in times)
+    jobs = len(times) - workers
+    return ((ended - begun) * workers - busy) / jobs / 1e6, 100 * jobs * nap * 1e9 / workers / (ended - begun)
 
 
 def latency(bench: Bench) -> None:

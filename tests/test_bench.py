@@ -49,6 +49,15 @@ def test_every_job_is_counted(bench):
     assert len(work.marks(later)) == sum(begun >= later for begun, _ in marks)
 
 
+def test_overhead_is_what_is_left_of_the_workers_time(bench):
+    """Two workers, naps of 10 ms; one needs 2 ms from job to job, the other 4."""
+    from bench import overhead
+
+    begins = sorted([*range(0, 1200, 12), *range(0, 1190, 14)])
+    each, share = overhead([(begin * 1_000_000, (begin + 10) * 1_000_000) for begin in begins], 2, 0.01)
+    assert each == pytest.approx(2.9, abs=0.2) and share == pytest.approx(100 * (10 / 12 + 10 / 14) / 2, abs=1)
+
+
 def test_every_system_tells_what_a_reader_must_know(bench):
     from bench_stage import systems
 
