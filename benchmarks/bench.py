@@ -144,7 +144,7 @@ def backlog(bench: Bench) -> None:
 
 
 def naps(bench: Bench) -> None:
-    """Jobs that take a while: what of a worker's time is overhead (two workers, so that none waits for a processor), and
+    """Jobs that take a while: what of a worker's time is overhead (two workers, so none waits for a processor), and
     how near ten workers come to what is possible."""
     kinds = [(2, 0.001, 5_000), (2, 0.01, 1_000), (2, 0.1, 100), (bench.workers, 0.1, 1_000)]
     with stage() as here:
