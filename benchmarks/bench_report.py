@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import bench_plots
+import bench_stage
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
@@ -60,7 +61,8 @@ def write(results: Path, raw: dict[str, Any], add: bool = False) -> None:
         names = {system["name"] for system in raw["systems"]}
         raw["rows"] = [row for row in old["rows"] if (row["what"], row["system"]) not in new] + raw["rows"]
         raw["systems"] = [system for system in old["systems"] if system["name"] not in names] + raw["systems"]
-        raw["systems"].sort(key=lambda system: (system["module"] != "rq_jobs", system["module"]))
+    order = {system.name: place for place, system in enumerate(bench_stage.systems())}
+    raw["systems"].sort(key=lambda system: order.get(system["name"], len(order)))
     file.write_text(json.dumps(raw, indent=1) + "\n")
     found = Found(raw)
     drawn = pictures(found)
@@ -74,7 +76,8 @@ def write(results: Path, raw: dict[str, Any], add: bool = False) -> None:
 def head(found: Found) -> str:
     raw = found.raw
     versions = sorted({f"{system['version']} {system['found']}" for system in found.systems})
-    return (f"{raw['date']}, in {raw['seconds'] / 60:.0f} minutes. {raw['machine']}; Python {raw['python']}, "
+    when = sorted(row["when"][:16].replace("T", " ") for row in found.rows if "when" in row) or [raw["date"][:16]]
+    return (f"{when[0]} to {when[-1]} UTC. {raw['machine']}; Python {raw['python']}, "
             f"Redis {raw['redis']} on a unix socket; runs: {raw['runs']}, of which the medians are given. "
             f"{', '.join(versions)}.\n")
 
