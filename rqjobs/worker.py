@@ -34,9 +34,8 @@ from rqjobs.scheduler import Scheduler
 from rqjobs.settling import passes
 from rqjobs.supervisor import HOLD, Supervisor
 
-TICK = 1.0  # seconds; the longest that the parent sleeps while a job runs; else it is BEAT, or MIND
+TICK = 1.0  # seconds; the longest that the parent sleeps while a job runs; else until its next beat, or for MIND
 MIND = ledger.BEAT / 2  # seconds between two looks after the clock
-
 
 
 class Worker(Supervisor):
@@ -201,7 +200,7 @@ class Worker(Supervisor):
             sockets.append(self.handover.reader)
         post = self._posting()
         busy = brisk or not self.horse_pid or self._signals
-        idle = MIND if self.scheduler else BEAT
+        idle = max(0.1, min(self._beaten + BEAT - time.monotonic(), MIND if self.scheduler else BEAT))
         seconds = HOLD if busy else idle if post and post.phase == Board.IDLE else TICK
         ready, _, _ = select.select(sockets, [], [], seconds)
         if self._wakeup[0] in ready:
