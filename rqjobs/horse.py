@@ -34,7 +34,7 @@ from rqjobs.settling import Settling, load_scripts, passes
 
 ANSWER = 2  # seconds in which a wait that is to end does end, or its connection is given up
 SPAN = 0.005  # seconds that the jobs which are claimed at once may take, by their pace so far
-AT_ONCE = 16  # jobs
+AT_ONCE = 32  # jobs
 BLOCK = 5  # seconds that Redis holds a wait; well under a lease, so that nothing arrives after it was swept
 
 

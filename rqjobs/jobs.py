@@ -70,10 +70,19 @@ class Job(rq.job.Job):
 
     @classmethod
     def found(cls, job_id: str, fields: dict[bytes, bytes], connection: redis.Redis) -> Job:
-        """The job of this hash. RQ's constructor takes as long as all the rest."""
+        """The job of this hash. The fields of a plain job are read here, because RQ's constructor and `restore` take as
+        long as all the rest of a run; a hash that says more is left to RQ."""
         job = cls.__new__(cls)
-        vars(job).update(_BLANK, _id=job_id, connection=connection, webhooks=[], meta={}, _dependency_ids=[])
-        job.restore(fields)
+        state = vars(job)
+        state.update(_BLANK, _id=job_id, connection=connection, webhooks=[], meta={}, _dependency_ids=[])
+        plain = _PLAIN if fields.get(b"created_at") else {}
+        try:
+            for field, value in fields.items():
+                if value:
+                    name, read = plain[field]
+                    state[name] = read(value)
+        except KeyError:
+            job.restore(fields)
         return job
 
     @property
@@ -177,12 +186,12 @@ class Job(rq.job.Job):
     def perform(self) -> Any:
         self.check()
         app = catalog.flask_app()
-        rq.job._job_stack.push(self)
+        running = rq.job._job_stack.push(self)
         try:
             with app.app_context() if app else nullcontext():
                 self._result = self._execute()
         finally:
-            rq.job._job_stack.pop()
+            running.pop()  # RQ's pop throws an empty stack away, and the next push builds it again
         return self._result
 
     @property
@@ -252,12 +261,12 @@ def install() -> None:
     """
     serializers.install()
     catalog.install()
-    rq.job.str_to_date = _date  # type: ignore[assignment]
+    rq.job.str_to_date = read_date  # type: ignore[assignment]
     rq.repeat.Repeat.schedule = staticmethod(repeat)  # type: ignore[method-assign]
     rq.webhook.urlopen = urllib.request.build_opener(_NoStrangers).open  # type: ignore[assignment]
 
 
-def _date(written: bytes | str) -> datetime:
+def read_date(written: bytes | str) -> datetime:
     """A moment as RQ writes it."""
     try:
         moment = datetime.fromisoformat(as_text(written).replace("Z", "+00:00", 1))
@@ -286,6 +295,20 @@ def _inflate(value: bytes) -> bytes:
     if unpacker.unconsumed_tail:
         raise PayloadTooLarge(f"the job's data are more than {INFLATED:,} bytes when they are unpacked")
     return data
+
+
+_PLAIN: dict[bytes, tuple[str, Callable[[bytes], Any]]] = {
+    b"data": ("_data", _inflate),
+    b"created_at": ("created_at", read_date),
+    b"enqueued_at": ("enqueued_at", read_date),
+    b"origin": ("origin", bytes.decode),
+    b"description": ("description", bytes.decode),
+    b"timeout": ("timeout", int),
+    b"result_ttl": ("result_ttl", int),
+    b"failure_ttl": ("failure_ttl", int),
+    b"ttl": ("ttl", int),
+    b"status": ("_status", {status.value.encode(): status for status in rq.job.JobStatus}.__getitem__),
+}
 
 
 def _named(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterable[tuple[str, Any]]:

@@ -20,10 +20,10 @@ from time import sleep
 from typing import Any
 
 import redis
-from rq.utils import now, str_to_date
+from rq.utils import now
 
 from rqjobs import config, ledger, processes
-from rqjobs.jobs import Job
+from rqjobs.jobs import Job, read_date
 from rqjobs.ledger import text
 from rqjobs.queues import Queue
 
@@ -279,12 +279,13 @@ def _fields(connection: redis.Redis, ids: list[str]) -> list[dict[str, Any]]:
 def _idle(fields: dict[str, Any]) -> bool:
     """Whether nothing was heard of a job for longer than it may run; nothing to go by counts as long ago."""
     try:
-        moments = [str_to_date(fields[name]) for name in FIELDS[4:] if fields[name]]
+        latest = max((fields[name] for name in FIELDS[4:] if fields[name]), default=None)  # as written, they sort
+        moment = read_date(latest) if latest else None
         limit = float(fields["timeout"] or Queue.DEFAULT_TIMEOUT)
     except ValueError:
         return True
     limit = ENDLESS if limit < 0 else limit
-    return not moments or (now() - max(moments)).total_seconds() > limit + STRAY_GRACE
+    return not moment or (now() - moment).total_seconds() > limit + STRAY_GRACE
 
 
 def _places(connection: redis.Redis, queue: str) -> Iterator[str]:

@@ -207,7 +207,9 @@ class JSON:
     def loads(data: bytes) -> Any:
         """Raises PayloadError if `data` are not JSON (a pickle from a stock RQ, for example)."""
         try:
-            return decode(json.loads(data))
+            words = str(data, "utf-8")
+            value = json.loads(words)
+            return decode(value) if TAG in words else value
         except (ValueError, RecursionError) as error:
             raise PayloadError(f"not a JSON payload ({error}); was it enqueued by stock RQ, which pickles? "
                                f"rqjobs never unpickles what it finds in Redis") from None

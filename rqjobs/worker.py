@@ -202,7 +202,12 @@ class Worker(Supervisor):
         busy = brisk or not self.horse_pid or self._signals
         idle = max(0.1, min(self._beaten + BEAT - time.monotonic(), MIND if self.scheduler else BEAT))
         seconds = HOLD if busy else idle if post and post.phase == Board.IDLE else TICK
-        ready, _, _ = select.select(sockets, [], [], seconds)
+        began, running = time.monotonic(), self.horse_board and self.horse_board.token
+        while True:
+            ready, _, _ = select.select(sockets, [], [], seconds)
+            before, running = running, self.horse_board and self.horse_board.token
+            if ready or not brisk or self._signals or running == before or time.monotonic() - began >= TICK:
+                break  # else the horse goes from job to job, and there is no more to see to
         if self._wakeup[0] in ready:
             self._wakeup[0].recv(4096)
         if not brisk and self.handover and self.handover.reader in ready:

@@ -257,7 +257,7 @@ def batch(worker, redis, eventually):
     frozen, so that it has not seen this yet. Gives the worker, the hanging job and the five."""
     process = worker("default", env={"FAULTS_SPAN": "60"})
     psutil.Process(process.pid).suspend()
-    short = [(faults.ok,)] * 40  # then it claims sixteen
+    short = [(faults.ok,)] * 40  # then it claims many
     jobs = rqjobs.enqueue_many([*short, (faults.hang, "batch"), *[(faults.ok, n) for n in range(5)]])
     hanging, others = jobs[40], jobs[41:]
     eventually(lambda: redis.llen("batch:reached") == 1)

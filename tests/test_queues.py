@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import tempfile
+import zlib
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from rq.job import JobStatus
 
 import rqjobs
 from rqjobs import Callback, Repeat, Retry, config, connection, ledger, orphans
+from rqjobs.jobs import Job
 
 
 class NotCarried:
@@ -216,3 +218,39 @@ def test_numbers_and_ids_that_nobody_can_hold_are_refused(redis, options):
     with pytest.raises(ValueError, match="use at most"):
         rqjobs.enqueue(faults.ok, **options)
     assert not redis.keys("*")
+
+
+@pytest.mark.parametrize("change", [
+    {}, {"timeout": "-1"}, {"timeout": ""}, {"ttl": "60", "result_ttl": "0", "failure_ttl": "-1"},
+    {"data": zlib.compress(b'["faults.add", null, [1, {"__rqjobs__": ["tuple", [2]]}], {}]')},
+    {"description": "Grüße", "started_at": "", "worker_name": "", "ended_at": ""},
+    {"started_at": "2026-11-21T12:00:00.000001Z", "worker_name": "w", "rqjobs_token": "t"},
+    {"created_at": "2026-11-21T12:00:00Z"}, {"meta": b'{"a": 1}', "dependency_ids": '["one"]', "retries_left": "2"},
+    {"repeats_left": "2", "repeat_intervals": "[1]"}, {"success_callback_name": "faults.ok"}, {"unknown": "x"},
+])
+def test_what_a_claim_reads_is_what_rq_reads(redis, change):
+    """A plain job's hash is read by a table of ours, any other by RQ's `restore`."""
+    rqjobs.enqueue(faults.add, 1, b=2, job_id="one")
+    redis.hset("rq:job:one", mapping={"status": "queued", **change})
+    fields = redis.hgetall("rq:job:one")
+    expected, found = Job("one", connection=redis), Job.found("one", fields, redis)
+    expected.restore(fields)
+    assert (found.func_name, found.args, found.kwargs) == (expected.func_name, expected.args, expected.kwargs)
+    assert vars(found) == vars(expected)
+
+
+@pytest.mark.parametrize("change", [
+    {"timeout": "1m"}, {"status": "unheard"}, {"ttl": "x"}, {"created_at": "then"}, {"origin": b"\xff"},
+])
+def test_a_plain_field_that_cannot_be_read_is_an_error(redis, change):
+    rqjobs.enqueue(faults.ok, job_id="one")
+    redis.hset("rq:job:one", mapping=change)
+    with pytest.raises(ValueError):
+        Job.found("one", redis.hgetall("rq:job:one"), redis)
+
+
+def test_a_job_is_current_while_it_runs_and_only_then(redis):
+    queue = rqjobs.Queue("default", connection=redis, is_async=False)
+    job = queue.enqueue(faults.whoami)
+    assert job.return_value() == job.id and rq.get_current_job() is None
+    assert queue.enqueue(faults.boom).is_failed and rq.get_current_job() is None
