@@ -46,7 +46,7 @@ class Found:
     def best(self, setting: str, *acks: str) -> tuple[float | None, str]:
         """The fastest peer of those that acknowledge so, and its rate."""
         rates = [(self.rate(system["name"], setting) or 0.0, system["name"]) for system in self.systems
-                 if system["name"] != "rqjobs" and system["acks"] in acks]
+                 if not system["name"].startswith("rqjobs") and system["acks"] in acks]
         rate, name = max(rates, default=(0.0, ""))
         return rate or None, name
 

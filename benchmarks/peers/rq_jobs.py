@@ -17,6 +17,10 @@ ABOUT = {
     "systems": {
         "rqjobs": {"run": "rq worker --worker-class rqjobs.Worker --quiet high default low", "start": 10,
                    "version": "rqjobs", "acks": "after", "env": {"BENCH_OURS": "1", "RQJOBS_MODULES": "rq_jobs"}},
+        "rqjobs, MAX_JOBS_PER_HORSE=100000": {
+            "run": "rq worker --worker-class rqjobs.Worker --quiet high default low", "start": 10, "version": "rqjobs",
+            "acks": "after", "env": {"BENCH_OURS": "1", "RQJOBS_MODULES": "rq_jobs",
+                                     "RQJOBS_MAX_JOBS_PER_HORSE": "100000"}},
         "rq": {"run": "rq worker --quiet high default low", "start": 10, "acks": "before", "jobs": 1000},
         "rq SimpleWorker": {"run": "rq worker --worker-class rq.SimpleWorker --quiet high default low", "start": 10,
                             "acks": "before", "jobs": 5000},
