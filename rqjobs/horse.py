@@ -27,7 +27,7 @@ from rq.worker import DequeueStrategy
 from rqjobs import config, connection, ledger, processes
 from rqjobs.board import Board
 from rqjobs.jobs import Job
-from rqjobs.ledger import CLAIM, Claim, text
+from rqjobs.ledger import CLAIM, RELEASE, Claim, text
 from rqjobs.outbox import Outbox, Outcome
 from rqjobs.queues import Queue
 from rqjobs.settling import Settling, load_scripts, passes
@@ -35,6 +35,7 @@ from rqjobs.settling import Settling, load_scripts, passes
 ANSWER = 2  # seconds in which a wait that is to end does end, or its connection is given up
 SPAN = 0.005  # seconds that the jobs which are claimed at once may take, by their pace so far
 AT_ONCE = 32  # jobs
+HOLD = 0.04  # seconds that a job may wait behind others with which it was claimed, before it is given back
 BLOCK = 5  # seconds that Redis holds a wait; well under a lease, so that nothing arrives after it was swept
 
 
@@ -55,6 +56,8 @@ class Horse:
         self.client = worker.connection.plain  # type: ignore[attr-defined]
         self.waits = Waits(self.client, f"rqjobs:claims:{worker.name}")
         self.outbox = worker.outbox = Outbox(self.client)
+        worker.horse = os.getpid()
+        rq.job._job_stack.push(None)  # under all jobs: RQ's `pop` throws an empty stack away, to be built again
         self.some_execution = Execution("", "", self.client)  # RQ asks for one; `record` makes the right one
         self.settings = config.current()
         self.queues: dict[str, Queue] = {}
@@ -154,8 +157,11 @@ class Horse:
         return None
 
     def _perform_all(self, claims: list[Claim]) -> None:
-        """Run the first at once, and each of the others if the parent did not give it back meanwhile."""
-        waiting = {claim.token: claim for claim in claims[1:]}
+        """Run the first at once, and each of the others if the parent did not give it back meanwhile.
+
+        The parent looks how long one job takes; here is seen how long all of them do.
+        """
+        first, waiting = time.monotonic(), {claim.token: claim for claim in claims[1:]}
         if waiting:
             self.handover.offer(waiting)
         claim: Claim | None = claims[0]
@@ -166,19 +172,23 @@ class Horse:
             self.pace += (took - self.pace) / 5
             if waiting and self.outbox.behind:  # or it would wait behind a slow job, and be repeated with it
                 self._ask()
+            if waiting and time.monotonic() - first > HOLD:
+                rest = iter(self.handover.take, "")
+                self._ask(*RELEASE.call([f"rqjobs:claims:{self.worker.name}"], ["these", *rest]))
+                return
             own = waiting and self.handover.take()
             claim = waiting.pop(own) if own else None
 
     def _perform(self, claim: Claim) -> None:
         worker = self.worker
-        worker.claim, me = claim, os.getpid()
+        worker.claim = claim
         if claim.queue not in self.queues:
             self.queues[claim.queue] = Queue(claim.queue, connection=worker.connection)
             self.queues[claim.queue].redis_server_version = worker.get_redis_server_version()
         queue = self.queues[claim.queue]
         try:
             job = Job.found(claim.job_id, claim.fields, worker.connection)
-            job.origin = job.origin or claim.queue
+            job.origin = claim.queue
             timeout = job.timeout or Queue.DEFAULT_TIMEOUT
             deadline = time.monotonic() + timeout if timeout > 0 else 0.0
             os.environ["RQ_JOB_ID"] = job.id
@@ -197,8 +207,6 @@ class Horse:
             worker.log.info("Worker %s: %s: %s", worker.name, green(queue.name), what)
         worker.post(Board.RUNNING, deadline)  # from here on a death counts
         worker.perform_job(job, queue)
-        if os.getpid() != me:  # the job forked, and this is the child: there is one horse
-            os._exit(0)
         self.board.done += 1
 
     def _is_spent(self) -> bool:

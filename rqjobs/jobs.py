@@ -133,10 +133,14 @@ class Job(rq.job.Job):
 
     def restore(self, raw_data: Any) -> Any:
         found = dict(raw_data)
-        for name in (b"data", b"exc_info"):
-            if found.get(name):
-                found[name] = _inflate(found[name])
+        data, trace = (value and _inflate(value) for value in (found.get(b"data"), found.pop(b"exc_info", None)))
+        if data:
+            found[b"data"] = b""  # RQ would unpack it once more, and without a limit
         super().restore(found)
+        if data:
+            self.data = data
+        if trace:
+            self._exc_info = as_text(trace)
         if self.repeats_left is not None:
             words = as_text(found.get(b"rqjobs_chain") or b"").partition(",")[::2]
             times, retries = (int(word) if word.isdigit() else None for word in words)
@@ -186,12 +190,12 @@ class Job(rq.job.Job):
     def perform(self) -> Any:
         self.check()
         app = catalog.flask_app()
-        running = rq.job._job_stack.push(self)
+        rq.job._job_stack.push(self)
         try:
             with app.app_context() if app else nullcontext():
                 self._result = self._execute()
         finally:
-            running.pop()  # RQ's pop throws an empty stack away, and the next push builds it again
+            rq.job._job_stack.pop()
         return self._result
 
     @property

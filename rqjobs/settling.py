@@ -5,6 +5,7 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]
 import base64
 import logging
+import os
 import re
 import signal
 import time
@@ -77,6 +78,7 @@ class Settling(rq.Worker):
     claim: Claim | None = None
     board: Board | None = None  # in the horse, like the following
     outbox: Outbox
+    horse = 0  # its process
     _titled = 0.0
 
     def prepare_job_execution(self, job: Any, remove_from_intermediate_queue: bool = False) -> None:
@@ -85,6 +87,8 @@ class Settling(rq.Worker):
             self.procline(f"Processing {job.func_name} from {job.origin} since {time.time()}")
 
     def handle_execution_ended(self, job: Any, queue: Any, heartbeat_ttl: int) -> None:
+        if self.horse and os.getpid() != self.horse:  # the job forked, and this is its child: there is one horse
+            os._exit(0)
         job.ended_at = now()
         if job._success_callback_name or job._failure_callback_name:  # they have a time limit of their own
             self.post(Board.RUNNING, time.monotonic() + heartbeat_ttl)
@@ -109,15 +113,15 @@ class Settling(rq.Worker):
 
     def plain_success(self, job: Any, ttl: int) -> tuple[Any, ...]:
         """The command that records a plain success: what RQ's `handle_job_success` comes to."""
-        assert self.claim
-        value, started, ended = job._result, job.started_at, job.ended_at
+        claim, value, started, ended = self.claim, job._result, job.started_at, job.ended_at
+        assert claim
         try:
             result = () if value is None else (base64.b64encode(job.serializer.dumps(value)),)
         except Exception:  # as RQ does
             result = (base64.b64encode(job.serializer.dumps(UNSERIALIZABLE_RETURN_VALUE_PAYLOAD)),)
         return FINISH.call(
             [f"rqjobs:claims:{self.name}"],
-            [job.id, job.origin, self.claim.token, self.name, written(started), written(ended), started.timestamp(),
+            [claim.job_id, claim.queue, claim.token, self.name, written(started), written(ended), started.timestamp(),
              ended.timestamp(), ttl, int(ended.timestamp()) + ttl if ttl > 0 else "+inf",
              int(bool(job._dependency_ids)), rq.Queue.DEFAULT_TIMEOUT, *result])
 

@@ -19,13 +19,12 @@ from rq.worker import WorkerStatus
 
 from rqjobs import config, ledger, orphans, processes
 from rqjobs.board import Board, Posting
-from rqjobs.horse import Handover, Terms, saddle
+from rqjobs.horse import HOLD, Handover, Terms, saddle
 from rqjobs.jobs import Job
 from rqjobs.ledger import Claim
 from rqjobs.queues import Queue
 from rqjobs.settling import Settling
 
-HOLD = 0.04  # seconds that a job may wait behind another with which it was claimed, before it is given back
 CRASH_DELAY = 1.0  # seconds that a job which crashed its horse waits, doubled with each death
 REHIRE_PAUSE = (0.1, 5.0)  # seconds before the next horse when one did not live for a second: at first, at most
 STUCK = 4 * ledger.BEAT  # seconds without a word after which an idle horse is no use; one wait for Redis may take 16

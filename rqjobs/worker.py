@@ -25,14 +25,14 @@ from rq.worker_registration import clean_worker_registry
 
 from rqjobs import catalog, config, connection, ledger, orphans, processes, serializers
 from rqjobs.board import Board
-from rqjobs.horse import Terms
+from rqjobs.horse import HOLD, Terms
 from rqjobs.jobs import Job, install
 from rqjobs.ledger import BEAT, text
 from rqjobs.queues import Queue
 from rqjobs.recorder import Recorder
 from rqjobs.scheduler import Scheduler
 from rqjobs.settling import passes
-from rqjobs.supervisor import HOLD, Supervisor
+from rqjobs.supervisor import Supervisor
 
 TICK = 1.0  # seconds; the longest that the parent sleeps while a job runs; else until its next beat, or for MIND
 MIND = ledger.BEAT / 2  # seconds between two looks after the clock

@@ -206,6 +206,18 @@ def follow(child: str):
     queues.Queue(job.origin, connection=job.connection).enqueue(ok, depends_on=job, job_id=child)
 
 
-def split():
-    """Fork, and return in both processes."""
-    os.fork()
+def nap(seconds: float):
+    time.sleep(seconds)
+
+
+def split(ending="return"):
+    """Fork, and end in both processes, the child first."""
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        return "parent"
+    if ending == "exit":
+        raise SystemExit(3)
+    if ending == "raise":
+        raise ValueError("in the child")
+    return "child"

@@ -277,6 +277,28 @@ def test_no_job_waits_behind_a_slow_one_that_was_claimed_with_it(batch, redis, e
     assert {len(job.results()) for job in [hanging, *others]} == {1}
 
 
+def test_no_job_waits_behind_many_that_were_claimed_with_it(worker, redis, eventually):
+    """Each of them was too short for the parent to give the rest back: of 39 ms each thirty took a second."""
+    process = worker("default", env={"FAULTS_SPAN": "60"})
+    psutil.Process(process.pid).suspend()
+    jobs = rqjobs.enqueue_many([*[(faults.ok,)] * 40, *[(faults.nap, 0.03)] * 10])[40:]  # then it claims many
+    eventually(lambda: all(job.get_status() == JobStatus.FINISHED for job in jobs))
+    psutil.Process(process.pid).resume()
+    tokens = [redis.xrange(f"rq:results:{job.id}")[0][1][b"execution_id"] for job in jobs]
+    assert len({token[:-2] for token in tokens}) > 2, "they were claimed at once"
+    assert not orphans.audit(redis, settle=0).breaches
+
+
+def test_a_job_in_another_queue_than_its_hash_says_leaves_nothing(worker, redis, eventually):
+    (job,) = rqjobs.enqueue_many([(faults.ok,)])
+    redis.hset(job.key, "origin", "low")
+    worker("default")
+    eventually(lambda: job.get_status() == JobStatus.FINISHED)
+    eventually(lambda: redis.zcard("rq:finished:default") == 1)
+    assert not redis.exists("rq:wip:default", "rq:wip:low", "rq:finished:low")
+    assert not orphans.audit(redis, settle=0).breaches
+
+
 def test_a_horse_that_dies_with_several_claims_has_died_under_one(batch, redis, eventually, kill):
     process, hanging, others = batch
     (horse,) = psutil.Process(process.pid).children()
@@ -393,9 +415,13 @@ def test_a_job_whose_hash_names_no_queue_is_of_the_queue_where_it_was(worker, re
     assert not redis.exists("rq:wip:default", "rq:finished:")
 
 
-def test_a_job_that_forks_leaves_one_horse(worker, redis, eventually):
-    """The child went on as a second horse, on the same connection."""
-    jobs = rqjobs.enqueue_many([(faults.split,), *[(faults.ok,)] * 20])
-    worker("default")
+@pytest.mark.parametrize("ending", ["return", "exit", "raise"])
+def test_a_job_that_forks_leaves_one_horse(worker, redis, eventually, ending):
+    """The child went on as a second horse, on the same connection; later it still recorded its own end there."""
+    process = worker("default", env={"FAULTS_SPAN": "60"})
+    (horse,) = psutil.Process(process.pid).children()
+    jobs = rqjobs.enqueue_many([*[(faults.ok,)] * 20, (faults.split, ending), *[(faults.ok,)] * 20])
     eventually(lambda: all(job.get_status() == JobStatus.FINISHED for job in jobs))
+    assert jobs[20].return_value() == "parent"
+    assert psutil.Process(process.pid).children() == [horse]
     assert {len(job.results()) for job in jobs} == {1}

@@ -249,6 +249,15 @@ def test_a_plain_field_that_cannot_be_read_is_an_error(redis, change):
         Job.found("one", redis.hgetall("rq:job:one"), redis)
 
 
+@pytest.mark.parametrize("more", [{}, {"meta": "{}"}])
+def test_what_was_packed_twice_is_unpacked_once(redis, more):
+    """RQ unpacked what our limit had let through, and that had none: 7 kB became 4 GB."""
+    bomb = zlib.compress(zlib.compress(b"x"))
+    fields = {b"data": bomb, b"created_at": b"2026-11-21T12:00:00Z"}
+    job = Job.found("one", {**fields, **{name.encode(): value.encode() for name, value in more.items()}}, redis)
+    assert job.data == zlib.compress(b"x")
+
+
 def test_a_job_is_current_while_it_runs_and_only_then(redis):
     queue = rqjobs.Queue("default", connection=redis, is_async=False)
     job = queue.enqueue(faults.whoami)

@@ -50,7 +50,7 @@ local function start(id, queue, job)
   local token = ARGV[6] .. string.format('%02x', #taken)
   redis.call('HSET', 'rq:job:' .. id, 'status', 'started', 'started_at', iso, 'last_heartbeat', iso,
     'worker_name', me, 'rqjobs_token', token)
-  if not job.origin then redis.call('HSET', 'rq:job:' .. id, 'origin', queue) end
+  if job.origin ~= queue then redis.call('HSET', 'rq:job:' .. id, 'origin', queue) end
   redis.call('PERSIST', 'rq:job:' .. id)
   taken[#taken + 1] = {id, queue, token, job.fields}
   room = job.rqjobs_deaths and 0 or room - 1
