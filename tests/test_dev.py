@@ -92,6 +92,7 @@ def test_a_killed_dev_takes_everything_with_it_and_the_next_one_starts(dev, even
 
 def test_a_killed_worker_is_started_again(dev, eventually):
     process = dev()
+    eventually(lambda: process.output().count("Listening on") == 2)  # its address is told when the web app answers
     worker = next(child for child in psutil.Process(process.pid).children() if "worker" in child.cmdline())
     worker.kill()
     eventually(lambda: process.output().count("Listening on") == 3)
