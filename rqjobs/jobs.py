@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from datetime import datetime, timedelta
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
@@ -128,8 +129,15 @@ class Job(rq.job.Job):
     def fields(self) -> tuple[bool, dict[str, Any]]:
         """Whether nothing can be stored under its id, and the hash with which the job is enqueued; in that case without
         empty fields, which are the same to RQ."""
-        fields, new, self.unheard_of = self.to_dict(), self.unheard_of, False
-        return new, {name: value for name, value in fields.items() if value != ""} if new else fields
+        new, self.unheard_of = self.unheard_of, False
+        if not new:
+            return new, self.to_dict()
+        if _more(self) != _NO_MORE:
+            return new, {name: value for name, value in self.to_dict().items() if value != ""}
+        state = vars(self)  # RQ's way compresses the data, whatever they are
+        fields = {field: state[name] for field, name in _OF_PLAIN if state[name] not in (None, "")}
+        dates = {field: written(state[field]) for field in ("created_at", "enqueued_at") if state[field]}
+        return new, {**fields, **dates, "data": self.stored()}
 
     def restore(self, raw_data: Any) -> Any:
         found = dict(raw_data)
@@ -279,6 +287,11 @@ def read_date(written: bytes | str) -> datetime:
         return _str_to_date(written)  # which says what is wrong with it
 
 
+def written(moment: datetime) -> str:
+    """A UTC moment as RQ writes it; its `utcformat` takes ten times as long."""
+    return f"{moment.isoformat(timespec='microseconds')[:26]}Z"
+
+
 _str_to_date = rq.job.str_to_date
 
 
@@ -313,6 +326,11 @@ _PLAIN: dict[bytes, tuple[str, Callable[[bytes], Any]]] = {
     b"ttl": ("ttl", int),
     b"status": ("_status", {status.value.encode(): status for status in rq.job.JobStatus}.__getitem__),
 }
+_OF_PLAIN = [(field.decode(), name) for field, (name, read) in _PLAIN.items() if read not in (_inflate, read_date)]
+# What a job may have besides, of that which is written: all attributes but those and these.
+_more = attrgetter(*_BLANK.keys() - {name for name, _ in _PLAIN.values()} - {
+    "_id", "connection", "serializer", "redis_server_version", "log", "_func_name", "_instance", "_args", "_kwargs"})
+_NO_MORE = _more(Job("blank", connection=object()))  # type: ignore[arg-type]
 
 
 def _named(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterable[tuple[str, Any]]:

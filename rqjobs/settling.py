@@ -10,7 +10,6 @@ import re
 import signal
 import time
 from collections.abc import Callable
-from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -33,6 +32,7 @@ from rq.utils import now
 
 from rqjobs import ledger
 from rqjobs.board import Board
+from rqjobs.jobs import written
 from rqjobs.ledger import CLAIM, FINISH, RECLAIM, RELEASE, SETTLE, Claim, text
 from rqjobs.outbox import Outbox, Outcome
 from rqjobs.recorder import Recorder
@@ -230,11 +230,6 @@ class Settling(rq.Worker):
         elif outcome in ("canceled", "gone"):
             self.log.warning("Worker %s: job %s was %s while it ran; its outcome is dropped", self.name, job_id,
                              "deleted" if outcome == "gone" else outcome)
-
-
-def written(moment: datetime) -> str:
-    """A UTC moment as RQ writes it; its `utcformat` takes ten times as long."""
-    return f"{moment.isoformat(timespec='microseconds')[:26]}Z"
 
 
 def load_scripts(client: redis.Redis) -> None:

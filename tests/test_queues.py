@@ -258,6 +258,30 @@ def test_what_was_packed_twice_is_unpacked_once(redis, more):
     assert job.data == zlib.compress(b"x")
 
 
+@pytest.mark.parametrize("options", [
+    {}, {"description": "Grüße"}, {"ttl": 60, "result_ttl": 0, "failure_ttl": -1, "job_timeout": -1}, {"meta": {"a": 1}},
+    {"retry": Retry(2, [1])}, {"repeat": Repeat(2, 1)}, {"on_success": Callback("faults.ok", 5)}, {"at_front": True},
+    {"on_failure": Callback("faults.ok")}, {"on_stopped": Callback("faults.ok")}, {"depends_on": "another"},
+])
+def test_what_is_written_for_a_new_job_is_what_rq_writes(redis, options):
+    """A plain new job's hash is put together by us, any other by RQ's `to_dict`; empty fields are the same to RQ."""
+    def told(fields):
+        return {name: value for name, value in fields.items() if value != ""}
+
+    queue = rqjobs.queue("default")
+    rqjobs.enqueue(faults.ok, job_id="another")
+    for name in [None, *vars(Job("one", connection=redis))]:  # and with each attribute that RQ knows of
+        job = queue.enqueue(faults.ok, "x" * 600, **options)
+        if name and name not in ("_id", "connection", "serializer", "log", "_data", "data", "created_at", "webhooks"):
+            setattr(job, name, {"_dependency_ids": ["other"], "meta": {"b": 2}}.get(name, 1))
+            if name.endswith("ed_at") or name == "last_heartbeat":
+                setattr(job, name, job.created_at + timedelta(microseconds=7))
+        job.unheard_of = True
+        expected = told(job.to_dict())
+        assert job.fields() == (True, expected)
+        assert job.fields() == (False, job.to_dict())
+
+
 def test_a_job_is_current_while_it_runs_and_only_then(redis):
     queue = rqjobs.Queue("default", connection=redis, is_async=False)
     job = queue.enqueue(faults.whoami)
