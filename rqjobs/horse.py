@@ -117,18 +117,20 @@ class Horse:
         return max(1, min(AT_ONCE, left, int(SPAN / self.pace)))
 
     def _ask(self, *command: Any) -> Any:
-        """Bring all outcomes to Redis, and ask `command`, in one round trip; until Redis has answered, or, once nothing
-        is left to be settled, until it is time to stop. Returns its reply."""
+        """Bring all outcomes to Redis, end all waits, and ask `command`, in one round trip; until Redis has answered,
+        or, once nothing is left to be settled, until it is time to stop. Returns its reply."""
         backoff, failures = ExponentialWithJitterBackoff(cap=3, base=0.05), 0
         while True:
             self.board.post(Board.IDLE)  # at each try: who waits for Redis is not stuck
             try:
-                answered, reply = self.outbox.exchange(*command)
+                ends = self.waits.ends()
+                answered, replies = self.outbox.exchange(*ends, *[command] if command else [])
                 trouble = [self._told(*one) for one in answered]
-                for error in [*trouble, reply]:
+                for error in [*trouble, *replies[len(ends):]]:
                     if isinstance(error, Exception):
                         raise error
-                return reply
+                if self.waits.ended(replies[:len(ends)]):
+                    return replies[-1] if command else None
             except NoScriptError:
                 load_scripts(self.client)
             except Exception as error:
@@ -217,8 +219,9 @@ class Horse:
         return bool(limit) and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * processes.MAXRSS_UNIT > limit
 
     def _leave(self, why: str) -> str:
-        """Settle what is unsettled, and say why. What else is in the claims, the parent or the next horse sees to."""
-        while self.outbox.outcomes:
+        """Settle what is unsettled, end the waits, and say why. What else is in the claims, the parent or the next
+        horse sees to."""
+        if self.outbox.outcomes or self.waits.open:
             self._ask()
         self.board.post(Board.LEAVING, why)
         return why
@@ -258,38 +261,59 @@ class Waits:
     """Waiting for work on several queues without polling and without losing a job.
 
     `BLMOVE <queue> <claims>` on a connection for each queue: Redis wakes one worker for a job, and the job is in its
-    claims before anybody reads the reply. The other waits are ended then, and the next claim adopts what came.
+    claims before anybody reads the reply. The other waits are ended with the next claim, which adopts what came.
     """
 
     def __init__(self, client: redis.Redis, claims_key: str):
         self.client, self.claims_key = client, claims_key
         self.lines: dict[str, Any] = {}
         self.ids: dict[str, int] = {}
+        self.open: list[str] = []  # the queues whose waits may bring something yet
+        self.unread: set[str] = set()  # those whose reply has not been read
+        self.since = 0.0  # when the last wait returned
 
     def wait(self, queues: list[str], seconds: float, control: socket.socket) -> None:
-        """Return when a job may have come, the parent has a word, or `seconds` have passed; soon after, at least."""
+        """Return when a job may have come, the parent has a word, or `seconds` have passed; soon after, at least. The
+        waits go on until they have `ended`."""
         try:
             for queue in queues:
                 line, block = self._line(queue), round(max(seconds, 0.1), 3)
+                if queue in self.unread:
+                    if not select.select([line._sock], [], [], ANSWER)[0]:
+                        raise TimeoutError("a wait has ended, and is not answered: its connection is dead")
+                    line.read_response()
+                self.unread.add(queue)
+                self.open.append(queue)
                 line.send_command("BLMOVE", queue, self.claims_key, "LEFT", "RIGHT", block)
-            sockets = [self._line(queue)._sock for queue in queues]
-            ready, _, _ = select.select([*sockets, control], [], [], seconds + 1)
+            ready, _, _ = select.select([*self._sockets(), control], [], [], seconds + 1)
             if control in ready:
                 self.hear(control)
-            waiting = {self._line(queue)._sock: queue for queue in queues}
-            deadline = time.monotonic() + ANSWER
-            while waiting:  # an UNBLOCK may overtake the BLMOVE that it is to end: ask again
-                if time.monotonic() > deadline:
-                    raise TimeoutError("the end of a wait was asked for, and is not answered: its connection is dead")
-                with self.client.pipeline(transaction=False) as pipe:
-                    for queue in waiting.values():
-                        pipe.execute_command("CLIENT", "UNBLOCK", self.ids[queue])
-                    pipe.execute(raise_on_error=False)
-                for answered in select.select(list(waiting), [], [], 0.05)[0]:
-                    self._line(waiting.pop(answered)).read_response()
         except (redis.RedisError, OSError, ValueError):
             self.close()
             select.select([control], [], [], 0.2)
+        self.since = time.monotonic()
+
+    def _sockets(self) -> list[Any]:
+        return [self.lines[queue]._sock for queue in self.open]
+
+    def ends(self) -> list[tuple[Any, ...]]:
+        """The commands that end the waits which have brought nothing yet."""
+        if self.open:
+            answered = select.select(self._sockets(), [], [], 0)[0]
+            self.open = [queue for queue in self.open if self.lines[queue]._sock not in answered]
+        return [("CLIENT", "UNBLOCK", self.ids[queue]) for queue in self.open]
+
+    def ended(self, replies: list[Any]) -> bool:
+        """Whether all waits were over when Redis did what stood behind the commands that it answered so. If not, all of
+        it is to be asked again: one has just brought a job, or its end has overtaken it."""
+        self.open = [queue for queue, reply in zip(self.open, replies, strict=True) if reply != 1]
+        if not self.open:
+            return True
+        if time.monotonic() - self.since > ANSWER:
+            self.close()
+        else:
+            select.select(self._sockets(), [], [], 0.05)
+        return False
 
     def hear(self, control: socket.socket) -> None:
         """Read the parent's wake-ups; a parent that is gone takes us with it."""
@@ -312,6 +336,8 @@ class Waits:
             with contextlib.suppress(Exception):
                 line.disconnect()
         self.lines.clear()
+        self.open.clear()
+        self.unread.clear()
 
 
 def saddle(

@@ -49,20 +49,20 @@ class Outbox:
         """Whether one could not be sent."""
         return self._sent < len(self.outcomes)
 
-    def exchange(self, *command: Any) -> tuple[list[tuple[Outcome, Any]], Any]:
-        """Ask `command` (if one is given) behind all outcomes; returns these with their replies, and that to it.
+    def exchange(self, *commands: tuple[Any, ...]) -> tuple[list[tuple[Outcome, Any]], list[Any]]:
+        """Ask `commands` behind all outcomes; returns these with their replies, and those to the commands.
 
         An error that Redis answered is returned. Every other is raised, and nothing is known then: all outcomes are
         still here.
         """
-        self._send([command] if command else [])
+        self._send([*commands])
         try:
-            replies = self._read(len(self.outcomes) + bool(command))
+            replies = self._read(len(self.outcomes) + len(commands))
         except BaseException:
             self.close()
             raise
         done, self.outcomes, self._sent = self.outcomes, [], 0
-        return list(zip(done, replies, strict=False)), replies[-1] if command else None
+        return list(zip(done, replies, strict=False)), replies[len(done):]
 
     def _send(self, more: list[tuple[Any, ...]]) -> None:
         if time.monotonic() - self._used > connection.HEALTH_CHECK:  # somebody between us and Redis may have dropped it

@@ -61,7 +61,8 @@ class Stage:
     def start(self, proxied: bool = True, name: str | None = None) -> int:
         """Start a worker and wait until it waits for work; returns its pid."""
         url = self.proxy.url if proxied else config.current().redis_url
-        order = {"queues": ["default"], "url": url, "log": str(self.log), "options": {"name": name} if name else {}}
+        order = {"queues": ["default", "low"], "url": url, "log": str(self.log),
+                 "options": {"name": name} if name else {}}
         print(json.dumps(order), file=self.stable.stdin, flush=True)
         self.pid = int(self.stable.stdout.readline())
         if proxied:

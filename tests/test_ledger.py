@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 
 import faults
@@ -15,7 +16,7 @@ import rqjobs
 import rqjobs.worker
 from rqjobs import Callback, Repeat, Retry, ledger, orphans
 from rqjobs.board import Board
-from rqjobs.horse import Handover
+from rqjobs.horse import Handover, Waits
 from rqjobs.jobs import Job
 from rqjobs.settling import load_scripts
 
@@ -425,3 +426,62 @@ def test_a_job_that_forks_leaves_one_horse(worker, redis, eventually, ending):
     assert jobs[20].return_value() == "parent"
     assert psutil.Process(process.pid).children() == [horse]
     assert {len(job.results()) for job in jobs} == {1}
+
+
+@pytest.fixture
+def waits(redis):
+    """Waits of a worker called w, and the word from its parent that ends them at once."""
+    word, control = socket.socketpair()
+    with word, control:
+        waits = Waits(redis, "rqjobs:claims:w")
+        waits.wait_now = lambda *of: (word.send(b"!"), waits.wait([f"rq:queue:{name}" for name in of], 5, control))
+        yield waits
+        waits.close()
+
+
+def ask(waits, redis):
+    """End the waits; whether they were over, and what is in the claims then, asked behind them."""
+    with redis.pipeline(transaction=False) as pipe:
+        for command in waits.ends():
+            pipe.execute_command(*command)
+        pipe.lrange("rqjobs:claims:w", 0, -1)
+        *replies, found = pipe.execute()
+    return waits.ended(replies), found
+
+
+def test_waits_are_over_when_what_stands_behind_their_ends_is_done(waits, redis, eventually):
+    for _ in range(3):  # the replies are read at the next wait
+        waits.wait_now("high", "low")
+        eventually(lambda: redis.info("clients")["blocked_clients"] == 2)
+        assert ask(waits, redis) == (True, [])
+        assert redis.info("clients")["blocked_clients"] == 0
+    waits.wait_now("high", "low")
+    redis.rpush("rq:queue:low", "job")
+    found = ask(waits, redis)
+    assert found in ((True, [b"job"]), (False, [b"job"]))  # unsure if the reply was not here when it was asked
+    assert found[0] or ask(waits, redis) == (True, [b"job"])
+
+
+def test_an_end_that_overtakes_its_wait_is_asked_for_again(waits, redis, eventually, monkeypatch):
+    """What such a wait brings later would be in the claims, and nobody would know."""
+    waits.wait_now("high", "low")
+    assert eventually(lambda: ask(waits, redis)[0])
+    late, send = [], waits.lines["rq:queue:low"].send_command
+    monkeypatch.setattr(waits.lines["rq:queue:low"], "send_command", lambda *words: late.append(words))
+    redis.rpush("rq:queue:high", "first")
+    waits.wait_now("high", "low")
+    assert ask(waits, redis) == (False, [b"first"])
+    send(*late[0])
+    redis.rpush("rq:queue:low", "second")
+    eventually(lambda: not redis.exists("rq:queue:low"))
+    assert ask(waits, redis) == (True, [b"first", b"second"])
+
+
+def test_a_wait_that_cannot_be_ended_is_given_up(waits, redis, eventually, monkeypatch):
+    """Its connection may be dead, with nobody to tell us."""
+    waits.wait_now("high")
+    line = waits.lines["rq:queue:high"]
+    waits.ids["rq:queue:high"] = 2 ** 40
+    monkeypatch.setattr("rqjobs.horse.ANSWER", 0.2)
+    eventually(lambda: not ask(waits, redis)[0] and not waits.lines)
+    assert line._sock is None and ask(waits, redis) == (True, [])

@@ -259,8 +259,9 @@ def test_what_was_packed_twice_is_unpacked_once(redis, more):
 
 
 @pytest.mark.parametrize("options", [
-    {}, {"description": "Grüße"}, {"ttl": 60, "result_ttl": 0, "failure_ttl": -1, "job_timeout": -1}, {"meta": {"a": 1}},
-    {"retry": Retry(2, [1])}, {"repeat": Repeat(2, 1)}, {"on_success": Callback("faults.ok", 5)}, {"at_front": True},
+    {}, {"description": "Grüße"}, {"ttl": 60, "result_ttl": 0, "failure_ttl": -1, "job_timeout": -1},
+    {"meta": {"a": 1}}, {"retry": Retry(2, [1])}, {"repeat": Repeat(2, 1)}, {"at_front": True},
+    {"on_success": Callback("faults.ok", 5)},
     {"on_failure": Callback("faults.ok")}, {"on_stopped": Callback("faults.ok")}, {"depends_on": "another"},
 ])
 def test_what_is_written_for_a_new_job_is_what_rq_writes(redis, options):
