@@ -28,11 +28,12 @@ from rqjobs.processes import die_with_parent
 HERE = Path(__file__).parent
 PEERS = HERE / "peers"
 VENVS = HERE.parent / ".venv-bench"
-SETTINGS = {"off": ("--appendonly", "no"), "everysec": ("--appendonly", "yes", "--appendfsync", "everysec")}
+SETTINGS = {"off": ("--appendonly", "no"),  # and the file is not written anew in the middle of somebody's run
+            "everysec": ("--appendonly", "yes", "--appendfsync", "everysec", "--auto-aof-rewrite-percentage", "0")}
 STALLED = 60  # seconds without a job ending, after which a run has failed
 COPY_VALUES = """
--- ARGV: a cursor. Copies a page of the hashes and strings of database 1 to database 0; returns the next cursor.
-redis.call('SELECT', 1)
+-- ARGV: a cursor, a database. Copies a page of its hashes and strings to database 0; returns the next cursor.
+redis.call('SELECT', ARGV[2])
 local page = redis.call('SCAN', ARGV[1], 'COUNT', 2000)
 for _, key in ipairs(page[2]) do
   local kind = redis.call('TYPE', key).ok
@@ -40,16 +41,16 @@ for _, key in ipairs(page[2]) do
 end
 return page[1]"""
 COPY_QUEUES = """
--- KEYS: the other keys of database 1. Copies them to database 0, all at the same instant. A stream that is there keeps
--- its groups.
-redis.call('SELECT', 1)
+-- KEYS: the other keys of the database ARGV[1]. Copies them to database 0, all at the same instant. A stream that is
+-- there keeps its groups.
+redis.call('SELECT', ARGV[1])
 for _, key in ipairs(KEYS) do
   if redis.call('TYPE', key).ok == 'stream' then
     for _, entry in ipairs(redis.call('XRANGE', key, '-', '+')) do
       redis.call('SELECT', 0)
       redis.call('XADD', key, '*', unpack(entry[2]))
     end
-    redis.call('SELECT', 1)
+    redis.call('SELECT', ARGV[1])
   else
     redis.call('COPY', key, key, 'DB', 0, 'REPLACE')
   end
@@ -118,7 +119,7 @@ def systems() -> list[System]:
 
 
 class Stage:
-    """A Redis of our own, empty, in a temporary folder; database 0 is the workers', backlogs are made in database 1."""
+    """A Redis of our own, empty, in a temporary folder; database 0 is the workers', backlogs are made in the others."""
 
     def __init__(self, home: Path, url: str, setting: str):
         self.home, self.url, self.setting = home, url, setting
@@ -140,25 +141,25 @@ class Stage:
             raise Failed(f"{system.name}: {arguments} failed: {done.stderr[-2000:]}")
         return json.loads(done.stdout) if done.stdout.strip() else None
 
-    def fill(self, system: System, number: int, kind: str = "noop") -> None:
-        """Have the system itself send a backlog, into database 1, where no worker sees it."""
+    def fill(self, system: System, number: int, kind: str = "noop", database: int = 1) -> None:
+        """Have the system itself send a backlog, into a database where no worker sees it."""
         status(f"{system.name}: making a backlog of {number:,}")
-        with redis.Redis.from_url(f"{self.url}?db=1") as hidden:
+        with redis.Redis.from_url(f"{self.url}?db={database}") as hidden:
             hidden.flushdb()
-        self.ask(system, "fill", str(number), *([kind] if system.module == "rq_jobs" else []), database=1)
+        self.ask(system, "fill", str(number), *([kind] if system.module == "rq_jobs" else []), database=database)
 
-    def publish(self) -> int:
+    def publish(self, database: int = 1) -> int:
         """Make a copy of the backlog visible to the workers at one instant; returns that, in nanoseconds."""
-        with redis.Redis.from_url(f"{self.url}?db=1") as hidden:
+        with redis.Redis.from_url(f"{self.url}?db={database}") as hidden:
             kinds = ("list", "set", "zset", "stream")
             others = [key for kind in kinds for key in hidden.scan_iter(_type=kind, count=2000)]
         cursor: Any = 0
-        while (cursor := int(self.redis.eval(COPY_VALUES, 0, cursor))) != 0:
+        while (cursor := int(self.redis.eval(COPY_VALUES, 0, cursor, database))) != 0:
             pass
         if self.setting != "off":
             time.sleep(1.5)  # the file's next fsync: what we wrote is not the workers' to pay for
         begun = time.monotonic_ns()
-        self.redis.eval(COPY_QUEUES, len(others), *others)
+        self.redis.eval(COPY_QUEUES, len(others), *others, database)
         return begun
 
     def used(self) -> int:
@@ -170,7 +171,7 @@ class Stage:
 @contextlib.contextmanager
 def stage(setting: str = "off") -> Iterator[Stage]:
     with (tempfile.TemporaryDirectory(prefix="rqjobs-bench-") as folder,
-          embedded.server(Path(folder), *SETTINGS[setting]) as url):
+          embedded.server(Path(folder), "--databases", "64", *SETTINGS[setting]) as url):
         one = Stage(Path(folder), url, setting)
         with one.redis:
             yield one
@@ -260,10 +261,10 @@ class Team:
                 words = (self.stage.home / f"worker-{number}.log").read_text(errors="replace")[-2000:]
                 raise Failed(f"{self.system.name}: a worker ended with {process.returncode}: {words}")
 
-    def publish(self) -> None:
+    def publish(self, database: int = 1) -> None:
         """Show the workers the backlog."""
         self.before = work.count()
-        self.since = self.stage.publish()
+        self.since = self.stage.publish(database)
 
     def wait(self, number: int) -> list[tuple[int, int]]:
         """Until so many of the jobs that were published last have run; returns when each began and ended, sorted."""
@@ -279,9 +280,9 @@ class Team:
             time.sleep(0.3)
         return work.marks(self.since)
 
-    def drain(self, number: int) -> list[tuple[int, int]]:
+    def drain(self, number: int, database: int = 1) -> list[tuple[int, int]]:
         """Show the workers the backlog and wait until `number` jobs have run."""
-        self.publish()
+        self.publish(database)
         return self.wait(number)
 
 
