@@ -6,7 +6,6 @@ line that says which setting it was, what it was, and what would be right.
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import os
 import re
@@ -55,6 +54,8 @@ class Config:
         """
         for name in environ:
             if name.startswith("RQJOBS_") and name not in SETTINGS:
+                import difflib  # here, or each worker would hold it in memory; so in the other files
+
                 known = {setting.removeprefix("RQJOBS_"): setting for setting in SETTINGS}
                 close = difflib.get_close_matches(name.removeprefix("RQJOBS_"), known, n=1)
                 hint = f"did you mean {known[close[0]]}?" if close else "known: " + ", ".join(sorted(SETTINGS))

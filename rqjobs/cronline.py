@@ -6,7 +6,6 @@ Nothing here knows of time zones; `rules.py` brings the wall's time to Redis's.
 from __future__ import annotations
 
 import calendar
-import difflib
 import functools
 import re
 from bisect import bisect_left
@@ -155,6 +154,8 @@ def _value(field: Field, word: str, line: str, at: int) -> int:
         return field.names.index(word.lower()) + field.low
     if re.fullmatch(r"[0-9]{1,4}", word) and field.low <= int(word) <= field.high:
         return int(word)
+    import difflib
+
     hint = f"use {field.allowed}"
     if re.search(r"[#?LW]", word) and not word.isdigit():
         hint += " ('L', 'W', '#' and '?' are not known here)"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import os
 import random
@@ -358,7 +357,6 @@ def saddle(
         random.seed()
         worker._is_horse = True
         worker.board = board
-        gc.freeze()  # what was loaded before never becomes garbage; looking at it would copy its pages
         Horse(worker, board, control, terms, handover).run()
         code = 0
     except BaseException:

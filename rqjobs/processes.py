@@ -26,6 +26,12 @@ def die_with_parent(number: int = signal.SIGKILL) -> None:
         _libc.prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
+def trim() -> None:
+    """Give memory that is free back to the kernel (glibc; elsewhere nothing happens)."""
+    with contextlib.suppress(AttributeError):
+        _libc.malloc_trim(0)  # type: ignore[union-attr]
+
+
 def host() -> str:
     """What two processes share exactly if they see each other's pids: the boot and the pid namespace.
 

@@ -21,7 +21,6 @@ from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-import itsdangerous
 import rq.serializers
 
 from rqjobs import config
@@ -222,7 +221,9 @@ class SignedPickle:
     """
 
     @staticmethod
-    def _signer() -> itsdangerous.Signer:
+    def _signer() -> Any:
+        import itsdangerous  # here, or each worker would hold it in memory
+
         key = config.current().secret_key
         if not key:
             raise config.ConfigError("signed pickle needs SECRET_KEY to be set, the same everywhere")
@@ -235,9 +236,12 @@ class SignedPickle:
     @classmethod
     def loads(cls, data: bytes) -> Any:
         """Raises PayloadError if the signature is missing or is not ours."""
+        signer = cls._signer()
+        from itsdangerous import BadSignature
+
         try:
-            pickled = cls._signer().unsign(bytes(data))
-        except itsdangerous.BadSignature:
+            pickled = signer.unsign(bytes(data))
+        except BadSignature:
             raise PayloadError("the payload is not signed with this SECRET_KEY, so it was not unpickled") from None
         return pickle.loads(pickled)
 

@@ -6,6 +6,7 @@ The parent is one thread: forking beside threads can deadlock. What the horse is
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -92,6 +93,9 @@ class Supervisor(Settling):
         left = None if terms.max_jobs is None else terms.max_jobs - self._done_before
         board, handover = Board(), Handover()
         ours, theirs = socket.socketpair()
+        gc.collect()
+        gc.freeze()  # what was loaded before never becomes garbage; looking at it would copy its pages, here and there
+        processes.trim()
         try:
             pid = os.fork()
         except OSError as error:  # no memory, or too many processes; there may be some in a while

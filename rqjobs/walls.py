@@ -8,7 +8,6 @@ runs in both of the doubled hours, and there is nothing to run in an hour that d
 
 from __future__ import annotations
 
-import difflib
 import functools
 import zoneinfo
 from collections.abc import Iterator
@@ -31,6 +30,8 @@ def zone(name: str) -> zoneinfo.ZoneInfo:
     try:
         return zoneinfo.ZoneInfo(name)
     except (OSError, ValueError, TypeError, zoneinfo.ZoneInfoNotFoundError):
+        import difflib
+
         known = zoneinfo.available_timezones()
         close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}?" if close else "use a name like 'Europe/Berlin'"
