@@ -128,17 +128,19 @@ def workers(bench: Bench) -> None:
 def take_turns(bench: Bench, what: str, here: Stage, entries: list[tuple[System, int, int]]) -> dict[str, float]:
     """Drain the backlogs of these (system, jobs, workers), one after the other and then all of them again, because the
     machine is not equally fast at all times. Returns the median rates."""
-    found: dict[int, list[float]] = {}
+    found: dict[int, list[float]] = {place: [] for place in range(1, len(entries) + 1)}
     for _ in range(bench.runs):
-        for place, (system, number, count) in enumerate(entries, 1):
+        for place, rates in list(found.items()):
+            system, number, count = entries[place - 1]
             with attempt(bench, what, system):
-                if place not in found:
+                if not rates:
                     here.fill(system, number, database=place)
                 with Team(here, system, count) as team:
                     forget(team)
-                    rate = number / seconds(team.drain(number, place))
+                    rates.append(number / seconds(team.drain(number, place)))
                     check(team, number, 0)
-                found.setdefault(place, []).append(rate)
+                continue
+            del found[place]  # what fails once has no median
     for place, rates in found.items():
         system, number, count = entries[place - 1]
         bench.note(what, system, rates, "jobs/s", setting=here.setting, workers=count, jobs=number)

@@ -275,12 +275,16 @@ class Waits:
         """Return when a job may have come, the parent has a word, or `seconds` have passed; soon after, at least. The
         waits go on until they have `ended`."""
         try:
+            for line in [self.lines[queue] for queue in self.unread]:
+                ready, _, _ = select.select([line._sock, control], [], [], ANSWER)
+                if line._sock not in ready:
+                    if ready:
+                        return self.hear(control)
+                    raise TimeoutError("a wait has ended, and is not answered: its connection is dead")
+                line.read_response()
+            self.unread.clear()
             for queue in queues:
                 line, block = self._line(queue), round(max(seconds, 0.1), 3)
-                if queue in self.unread:
-                    if not select.select([line._sock], [], [], ANSWER)[0]:
-                        raise TimeoutError("a wait has ended, and is not answered: its connection is dead")
-                    line.read_response()
                 self.unread.add(queue)
                 self.open.append(queue)
                 line.send_command("BLMOVE", queue, self.claims_key, "LEFT", "RIGHT", block)
@@ -308,7 +312,7 @@ class Waits:
         self.open = [queue for queue, reply in zip(self.open, replies, strict=True) if reply != 1]
         if not self.open:
             return True
-        if time.monotonic() - self.since > ANSWER:
+        if time.monotonic() - self.since > ANSWER or any(isinstance(reply, Exception) for reply in replies):
             self.close()
         else:
             select.select(self._sockets(), [], [], 0.05)

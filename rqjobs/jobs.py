@@ -132,7 +132,7 @@ class Job(rq.job.Job):
         new, self.unheard_of = self.unheard_of, False
         if not new:
             return new, self.to_dict()
-        if _more(self) != _NO_MORE:
+        if type(self).to_dict is not Job.to_dict or _more(self) != _NO_MORE or not self.created_at or self.ttl == 0:
             return new, {name: value for name, value in self.to_dict().items() if value != ""}
         state = vars(self)  # RQ's way compresses the data, whatever they are
         fields = {field: state[name] for field, name in _OF_PLAIN if state[name] not in (None, "")}

@@ -72,7 +72,7 @@ class Worker(Supervisor):
             raise SystemExit(f"rqjobs: {error}") from None  # `rq` would show a traceback
         options.update(job_class=Job, queue_class=Queue, serializer=serializers.Configured)
         given = [queues] if isinstance(queues, str | rq.Queue) else list(queues)
-        names: Any = [queue if isinstance(queue, str) else queue.name for queue in given]
+        names: Any = list(dict.fromkeys(queue if isinstance(queue, str) else queue.name for queue in given))
         super().__init__(names, name, connection=ours, **options)
         self._beaten = 0.0
         self._handing_over = 0.0  # when claimed jobs were last seen to wait

@@ -445,7 +445,7 @@ def ask(waits, redis):
         for command in waits.ends():
             pipe.execute_command(*command)
         pipe.lrange("rqjobs:claims:w", 0, -1)
-        *replies, found = pipe.execute()
+        *replies, found = pipe.execute(raise_on_error=False)
     return waits.ended(replies), found
 
 
@@ -485,3 +485,17 @@ def test_a_wait_that_cannot_be_ended_is_given_up(waits, redis, eventually, monke
     monkeypatch.setattr("rqjobs.horse.ANSWER", 0.2)
     eventually(lambda: not ask(waits, redis)[0] and not waits.lines)
     assert line._sock is None and ask(waits, redis) == (True, [])
+    monkeypatch.undo()
+    waits.wait_now("high")
+    waits.ids["rq:queue:high"] = "forbidden"
+    assert ask(waits, redis) == (False, []) and not waits.lines
+
+
+def test_a_queue_that_is_named_twice_is_waited_for_once(worker, redis, eventually):
+    worker("default", "default")
+    for _ in range(3):
+        eventually(lambda: redis.info("clients")["blocked_clients"] == 1)
+        begun = redis.info("commandstats")["cmdstat_blmove"]["calls"]
+        job = rqjobs.enqueue(faults.ok)
+        eventually(lambda job=job: job.get_status() == JobStatus.FINISHED)
+        assert redis.info("commandstats")["cmdstat_blmove"]["calls"] <= begun + 1

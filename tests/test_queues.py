@@ -283,6 +283,22 @@ def test_what_is_written_for_a_new_job_is_what_rq_writes(redis, options):
         assert job.fields() == (False, job.to_dict())
 
 
+def test_what_is_written_for_a_job_that_was_changed_by_hand_is_what_rq_writes(redis):
+    class Tenant(Job):
+        def to_dict(self, *args, **options):
+            return {**super().to_dict(*args, **options), "tenant": "acme"}
+
+    rqjobs.Queue("default", connection=redis, job_class=Tenant).enqueue(faults.ok, 1)
+    queue = rqjobs.queue("default")
+    for name, value in {"created_at": None, "ttl": 0}.items():
+        job = queue.create_job(faults.ok)
+        setattr(job, name, value)
+        queue.enqueue_job(job)
+    found = [redis.hgetall(f"rq:job:{job_id}") for job_id in queue.job_ids]
+    assert [fields.get(b"tenant") for fields in found] == [b"acme", None, None]
+    assert all(fields[b"created_at"] and b"ttl" not in fields for fields in found)
+
+
 def test_a_job_is_current_while_it_runs_and_only_then(redis):
     queue = rqjobs.Queue("default", connection=redis, is_async=False)
     job = queue.enqueue(faults.whoami)
