@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import random
@@ -361,6 +362,7 @@ def saddle(
         random.seed()
         worker._is_horse = True
         worker.board = board
+        gc.freeze()  # what was loaded before never becomes garbage; looking at it would copy its pages
         Horse(worker, board, control, terms, handover).run()
         code = 0
     except BaseException:

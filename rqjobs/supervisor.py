@@ -6,7 +6,6 @@ The parent is one thread: forking beside threads can deadlock. What the horse is
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import signal
 import socket
@@ -93,9 +92,7 @@ class Supervisor(Settling):
         left = None if terms.max_jobs is None else terms.max_jobs - self._done_before
         board, handover = Board(), Handover()
         ours, theirs = socket.socketpair()
-        gc.collect()
-        gc.freeze()  # what was loaded before never becomes garbage; looking at it would copy its pages, here and there
-        processes.trim()
+        processes.trim()  # or both would write on those pages, each on a copy of its own
         try:
             pid = os.fork()
         except OSError as error:  # no memory, or too many processes; there may be some in a while
