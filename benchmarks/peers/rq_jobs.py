@@ -17,7 +17,7 @@ ABOUT = {
     "systems": {
         "rqjobs": {"run": "rq worker --worker-class rqjobs.Worker --quiet high default low", "start": 10,
                    "version": "rqjobs", "acks": "after", "env": {"BENCH_OURS": "1", "RQJOBS_MODULES": "rq_jobs"}},
-        "rqjobs, MAX_JOBS_PER_HORSE=100000": {
+        "rqjobs, long horses": {
             "run": "rq worker --worker-class rqjobs.Worker --quiet high default low", "start": 10, "version": "rqjobs",
             "acks": "after", "env": {"BENCH_OURS": "1", "RQJOBS_MODULES": "rq_jobs",
                                      "RQJOBS_MAX_JOBS_PER_HORSE": "100000"}},
