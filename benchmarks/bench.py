@@ -64,17 +64,18 @@ class Bench:
         status()
         click.echo(f"{what:10} {system.name:26} {about:44} {statistics.median(values):12,.2f} {unit}", err=True)
 
-    def drain(self, what: str, team: Team, number: int, finished: int, failed: int = 0, per_job: int = 1,
-              **more: Any) -> float:
-        """The rate at which a backlog that is ready in database 1 is worked off; every run is checked."""
-        rates = []
-        for _ in range(self.runs):
-            forget(team)
-            rates.append(number * per_job / seconds(team.drain(number * per_job)))
-            check(team, finished, failed)
-        self.note(what, team.system, rates, "jobs/s", setting=team.stage.setting, workers=team.workers,
-                  jobs=number, **more)
-        return statistics.median(rates)
+    def drain(self, what: str, team: Team, number: int, finished: int, failed: int, per_job: int) -> None:
+        """The rate at which a backlog that is ready is worked off."""
+        rates = [drained(team, number * per_job, finished, failed) for _ in range(self.runs)]
+        self.note(what, team.system, rates, "jobs/s", setting=team.stage.setting, workers=team.workers, jobs=number)
+
+
+def drained(team: Team, runs: int, finished: int, failed: int = 0, database: int = 1) -> float:
+    """Have the backlog of that database, which is so many runs of jobs, worked off, and check it; the rate."""
+    forget(team)
+    rate = runs / seconds(team.drain(runs, database))
+    check(team, finished, failed)
+    return rate
 
 
 def forget(team: Team) -> None:
@@ -136,9 +137,7 @@ def take_turns(bench: Bench, what: str, here: Stage, entries: list[tuple[System,
                 if not rates:
                     here.fill(system, number, database=place)
                 with Team(here, system, count) as team:
-                    forget(team)
-                    rates.append(number / seconds(team.drain(number, place)))
-                    check(team, number, 0)
+                    rates.append(drained(team, number, number, database=place))
                 continue
             del found[place]  # what fails once has no median
     for place, rates in found.items():

@@ -24,7 +24,7 @@ from rq.executions import Execution
 from rq.logutils import blue, green
 from rq.worker import DequeueStrategy
 
-from rqjobs import config, connection, ledger, processes
+from rqjobs import config, ledger, processes, waits
 from rqjobs.board import Board
 from rqjobs.jobs import Job
 from rqjobs.ledger import CLAIM, RELEASE, Claim, text
@@ -32,11 +32,9 @@ from rqjobs.outbox import Outbox, Outcome
 from rqjobs.queues import Queue
 from rqjobs.settling import Settling, load_scripts, passes
 
-ANSWER = 2  # seconds in which a wait that is to end does end, or its connection is given up
 SPAN = 0.005  # seconds that the jobs which are claimed at once may take, by their pace so far
 AT_ONCE = 32  # jobs
 HOLD = 0.04  # seconds that a job may wait behind others with which it was claimed, before it is given back
-BLOCK = 5  # seconds that Redis holds a wait; well under a lease, so that nothing arrives after it was swept
 
 
 @dataclass
@@ -54,7 +52,7 @@ class Horse:
     def __init__(self, worker: Settling, board: Board, control: socket.socket, terms: Terms, handover: Handover):
         self.worker, self.board, self.control, self.terms, self.handover = worker, board, control, terms, handover
         self.client = worker.connection.plain  # type: ignore[attr-defined]
-        self.waits = Waits(self.client, f"rqjobs:claims:{worker.name}")
+        self.waits = waits.Waits(self.client, f"rqjobs:claims:{worker.name}")
         self.outbox = worker.outbox = Outbox(self.client)
         worker.horse = os.getpid()
         rq.job._job_stack.push(None)  # under all jobs: RQ's `pop` throws an empty stack away, to be built again
@@ -84,11 +82,12 @@ class Horse:
             elif claims is None:  # suspended
                 self._pause(1.0)
             else:
-                left = BLOCK if self.terms.max_idle_time is None else (
+                left = waits.BLOCK if self.terms.max_idle_time is None else (
                     self.terms.max_idle_time - (time.monotonic() - idle_since))
                 if left <= 0:
                     return self._leave("idle")
-                self.waits.wait([queue.key for queue in self.worker._ordered_queues], min(left, BLOCK), self.control)
+                keys = [queue.key for queue in self.worker._ordered_queues]
+                self.waits.wait(keys, min(left, waits.BLOCK), self.control)
 
     def _claim(self) -> list[Claim] | None:
         """Claim as many jobs as will not take long. None while RQ is suspended."""
@@ -131,6 +130,7 @@ class Horse:
                         raise error
                 if self.waits.ended(replies[:len(ends)]):
                     return replies[-1] if command else None
+                continue
             except NoScriptError:
                 load_scripts(self.client)
             except Exception as error:
@@ -255,93 +255,6 @@ class Handover:
     def close(self) -> None:
         os.close(self.reader)
         os.close(self.writer)
-
-
-class Waits:
-    """Waiting for work on several queues without polling and without losing a job.
-
-    `BLMOVE <queue> <claims>` on a connection for each queue: Redis wakes one worker for a job, and the job is in its
-    claims before anybody reads the reply. The other waits are ended with the next claim, which adopts what came.
-    """
-
-    def __init__(self, client: redis.Redis, claims_key: str):
-        self.client, self.claims_key = client, claims_key
-        self.lines: dict[str, Any] = {}
-        self.ids: dict[str, int] = {}
-        self.open: list[str] = []  # the queues whose waits may bring something yet
-        self.unread: set[str] = set()  # those whose reply has not been read
-        self.since = 0.0  # when the last wait returned
-
-    def wait(self, queues: list[str], seconds: float, control: socket.socket) -> None:
-        """Return when a job may have come, the parent has a word, or `seconds` have passed; soon after, at least. The
-        waits go on until they have `ended`."""
-        try:
-            for line in [self.lines[queue] for queue in self.unread]:
-                ready, _, _ = select.select([line._sock, control], [], [], ANSWER)
-                if line._sock not in ready:
-                    if ready:
-                        return self.hear(control)
-                    raise TimeoutError("a wait has ended, and is not answered: its connection is dead")
-                line.read_response()
-            self.unread.clear()
-            for queue in queues:
-                line, block = self._line(queue), round(max(seconds, 0.1), 3)
-                self.unread.add(queue)
-                self.open.append(queue)
-                line.send_command("BLMOVE", queue, self.claims_key, "LEFT", "RIGHT", block)
-            ready, _, _ = select.select([*self._sockets(), control], [], [], seconds + 1)
-            if control in ready:
-                self.hear(control)
-        except (redis.RedisError, OSError, ValueError):
-            self.close()
-            select.select([control], [], [], 0.2)
-        self.since = time.monotonic()
-
-    def _sockets(self) -> list[Any]:
-        return [self.lines[queue]._sock for queue in self.open]
-
-    def ends(self) -> list[tuple[Any, ...]]:
-        """The commands that end the waits which have brought nothing yet."""
-        if self.open:
-            answered = select.select(self._sockets(), [], [], 0)[0]
-            self.open = [queue for queue in self.open if self.lines[queue]._sock not in answered]
-        return [("CLIENT", "UNBLOCK", self.ids[queue]) for queue in self.open]
-
-    def ended(self, replies: list[Any]) -> bool:
-        """Whether all waits were over when Redis did what stood behind the commands that it answered so. If not, all of
-        it is to be asked again: one has just brought a job, or its end has overtaken it."""
-        self.open = [queue for queue, reply in zip(self.open, replies, strict=True) if reply != 1]
-        if not self.open:
-            return True
-        if time.monotonic() - self.since > ANSWER or any(isinstance(reply, Exception) for reply in replies):
-            self.close()
-        else:
-            select.select(self._sockets(), [], [], 0.05)
-        return False
-
-    def hear(self, control: socket.socket) -> None:
-        """Read the parent's wake-ups; a parent that is gone takes us with it."""
-        control.setblocking(False)
-        with contextlib.suppress(BlockingIOError):
-            if control.recv(64) == b"":
-                os._exit(1)
-
-    def _line(self, queue: str) -> Any:
-        line = self.lines.get(queue)
-        if line is None:
-            line = connection.line(self.client, BLOCK + 3)
-            line.send_command("CLIENT", "ID")
-            self.ids[queue] = line.read_response()
-            self.lines[queue] = line
-        return line
-
-    def close(self) -> None:
-        for line in self.lines.values():
-            with contextlib.suppress(Exception):
-                line.disconnect()
-        self.lines.clear()
-        self.open.clear()
-        self.unread.clear()
 
 
 def saddle(

@@ -236,11 +236,10 @@ class SignedPickle:
     @classmethod
     def loads(cls, data: bytes) -> Any:
         """Raises PayloadError if the signature is missing or is not ours."""
-        signer = cls._signer()
         from itsdangerous import BadSignature
 
         try:
-            pickled = signer.unsign(bytes(data))
+            pickled = cls._signer().unsign(bytes(data))
         except BadSignature:
             raise PayloadError("the payload is not signed with this SECRET_KEY, so it was not unpickled") from None
         return pickle.loads(pickled)

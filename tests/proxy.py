@@ -297,7 +297,7 @@ class Line:
 def serve_workers() -> None:
     """The program: fork a worker for each line of JSON, {"queues": […], "options": {…}, "env": {…}, "log": path}."""
     import rqjobs.connection
-    import rqjobs.horse
+    import rqjobs.waits
     import rqjobs.worker
     from rqjobs import catalog, config, ledger, processes
 
@@ -309,7 +309,7 @@ def serve_workers() -> None:
     rqjobs.supervisor.STUCK_SETTLING = 10 * timeout + 3
     rqjobs.supervisor.REHIRE_PAUSE = (0.01, 0.1)
     rqjobs.connection.OPTIONS["socket_timeout"] = timeout
-    rqjobs.horse.BLOCK = block
+    rqjobs.waits.BLOCK = block
     config.use(config.Config(modules=("faults",), grace=2))
     catalog.must_load()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)

@@ -16,9 +16,10 @@ import rqjobs
 import rqjobs.worker
 from rqjobs import Callback, Repeat, Retry, ledger, orphans
 from rqjobs.board import Board
-from rqjobs.horse import Handover, Waits
+from rqjobs.horse import Handover
 from rqjobs.jobs import Job
 from rqjobs.settling import load_scripts
+from rqjobs.waits import Waits
 
 
 def outcome_keys(redis):
@@ -482,7 +483,7 @@ def test_a_wait_that_cannot_be_ended_is_given_up(waits, redis, eventually, monke
     waits.wait_now("high")
     line = waits.lines["rq:queue:high"]
     waits.ids["rq:queue:high"] = 2 ** 40
-    monkeypatch.setattr("rqjobs.horse.ANSWER", 0.2)
+    monkeypatch.setattr("rqjobs.waits.ANSWER", 0.2)
     eventually(lambda: not ask(waits, redis)[0] and not waits.lines)
     assert line._sock is None and ask(waits, redis) == (True, [])
     monkeypatch.undo()
