@@ -33,7 +33,10 @@ class Group(click.Group):
         except config.ConfigError as error:
             click.echo(f"rqjobs: {error}", err=True)
             sys.exit(2)
-        except (redis.RedisError, PermissionError) as error:
+        except redis.RedisError as error:
+            click.echo(f"rqjobs: {connection.explain(error)}", err=True)
+            sys.exit(1)
+        except PermissionError as error:
             click.echo(f"rqjobs: {error}", err=True)
             sys.exit(1)
 
@@ -159,7 +162,7 @@ def _each(ids: list[str], label: str, act: Any) -> None:
             try:
                 act(job_id)
             except (NoSuchJobError, InvalidJobOperation, redis.ResponseError) as error:
-                problems.append(str(error))
+                problems.append(connection.explain(error))
     for problem in problems:
         click.echo(problem, err=True)
     click.echo(f"{len(ids) - len(problems)} of {len(ids)} done")
@@ -217,6 +220,8 @@ def show_stats(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(found), indent=2))
         return
+    if found.suspended:
+        click.echo(stats.SUSPENDED)
     names = [field.name for field in dataclasses.fields(stats.QueueStats)]
     rows = [[("" if value is None else f"{value:.0f} s" if isinstance(value, float) else value)
              for value in dataclasses.astuple(queue)] for queue in found.queues]

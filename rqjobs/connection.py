@@ -17,7 +17,16 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import redis
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.connection import URL_QUERY_ARGUMENT_PARSERS, Connection, SSLConnection, UnixDomainSocketConnection
-from redis.exceptions import ConnectionError, TimeoutError
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    ConnectionError,
+    MasterDownError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    TimeoutError,
+)
 from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelManagedConnection, SentinelManagedSSLConnection
 from rq.connections import get_connection_kwargs
@@ -198,6 +207,49 @@ def without_password(address: str) -> str:
     """`address` as it may be shown to people: a password in it, also in a query, becomes `***`."""
     address = re.sub(r"(?<=://)([^/@:]*):[^?]*@", r"\1:***@", address)
     return re.sub(r"(?<=password=)[^&]*", "***", address)
+
+
+MEANINGS = {  # what Redis says first when it refuses -> what that means, and what to do
+    "OOM": "Redis is full (its maxmemory is reached) and refuses writes: give it more memory, or delete what is not "
+           "needed",
+    "NOPERM": "the Redis user lacks a right (grant it with ACL SETUSER)",
+    "READONLY": "this Redis is a replica, which takes no writes: have REDIS_URL name the master, or the Sentinels "
+                "(redis+sentinel://…)",
+    "MISCONF": "Redis refuses writes because it cannot save to its disk: see its log, and free space there",
+    "LOADING": "Redis is still loading its data: try again when that is done",
+    "NOAUTH": "the user or password in REDIS_URL is missing or wrong",
+    "NOREPLICAS": "Redis refuses writes because too few of its replicas are there (min-replicas-to-write)",
+    "MASTERDOWN": "this Redis is a replica that has lost its master: have REDIS_URL name the master",
+    "BUSY": "a script that somebody else started keeps Redis busy: end it with SCRIPT KILL",
+}
+_KINDS: dict[str, type[Exception]] = {
+    "OOM": OutOfMemoryError, "NOPERM": NoPermissionError, "READONLY": ReadOnlyError, "LOADING": BusyLoadingError,
+    "NOAUTH": AuthenticationError, "MASTERDOWN": MasterDownError,
+}
+_IN_A_SCRIPT = re.compile(rf"(?:^|[\s:-])({'|'.join(MEANINGS)})\s")  # where redis-py has no class for what it says
+_SCRIPT_MAY_NOT = "user executing the script can't"  # how NOPERM reads there
+
+
+def refusal(error: Exception) -> str:
+    """Why Redis refused, as a key of `MEANINGS`; "" if it is none of these, or did not answer at all."""
+    for code, kind in _KINDS.items():
+        if isinstance(error, kind):
+            return code
+    if _SCRIPT_MAY_NOT in str(error):
+        return "NOPERM"
+    found = isinstance(error, redis.ResponseError) and _IN_A_SCRIPT.search(str(error))
+    return found[1] if found else ""
+
+
+def explain(error: Exception) -> str:
+    """What went wrong with Redis and what to do, in one line for people, with no password in it."""
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    meaning = MEANINGS.get(refusal(error))
+    if meaning:
+        line = f"{meaning}; it said: {line}"
+    address = config.current().redis_url or ""
+    password = urlsplit(address).password if "," not in address else None
+    return line.replace(address or "\0", without_password(address)).replace(password or "\0", "***")
 
 
 class Client:

@@ -86,6 +86,8 @@ def _clock(client: redis.Redis) -> Iterator[Finding]:
 
 
 def _workers(snapshot: stats.Snapshot) -> Iterator[Finding]:
+    if snapshot.suspended:
+        yield Finding("note", stats.SUSPENDED)
     alive = [worker for worker in snapshot.workers if worker.alive]
     stock = [worker.name for worker in alive if not worker.ours]
     yield Finding("ok" if alive else "note", f"{len(alive)} live worker{'s' * (len(alive) != 1)}"

@@ -7,6 +7,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 import redis
+from rq.suspension import WORKERS_SUSPENDED
 from rq.utils import now, str_to_date
 
 from rqjobs import ledger
@@ -16,6 +17,7 @@ from rqjobs.orphans import queue_names
 
 REGISTRIES = {"running": "wip", "scheduled": "scheduled", "deferred": "deferred", "failed": "failed",
               "finished": "finished", "canceled": "canceled"}
+SUSPENDED = "RQ is suspended: no worker begins a job until `rq resume`"
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class WorkerStats:
 class Snapshot:
     queues: list[QueueStats]
     workers: list[WorkerStats]
+    suspended: bool = False  # by `rq suspend`: the workers begin no job until `rq resume`
 
     @property
     def unserved(self) -> list[str]:
@@ -65,7 +68,8 @@ class Snapshot:
 def snapshot(connection: redis.Redis) -> Snapshot:
     """Every queue and every worker, as they are now."""
     workers = _workers(connection)
-    return Snapshot([_queue(connection, name, workers) for name in queue_names(connection)], workers)
+    suspended = bool(connection.exists(WORKERS_SUSPENDED))
+    return Snapshot([_queue(connection, name, workers) for name in queue_names(connection)], workers, suspended)
 
 
 def _queue(connection: redis.Redis, name: str, workers: list[WorkerStats]) -> QueueStats:

@@ -8,6 +8,7 @@ import zlib
 
 import faults
 import pytest
+from rq.suspension import suspend
 
 import rqjobs
 from rqjobs import orphans
@@ -94,6 +95,13 @@ def test_stats(run, redis):
     assert code == 0 and "default" in output
     queues = json.loads(run("stats", "--json")[1])["queues"]
     assert next(queue for queue in queues if queue["name"] == "default")["queued"] == 1
+
+
+def test_stats_and_doctor_say_that_the_workers_are_suspended(run, redis):
+    suspend(redis)
+    assert run("stats")[1].startswith("RQ is suspended: no worker begins a job until `rq resume`\n")
+    assert json.loads(run("stats", "--json")[1])["suspended"] is True
+    assert "note  RQ is suspended: no worker begins a job until `rq resume`" in run("doctor")[1]
 
 
 def test_a_healthy_house_passes_the_doctor(run, worker):

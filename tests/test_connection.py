@@ -297,3 +297,35 @@ def test_sentinel_names_the_master(serve, spawn, tmp_path, eventually):
     with pytest.raises(redis_py.ConnectionError, match="No master found for 'other'"):
         connection.connect(url.replace("mymaster", "other")).ping()
     assert time.monotonic() - start < 5
+
+
+def refused(action, *args):
+    with pytest.raises(redis_py.RedisError) as caught:
+        action(*args)
+    return connection.refusal(caught.value), connection.explain(caught.value)
+
+
+def test_what_redis_refuses_is_said_with_the_remedy(tcp):
+    """Of a plain command and within a script, whose errors old servers wrap in words of their own."""
+    port, client = tcp
+    write = "return redis.call('SET', KEYS[1], 1)"
+    client.config_set("maxmemory", 1)
+    for action in ((client.set, "key", "value"), (client.eval, write, 1, "key")):
+        code, line = refused(*action)
+        assert code == "OOM" and line.startswith("Redis is full") and "give it more memory" in line
+    client.config_set("maxmemory", 0)
+    client.execute_command("REPLICAOF", "127.0.0.1", "1")
+    code, line = refused(client.set, "key", "value")
+    assert code == "READONLY" and "is a replica" in line
+    client.execute_command("REPLICAOF", "NO", "ONE")
+    client.execute_command("ACL", "SETUSER", "small", "on", ">pw", "+@all", "-set", "-info", "~rq*")
+    small = connection.connect(f"redis://small:pw@127.0.0.1:{port}")
+    for action in ((small.info,), (small.get, "other"), (small.eval, write, 1, "rq:key")):
+        code, line = refused(*action)
+        assert code == "NOPERM" and "ACL SETUSER" in line
+    assert "'info'" in refused(small.info)[1]
+    code, line = refused(connection.connect(f"redis://small:wrong@127.0.0.1:{port}").ping)
+    assert code == "NOAUTH" and "password in REDIS_URL" in line and "wrong@" not in line
+    assert connection.refusal(redis_py.ResponseError("MISCONF Redis is configured to save RDB snapshots")) == "MISCONF"
+    for error in (redis_py.ResponseError("WRONGTYPE an OOM-like word"), redis_py.TimeoutError("NOPERM is not said")):
+        assert connection.refusal(error) == "" and connection.explain(error) == str(error)
