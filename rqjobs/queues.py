@@ -96,7 +96,7 @@ class Queue(rq.Queue):
 
     def schedule_job(self, job: Any, datetime: datetime, pipeline: Any = None, unique: bool = False) -> Any:
         if unique:
-            return super().schedule_job(job, datetime, pipeline, unique)
+            return super().schedule_job(job, datetime, pipeline=pipeline, unique=unique)
         pipe = pipeline if pipeline is not None else self.connection.pipeline()
         pipe.sadd(self.redis_queues_keys, self.key)
         job.origin = self.name
@@ -117,14 +117,14 @@ class Queue(rq.Queue):
 
     def enqueue_job(self, job: Any, pipeline: Any = None, at_front: bool = False, unique: bool = False) -> Any:
         if pipeline is not None or unique or job._dependency_ids or not self._is_async or self._is_recording():
-            return super().enqueue_job(job, pipeline, at_front, unique)
+            return super().enqueue_job(job, pipeline=pipeline, at_front=at_front, unique=unique)
         self._stamp(job)
         ledger.enqueue(self.connection, [(self.name, job.id, at_front, job.ttl, *job.fields())])
         return job
 
     def _persist_job(self, job: Any, pipeline: Any, status: JobStatus = JobStatus.QUEUED) -> None:
         pipeline.persist(job.key)  # an ended job of this id may be about to expire
-        super()._persist_job(job, pipeline, status)
+        super()._persist_job(job, pipeline, status=status)
 
     def _stamp(self, job: Job) -> None:
         job.origin, job.enqueued_at, job._status = self.name, now(), JobStatus.QUEUED
@@ -135,12 +135,12 @@ class Queue(rq.Queue):
 
     def setup_dependencies(self, job: Any, pipeline: Any = None) -> Any:
         if pipeline is not None or not job._dependency_ids:
-            return super().setup_dependencies(job, pipeline)
+            return super().setup_dependencies(job, pipeline=pipeline)
         status = job.get_status(refresh=False)
         while True:
             with self.connection.pipeline() as pipe:
                 try:
-                    job = super().setup_dependencies(job, pipe)
+                    job = super().setup_dependencies(job, pipeline=pipe)
                     if job.get_status(refresh=False) == JobStatus.DEFERRED:
                         if not job.ttl:
                             pipe.persist(job.key)
@@ -157,7 +157,9 @@ class Queue(rq.Queue):
         self, job: Any, pipeline: Any = None, exclude_job_id: str | None = None, refresh_job_status: bool = True
     ) -> None:
         # While an outcome is being recorded, Redis does not know the job's new status yet; the job does.
-        super().enqueue_dependents(job, pipeline, exclude_job_id, refresh_job_status and not self._is_recording())
+        super().enqueue_dependents(
+            job, pipeline=pipeline, exclude_job_id=exclude_job_id,
+            refresh_job_status=refresh_job_status and not self._is_recording())
 
     def compact(self) -> None:
         """Remove ids whose job is gone. Every other id stays where it is, at every instant."""

@@ -99,7 +99,8 @@ class Settling(rq.Worker):
 
     def handle_job_success(self, job: Any, queue: Any, started_job_registry: Any) -> None:
         def longhand() -> None:
-            self.record(job, lambda: super(Settling, self).handle_job_success(job, queue, started_job_registry))
+            self.record(job, lambda: super(Settling, self).handle_job_success(
+                job=job, queue=queue, started_job_registry=started_job_registry))
 
         ttl = job.get_result_ttl(self.default_result_ttl)
         assert self.claim
@@ -126,11 +127,12 @@ class Settling(rq.Worker):
              int(bool(job._dependency_ids)), rq.Queue.DEFAULT_TIMEOUT, *result])
 
     def handle_job_retry(self, job: Any, queue: Any, retry: Retry, started_job_registry: Any, execution: Any) -> None:
-        self.record(job, lambda: super(Settling, self).handle_job_retry(job, queue, retry, started_job_registry,
-                                                                         execution))
+        self.record(job, lambda: super(Settling, self).handle_job_retry(
+            job=job, queue=queue, retry=retry, started_job_registry=started_job_registry, execution=execution))
 
     def handle_job_failure(self, job: Any, queue: Any, started_job_registry: Any = None, exc_string: str = "") -> None:
-        self.record(job, lambda: super(Settling, self).handle_job_failure(job, queue, started_job_registry, exc_string))
+        self.record(job, lambda: super(Settling, self).handle_job_failure(
+            job=job, queue=queue, started_job_registry=started_job_registry, exc_string=exc_string))
 
     def record(self, job: Any, method: Callable[[], None]) -> None:
         """Run RQ's `method` on a recording connection, and settle the job with what it writes.

@@ -287,7 +287,8 @@ class Supervisor(Settling):
 
     def handle_job_failure(self, job: Any, queue: Any, started_job_registry: Any = None, exc_string: str = "") -> None:
         job.failure = exc_string  # for a job that goes on to its next repeat
-        super().handle_job_failure(job, queue, started_job_registry, exc_string)
+        super().handle_job_failure(
+            job=job, queue=queue, started_job_registry=started_job_registry, exc_string=exc_string)
 
 
 def _how(status: int) -> str:
