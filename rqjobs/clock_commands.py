@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 import click
 from rq.exceptions import InvalidJobOperation, NoSuchJobError
 
+from rqjobs import catalog, convert
 from rqjobs import delayed as delayed_jobs
 from rqjobs import schedules as api
 from rqjobs.cronline import ScheduleError
@@ -133,21 +133,16 @@ def _rule(given: dict[str, Any], old: Rule | None = None) -> Rule | None:
     return every(seconds=seconds, **terms)
 
 
-def _arguments(words: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
-    """Positional and named arguments; each is JSON if it reads as such, else a text."""
+def _arguments(function: Callable[..., Any], words: Sequence[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The positional and the named arguments for `function` that the words mean."""
     args, kwargs = [], {}
     for word in words:
         name, equals, value = word.partition("=")
-        named = bool(equals) and name.isidentifier()
-        try:
-            read = json.loads(value if named else word)
-        except ValueError:
-            read = value if named else word
-        if named:
-            kwargs[name] = read
+        if equals and name.isidentifier():
+            kwargs[name] = value
         else:
-            args.append(read)
-    return args, kwargs
+            args.append(word)
+    return convert.call(function, args, kwargs)
 
 
 def _options(given: dict[str, Any]) -> dict[str, Any]:
@@ -163,12 +158,13 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
 def add(name: str, function: str, arguments: Sequence[str], **given: Any) -> None:
     """Add the schedule NAME that calls FUNCTION ("module.name") with ARGUMENTS.
 
-    An argument is JSON if it reads as such, else a text; name=value passes it by name. For example:
+    An argument becomes what the function's annotation asks for: JSON if it reads as such and fits, else a text.
+    name=value passes it by name. For example:
     rqjobs schedules add greet-ada jobs.greet Ada times=2 --cron "0 6 * * mon-fri" --tz Europe/Berlin
     """
     rule = _rule(given)
     assert rule
-    args, kwargs = _arguments(arguments)
+    args, kwargs = _arguments(catalog.current().lookup(function), arguments)
     one = api.add(name, rule, function, args, kwargs, **_options(given))
     click.echo(f"{one.name}: {one.sentence}; next at {_moment(one.due)}")
 
@@ -180,9 +176,11 @@ def add(name: str, function: str, arguments: Sequence[str], **given: Any) -> Non
 @_taught
 def edit(name: str, arguments: Sequence[str], **given: Any) -> None:
     """Change the schedule NAME: what is not given stays. ARGUMENTS take the place of the old ones."""
-    rule = _rule(given, api.get(name).rule)
-    args, kwargs = _arguments(arguments) if arguments else (None, None)
-    one = api.edit(name, rule=rule, args=args, kwargs=kwargs, **_options(given))
+    found = api.get(name)
+    rule, change = _rule(given, found.rule), _options(given)
+    if arguments:
+        change["args"], change["kwargs"] = _arguments(catalog.current().lookup(found.function), arguments)
+    one = api.edit(name, rule=rule, **change)
     click.echo(f"{one.name}: {one.sentence}; {one.state}, next at {_moment(one.due)}")
 
 

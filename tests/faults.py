@@ -221,3 +221,15 @@ def split(ending="return"):
     if ending == "raise":
         raise ValueError("in the child")
     return "child"
+
+
+@dataclasses.dataclass
+class Order:
+    customer: Outer.Inner
+    points: list[Point]
+    colors: dict[str, Color] = dataclasses.field(default_factory=dict)
+
+
+def order(order: Order, sizes: list[Size] = (Size.SMALL,)) -> str:  # type: ignore[assignment]
+    """Say what arrived, so that a test can see that it is what the annotations ask for, all the way down."""
+    return repr((order, sizes))

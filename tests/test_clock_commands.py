@@ -86,6 +86,19 @@ def test_what_is_wrong_is_told_in_a_line(run, arguments, code, words):
     assert schedules.all() == []
 
 
+def test_arguments_become_what_the_annotations_ask_for(run):
+    given = '{"customer": {"name": "A"}, "points": [{"x": 1}], "colors": {"a": "red"}}'
+    assert run("schedules", "add", "one", "faults.order", given, "--every", "5m")[0] == 0
+    order = faults.Order(faults.Outer.Inner("A"), [faults.Point(1)], {"a": faults.Color.RED})
+    assert schedules.get("one").args == [order]
+    code, output = run("schedules", "edit", "one", given.replace("red", "green"))
+    assert code == 1 and "order.colors.a: 'green' is not one of RED, BLUE" in output
+    assert run("schedules", "edit", "one", given, 'sizes=["LARGE"]')[0] == 0
+    assert schedules.get("one").kwargs == {"sizes": [faults.Size.LARGE]}
+    run("schedules", "add", "two", "faults.say", "3", "--every", "5m")
+    assert schedules.get("two").args == ["3"], "a text, as the annotation says"
+
+
 def test_a_delayed_job_is_not_moved_beyond_the_calendar(run):
     job = rqjobs.enqueue_in(60, faults.note)
     code, output = run("delayed", "move", job.id, "999999999999999w")

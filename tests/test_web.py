@@ -395,6 +395,19 @@ def test_enqueue(client, redis):
     assert (job.func_name, list(job.args), job.kwargs, job.origin) == ("faults.add", [3], {}, "default")
 
 
+def test_what_the_form_makes_fits_the_annotations_all_the_way_down(client, redis):
+    form = client.get("/?function=faults.order").text.replace("&#34;", '"')
+    assert 'JSON, for example {"customer": {"name": "a"}, "points": [{"x": 3}]}' in form
+    data = {"function": "faults.order", "queue": "default", "arg.sizes": '["LARGE"]'}
+    reply = client.post("/jobs", data={**data, "arg.order": '{"customer": {"name": "A"}, "points": [{"x": "b"}]}'})
+    assert reply.status_code == 422 and "order.points[0].x: &#39;b&#39; is not a whole number" in reply.text
+    sent = '{"customer": {"name": "A"}, "points": [{"x": 1, "tags": ["t"]}], "colors": {"a": "red"}}'
+    job_id = client.post("/jobs", data={**data, "arg.order": sent}).location.rpartition("/")[2]
+    run_all(redis)
+    order = faults.Order(faults.Outer.Inner("A"), [faults.Point(1, 0, frozenset({"t"}))], {"a": faults.Color.RED})
+    assert Job.fetch(job_id, connection=redis).return_value() == repr((order, [faults.Size.LARGE]))
+
+
 @pytest.mark.parametrize("when", [{"when": "now"}, {"when": "in", "delay": "50", "unit": "seconds"}])
 def test_a_form_sent_twice_is_one_job(client, redis, when):
     data = {"function": "faults.add", "arg.a": "3", "queue": "default", "job_id": str(uuid.uuid4()), **when}

@@ -6,24 +6,24 @@ import dataclasses
 import inspect
 import json
 import re
-import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime, timedelta, timezone
-from decimal import Decimal
 from enum import Enum
 from typing import Any, Literal
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from rq import Repeat, Retry
 
-from rqjobs import catalog, config
+from rqjobs import catalog, config, convert
+from rqjobs.convert import ANYTHING, SCALARS, UNIONS, ConversionError, real, whole
 
 LONG = {"text", "body", "prompt", "content", "message", "description", "html", "markdown"}  # names of long texts
 UNITS = {"seconds": 1, "minutes": 60, "hours": 3600, "days": 86400}
 YEARS = 10 * 365 * 86400  # seconds; the furthest that a job may be put off
 INTERVAL = 30 * 86400  # seconds; the longest between two retries or repeats
 EMPTY = inspect.Parameter.empty
+STARS: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,129 +57,72 @@ class Field:
         return f"arg.{self.name}"
 
 
-def _whole(text: str) -> int:
-    if not re.fullmatch(r"[+-]?[0-9]{1,1000}", text):
-        raise ValueError
-    return int(text)
-
-
-def _real(text: str) -> float:
-    number = float(text)
-    if number - number != 0:  # infinite, or not a number: JSON has neither
-        raise ValueError
-    return number
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"JSON has no {name}")
-
-
-def _json(text: str) -> Any:
-    return json.loads(text, parse_constant=_no_constant)
-
-
-def _json_or_text(text: str) -> Any:
-    try:
-        return _json(text)
-    except (ValueError, RecursionError):
-        return text
-
-
-def _local(text: str) -> datetime:
-    return datetime.fromisoformat(text.replace("Z", "+00:00"))
-
-
 def _show_json(value: Any) -> str:
-    if isinstance(value, set | frozenset):
-        value = sorted(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = dataclasses.asdict(value)
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(convert.plain(value), ensure_ascii=False)
 
 
 def _show_loose(value: Any) -> str:
-    """What `_json_or_text` reads back as `value`."""
-    return value if isinstance(value, str) and _json_or_text(value) == value else _show_json(value)
+    """What is read back as `value`, where JSON and texts are both taken."""
+    if not isinstance(value, str):
+        return _show_json(value)
+    return value if convert.read(value, Any, "") == value else _show_json(value)
 
 
-def _of(kind: type, build: Callable[[Any], Any], example: str, name: str) -> Kind:
-    def read(text: str) -> Any:
-        value = _json(text)
-        if not isinstance(value, kind):
-            raise ValueError
-        return build(value)
-
-    return Kind("textarea", read, f"a JSON {name}", _show_json, f"a JSON {name}, for example {example}")
-
-
-LIST, OBJECT = ('["a", 2]', "list"), ('{"a": 2}', "object")
-KINDS: dict[Any, Kind] = {
-    bool: Kind("checkbox", bool, "a tick", lambda value: "on" if value else ""),
-    int: Kind("number", _whole, "a whole number", step="1"),
-    float: Kind("number", _real, "a number", step="any"),
-    str: Kind("text", str, "a text"),
-    bytes: Kind("textarea", str.encode, "a text", bytes.decode, "sent as the UTF-8 bytes of this text"),
-    datetime: Kind("datetime-local", _local, "a date and time", lambda value: value.isoformat(timespec="seconds"),
-                   "as typed, without a time zone", "1"),
-    date: Kind("date", date.fromisoformat, "a date", date.isoformat),
-    timedelta: Kind("number", lambda text: timedelta(seconds=_real(text)), "a number of seconds",
-                    lambda value: f"{value.total_seconds():g}", "in seconds", "any"),
-    Decimal: Kind("text", Decimal, "a decimal number"),
-    UUID: Kind("text", UUID, "a UUID"),
-    list: _of(list, list, *LIST), tuple: _of(list, tuple, *LIST),
-    set: _of(list, set, *LIST), frozenset: _of(list, frozenset, *LIST), dict: _of(dict, dict, *OBJECT),
+CONTROLS: dict[Any, tuple[str, Callable[[Any], str], str, str]] = {  # for each scalar: control, writer, hint, step
+    bool: ("checkbox", lambda value: "on" if value else "", "", ""),
+    int: ("number", str, "", "1"),
+    float: ("number", str, "", "any"),
+    bytes: ("textarea", bytes.decode, "sent as the UTF-8 bytes of this text", ""),
+    datetime: ("datetime-local", lambda value: value.isoformat(timespec="seconds"), "as typed, without a time zone",
+               "1"),
+    date: ("date", date.isoformat, "", ""),
+    timedelta: ("number", lambda value: f"{value.total_seconds():g}", "in seconds", "any"),
 }
-SEVERAL: dict[Any, tuple[str, Kind | None]] = {inspect.Parameter.VAR_POSITIONAL: ("*", KINDS[list]),
-                                               inspect.Parameter.VAR_KEYWORD: ("**", KINDS[dict])}
-LOOSE = Kind("text", _json_or_text, "a text", _show_loose, "read as JSON if it is JSON, else as text: 3 is a number, "
-                                                           "\"3\" and abc are texts")
-ANYTHING = Kind("textarea", _json, "JSON", _show_json, "JSON, for example \"text\", 3, [1, 2] or {\"a\": 2}")
 
 
-def _kind(annotation: Any) -> Kind:
-    origin = typing.get_origin(annotation)
-    if origin is Literal:
-        values = {str(value): value for value in typing.get_args(annotation)}
-        return Kind("select", values.__getitem__, "one of these", choices=tuple((name, name) for name in values))
-    while hasattr(annotation, "__supertype__"):  # typing.NewType
-        annotation = annotation.__supertype__
-    if inspect.isclass(annotation) and issubclass(annotation, Enum):
-        choices = tuple((name, name if name.lower() == str(member.value).lower() else f"{name} ({member.value})")
-                        for name, member in annotation.__members__.items())
-        return Kind("select", annotation.__members__.__getitem__, "one of these", lambda member: member.name,
-                    choices=choices)
-    if inspect.isclass(annotation) and dataclasses.is_dataclass(annotation):
-        names = ", ".join(field.name for field in dataclasses.fields(annotation))
-        kind = _of(dict, lambda value: annotation(**value), *OBJECT)
-        return dataclasses.replace(kind, hint=f"a JSON object with {names}")
-    if annotation in (EMPTY, Any, object):
+def _kind(annotation: Any, name: str) -> Kind:
+    """How a value for the parameter `name`, annotated so, is typed in."""
+    bare = convert.bare(annotation)
+    if typing.get_origin(bare) is Literal:
+        values = {str(value): value for value in typing.get_args(bare)}
+        return Kind("select", values.__getitem__, "one of these", choices=tuple((key, key) for key in values))
+    if inspect.isclass(bare) and issubclass(bare, Enum):
+        choices = tuple((key, key if key.lower() == str(member.value).lower() else f"{key} ({member.value})")
+                        for key, member in bare.__members__.items())
+        return Kind("select", bare.__members__.__getitem__, "one of these", lambda member: member.name, choices=choices)
+    if inspect.isclass(bare) and bare in SCALARS:
+        control, show, hint, step = CONTROLS.get(bare, ("text", str, "", ""))
+        return Kind(control, bool if bare is bool else SCALARS[bare].read, SCALARS[bare].what, show, hint, step)
+    if bare in ANYTHING:
         return LOOSE
-    try:
-        return KINDS.get(origin or annotation, ANYTHING)
-    except TypeError:  # an annotation that is no type at all
-        return ANYTHING
+    if typing.get_origin(bare) in UNIONS:
+        simple = all(convert.bare(one) in (*SCALARS, type(None)) for one in typing.get_args(bare))
+        return dataclasses.replace(LOOSE, control="text" if simple else "textarea",
+                                   read=lambda text: convert.read(text, bare, name))
+    example = json.dumps(convert.sample(bare), ensure_ascii=False)
+    return Kind("textarea", lambda text: convert.convert(convert.parse(text), bare, name), "JSON", _show_json,
+                f"JSON, for example {example:.300}")
+
+
+LOOSE = Kind("text", lambda text: convert.read(text, Any, ""), "a text", _show_loose,
+             "read as JSON if it is JSON, else as text: 3 is a number, \"3\" and abc are texts")
 
 
 def fields(function: Callable[..., Any]) -> list[Field]:
     """The fields for calling `function`, in the order of its parameters."""
-    try:
-        annotations = typing.get_type_hints(function)
-    except Exception:  # names that are only imported for type checkers
-        annotations = {}
+    takes, written = convert.parameters(function), convert.hints(function)
     _, helps = documentation(function)
-    return [_field(parameter, annotations.get(name, EMPTY), helps.get(name, ""))
+    return [_field(parameter, takes[name], written.get(name, EMPTY), helps.get(name, ""))
             for name, parameter in inspect.signature(function).parameters.items()]
 
 
-def _field(parameter: inspect.Parameter, annotation: Any, help: str) -> Field:
-    stars, several = SEVERAL.get(parameter.kind, ("", None))
-    nullable, kind = False, several
-    if kind is None:
-        union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
-        options = typing.get_args(annotation) if union else ()
-        nullable = type(None) in options
-        options = tuple(option for option in options if option is not type(None))
-        kind = _kind(options[0] if len(options) == 1 else Any if options else annotation)
+def _field(parameter: inspect.Parameter, annotation: Any, written: Any, help: str) -> Field:
+    bare, stars = convert.bare(annotation), STARS.get(parameter.kind, "")
+    options = typing.get_args(bare) if typing.get_origin(bare) in UNIONS else ()
+    nullable = type(None) in options
+    if nullable and len(options) == 2:
+        annotation = next(option for option in options if option is not type(None))
+    kind = _kind(annotation, parameter.name)
     default, hints = parameter.default, [kind.hint]
     shown = ""
     if default is not EMPTY and default is not None:
@@ -204,8 +147,8 @@ def _field(parameter: inspect.Parameter, annotation: Any, help: str) -> Field:
         hints.append("left empty: None")
     elif shown and kind.control not in ("checkbox", "select"):
         hints.append("left empty: the default")
-    required = default is EMPTY and not (nullable or several or kind.control == "checkbox")
-    name = "" if annotation is EMPTY else inspect.formatannotation(annotation).replace("typing.", "")
+    required = default is EMPTY and not (nullable or stars or kind.control == "checkbox")
+    name = "" if written is EMPTY else convert.name(written)
     return Field(parameter.name, kind, stars + name, required, nullable, shown, help, " · ".join(filter(None, hints)))
 
 
@@ -242,10 +185,11 @@ def read(
         elif text:
             try:
                 values[field.name] = field.kind.read(text)
-            except Exception as error:  # a dataclass may raise what it likes
-                why = f": {error}" if field.kind.control == "textarea" and str(error) else ""
-                shown = text if len(text) < 60 else text[:57] + "…"
-                errors[field.input] = f"{shown!r} is not {field.kind.what}{why:.200}"
+            except ConversionError as error:  # which names the part of it
+                errors[field.input] = str(error)[:350]
+            except (ValueError, KeyError, ArithmeticError) as error:
+                why = f": {error}" if field.kind.what == "JSON" else ""
+                errors[field.input] = f"{convert.short(text)} is not {field.kind.what}{why:.200}"
     if errors:
         return (), {}, errors
     signature = inspect.signature(function)
@@ -266,7 +210,7 @@ class Reader:
     def text(self, name: str) -> str:
         return self.form.get(name, "").strip()
 
-    def number(self, name: str, low: float, high: float, unit: str = "", read: Callable[[str], Any] = _whole) -> Any:
+    def number(self, name: str, low: float, high: float, unit: str = "", read: Callable[[str], Any] = whole) -> Any:
         """The number in an input; None if that is empty or wrong."""
         text = self.text(name)
         try:
@@ -274,21 +218,21 @@ class Reader:
         except ValueError:
             value = high + 1
         if value is not None and not low <= value <= high:
-            self.errors[name] = f"Give a {'whole ' if read is _whole else ''}number from {low:,} to {high:,}{unit}."
+            self.errors[name] = f"Give a {'whole ' if read is whole else ''}number from {low:,} to {high:,}{unit}."
             return None
         return value
 
     def duration(self, name: str, unit_name: str) -> timedelta | None:
         """So many of a unit; None if that is empty or wrong."""
         unit = self.form.get(unit_name, "seconds")
-        number = self.number(name, 0, YEARS // UNITS.get(unit, 1), f" {unit}" if unit in UNITS else "", _real)
+        number = self.number(name, 0, YEARS // UNITS.get(unit, 1), f" {unit}" if unit in UNITS else "", real)
         return None if number is None else timedelta(seconds=number * UNITS.get(unit, 1))
 
     def moment(self, name: str, offset_name: str) -> datetime | None:
         """A date and time, in the zone of the browser if it said its offset, else in ours; None if that is wrong."""
         offset = self.number(offset_name, -14 * 60, 14 * 60)
         try:
-            moment = _local(self.text(name))
+            moment = convert.moment(self.text(name))
             if moment.tzinfo is None:
                 zone = None if offset is None else timezone(timedelta(minutes=offset))
                 moment = moment.replace(tzinfo=zone) if zone else moment.astimezone()
@@ -350,10 +294,10 @@ def shown(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str
         args, kwargs, errors = read(function, form)
         again = inspect.signature(function).bind(*args, **kwargs)
         again.apply_defaults()
-    except Exception:  # a value of a type that its field does not expect
+        same = all(again.arguments[name] == value and type(again.arguments[name]) is type(value)
+                   for name, value in bound.arguments.items())
+    except Exception:  # a value of a type that its field does not expect; a Decimal("sNaN") refuses to be compared
         return None
-    same = all(again.arguments[name] == value and type(again.arguments[name]) is type(value)
-               for name, value in bound.arguments.items())
     return form if same and not errors else None
 
 
