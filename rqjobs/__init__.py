@@ -12,11 +12,13 @@ from rqjobs.jobs import Job, PayloadTooLarge, RefusedWebhook
 from rqjobs.queues import Queue, enqueue, enqueue_at, enqueue_in, enqueue_many, queue
 from rqjobs.rules import cron, every
 from rqjobs.serializers import PayloadError
+from rqjobs.simple_worker import SimpleWorker
 from rqjobs.worker import Worker
 
 __version__ = "0.1.0"
 __all__ = [
     "Callback", "Config", "ConfigError", "EnqueueData", "Job", "NoRedis", "NotAJob", "PayloadError", "PayloadTooLarge",
-    "Queue", "RefusedWebhook", "Repeat", "Retry", "ScheduleError", "Worker", "client", "cron", "delayed", "enqueue",
-    "enqueue_at", "enqueue_in", "enqueue_many", "every", "get_current_job", "job", "queue", "schedules",
+    "Queue", "RefusedWebhook", "Repeat", "Retry", "ScheduleError", "SimpleWorker", "Worker", "client", "cron",
+    "delayed", "enqueue", "enqueue_at", "enqueue_in", "enqueue_many", "every", "get_current_job", "job", "queue",
+    "schedules",
 ]

@@ -1,7 +1,7 @@
 """Job functions and their options: the allow-list.
 
-A function is a job if it is a public function defined in a module of RQJOBS_MODULES. A name from Redis is looked
-up here, by exact match; it is never imported.
+A function is a job if it is a public function defined in a module of RQJOBS_MODULES, decorated or not. A name from
+Redis is looked up here, by exact match; it is never imported.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import importlib
 import inspect
 import os
 import sys
-import types
 from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import Any, TypeVar, overload
@@ -51,7 +50,7 @@ def job(function: Any = None, **options: Any) -> Any:
         raise TypeError(f"@job has no option {', '.join(sorted(unknown))}; it takes: {', '.join(sorted(OPTIONS))}")
 
     def attach(target: F) -> F:
-        if not inspect.isfunction(target):
+        if not inspect.isfunction(inspect.unwrap(target)):
             raise TypeError(f"@job takes a plain function, or options by name as in @job(queue='low'), not {target!r}")
         target.__rqjobs__ = options  # type: ignore[attr-defined]
         return target
@@ -97,8 +96,10 @@ class Catalog:
         Raises:
             NotAJob: it is not in the catalog, or only looks like a function that is.
         """
-        found = self.lookup(name_of(function)) if isinstance(function, str | types.FunctionType) else None
-        if found is None or (found is not function and not isinstance(function, str)):
+        if isinstance(function, str):
+            return self.lookup(function)
+        found = self.lookup(name_of(function)) if _is_function(function) else None
+        if found is None or function not in (found, inspect.unwrap(found)):
             raise NotAJob(f"{function!r} is not a job; jobs are plain functions at the top level of a module")
         return found
 
@@ -147,11 +148,19 @@ def _load(modules: tuple[str, ...]) -> Catalog:
             errors[name] = f"{type(error).__name__}: {error}".splitlines()[0]
             continue
         for attribute, value in vars(module).items():
-            ours = inspect.isfunction(value) and value.__module__ == name  # not what the module imports
+            ours = _is_function(value) and value.__module__ == name  # not what the module imports
             if ours and value.__qualname__ == attribute and attribute[0] != "_":  # no lambda, no second name
                 functions[f"{name}.{attribute}"] = value
         serializers.allow(_value_classes(module))
     return Catalog(functions, modules, errors)
+
+
+def _is_function(value: Any) -> bool:
+    """Whether it is a function, or an object that a decorator made of one (`functools.lru_cache`, a `@rq.job`)."""
+    if inspect.isfunction(value):
+        return True
+    wraps = callable(value) and not inspect.isclass(value) and "__wrapped__" in getattr(value, "__dict__", ())
+    return wraps and inspect.isfunction(inspect.unwrap(value))
 
 
 def _value_classes(scope: Any, prefix: str = "") -> Iterator[type]:

@@ -194,7 +194,9 @@ def url() -> str:
 
 
 def client() -> redis.Redis:
-    """The process's client for `url()`, made once."""
+    """The process's client for `url()`, made once; without a REDIS_URL the one that `use` was given."""
+    if _given is not None and not config.current().redis_url:
+        return _given
     return _client(url())
 
 
@@ -250,6 +252,15 @@ def explain(error: Exception) -> str:
     address = config.current().redis_url or ""
     password = urlsplit(address).password if "," not in address else None
     return line.replace(address or "\0", without_password(address)).replace(password or "\0", "***")
+
+
+def use(given: redis.Redis) -> None:
+    """Make `given` this process's client, when no setting names a Redis: `rq worker --url …` was told one."""
+    global _given
+    _given = given
+
+
+_given: redis.Redis | None = None
 
 
 class Client:

@@ -26,7 +26,6 @@ from rq.worker import DequeueStrategy
 
 from rqjobs import config, ledger, processes, waits
 from rqjobs.board import Board
-from rqjobs.jobs import Job
 from rqjobs.ledger import CLAIM, RELEASE, Claim, text
 from rqjobs.outbox import Outbox, Outcome
 from rqjobs.queues import Queue
@@ -185,11 +184,11 @@ class Horse:
         worker = self.worker
         worker.claim = claim
         if claim.queue not in self.queues:
-            self.queues[claim.queue] = Queue(claim.queue, connection=worker.connection)
+            self.queues[claim.queue] = worker.queue_class(claim.queue, connection=worker.connection)
             self.queues[claim.queue].redis_server_version = worker.get_redis_server_version()
         queue = self.queues[claim.queue]
         try:
-            job = Job.found(claim.job_id, claim.fields, worker.connection)
+            job = worker.job_class.found(claim.job_id, claim.fields, worker.connection)
             job.origin = claim.queue
             timeout = job.timeout or Queue.DEFAULT_TIMEOUT
             deadline = time.monotonic() + timeout if timeout > 0 else 0.0

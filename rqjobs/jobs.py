@@ -58,12 +58,13 @@ class Job(rq.job.Job):
     no more), `perform` (checks every name first, runs inside RQJOBS_APP's context, leaves the PERSIST to the claim),
     `stopped_callback` (read by the worker outside any `try`), `send_webhooks` (allow-list), `started_job_registry`
     (see above), `requeue` (RQ's is three steps, and a crash between them loses the job), `should_retry` and `retry` (a
-    run that fails for good does not end RQ's `Repeat`).
+    run that fails for good does not end RQ's `Repeat`), `__eq__` and `__hash__` (a stock job of the same id is equal).
     """
 
     unheard_of = False  # nothing can be stored under its id yet
     chain: tuple[int, int | None] | None = None  # repeats and retries that it had when it began
     failure = ""  # the traceback of the run that has just failed
+    execution: Any = None  # RQ's record of that run
 
     def __init__(self, id: str | None = None, connection: redis.Redis | None = None, serializer: Any = None):
         super().__init__(id, connection)
@@ -73,6 +74,10 @@ class Job(rq.job.Job):
     def found(cls, job_id: str, fields: dict[bytes, bytes], connection: redis.Redis) -> Job:
         """The job of this hash. The fields of a plain job are read here, because RQ's constructor and `restore` take as
         long as all the rest of a run; a hash that says more is left to RQ."""
+        if cls.__init__ is not Job.__init__ or cls.restore is not Job.restore:
+            job = cls(job_id, connection=connection)
+            job.restore(fields)
+            return job
         job = cls.__new__(cls)
         state = vars(job)
         state.update(_BLANK, _id=job_id, connection=connection, webhooks=[], meta={}, _dependency_ids=[])
@@ -85,6 +90,12 @@ class Job(rq.job.Job):
         except KeyError:
             job.restore(fields)
         return job
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, rq.job.Job) and self.id == other.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)
 
     @property
     def data(self) -> bytes:
@@ -162,7 +173,8 @@ class Job(rq.job.Job):
         if super().should_retry:
             super().retry(queue, pipeline)
             return
-        Result.create_failure(self, self.failure_ttl, self.failure, self.worker_name or "", pipeline)
+        Result.create_failure(self, self.failure_ttl, self.failure, self.worker_name or "", pipeline,
+                              execution_id=self.execution and self.execution.id)
         repeat(self, queue, pipeline)
 
     def _deserialize_data(self) -> None:

@@ -136,7 +136,7 @@ def enqueue(connection: redis.Redis, jobs: Iterable[tuple[str, str, bool, int | 
     id?, fields."""
     words: list[Any] = []
     for queue, job_id, at_front, ttl, new, fields in jobs:
-        words += (queue, job_id, int(at_front), ttl or "", int(new), 2 * len(fields))
+        words += (queue, job_id, int(bool(at_front)), ttl or "", int(new), 2 * len(fields))
         for pair in fields.items():
             words += pair
     ENQUEUE.run(connection, [QUEUES], words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import re
 import time
@@ -19,7 +20,7 @@ import rq.registry
 import rq.repeat
 import rq.webhook
 from rq.job import JobStatus
-from rq.queue import EnqueueData
+from rq.queue import EnqueueArgs, EnqueueData
 from rq.serializers import resolve_serializer
 from rq.utils import now
 
@@ -29,6 +30,7 @@ from rqjobs.serializers import Configured, PayloadError
 
 log = logging.getLogger("rqjobs")
 CHUNK = 200  # jobs that `enqueue_many` sends in one script, which holds up everybody else
+VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 LONGEST_ID = 255  # letters of a job's id; so many the horse can tell its parent
 UNSERVED_PAUSE = 60  # seconds between two looks at whether anybody serves a queue
 _looked: dict[str, float] = {}
@@ -40,7 +42,8 @@ Prepared = tuple[Job, bool, bool, dict[str, Any]]  # at the front?, a new id?, i
 class Queue(rq.Queue):
     """An `rq.Queue` with RQ's whole API, that stores nothing which no worker would run.
 
-    Overrides: `create_job` (options of `@job`, the guard), `schedule_job` (RQ writes the due time first and the job
+    Overrides: `enqueue`, `enqueue_at` (a parameter called like one of RQ's options is not taken for that),
+    `create_job` (options of `@job`, the guard), `schedule_job` (RQ writes the due time first and the job
     later: a scheduler's tick in between loses it), `enqueue_in` (by Redis's clock), `enqueue_job` (RQ's is two round
     trips), `setup_dependencies` (a lost reply is an error, not a reason to enqueue again), `enqueue_dependents` (works
     while an outcome is recorded), `compact` (RQ's loses jobs if it is interrupted).
@@ -48,9 +51,12 @@ class Queue(rq.Queue):
 
     job_class = Job
 
-    def __init__(self, name: str = "default", connection: redis.Redis | None = None, **options: Any):
-        serializer = options.pop("serializer", None)
-        super().__init__(name, connection, **options)
+    def __init__(
+        self, name: str = "default", connection: redis.Redis | None = None, default_timeout: int | None = None,
+        is_async: bool = True, job_class: Any = None, serializer: Any = None, **options: Any,
+    ):
+        job_class = None if job_class is rq.job.Job else job_class  # which is what RQ passes when it was told nothing
+        super().__init__(name, connection, default_timeout, is_async, job_class, **options)
         self.serializer = Configured if serializer in (None, Configured) else resolve_serializer(serializer)
 
     @cached_property
@@ -77,7 +83,8 @@ class Queue(rq.Queue):
                 given[option] = value
         self._warn_if_unserved()
         try:
-            job: Job = super().create_job(function, args, kwargs, **given)  # type: ignore[assignment]
+            # By name: RQ takes a callable that is no plain function for an object whose `__call__` is the job.
+            job: Job = super().create_job(catalog.name_of(function), args, kwargs, **given)  # type: ignore[assignment]
         except RecursionError:
             raise PayloadError("an argument contains itself, or is nested too deeply for JSON") from None
         _check_numbers(job)
@@ -110,6 +117,12 @@ class Queue(rq.Queue):
         if pipeline is None:
             pipe.execute()
         return job
+
+    def enqueue(self, f: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().enqueue(f, **_split(f, args, kwargs))
+
+    def enqueue_at(self, datetime: datetime, f: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().enqueue_at(datetime, f, **_split(f, args, kwargs))
 
     def enqueue_in(self, time_delta: timedelta, func: Any, *args: Any, **kwargs: Any) -> Any:
         moment = datetime.fromtimestamp(ledger.clock(self.connection), timezone.utc)
@@ -176,6 +189,31 @@ class Queue(rq.Queue):
 _DROP_IF_GONE = "if redis.call('EXISTS', KEYS[2]) == 0 then redis.call('LREM', KEYS[1], 0, ARGV[1]) end"
 
 
+RQ_OPTIONS = frozenset({*EnqueueArgs._fields, "job_timeout"} - {"func", "timeout", "args", "kwargs"})
+
+
+def _split(function: Any, args: tuple[Any, ...], given: dict[str, Any]) -> dict[str, Any]:
+    """What is given to `enqueue`, with the function's own arguments apart: `args`, `kwargs`, and RQ's options.
+
+    Raises:
+        TypeError: a name is both a parameter of the function and a word of RQ's.
+    """
+    explicit = given.keys() & {"args", "kwargs"}
+    words = given.keys() & RQ_OPTIONS if not explicit else explicit if len(explicit) == 1 else set()
+    if words:
+        target = catalog.current().check(function)
+        plain = {name for name, parameter in signature(target).parameters.items() if parameter.kind not in VARIADIC}
+        for word in sorted(words & plain):
+            raise TypeError(f"{catalog.name_of(target)} has a parameter {word!r}, and so has enqueue itself; give the "
+                            f"function's arguments apart: enqueue({target.__name__}, args=(…), kwargs={{…}})")
+    if explicit:
+        if args:
+            raise TypeError("give the function's arguments either one by one or as args=(…), kwargs={…}, not both")
+        return given
+    options = {word: given[word] for word in words}
+    return {**options, "args": args, "kwargs": {name: given[name] for name in given.keys() - words}}
+
+
 def _check_numbers(job: Job) -> None:
     if len(job.id) > LONGEST_ID:
         raise ValueError(f"the job_id is {len(job.id):,} letters long; use at most {LONGEST_ID}")
@@ -211,27 +249,28 @@ def queue_for(function: Callable[..., Any] | str) -> Queue:
     return queue(named or ("default" if "default" in names else names[0]))
 
 
-def enqueue(function: Any, *args: Any, **kwargs: Any) -> Any:
+def enqueue(function: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Have a worker call `function(*args, **kwargs)`; returns the `rq.Job`.
 
     Takes RQ's keyword options too (`job_timeout`, `retry`, `depends_on`, `job_id`, …). When it returns, the job is
-    in Redis. Raises as `Queue.create_job` does, and then nothing was stored.
+    in Redis. Raises as `Queue.create_job` does, and then nothing was stored; a TypeError also if an option is called
+    like a parameter of the function (pass those as `args=(…), kwargs={…}`).
     """
-    return queue_for(function).enqueue(function, *args, **kwargs)
+    return queue_for(function).enqueue(function, **_split(function, args, kwargs))
 
 
-def enqueue_in(delay: timedelta | float, function: Any, *args: Any, **kwargs: Any) -> Any:
+def enqueue_in(delay: timedelta | float, function: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Like `enqueue`, but not before `delay` (a timedelta, or seconds) has passed."""
     if not isinstance(delay, timedelta):
         delay = timedelta(seconds=delay)
-    return queue_for(function).enqueue_in(delay, function, *args, **kwargs)
+    return queue_for(function).enqueue_in(delay, function, **_split(function, args, kwargs))
 
 
-def enqueue_at(moment: datetime, function: Any, *args: Any, **kwargs: Any) -> Any:
+def enqueue_at(moment: datetime, function: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Like `enqueue`, but not before `moment`. A datetime without a time zone is in this machine's."""
     if not isinstance(moment, datetime):
         raise TypeError(f"enqueue_at takes a datetime first, not {moment!r}; for a delay there is enqueue_in")
-    return queue_for(function).enqueue_at(moment, function, *args, **kwargs)
+    return queue_for(function).enqueue_at(moment, function, **_split(function, args, kwargs))
 
 
 def enqueue_many(calls: Iterable[tuple[Any, ...] | EnqueueData]) -> list[Any]:

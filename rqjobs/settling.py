@@ -32,9 +32,10 @@ from rq.utils import now
 
 from rqjobs import ledger
 from rqjobs.board import Board
-from rqjobs.jobs import written
+from rqjobs.jobs import Job, written
 from rqjobs.ledger import CLAIM, FINISH, RECLAIM, RELEASE, SETTLE, Claim, text
 from rqjobs.outbox import Outbox, Outcome
+from rqjobs.queues import Queue
 from rqjobs.recorder import Recorder
 
 # Redis's words for "not now", at the start of an error, inside what 6.2 says of an error in a script, or after what
@@ -74,6 +75,8 @@ class Settling(rq.Worker):
     reply).
     """
 
+    job_class: type[Job] = Job
+    queue_class: type[Queue] = Queue
     death_penalty_class = DeathPenalty
     claim: Claim | None = None
     board: Board | None = None  # in the horse, like the following
@@ -127,8 +130,10 @@ class Settling(rq.Worker):
              int(bool(job._dependency_ids)), rq.Queue.DEFAULT_TIMEOUT, *result])
 
     def handle_job_retry(self, job: Any, queue: Any, retry: Retry, started_job_registry: Any, execution: Any) -> None:
+        # The execution that RQ passes is an empty one; `record` makes that of this claim.
         self.record(job, lambda: super(Settling, self).handle_job_retry(
-            job=job, queue=queue, retry=retry, started_job_registry=started_job_registry, execution=execution))
+            job=job, queue=queue, retry=retry, started_job_registry=started_job_registry,
+            execution=self.execution or execution))
 
     def handle_job_failure(self, job: Any, queue: Any, started_job_registry: Any = None, exc_string: str = "") -> None:
         self.record(job, lambda: super(Settling, self).handle_job_failure(
@@ -152,7 +157,7 @@ class Settling(rq.Worker):
             job.__dict__.clear()
             job.__dict__.update(before)
             self._stopped_job_id = stopped
-            self.execution = execution_of(job, claim, self.name)
+            self.execution = job.execution = execution_of(job, claim, self.name)
             hooks.clear()
             job.send_webhooks = lambda status, *, exc_string=None: hooks.append((status, exc_string))
             with client.pipeline() as guard:

@@ -20,9 +20,7 @@ from rq.worker import WorkerStatus
 from rqjobs import config, ledger, orphans, processes
 from rqjobs.board import Board, Posting
 from rqjobs.horse import HOLD, Handover, Terms, saddle
-from rqjobs.jobs import Job
 from rqjobs.ledger import Claim
-from rqjobs.queues import Queue
 from rqjobs.settling import Settling
 
 CRASH_DELAY = 1.0  # seconds that a job which crashed its horse waits, doubled with each death
@@ -133,6 +131,8 @@ class Supervisor(Settling):
         return self.horse_board.read() if self.horse_board else None
 
     def get_current_job_id(self, pipeline: Any = None) -> str | None:
+        if self.horse_board is None:  # this object is a look at a worker that runs elsewhere
+            return super().get_current_job_id(pipeline)
         post = self._posting()
         return post.job_id if post and post.running else None
 
@@ -247,7 +247,7 @@ class Supervisor(Settling):
         if running and verdict == "crashed" and self._work_horse_killed_handler:
             try:
                 self._work_horse_killed_handler(
-                    Job.fetch(running, connection=self.plain), 0, status, None)  # type: ignore[arg-type]
+                    self.job_class.fetch(running, connection=self.plain), 0, status, None)  # type: ignore[arg-type]
             except Exception:  # the user's, or the job was deleted
                 self.log.error("Worker %s: work_horse_killed_handler failed", self.name, exc_info=True)
         return "done"
@@ -257,14 +257,14 @@ class Supervisor(Settling):
         fields = self.plain.hgetall(f"rq:job:{post.job_id}")
         if not fields or b"origin" not in fields:
             return
-        job = Job(post.job_id, connection=self.connection)
+        job = self.job_class(post.job_id, connection=self.connection)
         try:
             job.restore(fields)
         except Exception:  # whoever claims it next finds that out, and sends it to the dead letters
             return
         self.claim = Claim(post.job_id, job.origin, post.token, fields)  # type: ignore[arg-type]
         job.ended_at, job._status = now(), JobStatus.STARTED
-        queue = Queue(job.origin, connection=self.connection)
+        queue = self.queue_class(job.origin, connection=self.connection)
         queue.redis_server_version = self.redis_server_version
         if verdict == "late":
             message = f"The job ignored its time limit of {job.timeout} s, and was killed."

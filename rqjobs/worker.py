@@ -23,12 +23,10 @@ from rq.utils import now, utcformat
 from rq.worker import DequeueStrategy
 from rq.worker_registration import clean_worker_registry
 
-from rqjobs import catalog, config, connection, ledger, orphans, processes, serializers
+from rqjobs import ledger, orphans, processes, worker_options
 from rqjobs.board import Board
 from rqjobs.horse import HOLD, Terms
-from rqjobs.jobs import Job, install
 from rqjobs.ledger import BEAT, text
-from rqjobs.queues import Queue
 from rqjobs.recorder import Recorder
 from rqjobs.scheduler import Scheduler
 from rqjobs.settling import passes
@@ -42,7 +40,8 @@ class Worker(Supervisor):
     """Runs jobs as RQ's worker does, and loses none.
 
     Start it with `rq worker --worker-class rqjobs.Worker --with-scheduler high default low`. The configured Redis,
-    serializer, job class and queue class take the place of the stock ones that `rq` passes.
+    serializer, job class and queue class take the place of the stock ones that `rq` passes; another Redis that it
+    was told, and subclasses of `rqjobs.Job` and `rqjobs.Queue`, are used; anything else is refused.
 
     Overrides, beside those of `Settling` and `Supervisor`:
         work: supervises one long-lived horse instead of forking for each job.
@@ -58,22 +57,9 @@ class Worker(Supervisor):
             worker that was told to go goes.
     """
 
-    job_class = Job
-    queue_class = Queue  # type: ignore[assignment]
-
     def __init__(self, queues: Any, name: str | None = None, connection: Any = None, **options: Any):
-        install()
-        try:
-            if options.get("prepare_for_work", True):
-                catalog.must_load()
-                catalog.flask_app()
-            ours = Recorder(_ours(connection))
-        except config.ConfigError as error:
-            raise SystemExit(f"rqjobs: {error}") from None  # `rq` would show a traceback
-        options.update(job_class=Job, queue_class=Queue, serializer=serializers.Configured)
-        given = [queues] if isinstance(queues, str | rq.Queue) else list(queues)
-        names: Any = list(dict.fromkeys(queue if isinstance(queue, str) else queue.name for queue in given))
-        super().__init__(names, name, connection=ours, **options)
+        client = worker_options.prepare(type(self), connection, options)
+        super().__init__(worker_options.names(queues), name, connection=Recorder(client), **options)
         self._beaten = 0.0
         self._handing_over = 0.0  # when claimed jobs were last seen to wait
 
@@ -157,6 +143,7 @@ class Worker(Supervisor):
         Returns whether any job was run. Never ends because Redis is away.
         """
         self._dequeue_strategy = dequeue_strategy
+        self._forget_last_work()
         terms = Terms(burst, max_jobs, max_idle_time)
         self._install_signal_handlers()
         try:
@@ -172,6 +159,12 @@ class Worker(Supervisor):
                 self.teardown()
             self._remove_signal_handlers()
         return self._done_before > 0
+
+    def _forget_last_work(self) -> None:
+        """A program, a test for example, may call `work` several times."""
+        self._signals.clear()
+        self._done_before, self._beaten = 0, 0.0
+        self._stop_requested, self._shutdown_requested_date = False, None
 
     def _step(self, terms: Terms) -> str:
         """One round: see to the horse, sleep until something happens, see to Redis. Returns why to end, or ""."""
@@ -288,7 +281,7 @@ class Worker(Supervisor):
         for queue in self.queues:
             if queue.acquire_maintenance_lock():
                 for registry in (FinishedJobRegistry, FailedJobRegistry):
-                    registry(queue=queue, job_class=Job).cleanup()
+                    registry(queue=queue, job_class=self.job_class).cleanup()
                 clean_worker_registry(queue)
                 queue.release_maintenance_lock()
         self.last_cleaned_at = now()  # type: ignore[assignment]
@@ -346,29 +339,3 @@ def _is_suspended(connection: Any, worker: Any = None) -> bool:
 
 
 rq.cli.workers.is_suspended = _is_suspended
-
-
-def _ours(given: Any) -> redis.Redis:
-    """The client to use for the one that `rq` passes.
-
-    Raises:
-        ConfigError: `rq` was pointed at another Redis than the settings name.
-    """
-    if given is None:
-        return connection.client()
-    connection.check(given)
-    if issubclass(given.connection_pool.connection_class, connection.Reconnect):
-        return given
-    ours = connection.client()
-    theirs = _target(given)
-    if theirs not in (_target(ours), ("localhost", 6379, None, 0)):  # the last is what rq takes when told nothing
-        raise config.ConfigError(f"rq was told to use the Redis at {theirs}, but REDIS_URL names {_target(ours)}; "
-                                 f"set REDIS_URL, and leave out --url")
-    return ours
-
-
-def _target(client: redis.Redis) -> tuple[Any, ...]:
-    kwargs = client.connection_pool.connection_kwargs
-    path = kwargs.get("path")
-    return (None if path else kwargs.get("host", "localhost"), None if path else int(kwargs.get("port", 6379)), path,
-            int(kwargs.get("db") or 0))

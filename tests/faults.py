@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import os
 import signal
 import time
@@ -233,3 +234,18 @@ class Order:
 def order(order: Order, sizes: list[Size] = (Size.SMALL,)) -> str:  # type: ignore[assignment]
     """Say what arrived, so that a test can see that it is what the annotations ask for, all the way down."""
     return repr((order, sizes))
+
+
+def pass_on(value):
+    """Enqueue another job with the process's own client, as an application does."""
+    return queues.enqueue(ok, value).id
+
+
+def describe(description, delay=0, *, function=""):
+    """Its parameters are called like options and parameters of enqueue."""
+    return [description, delay, function]
+
+
+@functools.lru_cache
+def cached(value):
+    return value
