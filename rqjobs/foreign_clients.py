@@ -32,7 +32,8 @@ def adopt(given: redis.Redis) -> redis.Redis:
     if kind is None:
         raise config.ConfigError(f"this Redis client connects by {pool.connection_class.__qualname__}, which rqjobs "
                                  f"does not know; give it a redis.Redis, or set REDIS_URL")
-    return copy_of(given, connection_class=kind, **connection.OPTIONS, **({} if kind is connection.Unix else connection.KEEPALIVE))
+    keepalive = {} if kind is connection.Unix else connection.KEEPALIVE
+    return copy_of(given, connection_class=kind, **connection.OPTIONS, **keepalive)
 
 
 def copy_of(client: redis.Redis, **changes: Any) -> redis.Redis:
@@ -43,6 +44,7 @@ def copy_of(client: redis.Redis, **changes: Any) -> redis.Redis:
     if isinstance(pool, SentinelConnectionPool):
         return redis.Redis(connection_pool=SentinelConnectionPool(pool.service_name, pool.sentinel_manager, **options))
     return redis.Redis(connection_pool=redis.ConnectionPool(**options))
+
 
 def is_same_server(one: redis.Redis, other: redis.Redis) -> bool:
     """Whether both clients are for the same database of the same server, by any of its names."""
