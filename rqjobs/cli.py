@@ -17,12 +17,15 @@ from rq.exceptions import InvalidJobOperation, NoSuchJobError
 import rqjobs
 from rqjobs import catalog, clock_commands, config, connection, demo, dev, doctor, ledger, orphans, stats
 from rqjobs.jobs import install
-from rqjobs.terminal import plain as _plain
-from rqjobs.terminal import table as _table
+from rqjobs.terminal import any_encoding, one_line, paragraph, plain, say, table
 
 
 class Group(click.Group):
     """Turns the errors that teach into one line and an exit code."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        any_encoding()
+        return super().main(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -31,13 +34,13 @@ class Group(click.Group):
             install()
             return super().invoke(ctx)
         except config.ConfigError as error:
-            click.echo(f"rqjobs: {error}", err=True)
+            say(f"rqjobs: {error}", err=True)
             sys.exit(2)
         except redis.RedisError as error:
-            click.echo(f"rqjobs: {connection.explain(error)}", err=True)
+            say(f"rqjobs: {connection.explain(error)}", err=True)
             sys.exit(1)
         except PermissionError as error:
-            click.echo(f"rqjobs: {error}", err=True)
+            say(f"rqjobs: {error}", err=True)
             sys.exit(1)
 
 
@@ -58,7 +61,7 @@ def run_dev(workers: int) -> None:
 
     Prints the address and how to log in. Workers and web restart when a job module changes. Ctrl-C stops everything.
     """
-    dev.run(workers, click.echo)
+    dev.run(workers, paragraph)
 
 
 def _worker_options() -> list[click.Parameter]:
@@ -96,10 +99,10 @@ def recover() -> None:
     result = orphans.sweep(connection.client(), force=True)
     assert result is not None
     for job_id in result.requeued:
-        click.echo(f"requeued  {job_id}")
+        say(f"requeued  {job_id}")
     for job_id in result.buried:
-        click.echo(f"failed    {job_id}  (its process died {ledger.MAX_DEATHS} times)")
-    click.echo(f"{len(result.requeued)} requeued, {len(result.buried)} failed")
+        say(f"failed    {job_id}  (its process died {ledger.MAX_DEATHS} times)")
+    say(f"{len(result.requeued)} requeued, {len(result.buried)} failed")
 
 
 @main.command()
@@ -110,12 +113,12 @@ def audit(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(found), indent=2))
     else:
-        _table(["queue", *orphans.PLACES], [[queue, *counts.values()] for queue, counts in found.places.items()])
+        table(["queue", *orphans.PLACES], [[queue, *counts.values()] for queue, counts in found.places.items()])
         for remark in found.remarks:
-            click.echo(f"note: {remark}")
+            say(f"note: {remark}")
         for job_id, reason in found.breaches.items():
-            click.echo(f"WRONG: {job_id}: {reason}")
-        click.echo("clean" if not found.breaches else f"{len(found.breaches)} jobs are not where they should be")
+            say(f"WRONG: {job_id}: {reason}")
+        say("clean" if not found.breaches else f"{len(found.breaches)} jobs are not where they should be")
     sys.exit(1 if found.breaches else 0)
 
 
@@ -129,10 +132,10 @@ def failed(ctx: click.Context, limit: int) -> None:
     client = connection.client()
     for job in stats.recent(client, "failed", limit):
         when = f"{job.ended_at:%Y-%m-%d %H:%M:%S}" if job.ended_at else "?"
-        click.echo(f"{job.id}  {_plain(job.origin)}  {when}  {_plain(job.description)}")
-        click.echo(f"    {_plain((_traceback(job).strip().splitlines() or [''])[-1])}")
+        say(f"{job.id}  {plain(job.origin)}  {when}  {plain(job.description)}")
+        say(f"    {plain((_traceback(job).strip().splitlines() or [''])[-1])}")
     total = sum(queue.failed for queue in stats.snapshot(client).queues)
-    click.echo(f"{total} failed; requeue with: rqjobs failed requeue ID … | --all" if total else "no failed jobs")
+    say(f"{total} failed; requeue with: rqjobs failed requeue ID … | --all" if total else "no failed jobs")
 
 
 def _traceback(job: Any) -> str:
@@ -164,8 +167,8 @@ def _each(ids: list[str], label: str, act: Any) -> None:
             except (NoSuchJobError, InvalidJobOperation, redis.ResponseError) as error:
                 problems.append(connection.explain(error))
     for problem in problems:
-        click.echo(problem, err=True)
-    click.echo(f"{len(ids) - len(problems)} of {len(ids)} done")
+        say(problem, err=True)
+    say(f"{len(ids) - len(problems)} of {len(ids)} done")
     sys.exit(1 if problems else 0)
 
 
@@ -205,11 +208,13 @@ def show_failed(job_id: str) -> None:
     except redis.ConnectionError:
         raise
     except Exception as error:  # whatever a hostile or damaged hash makes RQ raise
-        raise click.ClickException(_plain(str(error))) from None
-    click.echo(f"{job.id}\n{_plain(job.description)}\nqueue {_plain(job.origin)}, enqueued {job.enqueued_at}, "
-               f"ended {job.ended_at}\n")
+        raise click.ClickException(plain(str(error))) from None
+    say(job.id)
+    say(plain(job.description))
+    say(f"queue {plain(job.origin)}, enqueued {job.enqueued_at}, ended {job.ended_at}")
+    say("")
     for line in _traceback(job).splitlines() or ["no traceback is kept"]:
-        click.echo(_plain(line))
+        say(plain(line))
 
 
 @main.command("stats")
@@ -221,13 +226,13 @@ def show_stats(as_json: bool) -> None:
         click.echo(json.dumps(dataclasses.asdict(found), indent=2))
         return
     if found.suspended:
-        click.echo(stats.SUSPENDED)
+        say(stats.SUSPENDED)
     names = [field.name for field in dataclasses.fields(stats.QueueStats)]
     rows = [[("" if value is None else f"{value:.0f} s" if isinstance(value, float) else value)
              for value in dataclasses.astuple(queue)] for queue in found.queues]
-    _table(names, rows)
+    table(names, rows)
     click.echo()
-    _table(["worker", "state", "queues", "job", "ok", "failed"],
+    table(["worker", "state", "queues", "job", "ok", "failed"],
            [[w.name[:12], w.state if w.alive else "dead", ",".join(w.queues), w.job_id or "", w.succeeded, w.failed]
             for w in found.workers])
 
@@ -238,7 +243,7 @@ def run_doctor() -> None:
     worst = 0
     for finding in doctor.examine():
         color = {"ok": "green", "note": "yellow", "LOSS": "red"}[finding.level]
-        click.echo(f"{click.style(finding.level.ljust(4), fg=color)}  {finding.message}")
+        click.echo(f"{click.style(finding.level.ljust(4), fg=color)}  {one_line(finding.message)}")
         worst = max(worst, finding.level == "LOSS")
     sys.exit(worst)
 
@@ -247,7 +252,7 @@ def run_doctor() -> None:
 @click.argument("path", type=click.Path(exists=True, dir_okay=False))
 def run_demo(path: str) -> None:
     """Run the demo jobs on the text in PATH and print their results, with a Redis and a worker of their own."""
-    sys.exit(dev.with_worker("rqjobs.demo", lambda: demo._run(path, click.echo)))
+    sys.exit(dev.with_worker("rqjobs.demo", lambda: demo._run(path, paragraph)))
 
 
 for command in (clock_commands.schedules, clock_commands.delayed):

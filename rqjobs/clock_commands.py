@@ -17,7 +17,7 @@ from rqjobs import delayed as delayed_jobs
 from rqjobs import schedules as api
 from rqjobs.cronline import ScheduleError
 from rqjobs.rules import Rule, cron, every
-from rqjobs.terminal import plain, table
+from rqjobs.terminal import plain, say, table
 
 UNITS = {"w": 604_800, "d": 86_400, "h": 3_600, "m": 60, "s": 1}
 TEACHING = (ScheduleError, NoSuchJobError, InvalidJobOperation, ValueError, TypeError)
@@ -55,9 +55,9 @@ def _each(names: Sequence[str], act: Callable[[str], Any], done: str) -> None:
     for name in names:
         try:
             found = act(name)
-            click.echo(f"{name}: {done.format(found)}")
+            say(f"{name}: {done.format(found)}")
         except TEACHING as error:
-            click.echo(plain(str(error)), err=True)
+            say(plain(str(error)), err=True)
             wrong = True
     sys.exit(wrong)
 
@@ -70,7 +70,7 @@ def schedules(ctx: click.Context) -> None:
         return
     found = api.all()
     if not found:
-        click.echo("no schedules; declare one with @every or @cron in a jobs module, or: rqjobs schedules add --help")
+        say("no schedules; declare one with @every or @cron in a jobs module, or: rqjobs schedules add --help")
         return
     table(["name", "state", "next", "rule", "call"],
           [[one.name, one.state, _moment(one.due), one.sentence, plain(one.description)] for one in found])
@@ -82,11 +82,14 @@ def schedules(ctx: click.Context) -> None:
 def show(name: str) -> None:
     """Print one schedule: its rule, its next five times, and its last ten runs with their outcomes."""
     one = api.get(name)
-    click.echo(f"{one.name}  ({one.state}, {'declared in the code' if one.source == 'code' else 'added'}, revision "
-               f"{one.revision})\n{one.sentence}\n{plain(one.description)}  on {one.queue}")
-    click.echo(f"{one.made} ticks made a job, {one.missed} were missed, {one.overlapped} skipped for an overlap\n")
+    say(f"{one.name}  ({one.state}, {'declared in the code' if one.source == 'code' else 'added'}, revision "
+        f"{one.revision})")
+    say(one.sentence)
+    say(f"{plain(one.description)}  on {one.queue}")
+    say(f"{one.made} ticks made a job, {one.missed} were missed, {one.overlapped} skipped for an overlap")
+    say("")
     for tick in one.upcoming(5):
-        click.echo(f"next  {tick:%Y-%m-%d %H:%M:%S %Z}")
+        say(f"next  {tick:%Y-%m-%d %H:%M:%S %Z}")
     table(["run", "enqueued", "outcome", "ended", "job"],
           [[_moment(run.tick) if run.tick else "now", _moment(run.enqueued), run.outcome, _moment(run.ended),
             run.job_id] for run in api.runs(name)])
@@ -166,7 +169,7 @@ def add(name: str, function: str, arguments: Sequence[str], **given: Any) -> Non
     assert rule
     args, kwargs = _arguments(catalog.current().lookup(function), arguments)
     one = api.add(name, rule, function, args, kwargs, **_options(given))
-    click.echo(f"{one.name}: {one.sentence}; next at {_moment(one.due)}")
+    say(f"{one.name}: {one.sentence}; next at {_moment(one.due)}")
 
 
 @schedules.command()
@@ -181,7 +184,7 @@ def edit(name: str, arguments: Sequence[str], **given: Any) -> None:
     if arguments:
         change["args"], change["kwargs"] = _arguments(catalog.current().lookup(found.function), arguments)
     one = api.edit(name, rule=rule, **change)
-    click.echo(f"{one.name}: {one.sentence}; {one.state}, next at {_moment(one.due)}")
+    say(f"{one.name}: {one.sentence}; {one.state}, next at {_moment(one.due)}")
 
 
 @schedules.command()
@@ -220,8 +223,8 @@ def delayed(ctx: click.Context, limit: int) -> None:
     if ctx.invoked_subcommand:
         return
     for one in delayed_jobs.jobs(limit=limit):
-        click.echo(f"{one.job_id}  {plain(one.queue)}  {_moment(one.due)}  {plain(one.description)}")
-    click.echo(f"{delayed_jobs.count()} delayed")
+        say(f"{one.job_id}  {plain(one.queue)}  {_moment(one.due)}  {plain(one.description)}")
+    say(f"{delayed_jobs.count()} delayed")
 
 
 @delayed.command()
@@ -250,7 +253,7 @@ def move(job_id: str, when: str) -> None:
             moment = datetime.fromisoformat(when)
         except ValueError:
             raise click.UsageError(f"{when!r} is no time; write now, 5m, or 2030-01-31T06:00") from None
-    click.echo(f"{job_id}: {_moment(delayed_jobs.reschedule(job_id, moment))}")
+    say(f"{job_id}: {_moment(delayed_jobs.reschedule(job_id, moment))}")
 
 
 def _moment(moment: datetime | None) -> str:

@@ -188,7 +188,7 @@ def url() -> str:
     if configured:
         return configured
     try:
-        return (HOME / "redis.url").read_text().strip()
+        return (HOME / "redis.url").read_text(encoding="utf-8").strip()
     except OSError:
         raise NoRedis("no Redis: set REDIS_URL, or run `rqjobs dev` in this folder to get one") from None
 

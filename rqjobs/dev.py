@@ -130,7 +130,7 @@ def with_worker(module: str, act: Callable[[], int]) -> int:
         pause(30, lambda: bool(connection.client().exists("rq:workers")) or worker.process.poll() is not None)
         code = act()
         if code:
-            sys.stderr.write((home / "worker.log").read_text(errors="replace"))
+            sys.stderr.write((home / "worker.log").read_text(encoding="utf-8", errors="replace"))
         return code
 
 
@@ -191,7 +191,7 @@ def _own_terminal() -> Iterator[None]:
 @contextlib.contextmanager
 def _only_one() -> Iterator[None]:
     connection.HOME.mkdir(mode=0o700, exist_ok=True)
-    with (connection.HOME / "lock").open("w") as lock:
+    with (connection.HOME / "lock").open("w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

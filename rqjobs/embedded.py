@@ -114,7 +114,7 @@ def _moment(path: Path) -> str:
 def version(path: str) -> tuple[int, ...]:
     """The version that the server at `path` says it has; `()` if it says none."""
     try:
-        text = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10).stdout
+        text = subprocess.run([path, "--version"], capture_output=True, encoding="latin-1", timeout=10).stdout
     except (OSError, subprocess.TimeoutExpired):
         return ()
     found = re.search(r"v=(\d+)\.(\d+)\.(\d+)", text)

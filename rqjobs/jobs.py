@@ -25,7 +25,7 @@ from rq.results import Result
 from rq.serializers import resolve_serializer
 from rq.utils import as_text, now
 
-from rqjobs import catalog, config, ledger, serializers
+from rqjobs import catalog, config, ledger, logs, serializers
 from rqjobs.serializers import Configured, PayloadError, encode
 
 INFLATED = 64 * 1024 * 1024  # bytes that a job's data may have when they are unpacked; a bomb has more
@@ -285,6 +285,7 @@ def install() -> None:
     """
     serializers.install()
     catalog.install()
+    logs.install()
     rq.job.str_to_date = read_date  # type: ignore[assignment]
     rq.repeat.Repeat.schedule = staticmethod(repeat)  # type: ignore[method-assign]
     rq.webhook.urlopen = urllib.request.build_opener(_NoStrangers).open  # type: ignore[assignment]

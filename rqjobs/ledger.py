@@ -73,7 +73,8 @@ class Script:
 
     def __init__(self, name: str, common: bool = True):
         parts = ["common", name] if common else [name]
-        self.source = "\n".join((Path(__file__).parent / "lua" / f"{part}.lua").read_text() for part in parts)
+        folder = Path(__file__).parent / "lua"
+        self.source = "\n".join((folder / f"{part}.lua").read_text(encoding="utf-8") for part in parts)
         self.sha = hashlib.sha1(self.source.encode()).hexdigest()
 
     def call(self, keys: list[str], args: list[Any]) -> tuple[Any, ...]:

@@ -38,7 +38,7 @@ def host() -> str:
     Empty where it cannot be read; then nothing is provable and leases alone decide.
     """
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return ""
@@ -48,10 +48,11 @@ def started(pid: int) -> str:
     """When process `pid` started, in the kernel's ticks since boot; "" if there is none or it is a zombie.
 
     A pid is used again sooner or later, a pid with its start time is not. Field 22 of /proc/<pid>/stat (proc(5)),
-    counted after the command's name, which may itself contain spaces and parentheses.
+    counted after the command's name, which may itself contain spaces and parentheses, and ends after 15 bytes, perhaps
+    in the middle of a character.
     """
     with contextlib.suppress(OSError, IndexError):
-        rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        rest = Path(f"/proc/{pid}/stat").read_text(encoding="latin-1").rpartition(")")[2].split()
         return "" if rest[0] in "ZX" else rest[19]
     return ""
 
@@ -83,5 +84,5 @@ def gone(pid: int, start: str) -> bool:
 def state(pid: int) -> str:
     """The kernel's letter for what process `pid` does (T: stopped, Z: zombie; proc(5)); "" if there is none."""
     with contextlib.suppress(OSError, IndexError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return Path(f"/proc/{pid}/stat").read_text(encoding="latin-1").rpartition(")")[2].split()[0]
     return ""

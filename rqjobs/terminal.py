@@ -1,20 +1,47 @@
-"""What the command line prints."""
+"""What the command line prints. Everything that may come from Redis goes through `say` or `table`."""
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import click
 
+from rqjobs.logs import harmless
 
-def plain(words: str | None) -> str:
-    """One line of what a job carries, with nothing in it that a terminal would obey."""
-    return "".join(char if char.isprintable() else "�" for char in (words or ""))[:300]
+CELL_MAX_CHARACTERS = 300
+
+
+def plain(text: str | None) -> str:
+    """One short line of what a job carries, with nothing in it that a terminal would obey."""
+    return one_line(text or "")[:CELL_MAX_CHARACTERS]
+
+
+def one_line(text: str) -> str:
+    return "".join(char if char.isprintable() else "�" for char in text)
+
+
+def say(line: str, err: bool = False) -> None:
+    """Print one line, whatever is in it."""
+    click.echo(one_line(line), err=err)
+
+
+def paragraph(text: str) -> None:
+    """Print lines of our own words; what came from outside is put into them with `plain`."""
+    click.echo(harmless(text))
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    lines = [[str(cell) for cell in row] for row in [head, *rows]]
+    lines = [[plain(str(cell)) for cell in row] for row in [head, *rows]]
     widths = [max(len(line[index]) for line in lines) for index in range(len(head))]
     for line in lines:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def any_encoding() -> None:
+    """Have a character that the terminal's encoding does not know printed as an escape, instead of an error."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):  # somebody put another object there
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

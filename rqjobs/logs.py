@@ -1,0 +1,51 @@
+"""Text from outside as a terminal may get it: printed lines, and what our log and RQ's say.
+
+Whoever can write to Redis chooses the names and descriptions of jobs, queues and workers. A terminal obeys some
+characters: they retitle it, hide lines, or type.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any
+
+LOGGERS = ("rqjobs", "rq.worker", "rq.job", "rq.queue", "rq.registry", "rq.scheduler", "rq.webhook", "rq.utils")
+_COLORS = r"\x1b\[(?:3[0-7]|39;49;00)m"  # which RQ puts around names
+# Control characters but tab and newline, those that change the direction of text or cannot be seen, halves of a pair.
+_OBEYED = re.compile(
+    rf"({_COLORS})|[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff]")
+
+
+def harmless(text: str) -> str:
+    """`text` with each character that a terminal would obey, but tab, newline and RQ's colors, shown as `�`."""
+    return _OBEYED.sub(lambda found: found[1] or "�", text)
+
+
+class Harmless(logging.Filter):
+    """Cleans what is put into a log line. Further lines of it are indented, so that none looks like a line of ours."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if isinstance(record.args, tuple):
+            record.args = tuple(_clean(value) for value in record.args)
+        if record.exc_info and not record.exc_text:
+            record.exc_text = harmless(logging.Formatter().formatException(record.exc_info))
+        return True
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, BaseException):
+        try:
+            value = str(value)
+        except Exception:  # the job's own exception
+            value = type(value).__name__
+    return harmless(value).replace("\n", "\n    ") if isinstance(value, str) else value
+
+
+_harmless = Harmless()
+
+
+def install() -> None:
+    """Clean what our loggers and RQ's say in this process."""
+    for name in LOGGERS:
+        logging.getLogger(name).addFilter(_harmless)

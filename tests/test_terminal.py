@@ -1,0 +1,132 @@
+"""What comes from Redis reaches a terminal as text, in whatever encoding that has."""
+
+from __future__ import annotations
+
+import ast
+import logging
+import re
+import sys
+from pathlib import Path
+
+import faults
+import pytest
+from click.testing import CliRunner
+
+import rqjobs
+from rqjobs import cli, every, logs, orphans, processes
+
+EVIL = "x\x1b]0;pwned\x07\x1b[8m\u202ey\nforged\x9b2J"
+OURS = re.compile(r"\x1b\[(3[123]|0)m")  # the doctor's colors
+
+
+@pytest.fixture
+def run(redis):
+    """Run `rqjobs …` in this process as in a terminal with colors; returns (exit code, output)."""
+
+    def go(*arguments):
+        result = CliRunner().invoke(cli.main, arguments, color=True)
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        return result.exit_code, OURS.sub("", result.output)
+
+    return go
+
+
+@pytest.fixture
+def hostile(redis):
+    """A Redis in which somebody chose the names of everything."""
+    job = rqjobs.enqueue_in(600, faults.ok)
+    redis.hset(job.key, "description", EVIL)
+    every(hours=1).add("one", faults.note, "a")
+    redis.hset("rqjobs:schedule:one", mapping={"state": EVIL, "queue": EVIL})
+    redis.hset("rqjobs:schedule:one:job", "description", EVIL)
+    redis.lpush("rqjobs:schedule:one:runs", f"now 1700000000.0 {EVIL.splitlines()[0]}")
+    redis.sadd("rq:queues", f"rq:queue:{EVIL}")
+    redis.rpush(f"rq:queue:{EVIL}", EVIL, EVIL)
+    failed = rqjobs.enqueue(faults.ok)
+    redis.lrem("rq:queue:default", 0, failed.id)
+    redis.hset(failed.key, mapping={"origin": EVIL, "description": EVIL, "status": "failed"})
+    redis.zadd("rq:failed:default", {failed.id: 9e9})
+    redis.sadd("rq:workers", f"rq:worker:{EVIL}")
+    redis.hset(f"rq:worker:{EVIL}", mapping={"state": EVIL, "queues": EVIL, "current_job": EVIL, "hostname": EVIL})
+    return failed.id
+
+
+@pytest.mark.parametrize("command", [
+    "stats", "audit", "failed", "failed show", "schedules", "schedules show one", "delayed", "doctor", "recover",
+    "schedules run one", "failed requeue --all",
+])
+def test_no_command_prints_what_a_terminal_would_obey(run, hostile, command):
+    words = [*command.split(), *([hostile] if command == "failed show" else [])]
+    _, output = run(*words)
+    assert output and [line for line in output.split("\n") if not line.isprintable()] == []
+    assert "forged" not in output.split("\n"), "a name must not look like a line of ours"
+
+
+def test_no_log_line_says_what_a_terminal_would_obey(redis, caplog):
+    rqjobs.Worker(["default"])
+    orphans.Sweep().note("requeued", EVIL, EVIL, "claimed", EVIL)
+    log = logging.getLogger("rq.worker")
+    try:
+        raise ValueError(EVIL)
+    except ValueError as error:
+        log.warning("Worker %s, %d: %s", EVIL, 3, error, exc_info=True)
+    formatter = logging.Formatter("%(message)s")
+    for record in caplog.records:
+        for line in formatter.format(record).splitlines():
+            assert (line.isprintable() and line != "forged") or line.startswith("ValueError: ")
+            assert "\x1b" not in line and "\x9b" not in line and "\u202e" not in line
+    assert len(caplog.records) == 2
+    assert logs.harmless("\x1b[34mRQ's blue\x1b[39;49;00m") == "\x1b[34mRQ's blue\x1b[39;49;00m"
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [
+    ("latin-1", r"\u65e5\u672c"), ("iso8859-5", r"caf\xe9"), ("ascii", "日本"),  # click takes ascii for a mistake
+])
+def test_a_terminal_of_any_encoding_gets_the_list_of_failed_jobs(spawn, redis, encoding, shown):
+    for word in ("café", "日本", "…\x1b"):
+        rqjobs.enqueue(faults.boom, word)
+    rqjobs.Worker(["default"]).work(burst=True, logging_level="CRITICAL")
+    process = spawn(sys.executable, "-m", "rqjobs", "failed", env={"PYTHONIOENCODING": encoding})
+    assert process.wait(60) == 0, process.output()
+    assert "3 failed" in process.output() and shown in process.output()
+
+
+PROGRAM = """
+import rqjobs.cli, rqjobs.web, rqjobs.doctor, faults
+rqjobs.web.create_app()
+rqjobs.enqueue(faults.ok)
+rqjobs.Worker(["default"]).work(burst=True)
+"""
+
+
+def test_it_works_without_a_locale_that_knows_utf_8(spawn, redis):
+    none = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    process = spawn(sys.executable, "-c", PROGRAM, env=none)
+    assert process.wait(60) == 0, process.output()
+    process = spawn(sys.executable, "-m", "rqjobs", "stats", env=none)
+    assert process.wait(60) == 0, process.output()
+
+
+def reads_text(call):
+    """Whether this opens a file, or a process's output, as text."""
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    mode = next((str(one.value) for one in call.args if isinstance(one, ast.Constant)), "")
+    decoded = any(keyword.arg == "text" and ast.unparse(keyword.value) == "True" for keyword in call.keywords)
+    return decoded or name in ("read_text", "write_text") or (name in ("open", "fdopen") and "b" not in mode)
+
+
+def test_every_text_file_is_opened_with_its_encoding():
+    wrong = []
+    for path in Path(rqjobs.__file__).parent.rglob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call) and reads_text(call) and "encoding" not in {key.arg for key in call.keywords}:
+                wrong.append(f"{path.name}:{call.lineno}")
+    assert not wrong
+
+
+def test_a_process_whose_name_ends_within_a_character_can_be_looked_at(spawn, eventually):
+    """The kernel cuts the name of a process after 15 bytes; setproctitle gives it the names of jobs."""
+    code = "import ctypes, sys; ctypes.CDLL(None).prctl(15, 'abcdefghijklmné'.encode()); print(1, flush=True); input()"
+    process = spawn(sys.executable, "-c", f"import threading; {code.replace('input()', 'threading.Event().wait()')}")
+    eventually(lambda: process.output())
+    assert processes.started(process.pid) and processes.state(process.pid) == "S"
