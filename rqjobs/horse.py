@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import gc
 import logging
 import os
@@ -26,6 +27,7 @@ from rq.worker import DequeueStrategy
 
 from rqjobs import config, ledger, processes, waits
 from rqjobs.board import Board
+from rqjobs.instrumented import isolated
 from rqjobs.ledger import CLAIM, RELEASE, Claim, text
 from rqjobs.outbox import Outbox, Outcome
 from rqjobs.queues import Queue
@@ -207,8 +209,12 @@ class Horse:
             what = f"{blue(str(job.description))} ({job.id})" if worker.log_job_description else job.id
             worker.log.info("Worker %s: %s: %s", worker.name, green(queue.name), what)
         worker.post(Board.RUNNING, deadline)  # from here on a death counts
-        worker.perform_job(job, queue)
+        contextvars.copy_context().run(self._run, job, queue)
         self.board.done += 1
+
+    def _run(self, job: Any, queue: Queue) -> None:
+        with isolated():
+            self.worker.perform_job(job, queue)
 
     def _is_spent(self) -> bool:
         settings = self.settings

@@ -26,6 +26,7 @@ from rq.serializers import resolve_serializer
 from rq.utils import as_text, now
 
 from rqjobs import catalog, config, ledger, logs, serializers
+from rqjobs.instrumented import Claimed, is_wrapped
 from rqjobs.serializers import Configured, PayloadError, encode
 
 INFLATED = 64 * 1024 * 1024  # bytes that a job's data may have when they are unpacked; a bomb has more
@@ -53,12 +54,11 @@ class Job(rq.job.Job):
     """An `rq.Job` that runs only if every name in it is in the catalog.
 
     Overrides: `data` (written as lists, so that a stock `-S json` worker can read it), `to_dict` (small data are not
-    compressed), `_deserialize_data` (checks the
-    shape), `restore` (unpacks so much and
-    no more), `perform` (checks every name first, runs inside RQJOBS_APP's context, leaves the PERSIST to the claim),
-    `stopped_callback` (read by the worker outside any `try`), `send_webhooks` (allow-list), `started_job_registry`
-    (see above), `requeue` (RQ's is three steps, and a crash between them loses the job), `should_retry` and `retry` (a
-    run that fails for good does not end RQ's `Repeat`), `__eq__` and `__hash__` (a stock job of the same id is equal).
+    compressed), `_deserialize_data` (checks the shape), `restore` (unpacks so much and no more), `perform` (leaves the
+    PERSIST to the claim), `_execute` (checks every name first, runs inside RQJOBS_APP's context), `stopped_callback`
+    (read by the worker outside any `try`), `send_webhooks` (allow-list), `started_job_registry` (see above), `requeue`
+    (RQ's is three steps, and a crash between them loses the job), `should_retry` and `retry` (a run that fails for good
+    does not end RQ's `Repeat`), `__eq__` and `__hash__` (a stock job of the same id is equal).
     """
 
     unheard_of = False  # nothing can be stored under its id yet
@@ -208,15 +208,26 @@ class Job(rq.job.Job):
                 raise RefusedWebhook(f"the webhook {webhook.url!r} is refused: its host is not in RQJOBS_WEBHOOK_HOSTS")
 
     def perform(self) -> Any:
-        self.check()
-        app = catalog.flask_app()
+        if is_wrapped(rq.job.Job, "perform"):
+            own, self.connection = self.connection, Claimed(self.connection)
+            try:
+                return super().perform()
+            finally:
+                self.connection = own
         rq.job._job_stack.push(self)
         try:
-            with app.app_context() if app else nullcontext():
-                self._result = self._execute()
+            self._result = self._execute()
         finally:
             rq.job._job_stack.pop()
         return self._result
+
+    def _execute(self) -> Any:
+        if isinstance(self.connection, Claimed):
+            self.connection = self.connection.own
+        self.check()
+        app = catalog.flask_app()
+        with app.app_context() if app else nullcontext():
+            return super()._execute()
 
     @property
     def stopped_callback(self) -> Any:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 import re
 import time
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta, timezone
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 from uuid import uuid4
 
@@ -25,6 +26,7 @@ from rq.serializers import resolve_serializer
 from rq.utils import now
 
 from rqjobs import catalog, config, connection, ledger
+from rqjobs.instrumented import ShownQueue, WrappedQueue, is_wrapped
 from rqjobs.jobs import Job, StartedJobRegistry, signature
 from rqjobs.serializers import Configured, PayloadError
 
@@ -81,6 +83,8 @@ class Queue(rq.Queue):
         for option, value in catalog.options(function).items():
             if option != "queue" and given.get(option) is None:
                 given[option] = value
+        if given.get("meta"):
+            given["meta"] = copy.copy(given["meta"])  # the job's own, since trace headers are written into it
         self._warn_if_unserved()
         try:
             # By name: RQ takes a callable that is no plain function for an object whose `__call__` is the job.
@@ -102,8 +106,17 @@ class Queue(rq.Queue):
                         self.name, self.name)
 
     def schedule_job(self, job: Any, datetime: datetime, pipeline: Any = None, unique: bool = False) -> Any:
+        if not self._is_recording():
+            self.show(job)
         if unique:
             return super().schedule_job(job, datetime, pipeline=pipeline, unique=unique)
+        if is_wrapped(rq.Queue, "schedule_job"):
+            WrappedQueue(self, partial(self._schedule, job, datetime, pipeline)).schedule_job(job, datetime)
+        else:
+            self._schedule(job, datetime, pipeline)
+        return job
+
+    def _schedule(self, job: Job, datetime: datetime, pipeline: Any) -> None:
         pipe = pipeline if pipeline is not None else self.connection.pipeline()
         pipe.sadd(self.redis_queues_keys, self.key)
         job.origin = self.name
@@ -116,7 +129,6 @@ class Queue(rq.Queue):
             pipe.publish(ledger.BELL + self.name, due)
         if pipeline is None:
             pipe.execute()
-        return job
 
     def enqueue(self, f: Any, *args: Any, **kwargs: Any) -> Any:
         return super().enqueue(f, **_split(f, args, kwargs))
@@ -131,8 +143,29 @@ class Queue(rq.Queue):
     def enqueue_job(self, job: Any, pipeline: Any = None, at_front: bool = False, unique: bool = False) -> Any:
         if pipeline is not None or unique or job._dependency_ids or not self._is_async or self._is_recording():
             return super().enqueue_job(job, pipeline=pipeline, at_front=at_front, unique=unique)
-        self._stamp(job)
-        ledger.enqueue(self.connection, [(self.name, job.id, at_front, job.ttl, *job.fields())])
+
+        def write() -> None:
+            self._stamp(job)
+            ledger.enqueue(self.connection, [(self.name, job.id, at_front, job.ttl, *job.fields())])
+
+        if not is_wrapped(rq.Queue, "enqueue_job", "_enqueue_job"):
+            write()
+        else:
+            self._stamp(job)
+            WrappedQueue(self, write).enqueue_job(job, at_front=at_front)
+        return job
+
+    def enqueue_many(self, job_datas: Any, pipeline: Any = None, group_id: str | None = None) -> list[Any]:
+        queue = self
+        if is_wrapped(rq.Queue, "enqueue_job"):
+            queue = copy.copy(self)
+            queue.create_job = lambda **given: self.show(self.create_job(**given))  # type: ignore[method-assign]
+        return super(Queue, queue).enqueue_many(job_datas, pipeline=pipeline, group_id=group_id)
+
+    def show(self, job: Job) -> Job:
+        """Let what wraps RQ's `enqueue_job` see a job that is about to be stored: it puts trace headers into `meta`."""
+        if is_wrapped(rq.Queue, "enqueue_job"):
+            ShownQueue(self).enqueue_job(job)
         return job
 
     def _persist_job(self, job: Any, pipeline: Any, status: JobStatus = JobStatus.QUEUED) -> None:
@@ -284,6 +317,7 @@ def enqueue_many(calls: Iterable[tuple[Any, ...] | EnqueueData]) -> list[Any]:
     """
     prepared: list[Prepared] = []
     models: dict[Any, Prepared] = {}  # of a function called without options
+    wrapped = is_wrapped(rq.Queue, "enqueue_job", "_enqueue_job")  # each job gets headers of its own
     for call in calls:
         if not isinstance(call, tuple) or not call:
             raise TypeError(f"enqueue_many takes tuples (function, argument, …), not {call!r}")
@@ -298,8 +332,10 @@ def enqueue_many(calls: Iterable[tuple[Any, ...] | EnqueueData]) -> list[Any]:
         at_front, _ = given.pop("at_front"), given.pop("depends_on")
         job = target.create_job(status=JobStatus.QUEUED, **given)
         target._stamp(job)
+        if wrapped:
+            WrappedQueue(target, lambda: None).enqueue_job(job)
         prepared.append((job, at_front, *job.fields()))
-        if not isinstance(call, EnqueueData):
+        if not wrapped and not isinstance(call, EnqueueData):
             models[call[0]] = prepared[-1]
     for start in range(0, len(prepared), CHUNK):
         ledger.enqueue(connection.client(), [(job.origin, job.id, at_front, job.ttl, new, fields)

@@ -32,6 +32,7 @@ from rq.utils import now
 
 from rqjobs import ledger
 from rqjobs.board import Board
+from rqjobs.instrumented import is_wrapped
 from rqjobs.jobs import Job, written
 from rqjobs.ledger import CLAIM, FINISH, RECLAIM, RELEASE, SETTLE, Claim, text
 from rqjobs.outbox import Outbox, Outcome
@@ -107,7 +108,7 @@ class Settling(rq.Worker):
 
         ttl = job.get_result_ttl(self.default_result_ttl)
         assert self.claim
-        if job.webhooks or job.repeats_left or ttl == 0:
+        if job.webhooks or job.repeats_left or ttl == 0 or is_wrapped(rq.Worker, "handle_job_success"):
             return longhand()
         took = (job.ended_at - job.started_at).total_seconds()
         self.outbox.send(Outcome(self.claim, self.plain_success(job, ttl), longhand, took))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import dataclasses
 import enum
 import functools
@@ -209,6 +210,16 @@ def follow(child: str):
 
 def nap(seconds: float):
     time.sleep(seconds)
+
+
+_before: contextvars.ContextVar[str | None] = contextvars.ContextVar("before", default=None)
+
+
+def before(name: str):
+    """Return what an earlier job of this process left in a context variable, and leave `name` there."""
+    found = _before.get()
+    _before.set(name)
+    return [found, os.getpid()]
 
 
 def split(ending="return"):

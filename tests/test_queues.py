@@ -304,29 +304,3 @@ def test_a_job_is_current_while_it_runs_and_only_then(redis):
     job = queue.enqueue(faults.whoami)
     assert job.return_value() == job.id and rq.get_current_job() is None
     assert queue.enqueue(faults.boom).is_failed and rq.get_current_job() is None
-
-
-@pytest.fixture
-def keywords_only(monkeypatch):
-    """Wrap RQ's `enqueue_job` as sentry-sdk does: with keywords only behind the job."""
-    original, seen = rq.Queue.enqueue_job, []
-
-    def wrapper(self, job, **options):
-        seen.append(job.id)
-        return original(self, job, **options)
-
-    monkeypatch.setattr(rq.Queue, "enqueue_job", wrapper)
-    return seen
-
-
-def test_every_way_to_enqueue_works_when_a_wrapper_takes_keywords_only(keywords_only, redis):
-    queue = rqjobs.queue("default")
-    parent = queue.enqueue(faults.ok)
-    queue.enqueue(faults.ok, at_front=True)
-    queue.enqueue(faults.ok, depends_on=parent)
-    queue.enqueue(faults.ok, job_id="one", unique=True)
-    with redis.pipeline() as pipe:
-        queue.enqueue(faults.ok, pipeline=pipe)
-        pipe.execute()
-    rqjobs.Queue("default", connection=redis, is_async=False).enqueue(faults.ok)
-    assert queue.count == 4 and queue.deferred_job_registry.get_job_ids()

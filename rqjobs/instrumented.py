@@ -1,0 +1,82 @@
+"""Whether somebody wraps RQ's methods (sentry-sdk, OpenTelemetry, ddtrace and the like do), and where ours let them in.
+
+Several of our methods do in one step what RQ's do in many, and do not call them. Where RQ's were replaced, ours run
+inside of whatever replaced them, so that it sees each job and may write into its `meta`. Nothing is paid otherwise.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from types import FunctionType
+from typing import Any
+
+import redis
+import rq
+
+
+def is_wrapped(owner: type, *names: str) -> bool:
+    """Whether one of these methods of an RQ class is not RQ's own function, whoever was imported first."""
+    for name in names:
+        function = getattr(owner, name)
+        if type(function) is not FunctionType or not function.__globals__["__name__"].startswith("rq."):
+            return True
+    return False
+
+
+class WrappedQueue(rq.Queue):
+    """RQ's methods, called for the sake of what wraps them: where they would write to Redis, `write` is called."""
+
+    def __init__(self, queue: rq.Queue, write: Callable[[], None]):
+        vars(self).update(vars(queue), connection=_Nowhere(), write=write)
+
+    def setup_dependencies(self, job: Any, pipeline: Any = None) -> Any:
+        return job
+
+    def _enqueue_async_job(self, job: Any, *args: Any, **options: Any) -> Any:
+        self.write()  # type: ignore[attr-defined]
+        return job
+
+    def _persist_job(self, job: Any, *args: Any, **options: Any) -> None:
+        self.write()  # type: ignore[attr-defined]
+
+
+class ShownQueue(WrappedQueue):
+    """The same for a job that is not enqueued now, or not alone: only what wraps `enqueue_job` itself sees it."""
+
+    def __init__(self, queue: rq.Queue):
+        super().__init__(queue, lambda: None)
+
+    def _enqueue_job(self, job: Any, *args: Any, **options: Any) -> Any:
+        return job
+
+
+class _Nowhere:
+    """A client and its pipeline, for what RQ writes before or behind `write`."""
+
+    def pipeline(self) -> _Nowhere:
+        return self
+
+    def sadd(self, *args: Any) -> None:
+        pass
+
+    zadd = execute = sadd
+
+
+class Claimed(redis.Redis):
+    """The connection of a claimed job while RQ's `perform` begins with a PERSIST, which the claim has done: Redis being
+    away in that moment is no reason for the job to fail."""
+
+    def __init__(self, own: redis.Redis):
+        super().__init__(connection_pool=own.connection_pool)
+        self.own = own
+
+    def persist(self, name: Any) -> Any:
+        return True
+
+
+def isolated() -> AbstractContextManager[Any]:
+    """Around one job: what it gives to sentry-sdk (tags, breadcrumbs, user) does not reach the next one's events."""
+    sentry: Any = sys.modules.get("sentry_sdk")
+    return sentry.isolation_scope() if hasattr(sentry, "isolation_scope") else nullcontext()
