@@ -130,8 +130,8 @@ def spawn(environ, tmp_path):
 def worker(spawn, redis, eventually):
     """Start a real worker with the one true command (or another class) and wait until it listens."""
 
-    def start(*queues, options=(), worker_class="rqjobs.Worker", env=None):
-        process = spawn(sys.executable, "-m", "rq.cli", "worker", "--worker-class", worker_class, *options,
+    def start(*queues, options=(), worker_class="rqjobs.Worker", env=None, python=sys.executable):
+        process = spawn(python, "-m", "rq.cli", "worker", "--worker-class", worker_class, *options,
                         *(queues or ("high", "default", "low")), env=env)
 
         def listening():

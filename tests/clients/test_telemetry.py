@@ -1,0 +1,66 @@
+"""opentelemetry-instrumentation-rq."""
+
+import json
+
+import pytest
+
+import rqjobs
+
+
+@pytest.fixture(scope="module")
+def telemetry(python):
+    return python("opentelemetry-instrumentation-rq>=0.1.4,<0.2")
+
+
+@pytest.fixture
+def environ(environ, tmp_path):
+    return {**environ, "RQJOBS_MODULES": "faults,telemetry_jobs", "SPANS": str(tmp_path / "spans")}
+
+
+@pytest.fixture
+def spans(telemetry, run, tmp_path):
+    """Run a program and then a worker until all is done; returns what the program printed, and the spans of both."""
+
+    def collect(program):
+        printed = run(telemetry, "-c", program)
+        run(telemetry, "-m", "rqjobs", "worker", "--burst", "default")
+        return printed.split(), [json.loads(line) for line in (tmp_path / "spans").read_text().splitlines()]
+
+    return collect
+
+
+def test_a_trace_goes_on_from_the_client_into_the_function_however_the_job_was_enqueued(spans):
+    ids, found = spans("""
+import rq.utils, rqjobs, telemetry_jobs
+queue = rqjobs.queue("default")
+jobs = [
+    rqjobs.enqueue(telemetry_jobs.fine, "enqueued"),
+    queue.enqueue(telemetry_jobs.fine, "front", at_front=True),
+    *rqjobs.enqueue_many([(telemetry_jobs.fine, "many 1"), (telemetry_jobs.fine, "many 2")]),
+    *queue.enqueue_many([queue.prepare_data(telemetry_jobs.fine, ("many",))]),
+    queue.enqueue_at(rq.utils.now(), telemetry_jobs.fine, "delayed"),
+]
+jobs.append(queue.enqueue(telemetry_jobs.fine, "dependent", depends_on=jobs[0]))
+print(*(job.id for job in jobs))
+""")
+    for number, job_id in enumerate(ids):
+        own = [span for span in found if span["job"] == job_id]
+        made = {5: ["schedule default"], 6: ["setup dependencies default", "publish default"]}
+        assert [span["name"] for span in own] == [
+            *made.get(number, ["publish default"]), "perform", "handle_job_success default", "consume default"]
+        assert len({span["trace"] for span in own}) == 1, own
+        assert all(span["status"] == "OK" for span in own)
+
+
+def test_a_failed_job_has_a_span_with_its_error(spans):
+    (job_id,), found = spans("import rqjobs, telemetry_jobs; print(rqjobs.enqueue(telemetry_jobs.fail, 'why').id)")
+    failed = [span for span in found if span["status"] == "ERROR"]
+    assert [(span["name"], span["job"], span["events"]) for span in failed] == [("perform", job_id, ["why"])]
+
+
+def test_what_one_job_attaches_to_its_context_ends_with_it(spans, redis):
+    ids, _ = spans("""
+import rqjobs, telemetry_jobs
+print(*(rqjobs.enqueue(telemetry_jobs.leave_baggage, name).id for name in "abc"))
+""")
+    assert [rqjobs.Job.fetch(job_id, connection=redis).return_value() for job_id in ids] == [None, None, None]
