@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import re
 import socket
 from pathlib import Path
@@ -230,6 +231,12 @@ _KINDS: dict[str, type[Exception]] = {
 }
 _IN_A_SCRIPT = re.compile(rf"(?:^|[\s:-])({'|'.join(MEANINGS)})\s")  # where redis-py has no class for what it says
 _SCRIPT_MAY_NOT = "user executing the script can't"  # how NOPERM reads there
+
+
+def warn_of_channels(log: logging.Logger, who: str, lost: str) -> None:
+    """Say that a Redis user has no right to our channels, and what does not work without it."""
+    log.warning("%s: the Redis user may not use channels, so %s; grant it: ACL SETUSER <user> &rq:* &rqjobs:*",
+                who, lost)
 
 
 def refusal(error: Exception) -> str:

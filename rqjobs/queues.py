@@ -125,10 +125,10 @@ class Queue(rq.Queue):
         if self._is_recording():  # a retry or a repeat: so long from now
             due += ledger.clock(self.connection) - here
         pipe.zadd(f"rq:scheduled:{self.name}", {job.id: due})
-        if due < here + ledger.LOOK:
-            pipe.publish(ledger.BELL + self.name, due)
         if pipeline is None:
             pipe.execute()
+        if due < here + ledger.LOOK:
+            ledger.announce_due(self.connection, self.name, due)
 
     def enqueue(self, f: Any, *args: Any, **kwargs: Any) -> Any:
         return super().enqueue(f, **_split(f, args, kwargs))

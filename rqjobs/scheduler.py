@@ -15,7 +15,7 @@ from rq.scheduler import RQScheduler
 from rq.scripts import release_lock
 from rq.utils import now
 
-from rqjobs import ledger, processes, ticker
+from rqjobs import connection, ledger, processes, ticker
 from rqjobs.ledger import LOOK
 from rqjobs.queues import Queue
 
@@ -58,6 +58,7 @@ class Scheduler(RQScheduler):
     _declared = ""
     _held: set[str] = set()  # noqa: RUF012  # the queues that this clock serves, and `TICKS` if it ticks
     _bell: Any = None
+    _may_subscribe = True
 
     # In the worker
 
@@ -143,8 +144,9 @@ class Scheduler(RQScheduler):
         if self._bell:
             with contextlib.suppress(redis.RedisError, OSError):
                 self._bell.close()
-        self._bell = self.connection.pubsub(ignore_subscribe_messages=True)
-        self._bell.subscribe(*(ledger.BELL + name for name in {TICKS, *self._queue_names}))
+        if self._may_subscribe:
+            self._bell = self.connection.pubsub(ignore_subscribe_messages=True)
+            self._bell.subscribe(*(ledger.BELL + name for name in {TICKS, *self._queue_names}))
         self._next: dict[str, float] = {}  # queue or `TICKS` -> when to look, in this machine's monotonic time
         self._kept: dict[str, int] = {}  # queue -> due ids that were passed over, for there was no job yet
         self._ahead = 0.0  # Redis's clock less this machine's monotonic time
@@ -198,17 +200,27 @@ class Scheduler(RQScheduler):
 
     def _sleep(self) -> None:
         """Sleep until something is due, or somebody says that something will be, or a signal comes."""
-        line = self._bell.connection
-        sockets = [self._wakeup[0], *([line._sock] if line and line._sock else [])]
         while not self._stop_requested:
+            line = self._bell.connection if self._bell else None
+            sockets = [self._wakeup[0], *([line._sock] if line and line._sock else [])]
             times = [self._next_beat, *(self._next.get(name, 0.0) for name in self._held)]
             left = max(min(times), self._looked + PAUSE) - time.monotonic()
             if left <= 0:
                 break
             if self._wakeup[0] in select.select(sockets, [], [], min(left, LOOK))[0]:
                 self._wakeup[0].recv(4096)
-            while message := self._bell.get_message(timeout=0):
+            self._read_channel()
+
+    def _read_channel(self) -> None:
+        try:
+            while self._bell and (message := self._bell.get_message(timeout=0)):
                 self._hear(ledger.text(message["channel"]).removeprefix(ledger.BELL), message["data"])
+        except redis.exceptions.NoPermissionError:
+            self._may_subscribe = False
+            self._bell.close()
+            self._bell = None
+            connection.warn_of_channels(self.log, f"Scheduler {self.name}",
+                                        f"a job that is due in less than {LOOK:.0f} s comes up to that late")
 
     def _hear(self, name: str, data: Any) -> None:
         try:

@@ -148,7 +148,7 @@ def announce(connection: redis.Redis, worker: str, words: str, again: bool = Fal
     if again and connection.hexists(DECLARED, worker):
         return
     connection.hset(DECLARED, worker, words)
-    connection.publish(ledger.BELL, "declared")
+    ledger.announce_due(connection, "", "declared")
 
 
 def reconcile(connection: redis.Redis) -> None:

@@ -23,6 +23,7 @@ from rq.utils import now, utcformat
 from rq.worker import DequeueStrategy
 from rq.worker_registration import clean_worker_registry
 
+from rqjobs import connection as connections
 from rqjobs import ledger, orphans, processes, worker_options
 from rqjobs.board import Board
 from rqjobs.horse import HOLD, Terms
@@ -61,6 +62,7 @@ class Worker(Supervisor):
         client = worker_options.prepare(type(self), connection, options)
         super().__init__(worker_options.names(queues), name, connection=Recorder(client), **options)
         self._beaten = 0.0
+        self._may_subscribe = True
         self._handing_over = 0.0  # when claimed jobs were last seen to wait
 
     # Birth and death
@@ -73,7 +75,12 @@ class Worker(Supervisor):
             self.get_redis_server_version()
             return "done"
 
-        self.insist(attempt)
+        try:
+            self.insist(attempt)
+        except redis.ResponseError as error:
+            if connections.refusal(error) != "NOPERM":
+                raise
+            raise SystemExit(f"rqjobs: {connections.explain(error)}") from None
 
     def _set_ip_address(self, connection: Any) -> None:
         self.ip_address = "unknown"
@@ -241,11 +248,19 @@ class Worker(Supervisor):
             self._beat()
 
     def _hear_commands(self) -> None:
+        if not self._may_subscribe:
+            return
         if self.pubsub is None:
             self.subscribe()
         assert self.pubsub
-        while self.pubsub.get_message(timeout=0):
-            pass
+        try:
+            while self.pubsub.get_message(timeout=0):
+                pass
+        except redis.exceptions.NoPermissionError:
+            self._may_subscribe = False
+            self.unsubscribe()
+            lost = "RQ's commands (stop-job, shutdown) are not heard"
+            connections.warn_of_channels(self.log, f"Worker {self.name}", lost)
 
     def _lost_redis(self, error: Exception) -> None:
         self.log.error("Worker %s: waits for Redis: %s", self.name, error)

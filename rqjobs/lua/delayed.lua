@@ -20,5 +20,5 @@ local due = tonumber(ARGV[3]) + (ARGV[2] == 'in' and clock() or 0)
 local moment = string.format('%.6f', due)
 redis.call('ZADD', KEYS[2], moment, ARGV[1])
 redis.call('ZREM', KEYS[3], ARGV[1])
-if due < clock() + tonumber(ARGV[4]) then redis.call('PUBLISH', KEYS[5], moment) end
+if due < clock() + tonumber(ARGV[4]) then redis.pcall('PUBLISH', KEYS[5], moment) end
 return moment

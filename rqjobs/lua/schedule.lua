@@ -30,6 +30,6 @@ if ARGV[4] == 'new' then
 end
 if ARGV[3] ~= '' then
   redis.call('ZADD', KEYS[1], ARGV[3] == 'never' and '+inf' or ARGV[3], ARGV[1])
-  if ARGV[3] ~= 'never' then redis.call('PUBLISH', KEYS[5], ARGV[3]) end
+  if ARGV[3] ~= 'never' then redis.pcall('PUBLISH', KEYS[5], ARGV[3]) end
 end
 return revision
