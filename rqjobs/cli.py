@@ -82,6 +82,7 @@ def run_worker(ctx: click.Context, queues: Sequence[str], no_scheduler: bool, **
     """
     catalog.must_load()
     catalog.flask_app()
+    connection.client()  # here its errors are one line
     ctx.invoke(
         rq.cli.workers.worker, queues=queues or config.current().queues, url=connection.url(),
         connection_class="rqjobs.connection.Client", worker_class="rqjobs.Worker", with_scheduler=not no_scheduler,

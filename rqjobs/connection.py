@@ -29,7 +29,7 @@ from redis.exceptions import (
     TimeoutError,
 )
 from redis.retry import Retry
-from redis.sentinel import Sentinel, SentinelManagedConnection, SentinelManagedSSLConnection
+from redis.sentinel import Sentinel, SentinelConnectionPool, SentinelManagedConnection, SentinelManagedSSLConnection
 from rq.connections import get_connection_kwargs
 
 from rqjobs import config
@@ -104,6 +104,8 @@ with contextlib.suppress(ImportError):  # redis-py 8 reads its own package's met
     from redis.driver_info import DriverInfo
 
     OPTIONS["driver_info"] = DriverInfo()
+OBJECTS = ("event_dispatcher", "retry", "retry_on_error", "socket_keepalive_options", "socket_type")  # never a text
+SOME_OPTIONS = "there are, for example, ?db=1, ?socket_timeout=5 and, with rediss://, ?ssl_ca_certs=/path/ca.pem"
 KEEPALIVE: dict[str, Any] = {"socket_keepalive": True, "socket_keepalive_options": {}}
 if hasattr(socket, "TCP_KEEPIDLE"):
     KEEPALIVE["socket_keepalive_options"] = {socket.TCP_KEEPIDLE: 30, socket.TCP_KEEPINTVL: 10, socket.TCP_KEEPCNT: 3}
@@ -122,13 +124,27 @@ def connect(url: str) -> redis.Redis:
     try:
         parts = urlsplit(url)
         if parts.scheme.endswith("+sentinel"):
-            return check(_sentinel(url))
+            return _tried(check(_sentinel(url)))
         kind = {"redis": TCP, "rediss": TLS, "unix": Unix}[parts.scheme]
         more = {} if kind is Unix else KEEPALIVE
         pool = redis.ConnectionPool.from_url(url, connection_class=kind, **OPTIONS, **more)
-        return check(redis.Redis(connection_pool=pool))
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise config.ConfigError(f"REDIS_URL={without_password(url)!r} cannot be used: {error}") from None
+        return _tried(check(redis.Redis(connection_pool=pool)))
+    except (TypeError, ValueError, LookupError, AttributeError, redis.RedisError) as error:
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        reason = f"no URL has the option {unknown[1]!r}; {SOME_OPTIONS}" if unknown else error
+        raise config.ConfigError(f"REDIS_URL={without_password(url)!r} cannot be used: {reason}") from None
+
+
+def _tried(client: redis.Redis) -> redis.Redis:
+    """Return `client` if its options make a connection, which is then not used; else what redis-py raises on them."""
+    pool = client.connection_pool
+    for name in OBJECTS:
+        if isinstance(pool.connection_kwargs.get(name), str):
+            raise TypeError(f"unexpected keyword argument {name!r}")
+    asked = pool.sentinel_manager.sentinels if isinstance(pool, SentinelConnectionPool) else []
+    for each in [pool, *(sentinel.connection_pool for sentinel in asked)]:
+        each.connection_class(**each.connection_kwargs).encoder.encode("")
+    return client
 
 
 def _sentinel(url: str) -> redis.Redis:

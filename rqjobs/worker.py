@@ -350,6 +350,8 @@ def _is_suspended(connection: Any, worker: Any = None) -> bool:
     except Exception as error:
         if passes(error) and not isinstance(error, redis.AuthenticationError):
             return False
+        if isinstance(error, TypeError):  # an option in the URL that redis-py does not have
+            worker_options.check_url()
         raise
 
 

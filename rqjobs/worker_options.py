@@ -42,6 +42,14 @@ def prepare(worker: Any, given: Any, options: dict[str, Any]) -> redis.Redis:
         raise SystemExit(f"rqjobs: {error}") from None  # `rq` would show a traceback
 
 
+def check_url() -> None:
+    """Make REDIS_URL that cannot be used one line instead of RQ's traceback. Raises SystemExit."""
+    try:
+        connection.client()
+    except config.ConfigError as error:
+        raise SystemExit(f"rqjobs: {error}") from None
+
+
 def names(queues: Any) -> list[Any]:
     """The names of the queues that a worker is given, each once."""
     given = [queues] if isinstance(queues, str | rq.Queue) else list(queues)

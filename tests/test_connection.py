@@ -6,6 +6,7 @@ import contextlib
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 
@@ -199,7 +200,9 @@ def test_a_client_that_decodes_is_refused_with_the_reason(url):
 @pytest.mark.parametrize("url", [
     "http://:hunter2@h", "redis://:hunter2@[::1", "redis://:hun/hunter2@h", "redis://:hunter2@h:port",
     "redis://:hunter2@h?db=one", "redis://:hunter2@h?socket_timeout=soon", "redis+sentinel://:hunter2@h:port/m",
-    "redis+sentinel://:hunter2@h/m/one",
+    "redis+sentinel://:hunter2@h/m/one", "redis://:hunter2@h?bogus=1", "unix://:hunter2@/x?ssl_cert_reqs=none",
+    "rediss://:hunter2@h?ssl_cert_reqs=sometimes", "redis://:hunter2@h?protocol=9", "redis://:hunter2@h?encoding=none",
+    "redis://:hunter2@h?retry=3", "redis+sentinel://:hunter2@h/m?bogus=1", "redis+sentinel://:hunter2@h/m?sentinel_bogus=1",
 ])
 def test_a_url_that_cannot_be_used_is_one_line_without_the_password(url):
     with pytest.raises(config.ConfigError) as caught:
@@ -207,6 +210,19 @@ def test_a_url_that_cannot_be_used_is_one_line_without_the_password(url):
     message = str(caught.value)
     assert message.startswith("REDIS_URL='") and " cannot be used: " in message
     assert "hunter2" not in message and "\n" not in message
+
+
+def test_an_option_that_redis_py_does_not_have_is_one_line_in_every_process(spawn, redis):
+    """It was a traceback at the first command, and the web app started without a word."""
+    commands = [["rqjobs", "stats"], ["rqjobs", "worker"], ["rqjobs", "dev"], ["rq.cli", "worker", "--worker-class",
+                "rqjobs.Worker"], ["gunicorn", "--config", "python:rqjobs.web.serve", "rqjobs.web:create_app()"]]
+    processes = [spawn(sys.executable, "-m", *command, env={"REDIS_URL": "redis://:hunter2@h?bogus=1"})
+                 for command in commands]
+    for process in processes:
+        assert process.wait(60) != 0
+        assert process.output().startswith("rqjobs: REDIS_URL='redis://:***@h?bogus=1' cannot be used: no URL has the "
+                                           "option 'bogus'; there are, for example, "), process.output()
+        assert process.output().count("\n") == 1
 
 
 @pytest.mark.parametrize(("url", "shown"), [

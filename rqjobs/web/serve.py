@@ -1,13 +1,18 @@
 """Gunicorn's settings, for the Procfile and `rqjobs dev`: `gunicorn --config python:rqjobs.web.serve …`."""
 
 import sys
+from typing import Any
 
 # Not `config` itself: gunicorn takes every name in here for a setting of its own.
 from rqjobs.config import ConfigError, current, refuse_open_door
+from rqjobs.connection import NoRedis, client
 
 try:
     _settings = current()
     refuse_open_door(_settings)
+    client()
+except NoRedis:
+    pass  # there may be one when the first page is asked for
 except ConfigError as error:
     sys.exit(f"rqjobs: {error}")
 # Behind a password all interfaces are served, as a platform that sets PORT expects; without one only this machine.
@@ -17,3 +22,9 @@ threads = 8
 graceful_timeout = 3  # seconds
 loglevel = "warning"
 control_socket_disable = True  # gunicorn would leave one in the home directory
+
+
+def when_ready(server: Any) -> None:
+    """Say where it serves: what starts it may have chosen the port (honcho: 5000). `rqjobs dev` says so itself."""
+    if not _settings.one_time_password:
+        print(f"rqjobs: serving at http://{bind}/", file=sys.stderr, flush=True)
