@@ -9,7 +9,6 @@ import logging
 import os
 import random
 import resource
-import select
 import signal
 import socket
 import time
@@ -88,6 +87,7 @@ class Horse:
                 if left <= 0:
                     return self._leave("idle")
                 keys = [queue.key for queue in self.worker._ordered_queues]
+                keys.sort(key=lambda key: key.removeprefix("rq:queue:") not in self.queues)  # first those that had jobs
                 self.waits.wait(keys, min(left, waits.BLOCK), self.control)
 
     def _claim(self) -> list[Claim] | None:
@@ -232,7 +232,7 @@ class Horse:
         return why
 
     def _pause(self, seconds: float) -> None:
-        select.select([self.control], [], [], seconds)
+        processes.readable([self.control], seconds)
         self.waits.hear(self.control)
 
 

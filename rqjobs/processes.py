@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import select
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 PR_SET_PDEATHSIG = 1
 MAXRSS_UNIT = 1024 if sys.platform == "linux" else 1  # bytes; of getrusage's ru_maxrss
@@ -86,3 +88,16 @@ def state(pid: int) -> str:
     with contextlib.suppress(OSError, IndexError):
         return Path(f"/proc/{pid}/stat").read_text(encoding="latin-1").rpartition(")")[2].split()[0]
     return ""
+
+
+def readable(files: Iterable[Any], seconds: float) -> list[Any]:
+    """Those of `files` (sockets, descriptors) that can be read, as soon as one can or `seconds` have passed.
+
+    `select.select` does the same, but fails for descriptors above 1,023.
+    """
+    poll, known = select.poll(), {}
+    for file in files:
+        number = file if isinstance(file, int) else file.fileno()
+        known[number] = file
+        poll.register(number, select.POLLIN)
+    return [known[number] for number, _ in poll.poll(max(0.0, seconds) * 1000)]

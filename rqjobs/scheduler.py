@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import socket
 import time
@@ -207,7 +206,7 @@ class Scheduler(RQScheduler):
             left = max(min(times), self._looked + PAUSE) - time.monotonic()
             if left <= 0:
                 break
-            if self._wakeup[0] in select.select(sockets, [], [], min(left, LOOK))[0]:
+            if self._wakeup[0] in processes.readable(sockets, min(left, LOOK)):
                 self._wakeup[0].recv(4096)
             self._read_channel()
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import socket
 import time
@@ -204,7 +203,7 @@ class Worker(Supervisor):
         seconds = HOLD if busy else idle if post and post.phase == Board.IDLE else TICK
         began, running = time.monotonic(), self.horse_board and self.horse_board.token
         while True:
-            ready, _, _ = select.select(sockets, [], [], seconds)
+            ready = processes.readable(sockets, seconds)
             before, running = running, self.horse_board and self.horse_board.token
             if ready or not brisk or self._signals or running == before or time.monotonic() - began >= TICK:
                 break  # else the horse goes from job to job, and there is no more to see to

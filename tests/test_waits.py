@@ -1,0 +1,45 @@
+"""Waiting on more queues than there are connections for, and on descriptors of any number."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+
+import faults
+import pytest
+
+import rqjobs
+from rqjobs import processes, waits
+
+
+def test_descriptors_above_1023_can_be_waited_for():
+    """`select` refuses them: a worker of a thousand queues, or with as many files open, failed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 2000)), hard))
+    reader, writer = os.pipe()
+    try:
+        high = os.dup2(reader, 1500)
+        assert processes.readable([high], 0) == []
+        os.write(writer, b"x")
+        assert processes.readable([high], 0) == [high]
+        os.close(high)
+    finally:
+        os.close(reader)
+        os.close(writer)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("descriptors", [1024, 40])
+def test_a_worker_of_more_queues_than_lines_serves_all_of_them(spawn, redis, eventually, descriptors):
+    """A connection for each of 2,000 queues was more than a process may open, and than Redis takes from a few."""
+    queues = [f"customer-{number}" for number in range(waits.LINES + 36)]
+    process = spawn("sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh", sys.executable, "-m", "rq.cli", "worker",
+                    "--worker-class", "rqjobs.Worker", *queues)
+    waiting = eventually(lambda: [one for one in redis.client_list() if one["cmd"] == "blmove"])
+    for queue in queues[:: len(queues) - 1]:
+        job = rqjobs.queue(queue).enqueue(faults.ok)
+        eventually(lambda job=job: job.get_status() == "finished", what=process.output())
+    waiting = eventually(lambda: [one for one in redis.client_list() if one["cmd"] == "blmove"])
+    assert len(waiting) <= waits.LINES
+    assert ("raise `ulimit -n`" in process.output()) == (descriptors == 40)
