@@ -41,6 +41,7 @@ BEAT = 5  # seconds between heartbeats, and between sweeps
 MAX_DEATHS = 3  # a job under which the process died so often...
 DEATHS_WINDOW = 72 * 3600  # ...within so many seconds fails
 AT_ONCE = 1000  # jobs; a script holds up everybody else in Redis
+QUEUES_AT_ONCE = 500  # names of queues that one script looks at
 TOKEN = 32  # letters of a claim's token
 MISSING_JOB_GRACE = 60  # seconds
 LOOK = 1.0  # seconds after which the clock looks by itself; whoever makes something due earlier than that tells it
@@ -92,7 +93,8 @@ class Script:
 ENQUEUE, CLAIM, FINISH, SETTLE, RELEASE, RECLAIM, RECOVER, REQUEUE, PROMOTE, WAKE, DELAYED, TICK = map(
     Script, ("enqueue", "claim", "finish", "settle", "release", "reclaim", "recover", "requeue", "promote", "wake",
              "delayed", "tick"))
-SWEEP, DELETE, SCHEDULE = (Script(name, common=False) for name in ("sweep", "delete", "schedule"))
+CENSUS, NEWEST, HUNT = map(Script, ("census", "newest", "hunt"))  # these only read, as does BUSY
+SWEEP, DELETE, SCHEDULE, BUSY = (Script(name, common=False) for name in ("sweep", "delete", "schedule", "busy"))
 
 
 class NoLease(Exception):
@@ -385,6 +387,36 @@ def announce_due(connection: redis.Redis, queue: str, due: Any) -> None:
     Redis user without the right to the channel may do without."""
     with contextlib.suppress(NoPermissionError):
         connection.publish(BELL + queue, due)
+
+
+def together(connection: redis.Redis, commands: Iterable[tuple[Any, ...]], *scripts: Script) -> list[Any]:
+    """The replies to `commands`, which only read, in one round trip; where a key is of the wrong type, that error.
+
+    `scripts`: those that they call, to be loaded if Redis does not know them.
+    """
+    commands = list(commands)
+    with connection.pipeline(transaction=False) as pipe:
+        for command in commands:
+            pipe.execute_command(*command)
+        replies = pipe.execute(raise_on_error=False)
+    if scripts and any(isinstance(reply, NoScriptError) for reply in replies):
+        for script in scripts:
+            connection.script_load(script.source)
+        return together(connection, commands)
+    for reply in replies:
+        if isinstance(reply, Exception) and not wrong_type(reply):
+            raise reply
+    return replies
+
+
+def wrong_type(error: Exception) -> bool:
+    """Whether a key is of another type than it should: somebody else wrote there."""
+    return isinstance(error, ResponseError) and "WRONGTYPE" in str(error)
+
+
+def chunks(names: list[str]) -> list[list[str]]:
+    """Names of queues in portions for one script each: it holds up everybody else in Redis."""
+    return [names[start:start + QUEUES_AT_ONCE] for start in range(0, len(names), QUEUES_AT_ONCE)]
 
 
 def clock(connection: redis.Redis) -> float:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from time import sleep
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis
 from rq.utils import now
@@ -113,12 +113,12 @@ def sweep(connection: redis.Redis, force: bool = False, pulse: Callable[[], None
     if permission < 0:
         return None
     result, owners = Sweep(pulse), Owners(connection, leases_count=permission == 1)
-    queues = queue_names(connection)
     ours = [text(member) for member in connection.zrange(ledger.WORKERS, 0, -1)]
     owners.judge(ours)
     for worker in ours:
-        _sweep_claims(connection, queues, worker, owners.verdict(worker), owners.processes[worker], result)
-    for queue in queues:
+        _sweep_claims(connection, worker, owners.verdict(worker), owners.processes[worker], result)
+    for queue in _busy_queues(connection, result):
+        pulse()
         try:
             _sweep_started(connection, queue, owners, set(ours), result)
             _sweep_intermediate(connection, queue, owners, result)
@@ -128,7 +128,7 @@ def sweep(connection: redis.Redis, force: bool = False, pulse: Callable[[], None
     if force or connection.set("rqjobs:strays:lock", 1, nx=True, ex=STRAY_PERIOD):
         for worker in ledger.workers(connection):  # something may have come into the hands of one that has gone
             if worker not in ours and connection.exists(f"rqjobs:claims:{worker}"):
-                _sweep_claims(connection, queues, worker, "dead", "", result)
+                _sweep_claims(connection, worker, "dead", "", result)
         _sweep_strays(connection, owners.now, result)
     wake(connection)
     return result
@@ -150,12 +150,10 @@ def wake(connection: redis.Redis) -> None:
             _ignore_wrong_type(error, f"what waits for job {job_id}")
 
 
-def _sweep_claims(
-    connection: redis.Redis, queues: list[str], worker: str, verdict: str, process: str, result: Sweep
-) -> None:
+def _sweep_claims(connection: redis.Redis, worker: str, verdict: str, process: str, result: Sweep) -> None:
     if verdict == "alive":
         return
-    outcomes = ledger.reclaim(connection, worker, queues, verdict, process=process)
+    outcomes = ledger.reclaim(connection, worker, queue_names(connection), verdict, process=process)
     if connection.zscore(ledger.WORKERS, worker) is None:
         log.warning("worker %s died without a word and is forgotten", worker)
     for job_id, outcome in outcomes.items():
@@ -163,10 +161,27 @@ def _sweep_claims(
         result.note(outcome, job_id, queue, "claimed", worker)
 
 
+def names_in(members: Any) -> list[str]:
+    """Every queue that Redis knows of, by what it said of `rq:queues`, and the configured ones."""
+    known = members if isinstance(members, set | list) else []  # an error: no set stands there
+    return sorted({text(key).removeprefix("rq:queue:") for key in known} | set(config.current().queues))
+
+
 def queue_names(connection: redis.Redis) -> list[str]:
     """Every queue that Redis knows of, and the configured ones."""
-    known = {text(key).removeprefix("rq:queue:") for key in connection.smembers(ledger.QUEUES)}
-    return sorted(known | set(config.current().queues))
+    return names_in(ledger.together(connection, [("SMEMBERS", ledger.QUEUES)])[0])
+
+
+def _busy_queues(connection: redis.Redis, result: Sweep) -> list[str]:
+    """Those at which there is something to sweep: of thousands of queues a few, found in a round trip a thousand."""
+    cursor, besides, found = b"0", list(config.current().queues), dict[str, None]()
+    while True:
+        cursor, *names = ledger.BUSY.run(connection, [ledger.QUEUES], [cursor, CHUNK, *besides])
+        found.update(dict.fromkeys(map(text, names)))
+        result.pulse()
+        besides = []
+        if cursor == b"0":
+            return sorted(found)
 
 
 def _started(connection: redis.Redis, queue: str) -> list[tuple[str, str]]:
@@ -234,82 +249,92 @@ def _sweep_strays(connection: redis.Redis, moment: float, result: Sweep) -> None
             connection.hdel("rqjobs:strays:seen", job_id)
 
 
-def _next_part(connection: redis.Redis) -> Iterator[str]:
-    """Ids of jobs from where the last part of the hunt ended; after the last key it begins anew."""
-    cursor = int(connection.get("rqjobs:strays:cursor") or 0)
+def _next_part(connection: redis.Redis) -> Iterator[Stray]:
+    """Jobs that wait or run, from where the last part of the hunt ended; after the last key it begins anew."""
+    cursor = connection.get("rqjobs:strays:cursor") or b"0"
     for _ in range(STRAY_KEYS // CHUNK):
-        cursor, keys = connection.scan(cursor, match="rq:job:*", count=CHUNK)
-        yield from _job_ids(keys)
-        if cursor == 0:
+        cursor, found, _others = ledger.HUNT.run(connection, [], [cursor, CHUNK, "active"])
+        yield from (Stray(text(job_id), text(queue), *rest) for job_id, queue, *rest in found)
+        if cursor == b"0":
             break
     connection.set("rqjobs:strays:cursor", cursor)
 
 
-def _job_ids(keys: Iterable[Any]) -> Iterator[str]:
-    for key in keys:
-        job_id = text(key).removeprefix("rq:job:")
-        if job_id and ":" not in job_id:  # not …:dependents, not :…:dependencies
-            yield job_id
+class Stray(NamedTuple):
+    """What may be one: a job that waits or runs, with its time limit and its moments as they are written."""
+
+    job_id: str
+    queue: str
+    timeout: bytes | None
+    last_heartbeat: bytes | None
+    started_at: bytes | None
+    enqueued_at: bytes | None
+    created_at: bytes | None
 
 
-def _idle_and_nowhere(connection: redis.Redis, ids: Iterator[str]) -> Iterator[tuple[str, str]]:
-    """Those of `ids` that have not ended, have been idle for longer than their time limit, and are in no place."""
+def _idle_and_nowhere(connection: redis.Redis, jobs: Iterable[Stray]) -> Iterator[tuple[str, str]]:
+    """Those that have been idle for longer than their time limit, and are in no place."""
     places: dict[str, set[str]] = {}
-    while chunk := list(islice(ids, CHUNK)):
-        for job_id, fields in zip(chunk, _fields(connection, chunk), strict=True):
-            queue = text(fields["origin"] or b"")
-            if text(fields["status"] or b"") in ACTIVE and fields["data"] and queue and _idle(fields):
-                if queue not in places:
-                    places[queue] = {*_places(connection, queue), *_claimed(connection)}
-                if job_id not in places[queue]:
-                    yield job_id, queue
+    for job in jobs:
+        if _idle(job):
+            if job.queue not in places:
+                places[job.queue] = {*_places(connection, job.queue), *_claimed(connection)}
+            if job.job_id not in places[job.queue]:
+                yield job.job_id, job.queue
 
 
-FIELDS = ("status", "origin", "data", "timeout", "last_heartbeat", "started_at", "enqueued_at", "created_at")
-
-
-def _fields(connection: redis.Redis, ids: list[str]) -> list[dict[str, Any]]:
-    with connection.pipeline(transaction=False) as pipe:
-        for job_id in ids:
-            pipe.hmget(f"rq:job:{job_id}", FIELDS)
-        rows = pipe.execute(raise_on_error=False)
-    return [dict(zip(FIELDS, row if isinstance(row, list) else [None] * len(FIELDS), strict=True)) for row in rows]
-
-
-def _idle(fields: dict[str, Any]) -> bool:
+def _idle(job: Stray) -> bool:
     """Whether nothing was heard of a job for longer than it may run; nothing to go by counts as long ago."""
     try:
-        latest = max((fields[name] for name in FIELDS[4:] if fields[name]), default=None)  # as written, they sort
+        latest = max((moment for moment in job[3:] if moment), default=None)  # as written, they sort
         moment = read_date(latest) if latest else None
-        limit = float(fields["timeout"] or Queue.DEFAULT_TIMEOUT)
-    except ValueError:
+        limit = float(job.timeout or Queue.DEFAULT_TIMEOUT)
+    except (ValueError, OverflowError):
         return True
     limit = ENDLESS if limit < 0 else limit
     return not moment or (now() - moment).total_seconds() > limit + STRAY_GRACE
 
 
-def _places(connection: redis.Redis, queue: str) -> Iterator[str]:
-    """Every id in an active place of `queue`, as often as it stands there; read in pieces, not in one instant."""
-    for key in (f"rq:queue:{queue}", f"rq:queue:{queue}:intermediate"):
+def _places(connection: redis.Redis, queue: str, counts: dict[str, int] | None = None) -> Iterator[str]:
+    """Every id in an active place of `queue`, as often as it stands there; read in pieces, not in one instant.
+
+    `counts`: how many stand where, as `census` says it; what is empty is not looked at.
+    """
+    counts = counts or census(connection, [queue]).get(queue, {})
+    for place, key in (("queued", f"rq:queue:{queue}"), ("intermediate", f"rq:queue:{queue}:intermediate")):
         start = 0
-        while ids := connection.lrange(key, start, start + 9999):
+        while counts.get(place) and (ids := connection.lrange(key, start, start + 9999)):
             yield from map(text, ids)
             start += len(ids)
     for registry in ("scheduled", "deferred"):
-        for member, _ in connection.zscan_iter(f"rq:{registry}:{queue}", count=CHUNK):
-            yield text(member)
-    yield from (job_id for job_id, _ in _started(connection, queue))
+        if counts.get(registry):
+            for member, _ in connection.zscan_iter(f"rq:{registry}:{queue}", count=CHUNK):
+                yield text(member)
+    if counts.get("running"):
+        yield from (job_id for job_id, _ in _started(connection, queue))
 
 
 def _claimed(connection: redis.Redis) -> Iterator[str]:
     """Every id in a worker's claims."""
-    for worker in ledger.workers(connection):
-        yield from map(text, connection.lrange(f"rqjobs:claims:{worker}", 0, -1))
+    commands = [("LRANGE", f"rqjobs:claims:{worker}", 0, -1) for worker in ledger.workers(connection)]
+    for ids in ledger.together(connection, commands):
+        yield from map(text, ids if isinstance(ids, list) else [])  # an error: no list stands there
 
 
 # The audit
 
 PLACES = ("queued", "intermediate", "scheduled", "deferred", "running", "finished", "failed", "canceled")
+
+
+def census(connection: redis.Redis, queues: list[str]) -> dict[str, dict[str, int]]:
+    """How many jobs stand in each place of each queue that has any, some queues at a time."""
+    commands = [ledger.CENSUS.call([], portion) for portion in ledger.chunks(queues)]
+    found = {}
+    for reply in ledger.together(connection, commands, ledger.CENSUS):
+        if isinstance(reply, Exception):
+            raise reply
+        found.update({text(name): dict(zip(PLACES, counts, strict=True)) for name, _, *counts in reply})
+    return found
 
 
 @dataclass
@@ -332,36 +357,30 @@ def audit(connection: redis.Redis, settle: float = 2.0) -> Audit:
     if suspects:
         sleep(settle)
         suspects &= _suspects(connection, queues)
+    counts = census(connection, queues)
+    empty = dict.fromkeys(PLACES, 0)
     breaches = {}
     for job_id in sorted(suspects):
         reason = _breach(connection, job_id)
         if reason:
             breaches[job_id] = reason
-    return Audit({queue: _counts(connection, queue) for queue in queues}, breaches, list(_remarks(connection, queues)))
-
-
-def _counts(connection: redis.Redis, queue: str) -> dict[str, int]:
-    with connection.pipeline() as pipe:
-        pipe.llen(f"rq:queue:{queue}")
-        pipe.llen(f"rq:queue:{queue}:intermediate")
-        for registry in ("scheduled", "deferred", "wip", "finished", "failed", "canceled"):
-            pipe.zcard(f"rq:{registry}:{queue}")
-        return dict(zip(PLACES, pipe.execute(), strict=True))
+    return Audit({queue: counts.get(queue, empty) for queue in queues}, breaches, list(_remarks(connection, counts)))
 
 
 def _suspects(connection: redis.Redis, queues: list[str]) -> set[str]:
-    places = Counter(job_id for queue in queues for job_id in _places(connection, queue))
+    counts = census(connection, queues)
+    places = Counter(job_id for queue in counts for job_id in _places(connection, queue, counts[queue]))
     claimed = Counter(_claimed(connection))
     for job_id in claimed:  # what has begun stands in RQ's registry too
         places[job_id] = max(places[job_id], claimed[job_id])
     suspects = {job_id for job_id, count in places.items() if count > 1}
-    ids = _job_ids(connection.scan_iter("rq:job:*", count=CHUNK))
-    while chunk := list(islice(ids, CHUNK)):
-        for job_id, fields in zip(chunk, _fields(connection, chunk), strict=True):
-            waits = text(fields["status"] or b"") in (*ACTIVE, "deferred")
-            if fields["data"] and waits == (job_id not in places):
-                suspects.add(job_id)
-    return suspects
+    cursor = b"0"
+    while True:
+        cursor, waiting, ended = ledger.HUNT.run(connection, [], [cursor, CHUNK, "all"])
+        suspects.update(job_id for job_id in map(text, waiting) if job_id not in places)
+        suspects.update(job_id for job_id in map(text, ended) if job_id in places)
+        if cursor == b"0":
+            return suspects
 
 
 def _breach(connection: redis.Redis, job_id: str) -> str:
@@ -391,21 +410,31 @@ def _breach(connection: redis.Redis, job_id: str) -> str:
     return f"in more than one place: {', '.join(found)}" if len(found) > 1 else ""
 
 
-def _remarks(connection: redis.Redis, queues: list[str]) -> Iterator[str]:
+def _remarks(connection: redis.Redis, counts: dict[str, dict[str, int]]) -> Iterator[str]:
     owners = Owners(connection, leases_count=True)
-    for worker in map(text, connection.zrange(ledger.WORKERS, 0, -1)):
+    ours = sorted(map(text, connection.zrange(ledger.WORKERS, 0, -1)))
+    owners.judge(ours)
+    for worker in ours:
         if owners.verdict(worker) != "alive":
             for job_id in map(text, connection.lrange(f"rqjobs:claims:{worker}", 0, -1)):
                 yield f"orphan: {job_id} of the dead worker {worker} (rqjobs recover puts it back)"
-    ours = set(map(text, connection.zrange(ledger.WORKERS, 0, -1)))
-    for queue in queues:
-        started = _started(connection, queue)
+    for queue, places in sorted(counts.items()):
+        started = _started(connection, queue) if places["running"] else []
         for (job_id, _), owner in zip(started, owners_of(connection, started), strict=True):
             if owner not in ours and owners.verdict(owner) != "alive":
                 yield f"orphan: {job_id} of the dead worker {owner or '?'} (rqjobs recover puts it back)"
-        for member in islice(connection.zscan_iter(f"rq:deferred:{queue}", count=CHUNK), 10_000):
-            job_id = text(member[0])
-            for parent in map(text, connection.smembers(f"{Job.redis_job_namespace_prefix}:{job_id}:dependencies")):
-                status = text(connection.hget(f"rq:job:{parent}", "status") or b"gone")
-                if status in ("failed", "stopped", "canceled", "gone"):
-                    yield f"deferred: {job_id} waits for {parent}, which is {status}"
+        if places["deferred"]:
+            deferred = islice(connection.zscan_iter(f"rq:deferred:{queue}", count=CHUNK), 10_000)
+            yield from _deferred_for_ever(connection, [text(member) for member, _ in deferred])
+
+
+def _deferred_for_ever(connection: redis.Redis, ids: list[str]) -> Iterator[str]:
+    keys = [f"{Job.redis_job_namespace_prefix}:{job_id}:dependencies" for job_id in ids]
+    waits = [(job_id, text(parent)) for job_id, parents in zip(
+        ids, ledger.together(connection, [("SMEMBERS", key) for key in keys]), strict=True)
+        if isinstance(parents, set | list) for parent in parents]
+    parents = ledger.together(connection, [("HGET", f"rq:job:{parent}", "status") for _, parent in waits])
+    for (job_id, parent), reply in zip(waits, parents, strict=True):
+        status = text((not isinstance(reply, Exception) and reply) or b"gone")
+        if status in ("failed", "stopped", "canceled", "gone"):
+            yield f"deferred: {job_id} waits for {parent}, which is {status}"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from typing import Any
 
 import redis
@@ -13,7 +13,7 @@ from rq.utils import now, str_to_date
 from rqjobs import ledger
 from rqjobs.jobs import Job
 from rqjobs.ledger import text
-from rqjobs.orphans import queue_names
+from rqjobs.orphans import PLACES, names_in, queue_names
 
 REGISTRIES = {"running": "wip", "scheduled": "scheduled", "deferred": "deferred", "failed": "failed",
               "finished": "finished", "canceled": "canceled"}
@@ -67,22 +67,51 @@ class Snapshot:
 
 def snapshot(connection: redis.Redis) -> Snapshot:
     """Every queue and every worker, as they are now."""
-    workers = _workers(connection)
-    suspended = bool(connection.exists(WORKERS_SUSPENDED))
-    return Snapshot([_queue(connection, name, workers) for name in queue_names(connection)], workers, suspended)
+    return overview(connection, {})[0]
 
 
-def _queue(connection: redis.Redis, name: str, workers: list[WorkerStats]) -> QueueStats:
-    with connection.pipeline(transaction=False) as pipe:
-        pipe.llen(f"rq:queue:{name}")
-        pipe.lindex(f"rq:queue:{name}", 0)
-        for registry in REGISTRIES.values():
-            pipe.zcard(f"rq:{registry}:{name}")
-        queued, first, *counts = pipe.execute()
-    since = connection.hget(f"rq:job:{text(first)}", "enqueued_at") if first else None
-    listening = sum(worker.alive and name in worker.queues for worker in workers)
-    return QueueStats(name=name, queued=queued, oldest=_age(since), workers=listening,
-                      **dict(zip(REGISTRIES, counts, strict=True)))
+def overview(connection: redis.Redis, newest: dict[str, int]) -> tuple[Snapshot, dict[str, list[Job]]]:
+    """A snapshot, and of each registry (a key of `REGISTRIES`, or "queued") so many jobs, the newest first.
+
+    Three round trips, however many queues, workers and jobs there are.
+    """
+    first = ledger.together(connection, [("SMEMBERS", ledger.QUEUES), ("SMEMBERS", "rq:workers"), ("TIME",),
+                                         ("EXISTS", WORKERS_SUSPENDED)])
+    names, (seconds, _), suspended = names_in(first[0]), _right(first[2]), bool(_right(first[3]))
+    keys = sorted(map(text, first[1])) if isinstance(first[1], set | list) else []
+    portions = ledger.chunks(names)
+    facts = [fact for key in keys for fact in (
+        ("HGETALL", key), ("ZSCORE", ledger.WORKERS, key.removeprefix("rq:worker:")))]
+    counts = [ledger.CENSUS.call([], portion) for portion in portions]
+    asked = [(registry, _newest(registry, limit, portion)) for registry, limit in newest.items()
+             for portion in portions]
+    second = ledger.together(connection, [*facts, *counts, *(command for _, command in asked)],
+                             ledger.CENSUS, ledger.NEWEST)
+    workers = _workers(keys, second[:len(facts)], seconds)
+    census = [one for reply in second[len(facts):len(facts) + len(counts)] for one in _right(reply)]
+    found: dict[str, list[Any]] = {registry: [] for registry in newest}
+    for (registry, _), reply in zip(asked, second[len(facts) + len(counts):], strict=True):
+        found[registry] += _right(reply)
+    return Snapshot(_queues(names, census, workers), workers, suspended), _read(connection, found, newest)
+
+
+def _right(reply: Any) -> Any:
+    if isinstance(reply, Exception):
+        raise reply
+    return reply
+
+
+def _queues(names: list[str], census: list[Any], workers: list[WorkerStats]) -> list[QueueStats]:
+    listening = Counter(name for worker in workers if worker.alive for name in set(worker.queues))
+    found = {text(name): (_age(since), counts) for name, since, *counts in census}
+    nothing = (None, [0] * len(PLACES))
+    queues = []
+    for name in names:
+        oldest, counts = found.get(name, nothing)
+        by_place = dict(zip(PLACES, counts, strict=True))
+        by_place.pop("intermediate")
+        queues.append(QueueStats(name=name, oldest=oldest, workers=listening[name], **by_place))
+    return queues
 
 
 def _age(moment: Any) -> float | None:
@@ -92,17 +121,11 @@ def _age(moment: Any) -> float | None:
         return None
 
 
-def _workers(connection: redis.Redis) -> list[WorkerStats]:
-    keys = sorted(text(key) for key in connection.smembers("rq:workers"))
-    with connection.pipeline(transaction=False) as pipe:
-        for key in keys:
-            pipe.hgetall(key)
-            pipe.zscore(ledger.WORKERS, key.removeprefix("rq:worker:"))
-        rows = pipe.execute()
-    seconds, _ = connection.time()
+def _workers(keys: list[str], facts: list[Any], seconds: float) -> list[WorkerStats]:
     found = []
-    for index, key in enumerate(keys):
-        raw, lease = rows[2 * index], rows[2 * index + 1]
+    for key, raw, lease in zip(keys, facts[::2], facts[1::2], strict=True):
+        if not isinstance(raw, dict) or isinstance(lease, Exception):
+            continue  # somebody else wrote there
         data = {text(name): text(value) for name, value in raw.items()}
         found.append(WorkerStats(
             name=key.removeprefix("rq:worker:"), state=data.get("state", "?"), job_id=data.get("current_job"),
@@ -123,17 +146,41 @@ def recent(connection: redis.Redis, registry: str, limit: int = 10, queues: list
 
     A job whose hash cannot be read is left out.
     """
-    ids: list[str] = []
-    for queue in queues or queue_names(connection):
-        if registry == "queued":
-            members: Any = connection.lrange(f"rq:queue:{queue}", -limit, -1)
-        else:
-            members = connection.zrange(f"rq:{REGISTRIES[registry]}:{queue}", 0, limit - 1, desc=True)
-        ids += [text(member).partition(":")[0] for member in members]
-    jobs = [job for job in (fetch(connection, job_id) for job_id in ids) if job]
-    oldest = datetime.min.replace(tzinfo=timezone.utc)
-    jobs.sort(key=lambda job: job.ended_at or job.enqueued_at or job.created_at or oldest, reverse=True)
-    return jobs[:limit]
+    commands = [_newest(registry, limit, portion) for portion in ledger.chunks(queues or queue_names(connection))]
+    found = [one for reply in ledger.together(connection, commands, ledger.NEWEST) for one in _right(reply)]
+    return _read(connection, {registry: found}, {registry: limit})[registry]
+
+
+def _newest(registry: str, limit: int, portion: list[str]) -> tuple[Any, ...]:
+    return ledger.NEWEST.call([], [{"queued": "queue", **REGISTRIES}[registry], limit, *portion])
+
+
+SHOWN = ("status", "origin", "description", "created_at", "enqueued_at", "started_at", "ended_at", "worker_name",
+         "timeout")  # fields of a job's hash that lists show
+
+
+def _read(
+    connection: redis.Redis, found: dict[str, list[Any]], limits: dict[str, int]
+) -> dict[str, list[Job]]:
+    """The newest of the jobs that were `found` ([moment, id]), by registry; without what lists do not show of them."""
+    ids = {registry: [text(job_id) for _, job_id in sorted(pairs, key=lambda pair: pair[0], reverse=True)]
+           [:limits[registry]] for registry, pairs in found.items()}
+    flat = list(dict.fromkeys(job_id for some in ids.values() for job_id in some))
+    replies = ledger.together(connection, [("HMGET", f"rq:job:{job_id}", *SHOWN) for job_id in flat])
+    jobs = {job_id: _job(connection, job_id, reply) for job_id, reply in zip(flat, replies, strict=True)}
+    return {registry: [job for job_id in some if (job := jobs[job_id])] for registry, some in ids.items()}
+
+
+def _job(connection: redis.Redis, job_id: str, values: Any) -> Job | None:
+    if not isinstance(values, list) or not any(values):
+        return None
+    fields = {name.encode(): value for name, value in zip(SHOWN, values, strict=True) if value}
+    try:
+        job = Job(job_id, connection=connection)
+        job.restore({**fields, b"data": b""})
+        return job
+    except Exception:  # whatever a hostile or damaged hash makes RQ raise
+        return None
 
 
 def fetch(connection: redis.Redis, job_id: str) -> Job | None:

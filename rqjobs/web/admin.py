@@ -54,13 +54,12 @@ def live() -> Any:
 
 
 def _activity() -> dict[str, Any]:
-    client = connection.client()
-    recent = [job for registry, limit in (("running", 8), ("queued", 4), ("scheduled", 4), ("finished", 8))
-              for job in stats.recent(client, registry, limit)]
-    rows = {job.id: row(job) for job in recent}
-    now = stats.snapshot(client)
+    now, jobs = stats.overview(connection.client(), {"running": 8, "queued": 4, "scheduled": 4, "finished": 8,
+                                                     "failed": 5})
+    failed = jobs.pop("failed")
+    rows = {job.id: row(job) for recent in jobs.values() for job in recent}
     now.queues.sort(key=lambda queue: [*config.current().queues, queue.name].index(queue.name))
-    return {"now": now, "failed": [row(job) for job in stats.recent(client, "failed", 5)],
+    return {"now": now, "failed": [row(job) for job in failed],
             "recent": sorted(rows.values(), key=lambda job: job["when"], reverse=True)[:15]}
 
 
@@ -172,9 +171,9 @@ def failed() -> Any:
     chosen = request.args.get("queue", "")
     number = min(max(request.args.get("page", 1, type=int), 1), 1000)
     client = connection.client()
-    counts = {name: client.zcard(f"rq:failed:{name}") for name in stats.queue_names(client)}
+    counts = {queue.name: queue.failed for queue in stats.snapshot(client).queues}
     newest: list[tuple[float, str]] = []
-    for name in counts if not chosen else [chosen]:
+    for name in [name for name, count in counts.items() if count and chosen in ("", name)]:
         pairs: Any = client.zrange(f"rq:failed:{name}", 0, number * PER_PAGE - 1, desc=True, withscores=True)
         newest += [(score, text(member)) for member, score in pairs]
     ids = [job_id for _, job_id in sorted(newest, reverse=True)[(number - 1) * PER_PAGE:number * PER_PAGE]]

@@ -34,7 +34,7 @@ def _waiting() -> dict[str, Any]:
     chosen = request.args.get("queue", "")
     number = min(max(request.args.get("page", 1, type=int), 1), 1000)
     client = connection.client()
-    counts = {name: delayed.count(name) for name in stats.queue_names(client)}
+    counts = {queue.name: queue.scheduled for queue in stats.snapshot(client).queues}
     jobs = delayed.jobs(chosen or None, (number - 1) * PER_PAGE, PER_PAGE)
     total = sum(count for name, count in counts.items() if chosen in ("", name))
     return {"jobs": [{"id": job.job_id, "queue": job.queue, "due": job.due,

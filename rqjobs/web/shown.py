@@ -17,7 +17,7 @@ from flask import abort
 from redis.exceptions import ResponseError
 from rq.results import Result
 
-from rqjobs import catalog, connection, stats
+from rqjobs import catalog, connection, ledger, stats
 from rqjobs.jobs import Job
 from rqjobs.ledger import text
 from rqjobs.web.guard import pages
@@ -35,9 +35,9 @@ ACTIONS = {  # what can be done to a job: in which states, and what is said when
 
 def failed_in(job_id: str) -> str | None:
     """The queue among whose failed jobs it is."""
-    client = connection.client()
-    return next((name for name in stats.queue_names(client) if client.zscore(f"rq:failed:{name}", job_id) is not None),
-                None)
+    names = stats.queue_names(connection.client())
+    scores = ledger.together(connection.client(), [("ZSCORE", f"rq:failed:{name}", job_id) for name in names])
+    return next((name for name, score in zip(names, scores, strict=True) if isinstance(score, float)), None)
 
 
 def row(job: Job) -> dict[str, Any]:

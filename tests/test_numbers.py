@@ -1,0 +1,94 @@
+"""Thousands of queues, schedules and jobs: what is asked of Redis does not grow with what is idle."""
+
+from __future__ import annotations
+
+import contextlib
+
+import faults
+import pytest
+import redis as redis_py
+
+import rqjobs
+from rqjobs import config, orphans, stats
+from rqjobs.web import create_app
+
+NAMES = 2000
+
+
+@pytest.fixture
+def many(redis):
+    """Thousands of queues that Redis knows of, and three jobs."""
+    redis.sadd("rq:queues", *(f"rq:queue:customer-{number}" for number in range(NAMES)))
+    return [rqjobs.queue(name).enqueue(faults.ok) for name in ("customer-5", "customer-1999", "low")]
+
+
+@pytest.fixture
+def round_trips(monkeypatch):
+    """Count how often this process asks Redis something, in the block; a pipeline is one question."""
+    asked = []
+
+    @contextlib.contextmanager
+    def counting():
+        asked.clear()
+        with monkeypatch.context() as patch:
+            command, batch = redis_py.Redis._execute_command, redis_py.client.Pipeline.execute
+            patch.setattr(redis_py.Redis, "_execute_command", lambda self, *args, **options: (
+                asked.append(args), command(self, *args, **options))[1])
+            patch.setattr(redis_py.client.Pipeline, "execute", lambda self, *args, **options: (
+                asked.append(self.command_stack), batch(self, *args, **options))[1])
+            yield asked
+
+    return counting
+
+
+def test_a_sweep_looks_only_at_queues_in_which_something_may_be_wrong(redis, many, round_trips):
+    """It asked five times for each name, and of 25,000 names a sweep outlasted the lease."""
+    orphans.sweep(redis, force=True)
+    with round_trips() as asked:
+        assert orphans.sweep(redis, force=True).requeued == []
+    assert len(asked) < 20, asked
+    redis.lmove("rq:queue:customer-5", "rq:queue:customer-5:intermediate", "LEFT", "RIGHT")
+    with round_trips() as asked:
+        assert orphans.sweep(redis, force=True).requeued == [many[0].id]
+    assert len(asked) < 30, asked
+
+
+def test_a_sweep_of_many_queues_gives_signs_of_life(redis, many, monkeypatch):
+    monkeypatch.setattr(orphans, "CHUNK", 100)
+    signs = []
+    orphans.sweep(redis, force=True, pulse=lambda: signs.append(1))
+    assert len(signs) >= NAMES / 100 / 2
+
+
+def test_a_snapshot_and_the_newest_jobs_take_three_round_trips(redis, many, round_trips):
+    newest = {"queued": 4, "running": 8, "finished": 8, "failed": 5}
+    stats.overview(redis, newest)
+    with round_trips() as asked:
+        now, jobs = stats.overview(redis, newest)
+    assert len(asked) <= 3, asked
+    assert len(now.queues) == NAMES + 3 and {queue.name for queue in now.queues if queue.queued} == {
+        "customer-5", "customer-1999", "low"}
+    assert [job.id for job in jobs["queued"]] == [job.id for job in reversed(many)]
+
+
+def test_the_home_page_takes_at_most_eight_round_trips(redis, many, round_trips):
+    """It took sixty to eighty-eight: at a millisecond's distance 90 ms."""
+    rqjobs.Worker(["customer-5"]).work(burst=True, logging_level="CRITICAL")
+    config.use(admin_password="correct horse", secret_key="k" * 32)
+    client = create_app().test_client()
+    client.environ_base["HTTP_SEC_FETCH_SITE"] = "same-origin"
+    assert client.post("/login", data={"user": "admin", "password": "correct horse"}).status_code == 303
+    client.get("/")
+    with round_trips() as asked:
+        page = client.get("/")
+    assert page.status_code == 200 and "customer-1999" in page.text
+    assert len(asked) <= 8, asked
+
+
+def test_an_audit_asks_by_the_thousand(redis, many, round_trips):
+    rqjobs.enqueue_many([(faults.ok, number) for number in range(3000)])
+    orphans.audit(redis, settle=0)
+    with round_trips() as asked:
+        found = orphans.audit(redis, settle=0)
+    assert not found.breaches and found.places["default"]["queued"] == 3000
+    assert len(asked) < 40, asked
