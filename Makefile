@@ -7,7 +7,7 @@ CHAOS_ARGS ?=
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test test-clients chaos bench bench-quick lint recover audit doctor wheel clean
+.PHONY: help run demo test test-clients chaos bench bench-quick bench-numbers lint recover audit doctor wheel clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -32,6 +32,9 @@ bench: .venv/benched  ## Measure beside RQ, Celery and others; BENCH_ARGS="--onl
 
 bench-quick: .venv/benched  ## Whether the benchmark works: ours and RQ, few jobs, below a minute. No time is judged.
 	$(BIN)/python benchmarks/bench.py --quick --results build/bench $(BENCH_ARGS)
+
+bench-numbers: .venv/benched  ## Measure what thousands of schedules, queues and jobs cost; some minutes.
+	$(BIN)/python benchmarks/bench_numbers.py $(BENCH_ARGS)
 
 lint: .venv/developed  ## Check style and types.
 	$(BIN)/ruff check .

@@ -184,6 +184,18 @@ def _busy_queues(connection: redis.Redis, result: Sweep) -> list[str]:
             return sorted(found)
 
 
+def forget_listeners(connection: redis.Redis, queues: list[str]) -> None:
+    """Remove workers that RQ does not know any more from its lists of who listens to these queues."""
+    replies = ledger.together(connection, [("SMEMBERS", f"rq:workers:{queue}") for queue in queues])
+    listed = {queue: reply for queue, reply in zip(queues, replies, strict=True) if isinstance(reply, set | list)}
+    keys = sorted({key for members in listed.values() for key in members})
+    there = dict(zip(keys, ledger.together(connection, [("EXISTS", key) for key in keys]), strict=True))
+    for queue, members in listed.items():
+        if gone := [key for key in members if there[key] == 0]:
+            connection.srem(f"rq:workers:{queue}", *gone)
+            connection.srem("rq:workers", *gone)
+
+
 def _started(connection: redis.Redis, queue: str) -> list[tuple[str, str]]:
     """(job id, execution id) of what stands in `rq:wip:<queue>`."""
     pairs = (text(member).partition(":") for member in connection.zrange(f"rq:wip:{queue}", 0, -1))

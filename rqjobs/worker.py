@@ -20,7 +20,6 @@ from rq.defaults import DEFAULT_LOGGING_DATE_FORMAT, DEFAULT_LOGGING_FORMAT
 from rq.registry import FailedJobRegistry, FinishedJobRegistry
 from rq.utils import now, utcformat
 from rq.worker import DequeueStrategy
-from rq.worker_registration import clean_worker_registry
 
 from rqjobs import connection as connections
 from rqjobs import ledger, orphans, processes, worker_options
@@ -292,12 +291,16 @@ class Worker(Supervisor):
         self._stop_requested = True
 
     def clean_registries(self) -> None:
+        names = [queue.name for queue in self.queues]
+        counts = orphans.census(self.plain, names)
+        orphans.forget_listeners(self.plain, names)
         for queue in self.queues:
-            if queue.acquire_maintenance_lock():
+            places = counts.get(queue.name, {})
+            if (places.get("finished") or places.get("failed")) and queue.acquire_maintenance_lock():
                 for registry in (FinishedJobRegistry, FailedJobRegistry):
                     registry(queue=queue, job_class=self.job_class).cleanup()
-                clean_worker_registry(queue)
                 queue.release_maintenance_lock()
+                self._pulse()
         self.last_cleaned_at = now()  # type: ignore[assignment]
 
     def run_maintenance_tasks(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 
 import faults
 import pytest
@@ -92,3 +93,20 @@ def test_an_audit_asks_by_the_thousand(redis, many, round_trips):
         found = orphans.audit(redis, settle=0)
     assert not found.breaches and found.places["default"]["queued"] == 3000
     assert len(asked) < 40, asked
+
+
+def test_the_maintenance_of_many_queues_asks_only_where_jobs_have_ended(redis, many, round_trips):
+    """It kept the parent for seconds from all else."""
+    rqjobs.Worker(["customer-5"]).work(burst=True, logging_level="CRITICAL")
+    for queue in ("customer-5", "customer-7"):
+        redis.sadd(f"rq:workers:{queue}", "rq:worker:gone", "rq:worker:alive")
+    redis.hset("rq:worker:alive", "state", "idle")
+    redis.zadd("rq:finished:customer-5", {"long-over": 1})
+    worker = rqjobs.Worker([f"customer-{number}" for number in range(NAMES)])
+    worker._beaten = time.monotonic()
+    orphans.census(redis, ["default"])
+    with round_trips() as asked:
+        worker.clean_registries()
+    assert len(asked) < 30, asked
+    assert redis.smembers("rq:workers:customer-7") == {b"rq:worker:alive"}
+    assert redis.zrange("rq:finished:customer-5", 0, -1) == [many[0].id.encode()]
