@@ -136,7 +136,7 @@ def sweep(connection: redis.Redis, force: bool = False, pulse: Callable[[], None
 
 def _ignore_wrong_type(error: redis.ResponseError, what: str) -> None:
     """A key of the wrong type must not stop the rest."""
-    if "WRONGTYPE" not in str(error):
+    if not ledger.wrong_type(error):
         raise error
     log.error("%s: %s", what, error)
 
@@ -343,8 +343,6 @@ def census(connection: redis.Redis, queues: list[str]) -> dict[str, dict[str, in
     commands = [ledger.CENSUS.call([], portion) for portion in ledger.chunks(queues)]
     found = {}
     for reply in ledger.together(connection, commands, ledger.CENSUS):
-        if isinstance(reply, Exception):
-            raise reply
         found.update({text(name): dict(zip(PLACES, counts, strict=True)) for name, _, *counts in reply})
     return found
 

@@ -77,7 +77,7 @@ def overview(connection: redis.Redis, newest: dict[str, int]) -> tuple[Snapshot,
     """
     first = ledger.together(connection, [("SMEMBERS", ledger.QUEUES), ("SMEMBERS", "rq:workers"), ("TIME",),
                                          ("EXISTS", WORKERS_SUSPENDED)])
-    names, (seconds, _), suspended = names_in(first[0]), _right(first[2]), bool(_right(first[3]))
+    names, (seconds, _), suspended = names_in(first[0]), first[2], bool(first[3])
     keys = sorted(map(text, first[1])) if isinstance(first[1], set | list) else []
     portions = ledger.chunks(names)
     facts = [fact for key in keys for fact in (
@@ -88,17 +88,11 @@ def overview(connection: redis.Redis, newest: dict[str, int]) -> tuple[Snapshot,
     second = ledger.together(connection, [*facts, *counts, *(command for _, command in asked)],
                              ledger.CENSUS, ledger.NEWEST)
     workers = _workers(keys, second[:len(facts)], seconds)
-    census = [one for reply in second[len(facts):len(facts) + len(counts)] for one in _right(reply)]
+    census = [one for reply in second[len(facts):len(facts) + len(counts)] for one in reply]
     found: dict[str, list[Any]] = {registry: [] for registry in newest}
     for (registry, _), reply in zip(asked, second[len(facts) + len(counts):], strict=True):
-        found[registry] += _right(reply)
+        found[registry] += reply
     return Snapshot(_queues(names, census, workers), workers, suspended), _read(connection, found, newest)
-
-
-def _right(reply: Any) -> Any:
-    if isinstance(reply, Exception):
-        raise reply
-    return reply
 
 
 def _queues(names: list[str], census: list[Any], workers: list[WorkerStats]) -> list[QueueStats]:
@@ -147,7 +141,7 @@ def recent(connection: redis.Redis, registry: str, limit: int = 10, queues: list
     A job whose hash cannot be read is left out.
     """
     commands = [_newest(registry, limit, portion) for portion in ledger.chunks(queues or queue_names(connection))]
-    found = [one for reply in ledger.together(connection, commands, ledger.NEWEST) for one in _right(reply)]
+    found = [one for reply in ledger.together(connection, commands, ledger.NEWEST) for one in reply]
     return _read(connection, {registry: found}, {registry: limit})[registry]
 
 
