@@ -287,14 +287,14 @@ def repeat(job: Any, queue: Any, pipeline: Any = None) -> None:
         pipe.execute()
 
 
-def install() -> None:
+def install(shared: bool = False) -> None:
     """Make this process unable to unpickle, import, or call a strange host for what it found in Redis.
 
-    For the processes that are ours (worker, web, command line); it replaces some attributes of RQ's modules, one
-    of them for speed: RQ reads dates with strptime, which takes thirty times as long; and one so that `Repeat` takes
-    its intervals in order.
+    For the processes that are ours (worker, web, command line); in one that is `shared` with a program of the user's,
+    stock queues write what they always wrote. It replaces some attributes of RQ's modules, one of them for speed: RQ
+    reads dates with strptime, which takes thirty times as long; and one so that `Repeat` takes its intervals in order.
     """
-    serializers.install()
+    serializers.install(shared)
     catalog.install()
     logs.install()
     rq.job.str_to_date = read_date  # type: ignore[assignment]

@@ -264,11 +264,32 @@ class Configured:
         return cls._serializer().loads(data)
 
 
-def install() -> None:
-    """Make this process unable to unpickle by RQ's default.
+class Shared:
+    """RQ's default serializer in a process that is not ours alone: it reads what ours reads, and writes what stock
+    workers read. What it has read as JSON (a job's meta) it writes as JSON."""
+
+    @staticmethod
+    def dumps(value: Any) -> bytes:
+        return Configured.dumps(value) if isinstance(value, _Read) else pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+
+    @staticmethod
+    def loads(data: bytes) -> Any:
+        value = Configured.loads(data)
+        return _Read(value) if isinstance(value, dict) else value
+
+
+class _Read(dict[Any, Any]):
+    """A dict that was read by `Shared`."""
+
+
+def install(shared: bool = False) -> None:
+    """Make this process unable to unpickle by RQ's default; if it is `shared` with stock queues, they still pickle.
 
     RQ unpickles `meta` and results whenever nobody passed a serializer (`Job.fetch`, groups, stop-job, the
     dashboard), and all of it asks `resolve_serializer(None)`, which answers with this module attribute.
     """
-    rq.serializers.PickleSerializer = Configured  # type: ignore[assignment]
-    rq.serializers.SERIALIZER_ALIASES["pickle"] = Configured
+    if shared and rq.serializers.PickleSerializer is Configured:
+        return
+    default: Any = Shared if shared else Configured
+    rq.serializers.PickleSerializer = default
+    rq.serializers.SERIALIZER_ALIASES["pickle"] = default

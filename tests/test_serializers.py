@@ -360,3 +360,19 @@ def test_installed_rq_s_default_is_ours(monkeypatch, tmp_path):
     with pytest.raises(PayloadError):
         rq.serializers.resolve_serializer(None).loads(pickle.dumps(Canary(tmp_path / "canary")))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_process_shared_with_stock_queues_writes_pickle_as_they_do_and_reads_none(monkeypatch, tmp_path):
+    monkeypatch.setattr(rq.serializers, "PickleSerializer", rq.serializers.DefaultSerializer)
+    monkeypatch.setattr(rq.serializers, "SERIALIZER_ALIASES", dict(rq.serializers.SERIALIZER_ALIASES))
+    install(shared=True)
+    default = rq.serializers.resolve_serializer(None)
+    assert default is rq.serializers.resolve_serializer("pickle")
+    assert pickle.loads(default.dumps({"a": 1})) == {"a": 1}
+    assert default.dumps(default.loads(b'{"a":1}')) == b'{"a":1}'  # a meta of ours, read and written back
+    with pytest.raises(PayloadError):
+        default.loads(pickle.dumps(Canary(tmp_path / "canary")))
+    assert not list(tmp_path.iterdir())
+    install()  # a worker or `create_app` in this process: it is ours
+    install(shared=True)
+    assert rq.serializers.resolve_serializer(None) is Configured

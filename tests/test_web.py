@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import uuid
 from datetime import datetime, timedelta, timezone
 from html.parser import HTMLParser
@@ -362,6 +364,35 @@ def test_inside_another_app(settings):
     client.post("/jobs/logout", headers=OURS)
     with client.session_transaction() as left:
         assert dict(left) == {"cart": 3}
+
+
+def test_inside_another_app_its_stock_queues_go_on_feeding_stock_workers(environ, redis):
+    """They wrote JSON once, which made every job fail in a stock worker."""
+    host = """if True:
+        import faults, redis, rq, rqjobs.web
+        from flask import Flask
+        connection = redis.Redis.from_url({url!r})
+        before = rq.Queue("stock", connection=connection)
+        rqjobs.web.init_app(Flask("host"), url_prefix="/jobs")
+        for queue in (before, rq.Queue("stock", connection=connection)):
+            queue.enqueue(faults.add, 2, b=3, meta={{"team": "a"}})
+        ours = rqjobs.enqueue(faults.ok, meta={{"team": "a"}})
+        stock = rq.job.Job.fetch(ours.id, connection=connection)
+        stock.meta["seen"] = True
+        stock.save_meta()
+        print(rqjobs.Job.fetch(ours.id, connection=connection).meta)
+    """.format(url=environ["REDIS_URL"])
+    worker = """if True:
+        import redis, rq
+        connection = redis.Redis.from_url({url!r})
+        jobs = rq.Queue("stock", connection=connection).jobs
+        rq.SimpleWorker(["stock"], connection=connection).work(burst=True, logging_level="CRITICAL")
+        print([(job.get_status().value, job.return_value(), job.meta) for job in jobs])
+    """.format(url=environ["REDIS_URL"])
+    outputs = [subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True, timeout=60)
+               for program in (host, worker)]
+    assert outputs[0].stdout == "{'team': 'a', 'seen': True}\n", outputs[0].stderr
+    assert outputs[1].stdout == f"{[('finished', 5, {'team': 'a'})] * 2}\n", outputs[1].stderr
 
 
 # The form

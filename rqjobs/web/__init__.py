@@ -26,6 +26,7 @@ def create_app() -> Flask:
     Raises:
         ConfigError: HOST opens the pages to a network, but there is no RQJOBS_ADMIN_PASSWORD.
     """
+    install()
     settings = config.current()
     config.refuse_open_door(settings)
     app = Flask("rqjobs.web")
@@ -44,8 +45,12 @@ def init_app(app: Flask, url_prefix: str = "") -> None:
     The login lives in the app's own session, under the one key "rqjobs". Only what the app left at Flask's defaults is
     changed, for its session cookie: SameSite becomes Lax, and over https the cookie is Secure. An app without a
     secret key gets SECRET_KEY. With an empty `url_prefix` the guard covers every route of the app.
+
+    Stock queues of this process go on writing pickle, for stock workers. But nothing here unpickles by RQ's default
+    any longer, so a stock job's arguments, meta and result cannot be read here. To read them, pass
+    `serializer=rq.serializers.DefaultSerializer` to RQ, or serve `create_app()` in a process of its own.
     """
-    install()
+    install(shared=True)
     prefix = "/" + url_prefix.strip("/") if url_prefix.strip("/") else ""
     app.secret_key = app.secret_key or config.current().secret_key or _secret_key()
     if app.config["SESSION_COOKIE_SAMESITE"] is None:

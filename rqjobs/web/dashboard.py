@@ -91,7 +91,7 @@ def mount(app: Flask, url_prefix: str) -> None:
     if dashboard.name in app.blueprints:
         raise config.ConfigError("this app has rq-dashboard already; do not register it yourself: rqjobs serves it, "
                                  "repaired and behind its login, at /rq/")
-    install()
+    install(shared=True)
     upstream.config.serializer = serializers.Configured
     app.register_blueprint(dashboard, url_prefix=f"{url_prefix.rstrip('/')}/rq")
 
