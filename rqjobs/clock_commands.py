@@ -156,9 +156,10 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
 @click.argument("name")
 @click.argument("function")
 @click.argument("arguments", nargs=-1)
+@click.option("--replace", is_flag=True, help="Change the one of this name, if there is one.")
 @_rule_options
 @_taught
-def add(name: str, function: str, arguments: Sequence[str], **given: Any) -> None:
+def add(name: str, function: str, arguments: Sequence[str], replace: bool, **given: Any) -> None:
     """Add the schedule NAME that calls FUNCTION ("module.name") with ARGUMENTS.
 
     An argument becomes what the function's annotation asks for: JSON if it reads as such and fits, else a text.
@@ -168,7 +169,7 @@ def add(name: str, function: str, arguments: Sequence[str], **given: Any) -> Non
     rule = _rule(given)
     assert rule
     args, kwargs = _arguments(catalog.current().lookup(function), arguments)
-    one = api.add(name, rule, function, args, kwargs, **_options(given))
+    one = api.add(name, rule, function, args, kwargs, replace=replace, **_options(given))
     say(f"{one.name}: {one.sentence}; next at {_moment(one.due)}")
 
 

@@ -76,7 +76,8 @@ class Rule:
         return function
 
     def add(self, name: str, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """Store a schedule that calls `function(*args, **kwargs)` by this rule; `schedules.add` says more.
+        """Store a schedule that calls `function(*args, **kwargs)` by this rule, or change the one of that name to it;
+        `schedules.add` says more.
 
         Takes RQ's keyword options too (`job_timeout`, `retry`, …), as `rqjobs.enqueue` does.
         """

@@ -41,25 +41,40 @@ class Run:
 
 
 def add(
-    name: str, rule: Rule, function: Any, args: Iterable[Any] = (), kwargs: dict[str, Any] | None = None,
-    **options: Any,
+    name: str, rule: Rule, function: Any, args: Iterable[Any] = (), kwargs: dict[str, Any] | None = None, *,
+    replace: bool = True, **options: Any,
 ) -> Schedule:
     """Store a schedule that calls `function(*args, **kwargs)` whenever `rule` says; it stays until it is removed.
 
+    If there is one of that name, it is changed as by `edit`, and not at all if it has this rule and this call already:
+    so a program may add its schedules at each start, and several may at once.
+
     Args:
         function: a job function, or its "module.name".
+        replace: False refuses a name that there is.
         options: RQ's for each job, as `@job` takes them, and `at_front`; `queue` is a name.
 
     Raises:
-        ScheduleError: there is one of that name, or it cannot be one.
+        ScheduleError: the code declares one of that name, or it cannot be one.
         NotAJob, TypeError, PayloadError, PayloadTooLarge, RefusedWebhook: as for enqueue.
     """
     made = call(function, args, kwargs, options)
     if not isinstance(rule, Rule):
         raise ScheduleError(f"a schedule needs a rule, like every(minutes=5) or cron('0 6 * * *'), not {rule!r}")
-    if not store(connections.client(), check_name(name), rule, made, "added", None):
-        raise ScheduleError(f"there is a schedule {name!r} already; edit or remove it, or choose another name")
-    return get(name)
+    client = connections.client()
+    while True:
+        found = read(client, [check_name(name)]).get(name)
+        if found and not replace:
+            raise ScheduleError(f"there is a schedule {name!r} already; edit, replace or remove it, or choose another "
+                                f"name")
+        if found and found.state != "withdrawn":
+            _not_declared(name, "change")
+            if (found.digest, found.rule.dump()) == (made.digest, rule.dump()):
+                return found
+        if store(client, name, rule, made, "added", found):
+            return get(name)
+        if found is None:
+            get(name)  # it is there now; or it was, and cannot be read, which this raises
 
 
 def add_call(name: str, rule: Rule, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Schedule:

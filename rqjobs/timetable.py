@@ -148,7 +148,7 @@ def store(client: redis.Redis, name: str, rule: Rule, made: Call, source: str, f
     other_times = found is None or rule.timing != found.rule.timing
     if other_times:
         fields["left"] = "" if rule.times is None else str(rule.times)
-    if found is None or (other_times and found.state in ("active", "ended")):
+    if found is None or found.state == "withdrawn" or (other_times and found.state in ("active", "ended")):
         due, new = begin(client, name, rule)
         fields |= new
     elif found.state == "active" and found.next and rule.jitter != found.rule.jitter:

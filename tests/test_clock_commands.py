@@ -38,6 +38,14 @@ def test_add_list_show_and_remove(run):
     assert schedules.all() == []
 
 
+def test_a_name_that_there_is_is_refused_or_replaced(run):
+    assert run("schedules", "add", "one", "faults.note", "--every", "1h")[0] == 0
+    code, output = run("schedules", "add", "one", "faults.note", "--every", "2h")
+    assert code == 1 and "there is a schedule 'one' already" in output and schedules.get("one").rule.seconds == 3600
+    assert run("schedules", "add", "one", "faults.note", "--every", "2h", "--replace")[0] == 0
+    assert schedules.get("one").rule.seconds == 7200
+
+
 def test_pause_resume_run_and_what_cannot_be_done(run):
     every(hours=1).add("one", faults.note)
     assert run("schedules", "pause", "one") == (0, "one: paused\n") and schedules.get("one").state == "paused"

@@ -268,6 +268,58 @@ def test_edit_changes_what_is_given_and_keeps_the_rest(redis):
     assert schedules.edit("edited", rule=every(minutes=20)).state == "paused"
 
 
+def test_adding_it_again_changes_nothing_or_what_differs(redis):
+    """A program that adds its schedules at each start: its second start was an error."""
+    first = every(hours=1).add("hourly", faults.note, "a", number=2)
+    back(redis, "hourly", 3600)
+    ticker.tick(redis)
+    again = every(hours=1).add("hourly", faults.note, "a", number=2)
+    assert (again.revision, again.made, again.next) == (first.revision, 1, first.next)
+    other_job = every(hours=1).add("hourly", faults.note, "b")
+    assert (other_job.args, other_job.kwargs, other_job.made) == (["b"], {}, 1)
+    assert other_job.next == first.next and other_job.revision > first.revision and len(schedules.runs("hourly")) == 1
+    schedules.pause("hourly")
+    other_rule = cron("@daily").add("hourly", faults.note, "b")
+    assert (other_rule.state, other_rule.made, other_rule.sentence) == ("paused", 1, "every day at 00:00 (UTC)")
+    assert cron("@daily").add("hourly", faults.note, "b").state == "paused"
+    with pytest.raises(ScheduleError, match="there is a schedule 'hourly' already"):
+        schedules.add("hourly", every(hours=2), faults.note, replace=False)
+    redis.hset("rqjobs:schedule:hourly", "rule", "nonsense")
+    with pytest.raises(ScheduleError, match="cannot be read; remove it"):
+        every(hours=1).add("hourly", faults.note)
+
+
+def test_one_that_the_code_declares_is_taken_over_only_when_it_is_declared_no_more(redis):
+    every(hours=1).add("hourly", faults.note)
+    redis.hset("rqjobs:schedule:hourly", "source", "code")
+    with pytest.raises(ScheduleError, match="is declared in the code: change it there"):
+        every(hours=2).add("hourly", faults.note)
+    redis.hset("rqjobs:schedule:hourly", mapping={"state": "withdrawn", "before": "active"})
+    redis.zadd(SCHEDULES, {"hourly": "+inf"})
+    found = every(hours=1).add("hourly", faults.note)
+    assert (found.source, found.state) == ("added", "active") and found.due == found.next
+
+
+def test_programs_that_add_it_at_once_leave_one_of_theirs(redis):
+    rules = [every(hours=hours) for hours in range(1, 9)]
+    errors = []
+
+    def add(rule):
+        try:
+            for _ in range(5):
+                rule.add("shared", faults.note, rule.seconds)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=add, args=[rule]) for rule in rules]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = schedules.get("shared")
+    assert not errors and found.rule in rules and found.args == [found.rule.seconds]
+
+
 def test_remove_leaves_its_jobs_and_nothing_else_and_a_second_one_makes_no_old_id(redis):
     rule = every(hours=1)
     rule.add("gone", faults.note)
@@ -294,7 +346,7 @@ def test_remove_leaves_its_jobs_and_nothing_else_and_a_second_one_makes_no_old_i
     (lambda: every(hours=1).add("x", faults.note, job_id="mine"), ScheduleError),
     (lambda: schedules.add("x", "every hour", faults.note), ScheduleError),
     (lambda: schedules.add("x", every(hours=1), faults.note, tiemout=5), ScheduleError),
-    (lambda: every(hours=1).add("taken", faults.note), ScheduleError),
+    (lambda: schedules.add("taken", every(hours=1), faults.note, replace=False), ScheduleError),
 ])
 def test_what_cannot_be_is_refused_and_nothing_is_stored(redis, make, error):
     every(hours=1).add("taken", faults.note)

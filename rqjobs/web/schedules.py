@@ -184,7 +184,7 @@ def add_schedule() -> Any:
     errors |= reader.errors
     if rule and not errors:
         try:
-            stored.add(name, rule, function, args, kwargs, queue=queue)
+            stored.add(name, rule, function, args, kwargs, replace=False, queue=queue)
         except ScheduleError as error:  # the rule is right, so it is the name
             if not _same(name, rule, chosen, queue, args, kwargs):
                 errors["name"] = str(error)
