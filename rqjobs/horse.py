@@ -153,7 +153,7 @@ class Horse:
             outcome.longhand()
             self.board.post(Board.IDLE)
             return None
-        if text(reply) == "settled":
+        if text(reply) in ("settled", "waking"):
             self.board.succeeded += 1
             self.board.worked += outcome.took
         self.worker.told(outcome.claim.job_id, text(reply))

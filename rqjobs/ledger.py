@@ -7,7 +7,7 @@ Keys of ours, beside RQ's:
     rqjobs:departed         sorted set, worker name -> when it left or was forgotten; for an hour
     rqjobs:crashed:<queue>  sorted set, those of the scheduled jobs that wait because they crashed a horse, by due time
     rqjobs:missing:<queue>  hash, due id without a job -> since when (Unix seconds)
-    rqjobs:waking           set, ids of buried jobs whose dependents are to be woken
+    rqjobs:waking           set, jobs that have ended and whose dependents are to be woken: an id, or `<id>:finished`
     rqjobs:result           stream, a result inside finish.lua; never seen from outside
     rqjobs:sweep, :swept    the sweep's lock, and when the last one was
     rqjobs:seen:<queue>     hash, job id -> since when it stands in the queue's intermediate list
@@ -26,7 +26,7 @@ import contextlib
 import hashlib
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +42,7 @@ MAX_DEATHS = 3  # a job under which the process died so often...
 DEATHS_WINDOW = 72 * 3600  # ...within so many seconds fails
 AT_ONCE = 1000  # jobs; a script holds up everybody else in Redis
 QUEUES_AT_ONCE = 500  # names of queues that one script looks at
+WAKE_STEP_JOBS = 500  # about so many dependents are looked at in one script
 TOKEN = 32  # letters of a claim's token
 MISSING_JOB_GRACE = 60  # seconds
 LOOK = 1.0  # seconds after which the clock looks by itself; whoever makes something due earlier than that tells it
@@ -129,6 +130,8 @@ def traceback_field(message: str) -> str:
 
 UNREADABLE = traceback_field(
     "The job in Redis cannot be read: its hash has no data, or is no hash, or its id is none that RQ gives.")
+NO_QUEUE = traceback_field(
+    "The job cannot go back into its queue: the queue's key in Redis is no list. Delete that key, and requeue the job.")
 POISON = traceback_field(
     f"The process died {MAX_DEATHS} times within {DEATHS_WINDOW // 3600} hours while it ran this job, so it is not run "
     f"again. Requeue it when the cause is mended."
@@ -222,20 +225,27 @@ def read_claims(reply: list[Any]) -> list[Claim]:
             for job_id, queue, token, fields in reply[1:]]
 
 
-def settle_arguments(worker: str, claim: Claim, writes: list[tuple[Any, ...]]) -> tuple[list[str], list[Any]]:
-    """What `SETTLE` takes to record an outcome."""
+def settle_arguments(
+    worker: str, claim: Claim, writes: list[tuple[Any, ...]], counts_as: str = "", default_timeout: int = 180
+) -> tuple[list[str], list[Any]]:
+    """What `SETTLE` takes to record an outcome.
+
+    `counts_as`: what the job is to those that wait for it, "finished", "failed", or "" if they go on waiting.
+    """
     words = [word for write in writes for word in (len(write), *write)]
-    return [f"rqjobs:claims:{worker}"], [claim.job_id, claim.queue, claim.token, *words]
+    return [f"rqjobs:claims:{worker}"], [claim.job_id, claim.queue, claim.token, counts_as, utcformat(now()),
+                                         default_timeout, *words]
 
 
 def failure(claim: Claim, worker: str, message: str) -> list[tuple[Any, ...]]:
-    """The writes that send a job to the dead letters for a reason of our own."""
+    """The writes that send a job to the dead letters for a reason of our own; the last says the reason."""
     own = text(claim.fields.get(b"failure_ttl") or b"")
     ttl = int(own) if own.lstrip("-").isdigit() else DEFAULT_FAILURE_TTL
+    job = f"rq:job:{claim.job_id}"
     return [
-        ("HSET", f"rq:job:{claim.job_id}", "status", "failed", "ended_at", utcformat(now())),
+        ("HSET", job, "status", "failed", "ended_at", utcformat(now())),
         ("ZADD", f"rq:failed:{claim.queue}", "+inf" if ttl < 0 else int(now().timestamp()) + ttl, claim.job_id),
-        ("SADD", WAKING, claim.job_id),
+        ("PERSIST", job) if ttl < 0 else ("EXPIRE", job, ttl),
         ("XADD", f"rq:results:{claim.job_id}", "MAXLEN", "~", 10, "*", "type", 2, "worker_name", worker,
          "exc_string", traceback_field(message)),
     ]
@@ -267,7 +277,7 @@ def reclaim(
     keys = [f"rqjobs:claims:{worker}", WORKERS, f"rqjobs:worker:{worker}", f"rq:worker:{worker}", "rq:workers"]
     keys += [f"rq:workers:{queue}" for queue in queues]
     args = [worker, kind, running, MAX_DEATHS, DEATHS_WINDOW, POISON, DEFAULT_FAILURE_TTL, utcformat(now()), delay,
-            process]
+            process, NO_QUEUE]
     reply = [text(part) for part in RECLAIM.run(connection, keys, args)]
     return dict(zip(reply[::2], reply[1::2], strict=True)) if reply != ["alive"] else {}
 
@@ -293,12 +303,24 @@ def recover(
     return text(RECOVER.run(connection, keys, args))
 
 
-def wake(connection: redis.Redis, job_id: str, default_timeout: int) -> list[str]:
-    """Enqueue the jobs that waited for this one, which we have buried, and that may run after its failure; says which.
+def wake(
+    connection: redis.Redis, member: str, default_timeout: int, pulse: Callable[[], None] = lambda: None
+) -> list[str]:
+    """Enqueue the jobs that waited for one which has ended; says which. Any number may do it at once.
 
-    Any number may do it at once.
+    Args:
+        member: how it stands in `rqjobs:waking`.
+        pulse: called between two steps.
     """
-    return [text(child) for child in WAKE.run(connection, [WAKING], [job_id, utcformat(now()), default_timeout])]
+    woken: list[str] = []
+    cursor = "0"
+    while True:
+        arguments = [member, utcformat(now()), default_timeout, cursor, WAKE_STEP_JOBS]
+        cursor, *children = map(text, WAKE.run(connection, [WAKING], arguments))
+        woken += children
+        if cursor == "0":
+            return woken
+        pulse()
 
 
 def requeue(connection: redis.Redis, job_id: str, at_front: bool = False) -> None:

@@ -130,7 +130,7 @@ def sweep(connection: redis.Redis, force: bool = False, pulse: Callable[[], None
             if worker not in ours and connection.exists(f"rqjobs:claims:{worker}"):
                 _sweep_claims(connection, worker, "dead", "", result)
         _sweep_strays(connection, owners.now, result)
-    wake(connection)
+    wake(connection, pulse)
     return result
 
 
@@ -141,13 +141,13 @@ def _ignore_wrong_type(error: redis.ResponseError, what: str) -> None:
     log.error("%s: %s", what, error)
 
 
-def wake(connection: redis.Redis) -> None:
-    """Let jobs run that waited for one which was buried, and that may run after its failure."""
-    for job_id in map(text, connection.smembers(ledger.WAKING)):
+def wake(connection: redis.Redis, pulse: Callable[[], None] = lambda: None) -> None:
+    """Let jobs run that waited for one which has ended, and were not woken with its end."""
+    for member in map(text, connection.smembers(ledger.WAKING)):
         try:
-            ledger.wake(connection, job_id, Queue.DEFAULT_TIMEOUT)
+            ledger.wake(connection, member, Queue.DEFAULT_TIMEOUT, pulse)
         except redis.ResponseError as error:
-            _ignore_wrong_type(error, f"what waits for job {job_id}")
+            _ignore_wrong_type(error, f"what waits for job {member}")
 
 
 def _sweep_claims(connection: redis.Redis, worker: str, verdict: str, process: str, result: Sweep) -> None:

@@ -47,8 +47,8 @@ class Queue(rq.Queue):
     Overrides: `enqueue`, `enqueue_at` (a parameter called like one of RQ's options is not taken for that),
     `create_job` (options of `@job`, the guard), `schedule_job` (RQ writes the due time first and the job
     later: a scheduler's tick in between loses it), `enqueue_in` (by Redis's clock), `enqueue_job` (RQ's is two round
-    trips), `setup_dependencies` (a lost reply is an error, not a reason to enqueue again), `enqueue_dependents` (works
-    while an outcome is recorded), `compact` (RQ's loses jobs if it is interrupted).
+    trips), `setup_dependencies` (a lost reply is an error, not a reason to enqueue again), `enqueue_dependents` (left
+    to the script that records the outcome), `compact` (RQ's loses jobs if it is interrupted).
     """
 
     job_class = Job
@@ -202,10 +202,11 @@ class Queue(rq.Queue):
     def enqueue_dependents(
         self, job: Any, pipeline: Any = None, exclude_job_id: str | None = None, refresh_job_status: bool = True
     ) -> None:
-        # While an outcome is being recorded, Redis does not know the job's new status yet; the job does.
-        super().enqueue_dependents(
-            job, pipeline=pipeline, exclude_job_id=exclude_job_id,
-            refresh_job_status=refresh_job_status and not self._is_recording())
+        if not self._is_recording():
+            super().enqueue_dependents(
+                job, pipeline=pipeline, exclude_job_id=exclude_job_id, refresh_job_status=refresh_job_status)
+        elif job.get_status(refresh=False) in (JobStatus.FINISHED, JobStatus.FAILED):  # `settle.lua` does it
+            self.connection.counts_as = job.get_status(refresh=False).value  # type: ignore[attr-defined]
 
     def compact(self) -> None:
         """Remove ids whose job is gone. Every other id stays where it is, at every instant."""

@@ -24,6 +24,7 @@ class Recorder(redis.Redis):
     """Sends everything like the client that it is made from, until `writes` is a list: then writes go in there.
 
     `guard` is the pipeline whose WATCH protects what was read meanwhile; `settle` runs inside its transaction.
+    `counts_as` is what the job is then to those that wait for it, as `ledger.settle_arguments` takes it.
     """
 
     def __init__(self, client: redis.Redis):
@@ -31,6 +32,7 @@ class Recorder(redis.Redis):
         self.plain = client
         self.writes: list[tuple[Any, ...]] | None = None
         self.guard: Pipeline | None = None
+        self.counts_as = ""
         self.trouble: redis.RedisError | None = None  # of a read; RQ catches and logs some of them
 
     def execute_command(self, *args: Any, **options: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]
 import base64
+import contextlib
 import logging
 import os
 import re
@@ -30,7 +31,7 @@ from rq.job import UNSERIALIZABLE_RETURN_VALUE_PAYLOAD, Retry
 from rq.timeouts import UnixSignalDeathPenalty
 from rq.utils import now
 
-from rqjobs import ledger
+from rqjobs import ledger, orphans
 from rqjobs.board import Board
 from rqjobs.instrumented import is_wrapped
 from rqjobs.jobs import Job, written
@@ -162,27 +163,34 @@ class Settling(rq.Worker):
             hooks.clear()
             job.send_webhooks = lambda status, *, exc_string=None: hooks.append((status, exc_string))
             with client.pipeline() as guard:
-                recorder.guard, recorder.writes, recorder.trouble = guard, [], None
+                recorder.guard, recorder.writes, recorder.trouble, recorder.counts_as = guard, [], None, ""
                 try:
                     method()
-                    writes = recorder.writes
+                    writes, counts_as = recorder.writes, recorder.counts_as
                 finally:
                     recorder.guard = recorder.writes = None
                     del job.send_webhooks
                 if recorder.trouble:
                     raise recorder.trouble
+                if counts_as:  # the script sees to the set of those that wait, which may not end before all were woken
+                    writes = [_without(job.dependents_key, write) for write in writes if write[1] != job.dependents_key]
                 guard.multi()
-                guard.execute_command(*SETTLE.call(*ledger.settle_arguments(self.name, claim, writes)))
+                guard.execute_command(*SETTLE.call(*self.settle_arguments(claim, writes, counts_as)))
                 return text(guard.execute()[0])
 
         outcome = self.settle(claim, attempt)
         self.told(job.id, outcome)
         self.post(Board.RUNNING)  # webhooks take as long as they take
-        if outcome in ("settled", "already"):
+        if outcome in ("settled", "waking", "already"):
             for status, exc_string in hooks:
                 job.send_webhooks(status, exc_string=exc_string)
         else:
             job.webhooks = []
+
+    def settle_arguments(
+        self, claim: Claim, writes: list[tuple[Any, ...]], counts_as: str
+    ) -> tuple[list[str], list[Any]]:
+        return ledger.settle_arguments(self.name, claim, writes, counts_as, rq.Queue.DEFAULT_TIMEOUT)
 
     def insist(self, attempt: Callable[[], str]) -> str:
         """Do `attempt` until Redis has answered it; it must do nothing twice. Raises what will not pass by itself."""
@@ -218,7 +226,7 @@ class Settling(rq.Worker):
             return self.insist(partial(self.send, claim, writes[:-1]))
 
     def send(self, claim: Claim, writes: list[tuple[Any, ...]]) -> str:
-        arguments = ledger.settle_arguments(self.name, claim, writes)
+        arguments = self.settle_arguments(claim, writes, "failed")
         return text(SETTLE.run(self.connection.plain, *arguments))  # type: ignore[attr-defined]
 
     def patience(self, error: Exception, failures: int, seconds: float) -> None:
@@ -231,7 +239,10 @@ class Settling(rq.Worker):
         time.sleep(seconds)
 
     def told(self, job_id: str, outcome: str) -> None:
-        """Log what became of an outcome, unless it was simply recorded."""
+        """Log what became of an outcome, unless it was simply recorded, and wake the many that waited for it."""
+        if outcome == "waking":  # should it fail, or we die, the next sweep goes on
+            with contextlib.suppress(redis.RedisError, OSError):
+                orphans.wake(self.connection.plain, self.board.touch if self.board else lambda: None)  # type: ignore
         if outcome == "refused":
             self.log.warning("Worker %s: the outcome of job %s is refused: this worker was believed dead, and the job "
                              "was given to another, or it was enqueued again meanwhile", self.name, job_id)
@@ -248,6 +259,10 @@ def load_scripts(client: redis.Redis) -> None:
     except Exception as error:
         if not passes(error):
             raise
+
+
+def _without(key: str, write: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(word for word in write if word != key) if write[0] == "DEL" else write
 
 
 def execution_of(job: Any, claim: Claim, worker: str) -> Execution:

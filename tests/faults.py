@@ -92,6 +92,11 @@ def flaky(name: str, failures: int):
     return name
 
 
+def mark_and_boom(name: str):
+    mark(name)
+    raise ValueError(name)
+
+
 def again(name: str):
     """Ask for one more run by return value."""
     return Retry(max=3) if get_current_job().connection.incr(name) < 2 else name

@@ -68,18 +68,17 @@ for _, id in ipairs(redis.call('LRANGE', claims, 0, -1)) do
       table.insert(surplus, 1, {id, queue, before})
     else
       if not job.reason then
-        redis.call('ZADD', 'rq:wip:' .. queue, '+inf', start(id, queue, job))
+        redis.pcall('ZADD', 'rq:wip:' .. queue, '+inf', start(id, queue, job))
       elseif job.reason == 'unreadable' then
         bury(queue or 'default', id, me, ARGV[4], iso, ARGV[5])
       end
       if job.reason then redis.call('LREM', claims, 0, id) end
-      if before and job.reason ~= 'held' then redis.call('ZREM', 'rq:wip:' .. queue, id .. ':' .. before) end
+      if before and job.reason ~= 'held' then redis.pcall('ZREM', 'rq:wip:' .. queue, id .. ':' .. before) end
     end
   end
 end
 for _, one in ipairs(surplus) do
-  put_back(one[2], one[1])
-  drop(claims, one[2], one[1], one[3])
+  if put_back(one[2], one[1]) then drop(claims, one[2], one[1], one[3]) end
 end
 
 for i = 3, #KEYS do
@@ -106,7 +105,7 @@ for i = 3, #KEYS do
         if #mine == room then break end
       end
     end
-    if #mine > 0 then redis.call('RPUSH', claims, unpack(mine)) end
+    if #mine > 0 then redis.call('RPUSH', claims, unpack(mine)) end  -- bounded: as many as there was room for
     for _, id in ipairs(unreadable) do bury(queue, id, me, ARGV[4], iso, ARGV[5]) end
     if left > 0 then redis.call('LTRIM', KEYS[i], left, -1) end
     if #mine > 0 then
@@ -115,7 +114,7 @@ for i = 3, #KEYS do
         entries[#entries + 1] = '+inf'
         entries[#entries + 1] = start(id, queue, jobs[id])
       end
-      redis.call('ZADD', 'rq:wip:' .. queue, unpack(entries))
+      redis.pcall('ZADD', 'rq:wip:' .. queue, unpack(entries))  -- bounded: as many as there was room for
     end
   end
 end

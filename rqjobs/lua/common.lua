@@ -3,6 +3,10 @@
 --
 -- The first write of every move is one that Redis refuses when its memory is full (HSET, LMOVE; not LREM or ZREM, which
 -- free memory and are always let through): a script that is refused has then done nothing.
+--
+-- No script fails after its first write, for Lua takes nothing back. What the move consists of is checked before (`fits`);
+-- what others only look at (rq:wip, rq:queues, a registry of ended jobs) is written with `pcall`, and may fail. Lua puts
+-- some 7,900 words on its stack at most: `unpack` is only given what is bounded well below that.
 
 local function clock()
   local time = redis.call('TIME')
@@ -19,6 +23,12 @@ local function read(id, ...)
   return fields
 end
 
+-- Whether something of this type stands under the key, or nothing.
+local function fits(key, wanted)
+  local kind = redis.call('TYPE', key).ok
+  return kind == wanted or kind == 'none'
+end
+
 -- A time to live in whole seconds, or nil if `value` is none that Redis takes.
 local function lifetime(value)
   local seconds = tonumber(value or '')
@@ -27,8 +37,20 @@ end
 
 -- The job is in nobody's hands any more; forget who had it.
 local function drop(claims, queue, id, token)
-  redis.call('LREM', claims, 1, id)
-  if token then redis.call('ZREM', 'rq:wip:' .. queue, id .. ':' .. token) end
+  redis.pcall('LREM', claims, 1, id)
+  if token then redis.pcall('ZREM', 'rq:wip:' .. queue, id .. ':' .. token) end
+end
+
+-- Let what belongs to a job live exactly as long as its hash does.
+local function outlive_not(job, key)
+  local left = redis.call('PTTL', job)
+  if left > 0 then
+    redis.call('PEXPIRE', key, left)
+  elseif left == -1 then
+    redis.call('PERSIST', key)
+  else
+    redis.call('DEL', key)
+  end
 end
 
 -- Why the holder of this token may not settle the job, if it may not; else nil, and whether it was canceled meanwhile.
@@ -42,14 +64,16 @@ local function refusal(claims, queue, id, token)
   return nil, fields[3] == 'canceled'
 end
 
--- Back to the front of its queue, as if it had never been taken.
+-- Back to the front of its queue, as if it had never been taken. False, and nothing done, if there can be no such queue.
 local function put_back(queue, id)
+  if not fits('rq:queue:' .. queue, 'list') then return false end
   redis.call('HSET', 'rq:job:' .. id, 'status', 'queued', 'started_at', '', 'worker_name', '')
   redis.call('HDEL', 'rq:job:' .. id, 'rqjobs_token')
   local ttl = lifetime(read(id, 'ttl')[1])  -- it is waiting again, and the claim had stopped its clock
   if ttl then redis.call('EXPIRE', 'rq:job:' .. id, ttl) end
   redis.call('LPUSH', 'rq:queue:' .. queue, id)
-  redis.call('SADD', 'rq:queues', 'rq:queue:' .. queue)
+  redis.pcall('SADD', 'rq:queues', 'rq:queue:' .. queue)
+  return true
 end
 
 local function members(key)
@@ -63,45 +87,53 @@ local function has_ended(id, failures_allowed)
   return not status or status == 'finished' or (failures_allowed and status == 'failed')
 end
 
--- Put each job that is deferred behind this one, and behind nothing else that has not ended, into its queue; what RQ's
--- `enqueue_dependents` does. Returns their ids.
-local function wake(id, iso, default_timeout)
-  local dependents, woken = 'rq:job:' .. id .. ':dependents', {}
-  for _, child in ipairs(members(dependents)) do
-    local fields = read(child, 'origin', 'status', 'allow_dependency_failures', 'enqueue_at_front', 'timeout', 'ttl')
-    local ready = fields and fields[1] and fields[2] == 'deferred'
-    for _, parent in ipairs(ready and members('rq:job::' .. child .. ':dependencies') or {}) do
-      ready = ready and has_ended(parent, fields[3] == '1')
-    end
-    if ready then
-      redis.call(fields[4] == '1' and 'LPUSH' or 'RPUSH', 'rq:queue:' .. fields[1], child)
-      redis.call('HSET', 'rq:job:' .. child, 'status', 'queued', 'enqueued_at', iso, 'timeout',
-        fields[5] or default_timeout)
-      if lifetime(fields[6]) then redis.call('EXPIRE', 'rq:job:' .. child, lifetime(fields[6])) end
-      redis.call('SADD', 'rq:queues', 'rq:queue:' .. fields[1])
-      redis.call('ZREM', 'rq:deferred:' .. fields[1], child)
-      redis.call('SREM', dependents, child)
-      woken[#woken + 1] = child
-    end
+-- Put a job that is deferred behind parent `id` into its queue, unless it waits for another one too; `as` is what the
+-- parent counts as. Returns whether it was done.
+local function wake_one(child, id, as, iso, default_timeout)
+  local fields = read(child, 'origin', 'status', 'allow_dependency_failures', 'enqueue_at_front', 'timeout', 'ttl')
+  if not fields or not fields[1] or fields[2] ~= 'deferred' then return false end
+  for _, parent in ipairs(members('rq:job::' .. child .. ':dependencies')) do
+    local ended = parent == id and as == 'finished' or has_ended(parent, fields[3] == '1')
+    if not ended and not (parent == id and as == 'failed' and fields[3] == '1') then return false end
   end
-  return woken
+  if not fits('rq:queue:' .. fields[1], 'list') then return false end
+  redis.call('HSET', 'rq:job:' .. child, 'status', 'queued', 'enqueued_at', iso, 'timeout', fields[5] or default_timeout)
+  if lifetime(fields[6]) then redis.call('EXPIRE', 'rq:job:' .. child, lifetime(fields[6])) end
+  redis.call(fields[4] == '1' and 'LPUSH' or 'RPUSH', 'rq:queue:' .. fields[1], child)
+  redis.pcall('SADD', 'rq:queues', 'rq:queue:' .. fields[1])
+  redis.pcall('ZREM', 'rq:deferred:' .. fields[1], child)
+  redis.call('SREM', 'rq:job:' .. id .. ':dependents', child)
+  return true
+end
+
+-- Put each job that is deferred behind this one, which ends `as` finished or failed, and behind nothing else that has not
+-- ended, into its queue; what RQ's `enqueue_dependents` does. More than a hundred would hold up everybody else: they are
+-- noted in rqjobs:waking, for `wake.lua`. Returns whether they were.
+local function wake(id, as, iso, default_timeout)
+  local dependents = 'rq:job:' .. id .. ':dependents'
+  if redis.call('TYPE', dependents).ok ~= 'set' then return false end
+  if redis.call('SCARD', dependents) > 100 and fits('rqjobs:waking', 'set') then
+    redis.call('SADD', 'rqjobs:waking', id .. ':' .. as)
+    return true
+  end
+  for _, child in ipairs(members(dependents)) do wake_one(child, id, as, iso, default_timeout) end
+  return false
 end
 
 -- Among the dead letters, with `trace` as RQ stores one; whoever sweeps next wakes what waits for it.
 local function bury(queue, id, worker, trace, iso, default_ttl)
   local job, results = 'rq:job:' .. id, 'rq:results:' .. id
   local own = redis.pcall('HGET', job, 'failure_ttl')
-  local kept = lifetime(type(own) == 'string' and own)
-  redis.call('ZADD', 'rq:failed:' .. queue, own == '-1' and '+inf' or clock() + (kept or tonumber(default_ttl)), id)
+  local kept = lifetime(type(own) == 'string' and own) or tonumber(default_ttl)
+  redis.pcall('ZADD', 'rq:failed:' .. queue, own == '-1' and '+inf' or clock() + kept, id)
   if type(own) == 'table' then return end  -- no hash stands under the job's key; there is nothing to write into
   redis.call('HSET', job, 'status', 'failed', 'ended_at', iso, 'origin', queue)
   redis.call('HDEL', job, 'rqjobs_token')
   redis.call('PERSIST', job)
-  if redis.call('EXISTS', job .. ':dependents') == 1 then redis.call('SADD', 'rqjobs:waking', id) end
-  if redis.pcall('XADD', results, 'MAXLEN', '~', 10, '*', 'type', 2, 'worker_name', worker, 'exc_string', trace).err then
-    return
-  end
-  if kept then redis.call('EXPIRE', results, kept) end
+  if own ~= '-1' then redis.call('EXPIRE', job, kept) end
+  redis.pcall('XADD', results, 'MAXLEN', '~', 10, '*', 'type', 2, 'worker_name', worker, 'exc_string', trace)
+  outlive_not(job, results)
+  if redis.call('EXISTS', job .. ':dependents') == 1 then redis.pcall('SADD', 'rqjobs:waking', id) end
 end
 
 -- Add now to the deaths of a job; returns how many count, those within the last `window` seconds.

@@ -9,9 +9,10 @@
 if not redis.call('ZSCORE', KEYS[2], ARGV[1]) then return 'not delayed' end
 local fields = read(ARGV[1], 'status')
 if not fields or not waits(fields[1]) then return 'not delayed' end
+redis.call('ZSCORE', KEYS[3], ARGV[1])  -- raises, before anything is written, if that is no sorted set
 if ARGV[2] == 'cancel' then
   redis.call('HSET', KEYS[1], 'status', 'canceled')
-  redis.call('ZADD', KEYS[4], string.format('%d', clock()), ARGV[1])
+  redis.pcall('ZADD', KEYS[4], string.format('%d', clock()), ARGV[1])
   redis.call('ZREM', KEYS[2], ARGV[1])
   redis.call('ZREM', KEYS[3], ARGV[1])
   return 'canceled'

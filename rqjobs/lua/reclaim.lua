@@ -7,6 +7,7 @@
 --       the claims, "" for none   4 deaths after which a job fails   5 seconds in which they count   6 its traceback
 --       7 RQ's default failure_ttl   8 now, as RQ writes it   9 seconds that the running job waits, doubled with
 --       each death; 0: it goes to the front like the others   10 for "gone", that process: pid, colon, when it started
+--       11 traceback of a job whose queue has a key of the wrong type
 -- Promise: each claim goes back to the front of its queue, in order, or among the dead letters, or (a job that
 -- crashed its horse) into the scheduled set; a death is counted only for the job that was running; a dead worker is
 -- forgotten in the same step, when nothing is left in its hands.
@@ -32,27 +33,30 @@ for i = #ids, 1, -1 do
     if deaths >= tonumber(ARGV[4]) then
       bury(queue, id, name, ARGV[6], ARGV[8], ARGV[7])
       outcome = 'buried'
-    elseif deaths > 0 and tonumber(ARGV[9]) > 0 then
+    elseif deaths > 0 and tonumber(ARGV[9]) > 0 and fits('rq:scheduled:' .. queue, 'zset')
+        and fits('rqjobs:crashed:' .. queue, 'zset') then
       redis.call('HSET', 'rq:job:' .. id, 'status', 'scheduled', 'started_at', '', 'worker_name', '')
       redis.call('HDEL', 'rq:job:' .. id, 'rqjobs_token')
       local due = clock() + tonumber(ARGV[9]) * 2 ^ (deaths - 1)
       redis.call('ZADD', 'rq:scheduled:' .. queue, due, id)
       redis.call('ZADD', 'rqjobs:crashed:' .. queue, due, id)
       outcome = 'delayed'
-    else
-      put_back(queue, id)
+    elseif put_back(queue, id) then
       outcome = 'requeued'
+    else
+      bury(queue, id, name, ARGV[11], ARGV[8], ARGV[7])
+      outcome = 'buried'
     end
   end
   redis.call('LREM', claims, 1, id)
-  if queue and fields[3] then redis.call('ZREM', 'rq:wip:' .. queue, id .. ':' .. fields[3]) end
+  if queue and fields[3] then redis.pcall('ZREM', 'rq:wip:' .. queue, id .. ':' .. fields[3]) end
   report[#report + 1] = id
   report[#report + 1] = outcome
 end
 if kind ~= 'horse' then
-  redis.call('ZADD', 'rqjobs:departed', string.format('%.3f', clock()), name)
+  redis.pcall('ZADD', 'rqjobs:departed', string.format('%.3f', clock()), name)
   redis.call('ZREM', KEYS[2], name)
   redis.call('DEL', KEYS[3], KEYS[4])
-  for i = 5, #KEYS do redis.call('SREM', KEYS[i], KEYS[4]) end
+  for i = 5, #KEYS do redis.pcall('SREM', KEYS[i], KEYS[4]) end
 end
 return report

@@ -50,12 +50,12 @@ elseif found == 'wip' and fields[2] == 'started' and count_death(id, ARGV[7]) >=
   bury(queue, id, owner, ARGV[8], ARGV[10], ARGV[9])
   outcome = 'buried'
 else
-  put_back(queue, id)
+  put_back(queue, id)  -- its key was read, so it fits
 end
-redis.call('ZREM', KEYS[4], member)
-redis.call('LREM', KEYS[1], 0, id)
+redis.pcall('ZREM', KEYS[4], member)
+redis.pcall('LREM', KEYS[1], 0, id)
 if found == 'wip' then
-  redis.call('ZREM', KEYS[6], string.sub(member, #id + 2))
+  redis.pcall('ZREM', KEYS[6], string.sub(member, #id + 2))
   redis.call('DEL', KEYS[7])
 end
 return outcome

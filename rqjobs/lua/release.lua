@@ -4,7 +4,7 @@
 -- ARGV  1 "all" (nobody runs any of them any more), "unknown" (those that came with a wake-up and that nobody has
 --       claimed yet), or "these"   then, for "these", their tokens
 -- Promise: what is no longer in the claims (it was taken back), or carries another token (it was claimed again), is
--- left alone; deaths are not counted.
+-- left alone; so is a job whose queue has a key of the wrong type. Deaths are not counted.
 -- Returns the ids that were put back.
 
 local which, these, back = ARGV[1], {}, {}
@@ -15,11 +15,9 @@ for i = #ids, 1, -1 do
   local fields = read(id, 'origin', 'status', 'rqjobs_token')
   local queue, current = fields and fields[1], fields and fields[3]
   if which == 'all' or (which == 'unknown' and not current) or (current and these[current]) then
-    if queue and waits(fields[2]) then
-      put_back(queue, id)
-      back[#back + 1] = id
-    end
-    drop(KEYS[1], queue, id, queue and current)
+    local waiting = queue and waits(fields[2])
+    if waiting and put_back(queue, id) then back[#back + 1] = id end
+    if not waiting or back[#back] == id then drop(KEYS[1], queue, id, queue and current) end
   end
 end
 return back

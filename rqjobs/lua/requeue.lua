@@ -11,12 +11,13 @@ if not fields or not fields[1] then
   redis.call('ZREM', KEYS[4], ARGV[1])
   return 'gone'
 end
+if not fits(KEYS[2], 'list') then return redis.error_reply('ERR the key ' .. KEYS[2] .. ' is no list') end
 redis.call('HSET', KEYS[1], 'status', 'queued', 'enqueued_at', ARGV[3], 'started_at', '', 'ended_at', '',
   'worker_name', '')
 redis.call('PERSIST', KEYS[1])
 if lifetime(fields[2]) then redis.call('EXPIRE', KEYS[1], lifetime(fields[2])) end
 redis.call(ARGV[2] == 'front' and 'LPUSH' or 'RPUSH', KEYS[2], ARGV[1])
-redis.call('SADD', KEYS[3], KEYS[2])
+redis.pcall('SADD', KEYS[3], KEYS[2])
 redis.call('ZREM', KEYS[4], ARGV[1])
 redis.call('HDEL', KEYS[1], 'rqjobs_deaths', 'exc_info')
 return 'requeued'

@@ -12,6 +12,7 @@
 
 local revision = redis.call('HGET', KEYS[2], 'revision') or ''
 if revision ~= ARGV[2] then return '' end
+redis.call('ZSCORE', KEYS[1], ARGV[1])  -- raises, before anything is written, if that is no sorted set
 if ARGV[4] == 'remove' then
   local runs = redis.pcall('LRANGE', KEYS[6], 0, -1)  -- an error if somebody else wrote them
   for _, run in ipairs(runs) do
@@ -22,6 +23,7 @@ if ARGV[4] == 'remove' then
   return 'removed'
 end
 local own = tonumber(ARGV[5])
+if #ARGV > 6000 then return redis.error_reply('ERR a schedule has fewer fields') end  -- of what `unpack` takes
 if ARGV[4] == 'new' then revision = tostring(redis.call('INCR', KEYS[4])) end
 redis.call('HSET', KEYS[2], 'revision', revision, unpack(ARGV, 6, 5 + own))
 if ARGV[4] == 'new' then

@@ -12,9 +12,9 @@ local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local lease = tonumber(ARGV[2])
 local last = tonumber(redis.call('GET', KEYS[2]) or '0')
 local quiet = now - last > lease / 2 or last > now + 1
+local workers = redis.call('ZRANGE', KEYS[3], 0, -1, 'WITHSCORES')
 redis.call('SET', KEYS[1], '1', 'PX', ARGV[1])
 redis.call('SET', KEYS[2], string.format('%.3f', now))
-local workers = redis.call('ZRANGE', KEYS[3], 0, -1, 'WITHSCORES')
 for i = 1, #workers, 2 do
   if quiet or tonumber(workers[i + 1]) > now + lease then
     redis.call('ZADD', KEYS[3], string.format('%.3f', now + lease), workers[i])

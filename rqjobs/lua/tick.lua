@@ -16,7 +16,7 @@
 local timed, now = ARGV[3] ~= '', clock()
 local own = redis.call('HMGET', KEYS[2], 'revision', 'state', 'next', 'left', 'made', 'missed', 'overlapped')
 local job = redis.call('HGETALL', KEYS[3])
-if own[1] ~= ARGV[2] or #job == 0 then return {-1, 0} end
+if own[1] ~= ARGV[2] or #job == 0 or #job > 6000 then return {-1, 0} end  -- more fields, `unpack` could not take
 if timed then
   if own[2] ~= 'active' then redis.call('ZADD', KEYS[1], 'XX', '+inf', ARGV[1]) end
   local due = tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1]) or '')
