@@ -13,6 +13,7 @@ Keys of ours, beside RQ's:
     rqjobs:seen:<queue>     hash, job id -> since when it stands in the queue's intermediate list
     rqjobs:strays:*         the stray hunt's lock, its cursor, and what it saw once
     rqjobs:login*           counters of wrong passwords (web/guard.py)
+    rqjobs:sessions         sorted set, login to the pages -> when it ends (web/guard.py)
 and in a job's hash `rqjobs_token` (its claim's, which is RQ's execution id), `rqjobs_settled` (the token that settled
 it last), `rqjobs_deaths` (when processes died under it, comma-separated Unix times), `rqjobs_chain` (of a job with an
 `rq.Repeat`: the repeats and the retries that it had when it began) and `rqjobs_schedule` (which schedule made it). The

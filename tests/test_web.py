@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+import socket
 import subprocess
 import sys
+import urllib.request
 import uuid
 from datetime import datetime, timedelta, timezone
 from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import urlencode
 
 import faults
 import pytest
@@ -17,10 +21,11 @@ from rq.results import Result
 from rq.worker import SimpleWorker
 
 import rqjobs
-from rqjobs import config
+from rqjobs import config, connection
 from rqjobs.jobs import Job
 from rqjobs.web import create_app, init_app
 from rqjobs.web.guard import is_ours
+from rqjobs.web.kept import kept
 
 PASSWORD = "correct horse"
 OURS = {"Sec-Fetch-Site": "same-origin"}
@@ -173,7 +178,11 @@ def test_logging_in_forgets_the_session_before(app, stranger):
 
 def test_a_login_ends_after_twelve_hours(app, client):
     with client.session_transaction() as entry:
-        entry["rqjobs"] = [entry["rqjobs"][0], entry["rqjobs"][1] - 12 * 3600 - 1]
+        fingerprint, since, login = entry["rqjobs"]
+        entry["rqjobs"] = [fingerprint, since - 12 * 3600 + 60, login]
+    assert client.get("/").status_code == 200
+    with client.session_transaction() as entry:
+        entry["rqjobs"] = [fingerprint, since - 12 * 3600 - 1, login]
     assert client.get("/").status_code != 200
 
 
@@ -187,18 +196,90 @@ def test_a_new_password_or_user_logs_everybody_out(app, client):
         assert other.get("/", headers={"Accept": "application/json"}).status_code == status
 
 
-def test_without_a_secret_key_processes_agree(settings):
-    config.use(admin_password=PASSWORD, secret_key=None)
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty data folder."""
+    monkeypatch.setattr(connection, "HOME", tmp_path / "home" / ".rqjobs")
+    (tmp_path / "home").mkdir()
+    return connection.HOME
+
+
+def test_without_a_secret_key_one_of_chance_is_kept(settings, folder):
+    """It was made of the password, so that a cookie with nothing in it told who guessed that he was right."""
+    config.use(admin_password=PASSWORD)
     one, two = create_app(), create_app()
-    assert one.secret_key == two.secret_key
-    config.use(admin_password="another horse")
-    assert create_app().secret_key != one.secret_key
+    client = one.test_client()
+    assert not folder.exists(), "nothing is written before a request comes"
+    assert log_in(client).status_code == 303
+    cookie = client.get_cookie("rqjobs_session").value
+    other = two.test_client()
+    other.set_cookie("rqjobs_session", cookie)
+    assert other.get("/").status_code == 200, "all processes of this folder have it"
+    key = (folder / "secret-key").read_text()
+    assert one.secret_key == two.secret_key == key and (folder / "secret-key").stat().st_mode & 0o777 == 0o600
+    (folder / "secret-key").unlink()
+    another = create_app()
+    another.test_client().get("/login")
+    assert len(another.secret_key) >= 16 and another.secret_key != key, "the same password, and yet another key"
+    host = Flask("host")
+    init_app(host, url_prefix="/jobs")
+    assert log_in(host.test_client(), path="/jobs/login").status_code == 303
+
+
+@pytest.mark.parametrize("spoil", ["closed", "readable", "link", "text"])
+def test_a_folder_that_cannot_keep_a_secret(folder, capsys, spoil):
+    folder.mkdir()
+    file = folder / "secret-key"
+    if spoil == "closed":
+        folder.rmdir()
+        folder.write_text("no folder")
+    elif spoil == "readable":
+        file.write_text("x" * 40)
+        file.chmod(0o644)
+    elif spoil == "link":
+        file.symlink_to("/etc/hostname")
+    else:
+        file.write_bytes(b"\xff" * 40)
+        file.chmod(0o600)
+    found = {kept("secret-key", "SECRET_KEY") for _ in range(2)}
+    assert len(found) == 2 and all(len(one) >= 16 for one in found), "each process has its own"
+    assert "Set SECRET_KEY" in capsys.readouterr().err
+
+
+def test_processes_that_start_at_once_keep_one_secret(spawn, tmp_path):
+    code = "from rqjobs.web.kept import kept; print(kept('secret-key', 'X'))"
+    processes = [spawn(sys.executable, "-c", code) for _ in range(8)]
+    assert all(process.wait(60) == 0 for process in processes)
+    assert len({process.output() for process in processes}) == 1
 
 
 def test_logout_is_a_post(client):
     assert client.get("/logout").status_code == 405
     assert client.post("/logout").status_code == 303
     assert client.get("/").status_code != 200
+
+
+def test_after_a_logout_the_cookie_opens_nothing_for_anybody(app, client, redis):
+    cookie = client.get_cookie("rqjobs_session").value
+    other = app.test_client()
+    assert log_in(other).status_code == 303
+    client.post("/logout")
+    thief = app.test_client()
+    thief.set_cookie("rqjobs_session", cookie)
+    assert thief.get("/", headers={"Accept": "application/json"}).status_code == 401
+    assert other.get("/").status_code == 200, "another login stays"
+    assert redis.zcard("rqjobs:sessions") == 1 and 43_000 < redis.ttl("rqjobs:sessions") <= 43_200
+
+
+def test_odd_records_of_logins_keep_nobody_out(app, redis):
+    client = app.test_client()
+    log_in(client)
+    for key in ("rqjobs:sessions", "rqjobs:login:127.0.0.1", "rqjobs:login"):
+        redis.delete(key)
+        redis.set(key, "odd")
+    assert client.get("/", headers={"Accept": "application/json"}).status_code == 401
+    client = app.test_client()
+    assert log_in(client).status_code == 303 and client.get("/").status_code == 200
 
 
 def test_wrong_passwords_are_slowed_down(app, redis):
@@ -291,13 +372,18 @@ def test_no_get_changes_anything(app, client, redis):
     assert {key: redis.dump(key) for key in redis.scan_iter("rq:*")} == before
 
 
-def test_without_a_password_only_this_machine_is_served(settings, capsys):
+def test_without_a_password_only_this_machine_is_served(settings, folder, capsys):
     app = create_app()
+    client = app.test_client()
+    assert client.get("/healthz").status_code == 200 and client.get("/").status_code == 401
+    assert capsys.readouterr().err == "" and not (folder / "admin-password").exists()
+    client.get("/login")
     printed = capsys.readouterr().err
     assert "no RQJOBS_ADMIN_PASSWORD is set, so only this machine is served. Log in as admin with: " in printed
     password = printed.strip().rpartition(" ")[2]
     assert len(password) >= 16
-    client = app.test_client()
+    client.get("/login")
+    assert capsys.readouterr().err == "", "said once"
     assert log_in(client, password=password).status_code == 303
     assert client.get("/").status_code == 200
     assert client.get("/", base_url="http://127.0.0.1:8000").status_code in (303, 401)  # let in, but it is another site
@@ -306,11 +392,74 @@ def test_without_a_password_only_this_machine_is_served(settings, capsys):
         {"headers": {"Host": "evil.example"}}, {"headers": {"Host": "localhost.evil.example"}},
         {"headers": {"Host": "["}}, {"headers": {"X-Forwarded-For": "192.0.2.1"}},
         {"headers": {"X-Forwarded-For": "127.0.0.1"}}, {"headers": {"Forwarded": "for=192.0.2.1"}},
+        {"headers": {"X-Real-IP": "127.0.0.1"}}, {"headers": {"X-Forwarded-Proto": "https"}},
+        {"headers": {"Via": "1.1 varnish"}}, {"headers": {"Origin": "https://shop.example"}},
+        {"environ_overrides": {"SERVER_PROTOCOL": "HTTP/1.0"}},
     ):
         for path in ("/", "/login", "/rq/", "/healthz", "/assets/rqjobs.css"):
             reply = client.get(path, **options)
             assert reply.status_code == 403 and "RQJOBS_ADMIN_PASSWORD" in reply.text, (options, path)
-    assert create_app() and password not in capsys.readouterr().err, "each start has its own"
+    assert log_in(create_app().test_client(), password=password).status_code == 303, "the next start has the same one"
+
+
+def test_who_imports_the_app_without_serving_it_hears_of_no_password(spawn, tmp_path):
+    """It was printed by the worker, doctor and pytest too, for a server that did not exist."""
+    (tmp_path / "shop.py").write_text("import flask, rqjobs.web\n\ndef create_app():\n    app = flask.Flask('shop')\n"
+                                      "    rqjobs.web.init_app(app, url_prefix='/jobs')\n    return app\n")
+    process = spawn(sys.executable, "-m", "rqjobs", "doctor", env={"RQJOBS_APP": "shop:create_app"})
+    process.wait(60)
+    assert "Log in" not in process.output() and "Redis" in process.output()
+    assert not (tmp_path / ".rqjobs").exists()
+
+
+def test_flask_run_with_the_reloader_has_one_password_and_keeps_who_is_logged_in(spawn, tmp_path, eventually):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shop = tmp_path / "shop.py"
+    shop.write_text("import flask, rqjobs.web\n\napp = flask.Flask('shop')\nversion = '1'\n"
+                    "app.get('/version')(lambda: version)\nrqjobs.web.init_app(app, url_prefix='/jobs')\n")
+    process = spawn(sys.executable, "-m", "flask", "--app", "shop", "run", "--debug", "--port", str(port),
+                    env={"PYTHONPATH": f"{tmp_path}:{Path(rqjobs.__file__).parents[1]}:{Path(__file__).parent}"})
+    jar = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+
+    def get(path, data=None):
+        request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, {"Sec-Fetch-Site": "same-origin"})
+        try:
+            with jar.open(request, timeout=10) as reply:
+                return reply.read().decode()
+        except OSError:
+            return ""
+
+    eventually(lambda: get("/version") == "1", what="the server")
+    assert "Log in as" not in process.output()
+    assert 'id="password"' in get("/jobs/login")
+    password = re.search(r"Log in as admin with: (\S+)", process.output())[1]
+    assert "Enqueue" in get("/jobs/login", urlencode({"user": "admin", "password": password}).encode())
+    shop.write_text(shop.read_text().replace("'1'", "'2'"))
+    eventually(lambda: get("/version") == "2", what="the next process")
+    assert "Enqueue" in get("/jobs/"), "still logged in"
+    get("/jobs/login")
+    said = re.findall(r"Log in as admin with: (\S+)", process.output())
+    assert set(said) == {password}
+
+
+@pytest.mark.parametrize("host", ["a..b", ".", "a" * 70 + ".b", "[", "a b", "\xff", "", "x:99999999"])
+def test_a_host_that_is_none_is_no_trouble(app, client, host):
+    """`a..b` was a 500 on any path, with a traceback in the log."""
+    for _, method, address in every_call(app):
+        reply = client.open(address, method=method, headers={"Host": host})
+        assert reply.status_code < 500, (address, reply.status)
+    assert client.get("/", headers={"Host": "a..b"}).status_code == 400
+
+
+def test_a_refusal_names_the_header_that_a_proxy_must_set(stranger):
+    reply = log_in(stranger, headers={"Origin": "http://shop.example:8080", "Host": "127.0.0.1:8000"})
+    assert reply.status_code == 403 and "proxy_set_header Host $http_host;" in reply.text
+    assert "from a page of shop.example:8080" in reply.text and "asked as 127.0.0.1:8000" in reply.text
+    reply = log_in(stranger, headers={"Origin": "http://" + HOSTILE, "Host": "127.0.0.1:8000"})
+    assert reply.status_code == 403
+    harmless(reply.text)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.com"])
@@ -797,6 +946,38 @@ def no_redis(app):
     config.use(redis_url="redis://user:s3cret-password@127.0.0.1:1/0")
 
 
+@pytest.fixture
+def full(redis):
+    """Redis refuses writes, for want of memory."""
+    redis.config_set("maxmemory", "1")
+    yield redis
+    redis.config_set("maxmemory", "0")
+
+
+def test_a_full_redis_lets_one_log_in_and_says_what_it_is(client, stranger, redis, full):
+    assert "Redis is full" in client.get("/").text
+    redis.config_set("maxmemory", "0")
+    job = rqjobs.enqueue_in(500, faults.say, "later")
+    redis.config_set("maxmemory", "1")
+    assert log_in(stranger, password="wrong").status_code == 401
+    assert redis.get("rqjobs:login:127.0.0.1") == b"1", "wrong passwords count all the same"
+    assert log_in(stranger).status_code == 303
+    for path in ("/", "/live", "/failed", "/workers", "/schedules", "/delayed", "/live/delayed", f"/jobs/{job.id}"):
+        reply = stranger.get(path)
+        assert reply.status_code == 200 and reply.text.count("Redis is full") == 1, path
+    reply = stranger.post("/jobs", data={"function": "faults.ok", "queue": "low"}, headers=OURS)
+    assert reply.status_code == 503 and "Redis refuses this" in reply.text and "does not answer" not in reply.text
+    stranger.post("/logout", headers=OURS)
+    assert stranger.get("/").status_code == 401
+
+
+def test_that_the_workers_are_suspended_is_said_on_every_page(client, redis):
+    assert "suspended" not in client.get("/").text
+    redis.set("rq:suspended", 1)
+    for path in ("/", "/live", "/failed", "/workers", "/schedules", "/delayed"):
+        assert client.get(path).text.count("RQ is suspended: no worker begins a job until `rq resume`") == 1, path
+
+
 def test_healthz(stranger):
     reply = stranger.get("/healthz")
     assert (reply.status_code, reply.text) == (200, "ok\n")
@@ -818,14 +999,6 @@ def test_when_no_redis_is_configured(client, stranger, tmp_path, monkeypatch):
     config.use(redis_url=None)
     assert "set REDIS_URL" in stranger.get("/healthz").text
     assert "set REDIS_URL" in client.get("/").text
-
-
-def test_the_password_of_redis_is_not_shown(app):
-    from rqjobs.web.guard import reason
-
-    config.use(redis_url="redis://user:s3cret-password@example.com:1/0")
-    shown = reason(ValueError("cannot use redis://user:s3cret-password@example.com:1/0\nTraceback"))
-    assert "s3cret" not in shown and "\n" not in shown
 
 
 def test_the_ledger_is_what_requeues(client, redis):

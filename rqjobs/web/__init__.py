@@ -5,10 +5,6 @@ The process that serves them never unpickles and never imports anything that it 
 
 from __future__ import annotations
 
-import hashlib
-import secrets
-import sys
-
 from flask import Flask
 from flask.sessions import SecureCookieSessionInterface
 
@@ -44,7 +40,8 @@ def init_app(app: Flask, url_prefix: str = "") -> None:
 
     The login lives in the app's own session, under the one key "rqjobs". Only what the app left at Flask's defaults is
     changed, for its session cookie: SameSite becomes Lax, and over https the cookie is Secure. An app without a
-    secret key gets SECRET_KEY. With an empty `url_prefix` the guard covers every route of the app.
+    secret key gets SECRET_KEY, or when the first request comes one that is kept in the data folder. With an empty
+    `url_prefix` the guard covers every route of the app. Nothing is printed or written before a request comes.
 
     Stock queues of this process go on writing pickle, for stock workers. But nothing here unpickles by RQ's default
     any longer, so a stock job's arguments, meta and result cannot be read here. To read them, pass
@@ -52,25 +49,11 @@ def init_app(app: Flask, url_prefix: str = "") -> None:
     """
     install(shared=True)
     prefix = "/" + url_prefix.strip("/") if url_prefix.strip("/") else ""
-    app.secret_key = app.secret_key or config.current().secret_key or _secret_key()
+    app.secret_key = app.secret_key or config.current().secret_key
     if app.config["SESSION_COOKIE_SAMESITE"] is None:
         app.config["SESSION_COOKIE_SAMESITE"] = "Lax"
     if type(app.session_interface) is SecureCookieSessionInterface:
         app.session_interface = Session()
-    guard = Guard(app, prefix)
-    if guard.local_only and not config.current().one_time_password:
-        print(f"rqjobs: no RQJOBS_ADMIN_PASSWORD is set, so only this machine is served. "
-              f"Log in as {guard.user} with: {guard.password}", file=sys.stderr, flush=True)
+    Guard(app, prefix)
     app.register_blueprint(pages, url_prefix=prefix or None)
     dashboard.mount(app, prefix)
-
-
-def _secret_key() -> str | bytes:
-    """A key for the cookies when nobody set SECRET_KEY: the same in every process that has the same password.
-
-    Only who is logged in ever gets a cookie signed with it, so it gives a stranger nothing to guess against.
-    """
-    password = config.current().admin_password
-    if not password:
-        return secrets.token_hex(32)
-    return hashlib.scrypt(password.encode(), salt=b"rqjobs.session", n=2**14, r=8, p=1)

@@ -9,7 +9,9 @@ import hashlib
 import hmac
 import ipaddress
 import secrets
+import sys
 import time
+from functools import cached_property
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -17,9 +19,11 @@ import itsdangerous
 import redis
 from flask import Blueprint, Flask, Response, current_app, g, redirect, render_template, request, session, url_for
 from flask.sessions import SecureCookieSessionInterface
-from werkzeug.exceptions import HTTPException, NotFound
+from rq.suspension import WORKERS_SUSPENDED
+from werkzeug.exceptions import BadRequest, HTTPException, NotFound
 
-from rqjobs import config, connection
+from rqjobs import config, connection, stats
+from rqjobs.web.kept import kept
 
 SAFE = ("GET", "HEAD", "OPTIONS")
 OPEN = ("rqjobs.login", "rqjobs.healthz")
@@ -28,9 +32,16 @@ DEVICE_LIFETIME = 180 * 24 * 3600  # seconds that a browser is remembered as one
 FREE_TRIES, FREE_TRIES_OF_ALL = 3, 30  # wrong passwords without a pause, of one address and of all together
 LONGEST_PAUSE, LONGEST_PAUSE_OF_ALL = 60, 2  # seconds
 REMEMBERED = 900  # seconds after the last wrong password for which they are counted
+FULL = 0.98  # of maxmemory; at about that Redis refuses writes
+PROXIES = ("forwarded", "via", "x-real-ip", "cf-connecting-ip", "true-client-ip", "x-client-ip")  # what proxies add
 HEADERS = {"X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Referrer-Policy": "same-origin"}
 CSP = ("default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; form-action 'self'; "
        "frame-ancestors 'none'")
+
+SESSIONS = "rqjobs:sessions"  # sorted set, login -> when it ends, in Redis's clock
+
+# The first write of both scripts is one that a full Redis lets through, and after it the others are let through too: a
+# login writes some bytes, and who cleans up must be able to log in.
 
 # Count a try before it is judged, so that a thousand tries at once are not all the first; or refuse it.
 # KEYS: pairs of a counter and a pause. ARGV: how long counters live, then for each pair how many tries are free and
@@ -41,21 +52,48 @@ for i = 1, #KEYS, 2 do
   if left > 0 then return left end
 end
 for i = 1, #KEYS, 2 do
-  local over = redis.call('INCR', KEYS[i]) - ARGV[i + 1]
+  redis.call('EXPIRE', KEYS[i], ARGV[1])
+  local count = redis.pcall('INCR', KEYS[i])
+  if type(count) ~= 'number' then
+    redis.call('SET', KEYS[i], 1)
+    count = 1
+  end
+  local over = count - ARGV[i + 1]
   redis.call('EXPIRE', KEYS[i], ARGV[1])
   if over >= 0 then redis.call('SET', KEYS[i + 1], 1, 'EX', math.min(2 ^ math.min(over, 20), ARGV[i + 2])) end
 end
 return 0
 """
 
+# Note a login. KEYS: the sessions; the counter and the pause that are forgiven. ARGV: the login, how long it lasts.
+_ADMIT = """
+redis.call('DEL', KEYS[2], KEYS[3])
+if redis.call('TYPE', KEYS[1]).ok ~= 'zset' then redis.call('DEL', KEYS[1]) end
+local now = tonumber(redis.call('TIME')[1])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
+redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1])
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+"""
+
 pages = Blueprint("rqjobs", __name__, template_folder="templates", static_folder="static", static_url_path="/assets")
 
 
 class Session(SecureCookieSessionInterface):
-    """Flask's own session, whose cookie is Secure too whenever the browser speaks https."""
+    """Flask's own session, whose cookie is Secure too whenever the browser speaks https, and signed by a key always."""
 
     def get_cookie_secure(self, app: Flask) -> bool:
         return super().get_cookie_secure(app) or over_https()
+
+    def get_signing_serializer(self, app: Flask) -> Any:
+        key_of(app)
+        return super().get_signing_serializer(app)
+
+
+def key_of(app: Flask) -> bytes:
+    """The app's secret key; if it has none, it gets one of chance, which gives nobody anything to guess against."""
+    if not app.secret_key:
+        app.secret_key = kept("secret-key", "SECRET_KEY, the same everywhere")
+    return app.secret_key.encode() if isinstance(app.secret_key, str) else app.secret_key
 
 
 class Guard:
@@ -65,14 +103,33 @@ class Guard:
         settings = config.current()
         self.app, self.prefix, self.user = app, prefix, settings.admin_user
         self.local_only = not settings.admin_password
-        self.password = settings.admin_password or settings.one_time_password or secrets.token_urlsafe(12)
-        key = app.secret_key.encode() if isinstance(app.secret_key, str) else cast(bytes, app.secret_key)
-        credentials = f"{self.user}\0{self.password}".encode()
-        self.fingerprint = hmac.new(key, credentials, hashlib.sha256).hexdigest()
-        self.devices = itsdangerous.URLSafeTimedSerializer(key, salt=f"rqjobs.device.{self.fingerprint}")
+        self.given = settings.admin_password or settings.one_time_password
+        self.said = False
         app.extensions["rqjobs"] = self
         app.before_request(self.check)
         app.after_request(self.protect)
+
+    @cached_property
+    def password(self) -> str:
+        return self.given or kept("admin-password", "RQJOBS_ADMIN_PASSWORD")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What a login is for: other credentials or another key, and it is none."""
+        credentials = f"{self.user}\0{self.password}".encode()
+        return hmac.new(key_of(self.app), credentials, hashlib.sha256).hexdigest()
+
+    @cached_property
+    def devices(self) -> itsdangerous.URLSafeTimedSerializer:
+        return itsdangerous.URLSafeTimedSerializer(key_of(self.app), salt=f"rqjobs.device.{self.fingerprint}")
+
+    def say_password(self) -> None:
+        """Tell whoever started this server the password that nobody set; once, and only when somebody asks to log in:
+        what imports the app without serving it has no business with it."""
+        if not (self.given or self.said):
+            self.said = True
+            print(f"rqjobs: no RQJOBS_ADMIN_PASSWORD is set, so only this machine is served. "
+                  f"Log in as {self.user} with: {self.password}", file=sys.stderr, flush=True)
 
     def covers(self) -> bool:
         """Whether this request is for what we guard; by its path, and by the rule that would answer it."""
@@ -84,23 +141,35 @@ class Guard:
         if not self.covers():
             return None
         g.rqjobs_refused = True
+        error = request.routing_exception
+        if isinstance(error, BadRequest):  # by a Host that is no name of a host; no address can be made for a link
+            return Response("The Host header is no host name.\n", 400, mimetype="text/plain")
         if self.local_only and not from_this_machine():
-            return message(403, "Only this machine is served", "Set RQJOBS_ADMIN_PASSWORD to serve a network.")
+            return message(403, "Only this machine is served", "Set RQJOBS_ADMIN_PASSWORD to serve a network, or "
+                                                               "through a proxy.")
         if request.method not in SAFE and not from_our_pages():
-            return message(403, "Refused", "This did not come from a page of this site (by its Sec-Fetch-Site, Origin "
-                                           "and Referer headers). A script must send Origin.")
-        stylesheet = request.endpoint == "rqjobs.static" and (request.view_args or {}).get("filename") == "rqjobs.css"
-        if not (request.endpoint in OPEN or stylesheet or self.logged_in()):
+            return message(403, "Refused", why_refused())
+        try:
+            may_enter = self.is_open() or self.logged_in()
+        except redis.RedisError as trouble:
+            if request.blueprint:  # its own handler answers
+                raise
+            return no_redis(trouble)
+        if not may_enter:
             if request.method in SAFE[:2] and request.accept_mimetypes.best_match(
                 ["text/html", "application/json"], "application/json"
             ) == "text/html":
                 return redirect(url_for("rqjobs.login", next=request.full_path.rstrip("?")), 303)
             return message(401, "Log in first", "You are not logged in, or not any more.")
-        error = request.routing_exception
         if isinstance(error, HTTPException) and (error.code or 0) >= 400:
             return refused(error)
         g.rqjobs_refused = False
         return None
+
+    def is_open(self) -> bool:
+        """Whether a stranger may see this."""
+        return request.endpoint in OPEN or (
+            request.endpoint == "rqjobs.static" and (request.view_args or {}).get("filename") == "rqjobs.css")
 
     def protect(self, response: Response) -> Response:
         """Set the headers that keep browsers strict; the dashboard brings a content policy of its own."""
@@ -112,11 +181,30 @@ class Guard:
                 response.headers.setdefault("Cache-Control", "no-store")
         return response
 
-    def logged_in(self) -> bool:
+    def login_id(self) -> str | None:
+        """The login that the request's cookie is for; whether that has ended, only Redis knows."""
         entry = session.get("rqjobs")
-        if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)):
+        if not (isinstance(entry, list) and len(entry) == 3 and all(isinstance(part, str) for part in entry[::2])):
+            return None
+        right = hmac.compare_digest(entry[0], self.fingerprint) and 0 <= time.time() - float(entry[1]) < LIFETIME
+        return entry[2] if right else None
+
+    def logged_in(self) -> bool:
+        """Whether somebody is. In the same round trip it is asked how Redis is, for the banner of the page."""
+        login = self.login_id()
+        g.rqjobs_nav = login is not None
+        if login is None:
             return False
-        return hmac.compare_digest(entry[0], self.fingerprint) and 0 <= time.time() - float(entry[1]) < LIFETIME
+        with connection.client().pipeline(transaction=False) as pipe:
+            pipe.zscore(SESSIONS, login)
+            pipe.exists(WORKERS_SUSPENDED)
+            pipe.info("memory")
+            ends, suspended, memory = pipe.execute(raise_on_error=False)
+        if isinstance(ends, Exception) and connection.refusal(ends):
+            raise ends
+        g.rqjobs_nav = isinstance(ends, float)  # what else may stand there is no login
+        g.rqjobs_warnings = warnings(suspended, memory)
+        return bool(g.rqjobs_nav)
 
     def are_right(self, user: str, password: str) -> bool:
         """Whether these are the credentials; takes as long for wrong ones."""
@@ -144,6 +232,7 @@ def guard() -> Guard:
 @pages.route("/login", methods=["GET", "POST"])
 def login() -> Any:
     wanted = request.values.get("next", "")
+    guard().say_password()
     if request.method != "POST":
         return page("login.html", wanted=wanted)
     throttles = guard().throttles()
@@ -158,10 +247,11 @@ def login() -> Any:
         return answer
     if not guard().are_right(request.form.get("user", ""), request.form.get("password", "")):
         return page("login.html", 401, wanted=wanted, error="Wrong name or password.")
-    connection.client().delete(*keys[:2])
+    login = secrets.token_hex(16)
+    connection.client().register_script(_ADMIT)(keys=[SESSIONS, *keys[:2]], args=[login, LIFETIME])
     if current_app.import_name == "rqjobs.web":  # in somebody else's app the rest of the session is theirs
         session.clear()
-    session["rqjobs"] = [guard().fingerprint, int(time.time())]
+    session["rqjobs"] = [guard().fingerprint, int(time.time()), login]
     welcome = redirect(request.script_root + wanted if is_ours(wanted) else url_for("rqjobs.home"), 303)
     welcome.set_cookie("rqjobs_device", str(guard().devices.dumps(secrets.token_hex(8))),
                        max_age=DEVICE_LIFETIME, httponly=True, samesite="Lax", secure=over_https(),
@@ -171,6 +261,7 @@ def login() -> Any:
 
 @pages.post("/logout")
 def logout() -> Any:
+    connection.client().zrem(SESSIONS, guard().login_id() or "")  # the cookie opens nothing any more, whoever has it
     session.pop("rqjobs", None)
     return redirect(url_for("rqjobs.login"), 303)
 
@@ -180,13 +271,14 @@ def healthz() -> Any:
     try:
         connection.client().ping()
     except (redis.RedisError, config.ConfigError) as error:
-        return Response(f"{reason(error)}\n", 503, mimetype="text/plain")
+        return Response(f"{connection.explain(error)}\n", 503, mimetype="text/plain")
     return Response("ok\n", mimetype="text/plain")
 
 
 @pages.errorhandler(redis.RedisError)
 def no_redis(error: redis.RedisError) -> Any:
-    return message(503, "Redis does not answer", reason(error))
+    return message(503, "Redis refuses this" if connection.refusal(error) else "Redis does not answer",
+                   connection.explain(error))
 
 
 @pages.errorhandler(HTTPException)
@@ -200,8 +292,9 @@ def refused(error: HTTPException) -> Any:
 def page(template: str, status: int = 200, **values: Any) -> Response:
     """Our template `template`, with what every page shows."""
     note = session.pop("rqjobs_note", None) if "rqjobs_note" in session else None
-    html = render_template(f"rqjobs/{template}", nav=guard().logged_in(), note=note, **values)
-    return Response(html, status, mimetype="text/html")
+    html = render_template(f"rqjobs/{template}", nav=g.get("rqjobs_nav", False), note=note,
+                           warnings=g.get("rqjobs_warnings", []), **values)
+    return Response(html.encode(errors="backslashreplace"), status, mimetype="text/html")  # half an emoji, for example
 
 
 def message(status: int, title: str, text: str) -> Response:
@@ -209,12 +302,14 @@ def message(status: int, title: str, text: str) -> Response:
     return page("message.html", status, title=title, text=text)
 
 
-def reason(error: Exception) -> str:
-    """What went wrong, in one line, without the password of the Redis."""
-    line = (str(error).splitlines() or [type(error).__name__])[0]
-    address = config.current().redis_url or ""
-    secret = urlsplit(address).password if "," not in address else None
-    return line.replace(address, connection.without_password(address)).replace(secret or "\0", "***")
+def warnings(suspended: Any, memory: Any) -> list[str]:
+    """What every page says about the Redis: `memory` is what it says of that, or why it does not."""
+    found = [stats.SUSPENDED] if isinstance(suspended, int) and suspended else []
+    if isinstance(memory, dict) and memory.get("maxmemory") and memory.get("maxmemory_policy") == "noeviction":
+        used = memory.get("used_memory", 0) - memory.get("mem_not_counted_for_evict", 0)
+        if used >= FULL * memory["maxmemory"]:
+            found.append(connection.MEANINGS["OOM"])
+    return found
 
 
 def is_ours(path: str) -> bool:
@@ -233,13 +328,29 @@ def network(address: str | None) -> str:
 
 
 def from_this_machine() -> bool:
-    """Whether the peer is this machine, by no proxy, under no name that a foreign site could have pointed here."""
-    forwarded = any(name in request.headers for name in ("X-Forwarded-For", "Forwarded", "X-Forwarded-Host", "Via"))
+    """Whether the peer is this machine, under no name that a foreign site could have pointed here, and by no proxy.
+
+    A proxy betrays itself by what it adds, by the Origin that it passes on, or by HTTP/1.0, which browsers do not speak
+    and nginx does by default. One that hides all of it looks like a program on this machine: the password remains.
+    """
+    headers = request.headers
+    forwarded = any(name.lower().startswith("x-forwarded") or name.lower() in PROXIES for name, _ in headers)
+    origin = headers.get("Origin", "null")
     try:
-        name = urlsplit("//" + request.headers.get("Host", "")).hostname
+        names = {urlsplit("//" + headers.get("Host", "")).hostname}
+        names |= set() if origin == "null" else {urlsplit(origin).hostname}
     except ValueError:
         return False
-    return not forwarded and config.is_loopback(request.remote_addr) and name in ("localhost", "127.0.0.1", "::1")
+    return (not forwarded and request.environ.get("SERVER_PROTOCOL") != "HTTP/1.0"
+            and config.is_loopback(request.remote_addr) and names <= {"localhost", "127.0.0.1", "::1"})
+
+
+def source() -> str:
+    """The host of the page that sends this, by Origin or Referer; "" if they do not say."""
+    try:
+        return urlsplit(request.headers.get("Origin") or request.headers.get("Referer") or "").netloc
+    except ValueError:
+        return ""
 
 
 def from_our_pages() -> bool:
@@ -247,11 +358,17 @@ def from_our_pages() -> bool:
     site = request.headers.get("Sec-Fetch-Site")
     if site is not None:
         return site in ("same-origin", "none")
-    try:
-        source = urlsplit(request.headers.get("Origin") or request.headers.get("Referer") or "").netloc
-    except ValueError:
-        return False
-    return source != "" and source.lower() == request.host.lower()
+    return source() != "" and source().lower() == request.host.lower()
+
+
+def why_refused() -> str:
+    """What `from_our_pages` found, and what to do if it was wrong."""
+    if "Sec-Fetch-Site" in request.headers or not source():
+        return ("This did not come from a page of this site (by its Sec-Fetch-Site, Origin and Referer headers). A "
+                "script must send Origin.")
+    return (f"The browser says that this comes from a page of {source()[:100]} (by Origin or Referer), but this app "
+            f"was asked as {request.host[:100]} (by Host). A proxy between them must pass on the Host that the browser "
+            f"sent; nginx does it with: proxy_set_header Host $http_host;")
 
 
 def over_https() -> bool:
