@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -29,7 +28,6 @@ class Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            logging.basicConfig(level=logging.WARNING, format="%(message)s")
             config.current()
             install()
             return super().invoke(ctx)

@@ -39,8 +39,8 @@ class Config:
     one_time_password: str | None = field(default=None, repr=False)  # instead of one that the web app makes up
     webhook_hosts: tuple[str, ...] = ()
     grace: int = 20
-    max_jobs_per_horse: int = 1000
-    max_memory_per_horse: int = 0  # bytes; 0 is no limit
+    max_jobs_per_horse: int = 0  # 0 is no limit
+    max_memory_per_horse: int | None = None  # bytes that it may grow by; 0 is no limit, None is what supervisor.py says
     max_payload: int = 256 * 1024
     host: str | None = None  # this machine only; with a password and without `dev` all interfaces
     port: int = 8000
@@ -75,10 +75,14 @@ class Config:
         return config
 
 
-def _integer(low: int, high: int, unit: str) -> Callable[[str], int]:
+def _integer(low: int, high: int, unit: str, none: bool = False) -> Callable[[str], int]:
+    more = ", or 0 for no limit" if none else ""
+
     def parse(text: str) -> int:
-        if not re.fullmatch(r"[0-9]{1,12}", text) or not low <= int(text) <= high:
-            raise ValueError(f"is not {unit}; give a whole number from {low} to {high}")
+        if none and text == "0":
+            return 0
+        if not re.fullmatch(r"[0-9]{1,13}", text) or not low <= int(text) <= high:
+            raise ValueError(f"is not {unit}; give a whole number from {low} to {high}{more}")
         return int(text)
 
     return parse
@@ -160,8 +164,8 @@ SETTINGS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "RQJOBS_ONE_TIME_PASSWORD": ("one_time_password", _password),
     "RQJOBS_WEBHOOK_HOSTS": ("webhook_hosts", _words(r"[a-z0-9.-]+", "hooks.example.com,example.org, in lower case")),
     "RQJOBS_GRACE": ("grace", _integer(0, 86_400, "a number of seconds")),
-    "RQJOBS_MAX_JOBS_PER_HORSE": ("max_jobs_per_horse", _integer(1, 10**9, "a number of jobs")),
-    "RQJOBS_MAX_MEMORY_PER_HORSE": ("max_memory_per_horse", _integer(2**24, 2**40, "a number of bytes")),
+    "RQJOBS_MAX_JOBS_PER_HORSE": ("max_jobs_per_horse", _integer(1, 10**9, "a number of jobs", none=True)),
+    "RQJOBS_MAX_MEMORY_PER_HORSE": ("max_memory_per_horse", _integer(2**24, 2**40, "a number of bytes", none=True)),
     "RQJOBS_MAX_PAYLOAD": ("max_payload", _integer(1_024, 512 * 1024 * 1024, "a number of bytes")),
     "HOST": ("host", _host),
     "PORT": ("port", _integer(1, 65_535, "a port")),

@@ -8,8 +8,6 @@ import gc
 import logging
 import os
 import random
-import resource
-import signal
 import socket
 import time
 from collections.abc import Iterable
@@ -24,8 +22,9 @@ from rq.executions import Execution
 from rq.logutils import blue, green
 from rq.worker import DequeueStrategy
 
-from rqjobs import config, ledger, processes, waits
+from rqjobs import children, config, ledger, processes, waits
 from rqjobs.board import Board
+from rqjobs.inherited import Inherited
 from rqjobs.instrumented import isolated
 from rqjobs.ledger import CLAIM, RELEASE, Claim, text
 from rqjobs.outbox import Outbox, Outcome
@@ -35,22 +34,27 @@ from rqjobs.settling import Settling, load_scripts, passes
 SPAN = 0.005  # seconds that the jobs which are claimed at once may take, by their pace so far
 AT_ONCE = 32  # jobs
 HOLD = 0.04  # seconds that a job may wait behind others with which it was claimed, before it is given back
+MEMORY_LOOK_SECONDS = 0.1  # between two looks at how large the horse is
 
 
 @dataclass
 class Terms:
-    """When a horse, and with it its worker, has done enough. Seconds and jobs; None is no end."""
+    """When a horse, and with it its worker, has done enough. Seconds and jobs; None is no end. And by how many bytes
+    the horse may grow; 0 is no limit."""
 
     burst: bool = False
     max_jobs: int | None = None
     max_idle_time: int | None = None
+    max_growth: int = 0
 
 
 class Horse:
     """Claims, runs and settles job after job, until its terms, its parent, or its size say enough."""
 
-    def __init__(self, worker: Settling, board: Board, control: socket.socket, terms: Terms, handover: Handover):
+    def __init__(self, worker: Settling, board: Board, control: socket.socket, terms: Terms, handover: Handover,
+                 inherited: Inherited):
         self.worker, self.board, self.control, self.terms, self.handover = worker, board, control, terms, handover
+        self.inherited = inherited
         self.client = worker.connection.plain  # type: ignore[attr-defined]
         self.waits = waits.Waits(self.client, f"rqjobs:claims:{worker.name}")
         self.outbox = worker.outbox = Outbox(self.client)
@@ -60,9 +64,11 @@ class Horse:
         self.settings = config.current()
         self.queues: dict[str, Queue] = {}
         self.pace = SPAN  # seconds that a job takes, by a running mean
+        self.reaper = children.Reaper()
+        self.memory, self.measured = processes.memory(), time.monotonic()  # bytes that it began with; the last look
 
     def run(self) -> str:
-        """Returns why it ended: "stopped", "drained", "idle", "enough" or "replaced"."""
+        """Returns why it ended: "stopped", "drained", "idle", "enough", "replaced" or "grown"."""
         me = os.getpid()
         self._ask(*ledger.announcement(self.worker.name, os.getppid(), me, processes.started(me)))
         idle_since = time.monotonic()
@@ -74,8 +80,9 @@ class Horse:
                 self._perform_all(claims)
                 if self.terms.max_jobs is not None and self.board.done >= self.terms.max_jobs:
                     return self._leave("enough")
-                if self._is_spent():
-                    return self._leave("replaced")
+                if spent := self._spent():
+                    return self._leave(spent)
+                self.reaper.reap()
                 idle_since = time.monotonic()
             elif self.terms.burst:
                 return self._leave("drained")
@@ -111,10 +118,9 @@ class Horse:
         """How many jobs to claim at once: those of the next few milliseconds."""
         if self.worker._dequeue_strategy != DequeueStrategy.DEFAULT:
             return 1
-        left = self.settings.max_jobs_per_horse - self.board.done
-        if self.terms.max_jobs is not None:
-            left = min(left, self.terms.max_jobs - self.board.done)
-        return max(1, min(AT_ONCE, left, int(SPAN / self.pace)))
+        limits = (self.settings.max_jobs_per_horse or None, self.terms.max_jobs)
+        left = [limit - self.board.done for limit in limits if limit is not None]
+        return max(1, min(AT_ONCE, int(SPAN / self.pace), *left))
 
     def _ask(self, *command: Any) -> Any:
         """Bring all outcomes to Redis, end all waits, and ask `command`, in one round trip; until Redis has answered,
@@ -209,19 +215,28 @@ class Horse:
             what = f"{blue(str(job.description))} ({job.id})" if worker.log_job_description else job.id
             worker.log.info("Worker %s: %s: %s", worker.name, green(queue.name), what)
         worker.post(Board.RUNNING, deadline)  # from here on a death counts
+        self.inherited.tidy()
         contextvars.copy_context().run(self._run, job, queue)
+        self.inherited.tidy()
+        children.flush()
         self.board.done += 1
 
     def _run(self, job: Any, queue: Queue) -> None:
         with isolated():
             self.worker.perform_job(job, queue)
 
-    def _is_spent(self) -> bool:
-        settings = self.settings
-        if self.board.done >= settings.max_jobs_per_horse:
-            return True
-        limit = settings.max_memory_per_horse
-        return bool(limit) and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * processes.MAXRSS_UNIT > limit
+    def _spent(self) -> str:
+        """Why a fresh horse is wanted, if it is: it ran as many jobs as it may, or it grew by more than it may."""
+        if self.settings.max_jobs_per_horse and self.board.done >= self.settings.max_jobs_per_horse:
+            return "replaced"
+        limit, now = self.terms.max_growth, time.monotonic()
+        if not limit or now - self.measured < MEMORY_LOOK_SECONDS:
+            return ""
+        self.measured = now
+        if processes.memory() - self.memory <= limit:
+            return ""
+        processes.trim()  # what is free, and not given back yet, is no growth
+        return "grown" if processes.memory() - self.memory > limit else ""
 
     def _leave(self, why: str) -> str:
         """Settle what is unsettled, end the waits, and say why. What else is in the claims, the parent or the next
@@ -263,7 +278,8 @@ class Handover:
 
 
 def saddle(
-    worker: Settling, board: Board, control: socket.socket, terms: Terms, handover: Handover, parent: int
+    worker: Settling, board: Board, control: socket.socket, terms: Terms, handover: Handover, parent: int,
+    inherited: Inherited,
 ) -> None:
     """The life of the forked child: never returns."""
     code = 1
@@ -272,18 +288,17 @@ def saddle(
         if os.getppid() != parent:
             os._exit(1)
         os.setpgrp()
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        # The parent decides when to end. Not SIG_IGN: what a job starts would inherit that.
-        signal.signal(signal.SIGTERM, lambda number, frame: None)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        children.begin()
+        inherited.renew()
         random.seed()
         worker._is_horse = True
         worker.board = board
         gc.freeze()  # what was loaded before never becomes garbage; looking at it would copy its pages
-        Horse(worker, board, control, terms, handover).run()
+        Horse(worker, board, control, terms, handover, inherited).run()
         code = 0
+        children.end()
     except BaseException:
         worker.log.error("Worker %s: its horse failed", worker.name, exc_info=True)
     finally:
+        children.flush()
         os._exit(code)

@@ -66,6 +66,7 @@ class Owners:
         seconds, micro = connection.time()
         self.now = seconds + micro / 1e6
         self._verdicts: dict[str, str] = {}
+        self.horses: dict[str, list[bytes | None]] = {}  # where the processes of those that were judged live, or lived
         self.processes: dict[str, str] = {}  # that were judged, as `ledger.reclaim` takes them
 
     def verdict(self, name: str) -> str:
@@ -78,16 +79,23 @@ class Owners:
         """Find the verdicts on all of them, in one round trip."""
         with self.connection.pipeline(transaction=False) as pipe:
             for name in names:
-                pipe.hmget(f"rqjobs:worker:{name}", "host", "pid", "started", "horse", "horse_started")
+                pipe.hmget(f"rqjobs:worker:{name}", "host", "pid", "started", "horse", "horse_started", "session")
                 pipe.zscore(ledger.WORKERS, name)
                 pipe.exists(f"rq:worker:{name}")
             facts = pipe.execute()
         for index, name in enumerate(names):
             self._verdicts[name] = self._judge(*facts[3 * index:3 * index + 3])
+            self.horses[name] = facts[3 * index]
             self.processes[name] = ":".join(text(word or b"") for word in facts[3 * index][1:3])
 
+    def end_horse(self, name: str) -> None:
+        """End what the jobs of a dead worker of this host had started, before they run again."""
+        host, _, _, horse, started, session = self.horses[name]
+        if host and self.host == text(host) and horse and _gone(horse, started):
+            processes.end_abandoned_group(int(horse), text(started or b""), text(session or b""))
+
     def _judge(self, where: list[bytes | None], lease: float | None, known: int) -> str:
-        host, pid, started, horse, horse_started = where
+        host, pid, started, horse, horse_started, _ = where
         ours = host and self.host == text(host)
         if ours and _gone(pid, started) and (not horse or _gone(horse, horse_started)):
             return "gone"
@@ -116,6 +124,8 @@ def sweep(connection: redis.Redis, force: bool = False, pulse: Callable[[], None
     ours = [text(member) for member in connection.zrange(ledger.WORKERS, 0, -1)]
     owners.judge(ours)
     for worker in ours:
+        if owners.verdict(worker) != "alive":
+            owners.end_horse(worker)
         _sweep_claims(connection, worker, owners.verdict(worker), owners.processes[worker], result)
     for queue in _busy_queues(connection, result):
         pulse()

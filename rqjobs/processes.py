@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import resource
 import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,67 @@ def started(pid: int) -> str:
     counted after the command's name, which may itself contain spaces and parentheses, and ends after 15 bytes, perhaps
     in the middle of a character.
     """
+    fields = _stat(pid)
+    return "" if not fields or fields[0] in "ZX" else fields[19]
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/<pid>/stat from the third one, the state, on; none if there is no such process."""
     with contextlib.suppress(OSError, IndexError):
-        rest = Path(f"/proc/{pid}/stat").read_text(encoding="latin-1").rpartition(")")[2].split()
-        return "" if rest[0] in "ZX" else rest[19]
-    return ""
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="latin-1").rpartition(")")[2].split()
+        return fields if len(fields) > 19 else []
+    return []
+
+
+def _all() -> Iterator[tuple[int, list[str]]]:
+    """Every process that /proc shows, with its `_stat`; none where there is no /proc."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir("/proc"):
+            if name.isdigit() and (fields := _stat(int(name))):
+                yield int(name), fields
+
+
+def zombies(parent: int) -> dict[int, int]:
+    """The children of `parent` that have ended and were not waited for yet, each with its process group."""
+    return {pid: int(fields[2]) for pid, fields in _all() if fields[0] == "Z" and int(fields[1]) == parent}
+
+
+def end_group(group: int, seconds: float = 2.0) -> None:
+    """Kill every process of a group whose leader is a zombie of the caller's, and wait until they have ended."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGKILL)
+        _wait_for_group(group, seconds)
+
+
+def end_abandoned_group(group: int, started: str, session: str, seconds: float = 2.0) -> None:
+    """Kill what is left of a group whose leader, which had started at `started` in `session`, is provably gone.
+
+    A pid is not given out again while a group is called so. When the group was empty for a moment it may be another's
+    now: that has a leader, or it is of another session, or its processes are older than the leader was.
+    """
+    left = _members(group)
+    ours = started.isdigit() and all(
+        fields[3] == session and int(fields[19]) >= int(started) for fields in left.values())
+    if left and ours and group not in left and group not in (os.getpid(), os.getpgrp()):
+        end_group(group, seconds)
+
+
+def _members(group: int) -> dict[int, list[str]]:
+    return {pid: fields for pid, fields in _all() if fields[2] == str(group) and fields[0] not in "ZX"}
+
+
+def _wait_for_group(group: int, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while _members(group) and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
+def memory() -> int:
+    """Bytes of memory that this process has now; where the kernel does not say so, the most that it ever had."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MAXRSS_UNIT
 
 
 def pause(seconds: float, until: Callable[[], bool], step: float = 0.2) -> None:
@@ -69,11 +127,12 @@ def pause(seconds: float, until: Callable[[], bool], step: float = 0.2) -> None:
 def gone(pid: int, start: str) -> bool:
     """Whether the process that had `pid` and started at `start` is provably not there any more.
 
-    What the kernel hides from us (hidepid) is there: it answers a signal with a refusal.
+    What the kernel hides from us (hidepid) is there: it answers a signal with a refusal. So is a process of which
+    nobody could read when it started.
     """
     now = started(pid)
     if now:
-        return now != start
+        return bool(start) and now != start
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -85,9 +144,8 @@ def gone(pid: int, start: str) -> bool:
 
 def state(pid: int) -> str:
     """The kernel's letter for what process `pid` does (T: stopped, Z: zombie; proc(5)); "" if there is none."""
-    with contextlib.suppress(OSError, IndexError):
-        return Path(f"/proc/{pid}/stat").read_text(encoding="latin-1").rpartition(")")[2].split()[0]
-    return ""
+    fields = _stat(pid)
+    return fields[0] if fields else ""
 
 
 def readable(files: Iterable[Any], seconds: float) -> list[Any]:

@@ -31,7 +31,7 @@ from rq.job import UNSERIALIZABLE_RETURN_VALUE_PAYLOAD, Retry
 from rq.timeouts import UnixSignalDeathPenalty
 from rq.utils import now
 
-from rqjobs import ledger, orphans
+from rqjobs import children, ledger, orphans
 from rqjobs.board import Board
 from rqjobs.instrumented import is_wrapped
 from rqjobs.jobs import Job, written
@@ -93,6 +93,7 @@ class Settling(rq.Worker):
 
     def handle_execution_ended(self, job: Any, queue: Any, heartbeat_ttl: int) -> None:
         if self.horse and os.getpid() != self.horse:  # the job forked, and this is its child: there is one horse
+            children.flush()
             os._exit(0)
         job.ended_at = now()
         if job._success_callback_name or job._failure_callback_name:  # they have a time limit of their own

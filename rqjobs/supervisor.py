@@ -17,9 +17,10 @@ from rq.job import JobStatus
 from rq.utils import now
 from rq.worker import WorkerStatus
 
-from rqjobs import config, ledger, orphans, processes
+from rqjobs import children, config, ledger, orphans, processes
 from rqjobs.board import Board, Posting
 from rqjobs.horse import HOLD, Handover, Terms, saddle
+from rqjobs.inherited import Inherited
 from rqjobs.ledger import Claim
 from rqjobs.settling import Settling
 
@@ -27,6 +28,8 @@ CRASH_DELAY = 1.0  # seconds that a job which crashed its horse waits, doubled w
 REHIRE_PAUSE = (0.1, 5.0)  # seconds before the next horse when one did not live for a second: at first, at most
 STUCK = 4 * ledger.BEAT  # seconds without a word after which an idle horse is no use; one wait for Redis may take 16
 STUCK_SETTLING = 3 * STUCK  # the same of one that settles; it may wait for Redis a few times before it has a word
+GROWTH_BYTES = 2**30  # by which a horse may grow, where RQJOBS_MAX_MEMORY_PER_HORSE says nothing
+FEW_JOBS = 100  # a horse that grew so much within fewer has loaded what its jobs need; the next may be twice as large
 DOUBLED = 1.0  # seconds in which a second signal is the same one: worker-pool and the terminal both send it
 
 STATES = {Board.RUNNING: WorkerStatus.BUSY, Board.SETTLING: WorkerStatus.BUSY, Board.SUSPENDED: WorkerStatus.SUSPENDED}
@@ -46,6 +49,8 @@ class Supervisor(Settling):
         self._hired = 0.0
         self._readable = time.monotonic()  # when the board was
         self._rehire_pause = REHIRE_PAUSE[0]
+        self._growth_bytes = GROWTH_BYTES
+        self.inherited: Inherited | None = None
         self._told: tuple[Any, Any, int, float] = (None, None, 0, 0.0)  # of RQ's worker key
         self._told_at = 0.0
         self._done_before = 0  # jobs of earlier horses
@@ -88,21 +93,27 @@ class Supervisor(Settling):
 
     def _hire(self, terms: Terms) -> None:
         left = None if terms.max_jobs is None else terms.max_jobs - self._done_before
-        board, handover = Board(), Handover()
-        ours, theirs = socket.socketpair()
+        limit = config.current().max_memory_per_horse
+        growth = self._growth_bytes if limit is None else limit
+        if self.inherited is None:
+            self.inherited = Inherited()
         processes.trim()  # or both would write on those pages, each on a copy of its own
-        try:
-            pid = os.fork()
-        except OSError as error:  # no memory, or too many processes; there may be some in a while
-            self.log.error("Worker %s: cannot start a horse: %s", self.name, error)
-            self._hired, self._rehire_pause = time.monotonic(), REHIRE_PAUSE[1]
-            ours.close()
-            theirs.close()
-            handover.close()
-            return
-        if pid == 0:
-            ours.close()
-            saddle(self, board, theirs, Terms(terms.burst, left, terms.max_idle_time), handover, self._pid_of_parent)
+        children.flush()  # or both would write it
+        with contextlib.ExitStack() as undo:
+            try:
+                board, handover = Board(), Handover()
+                undo.callback(handover.close)
+                ours, theirs = socket.socketpair()
+                pid = os.fork()
+            except OSError as error:  # no memory, too many processes or open files; there may be some in a while
+                self.log.error("Worker %s: cannot start a horse: %s", self.name, error)
+                self._hired, self._rehire_pause = time.monotonic(), REHIRE_PAUSE[1]
+                return
+            if pid == 0:
+                ours.close()
+                own = Terms(terms.burst, left, terms.max_idle_time, growth)
+                saddle(self, board, theirs, own, handover, self._pid_of_parent, self.inherited)
+            undo.pop_all()
         theirs.close()
         self._horse_pid, self.horse_board, self.control, self.handover = pid, board, ours, handover
         self._given_back.clear()
@@ -191,6 +202,9 @@ class Supervisor(Settling):
                 self._put_down("late")
             else:
                 os.kill(self.horse_pid, signal.SIGCONT)
+        elif post.phase == Board.LEAVING:
+            if age > children.EXIT_SECONDS:
+                self._put_down("")
         elif post.phase != Board.RUNNING and age > (STUCK_SETTLING if post.phase == Board.SETTLING else STUCK):
             self.log.error("Worker %s: its horse has not been heard of for %.0f s and is replaced", self.name, age)
             self._put_down("stuck")
@@ -205,9 +219,9 @@ class Supervisor(Settling):
         """See whether the horse has ended, and take back what it had. Returns why the worker is done, or ""."""
         if not self.horse_pid:
             return ""
-        pid, status = os.waitpid(self.horse_pid, os.WNOHANG)
-        if pid == 0:
+        if not os.waitid(os.P_PID, self.horse_pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             return ""
+        status = self._end_horse()
         with contextlib.suppress(redis.RedisError, OSError):
             self._tell_state()
         post, self._horse_pid = self._posting(), 0
@@ -220,14 +234,28 @@ class Supervisor(Settling):
         self.handover = None
         self._rehire_pause = REHIRE_PAUSE[0] if done or time.monotonic() - self._hired > 1 else min(
             self._rehire_pause * 2, REHIRE_PAUSE[1])
-        if post and post.phase == Board.LEAVING and status == 0:
-            why = post.job_id
-            if why == "replaced":
-                self._rehire_pause = 0.0
-                return ""
-            return "" if why == "stopped" else why
+        if post and post.phase == Board.LEAVING:
+            return self._left(post, status)
         self.insist(lambda: self._inquest(post, verdict, status))
         return ""
+
+    def _end_horse(self) -> int:
+        """Wait for a horse that has ended or was killed, and for what its jobs had started. Returns its status."""
+        os.waitid(os.P_PID, self.horse_pid, os.WEXITED | os.WNOWAIT)
+        processes.end_group(self.horse_pid)  # as long as it is a zombie its group cannot be another's
+        return os.waitpid(self.horse_pid, 0)[1]
+
+    def _left(self, post: Posting, status: int) -> str:
+        """The horse settled all that it had, and left. Returns why the worker is done, or ""."""
+        if status:
+            self.log.warning("Worker %s: the exit functions of its jobs' modules took longer than %d s (%s)", self.name,
+                             children.EXIT_SECONDS, _how(status))
+        if post.job_id == "grown" and post.done < FEW_JOBS:
+            self._growth_bytes *= 2
+        if post.job_id in ("replaced", "grown"):
+            self._rehire_pause = 0.0
+            return ""
+        return "" if post.job_id == "stopped" else post.job_id
 
     def _inquest(self, post: Posting | None, verdict: str, status: int) -> str:
         """The horse died. Settle the job that it was stopped in, or count the death; give back the rest."""
@@ -280,7 +308,7 @@ class Supervisor(Settling):
         """Leave no horse behind, and nothing in its hands."""
         if self.horse_pid:
             self._put_down("")
-            os.waitpid(self.horse_pid, 0)
+            self._end_horse()
             self._horse_pid = 0
             with contextlib.suppress(redis.RedisError):
                 ledger.reclaim(self.plain, self.name, [queue.name for queue in self.queues], "horse", "")

@@ -6,6 +6,7 @@ One thread, one select loop. `supervisor.py` watches over the horse, which (hors
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -17,12 +18,13 @@ import rq
 import rq.cli.workers
 from rq.command import PUBSUB_CHANNEL_TEMPLATE
 from rq.defaults import DEFAULT_LOGGING_DATE_FORMAT, DEFAULT_LOGGING_FORMAT
+from rq.logutils import ColorizingStreamHandler
 from rq.registry import FailedJobRegistry, FinishedJobRegistry
 from rq.utils import now, utcformat
 from rq.worker import DequeueStrategy
 
+from rqjobs import children, ledger, orphans, processes, worker_options
 from rqjobs import connection as connections
-from rqjobs import ledger, orphans, processes, worker_options
 from rqjobs.board import Board
 from rqjobs.horse import HOLD, Terms
 from rqjobs.ledger import BEAT, text
@@ -69,6 +71,7 @@ class Worker(Supervisor):
         def attempt() -> str:
             orphans.sweep(self.plain, force=True)
             super(Worker, self)._set_ip_address(self.connection)
+            _log_each_line_once()
             super(Worker, self).bootstrap(*args, **kwargs)
             self.get_redis_server_version()
             return "done"
@@ -218,6 +221,7 @@ class Worker(Supervisor):
                 self.heartbeat(pipeline=pipe)
                 pipe.execute()
             self._disown()
+            self._reap_orphans()
             orphans.sweep(self.plain, pulse=self._pulse)
             if self.should_run_maintenance_tasks:
                 self.run_maintenance_tasks()
@@ -229,7 +233,8 @@ class Worker(Supervisor):
     def _beat(self) -> None:
         """Renew the lease; register again if we were believed dead, and everything of us was forgotten."""
         where = {"host": processes.host(), "pid": os.getpid(), "started": processes.started(os.getpid()),
-                 "horse": self.horse_pid or "", "horse_started": processes.started(self.horse_pid)}
+                 "horse": self.horse_pid or "", "horse_started": processes.started(self.horse_pid),
+                 "session": os.getsid(0)}
         first = self._beaten == 0.0
         new = ledger.beat(self.plain, self.name, where, first)
         self._beaten = time.monotonic()
@@ -240,6 +245,10 @@ class Worker(Supervisor):
                 rq.worker_registration.register(self, pipe)
                 pipe.execute()
             self._told = (None, None, *self._told[2:])
+
+    def _reap_orphans(self) -> None:
+        scheduler = self.scheduler and self.scheduler._process
+        children.reap_orphans({self.horse_pid, (scheduler and scheduler.pid) or 0})
 
     def _pulse(self) -> None:
         if time.monotonic() - self._beaten >= BEAT:
@@ -343,6 +352,13 @@ class Worker(Supervisor):
         while process and process.is_alive():  # it does not hear a signal that comes while it begins
             process.terminate()
             process.join(1)
+
+
+def _log_each_line_once() -> None:
+    """Where the user's modules have set up the root logger that is enough. RQ's command line looks before they do."""
+    for name in ("rq.worker", "rq.job") if logging.root.handlers else ():
+        logger = logging.getLogger(name)
+        logger.handlers = [one for one in logger.handlers if not isinstance(one, ColorizingStreamHandler)]
 
 
 def _is_suspended(connection: Any, worker: Any = None) -> bool:

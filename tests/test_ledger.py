@@ -176,10 +176,9 @@ def test_a_second_signal_does_it_at_once_and_a_doubled_one_does_not(worker, redi
     assert rqjobs.queue("default").job_ids == [job.id]
 
 
-@pytest.mark.parametrize("setting", [{"RQJOBS_MAX_JOBS_PER_HORSE": "1"}, {"RQJOBS_MAX_MEMORY_PER_HORSE": str(2**24)}])
-def test_the_horse_is_replaced_when_it_has_done_or_grown_enough(worker, redis, eventually, setting):
+def test_the_horse_is_replaced_when_it_has_done_enough(worker, redis, eventually):
     jobs = [rqjobs.enqueue(faults.pid) for _ in range(3)]
-    worker("default", env=setting)
+    worker("default", env={"RQJOBS_MAX_JOBS_PER_HORSE": "1"})
     eventually(lambda: all(job.get_status() == JobStatus.FINISHED for job in jobs))
     assert len({job.return_value() for job in jobs}) == 3
 

@@ -1,0 +1,84 @@
+"""What the jobs' modules made before the fork, and horses must not share: executors and database connections. And what
+a job leaves of its database connections.
+
+Looked for are the standard library's executors, Django, and SQLAlchemy (with it Flask-SQLAlchemy), where they are
+loaded. Nothing is closed: closing says goodbye to the server, in the name of whoever has the connection too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import sys
+from typing import Any
+
+log = logging.getLogger("rqjobs")
+KINDS = {  # of objects to look for, by the module in which they are
+    "concurrent.futures.process": "ProcessPoolExecutor",
+    "sqlalchemy.engine": "Engine",
+    "sqlalchemy.orm": "scoped_session",
+}
+_kept: list[Any] = []  # what was in use before the fork; to be collected would close it
+
+
+class Inherited:
+    """Found once, in the parent, before the first fork; a look at every object would copy all memory in a horse."""
+
+    def __init__(self) -> None:
+        modules = {name: sys.modules[name] for name in KINDS if name in sys.modules}
+        kinds = tuple(getattr(module, KINDS[name]) for name, module in modules.items())
+        self.found = [one for one in gc.get_objects() if issubclass(type(one), kinds)] if kinds else []
+
+    def of(self, module: str) -> list[Any]:
+        kind = getattr(sys.modules.get(module), KINDS[module], ())
+        return [one for one in self.found if isinstance(one, kind)]
+
+    def renew(self) -> None:
+        """In a new horse: have everything made anew when it is used."""
+        for executor in self.of("concurrent.futures.process"):
+            _renew_executor(executor)
+        for engine in self.of("sqlalchemy.engine"):
+            with _logged("an SQLAlchemy engine"):
+                _kept.append(engine.pool)
+                engine.dispose(close=False)
+        for session in self.of("sqlalchemy.orm"):
+            if session.registry.has() and session().in_transaction():
+                _kept.append(session())
+                session.registry.clear()
+        if connections := _django():
+            for connection in connections.all(initialized_only=True):
+                if not (connection.vendor == "sqlite" and connection.is_in_memory_db()):
+                    _kept.append(connection)
+                    del connections[connection.alias]
+
+    def tidy(self) -> None:
+        """Between two jobs: what one left broken, or unfinished, is not the next one's."""
+        if _django():
+            with _logged("Django's connections"):
+                sys.modules["django.db"].close_old_connections()
+        for session in self.found and self.of("sqlalchemy.orm"):
+            if session.registry.has() and session().in_transaction():
+                with _logged("an SQLAlchemy session"):
+                    session.rollback()
+
+
+def _django() -> Any:
+    module = sys.modules.get("django.db")
+    return module.connections if module and sys.modules["django.conf"].settings.configured else None
+
+
+def _renew_executor(executor: Any) -> None:
+    """Give it pipes and locks of its own; what the executor of the horse before left in them would be taken for its."""
+    if executor._executor_manager_thread is None and not executor._shutdown_thread:
+        options = {"max_tasks_per_child": executor._max_tasks_per_child} if sys.version_info >= (3, 11) else {}
+        executor.__init__(executor._max_workers, executor._mp_context, executor._initializer, executor._initargs,
+                          **options)
+
+
+@contextlib.contextmanager
+def _logged(what: str) -> Any:
+    try:
+        yield
+    except Exception:
+        log.warning("%s cannot be tidied up", what, exc_info=True)

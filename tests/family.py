@@ -1,0 +1,157 @@
+"""Job functions with processes of their own, and with something to say."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+
+from rq import get_current_job
+
+executor = ProcessPoolExecutor(2, multiprocessing.get_context("fork"))  # as modules have them
+kept: list[subprocess.Popen] = []
+
+
+def terminated():
+    """The exit code of a child that is terminated."""
+    child = multiprocessing.Process(target=time.sleep, args=(60,))
+    child.start()
+    child.terminate()
+    child.join()
+    return child.exitcode
+
+
+def interrupted():
+    """How a forked child, and how a program, ends at SIGINT."""
+    ready, ready_too = multiprocessing.Pipe()
+    child = multiprocessing.Process(target=_wait_for_interrupt, args=(ready_too,))
+    child.start()
+    ready.recv()
+    os.kill(child.pid, signal.SIGINT)
+    child.join()
+    program = subprocess.Popen(["sleep", "60"])
+    program.send_signal(signal.SIGINT)
+    return [child.exitcode, program.wait()]
+
+
+def _wait_for_interrupt(ready):
+    try:
+        ready.send(1)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        os._exit(42)
+
+
+def handlers():
+    """What a forked child does at SIGTERM, SIGINT and SIGALRM; and whether a handler of the job's own is left."""
+    own = signal.signal(signal.SIGUSR1, signal.default_int_handler)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as one:
+        found = one.submit(_handlers).result()
+    signal.signal(signal.SIGUSR1, own)
+    return found
+
+
+def _handlers():
+    found = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM, signal.SIGUSR1)]
+    return [getattr(one, "name", None) or one.__name__ for one in found]
+
+
+def pooled():
+    with multiprocessing.Pool(2) as pool:
+        return pool.map(abs, [-1, -2])
+
+
+def siblings():
+    """Which processes multiprocessing takes for this one's."""
+    return len(multiprocessing.active_children())
+
+
+def executed():
+    """The processes of the module's executor, which outlives the job."""
+    executor.submit(abs, -1).result()
+    return list(executor._processes)
+
+
+def at_exit(name: str, seconds: float = 0):
+    """Register an exit function that waits, and then makes a file."""
+    atexit.register(_at_exit, name, seconds)
+    return os.getpid()
+
+
+def _at_exit(name, seconds):
+    time.sleep(seconds)
+    with open(name, "w") as file:
+        file.write(str(os.getpid()))
+
+
+def programs():
+    """Run a program, and say which ones of earlier runs are still there."""
+    connection = get_current_job().connection
+    left = [int(pid) for pid in connection.lrange("programs", 0, -1) if _is_there(int(pid))]
+    if connection.llen("programs") < 1:
+        program = subprocess.Popen(["sh", "-c", "sleep 60; echo"])
+        connection.rpush("programs", program.pid)
+        program.wait()
+    return left
+
+
+def _is_there(pid):
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as stat:
+        return stat.read().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def forget(number: int = 3):
+    """Fork, and do not wait."""
+    for _ in range(number):
+        if not os.fork():
+            os._exit(0)
+
+
+def keep(code: int):
+    """Start a program for a later job to wait for, in which it has ended."""
+    kept.append(subprocess.Popen(["sh", "-c", f"exit {code}"]))
+
+
+def zombies():
+    """How many children have ended and were not waited for."""
+    children = subprocess.run(["ps", "-o", "stat=", "--ppid", str(os.getpid())], capture_output=True, text=True)
+    return sum(line.startswith("Z") for line in children.stdout.split())
+
+
+def wait():
+    return kept.pop().wait()
+
+
+def orphan():
+    """A grandchild that outlives its parent for a moment."""
+    if not (child := os.fork()):
+        if not os.fork():
+            os.setsid()
+            time.sleep(0.2)
+        os._exit(0)
+    os.waitpid(child, 0)
+
+
+def talk(word: str):
+    """Print, log, and print to a child's output."""
+    print(f"printed {word}")
+    logging.getLogger("family").info("logged %s", word)
+    child = os.fork()
+    if not child:
+        print(f"child {word}")
+        sys.exit(0)
+    os.waitpid(child, 0)
+
+
+def leak(size: int):
+    """Keep `size` bytes for ever; returns the process."""
+    kept.append(b"x" * size)
+    return os.getpid()
