@@ -159,8 +159,10 @@ def _is_function(value: Any) -> bool:
     """Whether it is a function, or an object that a decorator made of one (`functools.lru_cache`, a `@rq.job`)."""
     if inspect.isfunction(value):
         return True
-    wraps = callable(value) and not inspect.isclass(value) and "__wrapped__" in getattr(value, "__dict__", ())
-    return wraps and inspect.isfunction(inspect.unwrap(value))
+    if not callable(value) or inspect.isclass(value):
+        return False
+    # Statically: a proxy such as `flask.current_app` forwards each question about it, and may have nobody to ask.
+    return inspect.getattr_static(value, "__wrapped__", None) is not None and inspect.isfunction(inspect.unwrap(value))
 
 
 def _value_classes(scope: Any, prefix: str = "") -> Iterator[type]:

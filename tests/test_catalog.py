@@ -65,6 +65,17 @@ def test_public_functions_of_the_module_are_jobs_and_nothing_else(module):
     assert not jobs.errors and jobs.modules == ("shop_jobs",)
 
 
+def test_a_module_may_have_proxies_that_stand_for_nothing_now(module):
+    """Whatever is asked of `current_app` outside of a request raises."""
+    assert dict(module("""
+        from flask import current_app, g, request, session
+        from werkzeug.local import LocalProxy
+
+        def broken(): raise ZeroDivisionError
+        lazy = LocalProxy(broken)
+    """)).keys() == {"shop_jobs.broken"}
+
+
 def test_a_decorated_function_is_a_job_under_its_own_name(module):
     """If its decorator uses functools.wraps, as it should."""
     jobs = module("""
