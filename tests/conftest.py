@@ -20,6 +20,7 @@ import rqjobs.queues
 from rqjobs import config, embedded
 
 TESTS = Path(__file__).parent
+LOADED = 4  # times as long as a test allows does it wait before it fails: the machine may be busy with other things
 sys.path.insert(0, str(TESTS))
 
 
@@ -79,10 +80,10 @@ def eventually():
     """Wait until a condition holds and return its value; fail with the last value after `timeout` seconds."""
 
     def wait(condition, timeout=20.0, what="the condition"):
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + LOADED * timeout
         pause = threading.Event()
         while not (value := condition()):
-            assert time.monotonic() < deadline, f"{what} did not come true in {timeout} s; last: {value!r}"
+            assert time.monotonic() < deadline, f"{what} did not come true in {LOADED * timeout} s; last: {value!r}"
             pause.wait(0.02)
         return value
 
@@ -108,6 +109,8 @@ def spawn(environ, tmp_path):
             process = subprocess.Popen(command, env={**environ, **(env or {})}, cwd=cwd or tmp_path, stdout=output,
                                        stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True)
         process.output = lambda: log.read_text(errors="replace")
+        wait = process.wait
+        process.wait = lambda timeout=None: wait(timeout and LOADED * timeout)
         started.append(process)
         return process
 
