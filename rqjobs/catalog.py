@@ -1,7 +1,7 @@
 """Job functions and their options: the allow-list.
 
-A function is a job if it is a public function defined in a module of RQJOBS_MODULES, decorated or not. A name from
-Redis is looked up here, by exact match; it is never imported.
+A function is a job if it is a public function defined in a module of RQJOBS_MODULES, decorated or not, and no generator
+function. A name from Redis is looked up here, by exact match; it is never imported.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import rq.job
 from rqjobs import config, serializers
 
 F = TypeVar("F", bound=Callable[..., Any])
+GENERATOR = "is a generator function, of which a call runs nothing; make a plain function that loops over it the job"
 OPTIONS = frozenset({
     "queue", "timeout", "result_ttl", "failure_ttl", "ttl", "retry", "repeat", "description", "meta",
     "on_success", "on_failure", "on_stopped", "webhooks",
@@ -43,7 +44,7 @@ def job(function: Any = None, **options: Any) -> Any:
     `on_stopped`, `webhooks`. What is passed at enqueue comes before them.
 
     Raises:
-        TypeError: an option that is none of these, or something else than a function.
+        TypeError: an option that is none of these, something else than a function, or a generator function.
     """
     unknown = options.keys() - OPTIONS
     if unknown:
@@ -52,10 +53,21 @@ def job(function: Any = None, **options: Any) -> Any:
     def attach(target: F) -> F:
         if not inspect.isfunction(inspect.unwrap(target)):
             raise TypeError(f"@job takes a plain function, or options by name as in @job(queue='low'), not {target!r}")
+        refuse_generator(target)
         target.__rqjobs__ = options  # type: ignore[attr-defined]
         return target
 
     return attach(function) if function is not None else attach
+
+
+def refuse_generator(function: Any) -> None:
+    """Raises TypeError if a call of this function would run nothing of it."""
+    if _is_generator(function):
+        raise TypeError(f"{name_of(function)} {GENERATOR}")
+
+
+def _is_generator(function: Any) -> bool:
+    return inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
 
 
 def options(function: Callable[..., Any]) -> dict[str, Any]:
@@ -111,6 +123,8 @@ class Catalog:
         for broken, error in self.errors.items():
             if module == broken:
                 return f"{shown!r} cannot be a job: {broken} failed to import: {error}"
+        if module in self.modules and _is_generator(getattr(sys.modules.get(module), short, None)):
+            return f"{shown!r} cannot be a job: it {GENERATOR}"
         if module in self.modules:
             hidden = "; public names only" if short.startswith("_") else ""
             return f"{shown!r} is not a job: {module} defines no such function{hidden}"
@@ -122,6 +136,9 @@ class Catalog:
 def current() -> Catalog:
     """The catalog of the modules in force, imported once. Broken modules are listed in `errors`."""
     return _load(config.current().modules)
+
+
+serializers.load_classes = current  # a process may read before it enqueues
 
 
 def must_load() -> Catalog:
@@ -149,7 +166,8 @@ def _load(modules: tuple[str, ...]) -> Catalog:
             continue
         for attribute, value in vars(module).items():
             ours = _is_function(value) and value.__module__ == name  # not what the module imports
-            if ours and value.__qualname__ == attribute and attribute[0] != "_":  # no lambda, no second name
+            public = attribute[0] != "_" and not _is_generator(value)
+            if ours and public and value.__qualname__ == attribute:  # no lambda, no second name
                 functions[f"{name}.{attribute}"] = value
         serializers.allow(_value_classes(module))
     return Catalog(functions, modules, errors)

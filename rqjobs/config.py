@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -44,6 +45,11 @@ class Config:
     max_payload: int = 256 * 1024
     host: str | None = None  # this machine only; with a password and without `dev` all interfaces
     port: int = 8000
+
+    @cached_property
+    def max_value(self) -> int:
+        """Bytes of one value in Redis, written or read: more than this process would pass to a job by itself."""
+        return 4 * max(self.max_payload, getattr(self, "max_result", 0))
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Config:

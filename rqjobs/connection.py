@@ -17,7 +17,13 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import redis
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
-from redis.connection import URL_QUERY_ARGUMENT_PARSERS, Connection, SSLConnection, UnixDomainSocketConnection
+from redis.connection import (
+    URL_QUERY_ARGUMENT_PARSERS,
+    Connection,
+    HiredisRespSerializer,
+    SSLConnection,
+    UnixDomainSocketConnection,
+)
 from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
@@ -33,6 +39,7 @@ from redis.sentinel import Sentinel, SentinelConnectionPool, SentinelManagedConn
 from rq.connections import get_connection_kwargs
 
 from rqjobs import config
+from rqjobs.texts import encodable
 
 CONNECT_TIMEOUT = 3  # seconds
 COMMAND_TIMEOUT = 10  # seconds; well under a lease, so that a worker whose Redis hangs can still renew it in time
@@ -94,7 +101,19 @@ class SentinelTLS(Reconnect, SentinelManagedSSLConnection):
     pass
 
 
+class Packer(HiredisRespSerializer):
+    """Sends texts with lone surrogates, for which UTF-8 has no bytes, with these as backslash escapes."""
+
+    def pack(self, *args: Any) -> Any:
+        try:
+            return super().pack(*args)
+        except UnicodeEncodeError:
+            words: list[Any] = [encodable(arg) if isinstance(arg, str) else arg for arg in args]
+            return super().pack(*words)
+
+
 OPTIONS: dict[str, Any] = {
+    "command_packer": Packer(),
     "socket_timeout": COMMAND_TIMEOUT,
     "socket_connect_timeout": CONNECT_TIMEOUT,
     "health_check_interval": HEALTH_CHECK,

@@ -22,7 +22,7 @@ from rq.executions import Execution
 from rq.logutils import blue, green
 from rq.worker import DequeueStrategy
 
-from rqjobs import children, config, ledger, processes, waits
+from rqjobs import children, config, ledger, processes, texts, waits
 from rqjobs.board import Board
 from rqjobs.inherited import Inherited
 from rqjobs.instrumented import isolated
@@ -202,7 +202,7 @@ class Horse:
             deadline = time.monotonic() + timeout if timeout > 0 else 0.0
             os.environ["RQ_JOB_ID"] = job.id
         except Exception as error:
-            message = f"The job's hash in Redis cannot be read: {type(error).__name__}: {error}"
+            message = f"The job's hash in Redis cannot be read: {texts.describe(error)}"
             worker.log.error("Worker %s: job %s: %s", worker.name, claim.job_id, message)
             worker.told(claim.job_id, worker.bury(claim, message))
             return

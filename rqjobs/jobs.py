@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterable
+from base64 import b64decode
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterable
 from contextlib import nullcontext
 from datetime import datetime, timedelta
 from functools import lru_cache
@@ -17,19 +19,25 @@ from urllib.parse import urlsplit
 import redis
 import rq
 import rq.job
+import rq.queue
 import rq.registry
 import rq.repeat
 import rq.webhook
+import rq.worker.base
 from rq.exceptions import DeserializationError
 from rq.results import Result
 from rq.serializers import resolve_serializer
 from rq.utils import as_text, now
 
-from rqjobs import catalog, config, ledger, logs, serializers
+from rqjobs import catalog, config, ledger, logs, serializers, texts
 from rqjobs.instrumented import Claimed, is_wrapped
-from rqjobs.serializers import Configured, PayloadError, encode
+from rqjobs.serializers import PLAIN, Configured, PayloadError, encode
 
-INFLATED = 64 * 1024 * 1024  # bytes that a job's data may have when they are unpacked; a bomb has more
+DESCRIPTION_MAX_CHARACTERS = 10_000
+JSON_FIELD_MAX_BYTES = 4 * 1024 * 1024  # of a job's hash: what it depends on, its webhooks and intervals
+JSON_FIELDS = (b"dependency_ids", b"webhooks", b"retry_intervals", b"repeat_intervals")
+READY = PLAIN | {list, dict, tuple, set}  # types of results of which nothing is left to be run
+UNRUN = (Generator, AsyncGenerator, Awaitable, map, filter)
 SMALL = 512  # bytes of a job's data that are not worth compressing
 
 signature = lru_cache(maxsize=1024)(inspect.signature)
@@ -54,17 +62,20 @@ class Job(rq.job.Job):
     """An `rq.Job` that runs only if every name in it is in the catalog.
 
     Overrides: `data` (written as lists, so that a stock `-S json` worker can read it), `to_dict` (small data are not
-    compressed), `_deserialize_data` (checks the shape), `restore` (unpacks so much and no more), `perform` (leaves the
-    PERSIST to the claim), `_execute` (checks every name first, runs inside RQJOBS_APP's context), `stopped_callback`
-    (read by the worker outside any `try`), `send_webhooks` (allow-list), `started_job_registry` (see above), `requeue`
-    (RQ's is three steps, and a crash between them loses the job), `should_retry` and `retry` (a run that fails for good
-    does not end RQ's `Repeat`), `__eq__` and `__hash__` (a stock job of the same id is equal).
+    compressed), `_deserialize_data` (checks the shape), `restore`, `latest_result`, `results` (unpack so much and no
+    more), `perform` (leaves the PERSIST to the claim), `_execute` (checks every name first, runs inside RQJOBS_APP's
+    context, closes the loop of a coroutine, refuses what has not run), `execute_success_callback` (see `hides_result`),
+    `stopped_callback` (read by the worker outside any `try`), `send_webhooks` (allow-list), `started_job_registry` (see
+    above), `requeue` (RQ's is three steps, and a crash between them loses the job), `should_retry` and `retry` (a run
+    that fails for good does not end RQ's `Repeat`), `__eq__` and `__hash__` (a stock job of the same id is equal).
     """
 
     unheard_of = False  # nothing can be stored under its id yet
     chain: tuple[int, int | None] | None = None  # repeats and retries that it had when it began
     failure = ""  # the traceback of the run that has just failed
     execution: Any = None  # RQ's record of that run
+    hides_result = False  # in a horse: RQ's worker would make a text of the result, which may be anything
+    returned: Any = None  # the result of a job that hides it
 
     def __init__(self, id: str | None = None, connection: redis.Redis | None = None, serializer: Any = None):
         super().__init__(id, connection)
@@ -108,12 +119,14 @@ class Job(rq.job.Job):
         rq.job.Job.data.fset(self, value)  # type: ignore[attr-defined]
 
     def carry(self, function: Callable[..., Any]) -> None:
-        """Make sure that the arguments can travel.
+        """Make sure that the arguments and the description can travel.
 
         Raises:
-            PayloadError: one cannot; it is named.
+            PayloadError: an argument cannot; it is named.
             PayloadTooLarge: they are more than RQJOBS_MAX_PAYLOAD bytes.
+            TypeError: the description is no text.
         """
+        self.description = check_description(self.description)
         try:
             size = len(self.data)
         except RecursionError:
@@ -152,14 +165,20 @@ class Job(rq.job.Job):
 
     def restore(self, raw_data: Any) -> Any:
         found = dict(raw_data)
-        data, trace = (value and _inflate(value) for value in (found.get(b"data"), found.pop(b"exc_info", None)))
+        data, trace = found.get(b"data"), found.pop(b"exc_info", None)
         if data:
+            data = _inflate(data)
             found[b"data"] = b""  # RQ would unpack it once more, and without a limit
+        for field in JSON_FIELDS:
+            if len(found.get(field) or b"") > JSON_FIELD_MAX_BYTES:
+                raise PayloadTooLarge(f"the job's {field.decode()} are more than {JSON_FIELD_MAX_BYTES:,} bytes")
+        if found.get(b"description"):
+            found[b"description"] = read_description(found[b"description"])
         super().restore(found)
         if data:
             self.data = data
         if trace:
-            self._exc_info = as_text(trace)
+            self._exc_info = read_traceback(trace)
         if self.repeats_left is not None:
             words = as_text(found.get(b"rqjobs_chain") or b"").partition(",")[::2]
             times, retries = (int(word) if word.isdigit() else None for word in words)
@@ -211,14 +230,17 @@ class Job(rq.job.Job):
         if is_wrapped(rq.job.Job, "perform"):
             own, self.connection = self.connection, Claimed(self.connection)
             try:
-                return super().perform()
+                self._result = super().perform()
             finally:
                 self.connection = own
-        rq.job._job_stack.push(self)
-        try:
-            self._result = self._execute()
-        finally:
-            rq.job._job_stack.pop()
+        else:
+            rq.job._job_stack.push(self)
+            try:
+                self._result = self._execute()
+            finally:
+                rq.job._job_stack.pop()
+        if self.hides_result and not issubclass(type(self._result), rq.job.Retry):
+            self.returned, self._result = self._result, None
         return self._result
 
     def _execute(self) -> Any:
@@ -227,7 +249,22 @@ class Job(rq.job.Job):
         self.check()
         app = catalog.flask_app()
         with app.app_context() if app else nullcontext():
-            return super()._execute()
+            result = self.func(*self.args, **self.kwargs)
+            if type(result) not in READY and issubclass(type(result), Coroutine):
+                result = run_coroutine(result)
+        if type(result) not in READY and issubclass(type(result), UNRUN):
+            raise TypeError(f"{self.func_name} returned a {texts.name_of(type(result))}, of which nothing has run; "
+                            f"loop over it, or await it, inside the job")
+        return result
+
+    def execute_success_callback(self, death_penalty_class: Any, result: Any) -> None:
+        super().execute_success_callback(death_penalty_class, self.returned if self.hides_result else result)
+
+    def latest_result(self, timeout: int = 0) -> Result | None:
+        return BoundedResult.fetch_latest(self, serializer=self.serializer, timeout=timeout)
+
+    def results(self) -> list[Result]:
+        return BoundedResult.all(self, serializer=self.serializer)
 
     @property
     def stopped_callback(self) -> Any:
@@ -254,6 +291,52 @@ class Job(rq.job.Job):
 
 
 _BLANK = vars(Job("blank", connection=object()))  # type: ignore[arg-type]
+
+
+def run_coroutine(coroutine: Any) -> Any:
+    """Run it in a loop of its own, and end that as `asyncio.Runner` does: what still runs in it is canceled, and can do
+    its `finally`, within this job. (`asyncio.run` would leave the thread without a loop for the next job.)"""
+    loop = asyncio.new_event_loop()
+    try:
+        return loop.run_until_complete(coroutine)
+    finally:
+        try:
+            _cancel_tasks(loop)
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.run_until_complete(loop.shutdown_default_executor())
+        finally:
+            loop.close()
+
+
+def _cancel_tasks(loop: asyncio.AbstractEventLoop) -> None:
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        loop.run_until_complete(asyncio.wait(tasks))
+    for task in tasks:
+        if not task.cancelled() and task.exception():
+            loop.call_exception_handler(
+                {"message": "a task of the job failed while it ended", "exception": task.exception(), "task": task})
+
+
+def restore_result(cls: Any, job_id: str, result_id: str, payload: Any, *args: Any, **options: Any) -> Result:
+    """RQ's `Result.restore`, which unpacks a traceback without a limit."""
+    found = dict(payload)
+    trace = found.pop(b"exc_string", None)
+    result: Result = _restore_result(cls, job_id, result_id, found, *args, **options)
+    if trace:
+        result.exc_string = read_traceback(b64decode(trace))
+    return result
+
+
+_restore_result = Result.restore.__func__  # type: ignore[attr-defined]
+
+
+class BoundedResult(Result):
+    """RQ's result, read within limits in processes too in which nothing is installed."""
+
+    restore = classmethod(restore_result)
 
 
 class _NoStrangers(urllib.request.HTTPRedirectHandler):
@@ -292,11 +375,14 @@ def install(shared: bool = False) -> None:
 
     For the processes that are ours (worker, web, command line); in one that is `shared` with a program of the user's,
     stock queues write what they always wrote. It replaces some attributes of RQ's modules, one of them for speed: RQ
-    reads dates with strptime, which takes thirty times as long; and one so that `Repeat` takes its intervals in order.
+    reads dates with strptime, which takes thirty times as long; one so that `Repeat` takes its intervals in order; one
+    so that tracebacks are read within limits; and two so that every exception has one.
     """
     serializers.install(shared)
     catalog.install()
     logs.install()
+    rq.results.Result.restore = BoundedResult.restore  # type: ignore[method-assign]
+    rq.worker.base.traceback = rq.queue.traceback = texts
     rq.job.str_to_date = read_date  # type: ignore[assignment]
     rq.repeat.Repeat.schedule = staticmethod(repeat)  # type: ignore[method-assign]
     rq.webhook.urlopen = urllib.request.build_opener(_NoStrangers).open  # type: ignore[assignment]
@@ -324,18 +410,45 @@ def _allowed(url: str) -> bool:
     return parts.scheme in ("http", "https") and parts.hostname in config.current().webhook_hosts
 
 
-def _inflate(value: bytes) -> bytes:
-    """What RQ compressed, up to `INFLATED` bytes; what is not compressed, as it is (RQ then takes it so, too)."""
+def _unpack(value: bytes) -> tuple[bytes, bool]:
+    """What RQ compressed, and whether there is more of it than a value may have; what is not compressed, as it is."""
     if value[0] & 0x0F != 8:  # RFC 1950: the compression method, and 8 is the only one
-        return value
+        return value, False
     unpacker = zlib.decompressobj()
     try:
-        data = unpacker.decompress(value, INFLATED)
+        return unpacker.decompress(value, config.current().max_value), bool(unpacker.unconsumed_tail)
     except zlib.error:
-        return value
-    if unpacker.unconsumed_tail:
-        raise PayloadTooLarge(f"the job's data are more than {INFLATED:,} bytes when they are unpacked")
+        return value, False
+
+
+def _inflate(value: bytes) -> bytes:
+    data, more = _unpack(value)
+    if more:
+        raise PayloadTooLarge(f"the job's data are more than {len(data):,} bytes when they are unpacked (four times "
+                              f"RQJOBS_MAX_PAYLOAD, which must be the same everywhere)")
     return data
+
+
+def read_traceback(value: bytes) -> str:
+    """A traceback as RQ keeps it: the first part of one that is longer than any of ours."""
+    trace, more = _unpack(value)
+    return trace.decode(errors="replace") + ("\n… (the rest of this traceback is not read)" if more else "")
+
+
+def read_description(value: bytes) -> str:
+    return value[:4 * DESCRIPTION_MAX_CHARACTERS].decode(errors="replace")[:DESCRIPTION_MAX_CHARACTERS]
+
+
+def check_description(description: Any) -> str:
+    """A job's description as it is stored.
+
+    Raises:
+        TypeError: it is no text.
+    """
+    if not isinstance(description, str):
+        raise TypeError(f"a job's description is a text, not a {type(description).__name__}")
+    short = len(description) <= DESCRIPTION_MAX_CHARACTERS
+    return texts.encodable(description if short else f"{description[:DESCRIPTION_MAX_CHARACTERS - 1]}…")
 
 
 _PLAIN: dict[bytes, tuple[str, Callable[[bytes], Any]]] = {
@@ -343,7 +456,7 @@ _PLAIN: dict[bytes, tuple[str, Callable[[bytes], Any]]] = {
     b"created_at": ("created_at", read_date),
     b"enqueued_at": ("enqueued_at", read_date),
     b"origin": ("origin", bytes.decode),
-    b"description": ("description", bytes.decode),
+    b"description": ("description", read_description),
     b"timeout": ("timeout", int),
     b"result_ttl": ("result_ttl", int),
     b"failure_ttl": ("failure_ttl", int),

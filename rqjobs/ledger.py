@@ -37,6 +37,8 @@ from rq.defaults import DEFAULT_FAILURE_TTL
 from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.utils import now, utcformat
 
+from rqjobs.texts import encodable
+
 LEASE = 20  # seconds that a worker is believed alive without a heartbeat
 BEAT = 5  # seconds between heartbeats, and between sweeps
 MAX_DEATHS = 3  # a job under which the process died so often...
@@ -79,7 +81,7 @@ class Script:
         parts = ["common", name] if common else [name]
         folder = Path(__file__).parent / "lua"
         self.source = "\n".join((folder / f"{part}.lua").read_text(encoding="utf-8") for part in parts)
-        self.sha = hashlib.sha1(self.source.encode()).hexdigest()
+        self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
     def call(self, keys: list[str], args: list[Any]) -> tuple[Any, ...]:
         """The command that runs it, for a pipeline; `load` it first."""
@@ -126,7 +128,7 @@ def text(reply: Any) -> str:
 
 def traceback_field(message: str) -> str:
     """A traceback as RQ keeps it in a result."""
-    return base64.b64encode(zlib.compress(message.encode())).decode()
+    return base64.b64encode(zlib.compress(encodable(message).encode())).decode()
 
 
 UNREADABLE = traceback_field(

@@ -6,9 +6,15 @@ characters: they retitle it, hide lines, or type.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
+import sys
 from typing import Any
+
+from rq.timeouts import BaseTimeoutException
+
+from rqjobs.texts import name_of
 
 LOGGERS = ("rqjobs", "rq.worker", "rq.job", "rq.queue", "rq.registry", "rq.scheduler", "rq.webhook", "rq.utils")
 _COLORS = r"\x1b\[(?:3[0-7]|39;49;00)m"  # which RQ puts around names
@@ -46,6 +52,22 @@ _harmless = Harmless()
 
 
 def install() -> None:
-    """Clean what our loggers and RQ's say in this process."""
+    """Clean what our loggers and RQ's say in this process, and let who logs go on whatever becomes of it."""
     for name in LOGGERS:
         logging.getLogger(name).addFilter(_harmless)
+        _survive(logging.getLogger(name))
+
+
+def _survive(logger: logging.Logger) -> None:
+    """A job or a module may have put a handler, a filter or a record factory there that raises."""
+
+    def log(*args: Any, **options: Any) -> None:
+        try:
+            type(logger)._log(logger, *args, **options)
+        except BaseTimeoutException:  # a job's time limit
+            raise
+        except BaseException as error:
+            with contextlib.suppress(BaseException):
+                print(f"rqjobs: a log line of {logger.name} is lost: {name_of(type(error))}", file=sys.stderr)
+
+    logger._log = log  # type: ignore[method-assign]

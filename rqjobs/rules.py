@@ -16,7 +16,7 @@ from datetime import datetime, timedelta, timezone
 from itertools import islice
 from typing import Any, TypeVar
 
-from rqjobs import cronline
+from rqjobs import catalog, cronline
 from rqjobs.cronline import ScheduleError
 from rqjobs.sentences import sentence
 from rqjobs.walls import FAR, _changes_between, cron_after, zone
@@ -66,6 +66,7 @@ class Rule:
         """
         if not inspect.isfunction(function):
             raise TypeError(f"a rule goes onto a plain function, as in @every(minutes=5), not onto {function!r}")
+        catalog.refuse_generator(function)
         try:
             inspect.signature(function).bind(*self.args, **(self.kwargs or {}))
         except TypeError as error:

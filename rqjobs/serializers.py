@@ -2,8 +2,9 @@
 
 JSON as RQ's own JSONSerializer writes it, so a stock `rq worker -S json` runs a job whose arguments are plain.
 What JSON lacks becomes an object with the one key `__rqjobs__`, whose value is a list: the kind, then its parts.
-Reading never imports and never calls anything but constructors of the standard library's values; enums and
-dataclasses are restored only if their class was given to `allow` (the catalog does it for its own modules).
+Reading never imports what a payload names and never calls anything but constructors of the standard library's values;
+enums and dataclasses are restored only if their class was given to `allow` (the catalog does it for its own modules).
+Its size, its depth, the number of its values and of those that collide are limited before anything is built of it.
 """
 
 from __future__ import annotations
@@ -13,10 +14,15 @@ import dataclasses
 import hashlib
 import json
 import pickle
-from collections.abc import Callable, Iterable
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
-from enum import Enum
+from enum import Enum, Flag, IntFlag
+from functools import reduce
+from operator import or_
+from types import BuiltinFunctionType
 from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -26,9 +32,15 @@ import rq.serializers
 from rqjobs import config
 
 TAG = "__rqjobs__"
-LARGEST = 64 * 1024 * 1024  # bytes of one value
+DEPTH_MAX_LEVELS = 200  # lists and objects within each other, of the JSON
+SAME_HASH_MAX_VALUES = 64  # in one dict or set: each is compared with all that came before it
+COMBINED_FLAGS_MAX = 10_000  # that reading keeps in memory
 PLAIN = frozenset((str, int, float, bool, type(None)))
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\Z)', re.DOTALL)
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _classes: dict[str, type] = {}
+_combined_flags: dict[tuple[Any, int, int], None] = {}
+load_classes: Callable[[], object] = dict  # the catalog's way to find the classes that may travel, until it was loaded
 
 
 class PayloadError(TypeError):
@@ -43,6 +55,13 @@ def allow(classes: Iterable[type]) -> None:
 
 def class_name(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _allowed(name: str) -> type | None:
+    """The class of this name that may travel; a process that has enqueued nothing yet loads the catalog for it."""
+    if name not in _classes:
+        load_classes()
+    return _classes.get(name)
 
 
 def encode(value: Any, where: str = "the value") -> Any:
@@ -65,8 +84,11 @@ def _encode(value: Any, where: str) -> Any:
         return [item if type(item) in PLAIN else _encode(item, f"{where}[{index}]") for index, item in enumerate(value)]
     if isinstance(value, Enum):
         _known(kind, where)
-        named = value.name if value.name in kind.__members__ else None  # a combination of flags has no member
-        return {TAG: ["enum", class_name(kind), named, None if named else _encode(value.value, where)]}
+        if kind.__members__.get(value.name) is value:
+            return {TAG: ["enum", class_name(kind), value.name, None]}
+        if not isinstance(value, Flag) or not _is_combined(kind, value.value):
+            raise PayloadError(f"{where} is no member of {class_name(kind)}, nor made of its flags; pass its value")
+        return {TAG: ["enum", class_name(kind), None, value.value]}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         _known(kind, where)
         for field in dataclasses.fields(value):
@@ -78,12 +100,15 @@ def _encode(value: Any, where: str) -> Any:
         if all(type(key) is str for key in value) and TAG not in value:
             return {key: item if type(item) in PLAIN else _encode(item, f"{where}[{key!r}]")
                     for key, item in value.items()}
+        _check_hashes(value, where)
         return {TAG: ["dict", [[_encode(key, f"{where}'s key {key!r}"), _encode(item, f"{where}[{key!r}]")]
                                for key, item in value.items()]]}
     if isinstance(value, list | tuple | set | frozenset):
         items_ = [_encode(item, f"{where}[{index}]") for index, item in enumerate(value)]
         if isinstance(value, list):
             return items_
+        if not isinstance(value, tuple):
+            _check_hashes(value, where)
         name = next(base.__name__ for base in (tuple, frozenset, set) if isinstance(value, base))
         return {TAG: [name, items_]}
     if isinstance(value, datetime):
@@ -106,8 +131,45 @@ def _encode(value: Any, where: str) -> Any:
 
 
 def _known(kind: type, where: str) -> None:
-    if _classes.get(class_name(kind)) is not kind:
+    if _allowed(class_name(kind)) is not kind:
         raise PayloadError(f"{where} is a {class_name(kind)}, which is not defined in a module of RQJOBS_MODULES")
+
+
+def _check_hashes(values: Collection[Any], where: str) -> None:
+    """Refuse many values of one hash: a dict or a set of them takes hours, and integers are easily made so."""
+    if len(values) > SAME_HASH_MAX_VALUES and max(Counter(map(hash, values)).values()) > SAME_HASH_MAX_VALUES:
+        raise PayloadError(f"{where} has more than {SAME_HASH_MAX_VALUES} keys or members of one hash; pass a list")
+
+
+def _check_size(data: bytes) -> None:
+    limit = config.current().max_value
+    if len(data) > limit:
+        raise PayloadError(f"the value is {len(data):,} bytes, more than {limit:,} (four times the largest of "
+                           f"RQJOBS_MAX_PAYLOAD and RQJOBS_MAX_RESULT); store it elsewhere, and pass where it is")
+
+
+def _check_shape(data: bytes) -> None:
+    """Refuse JSON that is too large, has too many values or too many levels, from its bytes alone.
+
+    Raises:
+        PayloadError: it is, before anything was built of it.
+    """
+    _check_size(data)
+    most = config.current().max_value // 4
+    if len(data) > most:  # else there cannot be so many values
+        bare = _STRING.sub(b"", data)
+        if bare.count(b"[") + bare.count(b"{") + bare.count(b",") > most:
+            raise PayloadError(f"the value has more than {most:,} parts; store it elsewhere, and pass where it is")
+    if data.count(b"[") + data.count(b"{") > DEPTH_MAX_LEVELS and _is_deep(data) and _is_deep(_STRING.sub(b"", data)):
+        raise PayloadError(f"the value is nested too deeply for JSON, by more than {DEPTH_MAX_LEVELS} levels")
+
+
+def _is_deep(data: bytes) -> bool:
+    """Whether brackets are left when the innermost pairs were taken away so many times; those in strings count too."""
+    brackets = data.translate(None, _NOT_BRACKETS)
+    for _ in range(DEPTH_MAX_LEVELS):
+        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
+    return bool(brackets)
 
 
 _SCALARS: dict[type, tuple[str, Callable[[Any], Any], Callable[[Any], Any]]] = {
@@ -153,21 +215,46 @@ def _datetime(text: str, zone: str | None, fold: int, offset: list[int] | None =
 
 
 def _class(name: str, base: Callable[[type], bool]) -> type:
-    cls = _classes.get(name)
+    cls = _allowed(name)
     if cls is None or not base(cls):
         raise PayloadError(f"the payload has a {name}, which no module of RQJOBS_MODULES defines here")
     return cls
 
 
 def _enum(name: str, member: str | None, value: Any) -> Any:
+    """A member by its name, or flags by their bits; the class is never called, nor its own `_missing_`."""
     cls: Any = _class(name, lambda c: issubclass(c, Enum))
-    return cls[member] if member is not None else cls(decode(value))
+    if member is not None:
+        return cls.__members__[member]
+    if not issubclass(cls, Flag) or not _is_combined(cls, value):
+        raise PayloadError(f"the payload has a {name} that is no member, nor made of its flags")
+    return cls._value2member_map_.get(value) or _combine(cls, value)
+
+
+def _is_combined(cls: Any, value: Any) -> bool:
+    """Whether this is a combination of the flags of `cls`, and of no other bits."""
+    known = reduce(or_, (member.value for member in cls.__members__.values()), 0)
+    return type(value) is int and not (value if value >= 0 else ~value) & ~known
+
+
+def _combine(cls: Any, value: int) -> Any:
+    """The flags of these bits, as Python makes them. It keeps each for ever; of those made here the last ones stay."""
+    base: Any = IntFlag if issubclass(cls, IntFlag) else Flag
+    made = base._missing_.__func__(cls, value)
+    _combined_flags[cls, value, made.value] = None
+    if len(_combined_flags) > COMBINED_FLAGS_MAX:
+        old, *values = oldest = next(iter(_combined_flags))
+        del _combined_flags[oldest]
+        for number in values:
+            old._value2member_map_.pop(number, None)
+    return made
 
 
 def _dataclass(name: str, items: dict[str, Any]) -> Any:
-    """Restore the fields without running `__init__` or `__post_init__`: a payload is data, never a call."""
+    """Restore the fields without running `__new__`, `__init__` or `__post_init__`: a payload is data, never a call."""
     cls: Any = _class(name, dataclasses.is_dataclass)
-    instance = cls.__new__(cls)
+    new: Any = next(filter(_is_builtin, (vars(base).get("__new__") for base in cls.__mro__)))  # that of object, mostly
+    instance = new(cls)
     for field in dataclasses.fields(cls):
         if field.name in items:
             object.__setattr__(instance, field.name, decode(items[field.name]))
@@ -180,14 +267,30 @@ def _dataclass(name: str, items: dict[str, Any]) -> Any:
     return instance
 
 
+def _is_builtin(function: Any) -> bool:
+    return isinstance(function, BuiltinFunctionType)
+
+
+def _dict(pairs: list[list[Any]]) -> dict[Any, Any]:
+    keys = [decode(key) for key, _ in pairs]
+    _check_hashes(keys, "the payload")
+    return {key: decode(item) for key, (_, item) in zip(keys, pairs, strict=True)}
+
+
+def _members(items: list[Any]) -> list[Any]:
+    members = [decode(item) for item in items]
+    _check_hashes(members, "the payload")
+    return members
+
+
 _COMPOUND: dict[str, Callable[..., Any]] = {
     "datetime": _datetime,
     "enum": _enum,
     "dataclass": _dataclass,
-    "dict": lambda pairs: {decode(key): decode(item) for key, item in pairs},
+    "dict": _dict,
     "tuple": lambda items: tuple(decode(item) for item in items),
-    "set": lambda items: {decode(item) for item in items},
-    "frozenset": lambda items: frozenset(decode(item) for item in items),
+    "set": lambda items: set(_members(items)),
+    "frozenset": lambda items: frozenset(_members(items)),
 }
 
 
@@ -196,15 +299,18 @@ class JSON:
 
     @staticmethod
     def dumps(value: Any) -> bytes:
-        """Raises PayloadError if something in `value` cannot be carried."""
+        """Raises PayloadError if something in `value` cannot be carried, or could not be read again."""
         try:
-            return json.dumps(encode(value), separators=(",", ":")).encode()
+            data = json.dumps(encode(value), separators=(",", ":")).encode()
         except ValueError as error:  # an integer of more than 4,300 digits
             raise PayloadError(f"the value cannot be written as JSON: {error}") from None
+        _check_shape(data)
+        return data
 
     @staticmethod
     def loads(data: bytes) -> Any:
-        """Raises PayloadError if `data` are not JSON (a pickle from a stock RQ, for example)."""
+        """Raises PayloadError if `data` are not JSON (a pickle from a stock RQ, for example), or more than we write."""
+        _check_shape(data)
         try:
             words = str(data, "utf-8")
             value = json.loads(words)
@@ -255,8 +361,7 @@ class Configured:
     @classmethod
     def dumps(cls, value: Any) -> bytes:
         data: bytes = cls._serializer().dumps(value)
-        if len(data) > LARGEST:  # Redis ends the connection of who sends it too much, again and again
-            raise PayloadError(f"the value is {len(data):,} bytes, more than {LARGEST:,}; store it, pass where it is")
+        _check_size(data)
         return data
 
     @classmethod

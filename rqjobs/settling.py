@@ -31,7 +31,7 @@ from rq.job import UNSERIALIZABLE_RETURN_VALUE_PAYLOAD, Retry
 from rq.timeouts import UnixSignalDeathPenalty
 from rq.utils import now
 
-from rqjobs import children, ledger, orphans
+from rqjobs import children, ledger, orphans, texts
 from rqjobs.board import Board
 from rqjobs.instrumented import is_wrapped
 from rqjobs.jobs import Job, written
@@ -71,10 +71,10 @@ class DeathPenalty(UnixSignalDeathPenalty):
 class Settling(rq.Worker):
     """An `rq.Worker` whose outcomes are settled through the ledger, all of their writes or none.
 
-    RQ's own `perform_job` runs a job. Overridden is what it writes: `prepare_job_execution` (the claim did it),
-    `handle_execution_ended` (the outcome has it), `handle_job_success`, `handle_job_retry` and `handle_job_failure`
-    (recorded, and settled in one step; a plain success has a script of its own, and leaves without waiting for the
-    reply).
+    RQ's own `perform_job` and `handle_exception` run a job, behind a guard. Overridden is what they write:
+    `prepare_job_execution` (the claim did it), `handle_execution_ended` (the outcome has it), `handle_job_success`,
+    `handle_job_retry` and `handle_job_failure` (recorded, and settled in one step; a plain success has a script of its
+    own, and leaves without waiting for the reply).
     """
 
     job_class: type[Job] = Job
@@ -84,12 +84,35 @@ class Settling(rq.Worker):
     board: Board | None = None  # in the horse, like the following
     outbox: Outbox
     horse = 0  # its process
+    handed_over = ""  # the token of the claim whose outcome is in the outbox, or recorded
     _titled = 0.0
 
     def prepare_job_execution(self, job: Any, remove_from_intermediate_queue: bool = False) -> None:
         if time.monotonic() - self._titled > 1:  # for people; it takes longer than a short job
             self._titled = time.monotonic()
             self.procline(f"Processing {job.func_name} from {job.origin} since {time.time()}")
+
+    def perform_job(self, job: Any, queue: Any) -> bool:
+        """What is raised beside the job's function ends neither the horse nor another job: a callback's or a handler's
+        error, an exception or a result that raises when it is looked at."""
+        claim, self.handed_over = self.claim, ""
+        assert claim
+        job.hides_result = True
+        try:
+            return super().perform_job(job, queue)
+        except BaseException as error:
+            trace = "".join(texts.format_exception(type(error), error, error.__traceback__))
+            self.log.error("Worker %s: job %s: raised beside its function:\n%s", self.name, claim.job_id, trace)
+            if self.handed_over != claim.token:
+                self.told(claim.job_id, self.bury(claim, f"The outcome could not be recorded:\n{trace}"))
+            return False
+
+    def handle_exception(self, job: Any, *exc_info: Any) -> None:
+        try:
+            super().handle_exception(job, *exc_info)
+        except BaseException as error:
+            trace = "".join(texts.format_exception(type(error), error, error.__traceback__))
+            self.log.error("Worker %s: job %s: its exception handler failed:\n%s", self.name, job.id, trace)
 
     def handle_execution_ended(self, job: Any, queue: Any, heartbeat_ttl: int) -> None:
         if self.horse and os.getpid() != self.horse:  # the job forked, and this is its child: there is one horse
@@ -108,12 +131,14 @@ class Settling(rq.Worker):
             self.record(job, lambda: super(Settling, self).handle_job_success(
                 job=job, queue=queue, started_job_registry=started_job_registry))
 
+        job._result = job.returned
         ttl = job.get_result_ttl(self.default_result_ttl)
         assert self.claim
         if job.webhooks or job.repeats_left or ttl == 0 or is_wrapped(rq.Worker, "handle_job_success"):
             return longhand()
         took = (job.ended_at - job.started_at).total_seconds()
         self.outbox.send(Outcome(self.claim, self.plain_success(job, ttl), longhand, took))
+        self.handed_over = self.claim.token
         if self.log.isEnabledFor(logging.INFO):
             self.log.info("Worker %s: successfully completed %s in %s s", self.name,
                           job.description if self.log_job_description else job.id, took)
@@ -140,16 +165,18 @@ class Settling(rq.Worker):
 
     def handle_job_failure(self, job: Any, queue: Any, started_job_registry: Any = None, exc_string: str = "") -> None:
         self.record(job, lambda: super(Settling, self).handle_job_failure(
-            job=job, queue=queue, started_job_registry=started_job_registry, exc_string=exc_string))
+            job=job, queue=queue, started_job_registry=started_job_registry, exc_string=exc_string), exc_string)
 
-    def record(self, job: Any, method: Callable[[], None]) -> None:
+    def record(self, job: Any, method: Callable[[], None], trace: str = "") -> None:
         """Run RQ's `method` on a recording connection, and settle the job with what it writes.
 
         Tried until a reply has been read. If what RQ read has changed by then (WATCH) its method runs again, with the
-        job's counters as they were. Webhooks are sent when the outcome is recorded, and only then.
+        job's counters as they were. Webhooks are sent when the outcome is recorded, and only then. `trace` is that of
+        the job, to be kept should all this fail.
         """
         assert self.claim
         self.post(Board.SETTLING)
+        self._check_meta(job)
         claim, recorder = self.claim, self.connection
         assert isinstance(recorder, Recorder)
         before, stopped = dict(job.__dict__), self._stopped_job_id
@@ -179,8 +206,9 @@ class Settling(rq.Worker):
                 guard.execute_command(*SETTLE.call(*self.settle_arguments(claim, writes, counts_as)))
                 return text(guard.execute()[0])
 
-        outcome = self.settle(claim, attempt)
-        self.told(job.id, outcome)
+        outcome = self.settle(claim, attempt, trace)
+        self.handed_over = claim.token
+        self.told(claim.job_id, outcome)
         self.post(Board.RUNNING)  # webhooks take as long as they take
         if outcome in ("settled", "waking", "already"):
             for status, exc_string in hooks:
@@ -192,6 +220,14 @@ class Settling(rq.Worker):
         self, claim: Claim, writes: list[tuple[Any, ...]], counts_as: str
     ) -> tuple[list[str], list[Any]]:
         return ledger.settle_arguments(self.name, claim, writes, counts_as, rq.Queue.DEFAULT_TIMEOUT)
+
+    def _check_meta(self, job: Any) -> None:
+        """Leave what is stored of a job's meta as it is, if the job has put something there that cannot be stored."""
+        try:
+            job.serializer.dumps(job.meta)
+        except BaseException as error:
+            self.log.error("Worker %s: job %s: its meta is not stored: %s", self.name, job.id, texts.describe(error))
+            job.meta = {}
 
     def insist(self, attempt: Callable[[], str]) -> str:
         """Do `attempt` until Redis has answered it; it must do nothing twice. Raises what will not pass by itself."""
@@ -209,14 +245,14 @@ class Settling(rq.Worker):
                 self.patience(error, failures, backoff.compute(failures))
                 failures += 1
 
-    def settle(self, claim: Claim, attempt: Callable[[], str]) -> str:
+    def settle(self, claim: Claim, attempt: Callable[[], str], trace: str = "") -> str:
         """Like `insist`, but a job whose outcome can never be recorded goes to the dead letters instead."""
         try:
             return self.insist(attempt)
         except Exception as error:  # a key of the wrong type, a failure of RQ's own code
-            message = f"The outcome could not be recorded: {type(error).__name__}: {error}"
+            message = f"The outcome could not be recorded: {texts.describe(error)}"
             self.log.error("Worker %s: job %s: %s", self.name, claim.job_id, message, exc_info=True)
-            return self.bury(claim, message)
+            return self.bury(claim, f"{trace}\n{message}" if trace else message)
 
     def bury(self, claim: Claim, message: str) -> str:
         """Send a job to the dead letters for a reason of our own; without the traceback if Redis cannot hold that."""

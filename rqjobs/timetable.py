@@ -130,7 +130,7 @@ def call(function: Any, args: Iterable[Any] = (), kwargs: dict[str, Any] | None 
     job.enqueue_at_front = True if at_front else None
     fields = {field: value for field, value in job.fields()[1].items() if field not in NEITHER}
     seen = sorted((field, str(value)) for field, value in fields.items() if field != "data")
-    digest = sha1(repr((job.func_name, queue.name, job.data, seen)).encode()).hexdigest()
+    digest = sha1(repr((job.func_name, queue.name, job.data, seen)).encode(), usedforsecurity=False).hexdigest()
     return Call(str(job.func_name), queue.name, fields, digest)
 
 

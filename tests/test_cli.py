@@ -11,7 +11,7 @@ import pytest
 from rq.suspension import suspend
 
 import rqjobs
-from rqjobs import orphans
+from rqjobs import config, orphans
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ def test_hostile_jobs_do_not_end_the_list(run, broken, redis):
 
 
 def test_a_bomb_is_not_unpacked(redis, broken):
-    redis.hset(broken[0].key, "data", zlib.compress(b"[" + b" " * (rqjobs.jobs.INFLATED + 1)))
+    redis.hset(broken[0].key, "data", zlib.compress(b"[" + b" " * (config.current().max_value + 1)))
     with pytest.raises(rqjobs.PayloadTooLarge):
         rqjobs.Job.fetch(broken[0].id, connection=redis)
 

@@ -164,8 +164,8 @@ def test_nothing_is_unpickled(plant, survives, redis, canary):
     survives()
     for job_id in ("in-data", "in-data-uncompressed", "in-call"):
         assert "rqjobs never unpickles what it finds in Redis" in failure(redis, job_id)
-    assert redis.hget("rq:job:elsewhere", "status") == b"finished"
-    assert "cannot be read" in failure(redis, "in-traceback")
+    for job_id in ("elsewhere", "in-traceback"):
+        assert redis.hget(f"rq:job:{job_id}", "status") == b"finished"
     # And neither do those who look at it.
     for look in (lambda job: job.args, lambda job: job.results()):
         with pytest.raises((DeserializationError, rqjobs.PayloadError), match="rqjobs never unpickles"):
