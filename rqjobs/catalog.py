@@ -12,6 +12,7 @@ import importlib
 import inspect
 import os
 import sys
+import types
 from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import Any, TypeVar, overload
@@ -174,20 +175,23 @@ def _load(modules: tuple[str, ...]) -> Catalog:
 
 
 def _is_function(value: Any) -> bool:
-    """Whether it is a function, or an object that a decorator made of one (`functools.lru_cache`, a `@rq.job`)."""
-    if inspect.isfunction(value):
-        return True
-    if not callable(value) or inspect.isclass(value):
+    """Whether it is a function, or an object that a decorator made of one (`functools.lru_cache`, a `@rq.job`).
+
+    A proxy such as `flask.current_app` is not asked: it forwards the question, and what it stands for may not be there.
+    """
+    if not callable(value) or issubclass(type(value), type):
         return False
-    # Statically: a proxy such as `flask.current_app` forwards each question about it, and may have nobody to ask.
-    return inspect.getattr_static(value, "__wrapped__", None) is not None and inspect.isfunction(inspect.unwrap(value))
+    while value is not None and type(value) is not types.FunctionType:
+        value = inspect.getattr_static(value, "__wrapped__", None)
+    return value is not None
 
 
 def _value_classes(scope: Any, prefix: str = "") -> Iterator[type]:
     """The enums and dataclasses that a module defines, those nested in its classes too."""
     module = scope.__module__ if prefix else scope.__name__
     for name, value in list(vars(scope).items()):
-        if inspect.isclass(value) and value.__module__ == module and value.__qualname__ == prefix + name:
+        is_class = issubclass(type(value), type)  # without asking a proxy
+        if is_class and value.__module__ == module and value.__qualname__ == prefix + name:
             if issubclass(value, Enum) or dataclasses.is_dataclass(value):
                 yield value
             yield from _value_classes(value, f"{prefix}{name}.")
