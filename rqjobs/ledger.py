@@ -97,8 +97,9 @@ class Script:
 ENQUEUE, CLAIM, FINISH, SETTLE, RELEASE, RECLAIM, RECOVER, REQUEUE, PROMOTE, WAKE, DELAYED, TICK = map(
     Script, ("enqueue", "claim", "finish", "settle", "release", "reclaim", "recover", "requeue", "promote", "wake",
              "delayed", "tick"))
-CENSUS, NEWEST, HUNT = map(Script, ("census", "newest", "hunt"))  # these only read, as does BUSY
-SWEEP, DELETE, SCHEDULE, BUSY = (Script(name, common=False) for name in ("sweep", "delete", "schedule", "busy"))
+CENSUS, NEWEST, HUNT, OUTCOMES, DUE = map(Script, ("census", "newest", "hunt", "outcomes", "due"))  # these only read,
+SWEEP, DELETE, SCHEDULE, BUSY = (Script(name, common=False)  # as does BUSY
+                                 for name in ("sweep", "delete", "schedule", "busy"))
 
 
 class NoLease(Exception):
@@ -376,6 +377,13 @@ class Promoted(NamedTuple):
     full: bool  # there may be more that are due
     now: float
     next: float | None
+
+
+def first_due(connection: redis.Redis, queues: list[str]) -> tuple[float, dict[str, float]]:
+    """Now, and when the first scheduled job of each of these queues that has any is due; both by Redis's clock."""
+    replies = together(connection, [DUE.call([], portion) for portion in chunks(queues)], DUE)
+    dues = [due for _, *dues in replies for due in dues]
+    return float(replies[-1][0]), {name: float(due) for name, due in zip(queues, dues, strict=True) if due}
 
 
 def promote_some(

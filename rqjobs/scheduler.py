@@ -7,6 +7,8 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import redis
@@ -24,12 +26,13 @@ UPKEEP = 2.0  # seconds between two looks at what the code declares, and at how 
 TICKS = ""  # among the names of queues: the schedules, which one of all clocks ticks
 TICKS_LOCK = "rqjobs:schedules:clock"
 PAUSE = 0.005  # seconds between two looks: what comes due meanwhile is moved together
+STEP_SECONDS = 0.01  # of ticks, and of upkeep, between two looks
 
 _LOCK = """
 local held = {}
 for i, key in ipairs(KEYS) do
-  local owner = redis.call('GET', key)
-  if not owner or owner == ARGV[1] then
+  local owner = redis.pcall('GET', key)  -- an error if somebody else wrote there
+  if not owner or owner == ARGV[1] or redis.call('PTTL', key) == -1 then  -- a lock without an end is nobody's
     redis.call('SET', key, ARGV[1], 'PX', ARGV[2])
     held[#held + 1] = i
   end
@@ -90,7 +93,9 @@ class Scheduler(RQScheduler):
         self._held = {names[index - 1] for index in held}
         self._acquired_locks = self._held - {TICKS}
         if self._acquired_locks - before:
-            self.log.info("Scheduler %s: now serves %s", self.name, ", ".join(sorted(self._acquired_locks)))
+            some = sorted(self._acquired_locks)
+            more = f" and {len(some) - 20} more" if len(some) > 20 else ""
+            self.log.info("Scheduler %s: now serves %s%s", self.name, ", ".join(some[:20]), more)
         if self._held and auto_start and not (self._process and self._process.is_alive()):
             self.start()
         return self._acquired_locks
@@ -150,6 +155,8 @@ class Scheduler(RQScheduler):
         self._kept: dict[str, int] = {}  # queue -> due ids that were passed over, for there was no job yet
         self._ahead = 0.0  # Redis's clock less this machine's monotonic time
         self._next_beat = self._next_upkeep = 0.0
+        self._declarations = ticker.Declarations(self.connection)
+        self._upkeep: list[Iterator[None]] = []  # what is left of it
 
     def _look(self) -> None:
         """Do what is due, in steps that hold up nobody."""
@@ -159,18 +166,28 @@ class Scheduler(RQScheduler):
             self._next_beat = self._looked + BEAT
             self.heartbeat()
             self._ahead = ledger.clock(self.connection) - time.monotonic()
-        for name in sorted(self._held):
-            if self._next.get(name, 0.0) <= time.monotonic():
-                self._next[name] = time.monotonic() + LOOK
-                try:
-                    self._tick() if name == TICKS else self._promote(name)
-                except (redis.ConnectionError, redis.TimeoutError):
-                    raise
-                except Exception as error:  # of what a stranger wrote into Redis; one must not stop the others
-                    self.log.error("Scheduler %s: %s: %s: %s", self.name,
-                                   f"the scheduled jobs of {name}" if name else "the schedules",
-                                   type(error).__name__, error)
+        names = [name for name in sorted(self._held) if self._next.get(name, 0.0) <= time.monotonic()]
+        for name in names:
+            self._next[name] = time.monotonic() + LOOK
+        queues = [name for name in names if name != TICKS]
+        now, dues = ledger.first_due(self.connection, queues) if queues else (0.0, {})
+        for name, due in dues.items():
+            if due <= now:
+                self._try(f"the scheduled jobs of {name}", partial(self._promote, name))
+            else:
+                self._expect(name, due)
+        if TICKS in names:
+            self._try("the schedules", self._tick)
         self._status = self.Status.STARTED
+
+    def _try(self, what: str, step: Callable[[], Any]) -> None:
+        """Do a step; what a stranger wrote into Redis stops only that."""
+        try:
+            step()
+        except (redis.ConnectionError, redis.TimeoutError):
+            raise
+        except Exception as error:
+            self.log.error("Scheduler %s: %s: %s: %s", self.name, what, type(error).__name__, error)
 
     def _promote(self, name: str) -> None:
         kept = self._kept.get(name, 0)
@@ -180,18 +197,22 @@ class Scheduler(RQScheduler):
             self._expect(name, some.now if some.full else some.next or 0.0)
 
     def _tick(self) -> None:
-        if time.monotonic() >= self._next_upkeep:
-            self._next_upkeep = time.monotonic() + UPKEEP
-            for step in ticker.reconcile, ticker.note_outcomes:
-                try:
-                    step(self.connection)
-                except (redis.ConnectionError, redis.TimeoutError):
-                    raise
-                except Exception as error:  # as in `_look`; and the ticks need neither
-                    self.log.error("Scheduler %s: the schedules: %s: %s", self.name, type(error).__name__, error)
-        due = ticker.tick(self.connection)
+        due = ticker.tick(self.connection, STEP_SECONDS)
         if due is not None:
             self._expect(TICKS, due)
+        if not self._upkeep and time.monotonic() >= self._next_upkeep:
+            self._next_upkeep = time.monotonic() + UPKEEP
+            self._upkeep = [self._declarations.reconcile(), ticker.outcomes(self.connection)]
+        until = time.monotonic() + STEP_SECONDS
+        while self._upkeep and time.monotonic() < until:
+            self._try("the schedules", self._step)
+        if self._upkeep:
+            self._next[TICKS] = 0.0
+
+    def _step(self) -> None:
+        """The next step of upkeep; what has failed has come to its end."""
+        if next(self._upkeep[0], TICKS) is TICKS:
+            self._upkeep.pop(0)
 
     def _expect(self, name: str, due: float) -> None:
         """Look at a queue when `due` (Unix seconds, by Redis's clock) has come, or as planned if that is earlier."""

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import time
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import redis
@@ -19,13 +20,15 @@ from rqjobs.timetable import SCHEDULES, Call, Schedule, call, check_name, jitter
 log = logging.getLogger("rqjobs")
 MOST = 1000  # ticks that missed="all" makes up for
 LATE = 10  # seconds after which missed="skip" takes a tick for missed; longer than another clock needs to take over
-AT_ONCE = 100  # schedules
-LONG = 0.1  # seconds; after that the clock sees to its locks and its queues before it goes on
+AT_ONCE = 25  # schedules
 AGAIN = 5  # seconds after which a tick that Redis refused is tried again
 KEPT_WITHDRAWN = 86_400  # seconds
+COMPARE_SECONDS = 60  # between two looks at whether what is stored is what is declared, if nothing says that it is not
+COMPARED_AT_ONCE = 100  # schedules
+OPEN_AT_ONCE = 500  # jobs
 DECLARED = f"{SCHEDULES}:declared"
+ANNOUNCED = f"{SCHEDULES}:announced"
 OPEN = f"{SCHEDULES}:open"
-ENDED = ("finished", "failed", "stopped", "canceled")
 
 _NOTE = """
 if redis.call('EXISTS', KEYS[1]) == 1 then redis.pcall('HSET', KEYS[2], ARGV[1], ARGV[2]) end
@@ -33,9 +36,9 @@ redis.call('HDEL', KEYS[3], ARGV[1])
 """
 
 
-def tick(connection: redis.Redis) -> float | None:
-    """Make the jobs of ticks that are due, of up to `AT_ONCE` schedules and for about `LONG`; returns when (Unix
-    seconds, by Redis's clock) it is worth while again, None if never."""
+def tick(connection: redis.Redis, seconds: float = 60) -> float | None:
+    """Make the jobs of ticks that are due, of up to `AT_ONCE` schedules and for about so many seconds; returns when
+    (Unix seconds, by Redis's clock) it is worth while again, None if never."""
     began, now = time.monotonic(), ledger.clock(connection)
     due: Any = connection.zrangebyscore(SCHEDULES, "-inf", now, 0, AT_ONCE)
     found = read(connection, map(text, due))
@@ -47,12 +50,14 @@ def tick(connection: redis.Redis) -> float | None:
             continue
         try:
             done = _tick(connection, found[name], now)
-        except redis.ResponseError as error:  # one must not stop the others
-            log.error("the schedule %s: %s", name, error)
+        except (redis.ConnectionError, redis.TimeoutError):
+            raise
+        except Exception as error:  # of what a stranger wrote; one must not stop the others
+            log.error("the schedule %s: %s: %s", name, type(error).__name__, error)
             done = False
         if not done:
             connection.zadd(SCHEDULES, {name: now + AGAIN}, xx=True)
-        if time.monotonic() > began + LONG:
+        if time.monotonic() > began + seconds:
             return now
     later: Any = connection.zrangebyscore(SCHEDULES, f"({now}", "(+inf", 0, 1, withscores=True)
     return now if len(due) == AT_ONCE else later[0][1] if later else None
@@ -148,50 +153,128 @@ def announce(connection: redis.Redis, worker: str, words: str, again: bool = Fal
     if again and connection.hexists(DECLARED, worker):
         return
     connection.hset(DECLARED, worker, words)
+    connection.incr(ANNOUNCED)
     ledger.announce_due(connection, "", "declared")
 
 
-def reconcile(connection: redis.Redis) -> None:
-    """Make the stored schedules those that the code of running workers declares.
+class Declarations:
+    """Makes the stored schedules those that the code of running workers declares.
 
     If versions of the code differ, the worker that started last is right about what it declares. A schedule that none
     declares any more is withdrawn, and goes on where it was if one does again.
     """
-    now = ledger.clock(connection)
-    said = {text(worker): words for worker, words in connection.hgetall(DECLARED).items()}
-    live = {text(worker) for worker in connection.zrangebyscore(ledger.WORKERS, now, "+inf")}
-    gone = said.keys() - live
-    if gone:
-        connection.hdel(DECLARED, *gone)
-    if not said.keys() & live:
-        return  # there is no code that could tell
-    wanted: dict[str, dict[str, Any]] = {}
-    spoken: list[tuple[float, dict[str, Any]]] = []
-    for worker in said.keys() & live:
+
+    def __init__(self, connection: redis.Redis):
+        self.connection = connection
+        self.known: Any = None  # what was declared, and by whom, when all was last compared
+        self.compared = 0.0  # when that was, in monotonic time
+
+    def reconcile(self) -> Iterator[None]:
+        """In steps of a few milliseconds. As long as nothing else is declared, the schedules are compared once in
+        `COMPARE_SECONDS` only, for a stranger may have changed them."""
+        counter, workers, now = ledger.together(
+            self.connection, [("GET", ANNOUNCED), ("HKEYS", DECLARED), ("TIME",)])
+        said = set(workers) if isinstance(workers, list) else set()
+        live: set[Any] = set(self.connection.zrangebyscore(ledger.WORKERS, now[0], "+inf")) & said
+        seen = repr(counter), frozenset(said), frozenset(live)
+        if seen == self.known and time.monotonic() - self.compared < COMPARE_SECONDS:
+            return
+        if said - live:
+            self.connection.hdel(DECLARED, *(said - live))
+        if live:  # else there is no code that could tell
+            yield from self._compare(live, now[0])
+        self.known, self.compared = (seen[0], frozenset(live), frozenset(live)), time.monotonic()
+
+    def _compare(self, workers: Iterable[bytes], now: float) -> Iterator[None]:
+        spoken = []
+        for worker in workers:
+            spoken.append(self._words_of(worker))
+            yield
+        wanted: dict[str, dict[str, Any]] = {}
+        for _, declared_there in sorted((words for words in spoken if words), key=lambda words: words[0]):
+            wanted.update(declared_there)
+        stored = {text(name) for name in self.connection.zrange(SCHEDULES, 0, -1)}
+        names = sorted(stored | wanted.keys())
+        for start in range(0, len(names), COMPARED_AT_ONCE):
+            yield
+            for name in differing(self.connection, names[start:start + COMPARED_AT_ONCE], wanted, now):
+                found = read(self.connection, [name]).get(name)
+                if name in wanted:
+                    _adopt_or_tell(self.connection, wanted[name], found)
+                elif found and None not in spoken:  # those that cannot be read may declare what the others do not
+                    _withdraw(self.connection, found, now)
+                yield
+
+    def _words_of(self, worker: bytes) -> tuple[float, dict[str, dict[str, Any]]] | None:
+        """When a worker started, and what its code declares, by name; None if that cannot be read."""
         try:
-            words = json.loads(said[worker])
-            spoken.append((float(words["started"]), {str(one["name"]): one for one in words["schedules"]}))
+            words = json.loads(self.connection.hget(DECLARED, worker) or b"")
+            return float(words["started"]), {str(one["name"]): one for one in words["schedules"]}
         except (ValueError, TypeError, LookupError, RecursionError):
-            log.error("what the code of the worker %s declares cannot be read; it is asked again", worker)
-            connection.hdel(DECLARED, worker)
-    for _, declared_there in sorted(spoken, key=lambda words: words[0]):
-        wanted.update(declared_there)
-    names = {text(name) for name in connection.zrange(SCHEDULES, 0, -1)}
-    found = read(connection, names)
-    for name, one in wanted.items():
-        if name in names and name not in found:
-            log.error("the schedule %s in Redis cannot be read; remove it with: rqjobs schedules remove %s", name, name)
+            log.error("what the code of the worker %s declares cannot be read; it is asked again", text(worker))
+            self.connection.hdel(DECLARED, worker)
+            return None
+
+
+def reconcile(connection: redis.Redis) -> None:
+    """All steps of `Declarations.reconcile`, with everything compared."""
+    for _ in Declarations(connection).reconcile():
+        pass
+
+
+def differing(connection: redis.Redis, names: list[str], wanted: dict[str, dict[str, Any]], now: float) -> list[str]:
+    """Those of these schedules that are not stored as they are `wanted`: found without reading them whole."""
+    replies = ledger.together(connection, [command for name in names for command in (
+        ("HMGET", f"rqjobs:schedule:{name}", "source", "state", "digest", "rule", "changed"),
+        ("HSTRLEN", f"rqjobs:schedule:{name}:job", "data"), ("ZSCORE", SCHEDULES, name))])
+    found = []
+    for name, own, data, due in zip(names, replies[::3], replies[1::3], replies[2::3], strict=True):
+        if not isinstance(own, list):
+            own = [None] * 5  # somebody else wrote there
+        if due is None and own[0] is not None:
+            connection.zadd(SCHEDULES, {name: 1}, nx=True)  # its place was lost; the tick finds out when it is due
+        one = wanted.get(name)
+        if one is None:
+            right = own[0] != b"code" or _rests(own, now)
         else:
-            try:
-                _adopt(connection, one, found.get(name))
-            except (ValueError, LookupError, AttributeError, TypeError, RecursionError, redis.DataError) as error:
-                # of another version of ours, or of a stranger
-                log.error("the declared schedule %s is not stored: %s", name, error)
-    if len(spoken) < len(said.keys() & live):
-        return  # those that cannot be read may declare what the others do not
-    for name, schedule in found.items():
-        if schedule.source == "code" and name not in wanted:
-            _withdraw(connection, schedule, now)
+            told = [str(one.get("digest")).encode(), str(one.get("rule")).encode()]
+            right = own[0] == b"code" and own[1] != b"withdrawn" and own[2:4] == told and data > 0
+        if not right:
+            found.append(name)
+    return found
+
+
+def _rests(own: list[Any], now: float) -> bool:
+    """Whether a schedule is withdrawn, and not for so long that it is to be forgotten."""
+    try:
+        return own[1] == b"withdrawn" and float(own[4]) >= now - KEPT_WITHDRAWN
+    except (TypeError, ValueError):
+        return False
+
+
+def _adopt_or_tell(connection: redis.Redis, one: dict[str, Any], found: Schedule | None) -> None:
+    name = str(one["name"])
+    try:
+        Rule.load(one["rule"])
+        if found or _make_room(connection, name):
+            _adopt(connection, one, found)
+    except redis.ResponseError as error:
+        if not ledger.wrong_type(error):
+            raise
+        log.error("the declared schedule %s is not stored: %s", name, error)
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError, redis.DataError) as error:
+        # of another version of ours, or of a stranger
+        log.error("the declared schedule %s is not stored: %s", name, error)
+
+
+def _make_room(connection: redis.Redis, name: str) -> bool:
+    """Remove a schedule of the code that cannot be read, for the code says what it is; whether there is none now."""
+    source, revision = connection.hmget(f"rqjobs:schedule:{name}", "source", "revision")
+    if source is None and revision is None:
+        return True
+    log.error("the schedule %s in Redis cannot be read; %s", name, "it is stored anew" if source == b"code" else
+              f"remove it with: rqjobs schedules remove {name}")
+    return source == b"code" and put(connection, name, text(revision or b""), "", "remove", {})
 
 
 def _adopt(connection: redis.Redis, one: dict[str, Any], found: Schedule | None) -> None:
@@ -223,24 +306,28 @@ def _withdraw(connection: redis.Redis, schedule: Schedule, now: float) -> None:
 
 
 def note_outcomes(connection: redis.Redis) -> None:
-    """Remember how jobs of schedules ended, before Redis forgets them (`result_ttl`)."""
-    if connection.type(OPEN) != b"hash":  # there are none, or somebody else wrote there: `tick.lua` passes over it
-        return
-    waiting = [(text(job_id), text(name)) for job_id, name in connection.hgetall(OPEN).items()]
-    with connection.pipeline(transaction=False) as pipe:
-        for job_id, _ in waiting:
-            pipe.hmget(f"rq:job:{job_id}", "status", "ended_at")
-        replies = pipe.execute(raise_on_error=False)
-    remember = connection.register_script(_NOTE)
-    for (job_id, name), reply in zip(waiting, replies, strict=True):
-        status, ended = (text(word or b"") for word in reply) if isinstance(reply, list) else ("", "")
-        if status in ("", *ENDED):
-            key = f"rqjobs:schedule:{name}"
-            words = f"{status or _of_the_vanished(connection, key, job_id)} {ended}"
+    """All steps of `outcomes`."""
+    for _ in outcomes(connection):
+        pass
+
+
+def outcomes(connection: redis.Redis) -> Iterator[None]:
+    """Remember how jobs of schedules ended, before Redis forgets them (`result_ttl`); in steps of some milliseconds."""
+    remember, cursor = connection.register_script(_NOTE), b"0"
+    while True:
+        cursor, *ended = ledger.OUTCOMES.run(connection, [OPEN], [cursor, OPEN_AT_ONCE])
+        for job_id, name, status, moment in ended:
+            key = f"rqjobs:schedule:{text(name)}"
+            words = f"{text(status) or _of_the_vanished(connection, key, text(job_id))} {text(moment)}"
             remember(keys=[key, f"{key}:outcomes", OPEN], args=[job_id, words.strip()])
+            yield
+        if cursor == b"0":
+            return
+        yield
 
 
 def _of_the_vanished(connection: redis.Redis, key: str, job_id: str) -> str:
-    queue = text(connection.hget(key, "queue") or b"")
-    return next((status for status in ("finished", "failed", "canceled")
-                 if connection.zscore(f"rq:{status}:{queue}", job_id) is not None), "unknown")
+    reply = ledger.together(connection, [("HGET", key, "queue")])[0]
+    queue, statuses = text(reply or b""), ("finished", "failed", "canceled")
+    scores = ledger.together(connection, [("ZSCORE", f"rq:{status}:{queue}", job_id) for status in statuses])
+    return next((status for status, score in zip(statuses, scores, strict=True) if isinstance(score, float)), "unknown")

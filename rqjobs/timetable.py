@@ -5,6 +5,7 @@ Keys, beside those in `ledger.py`:
     rqjobs:schedules:revision     counter, the last revision that was given out; every change of a rule or a job has one
     rqjobs:schedules:open         hash, job id -> schedule, of remembered runs whose outcome is not known yet
     rqjobs:schedules:declared     hash, worker -> when it started and what its code declares (JSON)
+    rqjobs:schedules:announced    counter of announcements and of removals: whether there is something to compare
     rqjobs:schedules:clock        the lock of the clock that ticks
     rqjobs:schedule:<name>        hash, the schedule; `next` and `last` are ticks, in Unix seconds
     rqjobs:schedule:<name>:job    hash, the fields of the jobs that it makes, as RQ writes them
@@ -168,7 +169,7 @@ def put(client: redis.Redis, name: str, revision: int | str | None, due: str, wh
         job: dict[Any, Any] | None = None) -> bool:
     key = f"rqjobs:schedule:{name}"
     keys = [SCHEDULES, key, f"{key}:job", f"{SCHEDULES}:revision", ledger.BELL, f"{key}:runs", f"{key}:outcomes",
-            f"{SCHEDULES}:open"]
+            f"{SCHEDULES}:open", f"{SCHEDULES}:announced"]
     words = [[part for pair in fields.items() for part in pair] for fields in (own, job or {})]
     args = [name, "" if revision is None else revision, due, what, len(words[0]), *words[0], *words[1]]
     return bool(SCHEDULE.run(client, keys, args))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 
 import faults
@@ -10,7 +11,8 @@ import pytest
 import redis as redis_py
 
 import rqjobs
-from rqjobs import config, orphans, stats
+from rqjobs import config, every, ledger, orphans, schedules, stats, ticker
+from rqjobs.scheduler import TICKS, Scheduler
 from rqjobs.web import create_app
 
 NAMES = 2000
@@ -110,3 +112,97 @@ def test_the_maintenance_of_many_queues_asks_only_where_jobs_have_ended(redis, m
     assert len(asked) < 30, asked
     assert redis.smembers("rq:workers:customer-7") == {b"rq:worker:alive"}
     assert redis.zrange("rq:finished:customer-5", 0, -1) == [many[0].id.encode()]
+
+
+@pytest.fixture
+def scheduler(redis):
+    """One in this process, whose loop a test turns by hand."""
+    scheduler = Scheduler(["default", *(f"customer-{number}" for number in range(NAMES))], connection=redis)
+    scheduler.acquire_locks()
+    scheduler._begin()
+    yield scheduler
+    scheduler._bell.close()
+    scheduler.stop()
+
+
+def turn(scheduler):
+    """Its loop, until it would sleep."""
+    scheduler._look()
+    while scheduler._next[TICKS] <= 0:
+        scheduler._look()
+
+
+def declare(redis, names):
+    ledger.beat(redis, "w1", {"pid": 1})
+    made = ticker.call(faults.note)
+    words = {"started": ledger.clock(redis), "schedules": [
+        {"name": name, "rule": every(days=400).dump(), "function": made.function, "queue": made.queue,
+         "digest": made.digest, "fields": {field: ticker.text_of(value) for field, value in made.fields.items()}}
+        for name in names]}
+    ticker.announce(redis, "w1", json.dumps(words))
+
+
+def test_a_scheduler_that_has_nothing_to_do_reads_no_schedule_and_asks_once_for_all_queues(
+        redis, scheduler, round_trips):
+    """It read all of them each two seconds, and asked for each queue each second: delayed jobs were 8.7 s late."""
+    every(days=400).add("added", faults.note)
+    declare(redis, [f"s{number}" for number in range(300)])
+    turn(scheduler)
+    assert redis.zcard("rqjobs:schedules") == 301
+    scheduler._next.clear()
+    scheduler._next_upkeep = 0.0
+    with round_trips() as asked:
+        turn(scheduler)
+    assert len(asked) < 15, asked
+    assert not [one for one in asked if "rqjobs:schedule:" in str(one)]
+
+
+def test_what_is_declared_or_was_removed_is_compared_at_once_and_a_stranger_s_change_after_a_while(
+        redis, scheduler, monkeypatch):
+    every(days=400).add("mine", faults.note)
+    declare(redis, ["mine", "theirs"])
+    ticker_look(scheduler)
+    assert (schedules.get("mine").source, schedules.get("theirs").source) == ("added", "code")
+    schedules.remove("mine")
+    ticker_look(scheduler)
+    assert schedules.get("mine").source == "code"
+    redis.delete("rqjobs:schedule:theirs:job")
+    redis.zrem("rqjobs:schedules", "mine")
+    ticker_look(scheduler)
+    assert [found.name for found in schedules.all()] == []
+    monkeypatch.setattr(ticker, "COMPARE_SECONDS", 0)
+    ticker_look(scheduler)
+    ticker_look(scheduler)
+    assert {(found.name, found.due == found.next) for found in schedules.all()} == {("mine", True), ("theirs", True)}
+
+
+def ticker_look(scheduler):
+    scheduler._next_upkeep = scheduler._next[TICKS] = 0.0
+    turn(scheduler)
+    scheduler._next[TICKS] = 0.0
+    scheduler._next_upkeep = time.monotonic() + 60
+    scheduler._look()
+
+
+def test_a_delayed_job_does_not_wait_until_thousands_of_schedules_are_compared(redis, scheduler):
+    declare(redis, [f"s{number}" for number in range(1000)])
+    scheduler._look()
+    job = rqjobs.enqueue_in(0, faults.ok)
+    scheduler._next["default"] = 0.0
+    scheduler._look()
+    assert redis.zcard("rqjobs:schedules") < 1000, "the schedules are stored in one go"
+    assert rqjobs.queue("default").job_ids == [job.id]
+    turn(scheduler)
+    assert redis.zcard("rqjobs:schedules") == 1000
+
+
+def test_outcomes_are_noted_of_what_has_ended_only(redis, round_trips):
+    every(days=400).add("many", faults.note)
+    ids = [schedules.run_now("many").id for _ in range(20)]
+    redis.hset("rqjobs:schedules:open", mapping=dict.fromkeys(ids, "many"))
+    redis.hset(f"rq:job:{ids[3]}", mapping={"status": "finished", "ended_at": "2026-01-01T00:00:00Z"})
+    with round_trips() as asked:
+        ticker.note_outcomes(redis)
+    assert len(asked) < 6, asked
+    assert redis.hgetall("rqjobs:schedule:many:outcomes") == {ids[3].encode(): b"finished 2026-01-01T00:00:00Z"}
+    assert redis.hlen("rqjobs:schedules:open") == 19

@@ -1,7 +1,8 @@
 -- Store a schedule, change it, or remove it.
 --
 -- KEYS  1 rqjobs:schedules   2 the schedule's hash   3 the fields of its jobs   4 revision counter   5 the clock's channel
---       6 its runs   7 their outcomes   8 ids of the jobs whose outcome is not known yet
+--       6 its runs   7 their outcomes   8 ids of the jobs whose outcome is not known yet   9 counter of what the
+--       schedulers compare again
 -- ARGV  1 name   2 the revision that the caller read; "" if there was no such schedule
 --       3 when its next tick is due, in Unix seconds; "never"; "" to leave it
 --       4 "new": rule or job are others, so it gets a new revision; "same"; "remove"
@@ -20,11 +21,19 @@ if ARGV[4] == 'remove' then
   end
   redis.call('DEL', KEYS[2], KEYS[3], KEYS[6], KEYS[7])
   redis.call('ZREM', KEYS[1], ARGV[1])
+  redis.pcall('INCR', KEYS[9])  -- the code may declare one of this name
   return 'removed'
 end
 local own = tonumber(ARGV[5])
 if #ARGV > 6000 then return redis.error_reply('ERR a schedule has fewer fields') end  -- of what `unpack` takes
-if ARGV[4] == 'new' then revision = tostring(redis.call('INCR', KEYS[4])) end
+if ARGV[4] == 'new' then
+  revision = redis.pcall('INCR', KEYS[4])
+  if type(revision) ~= 'number' then  -- somebody else wrote there; so high no counter of ours has come
+    revision = redis.call('TIME')[1]
+    redis.call('SET', KEYS[4], revision)
+  end
+  revision = tostring(revision)
+end
 redis.call('HSET', KEYS[2], 'revision', revision, unpack(ARGV, 6, 5 + own))
 if ARGV[4] == 'new' then
   redis.call('DEL', KEYS[3])
