@@ -193,6 +193,7 @@ def refuse_open_door(config: Config) -> None:
 
 
 _current: Config | None = None
+_from_file: dict[str, str] = {}  # what `.env` has put into the environment
 
 
 def current() -> Config:
@@ -202,9 +203,42 @@ def current() -> Config:
     """
     global _current
     if _current is None:
-        load_dotenv(Path.cwd() / ".env", override=False)
+        _read_file()
         _current = Config.from_env(os.environ)
     return _current
+
+
+def reload() -> tuple[Config, list[str]]:
+    """Read `.env` anew, for `rqjobs dev`; returns the settings, now in force, and the names that have other values.
+
+    Raises:
+        ConfigError: they cannot be; those before stay in force.
+    """
+    global _current
+    before, from_file = dict(os.environ), dict(_from_file)
+    try:
+        _read_file()
+        _current = Config.from_env(os.environ)
+    except ConfigError:
+        for kept, values in ((os.environ, before), (_from_file, from_file)):
+            kept.clear()
+            kept.update(values)
+        raise
+    return _current, sorted(name for name in before.keys() | os.environ.keys()
+                            if before.get(name) != os.environ.get(name))
+
+
+def _read_file() -> None:
+    for name, value in _from_file.items():
+        if os.environ.get(name) == value:
+            del os.environ[name]
+    before = set(os.environ)
+    try:
+        load_dotenv(Path.cwd() / ".env", override=False)
+    except (UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f".env cannot be read: {error}; write a text in UTF-8, a NAME=value on each line") from None
+    _from_file.clear()
+    _from_file.update({name: value for name, value in os.environ.items() if name not in before})
 
 
 def use(config: Config | None = None, **changes: Any) -> Config:

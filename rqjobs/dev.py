@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import importlib.util
 import os
+import re
 import secrets
 import shlex
 import signal
@@ -14,15 +15,24 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO
 
 from rqjobs import catalog, config, connection, embedded
 from rqjobs.processes import die_with_parent, pause
+from rqjobs.supervisor import DOUBLED
 
 TICK = 0.5  # seconds between two looks at the children and the job modules
 LEAVING = 5  # seconds beyond the grace in which a worker gives back what it has
+SAVING_SECONDS = 0.2  # between two looks at a file that changes: it may be written in several steps
+STOP_SILENT_SECONDS = 1.0  # after which it is said what is waited for
+WATCHED_MAX_FILES, WATCHED_MAX_FOLDERS = 5_000, 2_000
+NOT_SOURCES = ("__pycache__", "node_modules", "site-packages")
+ENV_FILE = ".env"
+HOST = "127.0.0.1"
+LOGIN = ("host", "port", "admin_user", "admin_password")  # the settings that change how one logs in
 RESTART_PAUSE = (0.5, 10.0)  # seconds before a child that died is started again: the first time, and at most
 WORKER = [sys.executable, "-m", "rqjobs", "worker"]
 WEB = [sys.executable, "-m", "gunicorn", "--config", "python:rqjobs.web.serve", "rqjobs.web:create_app()"]
@@ -34,6 +44,7 @@ class Child:
     def __init__(self, name: str, command: list[str], environment: dict[str, str], output: IO[bytes] | None = None):
         self.name, self.command, self.environment, self.output = name, command, environment, output
         self.pause, self.again = RESTART_PAUSE[0], 0.0
+        self.asked = 0.0  # when it was asked to end, to be started again
         self.start()
 
     def start(self) -> None:
@@ -42,36 +53,148 @@ class Child:
             start_new_session=True,  # Ctrl-C reaches only us, and we stop them in order
             preexec_fn=lambda: die_with_parent(signal.SIGTERM),
         )
-        self.since = time.monotonic()
+        self.since, self.again, self.asked = time.monotonic(), 0.0, 0.0
 
-    def tend(self, say: Callable[[str], None]) -> None:
-        if self.process.poll() is None:
-            return
+    @property
+    def runs(self) -> bool:
+        return self.process.poll() is None
+
+    def restart(self) -> None:
+        """Ask it to end; `tend` starts it again then."""
+        if not self.asked:
+            self.asked = time.monotonic()
+            self.signal(signal.SIGTERM)
+
+    def tend(self, say: Callable[[str], None], stop_seconds: float) -> None:
         now = time.monotonic()
-        if not self.again:
+        if self.asked:
+            if not self.runs:
+                self.start()
+            elif now - self.asked > stop_seconds:
+                self.process.kill()
+        elif self.runs:
+            return
+        elif not self.again:
             self.pause = RESTART_PAUSE[0] if now - self.since > 30 else min(self.pause * 2, RESTART_PAUSE[1])
             self.again = now + self.pause
             say(f"{self.name} ended with {self.process.returncode}; starting it again in {self.pause:.0f} s")
         elif now >= self.again:
-            self.again = 0.0
             self.start()
 
     def signal(self, number: int) -> None:
-        if self.process.poll() is None:
+        if self.runs:
             self.process.send_signal(number)
 
 
-def stop(children: list[Child], grace: float) -> None:
-    """End the children: SIGTERM, then after `grace` seconds SIGKILL. A job that is cut off runs again next time."""
+def stop(
+    children: list[Child], seconds: float, stopped: Sequence[int] = (), say: Callable[[str], None] = lambda line: None,
+) -> None:
+    """End the children: SIGTERM, then after `seconds` SIGKILL. A job that is cut off runs again next time.
+
+    When a second signal comes into `stopped` they are told to put back their jobs and end at once.
+    """
     for child in children:
-        child.signal(signal.SIGTERM)
-    deadline = time.monotonic() + grace
-    for child in children:
+        if not child.asked:
+            child.signal(signal.SIGTERM)
+    began, waits, hurried = time.monotonic(), False, False
+    while any(child.runs for child in children):
+        age = time.monotonic() - began
+        if age > seconds:
+            for child in children:
+                child.process.kill()
+                child.process.wait()
+        elif len(stopped) > 1 and not hurried and age > DOUBLED + TICK / 5:  # earlier, a worker takes it for the first
+            hurried = True
+            for child in children:
+                child.signal(signal.SIGTERM if "worker" in child.command else signal.SIGINT)
+        elif len(stopped) < 2 and not waits and age > STOP_SILENT_SECONDS:
+            waits = True
+            say(f"rqjobs: waits for running jobs, {seconds:.0f} s at most; a second Ctrl-C puts them back and ends at "
+                f"once")
+        time.sleep(0.05)
+
+
+class Dev:
+    """What `rqjobs dev` has going: the Redis, the web app, the workers; and what they were started with."""
+
+    def __init__(self, settings: config.Config, url: str, say: Callable[[str], None]):
+        self.settings, self.url, self.say = settings, url, say
+        self.password, self.secret_key = secrets.token_urlsafe(9), secrets.token_hex(32)
+        self.children: list[Child] = []
+        self.stopped: list[int] = []
+
+    def environment(self) -> dict[str, str]:
+        return config.environment(
+            REDIS_URL=self.url, RQJOBS_ONE_TIME_PASSWORD=self.password, HOST=self.settings.host or HOST,
+            SECRET_KEY=self.settings.secret_key or self.secret_key, PORT=self.settings.port,
+        )
+
+    def start(self, workers: int) -> None:
+        environment = self.environment()
+        self.children.append(Child("web", WEB, environment))
+        self.children += [Child(f"worker {number + 1}", WORKER, environment) for number in range(workers)]
+
+    def greet(self) -> None:
+        settings = self.settings
+        login = "RQJOBS_ADMIN_PASSWORD" if settings.admin_password else f"the password {self.password}"
+        self.say(f"\n  Open  http://{settings.host}:{settings.port}/\n  log in as {settings.admin_user} with {login}")
+
+    def tend(self, embedded_url: str | None) -> None:
+        """Keep the children going, anew when a file of theirs changes, until a signal comes."""
+        seen = _watched(self.settings)
+        while not self.stopped:
+            began = time.monotonic()
+            if embedded_url and not embedded.answers(embedded_url):
+                raise connection.NoRedis("the embedded Redis has ended, .rqjobs/redis.log says why; nothing it kept is "
+                                         "lost: start rqjobs dev again")
+            for child in self.children:
+                child.tend(self.say, self.settings.grace + LEAVING)
+            now = _watched(self.settings)
+            if now != seen:
+                pause(SAVING_SECONDS, lambda: bool(self.stopped))
+            if now != seen and now == _watched(self.settings):  # else it is still being written
+                self.changed({name for name in now.keys() | seen.keys() if now.get(name) != seen.get(name)})
+                seen = {path: now.get(path, changed) for path, changed in _watched(self.settings).items()}
+            pause(max(TICK, 10 * (time.monotonic() - began)), lambda: bool(self.stopped))
+
+    def changed(self, paths: set[str]) -> None:
+        """Restart what these files are of."""
+        code = sorted(Path(path).name for path in paths if path != ENV_FILE)
+        names = self._reload() if ENV_FILE in paths else []
+        if names:
+            self.say(f"rqjobs: .env changed ({', '.join(names)}); restarting")
+        elif code:
+            self.say(f"rqjobs: {code[0]} changed; restarting")
+        web, *workers = self.children
+        if names:
+            for child in self.children:
+                child.environment = self.environment()
+            web.restart()
+        elif code:
+            web.signal(signal.SIGHUP)  # gunicorn loads the app anew
+        for child in workers if names or code else ():
+            child.restart()
+
+    def _reload(self) -> list[str]:
+        """Read `.env` anew; returns the names of the settings that are others now. What cannot be is said, and changes
+        nothing."""
+        before = self.settings
         try:
-            child.process.wait(max(0.1, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            child.process.kill()
-            child.process.wait()
+            settings, names = config.reload()
+            settings = config.use(host=settings.host or HOST)
+            config.refuse_open_door(settings)
+            if (settings.host, settings.port) != (before.host, before.port):
+                _free_port(settings)
+        except config.ConfigError as error:
+            config.use(before)
+            self.say(f"rqjobs: .env: {error}; the settings before stay in force until it is saved again")
+            return []
+        self.settings = settings
+        if settings.redis_url != before.redis_url:
+            self.say("rqjobs: REDIS_URL changed; for that, end rqjobs dev and start it again")
+        if any(getattr(settings, name) != getattr(before, name) for name in LOGIN):
+            self.greet()
+        return [name for name in names if name != "REDIS_URL"]
 
 
 def run(workers: int, say: Callable[[str], None]) -> None:
@@ -81,8 +204,7 @@ def run(workers: int, say: Callable[[str], None]) -> None:
         ConfigError: another `rqjobs dev` runs in this folder, or the port is taken.
         NoRedis: there is no Redis, and none to start.
     """
-    host = config.current().host or "127.0.0.1"
-    settings = config.use(host=host)
+    settings = config.use(host=config.current().host or HOST)
     config.refuse_open_door(settings)
     catalog.import_from_here()
     stopped: list[int] = []
@@ -94,24 +216,18 @@ def run(workers: int, say: Callable[[str], None]) -> None:
         _free_port(settings)
         url = settings.redis_url or stack.enter_context(embedded.server())
         connection.connect(url).ping()
-        password = secrets.token_urlsafe(9)
-        environment = config.environment(
-            REDIS_URL=url, RQJOBS_ONE_TIME_PASSWORD=password, SECRET_KEY=settings.secret_key or secrets.token_hex(32),
-            HOST=host, PORT=settings.port,
-        )
-        children = [Child("web", WEB, environment)]
-        children += [Child(f"worker {number + 1}", WORKER, environment) for number in range(workers)]
-        stack.callback(lambda: stop(children, settings.grace + LEAVING))
-        _wait_for_web(children[0], settings, stopped)
+        dev = Dev(settings, url, say)
+        dev.stopped = stopped
+        stack.callback(lambda: stop(dev.children, dev.settings.grace + LEAVING, stopped, say))
+        dev.start(workers)
+        _wait_for_web(dev.children[0], settings, stopped)
         if not stopped:
-            shown = f"the password {password}" if not settings.admin_password else "RQJOBS_ADMIN_PASSWORD"
-            say(f"\n  Open  http://{settings.host}:{settings.port}/\n  log in as {settings.admin_user} with {shown}")
+            dev.greet()
             if not settings.redis_url:
                 say(f"  Other terminals:  export REDIS_URL={shlex.quote(url)}")
             say("  Ctrl-C stops everything.\n")
-        _tend(children, stopped, settings, say, None if settings.redis_url else url)
-        say("\nrqjobs: stopping (a second Ctrl-C does not make it faster; running jobs have "
-            f"{settings.grace} s)")
+        dev.tend(None if settings.redis_url else url)
+        say("\nrqjobs: stopping")
 
 
 def with_worker(module: str, act: Callable[[], int]) -> int:
@@ -134,42 +250,34 @@ def with_worker(module: str, act: Callable[[], int]) -> int:
         return code
 
 
-def _tend(
-    children: list[Child], stopped: list[int], settings: config.Config, say: Callable[[str], None],
-    embedded_url: str | None,
-) -> None:
-    seen = _modified(settings.modules)
-    while not stopped:
-        pause(TICK, lambda: bool(stopped))
-        if embedded_url and not embedded.answers(embedded_url) and not stopped:
-            raise connection.NoRedis("the embedded Redis has ended, .rqjobs/redis.log says why; nothing it kept is "
-                                     "lost: start rqjobs dev again")
-        for child in children:
-            child.tend(say)
-        now = _modified(settings.modules)
-        if now != seen:
-            changed = [path for path in now.keys() | seen.keys() if now.get(path) != seen.get(path)]
-            say(f"rqjobs: {Path(changed[0]).name} changed; restarting")
-            seen = now
-            children[0].signal(signal.SIGHUP)  # gunicorn loads the app anew
-            stop(children[1:], settings.grace + LEAVING)
-            for child in children[1:]:
-                child.start()
+def _watched(settings: config.Config) -> dict[str, int]:
+    """When `.env`, and each file that the children may have imported, was last changed. Imports nothing of them.
 
-
-def _modified(modules: tuple[str, ...]) -> dict[str, int]:
-    """When each file of the packages of `modules` was last changed. Imports nothing of them."""
-    times = {}
-    for top in {module.partition(".")[0] for module in modules}:
-        importlib.invalidate_caches()
-        sys.path_importer_cache.pop("", None)
+    These are all Python files below the working directory, and those of the packages of the jobs modules and the app.
+    """
+    importlib.invalidate_caches()
+    sys.path_importer_cache.pop("", None)
+    names = [*settings.modules, *([settings.app] if settings.app else [])]
+    folders = [Path.cwd()]
+    files = [Path(ENV_FILE)]
+    for top in {re.split("[.:]", name)[0] for name in names}:
         spec = importlib.util.find_spec(top) if top not in sys.modules else sys.modules[top].__spec__
-        if spec and spec.origin:
-            home = Path(spec.origin)
-            for path in home.parent.rglob("*.py") if spec.submodule_search_locations else [home]:
-                with contextlib.suppress(OSError):
-                    times[str(path)] = path.stat().st_mtime_ns
+        if spec and spec.origin and not Path(spec.origin).is_relative_to(Path.cwd()):
+            (folders if spec.submodule_search_locations else files).append(
+                Path(spec.origin).parent if spec.submodule_search_locations else Path(spec.origin))
+    times = {}
+    for path in islice(chain(files, *map(_sources, folders)), WATCHED_MAX_FILES):
+        with contextlib.suppress(OSError):
+            times[str(path)] = path.stat().st_mtime_ns
     return times
+
+
+def _sources(folder: Path) -> Iterator[Path]:
+    """The Python files below `folder`, but not those of virtual environments, caches, and hidden folders."""
+    for home, folders, names in islice(os.walk(folder), WATCHED_MAX_FOLDERS):
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in NOT_SOURCES
+                      and not os.path.exists(os.path.join(home, name, "pyvenv.cfg"))]
+        yield from (Path(home, name) for name in names if name.endswith(".py"))
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ import pytest
 
 import rqjobs
 from rqjobs import config, connection, embedded
+from rqjobs.dev import _watched
 
 
 @pytest.fixture
@@ -72,13 +73,63 @@ def test_ctrl_c_leaves_nothing_behind_and_queued_jobs_survive(dev, eventually):
     assert process.wait(30) == 0, process.output()
 
 
-def test_a_changed_module_restarts_the_workers(dev, eventually, tmp_path):
+def test_whatever_the_children_have_read_restarts_them(dev, eventually, tmp_path):
+    """The jobs module, what that imports, and `.env`; a `.env` that cannot be is said, and waits for its next save."""
+    helper = "import os\ndef answer() -> str:\n    return os.environ['SHOP'] + ': NUMBER'\n"
+    (tmp_path / "helper.py").write_text(helper.replace("NUMBER", "one"))
+    (tmp_path / ".env").write_text("SHOP=old\n")
     process = dev()
     assert result("mine.version", eventually) == 1
-    (tmp_path / "mine.py").write_text("def version() -> int:\n    return 2  # changed\n")
+    (tmp_path / "mine.py").write_text("import helper\ndef version() -> str:\n    return helper.answer()\n")
     eventually(lambda: "mine.py changed; restarting" in process.output())
     eventually(lambda: process.output().count("Listening on") == 4)
-    assert result("mine.version", eventually) == 2
+    assert result("mine.version", eventually) == "old: one"
+    (tmp_path / "helper.py").write_text(helper.replace("NUMBER", "two"))
+    eventually(lambda: "helper.py changed; restarting" in process.output())
+    eventually(lambda: process.output().count("Listening on") == 6)
+    (tmp_path / ".env").write_text("SHOP=new\nRQJOBS_GRACE=lots\n")
+    eventually(lambda: "rqjobs: .env: RQJOBS_GRACE='lots' is not a number of seconds" in process.output())
+    assert result("mine.version", eventually) == "old: two"
+    (tmp_path / ".env").write_text("SHOP=new\nRQJOBS_GRACE=3\n")
+    eventually(lambda: "rqjobs: .env changed (RQJOBS_GRACE, SHOP); restarting" in process.output())
+    eventually(lambda: process.output().count("Listening on") == 8)
+    assert result("mine.version", eventually) == "new: two"
+
+
+def test_what_is_watched(tmp_path, monkeypatch):
+    for name in ("own.py", "lib/deep/part.py", ".git/hook.py", "venv/lib/theirs.py", "node_modules/a.py", "notes.txt"):
+        (tmp_path / "here" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "here" / name).touch()
+    (tmp_path / "here" / "venv" / "pyvenv.cfg").touch()
+    for name in ("shop/__init__.py", "shop/views.py", "single.py", "other.py"):
+        (tmp_path / "elsewhere" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "elsewhere" / name).touch()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.syspath_prepend(tmp_path / "elsewhere")
+    seen = _watched(config.Config(modules=("single", "nowhere"), app="shop.views:app"))
+    assert sorted(os.path.relpath(path, tmp_path) for path in seen) == [
+        "elsewhere/shop/__init__.py", "elsewhere/shop/views.py", "elsewhere/single.py", "here/lib/deep/part.py",
+        "here/own.py"]
+    (tmp_path / "here" / ".env").touch()
+    assert ".env" in _watched(config.Config())
+
+
+def test_a_second_ctrl_c_puts_the_running_job_back_and_ends(dev, eventually, tmp_path):
+    """With a job running Ctrl-C took the whole grace, 20 s and more, and a second one was not heard."""
+    (tmp_path / "mine.py").write_text("import time\ndef long() -> None:\n    time.sleep(300)\n")
+    process = dev(RQJOBS_GRACE="300")
+    job = rqjobs.Job(connection=connection.client())
+    job._func_name, job._instance, job._args, job._kwargs = "mine.long", None, (), {}
+    rqjobs.Queue("default", connection=connection.client()).enqueue_job(job)
+    eventually(lambda: job.get_status() == "started")
+    process.send_signal(signal.SIGINT)
+    eventually(lambda: "waits for running jobs, 305 s at most; a second Ctrl-C puts them back" in process.output())
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 0, process.output()
+    with embedded.server(tmp_path / ".rqjobs") as url:
+        redis = connection.connect(url)
+        assert redis.lrange("rq:queue:default", 0, -1) == [job.id.encode()]
+        assert not redis.keys("rqjobs:claims:*") and b"rqjobs_deaths" not in redis.hgetall(job.key)
 
 
 def test_a_killed_dev_takes_everything_with_it_and_the_next_one_starts(dev, eventually):
