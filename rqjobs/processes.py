@@ -112,7 +112,7 @@ def _wait_for_group(group: int, seconds: float) -> None:
 def memory() -> int:
     """Bytes of memory that this process has now; where the kernel does not say so, the most that it ever had."""
     try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
     except OSError:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MAXRSS_UNIT
 

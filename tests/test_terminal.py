@@ -111,6 +111,8 @@ def reads_text(call):
     """Whether this opens a file, or a process's output, as text."""
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
     mode = next((str(one.value) for one in call.args if isinstance(one, ast.Constant)), "")
+    if ast.unparse(call.func) == "os.open":
+        return False
     decoded = any(keyword.arg == "text" and ast.unparse(keyword.value) == "True" for keyword in call.keywords)
     return decoded or name in ("read_text", "write_text") or (name in ("open", "fdopen") and "b" not in mode)
 
