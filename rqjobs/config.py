@@ -43,6 +43,8 @@ class Config:
     max_jobs_per_horse: int = 0  # 0 is no limit
     max_memory_per_horse: int | None = None  # bytes that it may grow by; 0 is no limit, None is what supervisor.py says
     max_payload: int = 256 * 1024
+    max_result: int = 1024 * 1024  # bytes
+    max_traceback: int = 64 * 1024  # bytes
     host: str | None = None  # this machine only; with a password and without `dev` all interfaces
     port: int = 8000
 
@@ -173,6 +175,8 @@ SETTINGS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "RQJOBS_MAX_JOBS_PER_HORSE": ("max_jobs_per_horse", _integer(1, 10**9, "a number of jobs", none=True)),
     "RQJOBS_MAX_MEMORY_PER_HORSE": ("max_memory_per_horse", _integer(2**24, 2**40, "a number of bytes", none=True)),
     "RQJOBS_MAX_PAYLOAD": ("max_payload", _integer(1_024, 512 * 1024 * 1024, "a number of bytes")),
+    "RQJOBS_MAX_RESULT": ("max_result", _integer(1_024, 256 * 1024 * 1024, "a number of bytes")),
+    "RQJOBS_MAX_TRACEBACK": ("max_traceback", _integer(1_024, 16 * 1024 * 1024, "a number of bytes")),
     "HOST": ("host", _host),
     "PORT": ("port", _integer(1, 65_535, "a port")),
 }

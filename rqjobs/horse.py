@@ -219,7 +219,16 @@ class Horse:
         contextvars.copy_context().run(self._run, job, queue)
         self.inherited.tidy()
         children.flush()
+        if worker.handed_over != claim.token:
+            self._fail_unsettled(claim)
         self.board.done += 1
+
+    def _fail_unsettled(self, claim: Claim) -> None:
+        worker = self.worker
+        message = (f"{type(worker).__name__}.perform_job returned without recording an outcome; let it call "
+                   f"super().perform_job")
+        worker.log.error("Worker %s: job %s: %s", worker.name, claim.job_id, message)
+        worker.told(claim.job_id, worker.bury(claim, message))
 
     def _run(self, job: Any, queue: Queue) -> None:
         with isolated():

@@ -25,8 +25,10 @@ import rq.repeat
 import rq.webhook
 import rq.worker.base
 from rq.exceptions import DeserializationError
+from rq.job import UNSERIALIZABLE_RETURN_VALUE_PAYLOAD
 from rq.results import Result
 from rq.serializers import resolve_serializer
+from rq.timeouts import BaseTimeoutException
 from rq.utils import as_text, now
 
 from rqjobs import catalog, config, ledger, logs, serializers, texts
@@ -45,6 +47,10 @@ signature = lru_cache(maxsize=1024)(inspect.signature)
 
 class PayloadTooLarge(ValueError):
     """A job's arguments are more than RQJOBS_MAX_PAYLOAD bytes."""
+
+
+class ResultTooLarge(ValueError):
+    """A job's result, or its meta, is more than RQJOBS_MAX_RESULT bytes."""
 
 
 class RefusedWebhook(ValueError):
@@ -72,6 +78,7 @@ class Job(rq.job.Job):
 
     unheard_of = False  # nothing can be stored under its id yet
     chain: tuple[int, int | None] | None = None  # repeats and retries that it had when it began
+    packed: bytes | None = None  # its result as it is stored, once the function has returned one
     failure = ""  # the traceback of the run that has just failed
     execution: Any = None  # RQ's record of that run
     hides_result = False  # in a horse: RQ's worker would make a text of the result, which may be anything
@@ -146,6 +153,7 @@ class Job(rq.job.Job):
 
     def to_dict(self, include_meta: bool = True, include_result: bool = True) -> dict[str, Any]:
         fields = {**super().to_dict(include_meta, include_result), "data": self.stored()}
+        check_size("meta", fields.get("meta", b""))
         if self.chain and self.repeats_left is not None:
             fields["rqjobs_chain"] = f"{self.chain[0]},{'' if self.chain[1] is None else self.chain[1]}"
         return fields
@@ -255,6 +263,7 @@ class Job(rq.job.Job):
         if type(result) not in READY and issubclass(type(result), UNRUN):
             raise TypeError(f"{self.func_name} returned a {texts.name_of(type(result))}, of which nothing has run; "
                             f"loop over it, or await it, inside the job")
+        self.packed = self.pack(result)
         return result
 
     def execute_success_callback(self, death_penalty_class: Any, result: Any) -> None:
@@ -265,6 +274,33 @@ class Job(rq.job.Job):
 
     def results(self) -> list[Result]:
         return BoundedResult.all(self, serializer=self.serializer)
+
+    def pack(self, result: Any) -> bytes | None:
+        """A result as it is stored; within the job's time limit, for it may take long.
+
+        Raises:
+            ResultTooLarge: it is more than RQJOBS_MAX_RESULT bytes.
+        """
+        if result is None or isinstance(result, rq.job.Retry):
+            return None
+        try:
+            data: bytes = self.serializer.dumps(result)
+        except BaseTimeoutException:
+            raise
+        except Exception:  # as RQ does
+            return self.serializer.dumps(UNSERIALIZABLE_RETURN_VALUE_PAYLOAD)
+        check_size("result", data)
+        return data
+
+    def save_meta(self) -> None:
+        """Store the meta, if the job is still there: that of a deleted one would be left behind for ever.
+
+        Raises:
+            ResultTooLarge: it is more than RQJOBS_MAX_RESULT bytes.
+        """
+        meta = self.serializer.dumps(self.meta)
+        check_size("meta", meta)
+        ledger.save_meta(self.connection, self.id, meta)
 
     @property
     def stopped_callback(self) -> Any:
@@ -403,6 +439,13 @@ def written(moment: datetime) -> str:
 
 
 _str_to_date = rq.job.str_to_date
+
+
+def check_size(what: str, data: bytes) -> None:
+    limit = config.current().max_result
+    if len(data) > limit:
+        raise ResultTooLarge(f"the job's {what} is {len(data):,} bytes, more than RQJOBS_MAX_RESULT ({limit:,}); store "
+                             f"it elsewhere, and keep its name or its key")
 
 
 def _allowed(url: str) -> bool:

@@ -37,6 +37,7 @@ from rq.defaults import DEFAULT_FAILURE_TTL
 from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.utils import now, utcformat
 
+from rqjobs import config
 from rqjobs.texts import encodable
 
 LEASE = 20  # seconds that a worker is believed alive without a heartbeat
@@ -72,6 +73,8 @@ if not redis.call('ZSCORE', KEYS[1], ARGV[1]) or redis.call('HGET', KEYS[2], 'pi
 redis.call('HSET', KEYS[2], 'horse', ARGV[3], 'horse_started', ARGV[4])
 return 1
 """
+
+_SAVE_META = "if redis.call('EXISTS', KEYS[1]) == 1 then redis.call('HSET', KEYS[1], 'meta', ARGV[1]) end"
 
 
 class Script:
@@ -125,6 +128,15 @@ class Claim(NamedTuple):
 
 def text(reply: Any) -> str:
     return reply.decode(errors="replace") if isinstance(reply, bytes) else str(reply)
+
+
+def cut_middle(message: str, limit: int) -> str:
+    """`message` in at most about `limit` bytes; of a longer one the beginning and the end are kept."""
+    data = message.encode(errors="backslashreplace")
+    if len(data) <= limit:
+        return message
+    head, tail = data[:limit // 2].decode(errors="ignore"), data[-(limit // 2):].decode(errors="ignore")
+    return f"{head}\n[{len(data) - limit:,} bytes are left out here: more than RQJOBS_MAX_TRACEBACK]\n{tail}"
 
 
 def traceback_field(message: str) -> str:
@@ -246,6 +258,7 @@ def failure(claim: Claim, worker: str, message: str) -> list[tuple[Any, ...]]:
     own = text(claim.fields.get(b"failure_ttl") or b"")
     ttl = int(own) if own.lstrip("-").isdigit() else DEFAULT_FAILURE_TTL
     job = f"rq:job:{claim.job_id}"
+    message = cut_middle(message, config.current().max_traceback)
     return [
         ("HSET", job, "status", "failed", "ended_at", utcformat(now())),
         ("ZADD", f"rq:failed:{claim.queue}", "+inf" if ttl < 0 else int(now().timestamp()) + ttl, claim.job_id),
@@ -253,6 +266,11 @@ def failure(claim: Claim, worker: str, message: str) -> list[tuple[Any, ...]]:
         ("XADD", f"rq:results:{claim.job_id}", "MAXLEN", "~", 10, "*", "type", 2, "worker_name", worker,
          "exc_string", traceback_field(message)),
     ]
+
+
+def save_meta(connection: redis.Redis, job_id: str, meta: bytes) -> None:
+    """Write a job's meta into its hash, if there is one."""
+    connection.execute_command("EVAL", _SAVE_META, 1, f"rq:job:{job_id}", meta)
 
 
 def release(connection: redis.Redis, worker: str, these: Iterable[str] | str = "all") -> list[str]:

@@ -27,18 +27,22 @@ from redis.exceptions import (
     WatchError,
 )
 from rq.executions import Execution
-from rq.job import UNSERIALIZABLE_RETURN_VALUE_PAYLOAD, Retry
+from rq.job import Retry
 from rq.timeouts import UnixSignalDeathPenalty
 from rq.utils import now
 
-from rqjobs import children, ledger, orphans, texts
+from rqjobs import children, config, ledger, orphans, texts
 from rqjobs.board import Board
 from rqjobs.instrumented import is_wrapped
-from rqjobs.jobs import Job, written
+from rqjobs.jobs import Job, check_size, written
 from rqjobs.ledger import CLAIM, FINISH, RECLAIM, RELEASE, SETTLE, Claim, text
 from rqjobs.outbox import Outbox, Outcome
 from rqjobs.queues import Queue
 from rqjobs.recorder import Recorder
+
+SMALL_OUTCOME = 512 * 1024  # bytes; a Redis that refuses no more than that cannot be used at all
+TRACE_MAX_BYTES = 64 * 1024  # of the traceback of a job whose outcome cannot be recorded
+MAX_REFUSALS = 4  # times that Redis answers, but closes the connection at a larger outcome; then it is refused
 
 # Redis's words for "not now", at the start of an error, inside what 6.2 says of an error in a script, or after what
 # redis-py says of an error in a pipeline.
@@ -52,6 +56,10 @@ def passes(error: Exception) -> bool:
         return True
     return isinstance(
         error, ConnectionError | TimeoutError | NoScriptError | OutOfMemoryError | ReadOnlyError | OSError)
+
+
+class OutcomeTooLarge(Exception):
+    """Redis does not take the job's outcome."""
 
 
 class DeathPenalty(UnixSignalDeathPenalty):
@@ -85,6 +93,7 @@ class Settling(rq.Worker):
     outbox: Outbox
     horse = 0  # its process
     handed_over = ""  # the token of the claim whose outcome is in the outbox, or recorded
+    outcome_bytes = 0  # of the last outcome that was sent and waited for
     _titled = 0.0
 
     def prepare_job_execution(self, job: Any, remove_from_intermediate_queue: bool = False) -> None:
@@ -134,7 +143,10 @@ class Settling(rq.Worker):
         job._result = job.returned
         ttl = job.get_result_ttl(self.default_result_ttl)
         assert self.claim
-        if job.webhooks or job.repeats_left or ttl == 0 or is_wrapped(rq.Worker, "handle_job_success"):
+        if job.packed is None:  # a job class of somebody's own
+            job.packed = job.pack(job._result)
+        large = len(job.packed or b"") > SMALL_OUTCOME  # it is not sent before somebody waits for the reply
+        if large or job.webhooks or job.repeats_left or ttl == 0 or is_wrapped(rq.Worker, "handle_job_success"):
             return longhand()
         took = (job.ended_at - job.started_at).total_seconds()
         self.outbox.send(Outcome(self.claim, self.plain_success(job, ttl), longhand, took))
@@ -145,12 +157,9 @@ class Settling(rq.Worker):
 
     def plain_success(self, job: Any, ttl: int) -> tuple[Any, ...]:
         """The command that records a plain success: what RQ's `handle_job_success` comes to."""
-        claim, value, started, ended = self.claim, job._result, job.started_at, job.ended_at
+        claim, started, ended = self.claim, job.started_at, job.ended_at
         assert claim
-        try:
-            result = () if value is None else (base64.b64encode(job.serializer.dumps(value)),)
-        except Exception:  # as RQ does
-            result = (base64.b64encode(job.serializer.dumps(UNSERIALIZABLE_RETURN_VALUE_PAYLOAD)),)
+        result = () if job.packed is None else (base64.b64encode(job.packed),)
         return FINISH.call(
             [f"rqjobs:claims:{self.name}"],
             [claim.job_id, claim.queue, claim.token, self.name, written(started), written(ended), started.timestamp(),
@@ -164,8 +173,13 @@ class Settling(rq.Worker):
             execution=self.execution or execution))
 
     def handle_job_failure(self, job: Any, queue: Any, started_job_registry: Any = None, exc_string: str = "") -> None:
-        self.record(job, lambda: super(Settling, self).handle_job_failure(
-            job=job, queue=queue, started_job_registry=started_job_registry, exc_string=exc_string), exc_string)
+        exc_string = ledger.cut_middle(exc_string, config.current().max_traceback)
+
+        def method() -> None:
+            super(Settling, self).handle_job_failure(
+                job=job, queue=queue, started_job_registry=started_job_registry, exc_string=exc_string)
+
+        self.record(job, method, exc_string)
 
     def record(self, job: Any, method: Callable[[], None], trace: str = "") -> None:
         """Run RQ's `method` on a recording connection, and settle the job with what it writes.
@@ -203,6 +217,7 @@ class Settling(rq.Worker):
                 if counts_as:  # the script sees to the set of those that wait, which may not end before all were woken
                     writes = [_without(job.dependents_key, write) for write in writes if write[1] != job.dependents_key]
                 guard.multi()
+                self.outcome_bytes = sum(len(word) for some in writes for word in some if isinstance(word, bytes | str))
                 guard.execute_command(*SETTLE.call(*self.settle_arguments(claim, writes, counts_as)))
                 return text(guard.execute()[0])
 
@@ -224,26 +239,43 @@ class Settling(rq.Worker):
     def _check_meta(self, job: Any) -> None:
         """Leave what is stored of a job's meta as it is, if the job has put something there that cannot be stored."""
         try:
-            job.serializer.dumps(job.meta)
+            check_size("meta", job.serializer.dumps(job.meta))
         except BaseException as error:
             self.log.error("Worker %s: job %s: its meta is not stored: %s", self.name, job.id, texts.describe(error))
             job.meta = {}
 
     def insist(self, attempt: Callable[[], str]) -> str:
         """Do `attempt` until Redis has answered it; it must do nothing twice. Raises what will not pass by itself."""
-        backoff, failures = ExponentialWithJitterBackoff(cap=3, base=0.05), 0
+        backoff, failures, refusals = ExponentialWithJitterBackoff(cap=3, base=0.05), 0, 0
+        self.outcome_bytes = 0
         while True:
             try:
                 return attempt()
-            except WatchError:
-                continue
             except NoScriptError:
                 load_scripts(self.connection.plain)  # type: ignore[attr-defined]
             except Exception as error:
-                if not passes(error):
+                broken = error.__context__ if isinstance(error, WatchError) else error
+                if broken is None:
+                    continue  # what was read has changed
+                if not isinstance(broken, Exception) or not passes(broken):
                     raise
-                self.patience(error, failures, backoff.compute(failures))
+                self.patience(broken, failures, backoff.compute(failures))
                 failures += 1
+                refusals += self._is_refused_for_size(broken)
+                if refusals == MAX_REFUSALS:
+                    raise OutcomeTooLarge(
+                        f"Redis closed the connection {refusals} times at an outcome of {self.outcome_bytes:,} bytes; "
+                        f"let the job return and save less, or raise proto-max-bulk-len of Redis") from error
+
+    def _is_refused_for_size(self, error: Exception) -> bool:
+        """Whether Redis answers, but closes the connection at our outcome, which is a large one. With a limit of its
+        own (proto-max-bulk-len, that of a hosted Redis) it does no more than that; the outcome would be sent for
+        ever."""
+        if self.outcome_bytes < SMALL_OUTCOME or not isinstance(error, ConnectionError | TimeoutError | OSError):
+            return False
+        with contextlib.suppress(redis.RedisError, OSError):
+            return bool(self.connection.plain.ping())  # type: ignore[attr-defined]
+        return False
 
     def settle(self, claim: Claim, attempt: Callable[[], str], trace: str = "") -> str:
         """Like `insist`, but a job whose outcome can never be recorded goes to the dead letters instead."""
@@ -252,6 +284,7 @@ class Settling(rq.Worker):
         except Exception as error:  # a key of the wrong type, a failure of RQ's own code
             message = f"The outcome could not be recorded: {texts.describe(error)}"
             self.log.error("Worker %s: job %s: %s", self.name, claim.job_id, message, exc_info=True)
+            trace = ledger.cut_middle(trace, TRACE_MAX_BYTES)  # it may be what Redis does not take
             return self.bury(claim, f"{trace}\n{message}" if trace else message)
 
     def bury(self, claim: Claim, message: str) -> str:

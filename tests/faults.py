@@ -92,6 +92,24 @@ def flaky(name: str, failures: int):
     return name
 
 
+def long(letters: int) -> str:
+    return "x" * letters
+
+
+def noise(letters: int):
+    """Fail with a message that cannot be compressed."""
+    raise ValueError(os.urandom(letters).hex())
+
+
+def large_meta(letters: int, save: bool = False):
+    """Fail with a large meta, saved or not."""
+    current = get_current_job()
+    current.meta["large"] = "x" * letters
+    if save:
+        current.save_meta()
+    raise ValueError("large meta")
+
+
 def mark_and_boom(name: str):
     mark(name)
     raise ValueError(name)

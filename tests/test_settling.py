@@ -1,0 +1,127 @@
+"""What an outcome may be: its size, how long it is kept, and that there is one."""
+
+from __future__ import annotations
+
+import faults
+import pytest
+from rq.job import JobStatus
+
+import rqjobs
+from rqjobs import Callback, Repeat, Retry, config, ledger, orphans
+from rqjobs.jobs import ResultTooLarge
+
+
+def run(*queues):
+    rqjobs.Worker(list(queues or ("default",))).work(burst=True, logging_level="CRITICAL")
+
+
+def reason(job):
+    assert job.get_status() == JobStatus.FAILED, job.get_status()
+    return job.latest_result().exc_string
+
+
+def test_a_result_that_is_too_large_fails_the_job_and_says_so(redis):
+    """A result of 3 MB was sent for ever to a Redis that takes 1 MB, and its queue stood still."""
+    config.use(max_result=2000)
+    large = rqjobs.enqueue(faults.long, 1999, on_success=Callback(faults.on_done))  # JSON adds two quotation marks
+    fits = rqjobs.enqueue(faults.long, 1998)
+    run()
+    assert "the job's result is 2,001 bytes, more than RQJOBS_MAX_RESULT (2,000); store it elsewhere" in reason(large)
+    assert fits.return_value() == "x" * 1998 and not redis.exists("callback")
+
+
+def test_meta_that_is_too_large_is_refused_where_it_is_saved(redis):
+    config.use(max_result=2000)
+    job = rqjobs.enqueue(faults.large_meta, 3000, True)
+    run()
+    assert "the job's meta is" in reason(job)
+    with pytest.raises(ResultTooLarge, match="store it elsewhere"):
+        rqjobs.enqueue(faults.ok, meta={"a": "x" * 3000})
+
+
+def test_a_long_traceback_is_cut_in_the_middle(redis):
+    config.use(max_traceback=4000)
+    job = rqjobs.enqueue(faults.boom, "begin" + "x" * 100_000 + "end")
+    poison = rqjobs.enqueue(faults.ok)
+    redis.hset(poison.key, "data", "\x00" + "y" * 100_000)
+    run()
+    trace = reason(job)
+    assert 4000 < len(trace) < 4200 and trace.startswith("Traceback") and trace.rstrip().endswith("xend")
+    assert "bytes are left out here: more than RQJOBS_MAX_TRACEBACK" in trace
+
+
+@pytest.fixture
+def small_redis(redis):
+    """A Redis that takes no more than 1 MB at once, while our settings allow more."""
+    before = redis.config_get("proto-max-bulk-len")["proto-max-bulk-len"]
+    redis.config_set("proto-max-bulk-len", "1mb")
+    config.use(max_result=8_000_000, max_traceback=8_000_000)
+    yield redis
+    redis.config_set("proto-max-bulk-len", before)
+
+
+@pytest.mark.parametrize("kind", ["result", "repeat", "traceback", "meta on a retry"])
+def test_an_outcome_that_redis_does_not_take_fails_the_job(small_redis, kind):
+    """Redis closes the connection at it, which looks like a Redis that is away; it was sent again for ever."""
+    function, args, options = {
+        "result": (faults.long, [3_000_000], {}), "repeat": (faults.long, [3_000_000], {"repeat": Repeat(times=2)}),
+        "traceback": (faults.noise, [3_000_000], {}),
+        "meta on a retry": (faults.large_meta, [3_000_000], {"retry": Retry(max=2)})}[kind]
+    job = rqjobs.enqueue(function, *args, **options)
+    next_one = rqjobs.enqueue(faults.ok)
+    run()
+    assert next_one.is_finished
+    assert "Redis closed the connection 4 times at an outcome of" in reason(job)
+    assert not orphans.audit(small_redis, settle=0.1).breaches
+
+
+def kept(redis, job):
+    """For how long the job's hash, its result and its entry among the failed are kept; -1 is for ever."""
+    score = redis.zscore("rq:failed:default", job.id)
+    return redis.ttl(job.key), redis.ttl(f"rq:results:{job.id}"), -1 if score in (-1, float("inf")) else (
+        score - redis.time()[0])
+
+
+@pytest.mark.parametrize(("failure_ttl", "seconds"), [(500, 500), (None, 365 * 24 * 3600), (-1, -1)])
+@pytest.mark.parametrize("kind", ["boom", "poison", "unrecordable"])
+def test_a_failed_job_s_hash_and_reason_and_entry_are_kept_equally_long(redis, kind, failure_ttl, seconds):
+    """Of a poison job with a failure_ttl of 5 the hash stayed for ever, and its reason was gone after 5 s."""
+    ledger.beat(redis, "me", {"pid": 1, "started": 2})
+    job = rqjobs.enqueue(faults.boom, failure_ttl=failure_ttl)
+    if kind == "boom":
+        run()
+    else:
+        (claim,) = ledger.claim(redis, "me", ["default"])
+        if kind == "poison":
+            redis.hset(job.key, "rqjobs_deaths", ",".join([str(redis.time()[0])] * 2))
+            assert ledger.reclaim(redis, "me", ["default"], "gone", process="1:2") == {job.id: "buried"}
+        else:
+            writes = ledger.failure(claim, "me", "a reason")
+            ledger.SETTLE.run(redis, *ledger.settle_arguments("me", claim, writes, "failed"))
+    assert job.get_status() == JobStatus.FAILED
+    for left in kept(redis, job):
+        assert left == seconds or seconds - 100 < left <= seconds + 1
+
+
+def test_save_meta_of_a_job_that_is_gone_leaves_nothing(redis):
+    job = rqjobs.enqueue(faults.ok)
+    job.meta["a"] = 1
+    job.save_meta()
+    assert rqjobs.Job.fetch(job.id, connection=redis).meta == {"a": 1}
+    redis.delete(job.key)
+    job.save_meta()
+    assert not redis.exists(job.key)
+
+
+class Forgetful(rqjobs.Worker):
+    def perform_job(self, job, queue):
+        return True if job.meta.get("forget") else super().perform_job(job, queue)
+
+
+def test_a_perform_job_that_records_no_outcome_fails_the_job_and_says_so(redis):
+    """Its claim was adopted and given out again, 8,000 times in 4 s."""
+    forgotten, done = rqjobs.enqueue(faults.mark, "ran", meta={"forget": 1}), rqjobs.enqueue(faults.mark, "ran")
+    Forgetful(["default"]).work(burst=True, logging_level="CRITICAL")
+    assert done.is_finished and redis.lrange("ran", 0, -1) == [done.id.encode()]
+    assert "Forgetful.perform_job returned without recording an outcome; let it call super()" in reason(forgotten)
+    assert not redis.keys("rqjobs:claims:*") and not redis.exists("rq:wip:default")
