@@ -30,6 +30,8 @@ def prepare(worker: Any, given: Any, options: dict[str, Any]) -> redis.Redis:
             catalog.must_load()
             catalog.flask_app()
             client = _ours(given)
+            if issubclass(worker, rq.Worker):  # its processes need a server, and not a fake in this one's memory
+                client = foreign_clients.adopt(client)
         else:  # a look at a worker that runs elsewhere
             client = foreign_clients.adopt(given or connection.client())
         for option, own, stock, base in (("job_class", worker.job_class, rq.job.Job, Job),

@@ -1,0 +1,47 @@
+"""fakeredis with Lua, in the tests of people who have no Redis there: clients and `SimpleWorker`, but no `Worker`."""
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def fake(python):
+    return python("fakeredis[lua]>=2.30,<3")
+
+
+@pytest.fixture
+def environ(environ):
+    return {**environ, "REDIS_URL": ""}
+
+
+def test_jobs_are_enqueued_run_and_looked_at_without_a_server(fake, run):
+    assert run(fake, "-c", """
+import fakeredis, faults, rqjobs
+rqjobs.connection.use(fakeredis.FakeRedis())
+queue = rqjobs.queue("default")
+done, failed = rqjobs.enqueue(faults.add, 1), rqjobs.enqueue(faults.flaky, "once", 1)
+child, later = rqjobs.enqueue(faults.ok, 3, depends_on=done), rqjobs.enqueue_in(60, faults.ok)
+many = rqjobs.enqueue_many([(faults.ok, 4), (faults.ok, 5)]) + queue.enqueue_many([queue.prepare_data(faults.ok, (6,))])
+once = queue.enqueue(faults.ok, 7, job_id="one", unique=True)
+rqjobs.SimpleWorker(["default"]).work(burst=True, logging_level="CRITICAL")
+assert failed.get_status() == "failed"
+failed.requeue()
+rqjobs.SimpleWorker(["default"]).work(burst=True, logging_level="CRITICAL")
+print(*(job.return_value() for job in (done, failed, child, *many, once)))
+print(*(delayed.job_id == later.id for delayed in rqjobs.delayed.jobs()))
+rqjobs.delayed.cancel(later.id)
+rqjobs.every(hours=1).add("hourly", faults.ok, 8)
+run = rqjobs.schedules.run_now("hourly")
+rqjobs.SimpleWorker(["default"]).work(burst=True, logging_level="CRITICAL")
+print(run.return_value(), later.get_status().value)
+""").splitlines() == ["2 once 3 4 5 6 7", "True", "8 canceled"]
+
+
+def test_a_worker_whose_processes_would_not_share_it_is_refused(fake, run):
+    assert "FakeRedisConnection" in run(fake, "-c", """
+import fakeredis, rqjobs
+rqjobs.connection.use(fakeredis.FakeRedis())
+try:
+    rqjobs.Worker(["default"])
+except SystemExit as error:
+    print(error)
+""")
