@@ -238,18 +238,29 @@ class Job(rq.job.Job):
         if is_wrapped(rq.job.Job, "perform"):
             own, self.connection = self.connection, Claimed(self.connection)
             try:
-                self._result = super().perform()
+                return super().perform()
             finally:
                 self.connection = own
-        else:
-            rq.job._job_stack.push(self)
-            try:
-                self._result = self._execute()
-            finally:
-                rq.job._job_stack.pop()
-        if self.hides_result and not issubclass(type(self._result), rq.job.Retry):
-            self.returned, self._result = self._result, None
+        rq.job._job_stack.push(self)
+        try:
+            self._result = self._execute()
+        finally:
+            rq.job._job_stack.pop()
         return self._result
+
+    def hide_result(self) -> None:
+        """Have the next `perform`, whoever overrides or wraps it, put its result into `returned` and return None."""
+        self.hides_result, perform = True, self.perform
+
+        def hidden() -> Any:
+            del self.perform  # or the job and this function would hold each other in memory
+            result = perform()
+            if not issubclass(type(result), rq.job.Retry):
+                self.returned, result = result, None
+            self._result = result
+            return result
+
+        self.perform = hidden  # type: ignore[method-assign]
 
     def _execute(self) -> Any:
         if isinstance(self.connection, Claimed):

@@ -106,7 +106,7 @@ class Settling(rq.Worker):
         error, an exception or a result that raises when it is looked at."""
         claim, self.handed_over = self.claim, ""
         assert claim
-        job.hides_result = True
+        job.hide_result()
         try:
             return super().perform_job(job, queue)
         except BaseException as error:

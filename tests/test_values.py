@@ -133,7 +133,8 @@ def test_a_result_is_not_turned_into_text(redis):
             raise AssertionError("it is")
 
     job = rqjobs.Job.create("faults.ok", connection=redis)
-    job.hides_result, job._func_name, job._args, job._kwargs, job._instance = True, "faults.ok", [Loud()], {}, None
+    job._func_name, job._args, job._kwargs, job._instance = "faults.ok", [Loud()], {}, None
+    job.hide_result()
     assert job.perform() is None and isinstance(job.returned, Loud)
 
 
