@@ -12,6 +12,7 @@ from rq.suspension import suspend
 
 import rqjobs
 from rqjobs import config, orphans
+from rqjobs.doctor import examine
 
 
 @pytest.fixture
@@ -123,6 +124,52 @@ def test_the_doctor_finds_what_would_lose_a_job(run, redis, setting, value, norm
     finally:
         redis.config_set(setting, normal)
     assert code == 1 and says in output
+
+
+@pytest.fixture
+def doctor(redis):
+    """The doctor's findings in this process, as lines."""
+    return lambda: [f"{finding.level} {finding.message}" for finding in examine()]
+
+
+def test_the_doctor_tells_of_a_full_redis_and_of_one_that_soon_will_be(doctor, redis, monkeypatch):
+    """A Redis that refused every write was healthy to the doctor."""
+    monkeypatch.setattr(rqjobs.doctor, "FULL", 0.2)
+    try:
+        redis.config_set("maxmemory", 2 * redis.info()["used_memory"])
+        assert any(line.startswith("note Redis uses ") for line in doctor())
+        redis.config_set("maxmemory", 1)
+        assert any(line.startswith("LOSS no job can be enqueued, and no outcome recorded: Redis is full")
+                   for line in doctor())
+    finally:
+        redis.config_set("maxmemory", 0)
+
+
+def test_the_doctor_names_the_right_that_is_missing(doctor, redis, server):
+    """Without the right to INFO it said that Redis does not answer."""
+    redis.execute_command("ACL", "SETUSER", "small", "on", ">pw", "resetchannels", "+@all", "-info", "-lmove",
+                          "~rq*")
+    try:
+        config.use(redis_url=server.replace("unix://", "unix://small:pw@"))
+        lines = doctor()
+    finally:
+        redis.execute_command("ACL", "DELUSER", "small")
+    assert any(line.startswith("note version, memory and append-only file cannot be checked: the Redis user lacks a ")
+               and "'info'" in line for line in lines)
+    assert any(line.startswith("LOSS no job can be enqueued") and "'lmove'" in line for line in lines)
+    assert any(line.startswith("note delayed jobs may begin a second late") and "channel" in line for line in lines)
+    assert any("live workers" in line for line in lines) and not any("does not answer" in line for line in lines)
+    (line,) = [line for line in doctor() if line.startswith("LOSS")]
+    assert line.startswith("LOSS the user or password in REDIS_URL is missing or wrong; it said: invalid username")
+
+
+def test_the_doctor_tells_of_delayed_jobs_that_nobody_moves(doctor, redis):
+    rqjobs.enqueue_in(3600, faults.ok)
+    assert any("no scheduler serves the queue 'default', whose 1 delayed jobs" in line for line in doctor())
+    redis.set("rq:scheduler-lock:default", "somebody")
+    assert not any("delayed jobs" in line for line in doctor())
+    redis.zadd("rq:scheduled:default", {"late": 1})
+    assert any("1 delayed jobs of the queue 'default' are overdue" in line for line in doctor())
 
 
 def test_the_doctor_finds_broken_modules_and_lonely_queues(run, worker):
