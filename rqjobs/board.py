@@ -14,13 +14,13 @@ class Board:
     The horse's part is written between two steps of a counter that is odd meanwhile, so a reader knows a torn read.
     """
 
-    FORMAT = struct.Struct("=B d d Q Q d 1024s 64s")
+    FORMAT = struct.Struct("=B d d d Q Q d 1024s 64s")
     STARTING, IDLE, RUNNING, SETTLING, SUSPENDED, LEAVING = range(6)
 
     def __init__(self) -> None:
         self.memory = mmap.mmap(-1, 4096)  # anonymous and shared with the child
         self.done = self.succeeded = 0
-        self.worked = 0.0
+        self.worked = self.away = 0.0
         self.post(self.STARTING)
 
     def post(self, phase: int, job_id: str = "", token: str = "", deadline: float = 0.0) -> None:
@@ -28,7 +28,7 @@ class Board:
         counter = struct.unpack_from("=I", self.memory)[0]
         struct.pack_into("=I", self.memory, 0, (counter + 1) & 0xFFFFFFFF)
         words = job_id.encode(), token.encode()
-        self.FORMAT.pack_into(self.memory, 8, phase, time.monotonic(), deadline, self.done, self.succeeded,
+        self.FORMAT.pack_into(self.memory, 8, phase, time.monotonic(), deadline, self.away, self.done, self.succeeded,
                               self.worked, *words)
         struct.pack_into("=I", self.memory, 0, (counter + 2) & 0xFFFFFFFF)
 
@@ -62,13 +62,14 @@ class Board:
 class Posting:
     """One reading of the board.
 
-    Times are monotonic, a `deadline` of 0 is none. `done` counts the horse's jobs; `succeeded` and `worked` (seconds)
-    the plain successes, whose statistics the parent writes.
+    Times are monotonic, a `deadline` of 0 is none. `away`: since when the horse tries to reach Redis, or 0. `done`
+    counts the horse's jobs; `succeeded` and `worked` (seconds) the plain successes, whose statistics the parent writes.
     """
 
     phase: int
     since: float
     deadline: float
+    away: float
     done: int
     succeeded: int
     worked: float

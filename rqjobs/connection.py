@@ -7,6 +7,7 @@ lost may have had its effect, and a second RPUSH would be a second job. (redis-p
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import logging
 import re
@@ -239,6 +240,18 @@ def client() -> redis.Redis:
 @functools.lru_cache(maxsize=8)
 def _client(address: str) -> redis.Redis:
     return connect(address)
+
+
+# What the kernel says of this process, and not of Redis. A job can do that to its horse; another one is free of it.
+OWN_ERRORS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EBADF, errno.ENOTSOCK))
+
+
+def is_our_own(error: Exception) -> bool:
+    """Whether this process is at fault: it has no descriptor or no memory left, or a job closed one of ours."""
+    number = getattr(error, "errno", None)
+    if number is None and (found := re.match(r"Error (\d+) ", str(error))):  # so redis-py passes an OSError on
+        number = int(found[1])
+    return number in OWN_ERRORS
 
 
 def without_password(address: str) -> str:

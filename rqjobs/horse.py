@@ -70,7 +70,7 @@ class Horse:
     def run(self) -> str:
         """Returns why it ended: "stopped", "drained", "idle", "enough", "replaced" or "grown"."""
         me = os.getpid()
-        self._ask(*ledger.announcement(self.worker.name, os.getppid(), me, processes.started(me)))
+        self._ask(*ledger.announcement(self.worker.name, self.worker.process, me, processes.started(me)))
         idle_since = time.monotonic()
         while True:
             claims = self._claim()
@@ -102,14 +102,15 @@ class Horse:
         while not self.board.stop:
             held = [outcome.claim.job_id for outcome in self.outbox.outcomes]  # should they not settle
             queues = [queue.name for queue in self.worker._ordered_queues]
-            reply = self._ask(*CLAIM.call(*ledger.claim_arguments(self.worker.name, queues, self._room(), held)))
+            reply = self._ask(*CLAIM.call(*ledger.claim_arguments(
+                self.worker.name, queues, self._room(), held, self.worker.process)))
             try:
                 return ledger.read_claims(reply) if reply else []
             except ledger.NoLease:
                 self._pause(0.2)
             except ledger.Suspended:
                 with contextlib.suppress(redis.RedisError):  # it is asked for again
-                    ledger.release(self.client, self.worker.name)
+                    ledger.release(self.client, self.worker.name, process=self.worker.process)
                 self.board.post(Board.SUSPENDED)
                 return None
         return []
@@ -135,6 +136,7 @@ class Horse:
                 for error in [*trouble, *replies[len(ends):]]:
                     if isinstance(error, Exception):
                         raise error
+                self.board.away = 0.0
                 if self.waits.ended(replies[:len(ends)]):
                     return replies[-1] if command else None
                 continue
@@ -142,6 +144,9 @@ class Horse:
                 load_scripts(self.client)
             except Exception as error:
                 if not passes(error):
+                    if self.outbox.outcomes:  # what cannot be recorded counts as a death, or it would go on for ever
+                        self.worker.claim = self.outbox.outcomes[-1].claim
+                        self.worker.post(Board.SETTLING)
                     raise
                 self.outbox.close()  # who refuses may be a master no more; the next connection asks who is
                 self.worker.patience(error, failures, backoff.compute(failures))
@@ -183,7 +188,8 @@ class Horse:
                 self._ask()
             if waiting and time.monotonic() - first > HOLD:
                 rest = iter(self.handover.take, "")
-                self._ask(*RELEASE.call([f"rqjobs:claims:{self.worker.name}"], ["these", *rest]))
+                self._ask(*RELEASE.call([f"rqjobs:claims:{self.worker.name}", f"rqjobs:worker:{self.worker.name}"],
+                                        ["these", "", *rest]))
                 return
             own = waiting and self.handover.take()
             claim = waiting.pop(own) if own else None
@@ -195,11 +201,10 @@ class Horse:
             self.queues[claim.queue] = worker.queue_class(claim.queue, connection=worker.connection)
             self.queues[claim.queue].redis_server_version = worker.get_redis_server_version()
         queue = self.queues[claim.queue]
+        worker.post(Board.RUNNING, _deadline(claim))  # from here on a death counts; its hash may be what kills us
         try:
             job = worker.job_class.found(claim.job_id, claim.fields, worker.connection)
             job.origin = claim.queue
-            timeout = job.timeout or Queue.DEFAULT_TIMEOUT
-            deadline = time.monotonic() + timeout if timeout > 0 else 0.0
             os.environ["RQ_JOB_ID"] = job.id
         except Exception as error:
             message = f"The job's hash in Redis cannot be read: {texts.describe(error)}"
@@ -214,7 +219,6 @@ class Horse:
         if worker.log.isEnabledFor(logging.INFO):
             what = f"{blue(str(job.description))} ({job.id})" if worker.log_job_description else job.id
             worker.log.info("Worker %s: %s: %s", worker.name, green(queue.name), what)
-        worker.post(Board.RUNNING, deadline)  # from here on a death counts
         self.inherited.tidy()
         contextvars.copy_context().run(self._run, job, queue)
         self.inherited.tidy()
@@ -258,6 +262,14 @@ class Horse:
     def _pause(self, seconds: float) -> None:
         processes.readable([self.control], seconds)
         self.waits.hear(self.control)
+
+
+def _deadline(claim: Claim) -> float:
+    """When the job is to have ended, by the monotonic clock; 0 if it has no time limit."""
+    given = claim.fields.get(b"timeout", b"")
+    timeout = int(given) if given.removeprefix(b"-").isdigit() else 0
+    timeout = timeout or Queue.DEFAULT_TIMEOUT
+    return time.monotonic() + timeout if timeout > 0 else 0.0
 
 
 class Handover:

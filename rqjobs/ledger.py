@@ -58,18 +58,15 @@ WAKING = "rqjobs:waking"
 QUEUES = "rq:queues"
 
 _BEAT = """
-local time = redis.call('TIME')
-if ARGV[3] == '1' and redis.call('ZSCORE', KEYS[1], ARGV[1]) then
-  for i = 4, #ARGV, 2 do
-    if redis.call('HGET', KEYS[2], ARGV[i]) ~= ARGV[i + 1] then return -1 end
-  end
-end
+local time, owner = redis.call('TIME'), redis.call('HGET', KEYS[2], 'process')
+local first, leased = ARGV[3] == '1', redis.call('ZSCORE', KEYS[1], ARGV[1])
+if (first and leased or not first and owner) and owner ~= ARGV[5] then return -1 end
 redis.call('HSET', KEYS[2], unpack(ARGV, 4))
 return redis.call('ZADD', KEYS[1], string.format('%.3f', time[1] + time[2] / 1000000 + ARGV[2]), ARGV[1])
 """
 
 _ANNOUNCE = """
-if not redis.call('ZSCORE', KEYS[1], ARGV[1]) or redis.call('HGET', KEYS[2], 'pid') ~= ARGV[2] then return 0 end
+if not redis.call('ZSCORE', KEYS[1], ARGV[1]) or redis.call('HGET', KEYS[2], 'process') ~= ARGV[2] then return 0 end
 redis.call('HSET', KEYS[2], 'horse', ARGV[3], 'horse_started', ARGV[4])
 return 1
 """
@@ -171,19 +168,26 @@ def beat(connection: redis.Redis, worker: str, where: dict[str, Any], first: boo
     True if it had none: this is its first, or it was believed dead and everything of it was forgotten.
 
     Raises:
-        NameTaken: it is to be the `first`, and there is one, of a process that lives elsewhere.
+        NameTaken: the name is another process's. It is to be the `first`, and that one has a lease; or this one was
+            believed dead, and that one started in its place.
     """
-    args = [worker, LEASE, int(first), *(part for pair in where.items() for part in pair)]
+    fields = {"process": process_of(where), **where}
+    args = [worker, LEASE, int(first), *(part for pair in fields.items() for part in pair)]
     new = connection.register_script(_BEAT)(keys=[WORKERS, f"rqjobs:worker:{worker}"], args=args)
     if new < 0:
         raise NameTaken(f"a worker called {worker!r} runs already; choose another --name")
     return bool(new)
 
 
-def announcement(worker: str, parent: int, horse: int, started: str) -> tuple[Any, ...]:
+def process_of(where: dict[str, Any]) -> str:
+    """What tells a worker from any other of its name."""
+    return ":".join(str(where.get(field, "")) for field in ("host", "pid", "started"))
+
+
+def announcement(worker: str, process: str, horse: int, started: str) -> tuple[Any, ...]:
     """The command with which a horse says that it is there, before it claims anything: only when neither it nor its
     parent lives any more is the worker provably gone."""
-    return ("EVAL", _ANNOUNCE, 2, WORKERS, f"rqjobs:worker:{worker}", worker, parent, horse, started)
+    return ("EVAL", _ANNOUNCE, 2, WORKERS, f"rqjobs:worker:{worker}", worker, process, horse, started)
 
 
 def leave(connection: redis.Redis, worker: str) -> None:
@@ -226,10 +230,12 @@ def claim(
 
 
 def claim_arguments(
-    worker: str, queues: list[str], room: int = 1, held: Iterable[str] = ()
+    worker: str, queues: list[str], room: int = 1, held: Iterable[str] = (), process: str = ""
 ) -> tuple[list[str], list[Any]]:
+    """What `CLAIM` takes. `process`: whose the name must be; "" if that does not matter."""
     keys = [f"rqjobs:claims:{worker}", WORKERS, *(f"rq:queue:{queue}" for queue in queues)]
-    return keys, [worker, room, utcformat(now()), UNREADABLE, DEFAULT_FAILURE_TTL, os.urandom(15).hex(), *held]
+    return keys, [worker, room, utcformat(now()), UNREADABLE, DEFAULT_FAILURE_TTL, os.urandom(15).hex(), process,
+                  *held]
 
 
 def read_claims(reply: list[Any]) -> list[Claim]:
@@ -273,13 +279,17 @@ def save_meta(connection: redis.Redis, job_id: str, meta: bytes) -> None:
     connection.execute_command("EVAL", _SAVE_META, 1, f"rq:job:{job_id}", meta)
 
 
-def release(connection: redis.Redis, worker: str, these: Iterable[str] | str = "all") -> list[str]:
+def release(
+    connection: redis.Redis, worker: str, these: Iterable[str] | str = "all", process: str = ""
+) -> list[str]:
     """Put claimed jobs that have not begun back at the front of their queues, in order; returns their ids.
 
     `these`: tokens; or "all", or "unknown" (those that came with a wake-up, and were not claimed yet).
+    `process`: whose the name must be; "" if that does not matter.
     """
-    given = [these] if isinstance(these, str) else ["these", *these]
-    return [text(job_id) for job_id in RELEASE.run(connection, [f"rqjobs:claims:{worker}"], given)]
+    given = [these, process] if isinstance(these, str) else ["these", process, *these]
+    keys = [f"rqjobs:claims:{worker}", f"rqjobs:worker:{worker}"]
+    return [text(job_id) for job_id in RELEASE.run(connection, keys, given)]
 
 
 def reclaim(
@@ -291,7 +301,8 @@ def reclaim(
     Args:
         running: the job that was being run, whose death counts; "?" for the first claim, "" for none.
         delay: seconds that it waits before it runs again, doubled with each death; 0 puts it at the front.
-        process: for "gone", which one is not there any more, "<pid>:<started>"; its name may be another's now.
+        process: for "gone", which one is not there any more, "<pid>:<started>"; for "horse", whose the name must be, as
+            in `release`. The name may be another's now.
 
     Returns:
         job id -> "requeued", "delayed", "buried" or "ended"; nothing if the worker lives.

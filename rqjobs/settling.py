@@ -31,7 +31,7 @@ from rq.job import Retry
 from rq.timeouts import UnixSignalDeathPenalty
 from rq.utils import now
 
-from rqjobs import children, config, ledger, orphans, texts
+from rqjobs import children, config, connection, ledger, orphans, texts
 from rqjobs.board import Board
 from rqjobs.instrumented import is_wrapped
 from rqjobs.jobs import Job, check_size, written
@@ -54,7 +54,7 @@ def passes(error: Exception) -> bool:
     """Whether it is worth asking again: Redis is away or refuses for now. Anything else is our mistake or a job's."""
     if isinstance(error, ResponseError) and PASSING.search(str(error)):
         return True
-    return isinstance(
+    return not connection.is_our_own(error) and isinstance(
         error, ConnectionError | TimeoutError | NoScriptError | OutOfMemoryError | ReadOnlyError | OSError)
 
 
@@ -94,6 +94,7 @@ class Settling(rq.Worker):
     horse = 0  # its process
     handed_over = ""  # the token of the claim whose outcome is in the outbox, or recorded
     outcome_bytes = 0  # of the last outcome that was sent and waited for
+    process = ""  # the worker's, as `ledger.process_of` names it
     _titled = 0.0
 
     def prepare_job_execution(self, job: Any, remove_from_intermediate_queue: bool = False) -> None:
@@ -133,6 +134,8 @@ class Settling(rq.Worker):
 
     def post(self, phase: int, deadline: float = 0.0) -> None:
         if self.board and self.claim:
+            if phase == Board.RUNNING:
+                self.board.away = 0.0
             self.board.post(phase, self.claim.job_id, self.claim.token, deadline)
 
     def handle_job_success(self, job: Any, queue: Any, started_job_registry: Any) -> None:
@@ -250,7 +253,10 @@ class Settling(rq.Worker):
         self.outcome_bytes = 0
         while True:
             try:
-                return attempt()
+                reply = attempt()
+                if self.board:
+                    self.board.away = 0.0
+                return reply
             except NoScriptError:
                 load_scripts(self.connection.plain)  # type: ignore[attr-defined]
             except Exception as error:
@@ -304,6 +310,7 @@ class Settling(rq.Worker):
         if failures == 0:
             self.log.error("Worker %s: waits for Redis, and keeps what it has: %s", self.name, error)
         if self.board:
+            self.board.away = self.board.away or time.monotonic()
             self.board.touch()
         self.connection.connection_pool.disconnect()
         time.sleep(seconds)

@@ -46,8 +46,11 @@ class Supervisor(Settling):
         super().__init__(*args, **options)
         self._pid_of_parent = os.getpid()
         self._signals: list[tuple[float, int]] = []
+        self.where: dict[str, Any] = {}  # this process lives
+        self._horse_started = ""
         self._hired = 0.0
         self._readable = time.monotonic()  # when the board was
+        self._lost_at = time.monotonic()  # when this process did not reach Redis
         self._rehire_pause = REHIRE_PAUSE[0]
         self._growth_bytes = GROWTH_BYTES
         self.inherited: Inherited | None = None
@@ -76,7 +79,7 @@ class Supervisor(Settling):
         whose connection broke on our side only can bring one."""
         post = self._posting()
         if post and post.phase == Board.RUNNING:
-            for job_id in ledger.release(self.plain, self.name, "unknown"):
+            for job_id in ledger.release(self.plain, self.name, "unknown", self.process):
                 self.log.warning("Worker %s: job %s came without a word, and is back in its queue", self.name, job_id)
 
     def _give_back(self) -> None:
@@ -116,6 +119,7 @@ class Supervisor(Settling):
             undo.pop_all()
         theirs.close()
         self._horse_pid, self.horse_board, self.control, self.handover = pid, board, ours, handover
+        self._horse_started = processes.started(pid)
         self._given_back.clear()
         self._told = (None, None, 0, 0.0)
         self._hired = time.monotonic()
@@ -205,6 +209,9 @@ class Supervisor(Settling):
         elif post.phase == Board.LEAVING:
             if age > children.EXIT_SECONDS:
                 self._put_down("")
+        elif post.phase != Board.RUNNING and post.away and time.monotonic() - max(post.away, self._lost_at) > STUCK:
+            self.log.error("Worker %s: its horse does not reach Redis, this process does; it is replaced", self.name)
+            self._put_down("crashed")
         elif post.phase != Board.RUNNING and age > (STUCK_SETTLING if post.phase == Board.SETTLING else STUCK):
             self.log.error("Worker %s: its horse has not been heard of for %.0f s and is replaced", self.name, age)
             self._put_down("stuck")
@@ -266,7 +273,7 @@ class Supervisor(Settling):
         self._stopped_job_id = None
         queues = [queue.name for queue in self.queues]
         counted = running if verdict == "crashed" else ""
-        outcomes = ledger.reclaim(self.plain, self.name, queues, "horse", counted, CRASH_DELAY)
+        outcomes = ledger.reclaim(self.plain, self.name, queues, "horse", counted, CRASH_DELAY, self.process)
         for job_id, outcome in outcomes.items():
             level = self.log.warning if outcome != "buried" else self.log.error
             level("Worker %s: its horse died (%s); job %s%s is %s", self.name, _how(status), job_id,
@@ -311,7 +318,8 @@ class Supervisor(Settling):
             self._end_horse()
             self._horse_pid = 0
             with contextlib.suppress(redis.RedisError):
-                ledger.reclaim(self.plain, self.name, [queue.name for queue in self.queues], "horse", "")
+                queues = [queue.name for queue in self.queues]
+                ledger.reclaim(self.plain, self.name, queues, "horse", "", process=self.process)
 
     def handle_job_failure(self, job: Any, queue: Any, started_job_registry: Any = None, exc_string: str = "") -> None:
         job.failure = exc_string  # for a job that goes on to its next repeat

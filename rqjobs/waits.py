@@ -60,8 +60,10 @@ class Waits:
                 line.send_command("BLMOVE", queue, self.claims_key, "LEFT", "RIGHT", round(max(seconds, 0.1), 3))
             if control in readable([*self._sockets(), control], seconds + 1):
                 self.hear(control)
-        except (redis.RedisError, OSError, ValueError):
+        except (redis.RedisError, OSError, ValueError) as error:
             self.close()
+            if connection.is_our_own(error):
+                raise
             readable([control], 0.2)
         self.since = time.monotonic()
 

@@ -99,6 +99,10 @@ class Worker(Supervisor):
             # It is ourselves: the reply to our first try was lost.
 
     def register_death(self) -> None:
+        try:
+            self._beat()  # should the name be another process's by now, it stays so
+        except ledger.NameTaken:
+            return
         ledger.release(self.plain, self.name)
         super().register_death()
         ledger.leave(self.plain, self.name)
@@ -161,10 +165,16 @@ class Worker(Supervisor):
             while not (why := self._step(terms)):
                 pass
             self.log.info("Worker %s: quitting (%s)", self.name, why)
+        except ledger.NameTaken:
+            self._beaten = 0.0  # what is in Redis under the name is that one's
+            raise SystemExit(f"rqjobs: another worker has started as {self.name!r} while this one was not heard of, so "
+                             f"this one ends; give each its own --name") from None
         finally:
             self._dismiss()
             if self._beaten:  # it was born
                 self.teardown()
+            elif self.scheduler:
+                self.stop_scheduler()
             self._remove_signal_handlers()
         return self._done_before > 0
 
@@ -185,6 +195,8 @@ class Worker(Supervisor):
             self._hear_commands()
         except (redis.RedisError, OSError) as error:
             self._lost_redis(error)
+        except ledger.NameTaken:
+            raise
         except Exception:  # of what a stranger wrote into Redis; the lease was renewed before
             self.log.error("Worker %s: its upkeep failed and is tried again", self.name, exc_info=True)
         self._police()
@@ -232,10 +244,13 @@ class Worker(Supervisor):
 
     def _beat(self) -> None:
         """Renew the lease; register again if we were believed dead, and everything of us was forgotten."""
-        where = {"host": processes.host(), "pid": os.getpid(), "started": processes.started(os.getpid()),
-                 "horse": self.horse_pid or "", "horse_started": processes.started(self.horse_pid),
-                 "session": os.getsid(0)}
         first = self._beaten == 0.0
+        if first:  # only then: with no descriptor left none of it could be read any more
+            self.where = {"host": processes.host(), "pid": os.getpid(), "started": processes.started(os.getpid()),
+                          "session": os.getsid(0)}
+            self.process = ledger.process_of(self.where)
+        where = {**self.where, "horse": self.horse_pid or "",
+                 "horse_started": self._horse_started if self.horse_pid else ""}
         new = ledger.beat(self.plain, self.name, where, first)
         self._beaten = time.monotonic()
         if new and not first:
@@ -270,6 +285,7 @@ class Worker(Supervisor):
             connections.warn_of_channels(self.log, f"Worker {self.name}", lost)
 
     def _lost_redis(self, error: Exception) -> None:
+        self._lost_at = time.monotonic()
         self.log.error("Worker %s: waits for Redis: %s", self.name, error)
         self.unsubscribe()
         self.plain.connection_pool.disconnect()

@@ -7,16 +7,19 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 from rq import get_current_job
 
 executor = ProcessPoolExecutor(2, multiprocessing.get_context("fork"))  # as modules have them
-kept: list[subprocess.Popen] = []
+kept: list = []
 
 
 def terminated():
@@ -155,3 +158,28 @@ def leak(size: int):
     """Keep `size` bytes for ever; returns the process."""
     kept.append(b"x" * size)
     return os.getpid()
+
+
+def exhaust(path: str):
+    """Take every descriptor that there is, and fail; if `path` names a file, only while it does not exist."""
+    if path and os.path.exists(path):
+        return "done"
+    if path:
+        Path(path).touch()
+    get_current_job().connection.connection_pool.disconnect()  # as a server does with idle connections
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    with contextlib.suppress(OSError):
+        while True:
+            kept.append(os.open(os.devnull, os.O_RDONLY))
+    raise ValueError("all are taken")
+
+
+def break_sockets():
+    """Leave the process without a way to Redis, and fail."""
+    get_current_job().connection.connection_pool.disconnect()
+
+    def refuse(*args, **kwargs):
+        raise ConnectionRefusedError(111, "the proxy that a job has set up for its process refuses")
+
+    socket.socket.connect = refuse
+    raise ValueError("broken")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -10,11 +11,13 @@ import family
 import faults
 import psutil
 import pytest
+from redis.exceptions import ConnectionError
 from rq.job import JobStatus
 
 import rqjobs
 from rqjobs import children, config, ledger, orphans, processes
 from rqjobs.horse import Terms
+from rqjobs.settling import passes
 
 ENV = {"RQJOBS_MODULES": "faults,family"}
 
@@ -153,7 +156,7 @@ def test_what_a_job_prints_and_logs_is_there_when_it_has_ended_and_each_line_onc
     process = spawn(sys.executable, "-m", *command, "default", env=env)
     jobs = [rqjobs.enqueue(family.talk, word) for word in ("one", "two")]
     eventually(lambda: all(job.get_status() == JobStatus.FINISHED for job in jobs))
-    eventually(lambda: "printed two" in process.output() and "result is kept" in process.output())
+    eventually(lambda: process.output().count("result is kept") == 2)
     lines = process.output().splitlines()
     assert process.poll() is None
     for word in ("printed one", "child one", "user logged one", "printed two", "imported", "user set up"):
@@ -180,3 +183,51 @@ def test_without_a_setting_a_horse_that_must_be_large_is_not_replaced_for_ever(r
     pids = burst(*[(family.leak, 20 * 2**20)] + [(family.leak, 1)] * 3, *[(family.leak, 20 * 2**20)] * 2)
     assert len(set(pids)) == 3, "after 8, 16 and 32 MiB"
     assert not orphans.audit(redis).breaches
+
+
+def test_a_horse_that_has_no_descriptor_left_ends_and_its_job_runs_again(redis, tmp_path, monkeypatch):
+    """That counted as Redis being away: it was tried again for ever, and the queue stood still."""
+    monkeypatch.setattr("rqjobs.supervisor.CRASH_DELAY", 0)
+    assert burst((family.exhaust, str(tmp_path / "first")), faults.ok) == ["done", None]
+    assert not orphans.audit(redis).breaches
+
+
+def test_a_job_that_takes_all_descriptors_each_time_is_poison(redis, monkeypatch):
+    monkeypatch.setattr("rqjobs.supervisor.CRASH_DELAY", 0)
+    job = rqjobs.queue("default").enqueue(family.exhaust, "")
+    (after,) = burst(faults.ok)
+    assert "process died 3 times" in job.latest_result().exc_string and after is None
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EBADF])
+def test_an_error_of_our_own_process_is_not_redis_being_away(number):
+    assert not passes(OSError(number, os.strerror(number)))
+    assert not passes(ConnectionError(f"Error {number} connecting to redis:6379. {os.strerror(number)}."))
+    for away in (errno.ECONNREFUSED, errno.ECONNRESET, errno.ENOENT, errno.EPIPE, errno.EHOSTUNREACH):
+        assert passes(OSError(away, "")) and passes(ConnectionError(f"Error {away} connecting to redis:6379."))
+
+
+def test_a_horse_that_alone_does_not_reach_redis_is_replaced(redis, monkeypatch):
+    """Whatever the reason: here a job has broken the sockets of its process."""
+    monkeypatch.setattr("rqjobs.supervisor.STUCK", 0.5)
+    monkeypatch.setattr("rqjobs.supervisor.CRASH_DELAY", 0)
+    broken, after = rqjobs.queue("default").enqueue(family.break_sockets), rqjobs.queue("default").enqueue(faults.ok)
+    rqjobs.Worker(["default"]).work(burst=True, logging_level="WARNING")
+    assert broken.get_status() == "failed" and "process died 3 times" in broken.latest_result().exc_string
+    assert after.is_finished
+
+
+def test_a_job_whose_hash_kills_who_reads_it_is_poison(redis, monkeypatch):
+    """The death was not counted, because the job had not begun: it went on for ever."""
+    monkeypatch.setattr("rqjobs.supervisor.CRASH_DELAY", 0)
+    found = rqjobs.Job.found.__func__
+
+    def read(cls, job_id, fields, connection):
+        if job_id == "big":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return found(cls, job_id, fields, connection)
+
+    monkeypatch.setattr(rqjobs.Job, "found", classmethod(read))
+    job = rqjobs.queue("default").enqueue(faults.ok, job_id="big")
+    (after,) = burst((faults.ok, 1))
+    assert "process died 3 times" in job.latest_result().exc_string and after == 1

@@ -205,10 +205,15 @@ class Ledger(RuleBasedStateMachine):
         running = "?" if kind != "horse" else data.draw(st.sampled_from(["", *held]))
         delay = 3600.0 if kind == "horse" else 0
         where = [ledger.text(word or b"") for word in self.redis.hmget(f"rqjobs:worker:{name}", "pid", "started")]
-        process = data.draw(st.sampled_from([":".join(where), "2:1", "1:"]))
+        names = ["", "elsewhere:1:1", "elsewhere:2:1"] if kind == "horse" else [":".join(where), "2:1", "1:"]
+        process = data.draw(st.sampled_from(names))
+        known = self.redis.exists(f"rqjobs:worker:{name}")
         outcomes = ledger.reclaim(self.redis, name, list(QUEUES), kind, running, delay, process)
         if kind == "gone" and process != ":".join(where):
             assert not outcomes, "P5: the claims of another process were taken"
+            return
+        if kind == "horse" and known and process == "elsewhere:2:1":
+            assert not outcomes, "P5: the claims of the next worker of that name were taken"
             return
         if kind == "dead" and name in self.alive:
             assert not outcomes, "P5: the claims of a live worker were taken"

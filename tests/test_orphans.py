@@ -112,6 +112,7 @@ def test_the_next_worker_of_that_name_is_not_taken_for_the_one_that_is_gone(redi
 
     def judge_and_be_late(owners, names):
         judge(owners, names)
+        redis.delete("rqjobs:worker:crashed")
         lease("crashed", 15, {"host": processes.host(), "pid": 2 ** 22 + 2, "started": "12346"})
 
     monkeypatch.setattr(orphans.Owners, "judge", judge_and_be_late)

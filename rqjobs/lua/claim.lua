@@ -2,21 +2,23 @@
 --
 -- KEYS  1 rqjobs:claims:<me>   2 rqjobs:workers   then the queues, in the order of their priority
 -- ARGV  1 me   2 how many it wants   3 now, as RQ writes it   4 traceback for a job that cannot be read
---       5 RQ's default failure_ttl   6 what the tokens begin with, never used before   then the ids that it holds
+--       5 RQ's default failure_ttl   6 what the tokens begin with, never used before   7 its process,
+--       or ""   then the ids that it holds
 -- Promise: every id that leaves a queue is in the claims, or its job was gone, had ended, is in somebody's hands already,
 -- or could not be read (then it is among the dead letters). What stands in the claims and is not held is returned again,
 -- with a fresh token, so a lost reply loses nothing; what of it finds no room goes back to the front of its queue, for
 -- another to run. A job under which a process died is given out alone. Nothing is claimed without a live lease, or while
--- RQ is suspended.
+-- RQ is suspended, or if the name is another process's by now (the lease is that one's then).
 -- Returns {"ok", {id, queue, token, {field, value, …}}, …}, or {"no lease"}, or {"suspended"}.
 
 local claims, me, room, iso = KEYS[1], ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local lease = redis.call('ZSCORE', KEYS[2], me)
 if not lease or tonumber(lease) <= clock() then return {'no lease'} end
+if ARGV[7] ~= '' and redis.pcall('HGET', 'rqjobs:worker:' .. me, 'process') ~= ARGV[7] then return {'no lease'} end
 if redis.call('EXISTS', 'rq:suspended') == 1 then return {'suspended'} end
 
 local held, taken = {}, {'ok'}
-for i = 7, #ARGV do held[ARGV[i]] = true end
+for i = 8, #ARGV do held[ARGV[i]] = true end
 
 local WANTED = {status = true, data = true, origin = true, rqjobs_token = true, rqjobs_deaths = true,
   worker_name = true}

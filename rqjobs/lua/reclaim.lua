@@ -6,7 +6,8 @@
 --       (asked by the worker itself, whose horse died)   3 the id of the job that was running, "?" for the first in
 --       the claims, "" for none   4 deaths after which a job fails   5 seconds in which they count   6 its traceback
 --       7 RQ's default failure_ttl   8 now, as RQ writes it   9 seconds that the running job waits, doubled with
---       each death; 0: it goes to the front like the others   10 for "gone", that process: pid, colon, when it started
+--       each death; 0: it goes to the front like the others   10 for "gone", that process: pid, colon, when it started;
+--       for "horse", the worker's process, or ""
 --       11 traceback of a job whose queue has a key of the wrong type
 -- Promise: each claim goes back to the front of its queue, in order, or among the dead letters, or (a job that
 -- crashed its horse) into the scheduled set; a death is counted only for the job that was running; a dead worker is
@@ -20,6 +21,10 @@ if kind == 'dead' and lease and tonumber(lease) > clock() then return {'alive'} 
 if kind == 'gone' then
   local where = redis.call('HMGET', KEYS[3], 'pid', 'started')
   if (where[1] or '') .. ':' .. (where[2] or '') ~= ARGV[10] then return {'alive'} end
+end
+
+if kind == 'horse' and ARGV[10] ~= '' and (redis.call('HGET', KEYS[3], 'process') or ARGV[10]) ~= ARGV[10] then
+  return {'alive'}
 end
 
 local ids, report = redis.call('LRANGE', claims, 0, -1), {}

@@ -1,14 +1,15 @@
 -- Put claimed jobs that have not begun back at the front of their queues, in their order.
 --
--- KEYS  1 rqjobs:claims:<me>
+-- KEYS  1 rqjobs:claims:<me>   2 rqjobs:worker:<me>
 -- ARGV  1 "all" (nobody runs any of them any more), "unknown" (those that came with a wake-up and that nobody has
---       claimed yet), or "these"   then, for "these", their tokens
+--       claimed yet), or "these"   2 its process, or ""   then, for "these", their tokens
 -- Promise: what is no longer in the claims (it was taken back), or carries another token (it was claimed again), is
--- left alone; so is a job whose queue has a key of the wrong type. Deaths are not counted.
+-- left alone; so is everything if the name is another process's by now; so is a job whose queue has a key of the wrong type. Deaths are not counted.
 -- Returns the ids that were put back.
 
 local which, these, back = ARGV[1], {}, {}
-for i = 2, #ARGV do these[ARGV[i]] = true end
+for i = 3, #ARGV do these[ARGV[i]] = true end
+if ARGV[2] ~= '' and (redis.call('HGET', KEYS[2], 'process') or ARGV[2]) ~= ARGV[2] then return back end
 local ids = redis.call('LRANGE', KEYS[1], 0, -1)
 for i = #ids, 1, -1 do
   local id = ids[i]
