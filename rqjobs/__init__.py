@@ -1,5 +1,8 @@
 """rqjobs: RQ with the holes closed."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from rq import Callback, Repeat, Retry, get_current_job
 from rq.queue import EnqueueData
 
@@ -15,10 +18,20 @@ from rqjobs.serializers import PayloadError
 from rqjobs.simple_worker import SimpleWorker
 from rqjobs.worker import Worker
 
+if TYPE_CHECKING:
+    from rqjobs import web
+
 __version__ = "0.1.0"
 __all__ = [
     "Callback", "Config", "ConfigError", "EnqueueData", "Job", "NoRedis", "NotAJob", "PayloadError", "PayloadTooLarge",
     "Queue", "RefusedWebhook", "Repeat", "Retry", "ScheduleError", "SimpleWorker", "Worker", "client", "cron",
     "delayed", "enqueue", "enqueue_at", "enqueue_in", "enqueue_many", "every", "get_current_job", "job", "queue",
-    "schedules",
+    "schedules", "web",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`rqjobs.web` alone is imported when it is first asked for: it takes 8 MiB, which a worker has no use for."""
+    if name == "web":
+        return importlib.import_module("rqjobs.web")
+    raise AttributeError(f"module 'rqjobs' has no attribute {name!r}")
