@@ -167,8 +167,8 @@ def _load(modules: tuple[str, ...]) -> Catalog:
             continue
         for attribute, value in vars(module).items():
             ours = _is_function(value) and value.__module__ == name  # not what the module imports
-            public = attribute[0] != "_" and not _is_generator(value)
-            if ours and public and value.__qualname__ == attribute:  # no lambda, no second name
+            named = ours and value.__qualname__ == attribute and attribute[0] != "_"  # no lambda, no second name
+            if named and not _is_generator(value):
                 functions[f"{name}.{attribute}"] = value
         serializers.allow(_value_classes(module))
     return Catalog(functions, modules, errors)
