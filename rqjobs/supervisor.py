@@ -30,6 +30,7 @@ STUCK = 4 * ledger.BEAT  # seconds without a word after which an idle horse is n
 STUCK_SETTLING = 3 * STUCK  # the same of one that settles; it may wait for Redis a few times before it has a word
 GROWTH_BYTES = 2**30  # by which a horse may grow, where RQJOBS_MAX_MEMORY_PER_HORSE says nothing
 FEW_JOBS = 100  # a horse that grew so much within fewer has loaded what its jobs need; the next may be twice as large
+GOODBYE_SECONDS = 4  # beyond the grace, in which a worker puts back what it has and says goodbye, if Redis answers
 DOUBLED = 1.0  # seconds in which a second signal is the same one: worker-pool and the terminal both send it
 
 STATES = {Board.RUNNING: WorkerStatus.BUSY, Board.SETTLING: WorkerStatus.BUSY, Board.SUSPENDED: WorkerStatus.SUSPENDED}
@@ -46,6 +47,7 @@ class Supervisor(Settling):
         super().__init__(*args, **options)
         self._pid_of_parent = os.getpid()
         self._signals: list[tuple[float, int]] = []
+        self._overdue = False  # it was told to go, and Redis does not answer
         self.where: dict[str, Any] = {}  # this process lives
         self._horse_started = ""
         self._hired = 0.0
@@ -317,6 +319,8 @@ class Supervisor(Settling):
             self._put_down("")
             self._end_horse()
             self._horse_pid = 0
+            if self._overdue:
+                return
             with contextlib.suppress(redis.RedisError):
                 queues = [queue.name for queue in self.queues]
                 ledger.reclaim(self.plain, self.name, queues, "horse", "", process=self.process)

@@ -23,7 +23,7 @@ from rq.registry import FailedJobRegistry, FinishedJobRegistry
 from rq.utils import now, utcformat
 from rq.worker import DequeueStrategy
 
-from rqjobs import children, ledger, orphans, processes, worker_options
+from rqjobs import children, config, ledger, orphans, processes, worker_options
 from rqjobs import connection as connections
 from rqjobs.board import Board
 from rqjobs.horse import HOLD, Terms
@@ -31,7 +31,7 @@ from rqjobs.ledger import BEAT, text
 from rqjobs.recorder import Recorder
 from rqjobs.scheduler import Scheduler
 from rqjobs.settling import passes
-from rqjobs.supervisor import Supervisor
+from rqjobs.supervisor import GOODBYE_SECONDS, Supervisor
 
 TICK = 1.0  # seconds; the longest that the parent sleeps while a job runs; else until its next beat, or for MIND
 MIND = ledger.BEAT / 2  # seconds between two looks after the clock
@@ -170,17 +170,19 @@ class Worker(Supervisor):
             raise SystemExit(f"rqjobs: another worker has started as {self.name!r} while this one was not heard of, so "
                              f"this one ends; give each its own --name") from None
         finally:
-            self._dismiss()
-            if self._beaten:  # it was born
-                self.teardown()
-            elif self.scheduler:
+            try:
+                self._dismiss()
+                if self._beaten and not self._overdue:  # it was born
+                    self.teardown()
+            finally:
                 self.stop_scheduler()
-            self._remove_signal_handlers()
+                self._remove_signal_handlers()
         return self._done_before > 0
 
     def _forget_last_work(self) -> None:
         """A program, a test for example, may call `work` several times."""
         self._signals.clear()
+        self._overdue = False
         self._done_before, self._beaten = 0, 0.0
         self._stop_requested, self._shutdown_requested_date = False, None
 
@@ -301,19 +303,30 @@ class Worker(Supervisor):
         signal.set_wakeup_fd(self._wakeup[1].fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.request_stop)
+        signal.signal(signal.SIGALRM, self._give_up)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)  # to be woken by it
 
     def _remove_signal_handlers(self) -> None:
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGALRM):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         for end in self._wakeup:
             end.close()
 
     def request_stop(self, signum: int, frame: Any) -> None:
         self._signals.append((time.monotonic(), signum))
+        grace = 0 if self._time_to_go() else config.current().grace
+        left = self._signals[0][0] + grace + GOODBYE_SECONDS - time.monotonic()
+        signal.setitimer(signal.ITIMER_REAL, left if grace else GOODBYE_SECONDS)
         self._shutdown_requested_date = now()
         self._stop_requested = True
+
+    def _give_up(self, signum: int, frame: Any) -> None:
+        """Raised out of whatever waits for Redis: each command may wait for ten seconds, and a goodbye has many."""
+        if not self._overdue:
+            self._overdue = True
+            raise SystemExit("rqjobs: Redis does not answer; what the worker had is taken back when its lease ends")
 
     def clean_registries(self) -> None:
         names = [queue.name for queue in self.queues]
@@ -366,7 +379,7 @@ class Worker(Supervisor):
     def stop_scheduler(self) -> None:
         process = self.scheduler and self.scheduler._process
         while process and process.is_alive():  # it does not hear a signal that comes while it begins
-            process.terminate()
+            process.kill() if self._overdue else process.terminate()
             process.join(1)
 
 

@@ -14,7 +14,7 @@ from rq.job import JobStatus
 from rq.suspension import resume, suspend
 
 import rqjobs
-from rqjobs import Callback, Repeat, Retry, config, ledger, orphans, processes, stats
+from rqjobs import Callback, Repeat, Retry, config, connection, embedded, ledger, orphans, processes, stats
 
 
 def ended(job):
@@ -328,3 +328,27 @@ def test_find_by_key_and_rq_s_worker_listing(worker, redis):
     process = worker()
     (found,) = rqjobs.Worker.all(connection=redis)
     assert found.name == process.name and found.queue_names() == ["high", "default", "low"]
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_a_worker_that_is_told_to_go_while_redis_hangs_goes(executable, tmp_path, spawn, eventually, busy):
+    """Each command waited for ten seconds, and a goodbye has many."""
+    with embedded.server(tmp_path / "redis", executable=executable) as url:
+        redis = connection.connect(url)
+        config.use(redis_url=url)
+        rqjobs.enqueue(faults.hang, "gate") if busy else None
+        env = {"REDIS_URL": url, "RQJOBS_GRACE": "1"}
+        process = spawn(sys.executable, "-m", "rqjobs", "worker", "default", env=env)
+        eventually(lambda: redis.llen("gate:reached") if busy else redis.scard("rq:workers"))
+        family = psutil.Process(process.pid).children()
+        server = psutil.Process(redis.info("server")["process_id"])
+        server.suspend()
+        try:
+            process.terminate()
+            asked = time.monotonic()
+            assert process.wait(60) == 1, process.output()
+            assert time.monotonic() - asked < 15, "the grace, and five seconds; ten more are for a loaded machine"
+            assert not [one for one in family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+        finally:
+            server.resume()
+        redis.close()
