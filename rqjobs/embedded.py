@@ -64,7 +64,7 @@ def _candidates() -> list[str]:
 
 
 def _in_environment(folder: str) -> bool:
-    return sys.prefix != sys.base_prefix and Path(folder).absolute().is_relative_to(sys.prefix)
+    return sys.prefix != sys.base_prefix and Path(folder).resolve().is_relative_to(Path(sys.prefix).resolve())
 
 
 def unreadable(path: str, home: Path) -> str:

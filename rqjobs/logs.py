@@ -16,7 +16,8 @@ from rq.timeouts import BaseTimeoutException
 
 from rqjobs.texts import name_of
 
-LOGGERS = ("rqjobs", "rq.worker", "rq.job", "rq.queue", "rq.registry", "rq.scheduler", "rq.webhook", "rq.utils")
+LOGGERS = ("rqjobs", "rq.worker", "rq.job", "rq.queue", "rq.registry", "rq.scheduler", "rq.webhook", "rq.utils",
+           "rqjobs.web")  # the last is our Flask app's
 _COLORS = r"\x1b\[(?:3[0-7]|39;49;00)m"  # which RQ puts around names
 # Control characters but tab and newline, those that change the direction of text or cannot be seen, halves of a pair.
 _OBEYED = re.compile(

@@ -81,18 +81,18 @@ def test_whatever_the_children_have_read_restarts_them(dev, eventually, tmp_path
     process = dev()
     assert result("mine.version", eventually) == 1
     (tmp_path / "mine.py").write_text("import helper\ndef version() -> str:\n    return helper.answer()\n")
-    eventually(lambda: "mine.py changed; restarting" in process.output())
-    eventually(lambda: process.output().count("Listening on") == 4)
+    eventually(lambda: "mine.py changed; restarting" in process.output(), timeout=60)
+    eventually(lambda: process.output().count("Listening on") == 4, timeout=60)
     assert result("mine.version", eventually) == "old: one"
     (tmp_path / "helper.py").write_text(helper.replace("NUMBER", "two"))
-    eventually(lambda: "helper.py changed; restarting" in process.output())
-    eventually(lambda: process.output().count("Listening on") == 6)
+    eventually(lambda: "helper.py changed; restarting" in process.output(), timeout=60)
+    eventually(lambda: process.output().count("Listening on") == 6, timeout=60)
     (tmp_path / ".env").write_text("SHOP=new\nRQJOBS_GRACE=lots\n")
-    eventually(lambda: "rqjobs: .env: RQJOBS_GRACE='lots' is not a number of seconds" in process.output())
+    eventually(lambda: "rqjobs: .env: RQJOBS_GRACE='lots' is not a number of seconds" in process.output(), timeout=60)
     assert result("mine.version", eventually) == "old: two"
     (tmp_path / ".env").write_text("SHOP=new\nRQJOBS_GRACE=3\n")
-    eventually(lambda: "rqjobs: .env changed (RQJOBS_GRACE, SHOP); restarting" in process.output())
-    eventually(lambda: process.output().count("Listening on") == 8)
+    eventually(lambda: "rqjobs: .env changed (RQJOBS_GRACE, SHOP); restarting" in process.output(), timeout=60)
+    eventually(lambda: process.output().count("Listening on") == 8, timeout=60)
     assert result("mine.version", eventually) == "new: two"
 
 
@@ -121,9 +121,9 @@ def test_a_second_ctrl_c_puts_the_running_job_back_and_ends(dev, eventually, tmp
     job = rqjobs.Job(connection=connection.client())
     job._func_name, job._instance, job._args, job._kwargs = "mine.long", None, (), {}
     rqjobs.Queue("default", connection=connection.client()).enqueue_job(job)
-    eventually(lambda: job.get_status() == "started")
+    eventually(lambda: job.get_status() == "started", timeout=60)
     process.send_signal(signal.SIGINT)
-    eventually(lambda: "waits for running jobs, 305 s at most; a second Ctrl-C puts them back" in process.output())
+    eventually(lambda: "waits for running jobs, 305 s at most; a second Ctrl-C puts them back" in process.output(), timeout=60)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 0, process.output()
     with embedded.server(tmp_path / ".rqjobs") as url:
@@ -146,7 +146,7 @@ def test_a_killed_worker_is_started_again(dev, eventually):
     eventually(lambda: process.output().count("Listening on") == 2)  # its address is told when the web app answers
     worker = next(child for child in psutil.Process(process.pid).children() if "worker" in child.cmdline())
     worker.kill()
-    eventually(lambda: process.output().count("Listening on") == 3)
+    eventually(lambda: process.output().count("Listening on") == 3, timeout=60)
     assert "ended with -9; starting it again" in process.output()
 
 
@@ -181,7 +181,7 @@ def test_the_console_script_sees_changes_too(dev, spawn, environ, port, eventual
     process = spawn(script, "dev", env={"PORT": str(port), "RQJOBS_MODULES": "mine"})
     eventually(lambda: "Ctrl-C stops" in process.output(), timeout=60)
     (tmp_path / "mine.py").write_text("def version() -> int:\n    return 3  # changed\n")
-    eventually(lambda: "mine.py changed; restarting" in process.output())
+    eventually(lambda: "mine.py changed; restarting" in process.output(), timeout=60)
     process.terminate()
     assert process.wait(30) == 0, process.output()
 

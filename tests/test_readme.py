@@ -74,14 +74,14 @@ def test_the_first_hour(folder, run, spawn, eventually):
     redis = connection.client()
     client = block("python", "from jobs import ask, greet")
     run(client, sys.executable, "-c")
-    eventually(lambda: redis.zcard("rq:finished:default") == 3)
+    eventually(lambda: redis.zcard("rq:finished:default") == 3, timeout=60)
     assert redis.zcard("rq:scheduled:default") == 2 and not redis.zcard("rq:failed:default")
     prepare, again, *lines = block("sh", "rqjobs schedules run").splitlines()
     assert again.startswith("rqjobs dev ")
     run(prepare)
-    eventually(lambda: "RQJOBS_MODULES); restarting" in process.output())
+    eventually(lambda: "RQJOBS_MODULES); restarting" in process.output(), timeout=60)
     eventually(lambda: redis.exists("rqjobs:schedule:tasks-report", "rqjobs:schedule:tasks-refresh",
-                                    "rqjobs:schedule:monthly") == 3)
+                                    "rqjobs:schedule:monthly") == 3, timeout=60)
     assert "tasks-report" in run("\n".join(lines))
     program = block("python", "from tasks import send_digest")
     for _ in range(2):  # a program starts more than once
@@ -89,7 +89,7 @@ def test_the_first_hour(folder, run, spawn, eventually):
     run(block("sh", "rqjobs schedules add"))
     assert {"digest-41", "digest-42", "digest-43"} <= {
         name.decode().removeprefix("rqjobs:schedule:") for name in redis.scan_iter("rqjobs:schedule:*")}
-    eventually(lambda: redis.zcard("rq:finished:low") >= 2, what="the repeated greeting and the report")
+    eventually(lambda: redis.zcard("rq:finished:low") >= 2, timeout=60)
     careful = block("python", "one.wait").replace("assert one", "one")  # there is no replica
     run(f"import rqjobs\nfrom jobs import ask\n{careful}", sys.executable, "-c")
     assert "clean" in run("rqjobs audit\nrqjobs doctor")
