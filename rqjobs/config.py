@@ -50,8 +50,8 @@ class Config:
 
     @cached_property
     def max_value(self) -> int:
-        """Bytes of one value in Redis, written or read: more than this process would pass to a job by itself."""
-        return 4 * max(self.max_payload, getattr(self, "max_result", 0))
+        """Bytes of one value in Redis: up to twice what this process would write is read, for others may write too."""
+        return 2 * max(self.max_payload, self.max_result)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Config:

@@ -37,6 +37,7 @@ from rqjobs.serializers import PLAIN, Configured, PayloadError, encode
 
 DESCRIPTION_MAX_CHARACTERS = 10_000
 JSON_FIELD_MAX_BYTES = 4 * 1024 * 1024  # of a job's hash: what it depends on, its webhooks and intervals
+UNREAD_META_MAX_BYTES = 1000  # that are shown of a meta which cannot be read
 JSON_FIELDS = (b"dependency_ids", b"webhooks", b"retry_intervals", b"repeat_intervals")
 READY = PLAIN | {list, dict, tuple, set}  # types of results of which nothing is left to be run
 UNRUN = (Generator, AsyncGenerator, Awaitable, map, filter)
@@ -83,6 +84,7 @@ class Job(rq.job.Job):
     execution: Any = None  # RQ's record of that run
     hides_result = False  # in a horse: RQ's worker would make a text of the result, which may be anything
     returned: Any = None  # the result of a job that hides it
+    unread_meta: Any = None  # what RQ puts in the place of a meta that cannot be read; it is not stored
 
     def __init__(self, id: str | None = None, connection: redis.Redis | None = None, serializer: Any = None):
         super().__init__(id, connection)
@@ -152,7 +154,8 @@ class Job(rq.job.Job):
         return self.data if len(self.data) < SMALL else zlib.compress(self.data, 1)
 
     def to_dict(self, include_meta: bool = True, include_result: bool = True) -> dict[str, Any]:
-        fields = {**super().to_dict(include_meta, include_result), "data": self.stored()}
+        meta = include_meta and self.meta is not self.unread_meta
+        fields = {**super().to_dict(meta, include_result), "data": self.stored()}
         check_size("meta", fields.get("meta", b""))
         if self.chain and self.repeats_left is not None:
             fields["rqjobs_chain"] = f"{self.chain[0]},{'' if self.chain[1] is None else self.chain[1]}"
@@ -183,6 +186,10 @@ class Job(rq.job.Job):
         if found.get(b"description"):
             found[b"description"] = read_description(found[b"description"])
         super().restore(found)
+        stored = found.get(b"meta")
+        is_unread = isinstance(self.meta, dict) and self.meta.get("unserialized") is stored
+        if stored and is_unread:
+            self.meta = self.unread_meta = {"unserialized": stored[:UNREAD_META_MAX_BYTES]}
         if data:
             self.data = data
         if trace:
@@ -478,8 +485,8 @@ def _unpack(value: bytes) -> tuple[bytes, bool]:
 def _inflate(value: bytes) -> bytes:
     data, more = _unpack(value)
     if more:
-        raise PayloadTooLarge(f"the job's data are more than {len(data):,} bytes when they are unpacked (four times "
-                              f"RQJOBS_MAX_PAYLOAD, which must be the same everywhere)")
+        raise PayloadTooLarge(f"the job's data are more than {len(data):,} bytes when they are unpacked (twice the "
+                              f"larger of RQJOBS_MAX_PAYLOAD and RQJOBS_MAX_RESULT, which must be the same everywhere)")
     return data
 
 

@@ -21,6 +21,7 @@ from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
 from enum import Enum, Flag, IntFlag
 from functools import reduce
+from itertools import accumulate
 from operator import or_
 from types import BuiltinFunctionType
 from typing import Any
@@ -144,7 +145,7 @@ def _check_hashes(values: Collection[Any], where: str) -> None:
 def _check_size(data: bytes) -> None:
     limit = config.current().max_value
     if len(data) > limit:
-        raise PayloadError(f"the value is {len(data):,} bytes, more than {limit:,} (four times the largest of "
+        raise PayloadError(f"the value is {len(data):,} bytes, more than {limit:,} (twice the larger of "
                            f"RQJOBS_MAX_PAYLOAD and RQJOBS_MAX_RESULT); store it elsewhere, and pass where it is")
 
 
@@ -155,21 +156,24 @@ def _check_shape(data: bytes) -> None:
         PayloadError: it is, before anything was built of it.
     """
     _check_size(data)
-    most = config.current().max_value // 4
-    if len(data) > most:  # else there cannot be so many values
+    most = config.current().max_value // 2
+    if len(data) > most:  # else there cannot be so many parts
         bare = _STRING.sub(b"", data)
         if bare.count(b"[") + bare.count(b"{") + bare.count(b",") > most:
             raise PayloadError(f"the value has more than {most:,} parts; store it elsewhere, and pass where it is")
-    if data.count(b"[") + data.count(b"{") > DEPTH_MAX_LEVELS and _is_deep(data) and _is_deep(_STRING.sub(b"", data)):
+    if data.count(b"[") + data.count(b"{") > DEPTH_MAX_LEVELS and _levels(data) > DEPTH_MAX_LEVELS:
         raise PayloadError(f"the value is nested too deeply for JSON, by more than {DEPTH_MAX_LEVELS} levels")
 
 
-def _is_deep(data: bytes) -> bool:
-    """Whether brackets are left when the innermost pairs were taken away so many times; those in strings count too."""
+def _levels(data: bytes) -> int:
+    """How deep the lists and objects are within each other; 0 if that is few levels."""
     brackets = data.translate(None, _NOT_BRACKETS)
-    for _ in range(DEPTH_MAX_LEVELS):
+    for _ in range(8):  # most are: take the innermost pairs away until none is left
         brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
-    return bool(brackets)
+    if not brackets:
+        return 0
+    bare = _STRING.sub(b"", data).translate(None, _NOT_BRACKETS)
+    return max(accumulate(1 if bracket in b"[{" else -1 for bracket in bare), default=0)
 
 
 _SCALARS: dict[type, tuple[str, Callable[[Any], Any], Callable[[Any], Any]]] = {

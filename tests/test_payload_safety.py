@@ -10,6 +10,8 @@ import base64
 import json
 import os
 import pickle
+import re
+import sys
 import threading
 import zlib
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -277,3 +279,46 @@ def test_a_stock_worker_runs_our_plain_jobs(worker, redis, eventually):
     eventually(lambda: job.get_status() == JobStatus.FINISHED)
     assert job.return_value() == 5
     assert process.poll() is None
+
+
+CALL = '["faults.mark",null,[%s],{}]'
+PRIME = 2**61 - 1  # the modulus of a number's hash
+BOMBS = {
+    "lists": CALL % ",".join(["[]"] * 10_000_000),
+    "deep": CALL % ("[" * 50_000 + "]" * 50_000),
+    "colliding": CALL % ('{"__rqjobs__":["set",[' + ",".join(str(PRIME * number) for number in range(40_000)) + "]]}"),
+}
+LOOKS = """
+import resource, sys
+from rqjobs import connection, web
+from rqjobs.web.dashboard import facts
+from rqjobs.web.shown import describe
+from rqjobs.cli import main
+app = web.create_app()
+resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+with app.test_request_context():
+    for job_id in sys.argv[1:]:
+        print(job_id, repr(describe(job_id))[:3000], repr(facts(job_id))[:3000])
+main(["failed"])
+"""
+
+
+def test_what_unpacks_to_gigabytes_is_not_unpacked(plant, survives, redis, spawn, server):
+    """Not by the horse, a page, the dashboard or the command line: job data, a traceback old or new, a meta."""
+    for name, data in BOMBS.items():
+        plant(name, data.encode())
+    process = survives()
+    process.terminate()
+    process.wait()
+    for name in BOMBS:
+        assert re.search("more than [0-9,]+ (bytes|parts|levels|keys)", failure(redis, name)), failure(redis, name)
+    packer = zlib.compressobj()
+    much = b"".join([*(packer.compress(b"x" * 1_000_000) for _ in range(600)), packer.flush()])
+    plant("old", exc_info=much, meta=BOMBS["lists"][:5_000_000])
+    plant("new", webhooks=b"[" + b"[]," * 3_000_000 + b"0]")
+    for job_id in ("old", "new"):
+        redis.xadd(f"rq:results:{job_id}", {"type": 2, "exc_string": base64.b64encode(much)})
+        redis.zadd("rq:failed:default", {job_id: 2**40})
+    reader = spawn(sys.executable, "-c", LOOKS, *BOMBS, "old", "new", env={"REDIS_URL": server})
+    assert reader.wait(120) == 0, reader.output()[-3000:]
+    assert "the rest of this traceback is not read" in reader.output()

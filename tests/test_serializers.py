@@ -6,7 +6,9 @@ import contextlib
 import dataclasses
 import enum
 import json
+import os
 import pickle
+import subprocess
 import sys
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
@@ -376,3 +378,127 @@ def test_a_process_shared_with_stock_queues_writes_pickle_as_they_do_and_reads_n
     install()  # a worker or `create_app` in this process: it is ours
     install(shared=True)
     assert rq.serializers.resolve_serializer(None) is Configured
+
+
+class Strict(enum.Enum):
+    ONE = 1
+
+    @classmethod
+    def _missing_(cls, value):
+        RAN.append(value)
+        return cls.ONE
+
+
+class StrictFlag(enum.IntFlag):
+    A = 1
+    B = 2
+
+    @classmethod
+    def _missing_(cls, value):
+        RAN.append(value)
+        return super()._missing_(value)
+
+
+@dataclasses.dataclass
+class Eager:
+    x: int = 0
+
+    def __new__(cls, *args):
+        RAN.append(args)
+        return super().__new__(cls)
+
+
+@dataclasses.dataclass
+class Failure(Exception):
+    x: int = 0
+
+
+Wide = enum.Flag("Wide", [f"F{number}" for number in range(30)], module=__name__)
+RAN: list = []
+allow([Strict, StrictFlag, Eager, Failure, Wide])
+
+
+def tagged(*parts):
+    return json.dumps({TAG: list(parts)}).encode()
+
+
+def test_reading_runs_no_code_of_a_class():
+    """Not an Enum's `_missing_`, not a dataclass's `__new__`."""
+    RAN.clear()
+    module = __name__
+    for data in (tagged("enum", f"{module}.Strict", None, 7), tagged("enum", f"{module}.Strict", None, 1),
+                 tagged("enum", f"{module}.Strict", "TWO", None), tagged("enum", f"{module}.StrictFlag", None, 8),
+                 tagged("enum", f"{module}.StrictFlag", None, -9), tagged("enum", f"{module}.StrictFlag", None, True),
+                 tagged("enum", f"{module}.StrictFlag", None, "A"),
+                 tagged("enum", f"{module}.StrictFlag", None, 2**70)):
+        with pytest.raises(PayloadError):
+            JSON.loads(data)
+    both = JSON.loads(tagged("enum", f"{module}.StrictFlag", None, 3))
+    assert both == 3 and type(both) is StrictFlag
+    assert JSON.loads(tagged("dataclass", f"{module}.Eager", {"x": 2})).x == 2
+    assert RAN == []
+    assert JSON.loads(JSON.dumps(Failure(3))).x == 3
+
+
+def test_flags_that_are_no_members_are_refused_by_name():
+    with pytest.raises(PayloadError, match=r"is no member of test_serializers\.Size, nor made of its flags"):
+        JSON.dumps([Size(64)])
+    assert JSON.loads(JSON.dumps(Bits.A | Bits.B)) is Bits.A | Bits.B
+    assert JSON.loads(JSON.dumps(~Bits.A)) == ~Bits.A
+
+
+def test_reading_flags_fills_no_memory():
+    """Python keeps each combination of flags for ever; of those that payloads brought, the last ones stay."""
+    for number in range(1, 40_000):
+        assert decode({TAG: ["enum", f"{__name__}.Wide", None, number]}).value == number
+    assert len(Wide._value2member_map_) < 11_000
+
+
+LIMIT = config.Config().max_value
+PRIME = 2**61 - 1  # the modulus of a number's hash
+
+
+@pytest.mark.parametrize(("data", "reason"), [
+    (b"[" + b" " * LIMIT + b"]", "bytes, more than 2,097,152"),
+    (b"[" + b"[]," * (LIMIT // 4 + 1) + b"0]", "more than 1,048,576 parts"),
+    (b"[" * 201 + b"]" * 201, "more than 200 levels"),
+    (b'{"a":' * 201 + b"1" + b"}" * 201, "more than 200 levels"),
+    (b'["]]]]",' + b"[" * 201 + b"]" * 202, "more than 200 levels"),
+    (tagged("set", [PRIME * number for number in range(65)]), "members of one hash"),
+    (tagged("frozenset", [{TAG: ["tuple", [PRIME * number]]} for number in range(65)]), "members of one hash"),
+    (tagged("dict", [[{TAG: ["decimal", str(PRIME * number)]}, 0] for number in range(65)]), "members of one hash"),
+    (tagged("set", [{TAG: ["uuid", f"{PRIME * number:032x}"]} for number in range(65)]), "members of one hash"),
+])
+def test_what_would_take_memory_or_time_is_refused(data, reason):
+    with pytest.raises(PayloadError, match=reason):
+        JSON.loads(data)
+
+
+@pytest.mark.parametrize("value", [
+    "[" * 100_000, '"' * 100_000, "\\" * 200_000, ["[", "]"] * 400, [[] for _ in range(1000)], "," * 1_048_576,
+    [[[number]] for number in range(500)] + ["]]"], {PRIME * number for number in range(64)},
+    {(x, y) for x in range(-50, 50) for y in range(-50, 50)},
+])
+def test_what_only_looks_like_that_is_carried(value):
+    assert JSON.loads(JSON.dumps(value)) == value
+
+
+@pytest.mark.parametrize(("value", "reason"), [
+    ({PRIME * number for number in range(65)}, "the value has more than 64 keys or members of one hash"),
+    ({(1, PRIME * number): number for number in range(65)}, "the value has more than 64 keys or members of one hash"),
+    ("x" * LIMIT, "bytes, more than 2,097,152"), ([[]] * 600_000, "more than 1,048,576 parts"),
+    (json.loads("[" * 201 + "]" * 201), "more than 200 levels"),
+])
+def test_what_could_not_be_read_again_is_not_written(value, reason):
+    with pytest.raises(PayloadError, match=reason):
+        Configured.dumps(value)
+
+
+def test_a_process_that_has_enqueued_nothing_reads_the_classes_of_its_jobs(tmp_path):
+    """It loads the catalog when a payload has a class that it does not know yet, and not before."""
+    allow([faults.Point, faults.Color])
+    code = ("import sys; from rqjobs.serializers import JSON; import rqjobs; assert 'faults' not in sys.modules; "
+            f"print(JSON.loads({JSON.dumps([faults.Point(1), faults.Color.RED])!r}))")
+    environ = {**os.environ, "RQJOBS_MODULES": "faults", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environ, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == "[Point(x=1, y=0, tags=frozenset()), <Color.RED: 'red'>]\n", done.stderr

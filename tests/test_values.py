@@ -214,3 +214,14 @@ def test_a_coroutine_s_loop_is_closed_when_it_is_done():
         return asyncio.get_running_loop()
 
     assert run_coroutine(work()).is_closed()
+
+
+def test_a_meta_that_cannot_be_read_is_shown_in_part_and_stays_as_it_is(redis):
+    job = rqjobs.enqueue(faults.ok)
+    redis.hset(job.key, "meta", b"\x80" * 5_000_000)
+    found = rqjobs.Job.fetch(job.id, connection=redis)
+    assert found.meta == {"unserialized": b"\x80" * 1000}
+    assert "meta" not in found.to_dict()
+    rqjobs.queue("default").enqueue_job(found)
+    burst()
+    assert redis.hget(job.key, "meta") == b"\x80" * 5_000_000

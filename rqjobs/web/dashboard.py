@@ -296,6 +296,8 @@ def plain(value: Any) -> Any:
         return json.loads(json.dumps(value, default=repr, allow_nan=False))
     except (TypeError, ValueError, RecursionError):
         return repr(value)
+    except Exception as error:  # of a `__repr__` of the user's
+        return unreadable(error)
 
 
 # What the buttons do

@@ -143,8 +143,8 @@ def pretty(value: Any) -> str:
         return value
     try:
         return json.dumps(value, indent=2, ensure_ascii=False)
-    except (TypeError, ValueError):
-        return pformat(value, width=100)
+    except (TypeError, ValueError, RecursionError):
+        return _try(lambda: pformat(value, width=100))  # a dataclass of the user's may have a `__repr__` that raises
 
 
 def cut(value: str | None, length: int = CUT) -> str:
