@@ -37,17 +37,20 @@ class Inherited:
     def renew(self) -> None:
         """In a new horse: have everything made anew when it is used."""
         for executor in self.of("concurrent.futures.process"):
-            _renew_executor(executor)
+            with _logged("an executor"):
+                _renew_executor(executor)
         for engine in self.of("sqlalchemy.engine"):
             with _logged("an SQLAlchemy engine"):
                 _kept.append(engine.pool)
                 engine.dispose(close=False)
         for session in self.of("sqlalchemy.orm"):
-            if session.registry.has() and session().in_transaction():
-                _kept.append(session())
-                session.registry.clear()
-        if connections := _django():
-            for connection in connections.all(initialized_only=True):
+            with _logged("an SQLAlchemy session"):
+                if _in_transaction(session):
+                    _kept.append(session())
+                    session.registry.clear()
+        with _logged("Django's connections"):
+            connections = _django()
+            for connection in connections.all(initialized_only=True) if connections else ():
                 if not (connection.vendor == "sqlite" and connection.is_in_memory_db()):
                     _kept.append(connection)
                     del connections[connection.alias]
@@ -58,9 +61,18 @@ class Inherited:
             with _logged("Django's connections"):
                 sys.modules["django.db"].close_old_connections()
         for session in self.found and self.of("sqlalchemy.orm"):
-            if session.registry.has() and session().in_transaction():
-                with _logged("an SQLAlchemy session"):
+            with _logged("an SQLAlchemy session"):
+                if _in_transaction(session):
                     session.rollback()
+
+
+def _in_transaction(session: Any) -> bool:
+    """Whether a `scoped_session` has one here that is in a transaction. Flask-SQLAlchemy's has one in an app context
+    only, at whose end Flask removes it."""
+    try:
+        return session.registry.has() and session().in_transaction()
+    except RuntimeError:
+        return False
 
 
 def _django() -> Any:

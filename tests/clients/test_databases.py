@@ -1,0 +1,40 @@
+"""Database connections of Django, SQLAlchemy and Flask-SQLAlchemy: none is shared by horses, none stays broken."""
+
+import pytest
+
+import rqjobs
+
+
+@pytest.fixture
+def environ(environ, tmp_path):
+    return {**environ, "ROWS": str(tmp_path / "rows.sqlite")}
+
+
+def outcomes(python, run, redis, module, calls, **env):
+    """Run `calls`, the arguments of functions of `module` by name, one after the other in one horse."""
+    env = {"RQJOBS_MODULES": module, **env}
+    code = (f"import rqjobs, {module} as jobs\n"
+            f"for name, *args in {calls!r}: print(rqjobs.enqueue(getattr(jobs, name), *args).id)")
+    ids = run(python, "-c", code, env=env).split()
+    run(python, "-m", "rqjobs", "worker", "--burst", "default", env=env)
+    jobs = rqjobs.Job.fetch_many(ids, connection=redis)
+    return [job.return_value() if job.is_finished else job.latest_result().exc_string.splitlines()[-1] for job in jobs]
+
+
+def test_django_has_its_own_connections_in_each_horse_and_a_broken_one_fails_one_job(python, run, redis):
+    found = outcomes(python("django>=5.2,<6"), run, redis, "django_rows",
+                     [("add", "a"), ("lose",), ("add", "b"), ("count",)])
+    assert found[0] is False and "closed database" in found[1] and found[2:] == [False, 2]
+
+
+def test_sqlalchemy_has_its_own_connections_in_each_horse_and_a_broken_session_fails_one_job(python, run, redis):
+    found = outcomes(python("sqlalchemy>=2,<3"), run, redis, "sqlalchemy_rows",
+                     [("shared",), ("add", "a"), ("add", "a"), ("add", "b", False), ("add", "c"), ("names",)])
+    assert found[:2] == [False, None] and "rolled back" not in found[2]
+    assert found[3:] == [None, None, ["a", "c"]], "what one job did not commit, the next one does not either"
+
+
+def test_flask_sqlalchemy_has_its_own_connections_in_each_horse(python, run, redis):
+    found = outcomes(python("flask-sqlalchemy>=3.1,<4"), run, redis, "flask_rows", [("add", "a"), ("add", "b")],
+                     RQJOBS_APP="flask_rows:app")
+    assert found == [False, False]
