@@ -29,14 +29,20 @@ class Delayed:
     description: str
 
 
-def _queues(connection: redis.Redis, queue: str | None) -> list[str]:
-    return [queue] if queue else [text(key).removeprefix("rq:queue:") for key in connection.smembers(ledger.QUEUES)]
+def _in_order(connection: redis.Redis, queue: str | None, *command: Any) -> list[tuple[str, Any]]:
+    """(queue, what Redis says of its delayed jobs), in one round trip; a key of the wrong type is left out."""
+    names = [queue]
+    if not queue:
+        known = ledger.together(connection, [("SMEMBERS", ledger.QUEUES)])[0]
+        names = [text(key).removeprefix("rq:queue:") for key in known] if isinstance(known, set | list) else []
+    asked = [(command[0], f"rq:scheduled:{name}", *command[1:]) for name in names]
+    return [(str(name), reply) for name, reply in zip(names, ledger.together(connection, asked), strict=True)
+            if not isinstance(reply, Exception)]
 
 
 def count(queue: str | None = None, connection: redis.Redis | None = None) -> int:
     """How many jobs of `queue` (None: of every queue) wait for their time."""
-    client = connection or connections.client()
-    return sum(client.zcard(f"rq:scheduled:{name}") for name in _queues(client, queue))
+    return sum(number for _, number in _in_order(connection or connections.client(), queue, "ZCARD"))
 
 
 def jobs(
@@ -45,14 +51,11 @@ def jobs(
     """The jobs of `queue` (None: of every queue) that wait for their time, the next due first."""
     client = connection or connections.client()
     found: list[tuple[float, str, str]] = []
-    for name in _queues(client, queue):
-        first: Any = client.zrange(f"rq:scheduled:{name}", 0, offset + limit - 1, withscores=True)
-        found += [(due, text(job_id), name) for job_id, due in first]
+    for name, first in _in_order(client, queue, "ZRANGE", 0, offset + limit - 1, "WITHSCORES"):
+        flat = [part for pair in first for part in pair] if first and isinstance(first[0], list | tuple) else first
+        found += [(float(due), text(job_id), name) for job_id, due in zip(flat[::2], flat[1::2], strict=True)]
     page = heapq.nsmallest(offset + limit, found)[offset:]
-    with client.pipeline(transaction=False) as pipe:
-        for _, job_id, _ in page:
-            pipe.hget(f"rq:job:{job_id}", "description")
-        words = pipe.execute(raise_on_error=False)
+    words = ledger.together(client, [("HGET", f"rq:job:{job_id}", "description") for _, job_id, _ in page])
     return [Delayed(job_id, name, _moment(due), text(said) if isinstance(said, bytes) else "")
             for (due, job_id, name), said in zip(page, words, strict=True)]
 

@@ -211,13 +211,13 @@ class Queue(rq.Queue):
     def compact(self) -> None:
         """Remove ids whose job is gone. Every other id stays where it is, at every instant."""
         for start in range(0, self.count, CHUNK):
-            ids = self.get_job_ids(start, CHUNK)
+            ids: Any = self.connection.lrange(self.key, start, start + CHUNK - 1)  # bytes, which may be no text
             with self.connection.pipeline(transaction=False) as pipe:
                 for job_id in ids:
-                    pipe.exists(f"rq:job:{job_id}")
+                    pipe.exists(b"rq:job:" + job_id)
                 exist = pipe.execute()
             for job_id in (job_id for job_id, there in zip(ids, exist, strict=True) if not there):
-                self.connection.register_script(_DROP_IF_GONE)(keys=[self.key, f"rq:job:{job_id}"], args=[job_id])
+                self.connection.register_script(_DROP_IF_GONE)(keys=[self.key, b"rq:job:" + job_id], args=[job_id])
 
 
 _DROP_IF_GONE = "if redis.call('EXISTS', KEYS[2]) == 0 then redis.call('LREM', KEYS[1], 0, ARGV[1]) end"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import socket
 import subprocess
@@ -813,7 +814,7 @@ def test_there_is_a_page_for_what_is_not_there(client):
 
 
 @pytest.mark.parametrize("field, value", [
-    ("created_at", "yesterday"), ("status", "<b>odd</b>"), ("description", b"\xff\xfe"), ("timeout", "soon"),
+    ("created_at", "yesterday"), ("status", "<b>odd</b>"), ("timeout", "soon"),
 ])
 def test_an_unreadable_job_says_so_and_can_be_deleted(client, redis, field, value):
     job = job_in("failed", redis)
@@ -829,6 +830,7 @@ def test_an_unreadable_job_says_so_and_can_be_deleted(client, redis, field, valu
 
 
 @pytest.mark.parametrize("field, value", [
+    ("description", b"\xff\xfe"),
     ("dependency_ids", "5"), ("dependency_ids", '["", null, 3]'), ("dependency_ids", '{"a": 1}'), ("meta", "[" * 5000),
     ("meta", "[1, 2]"), ("meta", "null"), ("exc_info", b"\xff"), ("data", "[1]"), ("webhooks", "{"), ("origin", ""),
     ("rqjobs_deaths", ","), ("created_at", "9999-12-31T23:59:59.999999Z"), ("started_at", "0001-01-01T00:00:00.0Z"),
@@ -932,6 +934,32 @@ def test_requeue_one_and_all(client, redis):
     reply = client.post("/failed/requeue")
     assert "4 jobs are back" in client.get(reply.location).text
     assert redis.llen("rq:queue:default") == 5 and not redis.zcard("rq:failed:default")
+
+
+def test_after_an_action_one_is_where_the_button_was(client, redis):
+    jobs = [rqjobs.queue("low").enqueue(faults.boom, str(n)) for n in range(52)]
+    run_all(redis)
+    here = client.get("/failed?queue=low&page=2").text
+    form = re.search(rf'action="/jobs/({"|".join(job.id for job in jobs)})/requeue">(.*?)<button', here, re.S)
+    sent = dict(re.findall(r'name="(\w+)" value="([^"]*)"', form[2]))
+    assert sent == {"back": "failed", "queue": "low", "page": "2"}
+    reply = client.post(f"/jobs/{form[1]}/requeue", data=sent)
+    assert reply.location == "/failed?queue=low&page=2"
+    description = Job.fetch(form[1], connection=redis).description
+    assert f"The job is back in its queue. ({description})" in html.unescape(client.get(reply.location).text)
+    assert "3 of 3" in client.get("/failed?queue=low&page=9").text, "a page that is there no more is the last one"
+    delayed = rqjobs.enqueue_in(500, faults.ok)
+    assert client.post(f"/jobs/{delayed.id}/cancel", data={"back": "delayed", "queue": "", "page": "1"}).location == (
+        "/delayed?page=1")
+    assert client.post(f"/jobs/{form[1]}/cancel", data={"back": "//evil.example"}).location == f"/jobs/{form[1]}"
+
+
+@pytest.mark.parametrize("length", [201, 255])
+def test_long_ids_have_a_page(client, redis, length):
+    job = rqjobs.enqueue(faults.ok, job_id="i" * length)
+    assert client.get(f"/jobs/{job.id}").status_code == 200
+    assert client.post(f"/jobs/{job.id}/cancel").location == f"/jobs/{job.id}"
+    assert client.get("/jobs/" + "i" * 256).status_code == 404
 
 
 def test_workers_are_listed(client, redis, worker):

@@ -7,18 +7,20 @@ from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
+import redis
 from flask import abort, redirect, render_template, request, session, url_for
 from redis.exceptions import WatchError
 from rq.command import send_stop_job_command
-from rq.exceptions import DuplicateJobError, InvalidJobOperation, NoSuchGroupError, NoSuchJobError
+from rq.exceptions import DuplicateJobError, InvalidJobOperation, NoSuchJobError
+from werkzeug.exceptions import HTTPException
 
 from rqjobs import catalog, config, connection, delayed, ledger, queues, stats
 from rqjobs.jobs import Job
 from rqjobs.ledger import text
 from rqjobs.web import forms
 from rqjobs.web.delayed import reschedule_form
-from rqjobs.web.guard import page, pages
-from rqjobs.web.shown import ACTIONS, actions_in, describe, failed_in, fetch, row
+from rqjobs.web.guard import back, page, pages
+from rqjobs.web.shown import ACTIONS, actions_in, cut, describe, failed_in, fetch, label, part, row
 
 PER_PAGE = 25
 AT_ONCE = 1000  # failed jobs that one click puts back: it must end within a web server's time-out
@@ -108,20 +110,20 @@ def act(job_id: str, action: str) -> Any:
     target, note = job_id, ACTIONS[action][1]
     try:
         found = fetch(job_id)
+        note += f" ({label(found, job_id)})"
         if isinstance(found, Exception):
             delayed.cancel(job_id) if action == "cancel" else _bury(job_id, action)
         else:
             target = _act(found, action)
-    except (InvalidJobOperation, NoSuchJobError, NoSuchGroupError, TypeError, ValueError) as error:
-        note = f"Nothing was done: {error}"
+    except (redis.ConnectionError, redis.TimeoutError, HTTPException):
+        raise
+    except Exception as error:  # the job's state forbids it; or whatever a hostile or damaged hash makes RQ raise
+        if connection.refusal(error):
+            raise
+        note = f"Nothing was done: {cut(str(error), 500)}"
         action = ""
     session["rqjobs_note"] = note
-    back = {"failed": "rqjobs.failed", "delayed": "rqjobs.delayed_jobs"}.get(request.form.get("back", ""))
-    if back:
-        return redirect(url_for(back), 303)
-    if action == "delete":
-        return redirect(url_for("rqjobs.home"), 303)
-    return redirect(url_for("rqjobs.job", job_id=target), 303)
+    return back("rqjobs.home") if action == "delete" else back("rqjobs.job", job_id=target)
 
 
 def _act(job: Job, action: str) -> str:
@@ -169,18 +171,18 @@ def _bury(job_id: str, action: str) -> None:
 def failed() -> Any:
     """The dead letters of all queues or of `?queue=`, the newest first."""
     chosen = request.args.get("queue", "")
-    number = min(max(request.args.get("page", 1, type=int), 1), 1000)
     client = connection.client()
     counts = {queue.name: queue.failed for queue in stats.snapshot(client).queues}
+    total = sum(count for name, count in counts.items() if chosen in ("", name))
+    number, pages = part(total, PER_PAGE)
     newest: list[tuple[float, str]] = []
     for name in [name for name, count in counts.items() if count and chosen in ("", name)]:
         pairs: Any = client.zrange(f"rq:failed:{name}", 0, number * PER_PAGE - 1, desc=True, withscores=True)
         newest += [(score, text(member)) for member, score in pairs]
     ids = [job_id for _, job_id in sorted(newest, reverse=True)[(number - 1) * PER_PAGE:number * PER_PAGE]]
     jobs = [row(job) if job else {"id": job_id} for job_id in ids for job in [stats.fetch(client, job_id)]]
-    total = sum(count for name, count in counts.items() if chosen in ("", name))
     return page("failed.html", jobs=jobs, counts=counts, chosen=chosen, total=total, number=number, at_once=AT_ONCE,
-                pages=-(-total // PER_PAGE))
+                pages=pages)
 
 
 @pages.post("/failed/requeue")
@@ -198,6 +200,10 @@ def requeue_all() -> Any:
             client.zrem(f"rq:failed:{name}", job_id)  # its hash has expired
         except InvalidJobOperation:
             continue  # somebody else was faster
+        except redis.ResponseError as error:
+            if connection.refusal(error):
+                raise
+            continue  # its queue's key, for example, is no list
     left = sum(client.zcard(f"rq:failed:{name}") for name in names if chosen in ("", name))
     session["rqjobs_note"] = f"{done:,} jobs are back in their queues." + (f" {left:,} are left." if left else "")
     return redirect(url_for("rqjobs.failed", queue=chosen or None), 303)

@@ -22,6 +22,7 @@ import contextlib
 import json
 import re
 import secrets
+from datetime import datetime
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -104,13 +105,16 @@ def reply(content: dict[str, Any], status: int = 200) -> Response:
 
 @dashboard.errorhandler(redis.ConnectionError)
 @dashboard.errorhandler(redis.TimeoutError)
+@dashboard.errorhandler(redis.ResponseError)
 @dashboard.errorhandler(NoSuchJobError)
 @dashboard.errorhandler(InvalidJobOperation)
 def refused(error: Exception) -> Response:
     status, message = 503, "Redis does not answer."
     if isinstance(error, NoSuchJobError):
         status, message = 404, "There is no such job (any more)."
-    elif isinstance(error, InvalidJobOperation):
+    elif connection.refusal(error):
+        message = connection.explain(error)
+    elif isinstance(error, InvalidJobOperation | redis.ResponseError):
         status, message = 409, str(error)
     if request.method == "POST" or request.path.endswith(".json"):
         return reply({"status": "ERROR", "message": message}, status)
@@ -177,11 +181,7 @@ def link(queue: str, registry: str, per_page: int = 8, order: str = "asc", page:
 @dashboard.get("/0/data/queues.json")
 def list_queues() -> Response:
     names = queue_names(connection.client())
-    with connection.client().pipeline(transaction=False) as pipe:
-        for name in names:
-            for registry in REGISTRIES:
-                (pipe.llen if registry == "queued" else pipe.zcard)(key(registry, name))
-        counts = iter(pipe.execute())
+    counts = iter(sizes([(name, registry) for name in names for registry in REGISTRIES]))
     rows: list[dict[str, Any]] = [{"name": name} for name in names]
     for row in rows:
         for registry in REGISTRIES:
@@ -190,23 +190,28 @@ def list_queues() -> Response:
     return reply({"queues": rows})
 
 
+def sizes(places: list[tuple[str, str]]) -> list[int]:
+    """How many jobs each (queue, registry) has; where something else stands, none."""
+    commands = [("LLEN" if registry == "queued" else "ZCARD", key(registry, name)) for name, registry in places]
+    return [size if isinstance(size, int) else 0 for size in ledger.together(connection.client(), commands)]
+
+
 def job_ids(queue: str, registry: str, first: int = 0, last: int = -1, backwards: bool = False) -> list[str]:
     """The ids from `first` to `last` in the order of the registry, or backwards."""
-    client, name = connection.client(), key(registry, queue)
-    if registry != "queued":
-        members: Any = client.zrange(name, first, last, desc=backwards)
-    elif backwards:
-        members = client.lrange(name, -1 - last, -1 - first)[::-1]
-    else:
-        members = client.lrange(name, first, last)
+    command: tuple[Any, ...] = ("ZRANGE", first, last, *["REV"] * backwards)
+    if registry == "queued":
+        command = ("LRANGE", -1 - last, -1 - first) if backwards else ("LRANGE", first, last)
+    (members,) = ledger.together(connection.client(), [(command[0], key(registry, queue), *command[1:])])
+    if isinstance(members, Exception):
+        return []
+    if registry == "queued" and backwards:
+        members = members[::-1]
     return [member.decode(errors="replace").partition(":")[0] for member in members]
 
 
 @dashboard.get(f"/0/data/jobs/{LIST}.json")
 def list_jobs(queue_name: str, registry_name: str, per_page: int, order: str, page: int) -> Response:
-    client, name = connection.client(), key(registry_name, queue_name)
-    total = client.llen(name) if registry_name == "queued" else client.zcard(name)
-    jobs = []
+    (total,), jobs = sizes([(queue_name, registry_name)]), []
     for job_id in job_ids(queue_name, registry_name, (page - 1) * per_page, page * per_page - 1, order == "dsc"):
         with contextlib.suppress(NoSuchJobError):
             job = facts(job_id)
@@ -278,12 +283,21 @@ def facts(job_id: str) -> dict[str, Any]:
         short, call = job.description, f"{job.description} {unreadable(error)}"
     found |= {"origin": job.origin, "status": job.get_status(refresh=False), "description": job.description or short,
               "call_string": short, "call": call, "metadata": json.dumps(plain(job.meta), ensure_ascii=False)}
-    found |= {name: upstream.serialize_date(getattr(job, name)) for name in MOMENTS}
+    found |= {name: moment(getattr(job, name)) for name in MOMENTS}
     if isinstance(job._dependency_ids, list) and job._dependency_ids:
         parents = [str(parent) for parent in job._dependency_ids]
         there = [connection.client().exists(f"rq:job:{parent}") for parent in parents]
         found |= {"depends_on": parents, "depends_on_status": ["active" if one else "expired" for one in there]}
     return found
+
+
+def moment(value: datetime | None) -> str | None:
+    """As upstream's scripts read it; None for what is in no year that there is."""
+    try:
+        written: str | None = upstream.serialize_date(value)
+        return written
+    except (OverflowError, ValueError):
+        return None
 
 
 def unreadable(error: Exception) -> str:

@@ -7,14 +7,14 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
-from flask import redirect, request, session, url_for
+from flask import request, session
 from redis.exceptions import ResponseError
 from rq.exceptions import InvalidJobOperation, NoSuchJobError
 
 from rqjobs import connection, delayed, stats
 from rqjobs.web import forms
-from rqjobs.web.guard import page, pages
-from rqjobs.web.shown import cut, describe
+from rqjobs.web.guard import back, page, pages
+from rqjobs.web.shown import cut, describe, part
 
 PER_PAGE = 25
 
@@ -32,14 +32,14 @@ def live_delayed() -> Any:
 
 def _waiting() -> dict[str, Any]:
     chosen = request.args.get("queue", "")
-    number = min(max(request.args.get("page", 1, type=int), 1), 1000)
     client = connection.client()
     counts = {queue.name: queue.scheduled for queue in stats.snapshot(client).queues}
-    jobs = delayed.jobs(chosen or None, (number - 1) * PER_PAGE, PER_PAGE)
     total = sum(count for name, count in counts.items() if chosen in ("", name))
+    number, pages = part(total, PER_PAGE)
+    jobs = delayed.jobs(chosen or None, (number - 1) * PER_PAGE, PER_PAGE)
     return {"jobs": [{"id": job.job_id, "queue": job.queue, "due": job.due,
                       "label": cut(job.description or job.job_id, 160)} for job in jobs],
-            "counts": counts, "chosen": chosen, "total": total, "number": number, "pages": -(-total // PER_PAGE)}
+            "counts": counts, "chosen": chosen, "total": total, "number": number, "pages": pages}
 
 
 @pages.post("/jobs/<job_id>/reschedule")
@@ -55,9 +55,7 @@ def reschedule(job_id: str) -> Any:
     except (InvalidJobOperation, NoSuchJobError, ResponseError) as error:
         note = f"Nothing was done: {error}"
     session["rqjobs_note"] = note
-    if request.form.get("back") == "delayed":
-        return redirect(url_for("rqjobs.delayed_jobs"), 303)
-    return redirect(url_for("rqjobs.job", job_id=job_id), 303)
+    return back("rqjobs.job", job_id=job_id)
 
 
 def reschedule_form(errors: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:

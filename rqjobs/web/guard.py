@@ -277,6 +277,8 @@ def healthz() -> Any:
 
 @pages.errorhandler(redis.RedisError)
 def no_redis(error: redis.RedisError) -> Any:
+    if isinstance(error, redis.ResponseError) and not connection.refusal(error):
+        return message(409, "Something else stands there", connection.explain(error))
     return message(503, "Redis refuses this" if connection.refusal(error) else "Redis does not answer",
                    connection.explain(error))
 
@@ -310,6 +312,19 @@ def warnings(suspended: Any, memory: Any) -> list[str]:
         if used >= FULL * memory["maxmemory"]:
             found.append(connection.MEANINGS["OOM"])
     return found
+
+
+LISTS = {"failed": "rqjobs.failed", "delayed": "rqjobs.delayed_jobs", "schedules": "rqjobs.schedules"}
+
+
+def back(endpoint: str, **values: Any) -> Any:
+    """After an action: to the list in which its button was, with the queue and the page that it showed; from elsewhere
+    to `endpoint`."""
+    wanted = request.form.get("back", "")
+    if wanted in LISTS:
+        endpoint = LISTS[wanted]
+        values = {name: request.form.get(name) or None for name in ("queue", "page")}
+    return redirect(url_for(endpoint, **values), 303)
 
 
 def is_ours(path: str) -> bool:

@@ -14,15 +14,15 @@ import redis
 from flask import abort, redirect, request, session, url_for
 from redis.exceptions import ResponseError
 
-from rqjobs import ScheduleError, catalog, connection, queues
+from rqjobs import ScheduleError, catalog, connection, ledger, queues
 from rqjobs import schedules as stored
 from rqjobs.ledger import text
 from rqjobs.rules import Rule
 from rqjobs.scheduler import TICKS_LOCK
 from rqjobs.timetable import SCHEDULES, Schedule, read
 from rqjobs.web import forms, ruleform
-from rqjobs.web.guard import page, pages
-from rqjobs.web.shown import cut
+from rqjobs.web.guard import back, page, pages
+from rqjobs.web.shown import cut, is_id, part
 
 PER_PAGE = 50
 NAME = re.compile(r"[A-Za-z0-9_-]{1,80}")
@@ -59,12 +59,13 @@ def _list(function: str, given: Mapping[str, str], errors: dict[str, str], statu
 
 def _table() -> dict[str, Any]:
     client = connection.client()
-    number = min(max(request.args.get("page", 1, type=int), 1), 1000)
-    names = sorted(text(name) for name in client.zrange(SCHEDULES, 0, -1))
+    known = ledger.together(client, [("ZRANGE", SCHEDULES, 0, -1)])[0]
+    names = sorted(map(text, known)) if isinstance(known, list) else []
+    number, pages = part(len(names), PER_PAGE)
     shown = names[(number - 1) * PER_PAGE:number * PER_PAGE]
     found = _read(shown)
     return {"schedules": [_describe(name, found.get(name), 5, 0) for name in shown], "total": len(names),
-            "number": number, "pages": -(-len(names) // PER_PAGE), "clock": bool(client.exists(TICKS_LOCK))}
+            "number": number, "pages": pages, "clock": bool(client.exists(TICKS_LOCK))}
 
 
 @pages.get("/schedules/<name>")
@@ -104,9 +105,13 @@ def _clock() -> bool:
 def _find(name: str) -> Schedule | None:
     """The schedule, or None if it cannot be read. Aborts with 404 if there is none."""
     found = _read([name]).get(name) if NAME.fullmatch(name) else None
-    if found is None and (not NAME.fullmatch(name) or connection.client().zscore(SCHEDULES, name) is None):
+    if found is None and (not NAME.fullmatch(name) or not _is_known(name)):
         abort(404)
     return found
+
+
+def _is_known(name: str) -> bool:
+    return isinstance(ledger.together(connection.client(), [("ZSCORE", SCHEDULES, name)])[0], float)
 
 
 def _read(names: list[str]) -> dict[str, Schedule]:
@@ -145,8 +150,8 @@ def _describe(name: str, found: Schedule | None, runs: int, times: int) -> dict[
         "next": found.next, "due": found.due, "last": found.last, "jitter": found.rule.jitter, "left": found.left,
         "made": found.made, "missed": found.missed, "overlapped": found.overlapped,
         "created": found.created, "changed": found.changed, "actions": ["run", *rests, *["remove"] * removable],
-        "runs": [{"id": cut(run.job_id, 250), "outcome": cut(run.outcome, 40), "tick": run.tick, "ended": run.ended,
-                  "enqueued": run.enqueued, "linked": bool(re.fullmatch(r"[\w-]{1,200}", run.job_id, re.ASCII))}
+        "runs": [{"id": cut(run.job_id, 260), "outcome": cut(run.outcome, 40), "tick": run.tick, "ended": run.ended,
+                  "enqueued": run.enqueued, "linked": is_id(run.job_id)}
                  for run in last],
     }
 
@@ -163,11 +168,10 @@ def act_on_schedule(name: str, action: str) -> Any:
         do(name)
     except (ScheduleError, TypeError, ResponseError, *ODD) as error:
         note = f"Nothing was done: {cut(str(error), 500)}"
-    session["rqjobs_note"] = note
-    gone = connection.client().zscore(SCHEDULES, name) is None
-    if gone or request.form.get("back") == "schedules":
-        return redirect(url_for("rqjobs.schedules"), 303)
-    return redirect(url_for("rqjobs.schedule", name=name), 303)
+    session["rqjobs_note"] = f"{note} ({name})"
+    if not _is_known(name):
+        return back("rqjobs.schedules")
+    return back("rqjobs.schedule", name=name)
 
 
 @pages.post("/schedules")
@@ -264,7 +268,7 @@ def _fresh(chosen: str) -> dict[str, str]:
     if function is None:
         return {}
     name = chosen.rpartition(".")[2]
-    free = NAME.fullmatch(name) and connection.client().zscore(SCHEDULES, name) is None
+    free = NAME.fullmatch(name) and not _is_known(name)
     return _defaults(function) | {"name": name if free else "", "kind": "every", "interval": "5", "unit": "minutes",
                                   "missed": "once", "overlap": "on", "queue": queues.queue_for(function).name}
 

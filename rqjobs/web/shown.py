@@ -13,11 +13,11 @@ from pprint import pformat
 from typing import Any, cast
 
 import redis
-from flask import abort
+from flask import abort, request
 from redis.exceptions import ResponseError
 from rq.results import Result
 
-from rqjobs import catalog, connection, ledger, stats
+from rqjobs import catalog, connection, ledger, queues, stats
 from rqjobs.jobs import Job
 from rqjobs.ledger import text
 from rqjobs.web.guard import pages
@@ -31,6 +31,11 @@ ACTIONS = {  # what can be done to a job: in which states, and what is said when
     "again": (("finished", "canceled"), "This is a new job with the same function and arguments."),
     "delete": (ENDED, "The job is deleted."),
 }
+
+
+def is_id(job_id: str) -> bool:
+    """Whether a job may be called so; others have no page."""
+    return len(job_id) <= queues.LONGEST_ID and bool(re.fullmatch(r"[\w-]+", job_id, re.ASCII))
 
 
 def failed_in(job_id: str) -> str | None:
@@ -49,13 +54,24 @@ def row(job: Job) -> dict[str, Any]:
             "label": cut(job.description or _try(lambda: job.func_name), 160)}
 
 
+def part(total: int, size: int) -> tuple[int, int]:
+    """Which part of a list of `total` the address asks for, of those that there are, and how many these are."""
+    parts = -(-total // size)
+    return min(max(request.args.get("page", 1, type=int), 1), max(parts, 1), 1000), parts
+
+
+def label(job: Job | Exception, job_id: str) -> str:
+    """What people call this job: its description, cut; else its id."""
+    return (cut(job.description, 80) if isinstance(job, Job) else "") or cut(job_id, 80)
+
+
 def actions_in(status: str) -> list[str]:
     return [action for action, (states, _) in ACTIONS.items() if status in states]
 
 
 def fetch(job_id: str) -> Job | Exception:
     """The job; or, if there is one that cannot be read, why. Aborts with 404 if there is none."""
-    if not re.fullmatch(r"[\w-]{1,200}", job_id, re.ASCII):
+    if not is_id(job_id):
         abort(404)
     try:
         return cast(Job, Job.fetch(job_id, connection=connection.client()))
@@ -101,7 +117,7 @@ def describe(job_id: str) -> dict[str, Any]:
         "took": (job.ended_at - job.started_at).total_seconds() if job.ended_at and job.started_at else None,
         "deaths": len(text(deaths).split(",")) if deaths else 0,
         "retries_left": job.retries_left, "repeats_left": job.repeats_left,
-        "depends_on": [cut(str(parent), 200) for parent in parents[:50]],
+        "depends_on": [(cut(str(parent), 260), is_id(str(parent))) for parent in parents[:50]],
         "meta": cut(pretty(job.meta)) if job.meta else "",
         "progress": (done, total) if done is not None and total and 0 <= done <= total else None,
         "result": cut(pretty(result.return_value)) if result and result.type is Result.Type.SUCCESSFUL else None,
@@ -154,4 +170,7 @@ def cut(value: str | None, length: int = CUT) -> str:
 
 @pages.app_template_filter("rqjobs_time")
 def iso(moment: datetime) -> str:
-    return moment.astimezone(timezone.utc).isoformat(timespec="seconds")
+    try:
+        return moment.astimezone(timezone.utc).isoformat(timespec="seconds")
+    except OverflowError:  # in UTC it is in no year that there is
+        return moment.isoformat(timespec="seconds")
