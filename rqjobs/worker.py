@@ -23,7 +23,7 @@ from rq.registry import FailedJobRegistry, FinishedJobRegistry
 from rq.utils import now, utcformat
 from rq.worker import DequeueStrategy
 
-from rqjobs import children, config, ledger, orphans, processes, worker_options
+from rqjobs import children, config, ledger, orphans, processes, terminal, worker_options
 from rqjobs import connection as connections
 from rqjobs.board import Board
 from rqjobs.horse import HOLD, Terms
@@ -392,6 +392,7 @@ def _log_each_line_once() -> None:
 
 def _is_suspended(connection: Any, worker: Any = None) -> bool:
     """What RQ's command line asks before there is a worker that could wait for Redis; that finds it out again."""
+    terminal.any_encoding()
     try:
         return bool(rq.suspension.is_suspended(connection, worker))
     except Exception as error:

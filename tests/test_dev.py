@@ -123,7 +123,8 @@ def test_a_second_ctrl_c_puts_the_running_job_back_and_ends(dev, eventually, tmp
     rqjobs.Queue("default", connection=connection.client()).enqueue_job(job)
     eventually(lambda: job.get_status() == "started", timeout=60)
     process.send_signal(signal.SIGINT)
-    eventually(lambda: "waits for running jobs, 305 s at most; a second Ctrl-C puts them back" in process.output(), timeout=60)
+    waits = "waits for running jobs, 305 s at most; a second Ctrl-C puts them back"
+    eventually(lambda: waits in process.output(), timeout=60)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 0, process.output()
     with embedded.server(tmp_path / ".rqjobs") as url:

@@ -91,6 +91,15 @@ def test_a_terminal_of_any_encoding_gets_the_list_of_failed_jobs(spawn, redis, e
     assert "3 failed" in process.output() and shown in process.output()
 
 
+def test_a_worker_of_rqs_command_line_logs_to_a_terminal_of_any_encoding(spawn, redis):
+    """Each line with such a name in it was lost, and a traceback of the logging in its place."""
+    rqjobs.enqueue(faults.note, "日本")
+    process = spawn(sys.executable, "-m", "rq.cli", "worker", "--worker-class", "rqjobs.Worker", "--burst", "default",
+                    env={"PYTHONIOENCODING": "latin-1"})
+    assert process.wait(60) == 0
+    assert r"faults.note('\u65e5\u672c')" in process.output() and "Logging error" not in process.output()
+
+
 PROGRAM = """
 import rqjobs.cli, rqjobs.web, rqjobs.doctor, faults
 rqjobs.web.create_app()
