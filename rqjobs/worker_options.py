@@ -24,9 +24,10 @@ def prepare(worker: Any, given: Any, options: dict[str, Any]) -> redis.Redis:
     Raises:
         SystemExit: something cannot be used; the message says what.
     """
-    install()
+    works = options.get("prepare_for_work", True)
+    install(shared=not works)
     try:
-        if options.get("prepare_for_work", True):
+        if works:
             catalog.must_load()
             catalog.flask_app()
             client = _ours(given)

@@ -516,14 +516,16 @@ def test_inside_another_app(settings):
         assert dict(left) == {"cart": 3}
 
 
-def test_inside_another_app_its_stock_queues_go_on_feeding_stock_workers(environ, redis):
+def test_inside_another_app_its_stock_queues_go_on_feeding_stock_workers(environ, worker):
     """They wrote JSON once, which made every job fail in a stock worker."""
+    process = worker("low")
     host = """if True:
         import faults, redis, rq, rqjobs.web
         from flask import Flask
         connection = redis.Redis.from_url({url!r})
         before = rq.Queue("stock", connection=connection)
         rqjobs.web.init_app(Flask("host"), url_prefix="/jobs")
+        assert [worker.name for worker in rqjobs.Worker.all(connection)] == [{name!r}]  # none of this process
         for queue in (before, rq.Queue("stock", connection=connection)):
             queue.enqueue(faults.add, 2, b=3, meta={{"team": "a"}})
         ours = rqjobs.enqueue(faults.ok, meta={{"team": "a"}})
@@ -531,8 +533,8 @@ def test_inside_another_app_its_stock_queues_go_on_feeding_stock_workers(environ
         stock.meta["seen"] = True
         stock.save_meta()
         print(rqjobs.Job.fetch(ours.id, connection=connection).meta)
-    """.format(url=environ["REDIS_URL"])
-    worker = """if True:
+    """.format(url=environ["REDIS_URL"], name=process.name)
+    stock = """if True:
         import redis, rq
         connection = redis.Redis.from_url({url!r})
         jobs = rq.Queue("stock", connection=connection).jobs
@@ -540,7 +542,7 @@ def test_inside_another_app_its_stock_queues_go_on_feeding_stock_workers(environ
         print([(job.get_status().value, job.return_value(), job.meta) for job in jobs])
     """.format(url=environ["REDIS_URL"])
     outputs = [subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True, timeout=60)
-               for program in (host, worker)]
+               for program in (host, stock)]
     assert outputs[0].stdout == "{'team': 'a', 'seen': True}\n", outputs[0].stderr
     assert outputs[1].stdout == f"{[('finished', 5, {'team': 'a'})] * 2}\n", outputs[1].stderr
 
