@@ -256,13 +256,15 @@ class Job(rq.job.Job):
         return self._result
 
     def hide_result(self) -> None:
-        """Have the next `perform`, whoever overrides or wraps it, put its result into `returned` and return None."""
+        """Have the next `perform`, whoever overrides or wraps it, put its result into `returned` and `packed`,
+        and return None."""
         self.hides_result, perform = True, self.perform
 
         def hidden() -> Any:
             del self.perform  # or the job and this function would hold each other in memory
             result = perform()
             if not issubclass(type(result), rq.job.Retry):
+                self.packed = self.pack(result)
                 self.returned, result = result, None
             self._result = result
             return result
@@ -281,7 +283,6 @@ class Job(rq.job.Job):
         if type(result) not in READY and issubclass(type(result), UNRUN):
             raise TypeError(f"{self.func_name} returned a {texts.name_of(type(result))}, of which nothing has run; "
                             f"loop over it, or await it, inside the job")
-        self.packed = self.pack(result)
         return result
 
     def execute_success_callback(self, death_penalty_class: Any, result: Any) -> None:

@@ -146,8 +146,6 @@ class Settling(rq.Worker):
         job._result = job.returned
         ttl = job.get_result_ttl(self.default_result_ttl)
         assert self.claim
-        if job.packed is None:  # a job class of somebody's own
-            job.packed = job.pack(job._result)
         large = len(job.packed or b"") > SMALL_OUTCOME  # it is not sent before somebody waits for the reply
         if large or job.webhooks or job.repeats_left or ttl == 0 or is_wrapped(rq.Worker, "handle_job_success"):
             return longhand()
