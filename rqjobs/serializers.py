@@ -110,6 +110,7 @@ def _encode(value: Any, where: str) -> Any:
             return items_
         if not isinstance(value, tuple):
             _check_hashes(value, where)
+            items_.sort(key=repr)  # equal sets come in any order
         name = next(base.__name__ for base in (tuple, frozenset, set) if isinstance(value, base))
         return {TAG: [name, items_]}
     if isinstance(value, datetime):

@@ -130,7 +130,8 @@ def call(function: Any, args: Iterable[Any] = (), kwargs: dict[str, Any] | None 
     job = queue.create_job(function, args, kwargs, **given)
     job.enqueue_at_front = True if at_front else None
     fields = {field: value for field, value in job.fields()[1].items() if field not in NEITHER}
-    seen = sorted((field, str(value)) for field, value in fields.items() if field != "data")
+    apart = {"data"} if "description" in given else {"data", "description"}  # which else follows from the call
+    seen = sorted((field, str(value)) for field, value in fields.items() if field not in apart)
     digest = sha1(repr((job.func_name, queue.name, job.data, seen)).encode(), usedforsecurity=False).hexdigest()
     return Call(str(job.func_name), queue.name, fields, digest)
 

@@ -288,6 +288,14 @@ def test_adding_it_again_changes_nothing_or_what_differs(redis):
         every(hours=1).add("hourly", faults.note)
 
 
+def test_equal_sets_are_one_argument(redis):
+    """They come in the order in which they were filled, or that of another process's hashes."""
+    one, other = {0, 8}, {8, 0}
+    assert list(one) != list(other)
+    first = every(hours=1).add("sets", faults.note, one)
+    assert every(hours=1).add("sets", faults.note, other).revision == first.revision
+
+
 def test_one_that_the_code_declares_is_taken_over_only_when_it_is_declared_no_more(redis):
     every(hours=1).add("hourly", faults.note)
     redis.hset("rqjobs:schedule:hourly", "source", "code")
