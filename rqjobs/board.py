@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import mmap
+import os
 import struct
+import tempfile
 import time
 from dataclasses import dataclass
+from typing import Any
+
+from rq.utils import utcformat
+
+HANDLER_SECONDS = 60  # that exception handlers may take, and webhooks beside their own time limits
 
 
 class Board:
@@ -15,7 +24,7 @@ class Board:
     """
 
     FORMAT = struct.Struct("=B d d d Q Q d 1024s 64s")
-    STARTING, IDLE, RUNNING, SETTLING, SUSPENDED, LEAVING = range(6)
+    STARTING, IDLE, RUNNING, SETTLING, SUSPENDED, LEAVING, AFTER = range(7)  # AFTER: the outcome is recorded; webhooks
 
     def __init__(self) -> None:
         self.memory = mmap.mmap(-1, 4096)  # anonymous and shared with the child
@@ -79,3 +88,42 @@ class Posting:
     @property
     def running(self) -> bool:
         return self.phase in (Board.RUNNING, Board.SETTLING)
+
+
+class FunctionEnd:
+    """How the function of the job that runs has ended, in memory that outlives the horse.
+
+    Written before a callback or a handler begins, which may hang until it is killed.
+    """
+
+    def __init__(self) -> None:
+        if hasattr(os, "memfd_create"):
+            number = os.memfd_create("rqjobs")
+        else:
+            number, path = tempfile.mkstemp()
+            os.unlink(path)
+        self.file = os.fdopen(number, "w+b", buffering=0)
+
+    def close(self) -> None:
+        self.file.close()
+
+    def write(self, token: str, failed: bool, job: Any, data: bytes | None) -> None:
+        """`data`: the traceback, or the result as it is stored, None if there is none."""
+        started, ended = utcformat(job.started_at), utcformat(job.ended_at)
+        head = json.dumps([token, failed, started, ended, -1 if data is None else len(data)]).encode()
+        with contextlib.suppress(OSError, ValueError):  # no memory; should the callback hang, the job fails as late
+            self.file.truncate(0)
+            self.file.seek(0)
+            self.file.write(head + b"\n" + (data or b""))
+
+    def read(self, token: str) -> tuple[bool, str, str, bytes | None] | None:
+        """Whether it failed, when it started and ended, and its data; None if this claim's function has not ended."""
+        self.file.seek(0)
+        head, _, data = self.file.read().partition(b"\n")
+        try:
+            written, failed, started, ended, size = json.loads(head)
+        except ValueError:
+            return None
+        if written != token or len(data) != max(size, 0):
+            return None
+        return failed, started, ended, None if size < 0 else data

@@ -298,6 +298,19 @@ class Handover:
         os.close(self.writer)
 
 
+def begin_child(worker: Settling, board: Board, parent: int, inherited: Inherited) -> None:
+    """In a child that the worker's parent has just forked: it dies with the parent, and shares nothing else with it."""
+    processes.die_with_parent()
+    if os.getppid() != parent:
+        os._exit(1)
+    os.setpgrp()
+    children.begin()
+    inherited.renew()
+    random.seed()
+    worker._is_horse = True
+    worker.board = board
+
+
 def saddle(
     worker: Settling, board: Board, control: socket.socket, terms: Terms, handover: Handover, parent: int,
     inherited: Inherited,
@@ -305,15 +318,7 @@ def saddle(
     """The life of the forked child: never returns."""
     code = 1
     try:
-        processes.die_with_parent()
-        if os.getppid() != parent:
-            os._exit(1)
-        os.setpgrp()
-        children.begin()
-        inherited.renew()
-        random.seed()
-        worker._is_horse = True
-        worker.board = board
+        begin_child(worker, board, parent, inherited)
         gc.freeze()  # what was loaded before never becomes garbage; looking at it would copy its pages
         Horse(worker, board, control, terms, handover, inherited).run()
         code = 0

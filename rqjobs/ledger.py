@@ -259,14 +259,14 @@ def settle_arguments(
                                          default_timeout, *words]
 
 
-def failure(claim: Claim, worker: str, message: str) -> list[tuple[Any, ...]]:
+def failure(claim: Claim, worker: str, message: str, status: str = "failed") -> list[tuple[Any, ...]]:
     """The writes that send a job to the dead letters for a reason of our own; the last says the reason."""
     own = text(claim.fields.get(b"failure_ttl") or b"")
     ttl = int(own) if own.lstrip("-").isdigit() else DEFAULT_FAILURE_TTL
     job = f"rq:job:{claim.job_id}"
     message = cut_middle(message, config.current().max_traceback)
     return [
-        ("HSET", job, "status", "failed", "ended_at", utcformat(now())),
+        ("HSET", job, "status", status, "ended_at", utcformat(now())),
         ("ZADD", f"rq:failed:{claim.queue}", "+inf" if ttl < 0 else int(now().timestamp()) + ttl, claim.job_id),
         ("PERSIST", job) if ttl < 0 else ("EXPIRE", job, ttl),
         ("XADD", f"rq:results:{claim.job_id}", "MAXLEN", "~", 10, "*", "type", 2, "worker_name", worker,

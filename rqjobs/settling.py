@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import signal
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -27,12 +28,12 @@ from redis.exceptions import (
     WatchError,
 )
 from rq.executions import Execution
-from rq.job import Retry
+from rq.job import JobStatus, Retry
 from rq.timeouts import UnixSignalDeathPenalty
 from rq.utils import now
 
 from rqjobs import children, config, connection, ledger, orphans, texts
-from rqjobs.board import Board
+from rqjobs.board import HANDLER_SECONDS, Board, FunctionEnd
 from rqjobs.instrumented import is_wrapped
 from rqjobs.jobs import Job, check_size, written
 from rqjobs.ledger import CLAIM, FINISH, RECLAIM, RELEASE, SETTLE, Claim, text
@@ -93,6 +94,8 @@ class Settling(rq.Worker):
     outbox: Outbox
     horse = 0  # its process
     handed_over = ""  # the token of the claim whose outcome is in the outbox, or recorded
+    has_settled = False  # whether the last outcome that was recorded in RQ's way is
+    function_end: FunctionEnd | None = None
     outcome_bytes = 0  # of the last outcome that was sent and waited for
     process = ""  # the worker's, as `ledger.process_of` names it
     _titled = 0.0
@@ -129,8 +132,18 @@ class Settling(rq.Worker):
             children.flush()
             os._exit(0)
         job.ended_at = now()
-        if job._success_callback_name or job._failure_callback_name:  # they have a time limit of their own
-            self.post(Board.RUNNING, time.monotonic() + heartbeat_ttl)
+        failed = job._status == JobStatus.FAILED
+        handled = failed and bool(self._exc_handlers)
+        called = job._failure_callback_name if failed else job._success_callback_name
+        if not called and not handled:
+            return
+        if self.claim and self.function_end:
+            trace = "".join(texts.format_exception(*sys.exc_info())) if failed else ""
+            trace = ledger.cut_middle(trace, config.current().max_traceback)
+            data = trace.encode(errors="backslashreplace") if failed else job.packed
+            self.function_end.write(self.claim.token, failed, job, data)
+        seconds = (heartbeat_ttl if called else 0) + (HANDLER_SECONDS if handled else 0)
+        self.post(Board.RUNNING, time.monotonic() + seconds)  # they have a time limit of their own
 
     def post(self, phase: int, deadline: float = 0.0) -> None:
         if self.board and self.claim:
@@ -140,8 +153,7 @@ class Settling(rq.Worker):
 
     def handle_job_success(self, job: Any, queue: Any, started_job_registry: Any) -> None:
         def longhand() -> None:
-            self.record(job, lambda: super(Settling, self).handle_job_success(
-                job=job, queue=queue, started_job_registry=started_job_registry))
+            self.record_success(job, queue, started_job_registry)
 
         job._result = job.returned
         ttl = job.get_result_ttl(self.default_result_ttl)
@@ -155,6 +167,11 @@ class Settling(rq.Worker):
         if self.log.isEnabledFor(logging.INFO):
             self.log.info("Worker %s: successfully completed %s in %s s", self.name,
                           job.description if self.log_job_description else job.id, took)
+
+    def record_success(self, job: Any, queue: Any, started_job_registry: Any) -> None:
+        """Record a success in RQ's own way."""
+        self.record(job, lambda: super(Settling, self).handle_job_success(
+            job=job, queue=queue, started_job_registry=started_job_registry))
 
     def plain_success(self, job: Any, ttl: int) -> tuple[Any, ...]:
         """The command that records a plain success: what RQ's `handle_job_success` comes to."""
@@ -225,8 +242,10 @@ class Settling(rq.Worker):
         outcome = self.settle(claim, attempt, trace)
         self.handed_over = claim.token
         self.told(claim.job_id, outcome)
-        self.post(Board.RUNNING)  # webhooks take as long as they take
-        if outcome in ("settled", "waking", "already"):
+        self.has_settled = outcome in ("settled", "waking", "already")
+        seconds = HANDLER_SECONDS + sum(webhook.timeout for webhook in job.webhooks)
+        self.post(Board.AFTER, time.monotonic() + seconds)
+        if self.has_settled:
             for status, exc_string in hooks:
                 job.send_webhooks(status, exc_string=exc_string)
         else:
@@ -291,16 +310,17 @@ class Settling(rq.Worker):
             trace = ledger.cut_middle(trace, TRACE_MAX_BYTES)  # it may be what Redis does not take
             return self.bury(claim, f"{trace}\n{message}" if trace else message)
 
-    def bury(self, claim: Claim, message: str) -> str:
+    def bury(self, claim: Claim, message: str, status: str = "failed") -> str:
         """Send a job to the dead letters for a reason of our own; without the traceback if Redis cannot hold that."""
-        writes = ledger.failure(claim, self.name, message)
+        writes = ledger.failure(claim, self.name, message, status)
         try:
             return self.insist(partial(self.send, claim, writes))
         except ResponseError:
             return self.insist(partial(self.send, claim, writes[:-1]))
 
     def send(self, claim: Claim, writes: list[tuple[Any, ...]]) -> str:
-        arguments = self.settle_arguments(claim, writes, "failed")
+        counts_as = "failed" if "failed" in writes[0] else ""
+        arguments = self.settle_arguments(claim, writes, counts_as)
         return text(SETTLE.run(self.connection.plain, *arguments))  # type: ignore[attr-defined]
 
     def patience(self, error: Exception, failures: int, seconds: float) -> None:

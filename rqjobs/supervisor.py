@@ -10,18 +10,18 @@ import os
 import signal
 import socket
 import time
+from functools import partial
 from typing import Any
 
 import redis
-from rq.job import JobStatus
-from rq.utils import now
 from rq.worker import WorkerStatus
 
 from rqjobs import children, config, ledger, orphans, processes
-from rqjobs.board import Board, Posting
-from rqjobs.horse import HOLD, Handover, Terms, saddle
+from rqjobs.board import Board, FunctionEnd, Posting
+from rqjobs.finisher import Finisher, reason
+from rqjobs.horse import HOLD, Handover, Terms, begin_child, saddle
 from rqjobs.inherited import Inherited
-from rqjobs.ledger import Claim
+from rqjobs.ledger import Claim, text
 from rqjobs.settling import Settling
 
 CRASH_DELAY = 1.0  # seconds that a job which crashed its horse waits, doubled with each death
@@ -33,7 +33,11 @@ FEW_JOBS = 100  # a horse that grew so much within fewer has loaded what its job
 GOODBYE_SECONDS = 4  # beyond the grace, in which a worker puts back what it has and says goodbye, if Redis answers
 DOUBLED = 1.0  # seconds in which a second signal is the same one: worker-pool and the terminal both send it
 
-STATES = {Board.RUNNING: WorkerStatus.BUSY, Board.SETTLING: WorkerStatus.BUSY, Board.SUSPENDED: WorkerStatus.SUSPENDED}
+MAX_FINISHERS = 4  # so many handlers may hang before no more horses are started
+LIMITED = (Board.RUNNING, Board.AFTER)  # phases of a horse that have a deadline of their own
+
+STATES = {Board.RUNNING: WorkerStatus.BUSY, Board.SETTLING: WorkerStatus.BUSY, Board.AFTER: WorkerStatus.BUSY,
+          Board.SUSPENDED: WorkerStatus.SUSPENDED}
 
 
 class Supervisor(Settling):
@@ -58,6 +62,8 @@ class Supervisor(Settling):
         self.inherited: Inherited | None = None
         self._told: tuple[Any, Any, int, float] = (None, None, 0, 0.0)  # of RQ's worker key
         self._told_at = 0.0
+        self._finishers: list[Finisher] = []
+        self._ending = ""  # why the worker is done, when only finishers are left
         self._done_before = 0  # jobs of earlier horses
         self.horse_board: Board | None = None
         self.control: socket.socket | None = None
@@ -80,7 +86,7 @@ class Supervisor(Settling):
         """Put back what is in our claims without the horse's knowledge while that runs a job, perhaps for hours: a wait
         whose connection broke on our side only can bring one."""
         post = self._posting()
-        if post and post.phase == Board.RUNNING:
+        if post and post.phase in LIMITED:
             for job_id in ledger.release(self.plain, self.name, "unknown", self.process):
                 self.log.warning("Worker %s: job %s came without a word, and is back in its queue", self.name, job_id)
 
@@ -100,8 +106,7 @@ class Supervisor(Settling):
         left = None if terms.max_jobs is None else terms.max_jobs - self._done_before
         limit = config.current().max_memory_per_horse
         growth = self._growth_bytes if limit is None else limit
-        if self.inherited is None:
-            self.inherited = Inherited()
+        self.inherited = self.inherited or Inherited()
         processes.trim()  # or both would write on those pages, each on a copy of its own
         children.flush()  # or both would write it
         with contextlib.ExitStack() as undo:
@@ -109,6 +114,7 @@ class Supervisor(Settling):
                 board, handover = Board(), Handover()
                 undo.callback(handover.close)
                 ours, theirs = socket.socketpair()
+                self.function_end = self.function_end or FunctionEnd()
                 pid = os.fork()
             except OSError as error:  # no memory, too many processes or open files; there may be some in a while
                 self.log.error("Worker %s: cannot start a horse: %s", self.name, error)
@@ -202,7 +208,7 @@ class Supervisor(Settling):
             if self._time_to_go():
                 self.log.warning("Worker %s: its job is put back, to run again elsewhere", self.name)
                 self._put_down("")
-        elif post.phase == Board.RUNNING and post.deadline and time.monotonic() > post.deadline + grace:
+        elif post.phase in LIMITED and post.deadline and time.monotonic() > post.deadline + grace:
             frozen = self._frozen()
             if frozen and frozen.job_id == post.job_id and frozen.deadline == post.deadline:
                 self._put_down("late")
@@ -211,10 +217,10 @@ class Supervisor(Settling):
         elif post.phase == Board.LEAVING:
             if age > children.EXIT_SECONDS:
                 self._put_down("")
-        elif post.phase != Board.RUNNING and post.away and time.monotonic() - max(post.away, self._lost_at) > STUCK:
+        elif post.phase not in LIMITED and post.away and time.monotonic() - max(post.away, self._lost_at) > STUCK:
             self.log.error("Worker %s: its horse does not reach Redis, this process does; it is replaced", self.name)
             self._put_down("crashed")
-        elif post.phase != Board.RUNNING and age > (STUCK_SETTLING if post.phase == Board.SETTLING else STUCK):
+        elif post.phase not in LIMITED and age > (STUCK_SETTLING if post.phase == Board.SETTLING else STUCK):
             self.log.error("Worker %s: its horse has not been heard of for %.0f s and is replaced", self.name, age)
             self._put_down("stuck")
 
@@ -245,8 +251,47 @@ class Supervisor(Settling):
             self._rehire_pause * 2, REHIRE_PAUSE[1])
         if post and post.phase == Board.LEAVING:
             return self._left(post, status)
-        self.insist(lambda: self._inquest(post, verdict, status))
+        running = post if post and post.running else None
+        if running and (verdict == "late" or self._stopped_job_id == running.job_id):
+            self._start_finisher(Finisher(running, "late" if verdict == "late" else "stopped", status))
+        else:
+            counted = running.job_id if running and verdict == "crashed" else ""
+            self._take_back(counted, status)
+            if counted and running and self._work_horse_killed_handler:
+                self._start_finisher(Finisher(running, "crashed", status, settled=True))
+        self._stopped_job_id = None
         return ""
+
+    def _start_finisher(self, finisher: Finisher) -> None:
+        finisher.start(self)
+        self._finishers.append(finisher)
+
+    def _look_after_finishers(self) -> None:
+        """What a finisher could not record in its time, we do; then the next horse may begin."""
+        for finisher in list(self._finishers):
+            recorded, ended, late = finisher.has_recorded(), finisher.has_ended(), finisher.is_late()
+            if late and not ended:
+                self.log.error("Worker %s: what was called after the end of job %s ignored its time limit, and is "
+                               "killed", self.name, finisher.post.job_id)
+                finisher.end()
+            if not finisher.settled and (recorded or ended or late):
+                if not recorded:
+                    self.insist(partial(self._settle_plainly, finisher))
+                self._take_back("", finisher.status)
+                finisher.settled = True
+            if ended:
+                self._finishers.remove(finisher)
+
+    def _settle_plainly(self, finisher: Finisher) -> str:
+        """End the job of a dead horse without a look into it, for whoever looked died or hung."""
+        post = finisher.post
+        origin, ttl, timeout = self.plain.hmget(f"rq:job:{post.job_id}", "origin", "failure_ttl", "timeout")
+        if origin is None:
+            return "gone"
+        fields: Any = {b"failure_ttl": ttl or b""}
+        claim = Claim(post.job_id, text(origin), post.token, fields)
+        message = reason(finisher.kind, text(timeout or b"?"))
+        return self.bury(claim, message, "stopped" if finisher.kind == "stopped" else "failed")
 
     def _end_horse(self) -> int:
         """Wait for a horse that has ended or was killed, and for what its jobs had started. Returns its status."""
@@ -266,64 +311,46 @@ class Supervisor(Settling):
             return ""
         return "" if post.job_id == "stopped" else post.job_id
 
-    def _inquest(self, post: Posting | None, verdict: str, status: int) -> str:
-        """The horse died. Settle the job that it was stopped in, or count the death; give back the rest."""
-        running = post.job_id if post and post.running else ""
-        if post and running and (verdict == "late" or self._stopped_job_id == running):
-            self._settle_for_horse(post, verdict)
-            running = ""
-        self._stopped_job_id = None
-        queues = [queue.name for queue in self.queues]
-        counted = running if verdict == "crashed" else ""
-        outcomes = ledger.reclaim(self.plain, self.name, queues, "horse", counted, CRASH_DELAY, self.process)
-        for job_id, outcome in outcomes.items():
-            level = self.log.warning if outcome != "buried" else self.log.error
-            level("Worker %s: its horse died (%s); job %s%s is %s", self.name, _how(status), job_id,
-                  ", which it ran," if job_id == running else "", outcome)
-        orphans.wake(self.plain)
-        if running and verdict == "crashed" and self._work_horse_killed_handler:
-            try:
-                self._work_horse_killed_handler(
-                    self.job_class.fetch(running, connection=self.plain), 0, status, None)  # type: ignore[arg-type]
-            except Exception:  # the user's, or the job was deleted
-                self.log.error("Worker %s: work_horse_killed_handler failed", self.name, exc_info=True)
-        return "done"
+    def _take_back(self, counted: str, status: int) -> None:
+        """Give back what the dead horse had, and count the death of the job that it ran, if there is one."""
+        def attempt() -> str:
+            queues = [queue.name for queue in self.queues]
+            outcomes = ledger.reclaim(self.plain, self.name, queues, "horse", counted, CRASH_DELAY, self.process)
+            for job_id, outcome in outcomes.items():
+                level = self.log.warning if outcome != "buried" else self.log.error
+                level("Worker %s: its horse died (%s); job %s%s is %s", self.name, _how(status), job_id,
+                      ", which it ran," if job_id == counted else "", outcome)
+            return "done"
 
-    def _settle_for_horse(self, post: Posting, verdict: str) -> None:
-        """Record what the dead horse cannot: that its job was stopped, or ran past its time limit."""
-        fields = self.plain.hgetall(f"rq:job:{post.job_id}")
-        if not fields or b"origin" not in fields:
-            return
-        job = self.job_class(post.job_id, connection=self.connection)
-        try:
-            job.restore(fields)
-        except Exception:  # whoever claims it next finds that out, and sends it to the dead letters
-            return
-        self.claim = Claim(post.job_id, job.origin, post.token, fields)  # type: ignore[arg-type]
-        job.ended_at, job._status = now(), JobStatus.STARTED
-        queue = self.queue_class(job.origin, connection=self.connection)
-        queue.redis_server_version = self.redis_server_version
-        if verdict == "late":
-            message = f"The job ignored its time limit of {job.timeout} s, and was killed."
-        else:
-            message = "Job stopped by user, work-horse terminated."
-            if job.stopped_callback:
-                with contextlib.suppress(Exception):
-                    job.execute_stopped_callback(self.death_penalty_class)
-        self.log.warning("Worker %s: job %s: %s", self.name, job.id, message)
-        self.handle_job_failure(job, queue, exc_string=message)
+        self.insist(attempt)
+        with contextlib.suppress(redis.RedisError, OSError):  # the next sweep does it
+            orphans.wake(self.plain, self._pulse)
+
+    def begin_child(self, board: Board) -> None:
+        assert self.inherited
+        begin_child(self, board, self._pid_of_parent, self.inherited)
+
+    def _pulse(self) -> None:
+        """Renew the lease, if it is time, in the midst of something long."""
 
     def _dismiss(self) -> None:
         """Leave no horse behind, and nothing in its hands."""
+        for finisher in self._finishers:
+            finisher.end()
+        if self.function_end:
+            self.function_end.close()
+            self.function_end = None
         if self.horse_pid:
             self._put_down("")
             self._end_horse()
             self._horse_pid = 0
-            if self._overdue:
-                return
-            with contextlib.suppress(redis.RedisError):
-                queues = [queue.name for queue in self.queues]
-                ledger.reclaim(self.plain, self.name, queues, "horse", "", process=self.process)
+            if not self._overdue:
+                with contextlib.suppress(redis.RedisError):
+                    queues = [queue.name for queue in self.queues]
+                    ledger.reclaim(self.plain, self.name, queues, "horse", "", process=self.process)
+        if not self._overdue:
+            with contextlib.suppress(redis.RedisError, OSError, SystemExit):
+                self._look_after_finishers()
 
     def handle_job_failure(self, job: Any, queue: Any, started_job_registry: Any = None, exc_string: str = "") -> None:
         job.failure = exc_string  # for a job that goes on to its next repeat

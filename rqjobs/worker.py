@@ -31,7 +31,7 @@ from rqjobs.ledger import BEAT, text
 from rqjobs.recorder import Recorder
 from rqjobs.scheduler import Scheduler
 from rqjobs.settling import passes
-from rqjobs.supervisor import GOODBYE_SECONDS, Supervisor
+from rqjobs.supervisor import GOODBYE_SECONDS, MAX_FINISHERS, Supervisor
 
 TICK = 1.0  # seconds; the longest that the parent sleeps while a job runs; else until its next beat, or for MIND
 MIND = ledger.BEAT / 2  # seconds between two looks after the clock
@@ -183,12 +183,12 @@ class Worker(Supervisor):
         """A program, a test for example, may call `work` several times."""
         self._signals.clear()
         self._overdue = False
-        self._done_before, self._beaten = 0, 0.0
+        self._done_before, self._beaten, self._ending = 0, 0.0, ""
         self._stop_requested, self._shutdown_requested_date = False, None
 
     def _step(self, terms: Terms) -> str:
         """One round: see to the horse, sleep until something happens, see to Redis. Returns why to end, or ""."""
-        if not self.horse_pid and not self._signals and time.monotonic() >= self._hired + self._rehire_pause:
+        if self._may_hire() and time.monotonic() >= self._hired + self._rehire_pause:
             self._hire(terms)
         self._sleep()
         try:
@@ -202,8 +202,15 @@ class Worker(Supervisor):
         except Exception:  # of what a stranger wrote into Redis; the lease was renewed before
             self.log.error("Worker %s: its upkeep failed and is tried again", self.name, exc_info=True)
         self._police()
-        why = self._reap(terms)
-        return why or ("stopped" if self._signals and not self.horse_pid else "")
+        self._ending = self._reap(terms) or self._ending
+        self._look_after_finishers()
+        if self._finishers and not self._time_to_go():
+            return ""
+        return self._ending or ("stopped" if self._signals and not self.horse_pid else "")
+
+    def _may_hire(self) -> bool:
+        busy = len(self._finishers) >= MAX_FINISHERS or not all(finisher.settled for finisher in self._finishers)
+        return not (self.horse_pid or self._signals or self._ending or busy)
 
     def _sleep(self) -> None:
         sockets: list[Any] = [self._wakeup[0]]
@@ -265,7 +272,8 @@ class Worker(Supervisor):
 
     def _reap_orphans(self) -> None:
         scheduler = self.scheduler and self.scheduler._process
-        children.reap_orphans({self.horse_pid, (scheduler and scheduler.pid) or 0})
+        finishers = {finisher.pid for finisher in self._finishers}
+        children.reap_orphans({self.horse_pid, (scheduler and scheduler.pid) or 0, *finishers})
 
     def _pulse(self) -> None:
         if time.monotonic() - self._beaten >= BEAT:

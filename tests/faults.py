@@ -12,10 +12,16 @@ import time
 
 from rq import Retry, get_current_job
 
-from rqjobs import horse, job, queues
+from rqjobs import horse, job, queues, settling, worker
 
 if "FAULTS_SPAN" in os.environ:  # how long the jobs that are claimed at once may take: chance must not decide it
     horse.SPAN = float(os.environ["FAULTS_SPAN"])
+
+
+if "FAULTS_BEAT" in os.environ:  # seconds between two heartbeats
+    worker.BEAT = float(os.environ["FAULTS_BEAT"])
+if "FAULTS_HANDLER_SECONDS" in os.environ:
+    settling.HANDLER_SECONDS = float(os.environ["FAULTS_HANDLER_SECONDS"])
 
 
 class Color(enum.Enum):
@@ -178,6 +184,30 @@ def pid() -> int:
 
 def on_stopped(job, connection):
     connection.rpush("callback", f"stopped:{job.id}")
+
+
+def hang_in_callback(job, connection, *outcome):
+    """Go on for ten seconds, whatever the time limit says."""
+    connection.rpush("hanging", job.id)
+    stubborn(10)
+    connection.rpush("over", job.id)
+
+
+def hang_in_handler(job, *how):
+    hang_in_callback(job, job.connection)
+
+
+class WithHandler(worker.Worker):
+    def __init__(self, *args, **options):
+        super().__init__(*args, work_horse_killed_handler=hang_in_handler, **options)
+
+
+def boom_in_callback(job, connection, result):
+    raise ValueError("in the callback")
+
+
+def note_killed(job, *how):
+    job.connection.rpush("killed", job.id)
 
 
 def handle_exception(job, kind, value, trace):

@@ -111,7 +111,7 @@ def test_the_stopped_callback(worker, redis, eventually):
     job.refresh()
     send_stop_job_command(redis, job.id, serializer=job.serializer)
     eventually(lambda: job.get_status() == JobStatus.STOPPED)
-    assert redis.lrange("callback", 0, -1) == [f"stopped:{job.id}".encode()]
+    eventually(lambda: redis.lrange("callback", 0, -1) == [f"stopped:{job.id}".encode()], what="the callback")
     eventually(lambda: other.get_status() == JobStatus.FINISHED)
     assert process.poll() is None
 

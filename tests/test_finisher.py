@@ -1,0 +1,134 @@
+"""What is called after the end of a job, in a child with a limit: the process that keeps the lease runs none of it."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+
+import faults
+import psutil
+import pytest
+from rq.command import send_stop_job_command
+from rq.job import JobStatus
+from rq.webhook import Webhook
+
+import rqjobs
+from rqjobs import Callback, ledger, orphans
+
+QUICK = {"FAULTS_BEAT": "0.5", "RQJOBS_GRACE": "1"}
+
+
+@pytest.fixture
+def dead_host():
+    """A host that accepts connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/"
+
+
+def longest_silence(redis, process, eventually):
+    """Seconds, by Redis's clock, between two renewals of the lease while something hangs; seen is a number of them."""
+    leases = []
+
+    def renewed():
+        lease = redis.zscore(ledger.WORKERS, process.name)
+        if lease not in leases:
+            leases.append(lease)
+        assert not redis.exists("over"), f"it did not hang long enough: {leases}"
+        return len(leases) > 6
+
+    eventually(renewed, what="the lease")
+    return max(later - sooner for sooner, later in itertools.pairwise(leases))
+
+
+def stopped(redis, eventually, dead_host):
+    job = rqjobs.enqueue(faults.hang, "gate", on_stopped=Callback(faults.hang_in_callback, timeout=1))
+    eventually(lambda: redis.llen("gate:reached") == 1)
+    send_stop_job_command(redis, job.id, serializer=job.serializer)
+    eventually(lambda: redis.exists("hanging"), what="the callback")
+    return job, JobStatus.STOPPED
+
+
+def late(redis, eventually, dead_host):
+    job = rqjobs.enqueue(faults.stubborn, 60, job_timeout=1,
+                         webhooks=[Webhook(dead_host, "failed", timeout=60) for _ in range(4)])
+    eventually(lambda: job.get_status() == JobStatus.FAILED)
+    return job, JobStatus.FAILED
+
+
+def killed(redis, eventually, dead_host):
+    job = rqjobs.enqueue(faults.kill_self)
+    eventually(lambda: redis.exists("hanging"), what="the handler")
+    return job, None
+
+
+@pytest.mark.parametrize("end", [stopped, late, killed])
+def test_the_lease_is_kept_whatever_hangs_after_a_job(worker, redis, eventually, dead_host, end):
+    """The parent ran all of this itself: a stopped job with a slow callback ran again in another worker, to its end."""
+    rqjobs.config.use(webhook_hosts=("127.0.0.1",))
+    process = worker("default", worker_class="faults.WithHandler",
+                     env={**QUICK, "RQJOBS_WEBHOOK_HOSTS": "127.0.0.1"})
+    job, status = end(redis, eventually, dead_host)
+    assert longest_silence(redis, process, eventually) < 2
+    following = rqjobs.enqueue(faults.ok)
+    eventually(lambda: following.is_finished, what="the next job")
+    assert status is None or job.get_status() == status
+    assert process.poll() is None and not redis.exists("over")
+
+
+def test_a_stopped_callback_that_ignores_its_limit_is_killed(worker, redis, eventually):
+    process = worker("default", env=QUICK)
+    stopped(redis, eventually, None)
+    eventually(lambda: "ignored its time limit" in process.output())
+    eventually(lambda: len(psutil.Process(process.pid).children()) == 1, what="the end of the callback's process")
+    assert not redis.exists("over")
+
+
+@pytest.mark.parametrize("kind", ["on_success", "on_failure", "handler"])
+def test_a_callback_that_hangs_does_not_hide_how_its_job_ended(worker, redis, eventually, kind):
+    """The job failed with "ignored its time limit of 180 s" (the callback's was 2 s), its real end was lost."""
+    options = ["--exception-handler", "faults.hang_in_handler"] if kind == "handler" else []
+    process = worker("default", options=options, env={**QUICK, "FAULTS_HANDLER_SECONDS": "1"})
+    hanging = {} if kind == "handler" else {kind: Callback(faults.hang_in_callback, timeout=1)}
+    if kind == "on_success":
+        job = rqjobs.enqueue(faults.ok, [1, "two"], **hanging)
+        eventually(lambda: job.is_finished, what=process.output)
+        assert job.return_value() == [1, "two"]
+    else:
+        job = rqjobs.enqueue(faults.boom, "the real reason", **hanging)
+        eventually(lambda: job.is_failed, what=process.output)
+        assert job.latest_result().exc_string.endswith("ValueError: the real reason\n")
+    assert "a callback or handler ignored its time limit" in process.output()
+    assert not orphans.audit(redis, settle=0.1).breaches and not redis.exists("over")
+
+
+def test_a_webhook_that_never_ends_ends_neither_the_job_nor_the_horse_s_work(worker, redis, eventually, dead_host):
+    rqjobs.config.use(webhook_hosts=("127.0.0.1",))
+    process = worker("default", env={**QUICK, "RQJOBS_WEBHOOK_HOSTS": "127.0.0.1", "FAULTS_HANDLER_SECONDS": "1"})
+    job = rqjobs.enqueue(faults.mark, "ran", webhooks=[Webhook(dead_host, "finished", timeout=1)])
+    failing = rqjobs.enqueue(faults.boom, webhooks=[Webhook(dead_host, "failed", timeout=1)])
+    following = rqjobs.enqueue(faults.ok)
+    eventually(lambda: following.is_finished, what=process.output)
+    assert job.is_finished and failing.is_failed and redis.llen("ran") == 1
+
+
+def test_a_success_callback_that_raises_fails_the_job_as_in_rq(redis):
+    job = rqjobs.enqueue(faults.ok, on_success=Callback(faults.boom_in_callback))
+    rqjobs.Worker(["default"]).work(burst=True, logging_level="CRITICAL")
+    assert job.is_failed and "ValueError: in the callback" in job.latest_result().exc_string
+
+
+def test_a_stopped_job_that_cannot_be_read_is_stopped_all_the_same(worker, redis, eventually):
+    worker("default", env=QUICK)
+    job = rqjobs.enqueue(faults.hang, "gate")
+    eventually(lambda: redis.llen("gate:reached") == 1)
+    redis.hset(job.key, "webhooks", "this is no JSON")
+    send_stop_job_command(redis, job.id, serializer=job.serializer)
+    eventually(lambda: redis.hget(job.key, "status") == b"stopped")
+    assert job.latest_result().exc_string == "Job stopped by user, work-horse terminated."
+    assert not redis.keys("rqjobs:claims:*") and not redis.exists("rq:wip:default")
+
+
+def test_a_worker_that_is_done_waits_for_the_handler(redis):
+    job = rqjobs.enqueue(faults.kill_self)
+    rqjobs.Worker(["default"], work_horse_killed_handler=faults.note_killed).work(burst=True, logging_level="CRITICAL")
+    assert redis.lrange("killed", 0, -1) == [job.id.encode()]
