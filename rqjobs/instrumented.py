@@ -14,6 +14,7 @@ from typing import Any
 
 import redis
 import rq
+from rq.job import JobStatus
 
 
 def is_wrapped(owner: type, *names: str) -> bool:
@@ -28,15 +29,24 @@ def is_wrapped(owner: type, *names: str) -> bool:
 class WrappedQueue(rq.Queue):
     """RQ's methods, called for the sake of what wraps them: where they would write to Redis, `write` is called."""
 
+    is_written = False
+
     def __init__(self, queue: rq.Queue, write: Callable[[], None]):
         vars(self).update(vars(queue), connection=_Nowhere(), write=write)
 
     def setup_dependencies(self, job: Any, pipeline: Any = None) -> Any:
+        job = super().setup_dependencies(job)
+        if job.get_status(refresh=False) == JobStatus.DEFERRED:  # as RQ has read it; `write` decides
+            self._enqueue_async_job(job)
         return job
 
     def _enqueue_async_job(self, job: Any, *args: Any, **options: Any) -> Any:
-        self.write()  # type: ignore[attr-defined]
+        if not self.is_written:
+            self.write()  # type: ignore[attr-defined]
+        self.is_written = True
         return job
+
+    _enqueue_sync_job = _enqueue_async_job
 
     def _persist_job(self, job: Any, *args: Any, **options: Any) -> None:
         self.write()  # type: ignore[attr-defined]
@@ -58,10 +68,10 @@ class _Nowhere:
     def pipeline(self) -> _Nowhere:
         return self
 
-    def sadd(self, *args: Any) -> None:
+    def sadd(self, *args: Any, **options: Any) -> None:
         pass
 
-    zadd = execute = sadd
+    execute = execute_command = expire = hset = multi = watch = zadd = sadd
 
 
 class Claimed(redis.Redis):

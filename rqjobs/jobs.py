@@ -33,6 +33,7 @@ from rq.utils import as_text, now
 
 from rqjobs import catalog, config, ledger, logs, serializers, texts
 from rqjobs.instrumented import Claimed, is_wrapped
+from rqjobs.ledger import SAVE
 from rqjobs.serializers import PLAIN, Configured, PayloadError, encode
 
 DESCRIPTION_MAX_CHARACTERS = 10_000
@@ -41,6 +42,7 @@ UNREAD_META_MAX_BYTES = 1000  # that are shown of a meta which cannot be read
 JSON_FIELDS = (b"dependency_ids", b"webhooks", b"retry_intervals", b"repeat_intervals")
 READY = PLAIN | {list, dict, tuple, set}  # types of results of which nothing is left to be run
 UNRUN = (Generator, AsyncGenerator, Awaitable, map, filter)
+OF_WORKER = ("status", "started_at", "ended_at", "last_heartbeat", "worker_name")  # fields
 SMALL = 512  # bytes of a job's data that are not worth compressing
 
 signature = lru_cache(maxsize=1024)(inspect.signature)
@@ -74,10 +76,13 @@ class Job(rq.job.Job):
     context, closes the loop of a coroutine, refuses what has not run), `execute_success_callback` (see `hides_result`),
     `stopped_callback` (read by the worker outside any `try`), `send_webhooks` (allow-list), `started_job_registry` (see
     above), `requeue` (RQ's is three steps, and a crash between them loses the job), `should_retry` and `retry` (a run
-    that fails for good does not end RQ's `Repeat`), `__eq__` and `__hash__` (a stock job of the same id is equal).
+    that fails for good does not end RQ's `Repeat`), `save` and `save_meta` (RQ's undo what became of the job since it
+    was read), `__eq__` and `__hash__` (a stock job of the same id is equal).
     """
 
     unheard_of = False  # nothing can be stored under its id yet
+    as_read: Any = None  # the hash that it was read from
+    as_written: dict[str, Any] | None = None  # the fields as they were written last
     chain: tuple[int, int | None] | None = None  # repeats and retries that it had when it began
     packed: bytes | None = None  # its result as it is stored, once the function has returned one
     failure = ""  # the traceback of the run that has just failed
@@ -100,7 +105,8 @@ class Job(rq.job.Job):
             return job
         job = cls.__new__(cls)
         state = vars(job)
-        state.update(_BLANK, _id=job_id, connection=connection, webhooks=[], meta={}, _dependency_ids=[])
+        state.update(_BLANK, _id=job_id, connection=connection, webhooks=[], meta={}, _dependency_ids=[],
+                     as_read=fields, as_written=None)
         plain = _PLAIN if fields.get(b"created_at") else {}
         try:
             for field, value in fields.items():
@@ -165,16 +171,51 @@ class Job(rq.job.Job):
         """Whether nothing can be stored under its id, and the hash with which the job is enqueued; in that case without
         empty fields, which are the same to RQ."""
         new, self.unheard_of = self.unheard_of, False
-        if not new:
-            return new, self.to_dict()
+        self.as_written = self._new_fields() if new else self.to_dict()
+        return new, self.as_written
+
+    def _new_fields(self) -> dict[str, Any]:
         if type(self).to_dict is not Job.to_dict or _more(self) != _NO_MORE or not self.created_at or self.ttl == 0:
-            return new, {name: value for name, value in self.to_dict().items() if value != ""}
+            return {name: value for name, value in self.to_dict().items() if value != ""}
         state = vars(self)  # RQ's way compresses the data, whatever they are
         fields = {field: state[name] for field, name in _OF_PLAIN if state[name] not in (None, "")}
         dates = {field: written(state[field]) for field in ("created_at", "enqueued_at") if state[field]}
-        return new, {**fields, **dates, "data": self.stored()}
+        return {**fields, **dates, "data": self.stored()}
+
+    def save(self, pipeline: Any = None, include_meta: bool = True, include_result: bool = True) -> None:
+        """Write what was changed in this object since it was read or written, if the job is still there.
+
+        A view that adds to the meta of a job which ends meanwhile does not make it a queued one again.
+        """
+        before = self._as_stored()
+        if before is None:
+            return super().save(pipeline=pipeline, include_meta=include_meta, include_result=include_result)
+        fields = self.to_dict(include_meta=include_meta, include_result=include_result)
+        changed = {name: value for name, value in fields.items() if value != before.get(name, "")}
+        if rq.job._job_stack.top is self:  # while it runs, these are its worker's to write
+            changed = {name: value for name, value in changed.items() if name not in OF_WORKER}
+        self.as_written = {**before, **changed}
+        self._save(changed, pipeline)
+
+    def _as_stored(self) -> dict[str, Any] | None:
+        """Its fields as this object knows that they were stored; None if all of them are to be written."""
+        if getattr(self.connection, "writes", None) is not None:  # its outcome is recorded
+            return None
+        if self.as_written is None and self.as_read is not None:
+            twin = type(self)(self.id, connection=self.connection, serializer=self.serializer)
+            twin.restore(self.as_read)
+            self.as_written = twin.to_dict()
+        return self.as_written
+
+    def _save(self, fields: dict[str, Any], pipeline: Any = None) -> None:
+        words = [word for pair in fields.items() for word in pair]
+        if words and pipeline is None:
+            SAVE.run(self.connection, [self.key], words)
+        elif words:
+            pipeline.execute_command("EVAL", SAVE.source, 1, self.key, *words)
 
     def restore(self, raw_data: Any) -> Any:
+        self.as_read, self.as_written = raw_data, None
         found = dict(raw_data)
         data, trace = found.get(b"data"), found.pop(b"exc_info", None)
         if data:

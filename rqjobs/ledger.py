@@ -15,9 +15,9 @@ Keys of ours, beside RQ's:
     rqjobs:login*           counters of wrong passwords (web/guard.py)
     rqjobs:sessions         sorted set, login to the pages -> when it ends (web/guard.py)
 and in a job's hash `rqjobs_token` (its claim's, which is RQ's execution id), `rqjobs_settled` (the token that settled
-it last), `rqjobs_deaths` (when processes died under it, comma-separated Unix times), `rqjobs_chain` (of a job with an
-`rq.Repeat`: the repeats and the retries that it had when it began) and `rqjobs_schedule` (which schedule made it). The
-keys of schedules are in `timetable.py`.
+it last), `rqjobs_due` (of a job that waits for others, when it is due), `rqjobs_deaths` (when processes died under it,
+comma-separated Unix times), `rqjobs_chain` (of a job with an `rq.Repeat`: the repeats and the retries that it had when
+it began) and `rqjobs_schedule` (which schedule made it). The keys of schedules are in `timetable.py`.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ ENQUEUE, CLAIM, FINISH, SETTLE, RELEASE, RECLAIM, RECOVER, REQUEUE, PROMOTE, WAK
     Script, ("enqueue", "claim", "finish", "settle", "release", "reclaim", "recover", "requeue", "promote", "wake",
              "delayed", "tick"))
 CENSUS, NEWEST, HUNT, OUTCOMES, DUE = map(Script, ("census", "newest", "hunt", "outcomes", "due"))  # these only read,
-SWEEP, DELETE, SCHEDULE, BUSY = (Script(name, common=False)  # as does BUSY
-                                 for name in ("sweep", "delete", "schedule", "busy"))
+SWEEP, DELETE, SCHEDULE, BUSY, SAVE = (Script(name, common=False)  # as does BUSY
+                                 for name in ("sweep", "delete", "schedule", "busy", "save"))
 
 
 class NoLease(Exception):
@@ -151,15 +151,38 @@ POISON = traceback_field(
 )
 
 
-def enqueue(connection: redis.Redis, jobs: Iterable[tuple[str, str, bool, int | None, bool, dict[str, Any]]]) -> None:
-    """Write jobs and put them into their queues, in one step: queue, id, at the front?, seconds to live, surely a new
-    id?, fields."""
-    words: list[Any] = []
-    for queue, job_id, at_front, ttl, new, fields in jobs:
-        words += (queue, job_id, int(bool(at_front)), ttl or "", int(new), 2 * len(fields))
+class Entry(NamedTuple):
+    """A job on its way into its place."""
+
+    queue: str
+    job_id: str
+    place: str  # "back" or "front" of the queue; when it is due, in Unix seconds; "nowhere": the caller runs it
+    ttl: int | None  # seconds to live
+    new: bool  # there was surely never a job of this id
+    fields: dict[str, Any]  # its hash
+    parents: tuple[str, ...] = ()  # "1" if those that it waits for may fail, else ""; then their ids
+
+
+def enqueue(connection: redis.Redis, entries: Iterable[Entry]) -> set[str]:
+    """Write jobs and put each into its place, all in one step; returns the ids of those that wait for other jobs."""
+    return set(map(text, ENQUEUE.run(connection, [QUEUES], _words(entries))))
+
+
+def enqueue_with(pipeline: Any, entries: Iterable[Entry]) -> None:
+    """The same as a command of a pipeline: the script whole, because one that Redis did not know would be an error in
+    the middle of the transaction."""
+    if pipeline.watching and not pipeline.explicit_transaction:
+        pipeline.multi()
+    pipeline.execute_command("EVAL", ENQUEUE.source, 1, QUEUES, *_words(entries))
+
+
+def _words(entries: Iterable[Entry]) -> list[Any]:
+    words: list[Any] = [LOOK]
+    for queue, job_id, place, ttl, new, fields, parents in entries:
+        words += (queue, job_id, place, ttl or "", int(new), len(parents), 2 * len(fields), *parents)
         for pair in fields.items():
             words += pair
-    ENQUEUE.run(connection, [QUEUES], words)
+    return words
 
 
 def beat(connection: redis.Redis, worker: str, where: dict[str, Any], first: bool = False) -> bool:
@@ -316,13 +339,15 @@ def reclaim(
 
 
 def recover(
-    connection: redis.Redis, job_id: str, queue: str, found: str, execution: str = "", owner: str = ""
+    connection: redis.Redis, job_id: str, queue: str, found: str, execution: str = "", owner: str = "",
+    again: bool = False,
 ) -> str:
     """Put a job that stock RQ left behind, or lost, back at the front of `queue`, in one atomic step.
 
     Args:
         found: where it was: "wip", "intermediate" or "stray".
         execution, owner: for "wip", RQ's execution id and the name of the worker.
+        again: for "stray", that it was enqueued after its last end.
 
     Returns:
         "requeued"; "buried" (it died `MAX_DEATHS` times); or, nothing having been done, "moved", "alive", "gone",
@@ -332,7 +357,7 @@ def recover(
             f"rq:queue:{queue}", f"rq:executions:{job_id}", f"rq:execution:{job_id}:{execution}", WORKERS,
             f"rq:worker:{owner}"]
     args = [found, job_id, f"{job_id}:{execution}", owner, queue, MAX_DEATHS, DEATHS_WINDOW, POISON,
-            DEFAULT_FAILURE_TTL, utcformat(now())]
+            DEFAULT_FAILURE_TTL, utcformat(now()), int(again)]
     return text(RECOVER.run(connection, keys, args))
 
 

@@ -267,7 +267,8 @@ def _seen_for(connection: redis.Redis, seen: str, job_id: str, moment: float, se
 def _sweep_strays(connection: redis.Redis, moment: float, result: Sweep) -> None:
     for job_id, queue in _idle_and_nowhere(connection, _next_part(connection)):
         if _seen_for(connection, "rqjobs:strays:seen", job_id, moment, STRAY_GRACE):
-            result.note(ledger.recover(connection, job_id, queue, "stray"), job_id, queue, "in no place")
+            again = not has_ended(connection, job_id, queue)
+            result.note(ledger.recover(connection, job_id, queue, "stray", again=again), job_id, queue, "in no place")
             connection.hdel("rqjobs:strays:seen", job_id)
 
 
@@ -343,6 +344,24 @@ def _claimed(connection: redis.Redis) -> Iterator[str]:
         yield from map(text, ids if isinstance(ids, list) else [])  # an error: no list stands there
 
 
+def has_ended(connection: redis.Redis, job_id: str, queue: str) -> bool:
+    """Whether a job that is in no place is among the ended ones of `queue`, and was not enqueued after its last end (a
+    Repeat stands there too): then its status was overwritten by a stale save()."""
+    with connection.pipeline(transaction=False) as pipe:
+        for place in ("finished", "failed", "canceled"):
+            pipe.zscore(f"rq:{place}:{queue}", job_id)
+        pipe.hget(f"rq:job:{job_id}", "enqueued_at")
+        pipe.xrevrange(f"rq:results:{job_id}", count=1)
+        *ended, enqueued, results = pipe.execute(raise_on_error=False)
+    try:
+        moment = read_date(enqueued).timestamp()
+        last = float(results[0][1].get(b"execution_ended_at") or int(results[0][0].split(b"-")[0]) / 1000)
+    except (AttributeError, LookupError, TypeError, ValueError):  # nothing to go by
+        moment = last = 0.0
+    finished, failed, canceled = (isinstance(score, float) for score in ended)
+    return canceled or (moment <= last and (finished or failed))
+
+
 # The audit
 
 PLACES = ("queued", "intermediate", "scheduled", "deferred", "running", "finished", "failed", "canceled")
@@ -381,7 +400,7 @@ def audit(connection: redis.Redis, settle: float = 2.0) -> Audit:
     empty = dict.fromkeys(PLACES, 0)
     breaches = {}
     for job_id in sorted(suspects):
-        reason = _breach(connection, job_id)
+        reason = _breach(connection, job_id, queues)
         if reason:
             breaches[job_id] = reason
     return Audit({queue: counts.get(queue, empty) for queue in queues}, breaches, list(_remarks(connection, counts)))
@@ -403,31 +422,45 @@ def _suspects(connection: redis.Redis, queues: list[str]) -> set[str]:
             return suspects
 
 
-def _breach(connection: redis.Redis, job_id: str) -> str:
+def _breach(connection: redis.Redis, job_id: str, queues: list[str]) -> str:
     """Where one job is, in one instant, if that breaks P1; else ""."""
-    queue = text(connection.hget(f"rq:job:{job_id}", "origin") or b"")
+    origin = text(connection.hget(f"rq:job:{job_id}", "origin") or b"")
     with connection.pipeline() as pipe:
         pipe.hget(f"rq:job:{job_id}", "status")
-        pipe.execute_command("LPOS", f"rq:queue:{queue}", job_id, "COUNT", 0)
-        pipe.lpos(f"rq:queue:{queue}:intermediate", job_id)
-        pipe.zscore(f"rq:scheduled:{queue}", job_id)
-        pipe.zscore(f"rq:deferred:{queue}", job_id)
-        pipe.zrange(f"rq:wip:{queue}", 0, -1)
-        status, queued, intermediate, scheduled, deferred, wip = pipe.execute()
-    runs = [member for member in wip if text(member).startswith(f"{job_id}:")]
-    found = ["queued"] * len(queued) + ["running"] * len(runs)
-    found += ["scheduled"] * (scheduled is not None) + ["deferred"] * (deferred is not None)
+        for queue in queues:
+            pipe.execute_command("LPOS", f"rq:queue:{queue}", job_id, "COUNT", 0)
+            pipe.lpos(f"rq:queue:{queue}:intermediate", job_id)
+            pipe.zscore(f"rq:scheduled:{queue}", job_id)
+            pipe.zscore(f"rq:deferred:{queue}", job_id)
+            pipe.zrange(f"rq:wip:{queue}", 0, -1)
+        status, *replies = pipe.execute()
+    found = []
+    for number, queue in enumerate(queues):
+        here = _found(job_id, *replies[5 * number:5 * number + 5])
+        found += here if queue == origin else [f"{place} in {queue}" for place in here]
+    runs = sum(place.startswith("running") for place in found)
     claimed = sum(1 for one in _claimed(connection) if one == job_id)
-    found += ["claimed"] * (claimed - len(runs))
-    if intermediate is not None and not runs:  # RQ leaves the id there until the horse has begun
-        found.append("intermediate")
+    found += ["claimed"] * (claimed - runs)
     if status is None or text(status) not in (*ACTIVE, "deferred"):
         if status == b"canceled" and set(found) <= {"running", "claimed"}:
             return ""  # its worker will find that out when it is done
         return f"{text(status or b'expired')}, yet in: {', '.join(found)}" if status and found else ""
+    if not found and has_ended(connection, job_id, origin):
+        return ""
     if not found:
         return f"{text(status)}, but in no place (a stray; the sweep puts it back)"
     return f"in more than one place: {', '.join(found)}" if len(found) > 1 else ""
+
+
+def _found(job_id: str, queued: list[int], intermediate: Any, scheduled: Any, deferred: Any, wip: list[Any]
+           ) -> list[str]:
+    """The places of one queue in which a job was found."""
+    runs = [member for member in wip if text(member).startswith(f"{job_id}:")]
+    found = ["queued"] * len(queued) + ["running"] * len(runs)
+    found += ["scheduled"] * (scheduled is not None) + ["deferred"] * (deferred is not None)
+    if intermediate is not None and not runs:  # RQ leaves the id there until the horse has begun
+        found.append("intermediate")
+    return found
 
 
 def _remarks(connection: redis.Redis, counts: dict[str, dict[str, int]]) -> Iterator[str]:

@@ -28,6 +28,7 @@ from rq.utils import now
 from rqjobs import catalog, config, connection, ledger
 from rqjobs.instrumented import ShownQueue, WrappedQueue, is_wrapped
 from rqjobs.jobs import Job, StartedJobRegistry, signature
+from rqjobs.ledger import Entry
 from rqjobs.serializers import Configured, PayloadError
 
 log = logging.getLogger("rqjobs")
@@ -45,10 +46,10 @@ class Queue(rq.Queue):
     """An `rq.Queue` with RQ's whole API, that stores nothing which no worker would run.
 
     Overrides: `enqueue`, `enqueue_at` (a parameter called like one of RQ's options is not taken for that),
-    `create_job` (options of `@job`, the guard), `schedule_job` (RQ writes the due time first and the job
-    later: a scheduler's tick in between loses it), `enqueue_in` (by Redis's clock), `enqueue_job` (RQ's is two round
-    trips), `setup_dependencies` (a lost reply is an error, not a reason to enqueue again), `enqueue_dependents` (left
-    to the script that records the outcome), `compact` (RQ's loses jobs if it is interrupted).
+    `create_job` (options of `@job`, the guard), `enqueue_job`, `_enqueue_job`, `enqueue_many` and `schedule_job` (one
+    script puts a job into its place, whoever asks, and takes it out of the one where it was), `enqueue_in` (by Redis's
+    clock), `_persist_job` (works while an outcome is recorded), `enqueue_dependents` (left to the script that records
+    the outcome), `compact` (RQ's loses jobs if it is interrupted).
     """
 
     job_class = Job
@@ -110,23 +111,29 @@ class Queue(rq.Queue):
             self.show(job)
         if unique:
             return super().schedule_job(job, datetime, pipeline=pipeline, unique=unique)
+        write = partial(self._schedule, job, datetime.timestamp(), pipeline)
         if is_wrapped(rq.Queue, "schedule_job"):
-            WrappedQueue(self, partial(self._schedule, job, datetime, pipeline)).schedule_job(job, datetime)
+            WrappedQueue(self, write).schedule_job(job, datetime)
         else:
-            self._schedule(job, datetime, pipeline)
+            write()
         return job
 
-    def _schedule(self, job: Job, datetime: datetime, pipeline: Any) -> None:
-        pipe = pipeline if pipeline is not None else self.connection.pipeline()
-        pipe.sadd(self.redis_queues_keys, self.key)
+    def _schedule(self, job: Job, due: float, pipeline: Any) -> None:
         job.origin = self.name
+        if self._is_recording():
+            self._record_schedule(job, due, pipeline)
+        else:
+            job._status = JobStatus.SCHEDULED
+            self._enter(job, repr(due), pipeline, job._dependency_ids)
+
+    def _record_schedule(self, job: Job, due: float, pipeline: Any) -> None:
+        """The job goes on, a retry or a repeat, so long from now: its move is a part of its outcome."""
+        pipe = pipeline if pipeline is not None else self.connection
+        pipe.sadd(self.redis_queues_keys, self.key)
         self._persist_job(job, pipe, status=JobStatus.SCHEDULED)
-        due, here = datetime.timestamp(), time.time()
-        if self._is_recording():  # a retry or a repeat: so long from now
-            due += ledger.clock(self.connection) - here
+        here = time.time()
+        due += ledger.clock(self.connection) - here
         pipe.zadd(f"rq:scheduled:{self.name}", {job.id: due})
-        if pipeline is None:
-            pipe.execute()
         if due < here + ledger.LOOK:
             ledger.announce_due(self.connection, self.name, due)
 
@@ -141,13 +148,9 @@ class Queue(rq.Queue):
         return self.enqueue_at(moment + time_delta, func, *args, **kwargs)
 
     def enqueue_job(self, job: Any, pipeline: Any = None, at_front: bool = False, unique: bool = False) -> Any:
-        if pipeline is not None or unique or job._dependency_ids or not self._is_async or self._is_recording():
+        if unique or self._is_recording():
             return super().enqueue_job(job, pipeline=pipeline, at_front=at_front, unique=unique)
-
-        def write() -> None:
-            self._stamp(job)
-            ledger.enqueue(self.connection, [(self.name, job.id, at_front, job.ttl, *job.fields())])
-
+        write = partial(self._enqueue, job, pipeline, at_front, job._dependency_ids)
         if not is_wrapped(rq.Queue, "enqueue_job", "_enqueue_job"):
             write()
         else:
@@ -155,18 +158,64 @@ class Queue(rq.Queue):
             WrappedQueue(self, write).enqueue_job(job, at_front=at_front)
         return job
 
-    def enqueue_many(self, job_datas: Any, pipeline: Any = None, group_id: str | None = None) -> list[Any]:
-        queue = self
-        if is_wrapped(rq.Queue, "enqueue_job"):
-            queue = copy.copy(self)
-            queue.create_job = lambda **given: self.show(self.create_job(**given))  # type: ignore[method-assign]
-        return super(Queue, queue).enqueue_many(job_datas, pipeline=pipeline, group_id=group_id)
+    def _enqueue_job(self, job: Any, pipeline: Any = None, at_front: bool = False, unique: bool = False) -> Any:
+        if unique or self._is_recording():
+            return super()._enqueue_job(job, pipeline=pipeline, at_front=at_front, unique=unique)
+        self._enqueue(job, pipeline, at_front)
+        return job
+
+    def _enqueue(self, job: Job, pipeline: Any, at_front: bool, parents: Iterable[str] = ()) -> None:
+        self._stamp(job)
+        if self._is_async:
+            self._enter(job, "front" if at_front else "back", pipeline, parents)
+            return
+        job.redis_server_version = self.get_redis_server_version()
+        self._enter(job, "nowhere", None, parents)
+        if job.get_status(refresh=False) != JobStatus.DEFERRED:
+            self.run_sync(job)
+
+    def enqueue_many(
+        self, job_datas: Iterable[EnqueueData], pipeline: Any = None, group_id: str | None = None
+    ) -> list[Any]:
+        calls = [data._asdict() for data in job_datas]
+        calls.sort(key=lambda call: bool(call["depends_on"]))  # as RQ does: those that may be waited for come first
+        places = ["front" if call.pop("at_front") else "back" for call in calls]
+        jobs = [self.create_job(**call, status=JobStatus.QUEUED, group_id=group_id) for call in calls]
+        for job in jobs if is_wrapped(rq.Queue, "enqueue_job", "_enqueue_job") else ():
+            shown = ShownQueue(self) if job._dependency_ids else WrappedQueue(self, lambda: None)
+            shown.enqueue_job(job)
+        if not self._is_async:
+            return [self._enqueue_job(job) for job in jobs]
+        for start in range(0, len(jobs), CHUNK):
+            chunk = jobs[start:start + CHUNK]
+            for job in chunk:
+                self._stamp(job)
+            self._enter_all([self._entry(job, place, job._dependency_ids)
+                             for job, place in zip(chunk, places[start:], strict=False)], chunk, pipeline)
+        return jobs
 
     def show(self, job: Job) -> Job:
         """Let what wraps RQ's `enqueue_job` see a job that is about to be stored: it puts trace headers into `meta`."""
         if is_wrapped(rq.Queue, "enqueue_job"):
             ShownQueue(self).enqueue_job(job)
         return job
+
+    def _entry(self, job: Job, place: str, parents: Iterable[str] = ()) -> Entry:
+        waits_for = ("1" if job.allow_dependency_failures else "", *parents) if parents else ()
+        return Entry(self.name, job.id, place, job.ttl, *job.fields(), waits_for)
+
+    def _enter(self, job: Job, place: str, pipeline: Any = None, parents: Iterable[str] = ()) -> None:
+        """Put the job into its place, unless it waits for one of its parents."""
+        self._enter_all([self._entry(job, place, parents)], [job], pipeline)
+
+    def _enter_all(self, entries: list[Entry], jobs: list[Job], pipeline: Any) -> None:
+        if pipeline is not None:
+            ledger.enqueue_with(pipeline, entries)
+            return
+        deferred = ledger.enqueue(self.connection, entries)
+        for job in jobs if deferred else ():
+            if job.id in deferred:
+                job._status = JobStatus.DEFERRED
 
     def _persist_job(self, job: Any, pipeline: Any, status: JobStatus = JobStatus.QUEUED) -> None:
         pipeline.persist(job.key)  # an ended job of this id may be about to expire
@@ -178,26 +227,6 @@ class Queue(rq.Queue):
 
     def _is_recording(self) -> bool:
         return getattr(self.connection, "writes", None) is not None
-
-    def setup_dependencies(self, job: Any, pipeline: Any = None) -> Any:
-        if pipeline is not None or not job._dependency_ids:
-            return super().setup_dependencies(job, pipeline=pipeline)
-        status = job.get_status(refresh=False)
-        while True:
-            with self.connection.pipeline() as pipe:
-                try:
-                    job = super().setup_dependencies(job, pipeline=pipe)
-                    if job.get_status(refresh=False) == JobStatus.DEFERRED:
-                        if not job.ttl:
-                            pipe.persist(job.key)
-                        pipe.execute()
-                    return job
-                except redis.WatchError as error:
-                    # redis-py says the same when the connection broke, after which the job may be deferred, and may
-                    # even have been enqueued by the end of what it depends on: once more would be a second job.
-                    if isinstance(error.__context__, redis.ConnectionError | redis.TimeoutError):
-                        raise error.__context__ from None
-                    job._status = status
 
     def enqueue_dependents(
         self, job: Any, pipeline: Any = None, exclude_job_id: str | None = None, refresh_job_status: bool = True
@@ -339,8 +368,9 @@ def enqueue_many(calls: Iterable[tuple[Any, ...] | EnqueueData]) -> list[Any]:
         if not wrapped and not isinstance(call, EnqueueData):
             models[call[0]] = prepared[-1]
     for start in range(0, len(prepared), CHUNK):
-        ledger.enqueue(connection.client(), [(job.origin, job.id, at_front, job.ttl, new, fields)
-                                             for job, at_front, new, fields in prepared[start:start + CHUNK]])
+        ledger.enqueue(connection.client(), [
+            Entry(job.origin, job.id, "front" if at_front else "back", job.ttl, new, fields)
+            for job, at_front, new, fields in prepared[start:start + CHUNK]])
     return [job for job, *_ in prepared]
 
 

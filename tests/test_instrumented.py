@@ -107,7 +107,7 @@ def test_a_wrapper_of_the_inner_steps_sees_every_job_once_before_it_is_stored(wr
 ])
 def test_the_write_is_made_inside_of_the_wrapper(method, enqueue, wrap, redis):
     calls = wrap(rq.Queue, method)
-    redis.set("rq:queues", "not a set")
+    redis.set("rq:queue:default", "not a list")
     with pytest.raises(ResponseError):
         enqueue()
     assert [name for name, _, outcome in calls if outcome != "returned"] == [method]

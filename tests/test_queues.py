@@ -185,7 +185,7 @@ def test_an_enqueue_behind_another_job_whose_reply_is_lost_is_not_repeated(redis
         proxy = Proxy(f"{folder}/proxy", settings.redis_url.removeprefix("unix://").partition("?")[0])
         try:
             queue = rqjobs.queues.Queue("default", connection=connection.connect(proxy.url))
-            proxy.arm(Fault(1, "cut", True, lambda pid, words: words[0] == b"EXEC"))  # the first one reads
+            proxy.arm(Fault(0, "cut", True, lambda pid, words: words[0] == b"EVALSHA"))
             with pytest.raises(ConnectionError):
                 queue.enqueue(faults.ok, depends_on=parent, job_id="child")
         finally:

@@ -53,15 +53,83 @@ local function outlive_not(job, key)
   end
 end
 
+-- An id has one life: whoever enqueues it again, by whatever means, ends the run in progress. A script that puts a job
+-- into a place asks for its `standing` first, writes the hash, and then calls `retire` with that. What a stock client
+-- writes does not, and is seen when the job is claimed, promoted or settled: its status is not "started", and it really
+-- `stands` where the status says. (A stale save() writes the status only.)
+
+-- Where the hash says that a job is, and who has it; nil if there is no such job.
+local function standing(id)
+  local fields = read(id, 'origin', 'status', 'worker_name', 'rqjobs_token')
+  if fields and (fields[1] or fields[2] or fields[4]) then
+    return {queue = fields[1] or '', status = fields[2], worker = fields[3], token = fields[4]}
+  end
+end
+
+local function stands(id, queue, status)
+  local found
+  if status == 'queued' then
+    found = queue and redis.pcall('LPOS', 'rq:queue:' .. queue, id)
+  elseif status == 'scheduled' or status == 'deferred' then
+    found = queue and redis.pcall('ZSCORE', 'rq:' .. status .. ':' .. queue, id)
+  end
+  return type(found) == 'number' or type(found) == 'string'
+end
+
+-- The run in progress, if there is one, has lost its job.
+local function revoke(id, before)
+  if not before.token then return end
+  redis.call('HDEL', 'rq:job:' .. id, 'rqjobs_token')
+  drop('rqjobs:claims:' .. (before.worker or ''), before.queue, id, before.token)
+end
+
+local function leave(id, queue, ...)
+  for _, place in ipairs({...}) do redis.pcall('ZREM', 'rq:' .. place .. ':' .. queue, id) end
+end
+
+-- The job is in no place any more, and in nobody's hands.
+local function retire(id, before)
+  revoke(id, before)
+  if before.status == 'queued' then redis.pcall('LREM', 'rq:queue:' .. before.queue, 0, id) end
+  leave(id, before.queue, 'scheduled', 'deferred', 'finished', 'failed', 'canceled')
+  redis.pcall('ZREM', 'rqjobs:crashed:' .. before.queue, id)
+  redis.call('HDEL', 'rq:job:' .. id, 'rqjobs_due')
+end
+
+-- Whether the job is in the hands of another worker than `me`.
+local function is_held_by_another(id, me, token, worker)
+  return token and worker and worker ~= me and type(redis.pcall('LPOS', 'rqjobs:claims:' .. worker, id)) == 'number'
+end
+
+-- The claim of a run whose outcome is refused; the job's next one stays if it is in the same hands.
+local function drop_refused(claims, queue, id, token, fields)
+  redis.pcall('ZREM', 'rq:wip:' .. queue, id .. ':' .. token)
+  local current, status, origin, worker = fields[1], fields[3], fields[4], fields[5]
+  local next_is_here = current and worker == string.sub(claims, 15)
+  if not current and status == 'queued' then next_is_here = not stands(id, origin, status) end  -- it came with a wake-up
+  if not next_is_here then
+    redis.pcall('LREM', claims, 0, id)
+  elseif type(redis.pcall('LPOS', claims, id, 'RANK', 2)) == 'number' then
+    redis.call('LREM', claims, 1, id)
+  end
+end
+
 -- Why the holder of this token may not settle the job, if it may not; else nil, and whether it was canceled meanwhile.
 local function refusal(claims, queue, id, token)
-  local fields = read(id, 'rqjobs_token', 'rqjobs_settled', 'status')
+  local fields = read(id, 'rqjobs_token', 'rqjobs_settled', 'status', 'origin', 'worker_name')
   if not fields or (not fields[1] and not fields[3]) then
     drop(claims, queue, id, token)
     return 'gone'
   end
-  if fields[1] ~= token then return fields[2] == token and 'already' or 'refused' end
-  return nil, fields[3] == 'canceled'
+  if fields[1] == token then
+    if not stands(id, fields[4], fields[3]) then return nil, fields[3] == 'canceled' end
+    redis.call('HDEL', 'rq:job:' .. id, 'rqjobs_token')  -- a stock client has enqueued it again
+    fields[1] = false
+  elseif fields[2] == token then
+    return 'already'
+  end
+  drop_refused(claims, queue, id, token, fields)
+  return 'refused'
 end
 
 -- Back to the front of its queue, as if it had never been taken. False, and nothing done, if there can be no such queue.
@@ -87,19 +155,33 @@ local function has_ended(id, failures_allowed)
   return not status or status == 'finished' or (failures_allowed and status == 'failed')
 end
 
--- Put a job that is deferred behind parent `id` into its queue, unless it waits for another one too; `as` is what the
--- parent counts as. Returns whether it was done.
+-- Into the scheduled set; the scheduler is told if the job is due sooner than it looks by itself.
+local function schedule(id, queue, due, look_seconds)
+  redis.call('ZADD', 'rq:scheduled:' .. queue, due, id)
+  if tonumber(due) < clock() + tonumber(look_seconds) then redis.pcall('PUBLISH', 'rqjobs:clock:' .. queue, due) end
+end
+
+-- Put a job that is deferred behind parent `id` into its queue, or into the scheduled set if it was delayed too, unless it
+-- waits for another one as well; `as` is what the parent counts as. Returns whether it was done.
 local function wake_one(child, id, as, iso, default_timeout)
-  local fields = read(child, 'origin', 'status', 'allow_dependency_failures', 'enqueue_at_front', 'timeout', 'ttl')
-  if not fields or not fields[1] or fields[2] ~= 'deferred' then return false end
+  local fields = read(child, 'origin', 'status', 'allow_dependency_failures', 'enqueue_at_front', 'timeout', 'ttl',
+    'rqjobs_due')
+  if not fields or fields[2] ~= 'deferred' or not stands(child, fields[1], fields[2]) then return false end
   for _, parent in ipairs(members('rq:job::' .. child .. ':dependencies')) do
     local ended = parent == id and as == 'finished' or has_ended(parent, fields[3] == '1')
     if not ended and not (parent == id and as == 'failed' and fields[3] == '1') then return false end
   end
-  if not fits('rq:queue:' .. fields[1], 'list') then return false end
-  redis.call('HSET', 'rq:job:' .. child, 'status', 'queued', 'enqueued_at', iso, 'timeout', fields[5] or default_timeout)
+  local due, before = tonumber(fields[7] or ''), standing(child)
+  local status = due and due > clock() and 'scheduled' or 'queued'
+  if not fits('rq:queue:' .. fields[1], 'list') or not fits('rq:scheduled:' .. fields[1], 'zset') then return false end
+  redis.call('HSET', 'rq:job:' .. child, 'status', status, 'enqueued_at', iso, 'timeout', fields[5] or default_timeout)
   if lifetime(fields[6]) then redis.call('EXPIRE', 'rq:job:' .. child, lifetime(fields[6])) end
-  redis.call(fields[4] == '1' and 'LPUSH' or 'RPUSH', 'rq:queue:' .. fields[1], child)
+  revoke(child, before)
+  if status == 'scheduled' then
+    schedule(child, fields[1], fields[7], '+inf')
+  else
+    redis.call(fields[4] == '1' and 'LPUSH' or 'RPUSH', 'rq:queue:' .. fields[1], child)
+  end
   redis.pcall('SADD', 'rq:queues', 'rq:queue:' .. fields[1])
   redis.pcall('ZREM', 'rq:deferred:' .. fields[1], child)
   redis.call('SREM', 'rq:job:' .. id .. ':dependents', child)

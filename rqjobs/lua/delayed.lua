@@ -7,19 +7,21 @@
 -- Returns the new time, "canceled", or "not delayed".
 
 if not redis.call('ZSCORE', KEYS[2], ARGV[1]) then return 'not delayed' end
-local fields = read(ARGV[1], 'status')
-if not fields or not waits(fields[1]) then return 'not delayed' end
+local before = standing(ARGV[1])
+if not before or not waits(before.status) then return 'not delayed' end
 redis.call('ZSCORE', KEYS[3], ARGV[1])  -- raises, before anything is written, if that is no sorted set
 if ARGV[2] == 'cancel' then
   redis.call('HSET', KEYS[1], 'status', 'canceled')
   redis.pcall('ZADD', KEYS[4], string.format('%d', clock()), ARGV[1])
   redis.call('ZREM', KEYS[2], ARGV[1])
   redis.call('ZREM', KEYS[3], ARGV[1])
+  revoke(ARGV[1], before)
   return 'canceled'
 end
 local due = tonumber(ARGV[3]) + (ARGV[2] == 'in' and clock() or 0)
 local moment = string.format('%.6f', due)
 redis.call('ZADD', KEYS[2], moment, ARGV[1])
 redis.call('ZREM', KEYS[3], ARGV[1])
+revoke(ARGV[1], before)
 if due < clock() + tonumber(ARGV[4]) then redis.pcall('PUBLISH', KEYS[5], moment) end
 return moment

@@ -1,27 +1,94 @@
--- Accept jobs: write each and put it into its queue.
+-- Accept jobs: write each and put it into its place. The one way there for whatever is enqueued, delayed, or made to wait
+-- for other jobs.
 --
 -- KEYS  1 rq:queues
--- ARGV  for each job: its queue, its id, "1" for the front of the queue, seconds to live ("" for ever), "1" if there
---       was never a job of this id, how many words follow, and the fields and values of its hash
--- Promise: a job and its place in the queue are written in one step, all of ARGV in one script. If a job of this id runs
--- now, its worker has lost it: that run's outcome will be refused, and this one counts. An old time to live is forgotten.
+-- ARGV  1 seconds after which the scheduler looks by itself, then for each job: its queue, its id, "back" or "front" of
+--       the queue, or when it is due (Unix seconds), or "nowhere" (the caller runs it), its seconds to live ("" for
+--       ever), "1" if there was never a job of this id, how many words say what it waits for, how many words follow; then
+--       "1" if it may run after the failure of that, else "", and the ids of that; and the fields and values of its hash
+-- Promise: a job and its place are written in one step, all of ARGV in one script. A job of this id that is there
+-- already leaves its place, and the worker that runs it has lost it: that run's outcome will be refused, and this one
+-- counts. Options and time to live of the earlier job are forgotten; so are the jobs for which it waited.
+-- Returns the ids of those that wait for other jobs.
 
-local at, known = 1, {}
+local OPTIONS = {'retries_left', 'retry_intervals', 'number_of_retries', 'enqueue_at_front_on_retry', 'repeats_left',
+  'repeat_intervals', 'rqjobs_chain', 'dependency_id', 'dependency_ids', 'allow_dependency_failures',
+  'enqueue_at_front', 'success_callback_timeout', 'failure_callback_timeout', 'stopped_callback_timeout', 'webhooks',
+  'ttl', 'result_ttl', 'failure_ttl', 'meta', 'result', 'exc_info'}
+
+local function forget(id, first, last)
+  local job, dependencies, old, new = 'rq:job:' .. id, 'rq:job::' .. id .. ':dependencies', {}, {}
+  for _, parent in ipairs(members(dependencies)) do redis.pcall('SREM', 'rq:job:' .. parent .. ':dependents', id) end
+  redis.call('DEL', dependencies)
+  redis.call('PERSIST', job)
+  redis.call('PERSIST', job .. ':dependents')
+  for i = first, last, 2 do new[ARGV[i]] = true end
+  for _, option in ipairs(OPTIONS) do
+    if not new[option] then old[#old + 1] = option end
+  end
+  redis.call('HDEL', job, unpack(old))
+end
+
+-- Whether the job has to wait for one of these.
+local function must_wait(first, last)
+  for i = first + 1, last do
+    if not has_ended(ARGV[i], ARGV[first] == '1') then return true end
+  end
+end
+
+local function defer(id, queue, due, first, last)
+  redis.call('HSET', 'rq:job:' .. id, 'status', 'deferred')
+  if due then redis.call('HSET', 'rq:job:' .. id, 'rqjobs_due', due) end
+  redis.call('ZADD', 'rq:deferred:' .. queue, string.format('%d', clock()), id)
+  for i = first + 1, last do
+    redis.pcall('SADD', 'rq:job:' .. ARGV[i] .. ':dependents', id)
+    redis.call('SADD', 'rq:job::' .. id .. ':dependencies', ARGV[i])
+  end
+end
+
+-- The key of the wrong type that would keep the job out of its place. (Of a plain new job, only the push itself is tried.)
+local function obstacle(id, queue, first, last)
+  for key, kind in pairs({['rq:queue:' .. queue] = 'list', ['rq:scheduled:' .. queue] = 'zset',
+      ['rq:deferred:' .. queue] = 'zset', ['rq:job::' .. id .. ':dependencies'] = 'set'}) do
+    if not fits(key, kind) then return key end
+  end
+  for i = first + 1, last do
+    if not fits('rq:job:' .. ARGV[i] .. ':dependents', 'set') then return 'rq:job:' .. ARGV[i] .. ':dependents' end
+  end
+end
+
+local at, known, deferred = 2, {}, {}
 while at <= #ARGV do
-  local queue, id, words = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 5])
-  local job = 'rq:job:' .. id
-  local before = ARGV[at + 4] ~= '1' and read(id, 'worker_name', 'rqjobs_token', 'origin')
-  redis.call('HSET', job, unpack(ARGV, at + 6, at + 5 + words))
+  local queue, id, place, ttl = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
+  local job, parents, fields = 'rq:job:' .. id, at + 7, at + 7 + ARGV[at + 5]
+  local last = fields + ARGV[at + 6] - 1
+  local before = ARGV[at + 4] ~= '1' and standing(id)
+  local waiting = fields > parents and must_wait(parents, fields - 1)
+  local due = tonumber(place)
+  if before or waiting or due then
+    local key = obstacle(id, queue, parents, waiting and fields - 1 or parents)
+    if key then return redis.error_reply('ERR the key ' .. key .. ' has the wrong type, so no job gets there') end
+  end
+  redis.call('HSET', job, unpack(ARGV, fields, last))
   if before then
-    redis.call('PERSIST', job)
-    if before[1] and before[2] then
-      redis.call('HDEL', job, 'rqjobs_token')
-      drop('rqjobs:claims:' .. before[1], before[3] or queue, id, before[2])
+    retire(id, before)
+    forget(id, fields, last)
+  end
+  if ttl ~= '' then redis.call('EXPIRE', job, ttl) end
+  if waiting then
+    defer(id, queue, due and place, parents, fields - 1)
+    deferred[#deferred + 1] = id
+  elseif due then
+    schedule(id, queue, place, ARGV[1])
+  elseif place ~= 'nowhere' then
+    local pushed = redis.pcall(place == 'front' and 'LPUSH' or 'RPUSH', 'rq:queue:' .. queue, id)
+    if type(pushed) == 'table' then
+      redis.call('DEL', job)
+      return pushed
     end
   end
-  if ARGV[at + 3] ~= '' then redis.call('EXPIRE', job, ARGV[at + 3]) end
-  redis.call(ARGV[at + 2] == '1' and 'LPUSH' or 'RPUSH', 'rq:queue:' .. queue, id)
-  if not known[queue] then redis.call('SADD', KEYS[1], 'rq:queue:' .. queue) end
+  if not known[queue] then redis.pcall('SADD', KEYS[1], 'rq:queue:' .. queue) end
   known[queue] = true
-  at = at + 6 + words
+  at = last + 1
 end
+return deferred

@@ -10,8 +10,8 @@
 --       for "horse", the worker's process, or ""
 --       11 traceback of a job whose queue has a key of the wrong type
 -- Promise: each claim goes back to the front of its queue, in order, or among the dead letters, or (a job that
--- crashed its horse) into the scheduled set; a death is counted only for the job that was running; a dead worker is
--- forgotten in the same step, when nothing is left in its hands.
+-- crashed its horse) into the scheduled set, or nowhere if the job was enqueued again since; a death is counted only for
+-- the job that was running; a dead worker is forgotten in the same step, when nothing is left in its hands.
 -- Returns {id, outcome, …}: "requeued", "delayed", "buried" or "ended"; or {"alive"} if its lease was renewed, or its
 -- name is another process's now.
 
@@ -31,9 +31,11 @@ local ids, report = redis.call('LRANGE', claims, 0, -1), {}
 if running == '?' then running = ids[1] end
 for i = #ids, 1, -1 do
   local id, outcome = ids[i], 'ended'
-  local fields = read(id, 'origin', 'status', 'rqjobs_token')
-  local queue = fields and fields[1]
-  if queue and waits(fields[2]) then
+  local fields = read(id, 'origin', 'status', 'rqjobs_token', 'worker_name') or {}
+  local queue = fields[1]
+  if is_held_by_another(id, name, fields[3], fields[4]) then
+    fields[3] = false
+  elseif queue and waits(fields[2]) and not stands(id, queue, fields[2]) then
     local deaths = id == running and fields[3] and count_death(id, ARGV[5]) or 0
     if deaths >= tonumber(ARGV[4]) then
       bury(queue, id, name, ARGV[6], ARGV[8], ARGV[7])

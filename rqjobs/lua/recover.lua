@@ -4,9 +4,11 @@
 --       8 rqjobs:workers   9 rq:worker:<owner>
 -- ARGV  1 where it was found: "wip", "intermediate", or "stray" (in no place)   2 job id   3 its member in wip
 --       4 owner   5 queue's name   6 deaths after which it fails   7 seconds in which they count   8 its traceback
---       9 RQ's default failure_ttl   10 now, as RQ writes it
+--       9 RQ's default failure_ttl   10 now, as RQ writes it   11 for a stray, "1" if it was enqueued after its last end
 -- Promise: the job is moved only if it still stands where it was found and its owner is still dead, and then in
 -- this one step; it is never in two places, and a death is counted only for a job that had begun.
+-- A stray that is among the ended jobs has ended, unless it was enqueued again since: its status was overwritten by a
+-- stale save(), and is put right.
 -- Returns what happened: "requeued", "buried", or why nothing did: "moved", "alive", "gone", "ended", "placed".
 
 local found, id, member, owner, queue = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
@@ -37,6 +39,13 @@ else
   end
 end
 
+local function ended()
+  if found ~= 'stray' or ARGV[11] == '1' then return nil end
+  for _, place in ipairs({'failed', 'canceled', 'finished'}) do
+    if redis.call('ZSCORE', 'rq:' .. place .. ':' .. queue, id) then return place end
+  end
+end
+
 local fields = read(id, 'data', 'status')
 
 local outcome = 'requeued'
@@ -46,6 +55,9 @@ elseif not waits(fields[2]) then
   outcome = 'ended'
 elseif elsewhere() then
   outcome = 'placed'
+elseif ended() then
+  redis.call('HSET', 'rq:job:' .. id, 'status', ended())
+  outcome = 'ended'
 elseif found == 'wip' and fields[2] == 'started' and count_death(id, ARGV[7]) >= tonumber(ARGV[6]) then
   bury(queue, id, owner, ARGV[8], ARGV[10], ARGV[9])
   outcome = 'buried'
