@@ -142,6 +142,8 @@ class Dev:
     def tend(self, embedded_url: str | None) -> None:
         """Keep the children going, anew when a file of theirs changes, until a signal comes."""
         seen = _watched(self.settings)
+        if len(seen) >= WATCHED_MAX_FILES:
+            self.say(f"rqjobs: there are more than {WATCHED_MAX_FILES} Python files here; a change in some goes unseen")
         while not self.stopped:
             began = time.monotonic()
             if embedded_url and not embedded.answers(embedded_url):
