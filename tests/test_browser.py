@@ -14,9 +14,11 @@ from selenium import webdriver
 from selenium.common.exceptions import NoAlertPresentException, StaleElementReferenceException
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
 import rqjobs
+from rqjobs.jobs import Job
 
 PASSWORD = "correct horse"
 RUN = "window.__pwned=(window.__pwned||0)+1;alert(1)"
@@ -125,6 +127,57 @@ def test_enqueue_and_watch(at_home, worker, eventually, redis):
     browser.find_element(By.CSS_SELECTOR, "[id^=again]").click()
     eventually(lambda: "This is a new job" in shown(browser, ".note"), what="the note")
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+def test_a_function_is_chosen_by_keyboard(at_home, eventually):
+    """The first arrow key reloaded the page, with the function that it happened to reach."""
+    browser = at_home
+    browser.execute_script("window.stayed = true; document.getElementById('function').focus()")
+    keys = browser.find_element(By.ID, "function")
+    keys.send_keys(Keys.ARROW_DOWN)
+    keys.send_keys(Keys.ARROW_DOWN)
+    chosen = keys.get_attribute("value")
+    assert browser.execute_script("return window.stayed") and chosen != ""
+    keys.send_keys(Keys.ENTER)
+    eventually(lambda: f"function={chosen}" in browser.current_url, what="the form")
+
+
+def test_the_live_part_changes_only_what_has_changed(at_home, eventually, redis):
+    browser = at_home
+    browser.set_window_size(390, 844)
+    first = rqjobs.queue("low").enqueue(faults.say, "first")
+    eventually(lambda: "faults.say('first')" in shown(browser, ".jobs"), what="the job")
+    browser.execute_script("""
+        window.row = document.querySelector(`[data-key="${arguments[0]}"]`);
+        window.table = document.querySelector("[data-live] .scroll");
+        window.table.scrollLeft = 60;
+        getSelection().selectAllChildren(window.row.querySelector("bdi"));""", first.id)
+    scrolled = browser.execute_script("return window.table.scrollLeft")
+    assert scrolled > 0, "a phone shows a part of the table"
+    rqjobs.queue("low").enqueue(faults.say, "second")
+    rqjobs.queue("another").enqueue(faults.say, "third")
+    eventually(lambda: "faults.say('third')" in shown(browser, ".jobs"), what="the other jobs")
+    assert browser.execute_script("return window.row.isConnected && window.table.isConnected")
+    assert browser.execute_script("return window.table.scrollLeft") == scrolled
+    assert browser.execute_script("return getSelection().toString()") == "faults.say('first')"
+    Job.fetch(first.id, connection=redis).delete()
+    eventually(lambda: not browser.execute_script("return window.row.isConnected"), what="the end of its row")
+    assert shown(browser, ".jobs").count("faults.say") == 2
+
+
+def test_numbers_that_are_stale_say_so(at_home, eventually, redis):
+    browser = at_home
+    redis.set("rq:suspended", 1)
+    eventually(lambda: "RQ is suspended" in shown(browser, "[data-live]"), what="the warning")
+    pool = redis.config_get("requirepass")
+    redis.config_set("requirepass", "changed")
+    try:
+        redis.client_kill_filter(skipme=True)
+        eventually(lambda: "No answer since" in shown(browser, "#stale"), what="the sign")
+        assert browser.find_elements(By.CSS_SELECTOR, "[data-live].stale")
+    finally:
+        redis.config_set("requirepass", pool["requirepass"])
+    eventually(lambda: not browser.find_elements(By.ID, "stale"), what="the end of the sign")
 
 
 def test_at_is_sent_with_the_browsers_offset(at_home, site, eventually, redis):

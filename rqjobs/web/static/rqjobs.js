@@ -14,6 +14,7 @@ function relative(moment) {
 function showTimes() {
   for (const time of document.querySelectorAll("time")) {
     const moment = new Date(time.dateTime);
+    if (isNaN(moment)) continue;
     const full = moment.toLocaleString(undefined, {dateStyle: "medium", timeStyle: "medium"});
     const shown = "ago" in time.dataset ? relative(moment) : full;
     if (time.textContent !== shown) time.textContent = shown;
@@ -21,28 +22,81 @@ function showTimes() {
   }
 }
 
-// Put new HTML (ours, escaped by the server) into a place; whoever had the focus there keeps it.
+// Make `old` like `fresh` and touch only what differs: what is scrolled, selected or has the focus stays so. Rows are
+// known by their data-key; a <time> is filled in by showTimes.
+function patch(old, fresh) {
+  for (const {name, value} of fresh.attributes) if (old.getAttribute(name) !== value) old.setAttribute(name, value);
+  for (const {name} of [...old.attributes]) {
+    if (!fresh.hasAttribute(name) && !(old.tagName === "TIME" && name === "title")) old.removeAttribute(name);
+  }
+  if (old.tagName !== "TIME") patchChildren(old, fresh);
+}
+
+function patchChildren(old, fresh) {
+  const keys = new Set([...fresh.children].map((child) => child.dataset.key));
+  for (const child of [...old.children]) if (child.dataset.key && !keys.has(child.dataset.key)) child.remove();
+  const keyed = new Map([...old.children].map((child) => [child.dataset.key, child]));
+  let next = old.firstChild;
+  for (const wanted of [...fresh.childNodes]) {
+    const key = wanted.dataset?.key;
+    const same = (child) => child?.nodeName === wanted.nodeName && child.dataset?.key === key;
+    const found = key ? keyed.get(key) : same(next) ? next : null;
+    if (!same(found)) {
+      old.insertBefore(wanted, next);
+      continue;
+    }
+    if (found === next) next = next.nextSibling;
+    else old.insertBefore(found, next);
+    if (found.nodeType === Node.ELEMENT_NODE) patch(found, wanted);
+    else if (found.data !== wanted.data) found.data = wanted.data;
+  }
+  while (next) {
+    const after = next.nextSibling;
+    next.remove();
+    next = after;
+  }
+}
+
+// Put new HTML (ours, escaped by the server) into a place.
 function replace(place, html) {
   if (place.shown === html) return;
   place.shown = html;
-  const focused = place.contains(document.activeElement) ? document.activeElement : null;
-  const key = focused && (focused.id ? "#" + CSS.escape(focused.id)
-    : focused.getAttribute("href") ? `[href="${CSS.escape(focused.getAttribute("href"))}"]` : null);
-  place.innerHTML = html;
+  const fresh = document.createElement("template");
+  fresh.innerHTML = html;
+  patchChildren(place, fresh.content);
   showTimes();
-  if (key) place.querySelector(key)?.focus();
 }
 
-// Call `ask` again and again: every `pause` ms, more slowly after trouble, not at all while nobody looks.
-function poll(pause, ask) {
+// Say above `place` since when nothing new was heard, or with no `since` that all is well.
+function sayStale(place, since) {
+  place.classList.toggle("stale", Boolean(since));
+  let sign = document.getElementById("stale");
+  if (!since) return sign?.remove();
+  if (!sign) {
+    sign = document.createElement("p");
+    sign.id = "stale";
+    sign.className = "warning";
+    sign.setAttribute("role", "status");
+    place.before(sign);
+  }
+  sign.textContent = `No answer since ${since.toLocaleTimeString()}, from the server or from its Redis: what is shown here is from then.`;
+}
+
+// Call `ask` for `place` again and again: every `pause` ms, more slowly after trouble, not at all while nobody looks.
+function poll(place, pause, ask) {
   let wait = pause;
+  let heard = new Date();
   const next = () => setTimeout(async () => {
     if (document.hidden) return next();
     try {
-      if (await ask() === "done") return;
+      const outcome = await ask();
+      heard = new Date();
       wait = pause;
+      sayStale(place, null);
+      if (outcome === "done") return;
     } catch {
       wait = Math.min(wait * 2, 30000);
+      sayStale(place, heard);
     }
     next();
   }, wait);
@@ -57,7 +111,7 @@ async function get(address) {
 
 const live = document.querySelector("[data-live]");
 if (live) {
-  poll(2000, async () => {
+  poll(live, 2000, async () => {
     const reply = await get(live.dataset.live);
     if (!reply.ok) throw new Error(reply.status);
     replace(live, await reply.text());
@@ -75,7 +129,7 @@ if (job && !("ended" in job.dataset)) {
     document.title = document.title.replace(/^\w+/, status);
   };
   let quiet = 0;
-  poll(1000, async () => {
+  poll(job, 1000, async () => {
     if (quiet++ > 60 && quiet % 5) return;  // nothing has happened for a minute: every five seconds will do
     const reply = await get(job.dataset.job);
     if (reply.status === 404) return say("gone"), "done";
@@ -89,9 +143,15 @@ if (job && !("ended" in job.dataset)) {
 }
 
 const choose = document.getElementById("choose");
-if (choose) {
-  choose.classList.add("scripted");
-  choose.querySelector("select").addEventListener("change", () => choose.requestSubmit());
+if (choose) {  // a choice by mouse or touch is one; each arrow key changes the value, so from the keyboard it takes Enter
+  const select = choose.querySelector("select");
+  let typing = false;
+  select.addEventListener("pointerdown", () => { typing = false; });
+  select.addEventListener("keydown", (event) => {
+    typing = event.key !== "Enter";
+    if (event.key === "Enter") choose.requestSubmit();
+  });
+  select.addEventListener("change", () => { if (!typing) choose.requestSubmit(); });
 }
 
 for (const field of document.querySelectorAll("[data-moment]")) {
