@@ -816,7 +816,7 @@ def test_there_is_a_page_for_what_is_not_there(client):
 
 
 @pytest.mark.parametrize("field, value", [
-    ("created_at", "yesterday"), ("status", "<b>odd</b>"), ("timeout", "soon"),
+    ("created_at", "yesterday"), ("status", "<b>odd</b>"), ("origin", b"\xff\xfe"), ("timeout", "soon"),
 ])
 def test_an_unreadable_job_says_so_and_can_be_deleted(client, redis, field, value):
     job = job_in("failed", redis)

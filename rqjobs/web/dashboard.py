@@ -214,7 +214,7 @@ def list_jobs(queue_name: str, registry_name: str, per_page: int, order: str, pa
     (total,), jobs = sizes([(queue_name, registry_name)]), []
     for job_id in job_ids(queue_name, registry_name, (page - 1) * per_page, page * per_page - 1, order == "dsc"):
         with contextlib.suppress(NoSuchJobError):
-            job = facts(job_id)
+            job = facts(job_id, whole=False)
             jobs.append({name: job[name] for name in ("id", "description", "exc_info", *MOMENTS)})
     pages = ceil(total / per_page)
 
@@ -250,8 +250,9 @@ def list_workers() -> Response:
     return reply({"workers": sorted(rows, key=lambda row: (row["state"], row["queues"], row["name"]))})
 
 
-def facts(job_id: str) -> dict[str, Any]:
-    """What upstream's scripts show of a job; what of it cannot be read, is said to be so.
+def facts(job_id: str, whole: bool = True) -> dict[str, Any]:
+    """What upstream's scripts show of a job, or only what they show of it in a list; what of it cannot be read, is said
+    to be so.
 
     Raises:
         NoSuchJobError: it is gone.
@@ -266,14 +267,18 @@ def facts(job_id: str) -> dict[str, Any]:
         if not connection.client().exists(f"rq:job:{job_id}"):  # RQ refuses some ids before it looks
             raise NoSuchJobError from None
         return found | dict.fromkeys(("description", "call_string", "call"), unreadable(error))
+    found |= {name: moment(getattr(job, name)) for name in MOMENTS}
+    status = job.get_status(refresh=False)
     try:
-        latest = job.latest_result()
+        latest = job.latest_result() if whole or status == "failed" else None
         if latest:
             found |= {"result": plain(latest.return_value), "exc_info": latest.exc_string}
     except OUTAGE:
         raise
     except Exception as error:
         found["result"] = unreadable(error)
+    if not whole and job.description:
+        return found | {"description": job.description}
     try:
         short = job.get_call_string()
         call = get_call_string(job.func_name, job.args, job.kwargs)
@@ -281,9 +286,8 @@ def facts(job_id: str) -> dict[str, Any]:
             call = f"{job.description}: {call}"
     except Exception as error:
         short, call = job.description, f"{job.description} {unreadable(error)}"
-    found |= {"origin": job.origin, "status": job.get_status(refresh=False), "description": job.description or short,
+    found |= {"origin": job.origin, "status": status, "description": job.description or short,
               "call_string": short, "call": call, "metadata": json.dumps(plain(job.meta), ensure_ascii=False)}
-    found |= {name: moment(getattr(job, name)) for name in MOMENTS}
     if isinstance(job._dependency_ids, list) and job._dependency_ids:
         parents = [str(parent) for parent in job._dependency_ids]
         there = [connection.client().exists(f"rq:job:{parent}") for parent in parents]
