@@ -29,6 +29,7 @@ class Inherited:
         modules = {name: sys.modules[name] for name in KINDS if name in sys.modules}
         kinds = tuple(getattr(module, KINDS[name]) for name, module in modules.items())
         self.found = [one for one in gc.get_objects() if issubclass(type(one), kinds)] if kinds else []
+        self.sessions = self.of("sqlalchemy.orm")
 
     def of(self, module: str) -> list[Any]:
         kind = getattr(sys.modules.get(module), KINDS[module], ())
@@ -43,7 +44,7 @@ class Inherited:
             with _logged("an SQLAlchemy engine"):
                 _kept.append(engine.pool)
                 engine.dispose(close=False)
-        for session in self.of("sqlalchemy.orm"):
+        for session in self.sessions:
             with _logged("an SQLAlchemy session"):
                 if _in_transaction(session):
                     _kept.append(session())
@@ -57,10 +58,10 @@ class Inherited:
 
     def tidy(self) -> None:
         """Between two jobs: what one left broken, or unfinished, is not the next one's."""
-        if _django():
+        if "django.db" in sys.modules and _django():
             with _logged("Django's connections"):
                 sys.modules["django.db"].close_old_connections()
-        for session in self.found and self.of("sqlalchemy.orm"):
+        for session in self.sessions:
             with _logged("an SQLAlchemy session"):
                 if _in_transaction(session):
                     session.rollback()

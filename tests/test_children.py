@@ -231,3 +231,12 @@ def test_a_job_whose_hash_kills_who_reads_it_is_poison(redis, monkeypatch):
     job = rqjobs.queue("default").enqueue(faults.ok, job_id="big")
     (after,) = burst((faults.ok, 1))
     assert "process died 3 times" in job.latest_result().exc_string and after == 1
+
+
+def test_a_job_that_closes_all_descriptors_harms_no_other(redis, monkeypatch):
+    monkeypatch.setattr("rqjobs.supervisor.CRASH_DELAY", 0)
+    jobs = [rqjobs.queue("default").enqueue(function) for function in (family.close_all, faults.ok, faults.boom)]
+    rqjobs.Worker(["default"]).work(burst=True, logging_level="WARNING")
+    assert [job.get_status() for job in jobs] == ["finished", "finished", "failed"]
+    assert jobs[2].latest_result().exc_string.endswith("ValueError: boom\n")
+    assert not orphans.audit(redis).breaches
