@@ -478,10 +478,12 @@ def _remarks(connection: redis.Redis, counts: dict[str, dict[str, int]]) -> Iter
                 yield f"orphan: {job_id} of the dead worker {owner or '?'} (rqjobs recover puts it back)"
         if places["deferred"]:
             deferred = islice(connection.zscan_iter(f"rq:deferred:{queue}", count=CHUNK), 10_000)
-            yield from _deferred_for_ever(connection, [text(member) for member, _ in deferred])
+            for job_id, parent, status in deferred_for_ever(connection, [text(member) for member, _ in deferred]):
+                yield f"deferred: {job_id} waits for {parent}, which is {status}"
 
 
-def _deferred_for_ever(connection: redis.Redis, ids: list[str]) -> Iterator[str]:
+def deferred_for_ever(connection: redis.Redis, ids: list[str]) -> Iterator[tuple[str, str, str]]:
+    """(job, parent, its status) for each parent of these deferred jobs that does not let them run any more."""
     keys = [f"{Job.redis_job_namespace_prefix}:{job_id}:dependencies" for job_id in ids]
     waits = [(job_id, text(parent)) for job_id, parents in zip(
         ids, ledger.together(connection, [("SMEMBERS", key) for key in keys]), strict=True)
@@ -490,4 +492,4 @@ def _deferred_for_ever(connection: redis.Redis, ids: list[str]) -> Iterator[str]
     for (job_id, parent), reply in zip(waits, parents, strict=True):
         status = text((not isinstance(reply, Exception) and reply) or b"gone")
         if status in ("failed", "stopped", "canceled", "gone"):
-            yield f"deferred: {job_id} waits for {parent}, which is {status}"
+            yield job_id, parent, status

@@ -786,6 +786,17 @@ def test_buttons_do_what_they_say_and_nothing_in_other_states(client, redis, sta
         assert redis.hget(job.key, "status").decode() == expected
 
 
+def test_a_job_that_waits_in_vain_says_so(client, redis):
+    parent = rqjobs.enqueue(faults.boom, "bang")
+    job = rqjobs.enqueue(faults.say, "after", depends_on=parent)
+    assert "It waits for" not in client.get(f"/jobs/{job.id}").text
+    run_all(redis)
+    page = client.get(f"/jobs/{job.id}").text
+    assert f"It waits for <bdi>{parent.id}</bdi>, which is failed" in page
+    parent.delete()
+    assert f"It waits for <bdi>{parent.id}</bdi>, which is gone" in client.get(f"/jobs/{job.id}").text
+
+
 def test_stop_stops(client, redis, worker, eventually):
     worker("default")
     job = rqjobs.enqueue(faults.hang, "gate")
@@ -1005,7 +1016,8 @@ def test_that_the_workers_are_suspended_is_said_on_every_page(client, redis):
     assert "suspended" not in client.get("/").text
     redis.set("rq:suspended", 1)
     for path in ("/", "/live", "/failed", "/workers", "/schedules", "/delayed"):
-        assert client.get(path).text.count("RQ is suspended: no worker begins a job until `rq resume`") == 1, path
+        assert client.get(path).text.count(
+            "RQ is suspended: no worker begins a job until <code>rq resume</code>") == 1, path
 
 
 def test_healthz(stranger):

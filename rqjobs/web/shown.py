@@ -9,6 +9,7 @@ import inspect
 import json
 import re
 from datetime import datetime, timezone
+from itertools import islice
 from pprint import pformat
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from flask import abort, request
 from redis.exceptions import ResponseError
 from rq.results import Result
 
-from rqjobs import catalog, connection, ledger, queues, stats
+from rqjobs import catalog, connection, ledger, orphans, queues, stats
 from rqjobs.jobs import Job
 from rqjobs.ledger import text
 from rqjobs.web.guard import pages
@@ -104,6 +105,7 @@ def describe(job_id: str) -> dict[str, Any]:
     times = [("Created", job.created_at), ("Enqueued", job.enqueued_at),
              ("Due", _try(lambda: datetime.fromtimestamp(due, timezone.utc))),
              ("Started", job.started_at), ("Ended", job.ended_at)]
+    blocked = orphans.deferred_for_ever(job.connection, [job.id]) if status == "deferred" else ()
     parents = job._dependency_ids if isinstance(job._dependency_ids, list) else []
     meta = job.meta if isinstance(job.meta, dict) else {}
     done, total = (meta.get(key) if type(meta.get(key)) in (int, float) else None for key in ("done", "total"))
@@ -118,6 +120,7 @@ def describe(job_id: str) -> dict[str, Any]:
         "deaths": len(text(deaths).split(",")) if deaths else 0,
         "retries_left": job.retries_left, "repeats_left": job.repeats_left,
         "depends_on": [(cut(str(parent), 260), is_id(str(parent))) for parent in parents[:50]],
+        "blocked": [(cut(parent, 260), cut(how, 40)) for _, parent, how in islice(blocked, 10)],
         "meta": cut(pretty(job.meta)) if job.meta else "",
         "progress": (done, total) if done is not None and total and 0 <= done <= total else None,
         "result": cut(pretty(result.return_value)) if result and result.type is Result.Type.SUCCESSFUL else None,
