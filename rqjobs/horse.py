@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import gc
 import logging
 import os
@@ -25,7 +24,7 @@ from rq.worker import DequeueStrategy
 from rqjobs import children, config, ledger, processes, texts, waits
 from rqjobs.board import Board
 from rqjobs.inherited import Inherited
-from rqjobs.instrumented import isolated
+from rqjobs.instrumented import isolate
 from rqjobs.ledger import CLAIM, RELEASE, Claim, text
 from rqjobs.outbox import Outbox, Outcome
 from rqjobs.queues import Queue
@@ -220,7 +219,7 @@ class Horse:
             what = f"{blue(str(job.description))} ({job.id})" if worker.log_job_description else job.id
             worker.log.info("Worker %s: %s: %s", worker.name, green(queue.name), what)
         self.inherited.tidy()
-        contextvars.copy_context().run(self._run, job, queue)
+        isolate(worker.perform_job, job, queue)
         self.inherited.tidy()
         children.flush()
         if worker.handed_over != claim.token:
@@ -233,10 +232,6 @@ class Horse:
                    f"super().perform_job")
         worker.log.error("Worker %s: job %s: %s", worker.name, claim.job_id, message)
         worker.told(claim.job_id, worker.bury(claim, message))
-
-    def _run(self, job: Any, queue: Queue) -> None:
-        with isolated():
-            self.worker.perform_job(job, queue)
 
     def _spent(self) -> str:
         """Why a fresh horse is wanted, if it is: it ran as many jobs as it may, or it grew by more than it may."""

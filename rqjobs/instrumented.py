@@ -6,9 +6,9 @@ inside of whatever replaced them, so that it sees each job and may write into it
 
 from __future__ import annotations
 
+import contextvars
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from types import FunctionType
 from typing import Any
 
@@ -21,9 +21,14 @@ def is_wrapped(owner: type, *names: str) -> bool:
     """Whether one of these methods of an RQ class is not RQ's own function, whoever was imported first."""
     for name in names:
         function = getattr(owner, name)
-        if type(function) is not FunctionType or not function.__globals__["__name__"].startswith("rq."):
-            return True
+        if function not in _rq_functions:
+            if type(function) is not FunctionType or not function.__globals__["__name__"].startswith("rq."):
+                return True
+            _rq_functions.add(function)
     return False
+
+
+_rq_functions: set[FunctionType] = set()  # those that were found to be RQ's own
 
 
 class WrappedQueue(rq.Queue):
@@ -86,7 +91,16 @@ class Claimed(redis.Redis):
         return True
 
 
-def isolated() -> AbstractContextManager[Any]:
-    """Around one job: what it gives to sentry-sdk (tags, breadcrumbs, user) does not reach the next one's events."""
+def isolate(run: Callable[..., Any], *args: Any) -> None:
+    """Run one job in a context of its own: what it sets in context variables, or gives to sentry-sdk (tags,
+    breadcrumbs, user), does not reach the next one."""
     sentry: Any = sys.modules.get("sentry_sdk")
-    return sentry.isolation_scope() if hasattr(sentry, "isolation_scope") else nullcontext()
+    if sentry is not None and hasattr(sentry, "isolation_scope"):
+        contextvars.copy_context().run(_in_scope, sentry, run, *args)
+    else:
+        contextvars.copy_context().run(run, *args)
+
+
+def _in_scope(sentry: Any, run: Callable[..., Any], *args: Any) -> None:
+    with sentry.isolation_scope():
+        run(*args)

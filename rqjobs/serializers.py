@@ -156,6 +156,8 @@ def _check_shape(data: bytes) -> None:
     Raises:
         PayloadError: it is, before anything was built of it.
     """
+    if len(data) <= DEPTH_MAX_LEVELS:  # so short, it cannot be any of it
+        return
     _check_size(data)
     most = config.current().max_value // 2
     if len(data) > most:  # else there cannot be so many parts
