@@ -376,6 +376,16 @@ def census(connection: redis.Redis, queues: list[str]) -> dict[str, dict[str, in
     return found
 
 
+# What helps a job that is deferred behind one in this state: nothing enqueues it by itself, as in RQ, because only a
+# person knows whether it may run without a canceled or deleted one.
+REMEDIES = {
+    "failed": "requeue that one, or cancel this job",
+    "stopped": "requeue that one, or cancel this job",
+    "canceled": "enqueue that one again under its id, or cancel this job",
+    "gone": "it was deleted or has expired; cancel this job, or let it run without: queue.enqueue_job(job)",
+}
+
+
 @dataclass
 class Audit:
     """Counts of every place by queue, the jobs that break P1 with the reason, and remarks that do not."""
@@ -483,13 +493,18 @@ def _remarks(connection: redis.Redis, counts: dict[str, dict[str, int]]) -> Iter
 
 
 def deferred_for_ever(connection: redis.Redis, ids: list[str]) -> Iterator[tuple[str, str, str]]:
-    """(job, parent, its status) for each parent of these deferred jobs that does not let them run any more."""
-    keys = [f"{Job.redis_job_namespace_prefix}:{job_id}:dependencies" for job_id in ids]
-    waits = [(job_id, text(parent)) for job_id, parents in zip(
-        ids, ledger.together(connection, [("SMEMBERS", key) for key in keys]), strict=True)
-        if isinstance(parents, set | list) for parent in parents]
-    parents = ledger.together(connection, [("HGET", f"rq:job:{parent}", "status") for _, parent in waits])
-    for (job_id, parent), reply in zip(waits, parents, strict=True):
-        status = text((not isinstance(reply, Exception) and reply) or b"gone")
-        if status in ("failed", "stopped", "canceled", "gone"):
-            yield job_id, parent, status
+    """(job, parent, its status, a key of `REMEDIES`) for each parent of these deferred jobs that does not let them run.
+    A job that is gone counts as finished when another one ends, but nobody asks if there is no other."""
+    commands = [command for job_id in ids for command in (
+        ("SMEMBERS", f"{Job.redis_job_namespace_prefix}:{job_id}:dependencies"),
+        ("HGET", f"rq:job:{job_id}", "allow_dependency_failures"))]
+    replies = ledger.together(connection, commands)
+    waits = [(job_id, text(parent), may_fail == b"1") for job_id, parents, may_fail in zip(
+        ids, replies[::2], replies[1::2], strict=True) if isinstance(parents, set | list) for parent in parents]
+    found = ledger.together(connection, [("HGET", f"rq:job:{parent}", "status") for _, parent, _ in waits])
+    states = [text((not isinstance(reply, Exception) and reply) or b"gone") for reply in found]
+    others = {job_id for (job_id, _, _), state in zip(waits, states, strict=True) if state not in ("finished", "gone")}
+    for (job_id, parent, may_fail), state in zip(waits, states, strict=True):
+        ends = (state == "failed" and may_fail) or (state == "gone" and job_id in others)
+        if state in REMEDIES and not ends:
+            yield job_id, parent, state

@@ -428,6 +428,17 @@ def test_a_job_that_is_enqueued_again_while_it_runs_runs_again(worker, redis, ev
     assert "is refused" in process.output() and not redis.exists("rq:wip:default", f"rqjobs:claims:{process.name}")
 
 
+@pytest.mark.parametrize("way", ["in", "now"])
+def test_a_job_that_plans_its_own_next_run_goes_on(worker, redis, eventually, way):
+    """What it planned was lost: the end of the run that planned it was taken for its own."""
+    process = worker("default", options=["--with-scheduler"])
+    job = rqjobs.enqueue(faults.plan_next_run, 3, way, job_id="same")
+    eventually(lambda: job.get_status() == JobStatus.FINISHED and job.return_value(refresh=True) == 0)
+    assert [result.return_value for result in job.results()] == [0]
+    eventually(lambda: not redis.exists("rq:wip:default", f"rqjobs:claims:{process.name}"))
+    assert not orphans.audit(redis, settle=0).breaches
+
+
 def test_what_a_job_decides_late_does_not_wait_behind_the_next_of_its_batch(worker, redis, eventually):
     """A job that enqueues another behind itself is settled by RQ's way; that waited until its whole batch was done."""
     worker("default", env={"FAULTS_SPAN": "60"})

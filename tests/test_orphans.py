@@ -387,6 +387,66 @@ def test_a_stray_goes_back_when_it_was_seen_twice(redis, status):
     assert not orphans.audit(redis, settle=0).breaches
 
 
+@pytest.mark.parametrize("place", ["finished", "failed", "canceled"])
+def test_an_ended_job_whose_status_was_overwritten_is_no_stray(redis, place):
+    """A web view wrote the meta of a job with a stock client, and 65 s later the finished job ran again."""
+    job = rqjobs.enqueue(faults.ok, job_timeout=1)
+    stray(redis, job, idle=3600)
+    redis.zadd(f"rq:{place}:default", {job.id: 9e9})
+    redis.xadd(f"rq:results:{job.id}", {"type": 1, "execution_ended_at": time.time() - 3000})
+    assert not orphans.audit(redis, settle=0).breaches
+    for _ in range(2):
+        assert orphans.sweep(redis, force=True).requeued == []
+        look_again(redis)
+    assert order() == [] and job.get_status() == place, "its status is put right"
+
+
+def test_a_repeating_job_that_was_lost_after_its_first_run_is_a_stray(redis):
+    job = rqjobs.enqueue(faults.ok, job_timeout=1, repeat=rqjobs.Repeat(times=2))
+    stray(redis, job, idle=3600)
+    redis.zadd("rq:finished:default", {job.id: 9e9})
+    redis.xadd(f"rq:results:{job.id}", {"type": 1, "execution_ended_at": time.time() - 3700})
+    assert orphans.audit(redis, settle=0).breaches
+    orphans.sweep(redis, force=True)
+    look_again(redis)
+    assert orphans.sweep(redis, force=True).requeued == [job.id]
+
+
+def test_audit_names_an_id_on_two_queues(redis):
+    for pushed, place in (("queue:low", "queued in low"), ("scheduled:low", "scheduled in low"),
+                          ("deferred:low", "deferred in low")):
+        redis.flushdb()
+        job = rqjobs.enqueue(faults.ok)
+        rqjobs.queue("low").enqueue(faults.ok)
+        if pushed == "queue:low":
+            redis.rpush("rq:queue:low", job.id)
+        else:
+            redis.zadd(f"rq:{pushed}", {job.id: 9e9})
+        assert orphans.audit(redis, settle=0).breaches == {job.id: f"in more than one place: queued, {place}"}
+
+
+@pytest.mark.parametrize(("state", "may_fail", "named"), [
+    ("failed", False, "failed"), ("failed", True, ""), ("stopped", True, "stopped"), ("canceled", False, "canceled"),
+    ("gone", False, "gone"), ("queued", False, ""),
+])
+def test_audit_names_what_waits_in_vain(redis, state, may_fail, named):
+    parent, other = rqjobs.enqueue(faults.ok, job_id="parent"), rqjobs.enqueue(faults.ok, job_id="other")
+    rqjobs.enqueue(faults.ok, depends_on=Dependency(jobs=[parent], allow_failure=may_fail), job_id="child")
+    both = rqjobs.enqueue(faults.ok, depends_on=[parent, other], job_id="both")
+    if state == "gone":
+        parent.delete()
+    elif state != "queued":
+        redis.hset(parent.key, "status", state)
+    found = list(orphans.deferred_for_ever(redis, ["child"]))
+    assert found == ([("child", "parent", named)] if named else []) and (not named or orphans.REMEDIES[named])
+    if state == "gone":  # counts as finished, when the other has ended
+        assert list(orphans.deferred_for_ever(redis, ["both"])) == []
+        redis.hset(other.key, "status", "finished")
+        redis.sadd(ledger.WAKING, other.id)
+        orphans.wake(redis)
+        assert both.get_status() == JobStatus.QUEUED
+
+
 def test_what_only_looks_like_a_stray_is_left_alone(redis):
     """A job that a stock client is writing or running right now; ended ones; deferred ones; other keys."""
     fresh = rqjobs.enqueue(faults.ok, job_timeout=600)

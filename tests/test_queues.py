@@ -13,10 +13,10 @@ import faults
 import pytest
 import rq
 from proxy import Fault, Proxy
-from redis.exceptions import ConnectionError
+from redis.exceptions import ConnectionError, WatchError
 from rq.exceptions import DuplicateJobError, InvalidJobOperation, NoSuchJobError
 from rq.group import Group
-from rq.job import JobStatus
+from rq.job import Dependency, JobStatus
 
 import rqjobs
 from rqjobs import Callback, Repeat, Retry, config, connection, ledger, orphans
@@ -304,3 +304,116 @@ def test_a_job_is_current_while_it_runs_and_only_then(redis):
     job = queue.enqueue(faults.whoami)
     assert job.return_value() == job.id and rq.get_current_job() is None
     assert queue.enqueue(faults.boom).is_failed and rq.get_current_job() is None
+
+
+def end(redis, job, status):
+    redis.hset(job.key, "status", status)
+    redis.lrem("rq:queue:default", 0, job.id)
+
+
+@pytest.mark.parametrize("with_pipeline", [False, True])
+def test_what_may_run_after_a_failure_that_has_already_been_runs_at_once(redis, with_pipeline):
+    """It was deferred for ever: nobody asks a failed job once more what waits for it."""
+    parent = rqjobs.enqueue(faults.ok)
+    end(redis, parent, "failed")
+    after = Dependency(jobs=[parent], allow_failure=True)
+    with redis.pipeline() as pipe:
+        job = rqjobs.enqueue(faults.ok, depends_on=after, **({"pipeline": pipe} if with_pipeline else {}))
+        pipe.execute()
+    never = rqjobs.enqueue(faults.ok, depends_on=parent)
+    assert rqjobs.queue("default").job_ids == [job.id] and job.get_status() == JobStatus.QUEUED
+    assert never.get_status(refresh=False) == never.get_status() == JobStatus.DEFERRED
+
+
+@pytest.mark.parametrize("first", ["the other job", "the time"])
+def test_a_delayed_job_that_depends_on_another_waits_for_both(redis, first):
+    """The other job was passed over without a word."""
+    parent = rqjobs.enqueue(faults.ok)
+    job = rqjobs.enqueue_in(600 if first == "the other job" else 0.001, faults.ok, depends_on=parent)
+    assert job.get_status() == JobStatus.DEFERRED and not redis.exists("rq:scheduled:default")
+    end(redis, parent, "finished")
+    redis.sadd(ledger.WAKING, parent.id)
+    orphans.wake(redis)
+    if first == "the other job":
+        assert job.get_status() == JobStatus.SCHEDULED and not rqjobs.queue("default").count
+        redis.zadd("rq:scheduled:default", {job.id: 1})
+        assert ledger.promote(redis, "default", 180) == 1
+    assert rqjobs.queue("default").job_ids == [job.id] and job.get_status() == JobStatus.QUEUED
+    assert not orphans.audit(redis, settle=0).breaches
+
+
+def test_a_delayed_job_whose_other_job_has_ended_waits_for_its_time_only(redis):
+    parent = rqjobs.enqueue(faults.ok)
+    end(redis, parent, "finished")
+    job = rqjobs.enqueue_in(600, faults.ok, depends_on=parent)
+    assert job.get_status() == JobStatus.SCHEDULED and redis.zscore("rq:scheduled:default", job.id)
+
+
+def test_an_id_that_is_used_again_has_none_of_the_options_of_the_job_that_had_it(redis):
+    """The retries of the earlier job were the later one's, and it waited for what that had waited for."""
+    parent = rqjobs.enqueue(faults.ok)
+    rqjobs.enqueue(faults.ok, 1, job_id="again", depends_on=parent, retry=Retry(max=3, interval=5), meta={"first": 1},
+                   repeat=Repeat(times=2), result_ttl=5, ttl=50, at_front=True)
+    rqjobs.enqueue(faults.ok, 2, job_id="again")
+    fields = rqjobs.Job.fetch("again", connection=redis)
+    assert (fields.retries_left, fields.repeats_left, fields.meta, fields.result_ttl, fields.ttl) == (
+        None, None, {}, None, None)
+    assert fields._dependency_ids == fields.dependency_ids == [] and redis.ttl("rq:job:again") == -1
+    assert not redis.exists(parent.dependents_key)
+
+
+def test_a_script_in_a_pipeline_needs_no_script_that_redis_knows(redis):
+    """In the middle of a transaction it could not be sent again."""
+    redis.script_flush()
+    with redis.pipeline() as pipe:
+        pipe.set("before", 1)
+        job = rqjobs.enqueue(faults.ok, pipeline=pipe)
+        later = rqjobs.enqueue_in(60, faults.ok, pipeline=pipe)
+        assert not redis.exists(job.key)
+        pipe.execute()
+    with redis.pipeline() as pipe:
+        pipe.watch("before")
+        rqjobs.enqueue(faults.ok, pipeline=pipe)
+        redis.set("before", 2)
+        with pytest.raises(WatchError):
+            pipe.execute()
+    assert rqjobs.queue("default").job_ids == [job.id] and redis.zscore("rq:scheduled:default", later.id)
+
+
+def test_save_writes_what_was_changed_and_not_what_became_of_the_job(redis):
+    made = rqjobs.enqueue(faults.ok, job_id="one", meta={"a": 1})
+    read = Job.fetch("one", connection=redis)
+    redis.hset("rq:job:one", mapping={"status": "finished", "ended_at": "2030-01-01T00:00:00Z", "worker_name": "w"})
+    made.meta["b"], read.description = 2, "new"
+    for job in made, read:
+        with redis.pipeline() as pipe:
+            job.save(pipeline=pipe)
+            pipe.execute()
+    found = Job.fetch("one", connection=redis)
+    assert (found.get_status(), found.worker_name, found.meta, found.description) == (
+        JobStatus.FINISHED, "w", {"a": 1, "b": 2}, "new")
+    read.description = "old"
+    read.save()
+    read.description = "new"
+    read.save()
+    assert redis.hget("rq:job:one", "description") == b"new"
+
+
+def test_a_job_that_is_gone_is_not_written_again_by_save(redis):
+    """A hash of a few fields was left behind for ever."""
+    job = rqjobs.enqueue(faults.ok)
+    job.delete()
+    job.meta["late"] = 1
+    job.save()
+    job.save_meta()
+    assert not redis.exists(job.key)
+
+
+def test_many_of_a_queue_come_in_their_order_and_what_waits_for_others_waits(redis):
+    queue = rqjobs.queue("low")
+    parent = queue.prepare_data(faults.ok, job_id="parent")
+    jobs = queue.enqueue_many([queue.prepare_data(faults.ok, depends_on="parent", job_id="child"), parent,
+                               *(queue.prepare_data(faults.ok, (n,)) for n in range(450))])
+    assert [job.id for job in jobs[:1] + jobs[-1:]] == ["parent", "child"]
+    assert queue.job_ids == [job.id for job in jobs[:-1]] and jobs[-1].get_status(refresh=False) == JobStatus.DEFERRED
+    assert redis.zrange("rq:deferred:low", 0, -1) == [b"child"] and b"rq:queue:low" in redis.smembers("rq:queues")

@@ -792,7 +792,7 @@ def test_a_job_that_waits_in_vain_says_so(client, redis):
     assert "It waits for" not in client.get(f"/jobs/{job.id}").text
     run_all(redis)
     page = client.get(f"/jobs/{job.id}").text
-    assert f"It waits for <bdi>{parent.id}</bdi>, which is failed" in page
+    assert f"It waits for <bdi>{parent.id}</bdi>, which is failed: requeue that one" in page
     parent.delete()
     assert f"It waits for <bdi>{parent.id}</bdi>, which is gone" in client.get(f"/jobs/{job.id}").text
 

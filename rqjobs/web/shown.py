@@ -120,7 +120,7 @@ def describe(job_id: str) -> dict[str, Any]:
         "deaths": len(text(deaths).split(",")) if deaths else 0,
         "retries_left": job.retries_left, "repeats_left": job.repeats_left,
         "depends_on": [(cut(str(parent), 260), is_id(str(parent))) for parent in parents[:50]],
-        "blocked": [(cut(parent, 260), cut(how, 40)) for _, parent, how in islice(blocked, 10)],
+        "blocked": [(cut(parent, 260), how, orphans.REMEDIES[how]) for _, parent, how in islice(blocked, 10)],
         "meta": cut(pretty(job.meta)) if job.meta else "",
         "progress": (done, total) if done is not None and total and 0 <= done <= total else None,
         "result": cut(pretty(result.return_value)) if result and result.type is Result.Type.SUCCESSFUL else None,
