@@ -11,7 +11,7 @@ import redis
 from redis.exceptions import NoScriptError
 from rq.scheduler import RQScheduler
 
-from rqjobs import catalog, config, connection, embedded, stats
+from rqjobs import catalog, config, connection, embedded, odd_keys, stats
 
 CLOCK = 1.0  # seconds that two clocks may differ
 FULL = 0.9  # of maxmemory
@@ -151,7 +151,13 @@ def _delayed(client: redis.Redis, queues: list[stats.QueueStats]) -> Iterator[Fi
                                   f"{OVERDUE_SECONDS} s; its scheduler's log says why")
 
 
+def _odd_keys(client: redis.Redis) -> Iterator[Finding]:
+    for key, found, wanted in odd_keys.all_of(client, stats.queue_names(client)):
+        yield Finding("note", f"the key {key} in Redis is a {found}, and no {wanted}: somebody else wrote there; the "
+                              f"next sweep of a worker sets it aside, and so does rqjobs recover")
+
+
 CHECKS: dict[str, Callable[[redis.Redis], Iterator[Finding]]] = {
     "version, memory and append-only file": _server, "rights": _rights, "clocks": _clock,
-    "workers and queues": _workers,
+    "workers and queues": _workers, "the types of keys": _odd_keys,
 }

@@ -12,6 +12,7 @@ Keys of ours, beside RQ's:
     rqjobs:sweep, :swept    the sweep's lock, and when the last one was
     rqjobs:seen:<queue>     hash, job id -> since when it stands in the queue's intermediate list
     rqjobs:strays:*         the stray hunt's lock, its cursor, and what it saw once
+    rqjobs:odd:<key>        what was of the wrong type under that key, set aside (odd_keys.py)
     rqjobs:login*           counters of wrong passwords (web/guard.py)
     rqjobs:sessions         sorted set, login to the pages -> when it ends (web/guard.py)
 and in a job's hash `rqjobs_token` (its claim's, which is RQ's execution id), `rqjobs_settled` (the token that settled
@@ -98,8 +99,8 @@ ENQUEUE, CLAIM, FINISH, SETTLE, RELEASE, RECLAIM, RECOVER, REQUEUE, PROMOTE, WAK
     Script, ("enqueue", "claim", "finish", "settle", "release", "reclaim", "recover", "requeue", "promote", "wake",
              "delayed", "tick"))
 CENSUS, NEWEST, HUNT, OUTCOMES, DUE = map(Script, ("census", "newest", "hunt", "outcomes", "due"))  # these only read,
-SWEEP, DELETE, SCHEDULE, BUSY, SAVE = (Script(name, common=False)  # as does BUSY
-                                 for name in ("sweep", "delete", "schedule", "busy", "save"))
+SWEEP, DELETE, SCHEDULE, BUSY, SAVE, ASIDE = (Script(name, common=False)  # as does BUSY
+                                              for name in ("sweep", "delete", "schedule", "busy", "save", "aside"))
 
 
 class NoLease(Exception):
@@ -224,11 +225,9 @@ def leave(connection: redis.Redis, worker: str) -> None:
 
 def workers(connection: redis.Redis) -> list[str]:
     """The names of all workers in whose claims a job may be: those with a lease, and those that have gone lately."""
-    connection.zremrangebyscore(DEPARTED, 0, now().timestamp() - DEPARTED_FOR)
-    with connection.pipeline() as pipe:
-        pipe.zrange(WORKERS, 0, -1)
-        pipe.zrange(DEPARTED, 0, -1)
-        return sorted({text(name) for names in pipe.execute() for name in names})
+    _, *replies = together(connection, [("ZREMRANGEBYSCORE", DEPARTED, 0, now().timestamp() - DEPARTED_FOR),
+                                        ("ZRANGE", WORKERS, 0, -1), ("ZRANGE", DEPARTED, 0, -1)])
+    return sorted({text(name) for names in replies if not isinstance(names, Exception) for name in names})
 
 
 def may_sweep(connection: redis.Redis, force: bool = False) -> int:

@@ -11,6 +11,7 @@ An orphan is a job in the hands of a worker that is dead, never one that merely 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -22,7 +23,7 @@ from typing import Any, NamedTuple
 import redis
 from rq.utils import now
 
-from rqjobs import config, ledger, processes
+from rqjobs import config, ledger, odd_keys, processes
 from rqjobs.jobs import Job, read_date
 from rqjobs.ledger import text
 from rqjobs.queues import Queue
@@ -77,12 +78,11 @@ class Owners:
 
     def judge(self, names: list[str]) -> None:
         """Find the verdicts on all of them, in one round trip."""
-        with self.connection.pipeline(transaction=False) as pipe:
-            for name in names:
-                pipe.hmget(f"rqjobs:worker:{name}", "host", "pid", "started", "horse", "horse_started", "session")
-                pipe.zscore(ledger.WORKERS, name)
-                pipe.exists(f"rq:worker:{name}")
-            facts = pipe.execute()
+        where = "host", "pid", "started", "horse", "horse_started", "session"
+        facts = ledger.together(self.connection, [command for name in names for command in (
+            ("HMGET", f"rqjobs:worker:{name}", *where), ("ZSCORE", ledger.WORKERS, name),
+            ("EXISTS", f"rq:worker:{name}"))])
+        facts = [[None] * len(where) if isinstance(fact, Exception) else fact for fact in facts]
         for index, name in enumerate(names):
             self._verdicts[name] = self._judge(*facts[3 * index:3 * index + 3])
             self.horses[name] = facts[3 * index]
@@ -120,44 +120,68 @@ def sweep(connection: redis.Redis, force: bool = False, pulse: Callable[[], None
     permission = ledger.may_sweep(connection, force)
     if permission < 0:
         return None
+    odd_keys.set_aside(connection, odd_keys.SINGLE)
+    odd_keys.set_aside(connection, odd_keys.OF_WORKERS, odd_keys.workers(connection))
+    thorough = force or _is_time_for_strays(connection)
+    if thorough:
+        odd_keys.set_aside(connection, odd_keys.OF_QUEUES, queue_names(connection))
     result, owners = Sweep(pulse), Owners(connection, leases_count=permission == 1)
-    ours = [text(member) for member in connection.zrange(ledger.WORKERS, 0, -1)]
+    ours = _with_a_lease(connection)
     owners.judge(ours)
     for worker in ours:
-        if owners.verdict(worker) != "alive":
-            owners.end_horse(worker)
-        _sweep_claims(connection, worker, owners.verdict(worker), owners.processes[worker], result)
+        with _passing_over(f"the sweep of worker {worker}"):
+            if owners.verdict(worker) != "alive":
+                owners.end_horse(worker)
+            _sweep_claims(connection, worker, owners.verdict(worker), owners.processes[worker], result)
     for queue in _busy_queues(connection, result):
         pulse()
-        try:
+        with _passing_over(f"the sweep of queue {queue}"):
             _sweep_started(connection, queue, owners, set(ours), result)
             _sweep_intermediate(connection, queue, owners, result)
             ledger.promote(connection, queue, Queue.DEFAULT_TIMEOUT, crashed_only=True)
-        except redis.ResponseError as error:
-            _ignore_wrong_type(error, f"the sweep of queue {queue}")
-    if force or connection.set("rqjobs:strays:lock", 1, nx=True, ex=STRAY_PERIOD):
+    if thorough:
         for worker in ledger.workers(connection):  # something may have come into the hands of one that has gone
             if worker not in ours and connection.exists(f"rqjobs:claims:{worker}"):
-                _sweep_claims(connection, worker, "dead", "", result)
+                with _passing_over(f"the sweep of worker {worker}"):
+                    _sweep_claims(connection, worker, "dead", "", result)
         _sweep_strays(connection, owners.now, result)
     wake(connection, pulse)
     return result
 
 
-def _ignore_wrong_type(error: redis.ResponseError, what: str) -> None:
+@contextlib.contextmanager
+def _passing_over(what: str) -> Iterator[None]:
     """A key of the wrong type must not stop the rest."""
-    if not ledger.wrong_type(error):
-        raise error
-    log.error("%s: %s", what, error)
+    try:
+        yield
+    except redis.ResponseError as error:
+        if not ledger.wrong_type(error):
+            raise
+        log.error("%s: %s", what, error)
+
+
+def _is_time_for_strays(connection: redis.Redis) -> bool:
+    lock = "rqjobs:strays:lock"
+    if connection.set(lock, 1, nx=True, ex=STRAY_PERIOD):
+        return True
+    return connection.ttl(lock) == -1 and bool(connection.set(lock, 1, ex=STRAY_PERIOD))  # without an end: nobody's
+
+
+def _with_a_lease(connection: redis.Redis) -> list[str]:
+    """Our workers, dead or alive; what is no name is removed from among them."""
+    members: Any = connection.zrange(ledger.WORKERS, 0, -1)
+    names = [name for member in members if (name := text(member)).encode() == member]
+    if odd := [member for member in members if text(member).encode() != member]:
+        log.error("%d members of rqjobs:workers are no names, and are removed: somebody else wrote them", len(odd))
+        connection.zrem(ledger.WORKERS, *odd)
+    return names
 
 
 def wake(connection: redis.Redis, pulse: Callable[[], None] = lambda: None) -> None:
     """Let jobs run that waited for one which has ended, and were not woken with its end."""
     for member in map(text, connection.smembers(ledger.WAKING)):
-        try:
+        with _passing_over(f"what waits for job {member}"):
             ledger.wake(connection, member, Queue.DEFAULT_TIMEOUT, pulse)
-        except redis.ResponseError as error:
-            _ignore_wrong_type(error, f"what waits for job {member}")
 
 
 def _sweep_claims(connection: redis.Redis, worker: str, verdict: str, process: str, result: Sweep) -> None:
@@ -214,11 +238,9 @@ def _started(connection: redis.Redis, queue: str) -> list[tuple[str, str]]:
 
 def owners_of(connection: redis.Redis, started: list[tuple[str, str]]) -> list[str]:
     """The worker that holds each of these executions; "" where RQ has forgotten it (its own heartbeat ended)."""
-    with connection.pipeline(transaction=False) as pipe:
-        for job_id, execution in started:
-            pipe.hget(f"rq:execution:{job_id}:{execution}", "worker_name")
-            pipe.hget(f"rq:job:{job_id}", "worker_name")
-        names = pipe.execute()
+    replies = ledger.together(connection, [("HGET", key, "worker_name") for job_id, execution in started
+                                           for key in (f"rq:execution:{job_id}:{execution}", f"rq:job:{job_id}")])
+    names = [None if isinstance(reply, Exception) else reply for reply in replies]
     return [text(names[i] or names[i + 1] or b"") for i in range(0, len(names), 2)]
 
 
@@ -253,8 +275,11 @@ def _sweep_intermediate(connection: redis.Redis, queue: str, owners: Owners, res
 
 def _seen_for(connection: redis.Redis, seen: str, job_id: str, moment: float, seconds: float) -> bool:
     """Whether the hash `seen` has known `job_id` for `seconds`; now it does. More than an hour was another time."""
-    since = float(connection.hget(seen, job_id) or 0)
-    if moment - since > 3600:
+    try:
+        since = float(connection.hget(seen, job_id) or 0)
+    except ValueError:  # somebody else wrote that
+        since = 0.0
+    if not -3600 <= moment - since <= 3600:
         connection.hset(seen, job_id, moment)
         connection.expire(seen, 3600)
         return False
@@ -266,10 +291,12 @@ def _seen_for(connection: redis.Redis, seen: str, job_id: str, moment: float, se
 
 def _sweep_strays(connection: redis.Redis, moment: float, result: Sweep) -> None:
     for job_id, queue in _idle_and_nowhere(connection, _next_part(connection)):
-        if _seen_for(connection, "rqjobs:strays:seen", job_id, moment, STRAY_GRACE):
-            again = not has_ended(connection, job_id, queue)
-            result.note(ledger.recover(connection, job_id, queue, "stray", again=again), job_id, queue, "in no place")
-            connection.hdel("rqjobs:strays:seen", job_id)
+        with _passing_over(f"the stray {job_id} of queue {queue}"):
+            if _seen_for(connection, "rqjobs:strays:seen", job_id, moment, STRAY_GRACE):
+                again = not has_ended(connection, job_id, queue)
+                outcome = ledger.recover(connection, job_id, queue, "stray", again=again)
+                result.note(outcome, job_id, queue, "in no place")
+                connection.hdel("rqjobs:strays:seen", job_id)
 
 
 def _next_part(connection: redis.Redis) -> Iterator[Stray]:
@@ -339,7 +366,11 @@ def _places(connection: redis.Redis, queue: str, counts: dict[str, int] | None =
 
 def _claimed(connection: redis.Redis) -> Iterator[str]:
     """Every id in a worker's claims."""
-    commands = [("LRANGE", f"rqjobs:claims:{worker}", 0, -1) for worker in ledger.workers(connection)]
+    yield from _claims_of(connection, ledger.workers(connection))
+
+
+def _claims_of(connection: redis.Redis, workers: list[str]) -> Iterator[str]:
+    commands = [("LRANGE", f"rqjobs:claims:{worker}", 0, -1) for worker in workers]
     for ids in ledger.together(connection, commands):
         yield from map(text, ids if isinstance(ids, list) else [])  # an error: no list stands there
 
@@ -410,7 +441,10 @@ def audit(connection: redis.Redis, settle: float = 2.0) -> Audit:
     empty = dict.fromkeys(PLACES, 0)
     breaches = {}
     for job_id in sorted(suspects):
-        reason = _breach(connection, job_id, queues)
+        try:
+            reason = _breach(connection, job_id, queues)
+        except redis.ResponseError as error:
+            reason = f"it cannot be said where it is: {error}"
         if reason:
             breaches[job_id] = reason
     return Audit({queue: counts.get(queue, empty) for queue in queues}, breaches, list(_remarks(connection, counts)))
@@ -474,12 +508,14 @@ def _found(job_id: str, queued: list[int], intermediate: Any, scheduled: Any, de
 
 
 def _remarks(connection: redis.Redis, counts: dict[str, dict[str, int]]) -> Iterator[str]:
+    for key, found, wanted in odd_keys.all_of(connection, queue_names(connection)):
+        yield f"odd: {key} is a {found}, and no {wanted} (the sweep of a worker sets it aside as rqjobs:odd:{key})"
     owners = Owners(connection, leases_count=True)
-    ours = sorted(map(text, connection.zrange(ledger.WORKERS, 0, -1)))
+    ours = odd_keys.workers(connection, ledger.WORKERS)
     owners.judge(ours)
     for worker in ours:
         if owners.verdict(worker) != "alive":
-            for job_id in map(text, connection.lrange(f"rqjobs:claims:{worker}", 0, -1)):
+            for job_id in _claims_of(connection, [worker]):
                 yield f"orphan: {job_id} of the dead worker {worker} (rqjobs recover puts it back)"
     for queue, places in sorted(counts.items()):
         started = _started(connection, queue) if places["running"] else []

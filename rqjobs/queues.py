@@ -102,7 +102,11 @@ class Queue(rq.Queue):
         if time.monotonic() - _looked.get(self.key, -UNSERVED_PAUSE) < UNSERVED_PAUSE:
             return
         _looked[self.key] = time.monotonic()
-        if not self.connection.scard(f"rq:workers:{self.name}"):
+        try:
+            served = self.connection.scard(f"rq:workers:{self.name}")
+        except redis.ResponseError:  # somebody else wrote there
+            return
+        if not served:
             log.warning("no worker serves the queue %r now; jobs wait until one is started with: rqjobs worker %s",
                         self.name, self.name)
 

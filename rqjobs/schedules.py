@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,7 +20,20 @@ from rqjobs.cronline import ScheduleError
 from rqjobs.jobs import Job
 from rqjobs.ledger import text
 from rqjobs.rules import Rule
-from rqjobs.timetable import CARRIED, SCHEDULES, Call, Schedule, begin, call, check_name, make, put, read, store, when
+from rqjobs.timetable import (
+    CARRIED,
+    Call,
+    Schedule,
+    begin,
+    call,
+    check_name,
+    make,
+    names_of_all,
+    put,
+    read,
+    store,
+    when,
+)
 
 
 class NoSuchSchedule(ScheduleError):
@@ -177,7 +191,7 @@ def get(name: str) -> Schedule:
 def all() -> list[Schedule]:
     """Every schedule that can be read, by name."""
     client = connections.client()
-    return list(read(client, sorted(text(name) for name in client.zrange(SCHEDULES, 0, -1))).values())
+    return list(read(client, names_of_all(client)).values())
 
 
 def runs(name: str, count: int = 10) -> list[Run]:
@@ -186,6 +200,7 @@ def runs(name: str, count: int = 10) -> list[Run]:
     if client.type(f"{key}:runs") != b"list":
         return []
     lines = [text(line).split(" ") for line in client.lrange(f"{key}:runs", 0, count - 1)]
+    lines = [line for line in lines if len(line) == 3]  # another one somebody else wrote
     with client.pipeline(transaction=False) as pipe:
         for *_, job_id in lines:
             pipe.hmget(f"rq:job:{job_id}", "status", "ended_at")
@@ -199,8 +214,9 @@ def _runs(lines: list[list[str]], replies: list[Any]) -> Iterator[Run]:
         status, ended = live if isinstance(live, list) and live[0] else _noted(noted)
         outcome = text(status) or "unknown"
         over = outcome in ("finished", "failed", "stopped", "canceled", "unknown")
-        yield Run(job_id, None if tick == "now" else when(int(tick)), when(float(enqueued)), outcome,
-                  str_to_date(ended) if ended and over else None)
+        with contextlib.suppress(ValueError, OverflowError, OSError):  # of what somebody else wrote
+            yield Run(job_id, None if tick == "now" else when(int(tick)), when(float(enqueued)), outcome,
+                      str_to_date(ended) if ended and over else None)
 
 
 def _noted(words: Any) -> tuple[bytes, bytes]:

@@ -150,10 +150,19 @@ def announce(connection: redis.Redis, worker: str, words: str, again: bool = Fal
 
     `again`: it has said so, and it is said once more only if it was forgotten meanwhile.
     """
-    if again and connection.hexists(DECLARED, worker):
+    try:
+        if again and connection.hexists(DECLARED, worker):
+            return
+        connection.hset(DECLARED, worker, words)
+    except redis.ResponseError as error:
+        if not ledger.wrong_type(error):
+            raise
+        log.error("what the code of the worker %s declares is not announced yet: %s", worker, error)
         return
-    connection.hset(DECLARED, worker, words)
-    connection.incr(ANNOUNCED)
+    try:
+        connection.incr(ANNOUNCED)
+    except redis.ResponseError:  # no number stands there: somebody else wrote it
+        connection.set(ANNOUNCED, int(time.time()))
     ledger.announce_due(connection, "", "declared")
 
 

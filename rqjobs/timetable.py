@@ -31,6 +31,7 @@ from rqjobs.cronline import ScheduleError
 from rqjobs.jobs import Job
 from rqjobs.ledger import SCHEDULE, TICK, text
 from rqjobs.rules import Rule
+from rqjobs.walls import FAR
 
 SCHEDULES = "rqjobs:schedules"
 REMEMBERED = 20  # runs
@@ -196,6 +197,12 @@ def jitter(rule: Rule, name: str, tick: int) -> float:
     return int(chance * rule.jitter * 1000) / 1000
 
 
+def names_of_all(client: redis.Redis) -> list[str]:
+    """The names of all schedules, sorted."""
+    (members,) = ledger.together(client, [("ZRANGE", SCHEDULES, 0, -1)])
+    return sorted(map(text, members)) if isinstance(members, list) else []  # an error: no sorted set stands there
+
+
 def read(client: redis.Redis, names: Iterable[str]) -> dict[str, Schedule]:
     """Those of these schedules that are there and can be read."""
     names = list(names)
@@ -221,6 +228,8 @@ def _schedule(name: str, own: dict[str, str], job: dict[bytes, bytes], due: Any)
         raise ValueError("its revision is no number as we write one")
     counts = {field: int(own.get(field) or 0) for field in ("revision", "made", "missed", "overlapped")}
     ticks = {field: when(int(own[field])) if own.get(field) else None for field in ("next", "last")}
+    if any(tick and not 0 <= tick.timestamp() <= FAR for tick in ticks.values()):
+        raise ValueError("its ticks are of another age")
     return Schedule(
         name, Rule.load(own["rule"]), own["function"], own["queue"], own["source"],
         text(job.get(b"description") or b""), own["state"], counts["revision"], ticks["next"],

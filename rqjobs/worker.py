@@ -23,7 +23,7 @@ from rq.registry import FailedJobRegistry, FinishedJobRegistry
 from rq.utils import now, utcformat
 from rq.worker import DequeueStrategy
 
-from rqjobs import children, config, ledger, orphans, processes, terminal, worker_options
+from rqjobs import children, config, ledger, odd_keys, orphans, processes, terminal, worker_options
 from rqjobs import connection as connections
 from rqjobs.board import Board
 from rqjobs.horse import HOLD, Terms
@@ -88,6 +88,7 @@ class Worker(Supervisor):
 
     def register_birth(self) -> None:
         try:
+            odd_keys.set_aside(self.plain, odd_keys.OF_QUEUES, [queue.name for queue in self.queues])
             self._beat()  # before RQ knows of us: who dies in between is found by its lease, and forgotten
             super().register_birth()
         except ledger.NameTaken as error:
@@ -237,10 +238,15 @@ class Worker(Supervisor):
 
     def _keep_up(self) -> None:
         if time.monotonic() - self._beaten >= BEAT:
-            self._beat()
-            with self.plain.pipeline() as pipe:
-                self.heartbeat(pipeline=pipe)
-                pipe.execute()
+            try:
+                self._beat()
+                with self.plain.pipeline() as pipe:
+                    self.heartbeat(pipeline=pipe)
+                    pipe.execute()
+            except redis.ResponseError as error:
+                if not ledger.wrong_type(error):
+                    raise
+                self._write_anew()
             self._disown()
             self._reap_orphans()
             orphans.sweep(self.plain, pulse=self._pulse)
@@ -264,11 +270,21 @@ class Worker(Supervisor):
         self._beaten = time.monotonic()
         if new and not first:
             self.log.warning("Worker %s: was believed dead, and is back", self.name)
-            with self.plain.pipeline() as pipe:
-                pipe.hset(self.key, mapping=self.serialize())
-                rq.worker_registration.register(self, pipe)
-                pipe.execute()
-            self._told = (None, None, *self._told[2:])
+            self._register_again()
+
+    def _register_again(self) -> None:
+        with self.plain.pipeline() as pipe:
+            pipe.hset(self.key, mapping=self.serialize())
+            rq.worker_registration.register(self, pipe)
+            pipe.execute()
+        self._told = (None, None, *self._told[2:])
+
+    def _write_anew(self) -> None:
+        """Somebody else wrote where our lease or RQ's facts about us stand."""
+        odd_keys.set_aside(self.plain, odd_keys.SINGLE)
+        odd_keys.set_aside(self.plain, odd_keys.OF_WORKERS, [self.name])
+        self._beat()
+        self._register_again()
 
     def _reap_orphans(self) -> None:
         scheduler = self.scheduler and self.scheduler._process

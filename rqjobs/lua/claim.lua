@@ -13,8 +13,8 @@
 -- Returns {"ok", {id, queue, token, {field, value, …}}, …}, or {"no lease"}, or {"suspended"}.
 
 local claims, me, room, iso = KEYS[1], ARGV[1], tonumber(ARGV[2]), ARGV[3]
-local lease = redis.call('ZSCORE', KEYS[2], me)
-if not lease or tonumber(lease) <= clock() then return {'no lease'} end
+local lease = redis.pcall('ZSCORE', KEYS[2], me)  -- an error if somebody else wrote there
+if type(lease) ~= 'string' or tonumber(lease) <= clock() then return {'no lease'} end
 if ARGV[7] ~= '' and redis.pcall('HGET', 'rqjobs:worker:' .. me, 'process') ~= ARGV[7] then return {'no lease'} end
 if redis.call('EXISTS', 'rq:suspended') == 1 then return {'suspended'} end
 
@@ -79,8 +79,9 @@ local function start(id, queue, job, from_queue)
   return id .. ':' .. token
 end
 
-local surplus = {}
-for _, id in ipairs(redis.call('LRANGE', claims, 0, -1)) do
+local surplus, mine_before = {}, redis.pcall('LRANGE', claims, 0, -1)
+if mine_before.err then redis.call('RENAME', claims, 'rqjobs:odd:' .. claims) end  -- somebody else wrote there
+for _, id in ipairs(mine_before) do
   if not held[id] then
     held[id] = true
     local job = look(id)
@@ -107,8 +108,8 @@ end
 for i = 3, #KEYS do
   local queue = string.sub(KEYS[i], 10)
   while room > 0 do
-    local ids = redis.call('LRANGE', KEYS[i], 0, room - 1)
-    if #ids == 0 then break end
+    local ids = redis.pcall('LRANGE', KEYS[i], 0, room - 1)
+    if #ids == 0 then break end  -- an error has none: the other queues go on
     local left, mine, jobs, unreadable = 0, {}, {}, {}
     for _, id in ipairs(ids) do
       local job = jobs[id] and {reason = 'held'} or look(id, queue)

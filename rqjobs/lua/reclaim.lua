@@ -23,11 +23,10 @@ if kind == 'gone' then
   if (where[1] or '') .. ':' .. (where[2] or '') ~= ARGV[10] then return {'alive'} end
 end
 
-if kind == 'horse' and ARGV[10] ~= '' and (redis.call('HGET', KEYS[3], 'process') or ARGV[10]) ~= ARGV[10] then
-  return {'alive'}
-end
+local process = kind == 'horse' and ARGV[10] ~= '' and redis.pcall('HGET', KEYS[3], 'process')
+if type(process) == 'string' and process ~= ARGV[10] then return {'alive'} end
 
-local ids, report = redis.call('LRANGE', claims, 0, -1), {}
+local ids, report = redis.pcall('LRANGE', claims, 0, -1), {}  -- an error, which has none, if it is no list
 if running == '?' then running = ids[1] end
 for i = #ids, 1, -1 do
   local id, outcome = ids[i], 'ended'

@@ -10,8 +10,9 @@
 
 local which, these, back = ARGV[1], {}, {}
 for i = 3, #ARGV do these[ARGV[i]] = true end
-if ARGV[2] ~= '' and (redis.call('HGET', KEYS[2], 'process') or ARGV[2]) ~= ARGV[2] then return back end
-local ids = redis.call('LRANGE', KEYS[1], 0, -1)
+local process = ARGV[2] ~= '' and redis.pcall('HGET', KEYS[2], 'process')
+if type(process) == 'string' and process ~= ARGV[2] then return back end
+local ids = redis.pcall('LRANGE', KEYS[1], 0, -1)  -- an error, which has none, if it is no list
 for i = #ids, 1, -1 do
   local id = ids[i]
   local fields = read(id, 'origin', 'status', 'rqjobs_token', 'worker_name') or {}

@@ -6,13 +6,13 @@
 -- extended once before any is held to have expired; no lease reaches further than one lease from now.
 -- Returns -1 (somebody else just swept), 0 (expired leases do not count this time) or 1 (they do).
 
-if ARGV[3] ~= '1' and redis.call('EXISTS', KEYS[1]) == 1 then return -1 end
+if ARGV[3] ~= '1' and redis.call('PTTL', KEYS[1]) >= 0 then return -1 end  -- a lock without an end is nobody's
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local lease = tonumber(ARGV[2])
-local last = tonumber(redis.call('GET', KEYS[2]) or '0')
+local last = tonumber(redis.pcall('GET', KEYS[2]) or '') or 0
 local quiet = now - last > lease / 2 or last > now + 1
-local workers = redis.call('ZRANGE', KEYS[3], 0, -1, 'WITHSCORES')
+local workers = redis.pcall('ZRANGE', KEYS[3], 0, -1, 'WITHSCORES')  -- an error, which has none, if it is no sorted set
 redis.call('SET', KEYS[1], '1', 'PX', ARGV[1])
 redis.call('SET', KEYS[2], string.format('%.3f', now))
 for i = 1, #workers, 2 do

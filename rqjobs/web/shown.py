@@ -97,7 +97,7 @@ def describe(job_id: str) -> dict[str, Any]:
         pipe.hget(job.key, "rqjobs_deaths")
         pipe.zscore(f"rq:scheduled:{job.origin}", job.id)
         pipe.hget(job.key, "rqjobs_schedule")
-        deaths, due, schedule = pipe.execute()
+        deaths, due, schedule = pipe.execute(raise_on_error=False)
     status = job.get_status(refresh=False).value
     result = _try(job.latest_result)
     trouble = result if isinstance(result, str) else ""

@@ -1,0 +1,203 @@
+"""One odd record in Redis, that somebody else wrote, stops nothing but itself."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from datetime import timedelta
+
+import faults
+import pytest
+import redis as redis_py
+
+import rqjobs
+from rqjobs import config, doctor, every, ledger, odd_keys, orphans, schedules, stats, ticker
+from rqjobs.scheduler import TICKS, Scheduler
+from rqjobs.web import create_app
+
+PLANT = {
+    "string": lambda redis, key: redis.set(key, "evil"), "list": lambda redis, key: redis.rpush(key, "evil"),
+    "hash": lambda redis, key: redis.hset(key, "evil", "evil"),
+}
+OURS = {key.replace("*", name): kind for kinds, name in (
+    (odd_keys.SINGLE, ""), (odd_keys.OF_WORKERS, "odd"), (odd_keys.OF_QUEUES, "odd"))
+    for kind, keys in kinds.items() for key in keys}
+OTHERS = {
+    **{f"rqjobs:schedule:odd{part}": kind for part, kind in (
+        ("", "hash"), (":job", "hash"), (":runs", "list"), (":outcomes", "hash"))},
+    "rq:job:odd": "hash", "rq:job:odd:dependents": "set", "rq:job::odd:dependencies": "set", "rq:results:odd": "stream",
+    "rq:executions:odd": "zset", "rq:execution:odd:odd": "hash", "rq:clean_registries:odd": "string",
+    "rq:scheduler:odd": "hash", "rq:maintenance:odd": "string",
+}
+PAGES = ("/", "/live", "/failed", "/workers", "/schedules", "/delayed", "/jobs/odd", "/schedules/odd", "/metrics",
+         "/rq/0/data/queues.json", "/rq/0/data/workers.json", "/rq/0/data/jobs/odd/queued/8/asc/1.json",
+         "/rq/0/data/jobs/odd/failed/8/asc/1.json")
+HOSTILE = [b"", b"\n\x1b[2J", b"\xff\xfe", b"x" * 100_000, b"a:b:c", b"%d%n"]
+SCORES = [0, float("inf"), float("-inf"), 1e308, -1e308]
+
+
+@pytest.fixture
+def odd(redis):
+    """A worker `odd`, dead; a job `odd` in a queue `odd`; a schedule `odd`, due: all that one key may be of."""
+    redis.zadd(ledger.WORKERS, {"odd": 1})
+    redis.hset("rqjobs:worker:odd", "pid", 1)
+    redis.hset("rq:worker:odd", mapping={"state": "busy", "queues": "odd", "current_job": "odd"})
+    redis.sadd("rq:workers", "rq:worker:odd")
+    job = rqjobs.queue("odd").enqueue(faults.ok, job_id="odd")
+    redis.hset(job.key, mapping={"worker_name": "odd", "rqjobs_token": "t"})
+    rqjobs.queue("odd").enqueue(faults.ok)
+    every(hours=1).add("odd", faults.note)
+    redis.zadd("rqjobs:schedules", {"odd": 1})
+
+
+def goes_on(redis):
+    """What must go through whatever stands in some key."""
+    stats.overview(redis, {"queued": 5, "running": 5, "failed": 5, "finished": 5, "scheduled": 5})
+    list(doctor.examine())
+    orphans.audit(redis, settle=0)
+    schedules.all()
+    schedules.runs("odd")
+    ledger.promote(redis, "high", 180)
+    ledger.first_due(redis, ["odd", "high"])
+    for step in (ticker.tick, ticker.reconcile, ticker.note_outcomes):
+        with contextlib.suppress(redis_py.ResponseError):  # until the next sweep
+            step(redis)
+    for _ in range(2):
+        orphans.sweep(redis, force=True)
+
+
+def a_good_job_runs(redis):
+    """It is claimed beside the odd queue by a worker that starts now, and ends."""
+    job = rqjobs.queue("high").enqueue(faults.ok)
+    ledger.beat(redis, "good", {"pid": 1})
+    claims = ledger.claim(redis, "good", ["odd", "high"], room=50)
+    assert job.id in [claim.job_id for claim in claims]
+    ledger.release(redis, "good", "all")
+    redis.delete("rq:suspended")
+    ledger.leave(redis, "good")
+
+
+@pytest.mark.parametrize(("key", "kind"), [*OURS.items(), *OTHERS.items()])
+def test_a_key_of_the_wrong_type_is_passed_over_set_aside_and_told(redis, odd, key, kind, caplog):
+    """`SET rqjobs:claims:ev x` stopped a queue, `SET rqjobs:worker:evil x` every worker and sweep, and so on."""
+    caplog.set_level(logging.ERROR)
+    good = rqjobs.queue("high").enqueue(faults.ok)
+    for wrong in sorted({"string", "list", "hash"} - {kind}):
+        redis.delete(key, f"rqjobs:odd:{key}")
+        PLANT[wrong](redis, key)
+        named = [odd for odd in odd_keys.all_of(redis, ["odd"]) if odd[0] == key]
+        assert named == ([(key, wrong, kind)] if key in OURS else [])
+        if key.startswith(("rq:", "rqjobs:claims:")) and key != "rq:queues":
+            claimed_beside(redis, good)
+        goes_on(redis)
+        if key in OURS and key not in ("rqjobs:sweep", "rqjobs:swept"):  # these are written whatever they were
+            assert redis.type(f"rqjobs:odd:{key}").decode() == wrong
+        a_good_job_runs(redis)
+    assert key not in OURS or key in caplog.text or key in ("rqjobs:sweep", "rqjobs:swept")
+
+
+def claimed_beside(redis, job):
+    """By a worker that lives already, before any sweep."""
+    ledger.beat(redis, "alive", {"pid": 1})
+    assert job.id in [claim.job_id for claim in ledger.claim(redis, "alive", ["odd", "high"], room=50)]
+    assert job.id in ledger.release(redis, "alive", "all")
+    redis.zrem(ledger.WORKERS, "alive")
+
+
+@pytest.mark.parametrize(("key", "kind"), [*OURS.items(), *OTHERS.items()])
+def test_odd_members_of_a_key_stop_nothing(redis, odd, key, kind):
+    if kind == "list":
+        redis.rpush(key, *HOSTILE)
+    elif kind == "set":
+        redis.sadd(key, *HOSTILE)
+    elif kind == "zset":
+        redis.zadd(key, {member + str(score).encode(): score for member in HOSTILE for score in SCORES})
+    elif kind == "hash":
+        fields = {*redis.hkeys(key), *HOSTILE}
+        redis.hset(key, mapping={field: HOSTILE[number % len(HOSTILE)] for number, field in enumerate(sorted(fields))})
+    elif kind == "string":
+        redis.set(key, b"\xff\n")
+    goes_on(redis)
+    a_good_job_runs(redis)
+
+
+def test_every_page_is_there_whatever_one_key_is(redis, odd):
+    """`/` was 503 and the dashboard 500 until somebody had mended the key by hand."""
+    config.use(admin_password="correct horse", secret_key="k" * 32)
+    client = create_app().test_client()
+    client.environ_base["HTTP_SEC_FETCH_SITE"] = "same-origin"
+    client.post("/login", data={"user": "admin", "password": "correct horse"})
+    broken = []
+    for key, kind in OURS.items():
+        before = redis.dump(key)
+        redis.delete(key)
+        PLANT["hash" if kind == "string" else "string"](redis, key)
+        for path in PAGES:
+            with client.get(path) as reply:
+                if reply.status_code not in (200, 302, 404):
+                    broken.append((key, path, reply.status))
+        redis.delete(key)
+        if before:
+            redis.restore(key, 0, before)
+    assert not broken
+
+
+@pytest.mark.parametrize("wrong", ["string", "hash"])
+def test_a_worker_starts_and_works_whatever_all_keys_are(redis, odd, wrong):
+    for key, kind in {**OURS, **OTHERS}.items():
+        if kind != wrong:
+            redis.delete(key)
+            PLANT[wrong](redis, key)
+    worker = rqjobs.Worker(["odd", "high"])
+    worker.work(burst=True, logging_level="CRITICAL")
+    job = rqjobs.queue("high").enqueue(faults.ok)
+    worker.work(burst=True, logging_level="CRITICAL")
+    assert job.get_status() == "finished"
+
+
+def test_what_a_worker_declares_is_announced_when_the_key_is_free_again(redis, caplog):
+    """Somebody wrote there between a worker's first sweep and its announcement: it ended with a traceback."""
+    redis.set("rqjobs:schedules:declared", "evil")
+    ticker.announce(redis, "w1", "{}")
+    assert "not announced yet" in caplog.text
+    orphans.sweep(redis, force=True)
+    ticker.announce(redis, "w1", "{}", again=True)
+    assert redis.hgetall("rqjobs:schedules:declared") == {b"w1": b"{}"}
+
+
+def test_a_worker_whose_own_keys_somebody_overwrites_goes_on(worker, redis, eventually):
+    """Its lease ended, and no sweep of its own came to the end."""
+    process = worker("high", options=["--with-scheduler"])
+    for key in ("rqjobs:workers", f"rqjobs:worker:{process.name}", f"rqjobs:claims:{process.name}", process.key,
+                "rq:workers", "rq:queues", "rqjobs:schedules:declared", "rq:scheduler-lock:high"):
+        redis.set(key, "evil")
+    eventually(lambda: redis.type("rqjobs:workers") == b"zset" and redis.zscore("rqjobs:workers", process.name),
+               what="its lease")
+    eventually(lambda: redis.type("rq:queues") != b"string")
+    jobs = [rqjobs.queue("high").enqueue(faults.ok), rqjobs.queue("high").enqueue_in(timedelta(0), faults.ok)]
+    eventually(lambda: all(job.get_status() == "finished" for job in jobs), what=process.output())
+    eventually(lambda: redis.hget(process.key, "state") == b"idle")
+
+
+@pytest.mark.parametrize("key", ["rqjobs:sweep", "rqjobs:strays:lock", "rqjobs:schedules:clock"])
+def test_a_lock_without_an_end_is_nobody_s(redis, key):
+    """Ours all have one; `SET rqjobs:sweep 1` stopped every sweep for ever."""
+    redis.set(key, "somebody's")
+    assert orphans.sweep(redis)
+    scheduler = Scheduler(["default"], connection=redis)
+    scheduler.acquire_locks()
+    assert TICKS in scheduler._held
+    scheduler.release_locks()
+    assert redis.ttl(key) != -1
+
+
+@pytest.mark.parametrize("moment", [-62135596800, -1, 253402300799, 10**15])
+def test_a_schedule_whose_next_tick_is_of_another_age_stops_no_other(redis, moment):
+    for name in ("odd", "fine"):
+        every(hours=1).add(name, faults.note)
+        redis.hset(f"rqjobs:schedule:{name}", "next", int(redis.time()[0]) // 3600 * 3600 - 3600)
+        redis.zadd("rqjobs:schedules", {name: 1})
+    redis.hset("rqjobs:schedule:odd", "next", moment)
+    ticker.tick(redis)
+    assert schedules.get("fine").made == 1 and [found.name for found in schedules.all()] == ["fine"]
+    assert ticker.tick(redis) > redis.time()[0]
