@@ -15,7 +15,7 @@ from redis.exceptions import ConnectionError
 from rq.job import JobStatus
 
 import rqjobs
-from rqjobs import children, config, ledger, orphans, processes
+from rqjobs import children, config, orphans, processes
 from rqjobs.horse import Terms
 from rqjobs.settling import passes
 
@@ -128,7 +128,7 @@ def test_a_worker_that_is_the_first_process_of_a_container_leaves_no_orphans_as_
     jobs = [rqjobs.enqueue(family.orphan) for _ in range(3)]
     eventually(lambda: all(job.get_status() == JobStatus.FINISHED for job in jobs))
     parent = psutil.Process(process.pid)
-    eventually(lambda: len(parent.children()) == 2, timeout=3 * ledger.BEAT, what="only the horse and the scheduler")
+    eventually(lambda: len(parent.children()) == 2, timeout=60, what="only the horse and the scheduler")
     assert rqjobs.enqueue(family.forget) and process.poll() is None
 
 
@@ -209,7 +209,7 @@ def test_an_error_of_our_own_process_is_not_redis_being_away(number):
 
 def test_a_horse_that_alone_does_not_reach_redis_is_replaced(redis, monkeypatch):
     """Whatever the reason: here a job has broken the sockets of its process."""
-    monkeypatch.setattr("rqjobs.supervisor.STUCK", 0.5)
+    monkeypatch.setattr("rqjobs.supervisor.STUCK", 1.5)
     monkeypatch.setattr("rqjobs.supervisor.CRASH_DELAY", 0)
     broken, after = rqjobs.queue("default").enqueue(family.break_sockets), rqjobs.queue("default").enqueue(faults.ok)
     rqjobs.Worker(["default"]).work(burst=True, logging_level="WARNING")
