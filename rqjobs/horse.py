@@ -261,9 +261,10 @@ class Horse:
 
 def _deadline(claim: Claim) -> float:
     """When the job is to have ended, by the monotonic clock; 0 if it has no time limit."""
-    given = claim.fields.get(b"timeout", b"")
-    timeout = int(given) if given.removeprefix(b"-").isdigit() else 0
-    timeout = timeout or Queue.DEFAULT_TIMEOUT
+    try:
+        timeout = int(claim.fields[b"timeout"]) or Queue.DEFAULT_TIMEOUT
+    except (KeyError, ValueError):
+        timeout = Queue.DEFAULT_TIMEOUT
     return time.monotonic() + timeout if timeout > 0 else 0.0
 
 

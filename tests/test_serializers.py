@@ -17,7 +17,7 @@ from zoneinfo import ZoneInfo
 import faults
 import pytest
 import rq.serializers
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 import rqjobs
@@ -164,6 +164,7 @@ def test_every_supported_value_comes_back_equal(value):
                     lambda values: st.lists(values, max_size=4) | st.dictionaries(TEXT, values, max_size=4)))
 def test_plain_data_are_what_rq_s_own_json_serializer_writes(value):
     """So a stock `rq worker -S json` reads our jobs, and we read what stock clients enqueue."""
+    assume("__rqjobs__" not in repr(value))  # our own mark, which the strategies find in the code
     assert repr(rq.serializers.JSONSerializer.loads(JSON.dumps(value))) == repr(value)
     assert json.loads(JSON.dumps(value)) == json.loads(json.dumps(value)) or "nan" in repr(value)
     assert repr(JSON.loads(rq.serializers.JSONSerializer.dumps(value))) == repr(value)
