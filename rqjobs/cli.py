@@ -133,8 +133,11 @@ def failed(ctx: click.Context, limit: int) -> None:
         when = f"{job.ended_at:%Y-%m-%d %H:%M:%S}" if job.ended_at else "?"
         say(f"{job.id}  {plain(job.origin)}  {when}  {plain(job.description)}")
         say(f"    {plain((_traceback(job).strip().splitlines() or [''])[-1])}")
-    total = sum(queue.failed for queue in stats.snapshot(client).queues)
+    queues = stats.snapshot(client).queues
+    total, stopped = sum(queue.failed for queue in queues), sum(queue.stopped for queue in queues)
     say(f"{total} failed; requeue with: rqjobs failed requeue ID … | --all" if total else "no failed jobs")
+    if stopped:
+        say(f"{stopped} stopped by somebody, which --all leaves alone; requeue one with: rqjobs failed requeue ID")
 
 
 def _traceback(job: Any) -> str:
@@ -152,8 +155,7 @@ def _failed_ids(client: redis.Redis, ids: Sequence[str], everything: bool) -> li
         raise click.UsageError("name the jobs, or say --all")
     if ids:
         return list(ids)
-    return [ledger.text(member) for queue in orphans.queue_names(client)
-            for member in client.zrange(f"rq:failed:{queue}", 0, -1)]
+    return [job_id for queue in orphans.queue_names(client) for _, job_id in ledger.failed(client, queue)]
 
 
 def _each(ids: list[str], label: str, act: Any) -> None:

@@ -6,6 +6,7 @@ Keys of ours, beside RQ's:
     rqjobs:claims:<name>    list, the ids of the jobs in that worker's hands, in the order in which it runs them
     rqjobs:departed         sorted set, worker name -> when it left or was forgotten; for an hour
     rqjobs:crashed:<queue>  sorted set, those of the scheduled jobs that wait because they crashed a horse, by due time
+    rqjobs:stopped:<queue>  sorted set, those of RQ's failed jobs that somebody has stopped, with their score there
     rqjobs:missing:<queue>  hash, due id without a job -> since when (Unix seconds)
     rqjobs:waking           set, jobs that have ended and whose dependents are to be woken: an id, or `<id>:finished`
     rqjobs:result           stream, a result inside finish.lua; never seen from outside
@@ -56,6 +57,7 @@ DEPARTED_FOR = 3600  # seconds for which the claims of a worker that has gone ar
 WORKERS = "rqjobs:workers"
 DEPARTED = "rqjobs:departed"
 WAKING = "rqjobs:waking"
+STOPPED = "rqjobs:stopped"
 QUEUES = "rq:queues"
 
 _BEAT = """
@@ -101,6 +103,7 @@ ENQUEUE, CLAIM, FINISH, SETTLE, RELEASE, RECLAIM, RECOVER, REQUEUE, PROMOTE, WAK
 CENSUS, NEWEST, HUNT, OUTCOMES, DUE = map(Script, ("census", "newest", "hunt", "outcomes", "due"))  # these only read,
 SWEEP, DELETE, SCHEDULE, BUSY, SAVE, ASIDE = (Script(name, common=False)  # as does BUSY
                                               for name in ("sweep", "delete", "schedule", "busy", "save", "aside"))
+FAILED = Script("failed")  # this only reads, too
 
 
 class NoLease(Exception):
@@ -289,7 +292,8 @@ def failure(claim: Claim, worker: str, message: str, status: str = "failed") -> 
     message = cut_middle(message, config.current().max_traceback)
     return [
         ("HSET", job, "status", status, "ended_at", utcformat(now())),
-        ("ZADD", f"rq:failed:{claim.queue}", "+inf" if ttl < 0 else int(now().timestamp()) + ttl, claim.job_id),
+        *(("ZADD", f"{registry}:{claim.queue}", "+inf" if ttl < 0 else int(now().timestamp()) + ttl, claim.job_id)
+          for registry in (["rq:failed", STOPPED] if status == "stopped" else ["rq:failed"])),
         ("PERSIST", job) if ttl < 0 else ("EXPIRE", job, ttl),
         ("XADD", f"rq:results:{claim.job_id}", "MAXLEN", "~", 10, "*", "type", 2, "worker_name", worker,
          "exc_string", traceback_field(message)),
@@ -378,6 +382,13 @@ def wake(
         if cursor == "0":
             return woken
         pulse()
+
+
+def failed(connection: redis.Redis, queue: str, limit: int = -1, which: str = "oldest") -> list[tuple[float, str]]:
+    """Failed jobs of a queue and their scores, the "oldest" or the "newest" first; those that somebody has stopped are
+    none, and "stopped" gives only them."""
+    reply = FAILED.run(connection, [], [queue, limit, which])
+    return [(float(score), text(job_id)) for job_id, score in zip(reply[::2], reply[1::2], strict=True)]
 
 
 def requeue(connection: redis.Redis, job_id: str, at_front: bool = False) -> None:

@@ -395,7 +395,8 @@ def has_ended(connection: redis.Redis, job_id: str, queue: str) -> bool:
 
 # The audit
 
-PLACES = ("queued", "intermediate", "scheduled", "deferred", "running", "finished", "failed", "canceled")
+PLACES = ("queued", "intermediate", "scheduled", "deferred", "running", "finished", "failed", "canceled",
+          "stopped")
 
 
 def census(connection: redis.Redis, queues: list[str]) -> dict[str, dict[str, int]]:

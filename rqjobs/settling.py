@@ -27,6 +27,7 @@ from redis.exceptions import (
     TimeoutError,
     WatchError,
 )
+from rq.defaults import DEFAULT_FAILURE_TTL
 from rq.executions import Execution
 from rq.job import JobStatus, Retry
 from rq.timeouts import UnixSignalDeathPenalty
@@ -193,11 +194,22 @@ class Settling(rq.Worker):
     def handle_job_failure(self, job: Any, queue: Any, started_job_registry: Any = None, exc_string: str = "") -> None:
         exc_string = ledger.cut_middle(exc_string, config.current().max_traceback)
 
+        stopped = self._stopped_job_id == job.id
+
         def method() -> None:
+            if stopped:  # RQ keeps it among the failed jobs
+                self._note_stopped(job)
             super(Settling, self).handle_job_failure(
                 job=job, queue=queue, started_job_registry=started_job_registry, exc_string=exc_string)
 
         self.record(job, method, exc_string)
+
+    def _note_stopped(self, job: Any) -> None:
+        ttl = DEFAULT_FAILURE_TTL if job.failure_ttl is None else job.failure_ttl
+        moment = now().timestamp()
+        key = f"{ledger.STOPPED}:{job.origin}"
+        self.connection.zremrangebyscore(key, 0, moment)
+        self.connection.zadd(key, {job.id: "+inf" if ttl < 0 else moment + ttl})
 
     def record(self, job: Any, method: Callable[[], None], trace: str = "") -> None:
         """Run RQ's `method` on a recording connection, and settle the job with what it writes.

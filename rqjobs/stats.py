@@ -32,6 +32,7 @@ class QueueStats:
     failed: int
     finished: int
     canceled: int
+    stopped: int
     oldest: float | None
     workers: int
 

@@ -358,7 +358,8 @@ class Worker(Supervisor):
         orphans.forget_listeners(self.plain, names)
         for queue in self.queues:
             places = counts.get(queue.name, {})
-            if (places.get("finished") or places.get("failed")) and queue.acquire_maintenance_lock():
+            kept = places.get("finished") or places.get("failed") or places.get("stopped")
+            if kept and queue.acquire_maintenance_lock():
                 for registry in (FinishedJobRegistry, FailedJobRegistry):
                     registry(queue=queue, job_class=self.job_class).cleanup()
                 queue.release_maintenance_lock()

@@ -8,12 +8,13 @@ import socket
 import faults
 import psutil
 import pytest
+from click.testing import CliRunner
 from rq.command import send_stop_job_command
 from rq.job import JobStatus
 from rq.webhook import Webhook
 
 import rqjobs
-from rqjobs import Callback, ledger, orphans
+from rqjobs import Callback, cli, ledger, orphans, stats
 
 QUICK = {"FAULTS_BEAT": "0.5", "RQJOBS_GRACE": "1"}
 
@@ -132,3 +133,41 @@ def test_a_worker_that_is_done_waits_for_the_handler(redis):
     job = rqjobs.enqueue(faults.kill_self)
     rqjobs.Worker(["default"], work_horse_killed_handler=faults.note_killed).work(burst=True, logging_level="CRITICAL")
     assert redis.lrange("killed", 0, -1) == [job.id.encode()]
+
+
+@pytest.fixture
+def stopped_and_failed(worker, redis, eventually):
+    """A stopped job, the newer, and a failed one."""
+    worker("default", env=QUICK)
+    failing, job = rqjobs.enqueue(faults.boom, job_id="failed"), rqjobs.enqueue(faults.hang, "gate", job_id="stopped")
+    eventually(lambda: redis.llen("gate:reached") == 1 and failing.is_failed)
+    send_stop_job_command(redis, job.id, serializer=job.serializer)
+    eventually(lambda: job.get_status() == JobStatus.STOPPED)
+    return job, failing
+
+
+def counts(redis):
+    (queue,) = (queue for queue in stats.snapshot(redis).queues if queue.name == "default")
+    return queue.failed, queue.stopped
+
+
+def test_a_stopped_job_is_no_failed_one_and_requeued_only_by_its_name(stopped_and_failed, redis):
+    """It was counted among the failed jobs, and *Requeue all* ran it again."""
+    job, failing = stopped_and_failed
+    assert counts(redis) == (1, 1)
+    assert [one.id for one in stats.recent(redis, "failed", 1)] == [failing.id]
+    assert [job_id for _, job_id in ledger.failed(redis, "default", 1, "newest")] == [failing.id]
+    run = CliRunner().invoke(cli.main, ["failed", "requeue", "--all"])
+    assert run.exit_code == 0 and "1 of 1 done" in run.output and job.get_status() == JobStatus.STOPPED
+    assert job.id in job.failed_job_registry, "as in RQ, whose tools look there"
+    assert job.requeue().get_status() == JobStatus.QUEUED
+    assert counts(redis)[1] == 0 and not redis.exists("rqjobs:stopped:default")
+
+
+def test_a_stopped_job_that_rq_s_tools_requeued_or_deleted_is_not_counted_any_more(stopped_and_failed, redis):
+    job, _ = stopped_and_failed
+    redis.zrem("rq:failed:default", job.id)
+    assert counts(redis)[1] == 0 and redis.exists("rqjobs:stopped:default")
+    redis.zadd("rq:failed:default", {job.id: 9e9})
+    redis.hset(job.key, "status", "failed")
+    assert counts(redis)[1] == 0, "it has failed since"

@@ -936,6 +936,22 @@ def test_failed_jobs_page_by_page(client, redis):
         assert client.get(f"/failed?page={number}").status_code == 200
 
 
+def test_a_stopped_job_is_shown_beside_the_failed_ones_and_requeue_all_leaves_it(client, redis):
+    stopped, failing = rqjobs.enqueue(faults.ok), rqjobs.enqueue(faults.ok)
+    redis.delete("rq:queue:default")
+    for job, status in ((stopped, "stopped"), (failing, "failed")):
+        redis.hset(job.key, "status", status)
+        redis.zadd("rq:failed:default", {job.id: 9e9})
+    redis.zadd("rqjobs:stopped:default", {stopped.id: 9e9})
+    page = client.get("/failed").text
+    assert "1 stopped by somebody" in page and f'href="/jobs/{stopped.id}"' in page
+    assert "Requeue 1 failed jobs" in page
+    client.post("/failed/requeue")
+    assert redis.lrange("rq:queue:default", 0, -1) == [failing.id.encode()]
+    client.post(f"/jobs/{stopped.id}/requeue")
+    assert redis.llen("rq:queue:default") == 2 and "stopped by somebody" not in client.get("/failed").text
+
+
 def test_requeue_one_and_all(client, redis):
     jobs = [rqjobs.enqueue(faults.boom, str(n)) for n in range(5)] + [rqjobs.queue("low").enqueue(faults.boom, "low")]
     run_all(redis)

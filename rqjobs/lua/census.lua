@@ -3,7 +3,8 @@
 -- ARGV  names of queues
 -- Promise: nothing is written; a key of the wrong type counts as empty.
 -- Returns, for each queue in which there is something: its name, when the first that waits was enqueued, as RQ writes it,
--- then how many stand in: queue, intermediate, scheduled, deferred, wip, finished, failed, canceled.
+-- then how many stand in: queue, intermediate, scheduled, deferred, wip, finished, failed, canceled,
+-- and how many of the failed jobs somebody has stopped, which are not counted there.
 
 local function count(command, key)
   local number = redis.pcall(command, key)
@@ -20,6 +21,8 @@ for _, name in ipairs(ARGV) do
     one[i + 2] = number
     total = total + number
   end
+  one[11] = one[9] > 0 and #stopped_in(name) or 0
+  one[9] = one[9] - one[11]
   if one[3] > 0 then
     local fields = read(redis.call('LINDEX', queue, 0), 'enqueued_at')
     one[2] = fields and fields[1] or ''

@@ -229,5 +229,17 @@ local function count_death(id, window)
   return #deaths
 end
 
+-- The jobs of a queue that somebody has stopped. RQ keeps them among its failed jobs, and its tools may take them from
+-- there, so what a job's hash says counts.
+local function stopped_in(queue)
+  local found = {}
+  for _, id in ipairs(redis.pcall('ZRANGE', 'rqjobs:stopped:' .. queue, 0, -1)) do  -- an error has no members
+    local there = type(redis.pcall('ZSCORE', 'rq:failed:' .. queue, id)) == 'string'
+    local fields = there and read(id, 'status')
+    if fields and fields[1] == 'stopped' then found[#found + 1] = id end
+  end
+  return found
+end
+
 local function waits(status) return status == 'queued' or status == 'started' or status == 'scheduled' end
 

@@ -10,12 +10,13 @@ for i = 3, #ARGV do
   if kind == 'queue' then
     ids = redis.pcall('LRANGE', key, -most, -1)
   else
-    ids = redis.pcall('ZREVRANGE', key, 0, most - 1)
+    local extra = kind == 'failed' and #stopped_in(ARGV[i]) or 0
+    ids = redis.pcall('ZREVRANGE', key, 0, most + extra - 1)
   end
   for _, member in ipairs(ids) do  -- an error has none
     local id = string.match(member, '^[^:]*')
-    local fields = read(id, 'ended_at', 'enqueued_at', 'created_at')
-    if fields then found[#found + 1] = {fields[1] or fields[2] or fields[3] or '', id} end
+    local fields = read(id, 'ended_at', 'enqueued_at', 'created_at', 'status')
+    if fields and not (kind == 'failed' and fields[4] == 'stopped') then found[#found + 1] = {fields[1] or fields[2] or fields[3] or '', id} end
   end
 end
 table.sort(found, function(one, other) return one[1] > other[1] end)

@@ -172,17 +172,19 @@ def failed() -> Any:
     """The dead letters of all queues or of `?queue=`, the newest first."""
     chosen = request.args.get("queue", "")
     client = connection.client()
-    counts = {queue.name: queue.failed for queue in stats.snapshot(client).queues}
+    queues = stats.snapshot(client).queues
+    counts = {queue.name: queue.failed for queue in queues}
+    stopped = [job_id for queue in queues if queue.stopped and chosen in ("", queue.name)
+               for _, job_id in ledger.failed(client, queue.name, which="stopped")]
     total = sum(count for name, count in counts.items() if chosen in ("", name))
     number, pages = part(total, PER_PAGE)
     newest: list[tuple[float, str]] = []
     for name in [name for name, count in counts.items() if count and chosen in ("", name)]:
-        pairs: Any = client.zrange(f"rq:failed:{name}", 0, number * PER_PAGE - 1, desc=True, withscores=True)
-        newest += [(score, text(member)) for member, score in pairs]
+        newest += ledger.failed(client, name, number * PER_PAGE, "newest")
     ids = [job_id for _, job_id in sorted(newest, reverse=True)[(number - 1) * PER_PAGE:number * PER_PAGE]]
     jobs = [row(job) if job else {"id": job_id} for job_id in ids for job in [stats.fetch(client, job_id)]]
     return page("failed.html", jobs=jobs, counts=counts, chosen=chosen, total=total, number=number, at_once=AT_ONCE,
-                pages=pages)
+                pages=pages, stopped=stopped[-PER_PAGE:], stopped_total=len(stopped))
 
 
 @pages.post("/failed/requeue")
@@ -190,8 +192,8 @@ def requeue_all() -> Any:
     """Put back the failed jobs of all queues or of one, the oldest first, each in one atomic step."""
     chosen, client, done = request.form.get("queue", ""), connection.client(), 0
     names = stats.queue_names(client)
-    found = [(name, text(member)) for name in names if chosen in ("", name)
-             for member in client.zrange(f"rq:failed:{name}", 0, AT_ONCE - 1)][:AT_ONCE]
+    found = [(name, job_id) for name in names if chosen in ("", name)
+             for _, job_id in ledger.failed(client, name, AT_ONCE)][:AT_ONCE]
     for name, job_id in found:
         try:
             ledger.requeue(client, job_id)
@@ -204,7 +206,7 @@ def requeue_all() -> Any:
             if connection.refusal(error):
                 raise
             continue  # its queue's key, for example, is no list
-    left = sum(client.zcard(f"rq:failed:{name}") for name in names if chosen in ("", name))
+    left = sum(queue.failed for queue in stats.snapshot(client).queues if chosen in ("", queue.name))
     session["rqjobs_note"] = f"{done:,} jobs are back in their queues." + (f" {left:,} are left." if left else "")
     return redirect(url_for("rqjobs.failed", queue=chosen or None), 303)
 

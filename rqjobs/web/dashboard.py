@@ -341,7 +341,7 @@ def requeue_job_view(job_id: str) -> Response:
 @dashboard.post("/requeue/<path:queue_name>")
 def requeue_all(queue_name: str) -> Response:
     count = 0
-    for job_id in job_ids(queue_name, "failed"):
+    for _, job_id in ledger.failed(connection.client(), queue_name):
         with contextlib.suppress(NoSuchJobError, InvalidJobOperation):
             ledger.requeue(connection.client(), job_id)
             count += 1
