@@ -143,12 +143,6 @@ def sweeping(redis):
     return lambda: ledger.may_sweep(redis)
 
 
-def enqueueing(redis):
-    rqjobs.enqueue(faults.ok, job_id="one")
-    function = {"func_name": "faults.ok", "data": "x"}
-    return lambda: ledger.enqueue(redis, [("default", name, False, None, False, function) for name in ("zero", "one")])
-
-
 def ticking(redis):
     every(hours=1).add("hourly", faults.ok)
     tick = int(redis.hget("rqjobs:schedule:hourly", "next")) - 3600
@@ -177,6 +171,7 @@ def removing(redis):
 
 
 MOVES = {
+    "promote": promoting,
     "settle": settling, "settle a failure of our own": failing, "finish": finishing, "claim": claiming,
     "adopt": adopting, "release": releasing, "reclaim": reclaiming, "delay": lambda redis: reclaiming(redis, 1.0),
     "bury": lambda redis: reclaiming(redis, deaths=2), "recover": recovering, "recover from wip": recovering_from_wip,

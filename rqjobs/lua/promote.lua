@@ -19,6 +19,9 @@
 
 local now, crashed, most = clock(), ARGV[5] == '1', tonumber(ARGV[1])
 if ARGV[7] ~= '' and redis.call('GET', KEYS[7]) ~= ARGV[7] then return {0, 0, '', tostring(now), ''} end
+for key, kind in pairs({[KEYS[2]] = 'list', [KEYS[4]] = 'zset', [KEYS[6]] = 'hash'}) do
+  if not fits(key, kind) then return redis.error_reply('WRONGTYPE the key ' .. key .. ' is no ' .. kind) end
+end
 local queue = string.sub(KEYS[1], 14)
 local WAITING = {scheduled = true, queued = true, deferred = true, created = true}
 local moved, kept, done, front, back = 0, 0, {}, {}, {}
@@ -63,7 +66,7 @@ for i = 1, #due, 2 do
   if not score or score > now then
     keep = true  -- it crashed a horse once, and is not there any more, or for another time
   elseif not fields then
-    redis.call('ZADD', KEYS[5], '+inf', id)
+    redis.pcall('ZADD', KEYS[5], '+inf', id)
   elseif redis.call('HSTRLEN', 'rq:job:' .. id, 'data') == 0 then
     keep = is_young(id)
   elseif fields[1] == 'canceled' or waits_elsewhere(id, fields[1], fields[8]) then
@@ -86,7 +89,7 @@ for i = 1, #due, 2 do
 end
 if #back > 0 then redis.call('RPUSH', KEYS[2], unpack(back)) end
 for _, id in ipairs(front) do redis.call('LPUSH', KEYS[2], id) end
-if moved > 0 then redis.call('SADD', KEYS[3], KEYS[2]) end
+if moved > 0 then redis.pcall('SADD', KEYS[3], KEYS[2]) end
 if #done > 0 then redis.call('ZREM', KEYS[1], unpack(done)) end
 local later = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. moment, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
 return {moved, kept, #due == 2 * most and '1' or '', moment, later[2] or ''}
