@@ -92,7 +92,7 @@ local function retire(id, before)
   revoke(id, before)
   if before.status == 'queued' then redis.pcall('LREM', 'rq:queue:' .. before.queue, 0, id) end
   leave(id, before.queue, 'scheduled', 'deferred', 'finished', 'failed', 'canceled')
-  redis.pcall('ZREM', 'rqjobs:crashed:' .. before.queue, id)
+  for _, ours in ipairs({'crashed', 'stopped'}) do redis.pcall('ZREM', 'rqjobs:' .. ours .. ':' .. before.queue, id) end
   redis.call('HDEL', 'rq:job:' .. id, 'rqjobs_due')
 end
 
