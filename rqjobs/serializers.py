@@ -84,19 +84,9 @@ def _encode(value: Any, where: str) -> Any:
     if kind is list:  # what most values are, before anything that takes time to find out
         return [item if type(item) in PLAIN else _encode(item, f"{where}[{index}]") for index, item in enumerate(value)]
     if isinstance(value, Enum):
-        _known(kind, where)
-        if kind.__members__.get(value.name) is value:
-            return {TAG: ["enum", class_name(kind), value.name, None]}
-        if not isinstance(value, Flag) or not _is_combined(kind, value.value):
-            raise PayloadError(f"{where} is no member of {class_name(kind)}, nor made of its flags; pass its value")
-        return {TAG: ["enum", class_name(kind), None, value.value]}
+        return {TAG: ["enum", class_name(kind), *_member(value, where)]}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        _known(kind, where)
-        for field in dataclasses.fields(value):
-            if not hasattr(value, field.name):
-                raise PayloadError(f"{where}.{field.name} is not set")
-        items = {f.name: _encode(getattr(value, f.name), f"{where}.{f.name}") for f in dataclasses.fields(value)}
-        return {TAG: ["dataclass", class_name(kind), items]}
+        return {TAG: ["dataclass", class_name(kind), _fields(value, where)]}
     if isinstance(value, dict):
         if all(type(key) is str for key in value) and TAG not in value:
             return {key: item if type(item) in PLAIN else _encode(item, f"{where}[{key!r}]")
@@ -114,14 +104,7 @@ def _encode(value: Any, where: str) -> Any:
         name = next(base.__name__ for base in (tuple, frozenset, set) if isinstance(value, base))
         return {TAG: [name, items_]}
     if isinstance(value, datetime):
-        zone = value.tzinfo.key if isinstance(value.tzinfo, ZoneInfo) else None
-        offset = None if zone else value.utcoffset()
-        if offset is None or not offset.microseconds:
-            text = value.replace(tzinfo=None).isoformat() if zone else value.isoformat()
-            return {TAG: ["datetime", text, zone, value.fold]}
-        # Python 3.11 reads an offset of +00:00:00.000001 as none.
-        return {TAG: ["datetime", value.replace(tzinfo=None).isoformat(), None, value.fold,
-                      [offset.days, offset.seconds, offset.microseconds]]}
+        return {TAG: ["datetime", *_moment(value)]}
     for base, (name, write, _) in _SCALARS.items():
         if isinstance(value, base):
             return {TAG: [name, write(value)]}
@@ -130,6 +113,39 @@ def _encode(value: Any, where: str) -> Any:
             return plain(value)
     raise PayloadError(f"{where} is a {kind.__name__}, which JSON cannot carry; pass an id, and fetch the rest "
                        f"inside the job")
+
+
+def _member(value: Enum, where: str) -> tuple[str | None, Any]:
+    """The name of a member; of flags that are combined, None and the value."""
+    kind = type(value)
+    _known(kind, where)
+    if kind.__members__.get(value.name) is value:
+        return value.name, None
+    if not isinstance(value, Flag) or not _is_combined(kind, value.value):
+        raise PayloadError(f"{where} is no member of {class_name(kind)}, nor made of its flags; pass its value")
+    return None, value.value
+
+
+def _fields(value: Any, where: str) -> dict[str, Any]:
+    """What is in a dataclass, by name."""
+    _known(type(value), where)
+    names = [field.name for field in dataclasses.fields(value)]
+    for name in names:
+        if not hasattr(value, name):
+            raise PayloadError(f"{where}.{name} is not set")
+    return {name: _encode(getattr(value, name), f"{where}.{name}") for name in names}
+
+
+def _moment(value: datetime) -> list[Any]:
+    """A datetime as ISO 8601, the name of its zone if it has one, its fold, and an odd offset."""
+    zone = value.tzinfo.key if isinstance(value.tzinfo, ZoneInfo) else None
+    offset = None if zone else value.utcoffset()
+    if offset is None or not offset.microseconds:
+        text = value.replace(tzinfo=None).isoformat() if zone else value.isoformat()
+        return [text, zone, value.fold]
+    # Python 3.11 reads an offset of +00:00:00.000001 as none.
+    return [value.replace(tzinfo=None).isoformat(), None, value.fold,
+            [offset.days, offset.seconds, offset.microseconds]]
 
 
 def _known(kind: type, where: str) -> None:

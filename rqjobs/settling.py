@@ -255,6 +255,10 @@ class Settling(rq.Worker):
         self.handed_over = claim.token
         self.told(claim.job_id, outcome)
         self.has_settled = outcome in ("settled", "waking", "already")
+        self._send_webhooks(job, hooks)
+
+    def _send_webhooks(self, job: Any, hooks: list[tuple[Any, Any]]) -> None:
+        """Send those of an outcome that was recorded; of no other."""
         seconds = HANDLER_SECONDS + sum(webhook.timeout for webhook in job.webhooks)
         self.post(Board.AFTER, time.monotonic() + seconds)
         if self.has_settled:
