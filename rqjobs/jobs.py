@@ -268,7 +268,8 @@ class Job(rq.job.Job):
         """Make sure that nothing but the catalog would run.
 
         Raises:
-            NotAJob: the function or a callback is not in the catalog, or there is an `instance`.
+            NotAJob: the function or a callback is not in the catalog, a callback is a coroutine function, or there is
+                an `instance`.
             RefusedWebhook: a webhook goes to a host that is not allowed.
         """
         jobs = catalog.current()
@@ -276,8 +277,9 @@ class Job(rq.job.Job):
             raise catalog.NotAJob("the job's data have an instance; jobs are plain functions, not methods")
         jobs.lookup(self.func_name)
         for name in (self._success_callback_name, self._failure_callback_name, self._stopped_callback_name):
-            if name:
-                jobs.lookup(name)
+            if name and inspect.iscoroutinefunction(jobs.lookup(name)):
+                raise catalog.NotAJob(f"{name!r} cannot be a callback: it is an async function, of which a call runs "
+                                      f"nothing; make a plain function that calls asyncio.run the callback")
         for webhook in self.webhooks:
             if not _allowed(webhook.url):
                 raise RefusedWebhook(f"the webhook {webhook.url!r} is refused: its host is not in RQJOBS_WEBHOOK_HOSTS")

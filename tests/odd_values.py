@@ -75,6 +75,10 @@ async def coroutine():
     return 1
 
 
+async def told(*given):
+    raise RuntimeError("this ran")
+
+
 async def agenerator():
     yield 1
 

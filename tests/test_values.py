@@ -12,6 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from rq import Callback
 from rq.defaults import UNSERIALIZABLE_RETURN_VALUE_PAYLOAD
 from rq.job import JobStatus
 
@@ -160,6 +161,16 @@ def test_a_generator_function_is_no_job():
         for decorate in (rqjobs.job, rqjobs.job(queue="low"), rqjobs.every(minutes=5)):
             with pytest.raises(TypeError, match="a generator function, of which a call runs nothing"):
                 decorate(function)
+
+
+@pytest.mark.parametrize("option", ["on_success", "on_failure", "on_stopped"])
+def test_a_callback_of_which_a_call_runs_nothing_is_refused(redis, option):
+    """The job ended as if it had been called."""
+    for function, words in ((odd_values.told, "asyncio.run"), (odd_values.rows, "a plain function")):
+        for callback in (Callback(function), Callback(f"odd_values.{function.__name__}")):
+            with pytest.raises(rqjobs.NotAJob, match=f"of which a call runs nothing; make .*{words}"):
+                rqjobs.enqueue(faults.ok, **{option: callback})
+    assert not redis.keys("rq:job:*")
 
 
 def test_an_async_job_leaves_no_descriptor_and_no_changed_loop(redis):
