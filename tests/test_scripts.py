@@ -34,6 +34,19 @@ def family(redis):
     return parent
 
 
+def enqueueing(redis):
+    calls = [rqjobs.Queue.prepare_data(faults.ok, job_id="one"), rqjobs.Queue.prepare_data(faults.urgent, job_id="two")]
+    return lambda: rqjobs.enqueue_many(calls)
+
+
+def enqueueing_again(redis):
+    """A delayed job that waits for another one, whose id is running now."""
+    family(redis)
+    claim_one(redis)
+    rqjobs.enqueue_in(60, faults.ok, job_id="other")
+    return lambda: rqjobs.enqueue_in(60, faults.ok, job_id="parent", depends_on="other")
+
+
 def settled(redis, writes, counts_as="finished"):
     family(redis)
     claim = claim_one(redis)
@@ -171,7 +184,7 @@ def removing(redis):
 
 
 MOVES = {
-    "promote": promoting,
+    "promote": promoting, "enqueue": enqueueing, "enqueue again": enqueueing_again,
     "settle": settling, "settle a failure of our own": failing, "finish": finishing, "claim": claiming,
     "adopt": adopting, "release": releasing, "reclaim": reclaiming, "delay": lambda redis: reclaiming(redis, 1.0),
     "bury": lambda redis: reclaiming(redis, deaths=2), "recover": recovering, "recover from wip": recovering_from_wip,

@@ -46,16 +46,31 @@ local function defer(id, queue, due, first, last)
   end
 end
 
--- The key of the wrong type that would keep the job out of its place. (Of a plain new job, only the push itself is tried.)
-local function obstacle(id, queue, first, last)
-  for key, kind in pairs({['rq:queue:' .. queue] = 'list', ['rq:scheduled:' .. queue] = 'zset',
-      ['rq:deferred:' .. queue] = 'zset', ['rq:job::' .. id .. ':dependencies'] = 'set'}) do
-    if not fits(key, kind) then return key end
+-- The key of the wrong type that would keep one of the jobs out of its place.
+local function obstacle()
+  local checked, at = {}, 2
+  local function is_wrong(key, kind)
+    if checked[key] == nil then checked[key] = not fits(key, kind) end
+    return checked[key]
   end
-  for i = first + 1, last do
-    if not fits('rq:job:' .. ARGV[i] .. ':dependents', 'set') then return 'rq:job:' .. ARGV[i] .. ':dependents' end
+  while at <= #ARGV do
+    local queue, id, parents, fields = ARGV[at], ARGV[at + 1], at + 7, at + 7 + ARGV[at + 5]
+    local keys = {['rq:queue:' .. queue] = 'list'}
+    if tonumber(ARGV[at + 2]) then keys['rq:scheduled:' .. queue] = 'zset' end
+    if fields > parents then
+      keys['rq:deferred:' .. queue], keys['rq:job::' .. id .. ':dependencies'] = 'zset', 'set'
+      for i = parents + 1, fields - 1 do keys['rq:job:' .. ARGV[i] .. ':dependents'] = 'set' end
+    end
+    if ARGV[at + 4] ~= '1' then keys['rq:job:' .. id] = 'hash' end
+    for key, kind in pairs(keys) do
+      if is_wrong(key, kind) then return key end
+    end
+    at = fields + ARGV[at + 6]
   end
 end
+
+local wrong = obstacle()
+if wrong then return redis.error_reply('ERR the key ' .. wrong .. ' has the wrong type, so no job gets there') end
 
 local at, known, deferred = 2, {}, {}
 while at <= #ARGV do
@@ -65,10 +80,6 @@ while at <= #ARGV do
   local before = ARGV[at + 4] ~= '1' and standing(id)
   local waiting = fields > parents and must_wait(parents, fields - 1)
   local due = tonumber(place)
-  if before or waiting or due then
-    local key = obstacle(id, queue, parents, waiting and fields - 1 or parents)
-    if key then return redis.error_reply('ERR the key ' .. key .. ' has the wrong type, so no job gets there') end
-  end
   redis.call('HSET', job, unpack(ARGV, fields, last))
   if before then
     retire(id, before)
@@ -81,11 +92,7 @@ while at <= #ARGV do
   elseif due then
     schedule(id, queue, place, ARGV[1])
   elseif place ~= 'nowhere' then
-    local pushed = redis.pcall(place == 'front' and 'LPUSH' or 'RPUSH', 'rq:queue:' .. queue, id)
-    if type(pushed) == 'table' then
-      redis.call('DEL', job)
-      return pushed
-    end
+    redis.call(place == 'front' and 'LPUSH' or 'RPUSH', 'rq:queue:' .. queue, id)
   end
   if not known[queue] then redis.pcall('SADD', KEYS[1], 'rq:queue:' .. queue) end
   known[queue] = true
