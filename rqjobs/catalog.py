@@ -111,10 +111,11 @@ class Catalog:
         """
         if isinstance(function, str):
             return self.lookup(function)
-        found = self.lookup(name_of(function)) if _is_function(function) else None
-        if found is None or function not in (found, inspect.unwrap(found)):
-            raise NotAJob(f"{function!r} is not a job; jobs are plain functions at the top level of a module")
-        return found
+        if _is_function(function):
+            found = self.lookup(name_of(function))
+            if function is found or function is inspect.unwrap(found):
+                return found
+        raise NotAJob(f"{function!r} is not a job; jobs are plain functions at the top level of a module")
 
     def _reason(self, name: str) -> str:
         shown = name if len(name) < 80 else name[:77] + "…"
