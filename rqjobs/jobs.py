@@ -34,7 +34,7 @@ from rq.utils import as_text, now
 from rqjobs import catalog, config, ledger, logs, serializers, texts
 from rqjobs.instrumented import Claimed, is_wrapped
 from rqjobs.ledger import SAVE
-from rqjobs.serializers import PLAIN, Configured, PayloadError, encode
+from rqjobs.serializers import PLAIN, Configured, PayloadError, ValueTooLarge, encode
 
 DESCRIPTION_MAX_CHARACTERS = 10_000
 JSON_FIELD_MAX_BYTES = 4 * 1024 * 1024  # of a job's hash: what it depends on, its webhooks and intervals
@@ -146,6 +146,8 @@ class Job(rq.job.Job):
             size = len(self.data)
         except RecursionError:
             raise PayloadError("an argument contains itself, or is nested too deeply for JSON") from None
+        except ValueTooLarge as error:
+            raise PayloadTooLarge(f"the arguments of {self.func_name} are too large: {error}") from None
         except PayloadError:
             for where, value in _named(function, tuple(self.args), self.kwargs):
                 encode(value, where)
@@ -350,6 +352,8 @@ class Job(rq.job.Job):
             data: bytes = self.serializer.dumps(result)
         except BaseTimeoutException:
             raise
+        except ValueTooLarge as error:
+            raise ResultTooLarge(f"the job's result is too large: {error}") from None
         except Exception:  # as RQ does
             return self.serializer.dumps(UNSERIALIZABLE_RETURN_VALUE_PAYLOAD)
         check_size("result", data)

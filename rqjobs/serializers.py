@@ -48,6 +48,10 @@ class PayloadError(TypeError):
     """A value cannot be carried, or data found in Redis are not a payload of ours."""
 
 
+class ValueTooLarge(PayloadError):
+    """A value is larger, or has more parts, than is read again."""
+
+
 def allow(classes: Iterable[type]) -> None:
     """Let these enums and dataclasses travel in payloads."""
     for cls in classes:
@@ -162,8 +166,8 @@ def _check_hashes(values: Collection[Any], where: str) -> None:
 def _check_size(data: bytes) -> None:
     limit = config.current().max_value
     if len(data) > limit:
-        raise PayloadError(f"the value is {len(data):,} bytes, more than {limit:,} (twice the larger of "
-                           f"RQJOBS_MAX_PAYLOAD and RQJOBS_MAX_RESULT); store it elsewhere, and pass where it is")
+        raise ValueTooLarge(f"the value is {len(data):,} bytes, more than {limit:,} (twice the larger of "
+                            f"RQJOBS_MAX_PAYLOAD and RQJOBS_MAX_RESULT); store it elsewhere, and pass where it is")
 
 
 def _check_shape(data: bytes) -> None:
@@ -179,7 +183,7 @@ def _check_shape(data: bytes) -> None:
     if len(data) > most:  # else there cannot be so many parts
         bare = _STRING.sub(b"", data)
         if bare.count(b"[") + bare.count(b"{") + bare.count(b",") > most:
-            raise PayloadError(f"the value has more than {most:,} parts; store it elsewhere, and pass where it is")
+            raise ValueTooLarge(f"the value has more than {most:,} parts; store it elsewhere, and pass where it is")
     if data.count(b"[") + data.count(b"{") > DEPTH_MAX_LEVELS and _levels(data) > DEPTH_MAX_LEVELS:
         raise PayloadError(f"the value is nested too deeply for JSON, by more than {DEPTH_MAX_LEVELS} levels")
 

@@ -102,6 +102,10 @@ def long(letters: int) -> str:
     return "x" * letters
 
 
+def empty_lists(number: int) -> list:
+    return [[]] * number
+
+
 def noise(letters: int):
     """Fail with a message that cannot be compressed."""
     raise ValueError(os.urandom(letters).hex())

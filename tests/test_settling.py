@@ -30,6 +30,23 @@ def test_a_result_that_is_too_large_fails_the_job_and_says_so(redis):
     assert fits.return_value() == "x" * 1998 and not redis.exists("callback")
 
 
+@pytest.mark.parametrize("function, number", [(faults.long, 5000), (faults.empty_lists, 1500)])
+def test_a_result_of_several_times_the_limit_fails_the_job_too(redis, function, number):
+    """Of more than twice the limit only "Unserializable return value" was stored, and the job had finished."""
+    config.use(max_result=1000, max_payload=1000)
+    job = rqjobs.enqueue(function, number)
+    run()
+    assert "ResultTooLarge: the job's result is too large: the value" in reason(job)
+    assert "store it elsewhere" in reason(job)
+
+
+@pytest.mark.parametrize("letters", [1000, 5000])
+def test_arguments_of_any_size_are_refused_as_too_large(redis, letters):
+    config.use(max_result=1000, max_payload=1000)
+    with pytest.raises(rqjobs.PayloadTooLarge, match=r"^the arguments of faults\.ok are .*RQJOBS_MAX_PAYLOAD"):
+        rqjobs.enqueue(faults.ok, "x" * letters)
+
+
 def test_meta_that_is_too_large_is_refused_where_it_is_saved(redis):
     config.use(max_result=2000)
     job = rqjobs.enqueue(faults.large_meta, 3000, True)
