@@ -216,7 +216,8 @@ def test_an_option_that_redis_py_does_not_have_is_one_line_in_every_process(spaw
     """It was a traceback at the first command, and the web app started without a word."""
     commands = [["rqjobs", "stats"], ["rqjobs", "worker"], ["rqjobs", "dev"], ["rq.cli", "worker", "--worker-class",
                 "rqjobs.Worker"], ["gunicorn", "--config", "python:rqjobs.web.serve", "rqjobs.web:create_app()"]]
-    processes = [spawn(sys.executable, "-m", *command, env={"REDIS_URL": "redis://:hunter2@h?bogus=1"})
+    processes = [spawn(sys.executable, "-m", *command,
+                       env={"REDIS_URL": "redis://:hunter2@h?bogus=1", "PORT": str(free_port())})
                  for command in commands]
     for process in processes:
         assert process.wait(60) != 0

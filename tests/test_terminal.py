@@ -62,10 +62,13 @@ def test_no_command_prints_what_a_terminal_would_obey(run, hostile, command):
     assert "forged" not in output.split("\n"), "a name must not look like a line of ours"
 
 
-def test_no_log_line_says_what_a_terminal_would_obey(redis, caplog):
+def test_no_log_line_says_what_a_terminal_would_obey(redis, caplog, monkeypatch):
     rqjobs.Worker(["default"])
     orphans.Sweep().note("requeued", EVIL, EVIL, "claimed", EVIL)
     log = logging.getLogger("rq.worker")
+    caplog.set_level(logging.WARNING, log.name)
+    monkeypatch.setattr(log, "propagate", True)
+    monkeypatch.setattr(log, "disabled", False)
     try:
         raise ValueError(EVIL)
     except ValueError as error:
