@@ -210,6 +210,7 @@ class Settling(rq.Worker):
         key = f"{ledger.STOPPED}:{job.origin}"
         self.connection.zremrangebyscore(key, 0, moment)
         self.connection.zadd(key, {job.id: "+inf" if ttl < 0 else moment + ttl})
+        self.connection.hincrby(self.key, "failed_job_count", -1)  # RQ counts it there too
 
     def record(self, job: Any, method: Callable[[], None], trace: str = "") -> None:
         """Run RQ's `method` on a recording connection, and settle the job with what it writes.

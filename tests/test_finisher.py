@@ -154,6 +154,7 @@ def counts(redis):
 def test_a_stopped_job_is_no_failed_one_and_requeued_only_by_its_name(stopped_and_failed, redis):
     """It was counted among the failed jobs, and *Requeue all* ran it again."""
     job, failing = stopped_and_failed
+    assert [int(redis.hget(key, "failed_job_count")) for key in redis.smembers("rq:workers")] == [1]
     assert counts(redis) == (1, 1)
     assert [one.id for one in stats.recent(redis, "failed", 1)] == [failing.id]
     assert [job_id for _, job_id in ledger.failed(redis, "default", 1, "newest")] == [failing.id]
