@@ -250,8 +250,8 @@ def _sweep_started(connection: redis.Redis, queue: str, owners: Owners, ours: se
     dead = []
     for (job_id, execution), owner in zip(started, owners_of(connection, started), strict=True):
         if owner not in ours and owners.verdict(owner) != "alive":
-            since = connection.hget(f"rq:job:{job_id}", "enqueued_at") or b""
-            dead.append((since, job_id, execution, owner))
+            since = ledger.together(connection, [("HGET", f"rq:job:{job_id}", "enqueued_at")])[0]
+            dead.append((since if isinstance(since, bytes) else b"", job_id, execution, owner))
     for _, job_id, execution, owner in sorted(dead, reverse=True):  # each goes in front of the one before
         outcome = ledger.recover(connection, job_id, queue, "wip", execution, owner)
         result.note(outcome, job_id, queue, "running", owner)

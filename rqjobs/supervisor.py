@@ -285,7 +285,12 @@ class Supervisor(Settling):
     def _settle_plainly(self, finisher: Finisher) -> str:
         """End the job of a dead horse without a look into it, for whoever looked died or hung."""
         post = finisher.post
-        origin, ttl, timeout = self.plain.hmget(f"rq:job:{post.job_id}", "origin", "failure_ttl", "timeout")
+        try:
+            origin, ttl, timeout = self.plain.hmget(f"rq:job:{post.job_id}", "origin", "failure_ttl", "timeout")
+        except redis.ResponseError as error:
+            if not ledger.wrong_type(error):
+                raise
+            origin = None  # somebody else wrote there
         if origin is None:
             return "gone"
         fields: Any = {b"failure_ttl": ttl or b""}

@@ -9,7 +9,7 @@ import faults
 import psutil
 import pytest
 from click.testing import CliRunner
-from rq.command import send_stop_job_command
+from rq.command import send_command, send_stop_job_command
 from rq.job import JobStatus
 from rq.webhook import Webhook
 
@@ -127,6 +127,18 @@ def test_a_stopped_job_that_cannot_be_read_is_stopped_all_the_same(worker, redis
     eventually(lambda: redis.hget(job.key, "status") == b"stopped")
     assert job.latest_result().exc_string == "Job stopped by user, work-horse terminated."
     assert not redis.keys("rqjobs:claims:*") and not redis.exists("rq:wip:default")
+
+
+def test_a_stopped_job_whose_hash_was_overwritten_ends_no_worker(worker, redis, eventually):
+    process = worker("default", env=QUICK)
+    job = rqjobs.enqueue(faults.hang, "gate")
+    eventually(lambda: redis.llen("gate:reached") == 1)
+    redis.set(job.key, "no hash")
+    send_command(redis, process.name, "stop-job", job_id=job.id)
+    following = rqjobs.enqueue(faults.ok)
+    eventually(lambda: following.is_finished, what=process.output)
+    assert process.poll() is None
+    eventually(lambda: not redis.keys("rqjobs:claims:*") and not redis.exists("rq:wip:default"), what=process.output)
 
 
 def test_a_worker_that_is_done_waits_for_the_handler(redis):
