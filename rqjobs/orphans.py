@@ -414,6 +414,7 @@ REMEDIES = {
     "failed": "requeue that one, or cancel this job",
     "stopped": "requeue that one, or cancel this job",
     "canceled": "enqueue that one again under its id, or cancel this job",
+    "over": "stock RQ enqueued this job when that one had ended; let it run: queue.enqueue_job(job)",
     "gone": "it was deleted or has expired; cancel this job, or let it run without: queue.enqueue_job(job)",
 }
 
@@ -541,7 +542,22 @@ def deferred_for_ever(connection: redis.Redis, ids: list[str]) -> Iterator[tuple
     found = ledger.together(connection, [("HGET", f"rq:job:{parent}", "status") for _, parent, _ in waits])
     states = [text((not isinstance(reply, Exception) and reply) or b"gone") for reply in found]
     others = {job_id for (job_id, _, _), state in zip(waits, states, strict=True) if state not in ("finished", "gone")}
+    blocked = set()
     for (job_id, parent, may_fail), state in zip(waits, states, strict=True):
         ends = (state == "failed" and may_fail) or (state == "gone" and job_id in others)
+        if state != "finished" and not (state == "failed" and may_fail):
+            blocked.add(job_id)
         if state in REMEDIES and not ends:
             yield job_id, parent, state
+    yield from _overlooked(connection, {job_id: parent for job_id, parent, _ in waits if job_id not in blocked})
+
+
+def _overlooked(connection: redis.Redis, ended: dict[str, str]) -> Iterator[tuple[str, str, str]]:
+    """Of these jobs, each with a parent, which have nothing to wait for: those that are deferred all the same."""
+    if not ended:
+        return
+    waking, *states = ledger.together(connection, [
+        ("SMEMBERS", ledger.WAKING), *(("HGET", f"rq:job:{job_id}", "status") for job_id in ended)])
+    for (job_id, parent), state in zip(ended.items(), states, strict=True):
+        if state == b"deferred" and not waking:
+            yield job_id, parent, "over"

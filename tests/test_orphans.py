@@ -8,11 +8,13 @@ import time
 
 import faults
 import pytest
+import rq
 from redis.exceptions import ResponseError
 from rq.exceptions import InvalidJobOperation
 from rq.job import Dependency, JobStatus
 from rq.job import Job as StockJob
 from rq.registry import StartedJobRegistry
+from rq.serializers import JSONSerializer
 
 import rqjobs
 from rqjobs import ledger, orphans, processes
@@ -426,8 +428,8 @@ def test_audit_names_an_id_on_two_queues(redis):
 
 
 @pytest.mark.parametrize(("state", "may_fail", "named"), [
-    ("failed", False, "failed"), ("failed", True, ""), ("stopped", True, "stopped"), ("canceled", False, "canceled"),
-    ("gone", False, "gone"), ("queued", False, ""),
+    ("failed", False, "failed"), ("failed", True, "over"), ("stopped", True, "stopped"),
+    ("canceled", False, "canceled"), ("gone", False, "gone"), ("queued", False, ""),
 ])
 def test_audit_names_what_waits_in_vain(redis, state, may_fail, named):
     parent, other = rqjobs.enqueue(faults.ok, job_id="parent"), rqjobs.enqueue(faults.ok, job_id="other")
@@ -445,6 +447,23 @@ def test_audit_names_what_waits_in_vain(redis, state, may_fail, named):
         redis.sadd(ledger.WAKING, other.id)
         orphans.wake(redis)
         assert both.get_status() == JobStatus.QUEUED
+
+
+def test_what_stock_rq_defers_behind_a_job_that_has_ended_is_named(redis):
+    """RQ looks at the parent's status only; with `allow_failure` its job waits for ever, and audit was silent."""
+    parent = rqjobs.enqueue(faults.ok, job_id="parent")
+    redis.lrem("rq:queue:default", 0, "parent")
+    redis.hset(parent.key, "status", "failed")
+    rq.Queue("default", connection=redis, serializer=JSONSerializer).enqueue(
+        "faults.ok", job_id="child", depends_on=Dependency(jobs=[parent], allow_failure=True))
+    assert redis.zscore("rq:deferred:default", "child")
+    assert orphans.audit(redis, settle=0).remarks == ["deferred: child waits for parent, which is over"]
+    redis.sadd(ledger.WAKING, "parent:failed")  # it is about to be woken
+    assert not orphans.audit(redis, settle=0).remarks
+    assert "queue.enqueue_job(job)" in orphans.REMEDIES["over"]
+    queue = rqjobs.queue("default")
+    queue.enqueue_job(queue.fetch_job("child"))
+    assert redis.lrange("rq:queue:default", 0, -1) == [b"child"] and not redis.zcard("rq:deferred:default")
 
 
 def test_what_only_looks_like_a_stray_is_left_alone(redis):
