@@ -403,8 +403,7 @@ def requeue(connection: redis.Redis, job_id: str, at_front: bool = False) -> Non
     except ResponseError:  # no hash stands there
         origin = None
     if origin is None:  # expired; its entry is of no use to anybody
-        for key in connection.smembers(QUEUES):
-            connection.zrem(f"rq:failed:{text(key).removeprefix('rq:queue:')}", job_id)
+        _remove_failed(connection, job_id)
         raise NoSuchJobError(f"No such job: {job_id}")
     queue = text(origin)
     keys = [f"rq:job:{job_id}", f"rq:queue:{queue}", QUEUES, f"rq:failed:{queue}"]
@@ -413,7 +412,15 @@ def requeue(connection: redis.Redis, job_id: str, at_front: bool = False) -> Non
     if outcome == "gone":
         raise NoSuchJobError(f"No such job: {job_id}")
     if outcome != "requeued":
+        _remove_failed(connection, job_id, queue)  # stock RQ has enqueued it again elsewhere, and left its old entry
         raise InvalidJobOperation(f"job {job_id} is not among the failed jobs of {queue!r}, so it was not requeued")
+
+
+def _remove_failed(connection: redis.Redis, job_id: str, but_of: str = "") -> None:
+    """Remove the entries of a job among the failed jobs of all queues `but_of` one."""
+    for name in (text(key).removeprefix("rq:queue:") for key in connection.smembers(QUEUES)):
+        if name != but_of:
+            connection.zrem(f"rq:failed:{name}", job_id)
 
 
 def delete(connection: redis.Redis, job_ids: list[str], queue: str) -> list[str]:

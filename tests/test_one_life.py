@@ -378,3 +378,27 @@ def test_only_what_failed_last_is_requeued(redis):
                 Job.fetch("x", connection=redis).requeue()
             assert house.places() == before, state.__name__
             assert "failed" not in house.history
+
+
+def test_the_deaths_of_an_earlier_life_do_not_count(redis):
+    """A nightly job with a fixed id failed as poison at its first death, because of two in the nights before."""
+    house = House(redis)
+    house.enqueue()
+    moment = f"{time.time():.0f}"
+    redis.hset("rq:job:x", "rqjobs_deaths", f"{moment},{moment}")
+    assert house.finish("a", house.claim()) == "settled"
+    rqjobs.enqueue(faults.ok, "new", job_id="x")
+    house.claim()
+    assert ledger.reclaim(redis, "a", QUEUES, "horse", "x", 0) == {"x": "requeued"}
+    assert len(redis.hget("rq:job:x", "rqjobs_deaths").split(b",")) == 1
+
+
+def test_an_entry_of_a_failure_in_another_queue_goes_when_it_is_requeued(redis):
+    """A stock client had enqueued it again there, and it finished; it was counted as failed for a year."""
+    house = House(redis)
+    failed(house)
+    stock(redis, "low").enqueue("faults.ok", "new", job_id="x")
+    assert house.finish("a", house.claim()) == "settled"
+    with pytest.raises(InvalidJobOperation):
+        ledger.requeue(redis, "x")
+    assert house.places() == [] and house.history == ["finished"]

@@ -8,13 +8,13 @@
 --       "1" if it may run after the failure of that, else "", and the ids of that; and the fields and values of its hash
 -- Promise: a job and its place are written in one step, all of ARGV in one script. A job of this id that is there
 -- already leaves its place, and the worker that runs it has lost it: that run's outcome will be refused, and this one
--- counts. Options and time to live of the earlier job are forgotten; so are the jobs for which it waited.
+-- counts. Options, time to live and deaths of the earlier job are forgotten; so are the jobs for which it waited.
 -- Returns the ids of those that wait for other jobs.
 
 local OPTIONS = {'retries_left', 'retry_intervals', 'number_of_retries', 'enqueue_at_front_on_retry', 'repeats_left',
   'repeat_intervals', 'rqjobs_chain', 'dependency_id', 'dependency_ids', 'allow_dependency_failures',
   'enqueue_at_front', 'success_callback_timeout', 'failure_callback_timeout', 'stopped_callback_timeout', 'webhooks',
-  'ttl', 'result_ttl', 'failure_ttl', 'meta', 'result', 'exc_info'}
+  'ttl', 'result_ttl', 'failure_ttl', 'meta', 'result', 'exc_info', 'rqjobs_deaths'}
 
 local function forget(id, first, last)
   local job, dependencies, old, new = 'rq:job:' .. id, 'rq:job::' .. id .. ':dependencies', {}, {}
