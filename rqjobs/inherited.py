@@ -17,6 +17,7 @@ log = logging.getLogger("rqjobs")
 KINDS = {  # of objects to look for, by the module in which they are
     "concurrent.futures.process": "ProcessPoolExecutor",
     "sqlalchemy.engine": "Engine",
+    "sqlalchemy.engine.base": "Connection",
     "sqlalchemy.orm": "scoped_session",
 }
 _kept: list[Any] = []  # what was in use before the fork; to be collected would close it
@@ -29,7 +30,7 @@ class Inherited:
         modules = {name: sys.modules[name] for name in KINDS if name in sys.modules}
         kinds = tuple(getattr(module, KINDS[name]) for name, module in modules.items())
         self.found = [one for one in gc.get_objects() if issubclass(type(one), kinds)] if kinds else []
-        self.sessions = self.of("sqlalchemy.orm")
+        self.connections, self.sessions = self.of("sqlalchemy.engine.base"), self.of("sqlalchemy.orm")
 
     def of(self, module: str) -> list[Any]:
         kind = getattr(sys.modules.get(module), KINDS[module], ())
@@ -44,11 +45,12 @@ class Inherited:
             with _logged("an SQLAlchemy engine"):
                 _kept.append(engine.pool)
                 engine.dispose(close=False)
-        for session in self.sessions:
+        for connection in self.connections:
+            with _logged("an SQLAlchemy connection"):
+                _renew_connection(connection)
+        for session in _all_sessions():
             with _logged("an SQLAlchemy session"):
-                if _in_transaction(session):
-                    _kept.append(session())
-                    session.registry.clear()
+                _renew_session(session)
         with _logged("Django's connections"):
             connections = _django()
             for connection in connections.all(initialized_only=True) if connections else ():
@@ -65,6 +67,45 @@ class Inherited:
             with _logged("an SQLAlchemy session"):
                 if _in_transaction(session):
                     session.rollback()
+        for one in self.connections + _all_sessions():
+            with _logged("an SQLAlchemy connection or session"):
+                if _is_broken(one):
+                    one.get_transaction().rollback()
+
+
+def _all_sessions() -> list[Any]:
+    """Every SQLAlchemy session of this process, whoever made it and when; `close_all_sessions` closes the same."""
+    module = sys.modules.get("sqlalchemy.orm.session")
+    return list(module._sessions.values()) if module else []
+
+
+def _is_broken(one: Any) -> bool:
+    """Whether a connection or a session refuses everything until its transaction is rolled back."""
+    transaction = one.get_transaction()
+    if transaction is None:
+        return False
+    inner = getattr(transaction, "_connections", None)  # of a session
+    if inner is None:
+        return bool(one.invalidated)
+    return not one.is_active or any(entry[0].invalidated for entry in inner.values())
+
+
+def _renew_connection(connection: Any) -> None:
+    """Let it take another from its engine's pool, as it does when it was cut."""
+    if connection._dbapi_connection is not None:
+        _kept.append(connection._dbapi_connection)
+        connection._dbapi_connection = connection._transaction = connection._nested_transaction = None
+
+
+def _renew_session(session: Any) -> None:
+    """Take from it the transaction that it is in, and what it has not sent yet."""
+    transaction = session.get_transaction()
+    if transaction is not None:
+        _kept.append(transaction)
+        session._transaction = session._nested_transaction = None
+        for row in list(session.new):
+            session.expunge(row)
+        session.expire_all()
 
 
 def _in_transaction(session: Any) -> bool:

@@ -3,10 +3,12 @@
 import os
 
 from sqlalchemy import create_engine, select, text
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, scoped_session, sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session, sessionmaker
 
 engine = create_engine(f"sqlite:///{os.environ['ROWS']}")
 session = scoped_session(sessionmaker(engine))
+plain = Session(engine)
+later = None
 
 
 class Base(DeclarativeBase):
@@ -20,6 +22,8 @@ class Row(Base):
 
 Base.metadata.create_all(engine)
 _held = session.connection().connection.dbapi_connection  # in a transaction that nobody ended
+raw = engine.connect()
+_unended = [one.connection.dbapi_connection for one in (plain.connection(), raw)]
 with engine.connect() as _connection:
     _connection.execute(text("SELECT 1"))
     _opened = _connection.connection.dbapi_connection
@@ -28,8 +32,24 @@ with engine.connect() as _connection:
 def shared() -> bool:
     """Whether a connection is one that was opened before the fork."""
     with engine.connect() as connection:
-        used = [connection.connection.dbapi_connection, session.connection().connection.dbapi_connection]
-    return any(one is opened for one in used for opened in (_opened, _held))
+        used = [one.connection.dbapi_connection for one in (connection, session.connection(), plain.connection(), raw)]
+    return any(one is opened for one in used for opened in (_opened, _held, *_unended))
+
+
+def insert(kind: str, number: int):
+    """Add a row by a session of the module, one that a job has made, or a connection; its key may be there already."""
+    global later
+    later = later or scoped_session(sessionmaker(engine))
+    used = {"plain": plain, "later": later, "raw": raw}[kind]
+    if kind == "raw":
+        raw.execute(text("SELECT 1"))
+    else:
+        used.add(Row(name=f"{kind} {number}"))
+        used.flush()
+    if number == 1:  # the server has gone
+        (raw if kind == "raw" else used.connection()).invalidate()
+        used.execute(text("SELECT 1"))
+    used.rollback()
 
 
 def add(name: str, commit: bool = True):

@@ -34,6 +34,14 @@ def test_sqlalchemy_has_its_own_connections_in_each_horse_and_a_broken_session_f
     assert found[3:] == [None, None, ["a", "c"]], "what one job did not commit, the next one does not either"
 
 
+@pytest.mark.parametrize("kind", ["plain", "later", "raw"])
+def test_a_session_or_connection_that_a_module_holds_breaks_for_one_job(python, run, redis, kind):
+    """Also a session that is no `scoped_session`, and one that a job made."""
+    found = outcomes(python("sqlalchemy>=2,<3"), run, redis, "sqlalchemy_rows",
+                     [("insert", kind, number) for number in range(4)])
+    assert found[0] is None and "invalid transaction" in found[1] and found[2:] == [None, None]
+
+
 def test_flask_sqlalchemy_has_its_own_connections_in_each_horse(python, run, redis):
     found = outcomes(python("flask-sqlalchemy>=3.1,<4"), run, redis, "flask_rows", [("add", "a"), ("add", "b")],
                      RQJOBS_APP="flask_rows:app")
