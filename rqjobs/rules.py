@@ -24,6 +24,7 @@ from rqjobs.walls import FAR, _changes_between, cron_after, zone
 F = TypeVar("F", bound=Callable[..., Any])
 LONGEST = 2 ** 40  # seconds between two ticks
 MISSED = ("once", "all", "skip")
+STORED_MAX_CHARACTERS = 100_000  # of a rule as JSON
 STORED = ("seconds", "line", "tz", "missed", "overlap", "jitter", "start", "end", "times")
 
 
@@ -165,6 +166,8 @@ class Rule:
             ScheduleError: somebody else wrote that.
         """
         try:
+            if len(text) > STORED_MAX_CHARACTERS:  # read, JSON may take thirty times as much memory
+                raise ValueError(f"it is longer than {STORED_MAX_CHARACTERS:,} characters")
             parts = json.loads(text)
             for name in ("start", "end"):
                 if name in parts:

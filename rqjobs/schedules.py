@@ -224,12 +224,12 @@ def _noted(words: Any) -> tuple[bytes, bytes]:
     return status, ended
 
 
-def _revision(name: str) -> str:
-    """The revision that a schedule has, though it may not be readable. Raises NoSuchSchedule."""
-    revision = connections.client().hget(f"rqjobs:schedule:{name}", "revision")
+def _revision(name: str) -> bytes:
+    """The revision that a schedule has, as it is written: it may not be readable. Raises NoSuchSchedule."""
+    revision: Any = connections.client().hget(f"rqjobs:schedule:{name}", "revision")
     if revision is None:
         raise NoSuchSchedule(f"there is no schedule {name!r}; rqjobs schedules lists them")
-    return text(revision)
+    return bytes(revision)
 
 
 def _not_declared(name: str, action: str) -> None:

@@ -26,6 +26,7 @@ KEPT_WITHDRAWN = 86_400  # seconds
 COMPARE_SECONDS = 60  # between two looks at whether what is stored is what is declared, if nothing says that it is not
 COMPARED_AT_ONCE = 100  # schedules
 OPEN_AT_ONCE = 500  # jobs
+DECLARED_MAX_PARTS = 2_000_000  # of the JSON in which a worker says what its code declares; each takes memory when read
 DECLARED = f"{SCHEDULES}:declared"
 ANNOUNCED = f"{SCHEDULES}:announced"
 OPEN = f"{SCHEDULES}:open"
@@ -216,8 +217,11 @@ class Declarations:
 
     def _words_of(self, worker: bytes) -> tuple[float, dict[str, dict[str, Any]]] | None:
         """When a worker started, and what its code declares, by name; None if that cannot be read."""
+        said: Any = self.connection.hget(DECLARED, worker) or b""
         try:
-            words = json.loads(self.connection.hget(DECLARED, worker) or b"")
+            if sum(map(said.count, (b"[", b"{", b","))) > DECLARED_MAX_PARTS:
+                raise ValueError("so many schedules no code declares")
+            words = json.loads(said)
             return float(words["started"]), {str(one["name"]): one for one in words["schedules"]}
         except (ValueError, TypeError, LookupError, RecursionError):
             log.error("what the code of the worker %s declares cannot be read; it is asked again", text(worker))
@@ -283,7 +287,7 @@ def _make_room(connection: redis.Redis, name: str) -> bool:
         return True
     log.error("the schedule %s in Redis cannot be read; %s", name, "it is stored anew" if source == b"code" else
               f"remove it with: rqjobs schedules remove {name}")
-    return source == b"code" and put(connection, name, text(revision or b""), "", "remove", {})
+    return source == b"code" and put(connection, name, revision, "", "remove", {})
 
 
 def _adopt(connection: redis.Redis, one: dict[str, Any], found: Schedule | None) -> None:

@@ -167,7 +167,7 @@ def begin(client: redis.Redis, name: str, rule: Rule) -> tuple[str, dict[str, st
     return ("never" if tick is None else repr(tick + jitter(rule, name, tick))), state
 
 
-def put(client: redis.Redis, name: str, revision: int | str | None, due: str, what: str, own: dict[str, str],
+def put(client: redis.Redis, name: str, revision: Any, due: str, what: str, own: dict[str, str],
         job: dict[Any, Any] | None = None) -> bool:
     key = f"rqjobs:schedule:{name}"
     keys = [SCHEDULES, key, f"{key}:job", f"{SCHEDULES}:revision", ledger.BELL, f"{key}:runs", f"{key}:outcomes",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 from datetime import timedelta
 
@@ -201,3 +202,30 @@ def test_a_schedule_whose_next_tick_is_of_another_age_stops_no_other(redis, mome
     ticker.tick(redis)
     assert schedules.get("fine").made == 1 and [found.name for found in schedules.all()] == ["fine"]
     assert ticker.tick(redis) > redis.time()[0]
+
+
+@pytest.mark.parametrize("source", ["code", "added"])
+def test_a_schedule_whose_revision_is_no_text_can_be_removed(redis, source):
+    """`remove` asked for the revision again for ever, and the one of the code was never stored anew."""
+    every(hours=1).add("odd", faults.ok)
+    redis.hset("rqjobs:schedule:odd", mapping={"revision": b"\xff", "source": source})
+    if source == "added":
+        schedules.remove("odd")
+    else:
+        assert ticker._make_room(redis, "odd")
+    assert not redis.exists("rqjobs:schedule:odd")
+
+
+def test_a_rule_and_a_declaration_of_millions_of_parts_are_not_read(redis, monkeypatch, caplog):
+    """14 MB of brackets took 340 MB of the web app's memory, and of the scheduler's."""
+    brackets = b"[" + b"[]," * 2_000_000 + b"[]]"
+    every(hours=1).add("odd", faults.ok)
+    redis.hset("rqjobs:schedule:odd", "rule", b'{"seconds": ' + brackets + b"}")
+    redis.zadd(ledger.WORKERS, {"odd": redis.time()[0] + 15})
+    redis.hset(ticker.DECLARED, "odd", b'{"started": 1, "schedules": ' + brackets + b"}")
+    read, lengths = json.loads, []
+    monkeypatch.setattr(json, "loads", lambda words, **options: (lengths.append(len(words)), read(words, **options))[1])
+    assert schedules.all() == []
+    ticker.reconcile(redis)
+    assert max(lengths, default=0) < len(brackets)
+    assert "what the code of the worker odd declares cannot be read" in caplog.text
