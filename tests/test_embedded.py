@@ -190,6 +190,18 @@ def test_the_systems_server_goes_before_that_of_the_environment(tmp_path, monkey
     assert embedded.binary() == str(ours)
 
 
+def test_a_later_server_on_the_path_is_taken_if_the_first_cannot_read_the_data(tmp_path, monkeypatch):
+    """It was refused, and told to install what is there already."""
+    old = fake_server(tmp_path / "local", "Redis server v=6.2.14")
+    new = fake_server(tmp_path / "usr", "Redis server v=7.0.15")
+    monkeypatch.setenv("PATH", f"{old.parent}:{new.parent}")
+    home = tmp_path / ".rqjobs"
+    assert embedded.binary(home) == str(old)
+    (home / "appendonlydir").mkdir(parents=True)
+    (home / "appendonlydir" / "appendonly.aof.manifest").touch()
+    assert embedded.binary(home) == str(new)
+
+
 def fake_server(folder, version):
     folder.mkdir(exist_ok=True, parents=True)
     path = folder / "redis-server"
