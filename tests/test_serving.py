@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import re
 import shutil
 import socket
 import sys
@@ -95,12 +96,28 @@ def nginx(spawn, tmp_path, eventually):
     return start
 
 
-def test_a_login_behind_nginx_or_the_header_that_it_must_set(gunicorn, nginx, tmp_path):
-    (tmp_path / "wsgi.py").write_text("import rqjobs.web\nfrom werkzeug.middleware.proxy_fix import ProxyFix\n"
-                                      "app = rqjobs.web.create_app()\n"
-                                      "app.wsgi_app = ProxyFix(app.wsgi_app, x_for=1, x_proto=1, x_prefix=1)\n")
-    path = f"{tmp_path}:{Path(__file__).parents[1]}:{Path(__file__).parent}"
-    port, below = gunicorn(app="wsgi:app", PYTHONPATH=path), gunicorn(SCRIPT_NAME="/admin/jobs")
+DOCS = (Path(__file__).parents[1] / "docs" / "serving.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def wsgi(gunicorn, tmp_path):
+    """The wsgi.py of the docs, served; its port."""
+    (program,) = re.findall("```python\n(.*?)```", DOCS, re.S)
+    (tmp_path / "wsgi.py").write_text(program)
+    return gunicorn(app="wsgi:app", PYTHONPATH=f"{tmp_path}:{Path(__file__).parents[1]}:{Path(__file__).parent}")
+
+
+def test_nobody_chooses_an_address_behind_the_lines_of_the_docs(wsgi, nginx):
+    """One header was missing in them, and each wrong password could be the first of its address."""
+    (location,) = re.findall("^location /jobs/ {.*?^}", DOCS, re.S | re.M)
+    (outside,) = nginx(location.replace("127.0.0.1:8000", f"127.0.0.1:{wsgi}"))
+    tries = [ask(outside, "POST", "/jobs/login", "user=admin&password=wrong", Origin=f"http://127.0.0.1:{outside}",
+                 X_Forwarded_For=f"10.0.0.{number}", **FORM)[0] for number in range(5)]
+    assert tries[0] == 401 and 429 in tries
+
+
+def test_a_login_behind_nginx_or_the_header_that_it_must_set(gunicorn, nginx, wsgi):
+    port, below = wsgi, gunicorn(SCRIPT_NAME="/admin/jobs")
     target, header = f"proxy_pass http://127.0.0.1:{port}", "proxy_set_header"
     bare, named, right, prefix, script = nginx(
         f"location / {{ {target}; }}", f"location / {{ {target}; {header} Host $host; }}",
