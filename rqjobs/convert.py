@@ -196,8 +196,13 @@ def read(text: str, annotation: Any, path: str) -> Any:
     """
     try:
         value = parse(text)
-    except ValueError:
-        return convert(text, annotation, path)
+    except ValueError as error:
+        try:
+            return convert(text, annotation, path)
+        except ConversionError:
+            if text.lstrip()[:1] in ("{", "["):
+                raise ConversionError(path, f"{short(text)} is not JSON: {error}") from None
+            raise
     try:
         return convert(value, annotation, path)
     except ConversionError:

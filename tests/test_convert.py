@@ -179,6 +179,8 @@ def test_typed_words_become_the_arguments_of_a_call():
         convert.call(call, ["1"], {"other": "x"})
     with pytest.raises(ConversionError, match=r"colors\[0\]: 'GREEN' is not one of"):
         convert.call(call, ["1", '["GREEN"]'], {})
+    with pytest.raises(ConversionError, match=r"colors: '\[\"RED\",\]' is not JSON: .*char"):
+        convert.call(call, ["1", '["RED",]'], {})
 
 
 def test_words_for_typed_options():

@@ -176,7 +176,7 @@ def read(
         text = text if field.kind.read is str else text.strip()
         if field.kind.control == "checkbox":
             values[field.name] = bool(text)
-        elif not text and field.nullable:
+        elif field.nullable and text in ("", "null" if field.kind.what == "JSON" else ""):
             values[field.name] = None
         elif not text and field.required:
             errors[field.input] = f"{field.name} is required"
