@@ -402,3 +402,15 @@ def test_an_entry_of_a_failure_in_another_queue_goes_when_it_is_requeued(redis):
     with pytest.raises(InvalidJobOperation):
         ledger.requeue(redis, "x")
     assert house.places() == [] and house.history == ["finished"]
+
+
+@pytest.mark.parametrize("others", [[], ["parent"]])
+def test_no_job_waits_for_itself(redis, others):
+    """It was deferred for ever, and audit did not say so."""
+    house = House(redis)
+    running(house)
+    rqjobs.enqueue(faults.ok, "new", job_id="x", depends_on=["x", *others])
+    assert house.places() == (["deferred"] if others else ["queued default"])
+    assert house.finish("a", house.run) == "refused"
+    house.drain()
+    assert house.ran == ["old", "new"] and house.places() == [] and house.history == ["finished"]

@@ -29,10 +29,10 @@ local function forget(id, first, last)
   redis.call('HDEL', job, unpack(old))
 end
 
--- Whether the job has to wait for one of these.
-local function must_wait(first, last)
+-- Whether the job has to wait for one of these; not for itself, which would be for ever: its earlier life ends now.
+local function must_wait(id, first, last)
   for i = first + 1, last do
-    if not has_ended(ARGV[i], ARGV[first] == '1') then return true end
+    if ARGV[i] ~= id and not has_ended(ARGV[i], ARGV[first] == '1') then return true end
   end
 end
 
@@ -41,8 +41,10 @@ local function defer(id, queue, due, first, last)
   if due then redis.call('HSET', 'rq:job:' .. id, 'rqjobs_due', due) end
   redis.call('ZADD', 'rq:deferred:' .. queue, string.format('%d', clock()), id)
   for i = first + 1, last do
-    redis.pcall('SADD', 'rq:job:' .. ARGV[i] .. ':dependents', id)
-    redis.call('SADD', 'rq:job::' .. id .. ':dependencies', ARGV[i])
+    if ARGV[i] ~= id then
+      redis.pcall('SADD', 'rq:job:' .. ARGV[i] .. ':dependents', id)
+      redis.call('SADD', 'rq:job::' .. id .. ':dependencies', ARGV[i])
+    end
   end
 end
 
@@ -78,7 +80,7 @@ while at <= #ARGV do
   local job, parents, fields = 'rq:job:' .. id, at + 7, at + 7 + ARGV[at + 5]
   local last = fields + ARGV[at + 6] - 1
   local before = ARGV[at + 4] ~= '1' and standing(id)
-  local waiting = fields > parents and must_wait(parents, fields - 1)
+  local waiting = fields > parents and must_wait(id, parents, fields - 1)
   local due = tonumber(place)
   redis.call('HSET', job, unpack(ARGV, fields, last))
   if before then
