@@ -164,7 +164,8 @@ def _is_time_for_strays(connection: redis.Redis) -> bool:
     lock = "rqjobs:strays:lock"
     if connection.set(lock, 1, nx=True, ex=STRAY_PERIOD):
         return True
-    return connection.ttl(lock) == -1 and bool(connection.set(lock, 1, ex=STRAY_PERIOD))  # without an end: nobody's
+    is_ours = 0 <= connection.ttl(lock) <= STRAY_PERIOD  # without an end, or with a later one, it is nobody's
+    return not is_ours and bool(connection.set(lock, 1, ex=STRAY_PERIOD))
 
 
 def _with_a_lease(connection: redis.Redis) -> list[str]:

@@ -21,6 +21,7 @@ from rqjobs.ledger import LOOK
 from rqjobs.queues import Queue
 
 LOCK_TTL = 2.0  # seconds; with an idle worker's heartbeat, after which it is tried, less than five. RQ's has 61
+LONGEST_LOCK = 86_400  # seconds that a stock scheduler's may have
 BEAT = 1.0  # seconds between two renewals of the locks
 UPKEEP = 2.0  # seconds between two looks at what the code declares, and at how the jobs of schedules ended
 TICKS = ""  # among the names of queues: the schedules, which one of all clocks ticks
@@ -32,7 +33,8 @@ _LOCK = """
 local held = {}
 for i, key in ipairs(KEYS) do
   local owner = redis.pcall('GET', key)  -- an error if somebody else wrote there
-  if not owner or owner == ARGV[1] or redis.call('PTTL', key) == -1 then  -- a lock without an end is nobody's
+  local left = redis.call('PTTL', key)  -- a lock without an end, or with one later than a lock's may be, is nobody's
+  if not owner or owner == ARGV[1] or left == -1 or left > tonumber(ARGV[3]) then
     redis.call('SET', key, ARGV[1], 'PX', ARGV[2])
     held[#held + 1] = i
   end
@@ -89,7 +91,8 @@ class Scheduler(RQScheduler):
     def acquire_locks(self, auto_start: bool = False) -> set[str]:
         before, names = self._acquired_locks, [TICKS, *sorted(self._queue_names)]
         keys = [TICKS_LOCK, *(self.get_locking_key(name) for name in names[1:])]
-        held = self.connection.register_script(_LOCK)(keys=keys, args=[self.name, int(LOCK_TTL * 1000)])
+        args = [self.name, int(LOCK_TTL * 1000), LONGEST_LOCK * 1000]
+        held = self.connection.register_script(_LOCK)(keys=keys, args=args)
         self._held = {names[index - 1] for index in held}
         self._acquired_locks = self._held - {TICKS}
         if self._acquired_locks - before:

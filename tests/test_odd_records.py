@@ -180,16 +180,18 @@ def test_a_worker_whose_own_keys_somebody_overwrites_goes_on(worker, redis, even
     eventually(lambda: redis.hget(process.key, "state") == b"idle")
 
 
-@pytest.mark.parametrize("key", ["rqjobs:sweep", "rqjobs:strays:lock", "rqjobs:schedules:clock"])
-def test_a_lock_without_an_end_is_nobody_s(redis, key):
-    """Ours all have one; `SET rqjobs:sweep 1` stopped every sweep for ever."""
-    redis.set(key, "somebody's")
+@pytest.mark.parametrize("seconds", [None, 10**8])
+@pytest.mark.parametrize("key", ["rqjobs:sweep", "rqjobs:strays:lock", "rqjobs:schedules:clock",
+                                 "rq:scheduler-lock:default"])
+def test_a_lock_without_an_end_or_for_years_is_nobody_s(redis, key, seconds):
+    """Ours are short; `SET rqjobs:sweep 1` stopped every sweep for ever, and with `EX 100000000` for three years."""
+    redis.set(key, "somebody's", ex=seconds)
     assert orphans.sweep(redis)
     scheduler = Scheduler(["default"], connection=redis)
     scheduler.acquire_locks()
-    assert TICKS in scheduler._held
+    assert scheduler._held == {TICKS, "default"}
     scheduler.release_locks()
-    assert redis.ttl(key) != -1
+    assert redis.ttl(key) != -1 and redis.ttl(key) <= 60
 
 
 @pytest.mark.parametrize("moment", [-62135596800, -1, 253402300799, 10**15])

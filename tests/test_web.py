@@ -307,6 +307,12 @@ def test_pauses_grow_to_a_minute_and_end(app, redis):
     assert all(0 < redis.ttl(key) <= 900 for key in redis.scan_iter("rqjobs:login*"))
 
 
+@pytest.mark.parametrize("key", ["rqjobs:login:pause", "rqjobs:login:127.0.0.1:pause"])
+def test_a_pause_for_years_is_not_one_of_ours(app, redis, key):
+    redis.set(key, 1, ex=10**8)
+    assert log_in(app.test_client()).status_code == 303
+
+
 def test_a_thousand_addresses_are_slowed_down_too(app):
     replies = [log_in(app.test_client(), password="guess", environ_base={"REMOTE_ADDR": f"192.0.2.{n}"}).status_code
                for n in range(1, 40)]

@@ -6,7 +6,8 @@
 -- extended once before any is held to have expired; no lease reaches further than one lease from now.
 -- Returns -1 (somebody else just swept), 0 (expired leases do not count this time) or 1 (they do).
 
-if ARGV[3] ~= '1' and redis.call('PTTL', KEYS[1]) >= 0 then return -1 end  -- a lock without an end is nobody's
+local left = redis.call('PTTL', KEYS[1])  -- a lock without an end, or with one later than ours have, is nobody's
+if ARGV[3] ~= '1' and left >= 0 and left <= tonumber(ARGV[1]) then return -1 end
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local lease = tonumber(ARGV[2])

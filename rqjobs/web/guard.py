@@ -49,7 +49,7 @@ SESSIONS = "rqjobs:sessions"  # sorted set, login -> when it ends, in Redis's cl
 _TRY = """
 for i = 1, #KEYS, 2 do
   local left = redis.call('PTTL', KEYS[i + 1])
-  if left > 0 then return left end
+  if left > 0 and left <= ARGV[i + 2] * 1000 then return left end  -- a longer one somebody else wrote
 end
 for i = 1, #KEYS, 2 do
   redis.call('EXPIRE', KEYS[i], ARGV[1])
