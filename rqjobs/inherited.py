@@ -79,6 +79,17 @@ def _all_sessions() -> list[Any]:
     return list(module._sessions.values()) if module else []
 
 
+def close_async_engines(loop: Any) -> None:
+    """For the end of an event loop, and of each job that has one: the connections in the pools of SQLAlchemy's async
+    engines are of this loop, and would break in the next one."""
+    base: Any = sys.modules.get("sqlalchemy.ext.asyncio.base")
+    for proxy in list(base.ReversibleProxy._proxy_objects.values()) if base else ():
+        one = proxy()
+        if isinstance(one, sys.modules["sqlalchemy.ext.asyncio"].AsyncEngine):
+            with _logged("an SQLAlchemy engine"):
+                loop.run_until_complete(one.dispose())
+
+
 def _is_broken(one: Any) -> bool:
     """Whether a connection or a session refuses everything until its transaction is rolled back."""
     transaction = one.get_transaction()

@@ -31,7 +31,7 @@ from rq.serializers import resolve_serializer
 from rq.timeouts import BaseTimeoutException
 from rq.utils import as_text, now
 
-from rqjobs import catalog, config, ledger, logs, serializers, texts
+from rqjobs import catalog, config, inherited, ledger, logs, serializers, texts
 from rqjobs.instrumented import Claimed, is_wrapped
 from rqjobs.ledger import SAVE
 from rqjobs.serializers import PLAIN, Configured, PayloadError, ValueTooLarge, encode
@@ -405,6 +405,7 @@ def run_coroutine(coroutine: Any) -> Any:
     finally:
         try:
             _cancel_tasks(loop)
+            inherited.close_async_engines(loop)
             loop.run_until_complete(loop.shutdown_asyncgens())
             loop.run_until_complete(loop.shutdown_default_executor())
         finally:

@@ -3,12 +3,15 @@
 import os
 
 from sqlalchemy import create_engine, select, text
+from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session, sessionmaker
+from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 engine = create_engine(f"sqlite:///{os.environ['ROWS']}")
 session = scoped_session(sessionmaker(engine))
 plain = Session(engine)
 later = None
+engines = {}
 
 
 class Base(DeclarativeBase):
@@ -60,3 +63,12 @@ def add(name: str, commit: bool = True):
 
 def names() -> list[str]:
     return sorted(session.scalars(select(Row.name)))
+
+
+async def pooled() -> int:
+    """Use an engine of a loop; returns how many connections its pool had before."""
+    before = engines.setdefault("async", create_async_engine("sqlite+aiosqlite:///", poolclass=AsyncAdaptedQueuePool))
+    count = before.pool.checkedin()
+    async with before.connect() as connection:
+        await connection.execute(text("SELECT 1"))
+    return count

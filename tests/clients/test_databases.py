@@ -4,6 +4,8 @@ import pytest
 
 import rqjobs
 
+ALCHEMY = ("sqlalchemy[asyncio]>=2,<3", "aiosqlite")
+
 
 @pytest.fixture
 def environ(environ, tmp_path):
@@ -28,7 +30,7 @@ def test_django_has_its_own_connections_in_each_horse_and_a_broken_one_fails_one
 
 
 def test_sqlalchemy_has_its_own_connections_in_each_horse_and_a_broken_session_fails_one_job(python, run, redis):
-    found = outcomes(python("sqlalchemy>=2,<3"), run, redis, "sqlalchemy_rows",
+    found = outcomes(python(*ALCHEMY), run, redis, "sqlalchemy_rows",
                      [("shared",), ("add", "a"), ("add", "a"), ("add", "b", False), ("add", "c"), ("names",)])
     assert found[:2] == [False, None] and "rolled back" not in found[2]
     assert found[3:] == [None, None, ["a", "c"]], "what one job did not commit, the next one does not either"
@@ -37,9 +39,16 @@ def test_sqlalchemy_has_its_own_connections_in_each_horse_and_a_broken_session_f
 @pytest.mark.parametrize("kind", ["plain", "later", "raw"])
 def test_a_session_or_connection_that_a_module_holds_breaks_for_one_job(python, run, redis, kind):
     """Also a session that is no `scoped_session`, and one that a job made."""
-    found = outcomes(python("sqlalchemy>=2,<3"), run, redis, "sqlalchemy_rows",
+    found = outcomes(python(*ALCHEMY), run, redis, "sqlalchemy_rows",
                      [("insert", kind, number) for number in range(4)])
     assert found[0] is None and "invalid transaction" in found[1] and found[2:] == [None, None]
+
+
+def test_an_async_engine_has_no_connections_of_an_earlier_jobs_loop(python, run, redis):
+    """Those of asyncpg fail in another loop than the one in which they were made: each job but the first one failed."""
+    found = outcomes(python(*ALCHEMY), run, redis, "sqlalchemy_rows",
+                     [("pooled",), ("pooled",)])
+    assert found == [0, 0]
 
 
 def test_flask_sqlalchemy_has_its_own_connections_in_each_horse(python, run, redis):
