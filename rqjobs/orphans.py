@@ -457,8 +457,10 @@ def _suspects(connection: redis.Redis, queues: list[str]) -> set[str]:
     counts = census(connection, queues)
     places = Counter(job_id for queue in counts for job_id in _places(connection, queue, counts[queue]))
     claimed = Counter(_claimed(connection))
+    busy = [queue for queue in counts if counts[queue]["running"]]
+    running = Counter(job_id for queue in busy for job_id, _ in _started(connection, queue))
     for job_id in claimed:  # what has begun stands in RQ's registry too
-        places[job_id] = max(places[job_id], claimed[job_id])
+        places[job_id] += max(0, claimed[job_id] - running[job_id])
     suspects = {job_id for job_id, count in places.items() if count > 1}
     cursor = b"0"
     while True:

@@ -414,6 +414,21 @@ def test_a_repeating_job_that_was_lost_after_its_first_run_is_a_stray(redis):
     assert orphans.sweep(redis, force=True).requeued == [job.id]
 
 
+@pytest.mark.parametrize("place", ["queued", "intermediate", "scheduled", "deferred"])
+def test_audit_names_an_id_in_a_place_and_in_somebody_s_claims(redis, place):
+    """With an entry in RQ's registry too it was named, without one it was not."""
+    job = rqjobs.enqueue(faults.ok)
+    redis.delete("rq:queue:default")
+    ledger.beat(redis, "w", {"host": "elsewhere", "pid": 1, "started": "1"})
+    redis.rpush("rqjobs:claims:w", job.id)
+    assert not orphans.audit(redis, settle=0).breaches
+    if place in ("queued", "intermediate"):
+        redis.rpush("rq:queue:default" + (":intermediate" if place == "intermediate" else ""), job.id)
+    else:
+        redis.zadd(f"rq:{place}:default", {job.id: 9e9})
+    assert orphans.audit(redis, settle=0).breaches == {job.id: f"in more than one place: {place}, claimed"}
+
+
 def test_audit_names_an_id_on_two_queues(redis):
     for pushed, place in (("queue:low", "queued in low"), ("scheduled:low", "scheduled in low"),
                           ("deferred:low", "deferred in low")):
