@@ -92,6 +92,7 @@ class Horse:
                     self.terms.max_idle_time - (time.monotonic() - idle_since))
                 if left <= 0:
                     return self._leave("idle")
+                self.reaper.reap()
                 keys = [queue.key for queue in self.worker._ordered_queues]
                 keys.sort(key=lambda key: key.removeprefix("rq:queue:") not in self.queues)  # first those that had jobs
                 self.waits.wait(keys, min(left, waits.BLOCK), self.control)

@@ -119,6 +119,15 @@ def test_forgotten_children_leave_no_zombies_and_who_is_waited_for_is_left(redis
     assert found[-2:] == [1, 7], "the program that a module keeps, and nothing else"
 
 
+def test_an_idle_worker_keeps_no_zombies(worker, redis, eventually):
+    """They stayed until the next job, which may come hours later."""
+    process = worker("default", env=ENV)
+    job = rqjobs.enqueue(family.forget)
+    eventually(lambda: job.get_status() == JobStatus.FINISHED)
+    (horse,) = psutil.Process(process.pid).children()
+    eventually(lambda: not horse.children(), timeout=60)
+
+
 def test_a_worker_that_is_the_first_process_of_a_container_leaves_no_orphans_as_zombies(spawn, redis, eventually):
     """Here the kernel gives it orphans because it is asked to (PR_SET_CHILD_SUBREAPER)."""
     code = ("import ctypes, runpy; ctypes.CDLL(None).prctl(36, 1, 0, 0, 0); "
