@@ -26,6 +26,7 @@ from rq.timeouts import BaseDeathPenalty
 from rqjobs import processes
 
 EXIT_SECONDS = 5  # that exit functions may take
+OF_TIMERS = (signal.SIGPROF, signal.SIGVTALRM)
 REAP_SECONDS = 1.0  # between two looks for zombies
 _whatever = contextlib.suppress(Exception)  # made once: `flush` is called after each job
 _before = threading.local()  # what a thread that forks had before
@@ -39,13 +40,14 @@ def flush() -> None:
 
 
 def ignore(number: int, frame: FrameType | None) -> None:
-    """A horse's handler for SIGTERM and SIGINT, for its parent decides when it ends. SIG_IGN would survive an exec."""
+    """A horse's handler for SIGTERM and SIGINT, for its parent decides when it ends, and for the signals of timers that
+    a job has left running. SIG_IGN would survive an exec."""
 
 
 def begin() -> None:
     """In a horse that has just been forked: what it starts is its own, what its parent started is not."""
     signal.set_wakeup_fd(-1)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, *OF_TIMERS):
         signal.signal(number, ignore)
     for number in (signal.SIGCHLD, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
@@ -73,8 +75,9 @@ def _unblock_signals() -> None:
 
 def _restore_signals() -> None:
     """In a child that a job forked: the signal handlers of a plain script in the place of the horse's."""
-    if signal.getsignal(signal.SIGTERM) is ignore:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGTERM, *OF_TIMERS):
+        if signal.getsignal(number) is ignore:
+            signal.signal(number, signal.SIG_DFL)
     if signal.getsignal(signal.SIGINT) is ignore:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if isinstance(getattr(signal.getsignal(signal.SIGALRM), "__self__", None), BaseDeathPenalty):

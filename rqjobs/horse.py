@@ -26,6 +26,7 @@ from rqjobs.board import Board
 from rqjobs.inherited import Inherited
 from rqjobs.instrumented import isolate
 from rqjobs.ledger import CLAIM, RELEASE, Claim, text
+from rqjobs.leftovers import Leftovers
 from rqjobs.outbox import Outbox, Outcome
 from rqjobs.queues import Queue
 from rqjobs.settling import Settling, load_scripts, passes
@@ -63,7 +64,7 @@ class Horse:
         self.settings = config.current()
         self.queues: dict[str, Queue] = {}
         self.pace = SPAN  # seconds that a job takes, by a running mean
-        self.reaper = children.Reaper()
+        self.reaper, self.leftovers = children.Reaper(), Leftovers()
         self.memory, self.measured = processes.memory(), time.monotonic()  # bytes that it began with; the last look
 
     def run(self) -> str:
@@ -179,7 +180,7 @@ class Horse:
         if waiting:
             self.handover.offer(waiting)
         claim: Claim | None = claims[0]
-        while claim and not self.board.stop:
+        while claim and not self.board.stop and not self.leftovers.are_final:
             began = time.monotonic()
             self._perform(claim)
             took = min(time.monotonic() - began, 4 * self.pace)  # who waits for a processor once is not slow
@@ -221,6 +222,7 @@ class Horse:
             worker.log.info("Worker %s: %s: %s", worker.name, green(queue.name), what)
         self.inherited.tidy()
         isolate(worker.perform_job, job, queue)
+        self.leftovers.undo()
         self.inherited.tidy()
         children.flush()
         if worker.handed_over != claim.token:
@@ -235,7 +237,10 @@ class Horse:
         worker.told(claim.job_id, worker.bury(claim, message))
 
     def _spent(self) -> str:
-        """Why a fresh horse is wanted, if it is: it ran as many jobs as it may, or it grew by more than it may."""
+        """Why a fresh horse is wanted, if it is: it ran as many jobs as it may, a job has left what cannot be
+        undone, or it grew by more than it may."""
+        if self.leftovers.are_final:
+            return "replaced"
         if self.settings.max_jobs_per_horse and self.board.done >= self.settings.max_jobs_per_horse:
             return "replaced"
         limit, now = self.terms.max_growth, time.monotonic()

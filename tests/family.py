@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import io
 import logging
 import multiprocessing
 import os
@@ -12,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -188,3 +190,51 @@ def break_sockets():
 def close_all():
     """Close what one did not open, as a recipe for daemons does."""
     os.closerange(3, 256)
+
+
+class Broken:
+    def write(self, *words):
+        raise SystemExit("no stream")
+
+    flush = write
+
+
+def raises(*signal_and_frame):
+    raise RuntimeError("by an earlier job's handler")
+
+
+def removed_folder():
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+
+
+LEFTOVERS = {
+    "profiling timer": lambda: signal.setitimer(signal.ITIMER_PROF, 0.01, 0.01),
+    "virtual timer": lambda: signal.setitimer(signal.ITIMER_VIRTUAL, 0.01, 0.01),
+    "timer's handler": lambda: (signal.signal(signal.SIGPROF, raises), signal.setitimer(signal.ITIMER_PROF, 0.01)),
+    "ignored children": lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN),
+    "broken stream": lambda: setattr(sys, "stdout", Broken()),
+    "closed stream": lambda: sys.stdout.close(),
+    "wrapped stream": lambda: setattr(sys, "stdout", io.TextIOWrapper(sys.stdout.buffer)),
+    "removed folder": removed_folder,
+    "umask": lambda: os.umask(0o777),
+    "time-out": lambda: socket.setdefaulttimeout(0.001),
+    "no environment": lambda: os.environ.clear(),
+    "changed variable": lambda: os.environ.update(RQ_TEST_OF_LEFTOVERS="changed", ADDED="stays"),
+}
+
+
+def leave(kind):
+    LEFTOVERS[kind]()
+
+
+def look():
+    """What a job finds; after it has used as much of the processor as would end it by a timer."""
+    end = time.process_time() + 0.05
+    while time.process_time() < end:
+        pass
+    print("printed")
+    umask = os.umask(0)
+    os.umask(umask)
+    return [os.getcwd(), umask, socket.getdefaulttimeout(), os.environ["RQ_TEST_OF_LEFTOVERS"],
+            subprocess.run(["sh", "-c", "exit 3"]).returncode, str(signal.getsignal(signal.SIGPROF))]
