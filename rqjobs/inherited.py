@@ -54,7 +54,10 @@ class Inherited:
         with _logged("Django's connections"):
             connections = _django()
             for connection in connections.all(initialized_only=True) if connections else ():
-                if not (connection.vendor == "sqlite" and connection.is_in_memory_db()):
+                pools = getattr(connection, "_connection_pools", {})  # of PostgreSQL, since Django 5.1
+                _kept.append(pools.copy())
+                pools.clear()
+                if not _in_memory(connection):
                     _kept.append(connection)
                     del connections[connection.alias]
 
@@ -63,6 +66,10 @@ class Inherited:
         if "django.db" in sys.modules and _django():
             with _logged("Django's connections"):
                 sys.modules["django.db"].close_old_connections()
+                for connection in _django().all(initialized_only=True):
+                    if connection.in_atomic_block and not _in_memory(connection):  # left by a job; nothing ends it
+                        del _django()[connection.alias]
+                        connection.close()
         for session in self.sessions:
             with _logged("an SQLAlchemy session"):
                 if _in_transaction(session):
@@ -131,6 +138,11 @@ def _in_transaction(session: Any) -> bool:
 def _django() -> Any:
     module = sys.modules.get("django.db")
     return module.connections if module and sys.modules["django.conf"].settings.configured else None
+
+
+def _in_memory(connection: Any) -> bool:
+    """Whether this connection of Django's is all that there is of its database."""
+    return bool(connection.vendor == "sqlite" and connection.is_in_memory_db())
 
 
 def _renew_executor(executor: Any) -> None:

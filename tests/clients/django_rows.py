@@ -5,7 +5,7 @@ import sqlite3
 
 import django
 from django.conf import settings
-from django.db import connection, connections, models
+from django.db import connection, connections, models, transaction
 from django.db.backends.sqlite3.base import DatabaseWrapper
 
 settings.configure(DATABASES={"default": {
@@ -33,6 +33,12 @@ DatabaseWrapper.is_usable = _is_usable
 with connection.cursor() as _cursor:
     _cursor.execute("CREATE TABLE IF NOT EXISTS rows_row (id integer PRIMARY KEY, name varchar(20))")
 _opened = connection.connection
+DatabaseWrapper._connection_pools = {"default": object()}  # as PostgreSQL's have, with the option "pool"
+
+
+def pools() -> int:
+    """How many pools of connections, which threads of the parent keep up, are there after the fork."""
+    return len(DatabaseWrapper._connection_pools)
 
 
 def add(name: str) -> bool:
@@ -50,3 +56,9 @@ def lose():
     connections["default"].ensure_connection()
     connection.connection.close()
     Row.objects.count()
+
+
+def leave():
+    """End in the middle of a transaction, as when the time limit comes while one ends."""
+    transaction.atomic().__enter__()
+    Row.objects.create(name="left")

@@ -25,8 +25,14 @@ def outcomes(python, run, redis, module, calls, **env):
 
 def test_django_has_its_own_connections_in_each_horse_and_a_broken_one_fails_one_job(python, run, redis):
     found = outcomes(python("django>=5.2,<6"), run, redis, "django_rows",
-                     [("add", "a"), ("lose",), ("add", "b"), ("count",)])
-    assert found[0] is False and "closed database" in found[1] and found[2:] == [False, 2]
+                     [("add", "a"), ("lose",), ("add", "b"), ("count",), ("pools",)])
+    assert found[0] is False and "closed database" in found[1] and found[2:] == [False, 2, 0]
+
+
+def test_a_django_transaction_that_a_job_left_open_is_not_the_next_ones(python, run, redis):
+    """Django leaves a connection alone in the middle of a transaction, and all later jobs of the horse failed."""
+    found = outcomes(python("django>=5.2,<6"), run, redis, "django_rows", [("leave",), ("add", "a"), ("count",)])
+    assert found == [None, False, 1]
 
 
 def test_sqlalchemy_has_its_own_connections_in_each_horse_and_a_broken_session_fails_one_job(python, run, redis):
