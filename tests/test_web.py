@@ -927,6 +927,17 @@ def test_big_results_are_cut(client, redis):
     assert "180,000 more characters" in page and len(page) < 100_000
 
 
+@pytest.mark.parametrize("field", ["origin", "worker_name", "created_at", "status"])
+def test_no_field_makes_a_page_of_megabytes(client, redis, field):
+    job = rqjobs.enqueue(faults.say, "x")
+    redis.hset(job.key, field, "x" * 1_000_000)
+    redis.zadd("rq:failed:default", {job.id: 1})
+    for path in ("/", f"/jobs/{job.id}", f"/jobs/{job.id}/state", "/failed", f"/rq/0/data/job/{job.id}.json",
+                 "/rq/0/data/jobs/default/failed/8/asc/1.json"):
+        reply = client.get(path)
+        assert reply.status_code == 200 and len(reply.data) < 100_000, path
+
+
 # The failed jobs, the workers, the health
 
 

@@ -286,7 +286,7 @@ def facts(job_id: str, whole: bool = True) -> dict[str, Any]:
             call = f"{job.description}: {call}"
     except Exception as error:
         short, call = job.description, f"{job.description} {unreadable(error)}"
-    found |= {"origin": job.origin, "status": status, "description": job.description or short,
+    found |= {"origin": (job.origin or "")[:260], "status": status, "description": job.description or short,
               "call_string": short, "call": call, "metadata": json.dumps(plain(job.meta), ensure_ascii=False)}
     if isinstance(job._dependency_ids, list) and job._dependency_ids:
         parents = [str(parent) for parent in job._dependency_ids]
@@ -305,7 +305,7 @@ def moment(value: datetime | None) -> str | None:
 
 
 def unreadable(error: Exception) -> str:
-    return f"(cannot be read: {type(error).__name__}: {error})"
+    return f"(cannot be read: {type(error).__name__}: {str(error)[:500]})"
 
 
 def plain(value: Any) -> Any:

@@ -51,7 +51,7 @@ def row(job: Job) -> dict[str, Any]:
     moments = [job.ended_at, job.started_at, job.enqueued_at, job.created_at]
     when = next(moment for moment in [*moments, datetime.fromtimestamp(0, timezone.utc)] if moment)
     status = job.get_status(refresh=False).value
-    return {"id": job.id, "status": status, "queue": job.origin, "when": when, "actions": actions_in(status),
+    return {"id": job.id, "status": status, "queue": cut(job.origin, 260), "when": when, "actions": actions_in(status),
             "label": cut(job.description or _try(lambda: job.func_name), 160)}
 
 
@@ -113,7 +113,8 @@ def describe(job_id: str) -> dict[str, Any]:
         "id": job.id, "status": status, "ended": status in ENDED, "actions": actions_in(status),
         "function": cut(_try(lambda: job.func_name), 300), "description": cut(job.description, 1000),
         "schedule": cut(text(schedule or b""), 100),
-        "queue": job.origin, "worker": job.worker_name, "timeout": job.timeout, "arguments": _arguments(job),
+        "queue": cut(job.origin, 260), "worker": cut(job.worker_name, 260), "timeout": job.timeout,
+        "arguments": _arguments(job),
         "times": [(label, moment) for label, moment in times if isinstance(moment, datetime)],
         "running": job.started_at if status == "started" else None,
         "took": (job.ended_at - job.started_at).total_seconds() if job.ended_at and job.started_at else None,
