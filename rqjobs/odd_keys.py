@@ -28,7 +28,7 @@ OF_WORKERS = {"hash": ("rqjobs:worker:*", "rq:worker:*"), "list": ("rqjobs:claim
 OF_QUEUES = {
     "list": ("rq:queue:*", "rq:queue:*:intermediate"),
     "zset": ("rq:scheduled:*", "rq:deferred:*", "rq:wip:*", "rq:finished:*", "rq:failed:*", "rq:canceled:*",
-             "rqjobs:crashed:*"),
+             "rqjobs:crashed:*", "rqjobs:stopped:*"),
     "set": ("rq:workers:*",),
     "hash": ("rqjobs:missing:*", "rqjobs:seen:*"),
     "string": ("rq:scheduler-lock:*",),
