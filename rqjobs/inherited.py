@@ -74,7 +74,7 @@ class Inherited:
             with _logged("an SQLAlchemy session"):
                 if _in_transaction(session):
                     session.rollback()
-        for one in self.connections + _all_sessions():
+        for one in self.connections + _all_sessions() if "sqlalchemy" in sys.modules else ():
             with _logged("an SQLAlchemy connection or session"):
                 if _is_broken(one):
                     one.get_transaction().rollback()

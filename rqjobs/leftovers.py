@@ -15,8 +15,8 @@ import socket
 import sys
 from _signal import getsignal  # type: ignore[import-not-found]  # that of `signal` makes enums, in ten times the time
 
-SIGNALS = [*map(int, (signal.SIGCHLD, signal.SIGPIPE, signal.SIGTERM, signal.SIGINT, signal.SIGALRM, signal.SIGPROF,
-                      signal.SIGVTALRM))]
+# Not SIGALRM: each job's time limit puts its own handler there, and ends its timer.
+SIGNALS = [*map(int, (signal.SIGCHLD, signal.SIGPIPE, signal.SIGTERM, signal.SIGINT, signal.SIGPROF, signal.SIGVTALRM))]
 OF_HORSE = os.fsencode("RQ_JOB_ID")  # which the horse sets for each job
 
 
