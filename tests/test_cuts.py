@@ -587,7 +587,7 @@ def test_a_horse_that_waits_for_redis_is_kept_and_one_frozen_while_it_settles_is
     fault = stage.proxy.arm(Fault(0, "stop", False, lambda pid, words: words[:2] == [b"EVALSHA", SETTLE]))
     (job,) = stage.enqueue("failing")
     stage.eventually(fault.fired.is_set)
-    assert psutil.Process(horse).status() == psutil.STATUS_STOPPED
+    stage.eventually(lambda: psutil.Process(horse).status() == psutil.STATUS_STOPPED)
     stage.eventually(lambda: stage.settled("failing", [job]), timeout=30, what=stage.text)
     assert stage.horse() != horse and "has not been heard of" in stage.text()
     assert job.is_failed and stage.runs() == 2 and not redis.hexists(job.key, "rqjobs_deaths")

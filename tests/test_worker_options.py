@@ -226,8 +226,9 @@ def test_a_simple_worker_runs_jobs_in_the_process_that_calls_it(redis, settings)
     jobs = [rqjobs.enqueue(faults.ok, {1, 2}), rqjobs.enqueue(faults.boom),
             rqjobs.queue("default").enqueue(faults.flaky, "tries", 1, retry=Retry(max=2))]
     child = rqjobs.enqueue(faults.ok, "after", depends_on=jobs[0])
+    options = dict(redis.connection_pool.connection_kwargs)
     assert rqjobs.SimpleWorker(["default"]).work(burst=True)
     assert [job.get_status() for job in (*jobs, child)] == ["finished", "failed", "finished", "finished"]
     assert jobs[0].return_value() == {1, 2} and child.return_value() == "after"
-    assert rqjobs.connection.client().connection_pool.connection_kwargs["socket_timeout"] == connection.COMMAND_TIMEOUT
+    assert redis.connection_pool.connection_kwargs == options, "RQ's time-out is not for the client of everybody"
     assert not rqjobs.orphans.audit(redis, settle=0).breaches
