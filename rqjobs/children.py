@@ -23,7 +23,7 @@ from types import FrameType
 
 from rq.timeouts import BaseDeathPenalty
 
-from rqjobs import processes
+from rqjobs import logs, processes
 
 EXIT_SECONDS = 5  # that exit functions may take
 OF_TIMERS = (signal.SIGPROF, signal.SIGVTALRM)
@@ -46,6 +46,7 @@ def ignore(number: int, frame: FrameType | None) -> None:
 
 def begin() -> None:
     """In a horse that has just been forked: what it starts is its own, what its parent started is not."""
+    logs.limit(False)
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, signal.SIGINT, *OF_TIMERS):
         signal.signal(number, ignore)

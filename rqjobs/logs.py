@@ -9,7 +9,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import signal
 import sys
+import time
+from dataclasses import dataclass
 from typing import Any
 
 from rq.timeouts import BaseTimeoutException
@@ -22,6 +25,18 @@ _COLORS = r"\x1b\[(?:3[0-7]|39;49;00)m"  # which RQ puts around names
 # Control characters but tab and newline, those that change the direction of text or cannot be seen, halves of a pair.
 _OBEYED = re.compile(
     rf"({_COLORS})|[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff]")
+
+LINE_SECONDS = 1  # that a log line may take in a process that keeps a lease
+PLAIN_SECONDS = 60  # for which handlers that took longer get no lines
+
+
+@dataclass
+class _Limit:
+    in_force: bool = False
+    plain_until: float = 0.0  # in monotonic time
+
+
+_limit = _Limit()
 
 
 def harmless(text: str) -> str:
@@ -64,7 +79,10 @@ def _survive(logger: logging.Logger) -> None:
 
     def log(*args: Any, **options: Any) -> None:
         try:
-            type(logger)._log(logger, *args, **options)
+            if _limit.in_force:
+                _log_within_limit(logger, *args, **options)
+            else:
+                type(logger)._log(logger, *args, **options)
         except BaseTimeoutException:  # a job's time limit
             raise
         except BaseException as error:
@@ -72,3 +90,37 @@ def _survive(logger: logging.Logger) -> None:
                 print(f"rqjobs: a log line of {logger.name} is lost: {name_of(type(error))}", file=sys.stderr)
 
     logger._log = log  # type: ignore[method-assign]
+
+
+class _TooSlow(BaseException):
+    """A handler of somebody's has no answer, perhaps from a host that is not there."""
+
+
+def limit(in_force: bool) -> None:
+    """Whether a log line of this process may take `LINE_SECONDS` at most, because the process keeps a lease."""
+    _limit.in_force = in_force
+
+
+def _log_within_limit(logger: logging.Logger, level: int, message: Any, args: Any, **options: Any) -> None:
+    if time.monotonic() < _limit.plain_until:
+        print(message % args if args else message, file=sys.stderr, flush=True)
+        return
+    before, began = signal.signal(signal.SIGALRM, _end), time.monotonic()
+    left, _ = signal.setitimer(signal.ITIMER_REAL, LINE_SECONDS)
+    try:
+        try:
+            logging.Logger._log(logger, level, message, args, **options)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    except _TooSlow:
+        _limit.plain_until = time.monotonic() + PLAIN_SECONDS
+        print(f"rqjobs: a log handler took longer than {LINE_SECONDS} s in the process that keeps the worker's lease; "
+              f"its lines come here for {PLAIN_SECONDS} s", file=sys.stderr, flush=True)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        if left:
+            signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - began), 0.001))
+
+
+def _end(signum: int, frame: Any) -> None:
+    raise _TooSlow

@@ -23,7 +23,7 @@ from rq.registry import FailedJobRegistry, FinishedJobRegistry
 from rq.utils import now, utcformat
 from rq.worker import DequeueStrategy
 
-from rqjobs import children, config, ledger, odd_keys, orphans, processes, terminal, worker_options
+from rqjobs import children, config, ledger, logs, odd_keys, orphans, processes, terminal, worker_options
 from rqjobs import connection as connections
 from rqjobs.board import Board
 from rqjobs.horse import HOLD, Terms
@@ -324,6 +324,7 @@ class Worker(Supervisor):
         self._wakeup = socket.socketpair()
         for end in self._wakeup:
             end.setblocking(False)
+        logs.limit(True)
         signal.set_wakeup_fd(self._wakeup[1].fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.request_stop)
@@ -331,6 +332,7 @@ class Worker(Supervisor):
         signal.signal(signal.SIGCHLD, lambda number, frame: None)  # to be woken by it
 
     def _remove_signal_handlers(self) -> None:
+        logs.limit(False)
         signal.set_wakeup_fd(-1)
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGALRM):

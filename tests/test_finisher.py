@@ -76,6 +76,27 @@ def test_the_lease_is_kept_whatever_hangs_after_a_job(worker, redis, eventually,
     assert process.poll() is None and not redis.exists("over")
 
 
+def test_the_lease_is_kept_when_a_log_handler_hangs(worker, redis, eventually, tmp_path, environ):
+    """A module may have its log lines sent to a host; the worker's own lines go there too."""
+    (tmp_path / "slow_log.py").write_text(
+        "import logging, os, time\n"
+        "parent = os.getpid()\n"
+        "class Slow(logging.Handler):\n"
+        "    def emit(self, record):\n"
+        "        if os.getpid() == parent and record.levelno >= logging.WARNING:\n"
+        f"            open({str(tmp_path / 'reached')!r}, 'w').close()\n"
+        "            time.sleep(60)\n"
+        "logging.getLogger().addHandler(Slow())\n")
+    process = worker("default", env={**QUICK, "RQJOBS_MODULES": "faults,slow_log",
+                                     "PYTHONPATH": f"{environ['PYTHONPATH']}:{tmp_path}"})
+    job = rqjobs.enqueue(faults.kill_self)
+    eventually((tmp_path / "reached").exists)
+    assert longest_silence(redis, process, eventually) < 3
+    eventually(lambda: job.is_failed, what="the third death")
+    assert "a log handler took longer than 1 s" in process.output()
+    assert f"job {job.id}, which it ran, is" in process.output(), "further lines are not lost"
+
+
 def test_a_stopped_callback_that_ignores_its_limit_is_killed(worker, redis, eventually):
     process = worker("default", env=QUICK)
     stopped(redis, eventually, None)
