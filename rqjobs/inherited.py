@@ -63,7 +63,9 @@ class Inherited:
 
     def tidy(self) -> None:
         """Between two jobs: what one left broken, or unfinished, is not the next one's."""
-        if "django.db" in sys.modules and _django():
+        if "django.db" not in sys.modules and "sqlalchemy" not in sys.modules:
+            return
+        if _django():
             with _logged("Django's connections"):
                 sys.modules["django.db"].close_old_connections()
                 for connection in _django().all(initialized_only=True):
@@ -74,7 +76,7 @@ class Inherited:
             with _logged("an SQLAlchemy session"):
                 if _in_transaction(session):
                     session.rollback()
-        for one in self.connections + _all_sessions() if "sqlalchemy" in sys.modules else ():
+        for one in self.connections + _all_sessions():
             with _logged("an SQLAlchemy connection or session"):
                 if _is_broken(one):
                     one.get_transaction().rollback()

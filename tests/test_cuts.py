@@ -169,7 +169,7 @@ class Stage:
             self.idle()
         found = self.ending(jobs)
         assert expected is None or found == expected, case
-        assert 0 <= self.runs() - KINDS[kind][2] <= extra, f"{case}: {self.runs()} runs"
+        assert 0 <= self.runs() - KINDS[kind][2] <= extra, f"{case}: {self.runs()} runs\n{self.text()[-6000:]}"
         if kind == "dependent":
             assert 0 <= self.runs(".child") - 1 <= extra, case
         if "callback" in kind:

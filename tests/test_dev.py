@@ -60,8 +60,8 @@ def result(name, eventually):
 
 def test_ctrl_c_leaves_nothing_behind_and_queued_jobs_survive(dev, eventually):
     process = dev()
+    eventually(lambda: len(family(process)) >= 6, what="redis, gunicorn with a worker, two workers, a scheduler")
     pids = family(process)
-    assert len(pids) >= 6, "redis, gunicorn with a worker, two workers, a scheduler"
     redis = connection.client()
     redis.rpush("rq:queue:elsewhere", "kept")
     process.send_signal(signal.SIGINT)
