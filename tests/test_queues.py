@@ -329,7 +329,7 @@ def test_what_may_run_after_a_failure_that_has_already_been_runs_at_once(redis, 
 def test_a_delayed_job_that_depends_on_another_waits_for_both(redis, first):
     """The other job was passed over without a word."""
     parent = rqjobs.enqueue(faults.ok)
-    job = rqjobs.enqueue_in(600 if first == "the other job" else 0.001, faults.ok, depends_on=parent)
+    job = rqjobs.enqueue_in(600 if first == "the other job" else -1, faults.ok, depends_on=parent)
     assert job.get_status() == JobStatus.DEFERRED and not redis.exists("rq:scheduled:default")
     end(redis, parent, "finished")
     redis.sadd(ledger.WAKING, parent.id)
