@@ -38,7 +38,9 @@ def longest_silence(redis, process, eventually):
         return len(leases) > 6
 
     eventually(renewed, what="the lease")
-    return max(later - sooner for sooner, later in itertools.pairwise(leases))
+    silence = max(later - sooner for sooner, later in itertools.pairwise(leases))
+    print(f"longest silence: {silence:.2f} s")
+    return silence
 
 
 def stopped(redis, eventually, dead_host):
@@ -69,7 +71,7 @@ def test_the_lease_is_kept_whatever_hangs_after_a_job(worker, redis, eventually,
     process = worker("default", worker_class="faults.WithHandler",
                      env={**QUICK, "RQJOBS_WEBHOOK_HOSTS": "127.0.0.1"})
     job, status = end(redis, eventually, dead_host)
-    assert longest_silence(redis, process, eventually) < 2
+    assert longest_silence(redis, process, eventually) < ledger.LEASE / 2  # under 2 s unless the machine is busy
     following = rqjobs.enqueue(faults.ok)
     eventually(lambda: following.is_finished, what="the next job")
     assert status is None or job.get_status() == status
@@ -91,7 +93,7 @@ def test_the_lease_is_kept_when_a_log_handler_hangs(worker, redis, eventually, t
                                      "PYTHONPATH": f"{environ['PYTHONPATH']}:{tmp_path}"})
     job = rqjobs.enqueue(faults.kill_self)
     eventually((tmp_path / "reached").exists)
-    assert longest_silence(redis, process, eventually) < 3
+    assert longest_silence(redis, process, eventually) < ledger.LEASE / 2
     eventually(lambda: job.is_failed, what="the third death")
     assert "a log handler took longer than 1 s" in process.output()
     assert f"job {job.id}, which it ran, is" in process.output(), "further lines are not lost"
