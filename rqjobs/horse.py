@@ -224,7 +224,6 @@ class Horse:
         isolate(worker.perform_job, job, queue)
         self.leftovers.undo()
         self.inherited.tidy()
-        children.flush()
         if worker.handed_over != claim.token:
             self._fail_unsettled(claim)
         self.board.done += 1

@@ -50,8 +50,10 @@ class Leftovers:
             os.environb.update({name: value for name, value in self.environ.items() if variables.get(name) != value})
             self.environ = dict(os.environb)
         for stream in self.open:
-            if stream.closed:  # also when something was dropped that the job had put in its place
-                self.are_final = True
+            try:
+                stream.flush()  # into a pipe Python would keep for later what was printed
+            except Exception:  # it is full; or closed, also when something was dropped that the job had put there
+                self.are_final = self.are_final or stream.closed
 
     def _undo_handlers(self) -> None:
         for number, handler in zip(SIGNALS, self.handlers, strict=True):
