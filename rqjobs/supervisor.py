@@ -247,8 +247,9 @@ class Supervisor(Settling):
         self.control.close()
         self.handover.close()
         self.handover = None
-        self._rehire_pause = REHIRE_PAUSE[0] if done or time.monotonic() - self._hired > 1 else min(
-            self._rehire_pause * 2, REHIRE_PAUSE[1])
+        has_lived = done or time.monotonic() - self._hired > 1
+        self._rehire_pause = REHIRE_PAUSE[0] if has_lived else min(
+            max(self._rehire_pause * 2, REHIRE_PAUSE[0]), REHIRE_PAUSE[1])  # after one that was replaced it is 0
         if post and post.phase == Board.LEAVING:
             return self._left(post, status)
         running = post if post and post.running else None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
 import sys
 import time
 
@@ -15,6 +17,8 @@ from rq.suspension import resume, suspend
 
 import rqjobs
 from rqjobs import Callback, Repeat, Retry, config, connection, embedded, ledger, orphans, processes, stats
+from rqjobs.board import Board
+from rqjobs.horse import Handover, Terms
 
 
 def ended(job):
@@ -352,3 +356,19 @@ def test_a_worker_that_is_told_to_go_while_redis_hangs_goes(executable, tmp_path
         finally:
             server.resume()
         redis.close()
+
+
+def test_after_a_horse_that_was_replaced_crashes_are_not_followed_by_the_next_at_once(redis):
+    """The pause after a replaced horse is 0, and twice that was 0 too: horses that died at once were forked on end."""
+    worker = rqjobs.Worker(["default"])
+    worker._beat()
+    pauses = []
+    for _ in range(3):
+        worker._rehire_pause = 0.0 if not pauses else worker._rehire_pause
+        worker.horse_board, worker.handover, (worker.control, theirs) = Board(), Handover(), socket.socketpair()
+        worker._hired, worker._horse_pid = time.monotonic(), os.spawnlp(os.P_NOWAIT, "false", "false")
+        os.waitid(os.P_PID, worker._horse_pid, os.WEXITED | os.WNOWAIT)
+        worker._reap(Terms())
+        theirs.close()
+        pauses.append(worker._rehire_pause)
+    assert pauses == [0.1, 0.2, 0.4]
