@@ -60,22 +60,6 @@ WAKING = "rqjobs:waking"
 STOPPED = "rqjobs:stopped"
 QUEUES = "rq:queues"
 
-_BEAT = """
-local time, owner = redis.call('TIME'), redis.call('HGET', KEYS[2], 'process')
-local first, leased = ARGV[3] == '1', redis.call('ZSCORE', KEYS[1], ARGV[1])
-if (first and leased or not first and owner) and owner ~= ARGV[5] then return -1 end
-redis.call('HSET', KEYS[2], unpack(ARGV, 4))
-return redis.call('ZADD', KEYS[1], string.format('%.3f', time[1] + time[2] / 1000000 + ARGV[2]), ARGV[1])
-"""
-
-_ANNOUNCE = """
-if not redis.call('ZSCORE', KEYS[1], ARGV[1]) or redis.call('HGET', KEYS[2], 'process') ~= ARGV[2] then return 0 end
-redis.call('HSET', KEYS[2], 'horse', ARGV[3], 'horse_started', ARGV[4])
-return 1
-"""
-
-_SAVE_META = "if redis.call('EXISTS', KEYS[1]) == 1 then redis.call('HSET', KEYS[1], 'meta', ARGV[1]) end"
-
 
 class Script:
     """A script of ours by its name, sent whole only when Redis does not know it yet."""
@@ -103,6 +87,8 @@ ENQUEUE, CLAIM, FINISH, SETTLE, RELEASE, RECLAIM, RECOVER, REQUEUE, PROMOTE, WAK
 CENSUS, NEWEST, HUNT, OUTCOMES, DUE = map(Script, ("census", "newest", "hunt", "outcomes", "due"))  # these only read,
 SWEEP, DELETE, SCHEDULE, BUSY, SAVE, ASIDE = (Script(name, common=False)  # as does BUSY
                                               for name in ("sweep", "delete", "schedule", "busy", "save", "aside"))
+RENEW, ANNOUNCE, DROP, NOTE, LOCK, TRY_LOGIN, LOG_IN = (
+    Script(name, common=False) for name in ("renew", "announce", "drop", "note", "lock", "try_login", "log_in"))
 FAILED = Script("failed")  # this only reads, too
 
 
@@ -200,7 +186,7 @@ def beat(connection: redis.Redis, worker: str, where: dict[str, Any], first: boo
     """
     fields = {"process": process_of(where), **where}
     args = [worker, LEASE, int(first), *(part for pair in fields.items() for part in pair)]
-    new = connection.register_script(_BEAT)(keys=[WORKERS, f"rqjobs:worker:{worker}"], args=args)
+    new = RENEW.run(connection, [WORKERS, f"rqjobs:worker:{worker}"], args)
     if new < 0:
         raise NameTaken(f"a worker called {worker!r} runs already; choose another --name")
     return bool(new)
@@ -214,7 +200,7 @@ def process_of(where: dict[str, Any]) -> str:
 def announcement(worker: str, process: str, horse: int, started: str) -> tuple[Any, ...]:
     """The command with which a horse says that it is there, before it claims anything: only when neither it nor its
     parent lives any more is the worker provably gone."""
-    return ("EVAL", _ANNOUNCE, 2, WORKERS, f"rqjobs:worker:{worker}", worker, process, horse, started)
+    return ("EVAL", ANNOUNCE.source, 2, WORKERS, f"rqjobs:worker:{worker}", worker, process, horse, started)
 
 
 def leave(connection: redis.Redis, worker: str) -> None:
@@ -302,7 +288,7 @@ def failure(claim: Claim, worker: str, message: str, status: str = "failed") -> 
 
 def save_meta(connection: redis.Redis, job_id: str, meta: bytes) -> None:
     """Write a job's meta into its hash, if there is one."""
-    connection.execute_command("EVAL", _SAVE_META, 1, f"rq:job:{job_id}", meta)
+    SAVE.run(connection, [f"rq:job:{job_id}"], ["meta", meta])
 
 
 def release(

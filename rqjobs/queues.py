@@ -250,10 +250,7 @@ class Queue(rq.Queue):
                     pipe.exists(b"rq:job:" + job_id)
                 exist = pipe.execute()
             for job_id in (job_id for job_id, there in zip(ids, exist, strict=True) if not there):
-                self.connection.register_script(_DROP_IF_GONE)(keys=[self.key, b"rq:job:" + job_id], args=[job_id])
-
-
-_DROP_IF_GONE = "if redis.call('EXISTS', KEYS[2]) == 0 then redis.call('LREM', KEYS[1], 0, ARGV[1]) end"
+                ledger.DROP.run(self.connection, [self.key, b"rq:job:" + job_id], [job_id])
 
 
 RQ_OPTIONS = frozenset({*EnqueueArgs._fields, "job_timeout"} - {"func", "timeout", "args", "kwargs"})

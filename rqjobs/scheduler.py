@@ -29,19 +29,6 @@ TICKS_LOCK = "rqjobs:schedules:clock"
 PAUSE = 0.005  # seconds between two looks: what comes due meanwhile is moved together
 STEP_SECONDS = 0.01  # of ticks, and of upkeep, between two looks
 
-_LOCK = """
-local held = {}
-for i, key in ipairs(KEYS) do
-  local owner = redis.pcall('GET', key)  -- an error if somebody else wrote there
-  local left = redis.call('PTTL', key)  -- a lock without an end, or with one later than a lock's may be, is nobody's
-  if not owner or owner == ARGV[1] or left == -1 or left > tonumber(ARGV[3]) then
-    redis.call('SET', key, ARGV[1], 'PX', ARGV[2])
-    held[#held + 1] = i
-  end
-end
-return held
-"""
-
 
 class Scheduler(RQScheduler):
     """Moves due jobs into their queues and ticks the schedules, as one process beside the worker that was started
@@ -92,7 +79,7 @@ class Scheduler(RQScheduler):
         before, names = self._acquired_locks, [TICKS, *sorted(self._queue_names)]
         keys = [TICKS_LOCK, *(self.get_locking_key(name) for name in names[1:])]
         args = [self.name, int(LOCK_TTL * 1000), LONGEST_LOCK * 1000]
-        held = self.connection.register_script(_LOCK)(keys=keys, args=args)
+        held = ledger.LOCK.run(self.connection, keys, args)
         self._held = {names[index - 1] for index in held}
         self._acquired_locks = self._held - {TICKS}
         if self._acquired_locks - before:

@@ -31,11 +31,6 @@ DECLARED = f"{SCHEDULES}:declared"
 ANNOUNCED = f"{SCHEDULES}:announced"
 OPEN = f"{SCHEDULES}:open"
 
-_NOTE = """
-if redis.call('EXISTS', KEYS[1]) == 1 then redis.pcall('HSET', KEYS[2], ARGV[1], ARGV[2]) end
-redis.call('HDEL', KEYS[3], ARGV[1])
-"""
-
 
 def tick(connection: redis.Redis, seconds: float = 60) -> float | None:
     """Make the jobs of ticks that are due, of up to `AT_ONCE` schedules and for about so many seconds; returns when
@@ -326,13 +321,13 @@ def note_outcomes(connection: redis.Redis) -> None:
 
 def outcomes(connection: redis.Redis) -> Iterator[None]:
     """Remember how jobs of schedules ended, before Redis forgets them (`result_ttl`); in steps of some milliseconds."""
-    remember, cursor = connection.register_script(_NOTE), b"0"
+    cursor = b"0"
     while True:
         cursor, *ended = ledger.OUTCOMES.run(connection, [OPEN], [cursor, OPEN_AT_ONCE])
         for job_id, name, status, moment in ended:
             key = f"rqjobs:schedule:{text(name)}"
             words = f"{text(status) or _of_the_vanished(connection, key, text(job_id))} {text(moment)}"
-            remember(keys=[key, f"{key}:outcomes", OPEN], args=[job_id, words.strip()])
+            ledger.NOTE.run(connection, [key, f"{key}:outcomes", OPEN], [job_id, words.strip()])
             yield
         if cursor == b"0":
             return

@@ -22,7 +22,7 @@ from flask.sessions import SecureCookieSessionInterface
 from rq.suspension import WORKERS_SUSPENDED
 from werkzeug.exceptions import BadRequest, HTTPException, NotFound
 
-from rqjobs import config, connection, stats
+from rqjobs import config, connection, ledger, stats
 from rqjobs.web.kept import kept
 
 SAFE = ("GET", "HEAD", "OPTIONS")
@@ -39,41 +39,6 @@ CSP = ("default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'n
        "frame-ancestors 'none'")
 
 SESSIONS = "rqjobs:sessions"  # sorted set, login -> when it ends, in Redis's clock
-
-# The first write of both scripts is one that a full Redis lets through, and after it the others are let through too: a
-# login writes some bytes, and who cleans up must be able to log in.
-
-# Count a try before it is judged, so that a thousand tries at once are not all the first; or refuse it.
-# KEYS: pairs of a counter and a pause. ARGV: how long counters live, then for each pair how many tries are free and
-# the longest pause, in seconds. Returns 0, or the milliseconds that are left of a pause.
-_TRY = """
-for i = 1, #KEYS, 2 do
-  local left = redis.call('PTTL', KEYS[i + 1])
-  if left > 0 and left <= ARGV[i + 2] * 1000 then return left end  -- a longer one somebody else wrote
-end
-for i = 1, #KEYS, 2 do
-  redis.call('EXPIRE', KEYS[i], ARGV[1])
-  local count = redis.pcall('INCR', KEYS[i])
-  if type(count) ~= 'number' then
-    redis.call('SET', KEYS[i], 1)
-    count = 1
-  end
-  local over = count - ARGV[i + 1]
-  redis.call('EXPIRE', KEYS[i], ARGV[1])
-  if over >= 0 then redis.call('SET', KEYS[i + 1], 1, 'EX', math.min(2 ^ math.min(over, 20), ARGV[i + 2])) end
-end
-return 0
-"""
-
-# Note a login. KEYS: the sessions; the counter and the pause that are forgiven. ARGV: the login, how long it lasts.
-_ADMIT = """
-redis.call('DEL', KEYS[2], KEYS[3])
-if redis.call('TYPE', KEYS[1]).ok ~= 'zset' then redis.call('DEL', KEYS[1]) end
-local now = tonumber(redis.call('TIME')[1])
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
-redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1])
-redis.call('EXPIRE', KEYS[1], ARGV[2])
-"""
 
 pages = Blueprint("rqjobs", __name__, template_folder="templates", static_folder="static", static_url_path="/assets")
 
@@ -238,7 +203,7 @@ def login() -> Any:
     throttles = guard().throttles()
     keys = [name for key, _, _ in throttles for name in (key, f"{key}:pause")]
     limits = [number for _, free, longest in throttles for number in (free, longest)]
-    wait = int(cast(int, connection.client().register_script(_TRY)(keys=keys, args=[REMEMBERED, *limits])))
+    wait = int(ledger.TRY_LOGIN.run(connection.client(), keys, [REMEMBERED, *limits]))
     if wait:
         seconds = -(-wait // 1000)
         answer = page("login.html", 429, wanted=wanted, error=f"Too many wrong passwords. Wait {seconds} s, then try "
@@ -248,7 +213,7 @@ def login() -> Any:
     if not guard().are_right(request.form.get("user", ""), request.form.get("password", "")):
         return page("login.html", 401, wanted=wanted, error="Wrong name or password.")
     login = secrets.token_hex(16)
-    connection.client().register_script(_ADMIT)(keys=[SESSIONS, *keys[:2]], args=[login, LIFETIME])
+    ledger.LOG_IN.run(connection.client(), [SESSIONS, *keys[:2]], [login, LIFETIME])
     if current_app.import_name == "rqjobs.web":  # in somebody else's app the rest of the session is theirs
         session.clear()
     session["rqjobs"] = [guard().fingerprint, int(time.time()), login]
