@@ -28,13 +28,12 @@ from rqjobs import logs, processes
 EXIT_SECONDS = 5  # that exit functions may take
 OF_TIMERS = (signal.SIGPROF, signal.SIGVTALRM)
 REAP_SECONDS = 1.0  # between two looks for zombies
-_whatever = contextlib.suppress(Exception)  # made once: `flush` is called after each job
 _before = threading.local()  # what a thread that forks had before
 
 
 def flush() -> None:
     """Write out what was printed; into a pipe Python would keep it for later."""
-    with _whatever:  # there is none, it is full, or a job has put something else in its place
+    with contextlib.suppress(Exception):  # there is none, it is full, or a job has put something else in its place
         sys.stderr.flush()
         sys.stdout.flush()
 

@@ -52,8 +52,10 @@ class Leftovers:
         for stream in self.open:
             try:
                 stream.flush()  # into a pipe Python would keep for later what was printed
-            except Exception:  # it is full; or closed, also when something was dropped that the job had put there
-                self.are_final = self.are_final or stream.closed
+            except ValueError:  # closed or detached, also when something was dropped that the job had put in its place
+                self.are_final = True
+            except Exception:  # it is full
+                pass
 
     def _undo_handlers(self) -> None:
         for number, handler in zip(SIGNALS, self.handlers, strict=True):

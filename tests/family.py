@@ -216,6 +216,7 @@ LEFTOVERS = {
     "ignored children": lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN),
     "broken stream": lambda: setattr(sys, "stdout", Broken()),
     "closed stream": lambda: sys.stdout.close(),
+    "detached stream": lambda: sys.stdout.detach(),
     "wrapped stream": lambda: setattr(sys, "stdout", io.TextIOWrapper(sys.stdout.buffer)),
     "removed folder": removed_folder,
     "umask": lambda: os.umask(0o777),

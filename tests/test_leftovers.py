@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 import family
 import pytest
 from rq.job import JobStatus
 
 import rqjobs
 from rqjobs import config
+from rqjobs.leftovers import Leftovers
 
 
 @pytest.mark.parametrize("kind", family.LEFTOVERS)
@@ -22,3 +26,13 @@ def test_the_next_job_finds_the_process_as_the_first_one_did(redis, monkeypatch,
     assert job.get_status() == after.get_status() == JobStatus.FINISHED, after.latest_result().exc_string
     assert before.return_value() and before.return_value() == after.return_value() == last.return_value()
     assert not redis.hget(after.key, "rqjobs_deaths")
+
+
+def test_after_a_detached_stream_the_horse_leaves_in_good_order(monkeypatch):
+    """Asked whether it is closed, such a stream raises, and that ended the horse as if its job had crashed it."""
+    stream = io.TextIOWrapper(io.BytesIO())
+    monkeypatch.setattr(sys, "stdout", stream)
+    leftovers = Leftovers()
+    stream.detach()
+    leftovers.undo()
+    assert leftovers.are_final
