@@ -266,8 +266,8 @@ class Job(rq.job.Job):
             raise DeserializationError("the job's data are not [function name, null, [arguments], {arguments}]")
         self._func_name, self._instance, self._args, self._kwargs = name, instance, args, kwargs
 
-    def check(self) -> Callable[..., Any]:
-        """Make sure that nothing but the catalog would run; returns the job's function.
+    def check(self) -> None:
+        """Make sure that nothing but the catalog would run.
 
         Raises:
             NotAJob: the function or a callback is not in the catalog, a callback is a coroutine function, or there is
@@ -277,7 +277,7 @@ class Job(rq.job.Job):
         jobs = catalog.current()
         if self.instance is not None:
             raise catalog.NotAJob("the job's data have an instance; jobs are plain functions, not methods")
-        function = jobs.lookup(self.func_name)
+        jobs.lookup(self.func_name)
         for name in (self._success_callback_name, self._failure_callback_name, self._stopped_callback_name):
             if name and inspect.iscoroutinefunction(jobs.lookup(name)):
                 raise catalog.NotAJob(f"{name!r} cannot be a callback: it is an async function, of which a call runs "
@@ -285,7 +285,6 @@ class Job(rq.job.Job):
         for webhook in self.webhooks:
             if not _allowed(webhook.url):
                 raise RefusedWebhook(f"the webhook {webhook.url!r} is refused: its host is not in RQJOBS_WEBHOOK_HOSTS")
-        return function
 
     def perform(self) -> Any:
         if is_wrapped(rq.job.Job, "perform"):
@@ -320,9 +319,10 @@ class Job(rq.job.Job):
     def _execute(self) -> Any:
         if type(self.connection) is Claimed:  # isinstance takes a microsecond with the protocols of redis-py's clients
             self.connection = self.connection.own
-        function, app = self.check(), catalog.flask_app()
+        self.check()
+        app = catalog.flask_app()
         with app.app_context() if app else _NO_APP:
-            result = function(*self.args, **self.kwargs)
+            result = self.func(*self.args, **self.kwargs)
             if type(result) not in READY and issubclass(type(result), Coroutine):
                 result = run_coroutine(result)
         if type(result) not in READY and issubclass(type(result), UNRUN):
