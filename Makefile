@@ -38,6 +38,7 @@ bench-numbers: .venv/benched  ## Measure what thousands of schedules, queues and
 
 lint: .venv/developed  ## Check style and types.
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 recover: .venv/installed  ## Put the jobs of dead workers back into their queues.

@@ -71,7 +71,9 @@ class Terminal:
 def drive(rqjobs, process):
     def banner():
         assert process.poll() is None, f"it ended with {process.code}"
-        return re.search(r"Open +(http://\S+)\s+log in as (\S+) with the password (\S+)", process.output)
+        return re.search(
+            r"Open +(http://\S+)\s+log in as (\S+) with the password (\S+)", process.output
+        )
 
     address, user, password = until(banner, 600, "the address").groups()
     address = address.rstrip("/")
@@ -94,9 +96,18 @@ def drive(rqjobs, process):
     post("/login", user=user, password=password)
     page = get("/?function=rqjobs.demo.statistics").read().decode()
     assert 'name="arg.text"' in page, "no form for the function"
-    job = post("/jobs", function="rqjobs.demo.statistics", queue="default", when="now",
-               **{"arg.text": "Every job ends. No job is lost!"}).url
-    state = until(lambda: (now := json.load(get(job[len(address):] + "/state")))["ended"] and now, 60, "the job's end")
+    job = post(
+        "/jobs",
+        function="rqjobs.demo.statistics",
+        queue="default",
+        when="now",
+        **{"arg.text": "Every job ends. No job is lost!"},
+    ).url
+    state = until(
+        lambda: (now := json.load(get(job[len(address) :] + "/state")))["ended"] and now,
+        60,
+        "the job's end",
+    )
     assert state["status"] == "finished" and "words" in state["html"], state
     doctor = subprocess.run([rqjobs, "doctor"], capture_output=True, text=True, timeout=60)
     assert doctor.returncode == 0 and "LOSS" not in doctor.stdout, doctor.stdout + doctor.stderr
@@ -107,7 +118,11 @@ def drive(rqjobs, process):
     os.write(process.keyboard, b"\x03")
     until(lambda: process.poll() is not None, 60, "the end after Ctrl-C")
     assert process.code == 0, f"it ended with {process.code}"
-    until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in before), 10, f"the end of {before}")
+    until(
+        lambda: not any(os.path.exists(f"/proc/{pid}") for pid in before),
+        10,
+        f"the end of {before}",
+    )
 
 
 def family(pid):

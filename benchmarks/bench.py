@@ -27,7 +27,11 @@ from bench_stage import HERE, Failed, Stage, System, Team, p99, seconds, stage, 
 
 from rqjobs import embedded
 
-KINDS = {"failing": (0, 1, 1), "retried": (1, 0, 2), "dependent": (2, 0, 2)}  # of each: finished, failed, runs
+KINDS = {
+    "failing": (0, 1, 1),
+    "retried": (1, 0, 2),
+    "dependent": (2, 0, 2),
+}  # of each: finished, failed, runs
 
 
 @dataclass
@@ -57,17 +61,40 @@ class Bench:
         return ("off",) if self.quick or self.brief else ("off", "everysec")
 
     def note(self, what: str, system: System, values: list[float], unit: str, **more: Any) -> None:
-        self.rows.append({"what": what, "system": system.name, "unit": unit, "values": values,
-                          "when": datetime.now(timezone.utc).isoformat(timespec="seconds"), **more})
-        about = " ".join(f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}"
-                         for name, value in more.items())
+        self.rows.append(
+            {
+                "what": what,
+                "system": system.name,
+                "unit": unit,
+                "values": values,
+                "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                **more,
+            }
+        )
+        about = " ".join(
+            f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}"
+            for name, value in more.items()
+        )
         status()
-        click.echo(f"{what:10} {system.name:26} {about:44} {statistics.median(values):12,.2f} {unit}", err=True)
+        click.echo(
+            f"{what:10} {system.name:26} {about:44} {statistics.median(values):12,.2f} {unit}",
+            err=True,
+        )
 
-    def drain(self, what: str, team: Team, number: int, finished: int, failed: int, per_job: int) -> None:
+    def drain(
+        self, what: str, team: Team, number: int, finished: int, failed: int, per_job: int
+    ) -> None:
         """The rate at which a backlog that is ready is worked off."""
         rates = [drained(team, number * per_job, finished, failed) for _ in range(self.runs)]
-        self.note(what, team.system, rates, "jobs/s", setting=team.stage.setting, workers=team.workers, jobs=number)
+        self.note(
+            what,
+            team.system,
+            rates,
+            "jobs/s",
+            setting=team.stage.setting,
+            workers=team.workers,
+            jobs=number,
+        )
 
 
 def drained(team: Team, runs: int, finished: int, failed: int = 0, database: int = 1) -> float:
@@ -91,13 +118,18 @@ def check(team: Team, finished: int, failed: int) -> None:
     """
     if team.system.module != "rq_jobs":
         return
-    client, wanted = team.stage.redis, {"finished": finished, "failed": failed, "wip": 0, "queue": 0, "claims": 0}
+    client, wanted = (
+        team.stage.redis,
+        {"finished": finished, "failed": failed, "wip": 0, "queue": 0, "claims": 0},
+    )
     deadline = time.monotonic() + 30
-    while (found := {
-        **{kind: client.zcard(f"rq:{kind}:default") for kind in ("finished", "failed", "wip")},
-        "queue": client.llen("rq:queue:default"),
-        "claims": sum(client.llen(key) for key in client.keys("rqjobs:claims:*")),
-    }) != wanted:
+    while (
+        found := {
+            **{kind: client.zcard(f"rq:{kind}:default") for kind in ("finished", "failed", "wip")},
+            "queue": client.llen("rq:queue:default"),
+            "claims": sum(client.llen(key) for key in client.keys("rqjobs:claims:*")),
+        }
+    ) != wanted:
         team.check()
         if time.monotonic() > deadline:
             raise Failed(f"{team.system.name}: Redis should say {wanted}, and says {found}")
@@ -108,25 +140,52 @@ def drain(bench: Bench) -> None:
     """A backlog of jobs that do nothing; persistence off, ten times as many, too, for those that need less than 5 s."""
     for setting in bench.settings:
         with stage(setting) as here:
-            rates = take_turns(bench, "drain", here, [
-                (system, bench.size(system.jobs, 2000 if system.name == "rqjobs" else 50), bench.workers)
-                for system in bench.systems])
+            rates = take_turns(
+                bench,
+                "drain",
+                here,
+                [
+                    (
+                        system,
+                        bench.size(system.jobs, 2000 if system.name == "rqjobs" else 50),
+                        bench.workers,
+                    )
+                    for system in bench.systems
+                ],
+            )
             if setting == "off" and not bench.quick and not bench.brief:
-                take_turns(bench, "drain", here, [
-                    (system, 200_000, bench.workers) for system in bench.systems
-                    if system.jobs == 20_000 and rates.get(system.name, 0) > 20_000 / 5])
+                take_turns(
+                    bench,
+                    "drain",
+                    here,
+                    [
+                        (system, 200_000, bench.workers)
+                        for system in bench.systems
+                        if system.jobs == 20_000 and rates.get(system.name, 0) > 20_000 / 5
+                    ],
+                )
 
 
 def workers(bench: Bench) -> None:
     """The same with 2 and with 50 workers."""
     for setting in bench.settings:
         with stage(setting) as here:
-            take_turns(bench, "workers", here, [
-                (system, bench.size(system.jobs, 1000), count) for system in bench.family if system.name == "rqjobs"
-                for count in (2, 10, 50)[:bench.size(3, 1)]])
+            take_turns(
+                bench,
+                "workers",
+                here,
+                [
+                    (system, bench.size(system.jobs, 1000), count)
+                    for system in bench.family
+                    if system.name == "rqjobs"
+                    for count in (2, 10, 50)[: bench.size(3, 1)]
+                ],
+            )
 
 
-def take_turns(bench: Bench, what: str, here: Stage, entries: list[tuple[System, int, int]]) -> dict[str, float]:
+def take_turns(
+    bench: Bench, what: str, here: Stage, entries: list[tuple[System, int, int]]
+) -> dict[str, float]:
     """Drain the backlogs of these (system, jobs, workers), one after the other and then all of them again, because the
     machine is not equally fast at all times. Returns the median rates."""
     found: dict[int, list[float]] = {place: [] for place in range(1, len(entries) + 1)}
@@ -155,7 +214,10 @@ def backlog(bench: Bench) -> None:
                 here.fill(system, waiting)
                 rates = []
                 for _ in range(bench.runs):
-                    with attempt(bench, "backlog", system), Team(here, system, bench.workers, warm=0) as team:
+                    with (
+                        attempt(bench, "backlog", system),
+                        Team(here, system, bench.workers, warm=0) as team,
+                    ):
                         rates.append(first / seconds(team.drain(first)[:first]))
                 bench.note("backlog", system, rates, "jobs/s", backlog=waiting, jobs=first)
 
@@ -176,9 +238,23 @@ def naps(bench: Bench) -> None:
                         found.append(overhead(team.drain(number), count, nap))
                         check(team, number, 0)
                     if count == 2:
-                        bench.note("overhead", system, [each for each, _ in found], "ms/job", nap=nap, jobs=number)
+                        bench.note(
+                            "overhead",
+                            system,
+                            [each for each, _ in found],
+                            "ms/job",
+                            nap=nap,
+                            jobs=number,
+                        )
                     else:
-                        bench.note("ideal", system, [share for _, share in found], "%", nap=nap, jobs=number)
+                        bench.note(
+                            "ideal",
+                            system,
+                            [share for _, share in found],
+                            "%",
+                            nap=nap,
+                            jobs=number,
+                        )
 
 
 def overhead(times: list[tuple[int, int]], workers: int, nap: float) -> tuple[float, float]:
@@ -187,7 +263,9 @@ def overhead(times: list[tuple[int, int]], workers: int, nap: float) -> tuple[fl
     begun, ended = times[workers - 1][0], times[-1][0]
     busy = sum(max(0, min(end, ended) - max(begin, begun)) for begin, end in times)
     jobs = len(times) - workers
-    return ((ended - begun) * workers - busy) / jobs / 1e6, 100 * jobs * nap * 1e9 / workers / (ended - begun)
+    return ((ended - begun) * workers - busy) / jobs / 1e6, 100 * jobs * nap * 1e9 / workers / (
+        ended - begun
+    )
 
 
 def latency(bench: Bench) -> None:
@@ -210,7 +288,9 @@ def idle(bench: Bench) -> None:
                 before = team.cpu(), sum(server.cpu_times()[:2])
                 time.sleep(pause)
                 after = team.cpu(), sum(server.cpu_times()[:2])
-                shares = [100 * (late - early) / pause for early, late in zip(before, after, strict=True)]
+                shares = [
+                    100 * (late - early) / pause for early, late in zip(before, after, strict=True)
+                ]
                 bench.note("idle", system, [sum(shares)], "% of a core", redis=round(shares[1], 2))
 
 
@@ -225,7 +305,9 @@ def enqueue(bench: Bench) -> None:
                 costs[system.name].append(here.ask(system, "enqueue", str(number)))
         for system in bench.family:
             found = costs[system.name]
-            bench.note("enqueue", system, [statistics.median(one["one"]) for one in found], "us/job")
+            bench.note(
+                "enqueue", system, [statistics.median(one["one"]) for one in found], "us/job"
+            )
             bench.note("trips", system, [one["trips"] for one in found], "round trips")
             bench.note("many", system, [one["many"] for one in found], "us/job", jobs=number)
 
@@ -262,7 +344,10 @@ def memory(bench: Bench) -> None:
     """What 10 busy workers hold in memory (PSS: what is shared counts once), and Redis for each job."""
     number, many = bench.size(2_000, 20), bench.size(20_000, 100)
     for system in bench.family:
-        with attempt(bench, "memory", system), stage() as here:  # a Redis each, for the first use of one costs extra
+        with (
+            attempt(bench, "memory", system),
+            stage() as here,
+        ):  # a Redis each, for the first use of one costs extra
             before = here.used()
             here.fill(system, many)
             bench.note("queued", system, [(here.used() - before) / many], "bytes/job", jobs=many)
@@ -272,7 +357,9 @@ def memory(bench: Bench) -> None:
                 forget(team)
                 team.drain(number)
                 check(team, number, 0)
-                bench.note("finished", system, [(here.used() - before) / number], "bytes/job", jobs=number)
+                bench.note(
+                    "finished", system, [(here.used() - before) / number], "bytes/job", jobs=number
+                )
                 here.fill(system, bench.size(200, 30), "0.1")
                 team.publish()
                 team.wait(20)
@@ -302,34 +389,69 @@ def attempt(bench: Bench, what: str, system: System) -> Iterator[None]:
 def machine() -> dict[str, str]:
     model = platform.processor()
     if sys.platform == "linux":
-        names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-                 if line.startswith("model name")]
+        names = [
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ]
         model = names[0] if names else model
     return {
         "machine": f"{os.cpu_count()} cores ({model}), {psutil.virtual_memory().total / 2**30:.0f} GiB, "
-                   f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(), "redis": ".".join(map(str, embedded.version(embedded.binary()))),
+        f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "redis": ".".join(map(str, embedded.version(embedded.binary()))),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     }
 
 
 @click.command()
-@click.option("--only", "scenarios", multiple=True, type=click.Choice([*SCENARIOS]), help="Measure only this (again).")
-@click.option("--system", "names", multiple=True, help="Only systems whose name begins so; case does not matter.")
+@click.option(
+    "--only",
+    "scenarios",
+    multiple=True,
+    type=click.Choice([*SCENARIOS]),
+    help="Measure only this (again).",
+)
+@click.option(
+    "--system",
+    "names",
+    multiple=True,
+    help="Only systems whose name begins so; case does not matter.",
+)
 @click.option("--runs", default=3, show_default=True, help="Medians of so many runs.")
 @click.option("--quick", is_flag=True, help="Few jobs, one run, ours and RQ: does everything work?")
-@click.option("--brief", is_flag=True, help="Persistence off only, and no longer runs for the fast ones.")
+@click.option(
+    "--brief", is_flag=True, help="Persistence off only, and no longer runs for the fast ones."
+)
 @click.option("--add", is_flag=True, help="Keep what else an earlier run has measured.")
-@click.option("--results", default=HERE / "results", type=click.Path(path_type=Path), show_default=True)
-def main(scenarios: tuple[str, ...], names: tuple[str, ...], runs: int, quick: bool, brief: bool, add: bool,
-         results: Path) -> None:
+@click.option(
+    "--results", default=HERE / "results", type=click.Path(path_type=Path), show_default=True
+)
+def main(
+    scenarios: tuple[str, ...],
+    names: tuple[str, ...],
+    runs: int,
+    quick: bool,
+    brief: bool,
+    add: bool,
+    results: Path,
+) -> None:
     """Measure, and write what was found into the folder --results."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that our workers and our Redis end with us
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(143)
+    )  # so that our workers and our Redis end with us
     names = names or (("rqjobs", "rq") if quick else ())
     exact = {system.name for system in systems()}
-    chosen = [system for system in systems()
-              if not names or any(system.name == name or (name not in exact and system.name.lower().startswith(
-                  name.lower())) for name in names)]
+    chosen = [
+        system
+        for system in systems()
+        if not names
+        or any(
+            system.name == name
+            or (name not in exact and system.name.lower().startswith(name.lower()))
+            for name in names
+        )
+    ]
     bench = Bench([], 1 if quick else runs, quick, brief)
     about = []
     for system in chosen:
@@ -339,10 +461,22 @@ def main(scenarios: tuple[str, ...], names: tuple[str, ...], runs: int, quick: b
             bench.systems.append(system)
     begun = time.monotonic()
     for scenario in scenarios or (QUICK if quick else SCENARIOS):
-        click.echo(f"\n== {time.monotonic() - begun:5.0f} s: {scenario}. {SCENARIOS[scenario].__doc__}", err=True)
+        click.echo(
+            f"\n== {time.monotonic() - begun:5.0f} s: {scenario}. {SCENARIOS[scenario].__doc__}",
+            err=True,
+        )
         SCENARIOS[scenario](bench)
-        bench_report.write(results, {**machine(), "seconds": round(time.monotonic() - begun), "runs": bench.runs,
-                                     "systems": about, "rows": bench.rows}, add)
+        bench_report.write(
+            results,
+            {
+                **machine(),
+                "seconds": round(time.monotonic() - begun),
+                "runs": bench.runs,
+                "systems": about,
+                "rows": bench.rows,
+            },
+            add,
+        )
         add = True  # the next ones add to what this one has written
     click.echo(f"\n{time.monotonic() - begun:.0f} s; written to {results}", err=True)
     broken = [row for row in bench.rows if "failed" in row and row["system"] in ("rqjobs", "rq")]

@@ -8,13 +8,21 @@ import time
 from bench_stage import Failed, Stage, System, Team
 from peers import work
 
-CAN = ("rqjobs", "rq", "arq 2x5", "Huey threads", "Celery prefork")  # delay a job, one way of running each
+CAN = (
+    "rqjobs",
+    "rq",
+    "arq 2x5",
+    "Huey threads",
+    "Celery prefork",
+)  # delay a job, one way of running each
 PATIENCE = 120  # seconds
 
 
 def with_clock(system: System) -> System:
     """The same with whatever it needs for delayed jobs: RQ's workers want to be told."""
-    return dataclasses.replace(system, run=system.run.replace("rq worker", "rq worker --with-scheduler", 1))
+    return dataclasses.replace(
+        system, run=system.run.replace("rq worker", "rq worker --with-scheduler", 1)
+    )
 
 
 def lateness(here: Stage, system: System, workers: int, number: int) -> list[float]:
@@ -28,14 +36,18 @@ def lateness(here: Stage, system: System, workers: int, number: int) -> list[flo
 
 def promotion(here: Stage, system: System, number: int) -> float:
     """Seconds from when `number` jobs were due until the last was in its queue; nobody works them off."""
-    idle = with_clock(dataclasses.replace(system, run=system.run.replace("high default low", "default")))
+    idle = with_clock(
+        dataclasses.replace(system, run=system.run.replace("high default low", "default"))
+    )
     with Team(here, idle, 1, warm=0) as team:
         here.redis.set("rq:suspended", 1)
         due = here.ask(system, "crowd", str(number))
         while left := here.redis.zcard("rq:scheduled:default"):
             team.check()
             if time.time() - due > PATIENCE:
-                raise Failed(f"{system.name}: {left:,} of {number:,} jobs are not in the queue {PATIENCE} s after they "
-                             f"were due")
+                raise Failed(
+                    f"{system.name}: {left:,} of {number:,} jobs are not in the queue {PATIENCE} s after they "
+                    f"were due"
+                )
             time.sleep(0.01)
         return time.time() - due

@@ -37,12 +37,28 @@ def nothing() -> None:
 @contextlib.contextmanager
 def worker(here: Stage, *queues: str, options: tuple[str, ...] = ()) -> Iterator[psutil.Process]:
     """A worker that has come to rest."""
-    env = {**os.environ, "REDIS_URL": here.url, "RQJOBS_MODULES": "bench_numbers", "PYTHONPATH": str(HERE)}
-    command = [sys.executable, "-m", "rq.cli", "worker", "--worker-class", "rqjobs.Worker", *options, *queues]
+    env = {
+        **os.environ,
+        "REDIS_URL": here.url,
+        "RQJOBS_MODULES": "bench_numbers",
+        "PYTHONPATH": str(HERE),
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "rq.cli",
+        "worker",
+        "--worker-class",
+        "rqjobs.Worker",
+        *options,
+        *queues,
+    ]
     with (here.home / "worker.log").open("wb") as log:
         process = subprocess.Popen(command, env=env, cwd=here.home, stdout=log, stderr=log)
     try:
-        while not any(one.alive and one.state == "idle" for one in stats.snapshot(here.redis).workers):
+        while not any(
+            one.alive and one.state == "idle" for one in stats.snapshot(here.redis).workers
+        ):
             assert process.poll() is None, (here.home / "worker.log").read_text()[-2000:]
             time.sleep(0.1)
         time.sleep(5)
@@ -65,9 +81,15 @@ def idle(here: Stage, process: psutil.Process, what: str) -> None:
     server = psutil.Process(here.pid)
     before = cpu(process), cpu(server)
     time.sleep(IDLE_SECONDS)
-    shares = [100 * (after - early) / IDLE_SECONDS for early, after in zip(before, (cpu(process), cpu(server)),
-                                                                           strict=True)]
-    say(f"{what}: an idle worker", f"{shares[0]:.1f} % of a core, Redis {shares[1]:.1f} %", "under 3 %")
+    shares = [
+        100 * (after - early) / IDLE_SECONDS
+        for early, after in zip(before, (cpu(process), cpu(server)), strict=True)
+    ]
+    say(
+        f"{what}: an idle worker",
+        f"{shares[0]:.1f} % of a core, Redis {shares[1]:.1f} %",
+        "under 3 %",
+    )
 
 
 def waited(here: Stage, jobs: list[Any], since: Callable[[Any], float]) -> str:
@@ -119,8 +141,16 @@ def home(here: Stage) -> None:
     client.environ_base["HTTP_SEC_FETCH_SITE"] = "same-origin"
     client.post("/login", data={"user": "admin", "password": "a password of this run"})
     took = [timed(admin._activity) for _ in range(5)]
-    say(f"{NAMES:,} queue names: the home page's data", f"{1000 * statistics.median(took):.0f} ms", "300 ms")
-    say(f"{NAMES:,} queue names: the home page", f"{1000 * timed(lambda: client.get('/')):.0f} ms", "no figure")
+    say(
+        f"{NAMES:,} queue names: the home page's data",
+        f"{1000 * statistics.median(took):.0f} ms",
+        "300 ms",
+    )
+    say(
+        f"{NAMES:,} queue names: the home page",
+        f"{1000 * timed(lambda: client.get('/')):.0f} ms",
+        "no figure",
+    )
     redis.Redis.execute_command = counted(command)  # type: ignore[method-assign]
     redis.client.Pipeline.execute = counted(batch)  # type: ignore[method-assign]
     client.get("/")

@@ -28,8 +28,20 @@ from rqjobs.processes import die_with_parent
 HERE = Path(__file__).parent
 PEERS = HERE / "peers"
 VENVS = HERE.parent / ".venv-bench"
-SETTINGS = {"off": ("--appendonly", "no"),  # and the file is not written anew in the middle of somebody's run
-            "everysec": ("--appendonly", "yes", "--appendfsync", "everysec", "--auto-aof-rewrite-percentage", "0")}
+SETTINGS = {
+    "off": (
+        "--appendonly",
+        "no",
+    ),  # and the file is not written anew in the middle of somebody's run
+    "everysec": (
+        "--appendonly",
+        "yes",
+        "--appendfsync",
+        "everysec",
+        "--auto-aof-rewrite-percentage",
+        "0",
+    ),
+}
 STALLED = 60  # seconds without a job ending, after which a run has failed
 COPY_VALUES = """
 -- ARGV: a cursor, a database. Copies a page of its hashes and strings to database 0; returns the next cursor.
@@ -97,22 +109,37 @@ class System:
         note = VENVS / self.module / "requires"
         if self.requires and not (note.exists() and note.read_text() == self.requires):
             status(f"{self.name}: installing {self.requires}")
-            subprocess.run([sys.executable, "-m", "venv", "--clear", VENVS / self.module], check=True)
-            pip = [self.bin / "pip", "install", "--quiet", "--disable-pip-version-check", *self.requires.split()]
+            subprocess.run(
+                [sys.executable, "-m", "venv", "--clear", VENVS / self.module], check=True
+            )
+            pip = [
+                self.bin / "pip",
+                "install",
+                "--quiet",
+                "--disable-pip-version-check",
+                *self.requires.split(),
+            ]
             done = subprocess.run(pip, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
             if done.returncode:
                 raise Failed(f"pip: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
             note.write_text(self.requires)
         code = f"import importlib.metadata as m; print(m.version({self.version!r}))"
-        return subprocess.run([self.bin / "python", "-c", code], capture_output=True, text=True).stdout.strip()
+        return subprocess.run(
+            [self.bin / "python", "-c", code], capture_output=True, text=True
+        ).stdout.strip()
 
 
 def systems() -> list[System]:
     """All that the files in peers/ tell of, ours first. The files are read, not imported: each needs its own venv."""
     found = []
-    for file in sorted(PEERS.glob("*_jobs.py"), key=lambda file: (file.name != "rq_jobs.py", file.name)):
-        about = next(ast.literal_eval(node.value) for node in ast.parse(file.read_text()).body
-                     if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "ABOUT")
+    for file in sorted(
+        PEERS.glob("*_jobs.py"), key=lambda file: (file.name != "rq_jobs.py", file.name)
+    ):
+        about = next(
+            ast.literal_eval(node.value)
+            for node in ast.parse(file.read_text()).body
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "ABOUT"
+        )
         for name, own in about.pop("systems").items():
             found.append(System(name=name, module=file.stem, **{**about, **own}))
     return found
@@ -128,15 +155,29 @@ class Stage:
         self.marks = home / "marks"
 
     def environ(self, system: System, database: int = 0) -> dict[str, str]:
-        keep = {name: value for name, value in os.environ.items()
-                if not name.startswith(("RQJOBS_", "VIRTUAL_ENV", "PYTHONPATH"))}
-        return {**keep, "PATH": f"{system.bin}:{os.environ['PATH']}", "REDIS_URL": f"{self.url}?db={database}",
-                "BENCH_MARKS": str(self.marks), "PYTHONPATH": str(PEERS), **system.env}
+        keep = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("RQJOBS_", "VIRTUAL_ENV", "PYTHONPATH"))
+        }
+        return {
+            **keep,
+            "PATH": f"{system.bin}:{os.environ['PATH']}",
+            "REDIS_URL": f"{self.url}?db={database}",
+            "BENCH_MARKS": str(self.marks),
+            "PYTHONPATH": str(PEERS),
+            **system.env,
+        }
 
     def ask(self, system: System, *arguments: str, database: int = 0) -> Any:
         """Run the system's module (see peers/work.py); returns what it printed."""
-        done = subprocess.run([system.bin / "python", PEERS / "work.py", system.module, *arguments], text=True,
-                              env=self.environ(system, database), cwd=self.home, capture_output=True)
+        done = subprocess.run(
+            [system.bin / "python", PEERS / "work.py", system.module, *arguments],
+            text=True,
+            env=self.environ(system, database),
+            cwd=self.home,
+            capture_output=True,
+        )
         if done.returncode:
             raise Failed(f"{system.name}: {arguments} failed: {done.stderr[-2000:]}")
         return json.loads(done.stdout) if done.stdout.strip() else None
@@ -146,7 +187,13 @@ class Stage:
         status(f"{system.name}: making a backlog of {number:,}")
         with redis.Redis.from_url(f"{self.url}?db={database}") as hidden:
             hidden.flushdb()
-        self.ask(system, "fill", str(number), *([kind] if system.module == "rq_jobs" else []), database=database)
+        self.ask(
+            system,
+            "fill",
+            str(number),
+            *([kind] if system.module == "rq_jobs" else []),
+            database=database,
+        )
 
     def publish(self, database: int = 1) -> int:
         """Make a copy of the backlog visible to the workers at one instant; returns that, in nanoseconds."""
@@ -170,8 +217,10 @@ class Stage:
 
 @contextlib.contextmanager
 def stage(setting: str = "off") -> Iterator[Stage]:
-    with (tempfile.TemporaryDirectory(prefix="rqjobs-bench-") as folder,
-          embedded.server(Path(folder), "--databases", "64", *SETTINGS[setting]) as url):
+    with (
+        tempfile.TemporaryDirectory(prefix="rqjobs-bench-") as folder,
+        embedded.server(Path(folder), "--databases", "64", *SETTINGS[setting]) as url,
+    ):
         one = Stage(Path(folder), url, setting)
         with one.redis:
             yield one
@@ -193,11 +242,18 @@ class Team:
         self.stage.marks.write_bytes(b"")
         for number in range(self.starts):
             with (self.stage.home / f"worker-{number}.log").open("wb") as log:
-                self.processes.append(subprocess.Popen(
-                    shlex.split(self.system.run), env=self.stage.environ(self.system), cwd=self.stage.home,
-                    stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-                    preexec_fn=lambda: die_with_parent(signal.SIGTERM),
-                ))
+                self.processes.append(
+                    subprocess.Popen(
+                        shlex.split(self.system.run),
+                        env=self.stage.environ(self.system),
+                        cwd=self.stage.home,
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                        preexec_fn=lambda: die_with_parent(signal.SIGTERM),
+                    )
+                )
         try:
             self.calm()
             if self.warm:
@@ -240,7 +296,9 @@ class Team:
         total = 0
         for one in self.family():
             with contextlib.suppress(OSError):  # an RQ horse has ended
-                found = re.search(r"^Pss: +(\d+) kB", Path(f"/proc/{one.pid}/smaps_rollup").read_text(), re.M)
+                found = re.search(
+                    r"^Pss: +(\d+) kB", Path(f"/proc/{one.pid}/smaps_rollup").read_text(), re.M
+                )
                 total += int(found[1]) * 1024 if found else 0
         return total
 
@@ -258,8 +316,12 @@ class Team:
     def check(self) -> None:
         for number, process in enumerate(self.processes):
             if process.poll() is not None:
-                words = (self.stage.home / f"worker-{number}.log").read_text(errors="replace")[-2000:]
-                raise Failed(f"{self.system.name}: a worker ended with {process.returncode}: {words}")
+                words = (self.stage.home / f"worker-{number}.log").read_text(errors="replace")[
+                    -2000:
+                ]
+                raise Failed(
+                    f"{self.system.name}: a worker ended with {process.returncode}: {words}"
+                )
 
     def publish(self, database: int = 1) -> None:
         """Show the workers the backlog."""
@@ -276,7 +338,9 @@ class Team:
                 done, moved = found, time.monotonic()
             elif time.monotonic() - moved > STALLED:
                 words = (self.stage.home / "worker-0.log").read_text(errors="replace")[-2000:]
-                raise Failed(f"{self.system.name}: {done} of {number} jobs done, no more in {STALLED} s; {words}")
+                raise Failed(
+                    f"{self.system.name}: {done} of {number} jobs done, no more in {STALLED} s; {words}"
+                )
             time.sleep(0.3)
         return work.marks(self.since)
 

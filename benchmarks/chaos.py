@@ -46,7 +46,9 @@ class Scene:
         return short if self.short else full
 
     @contextmanager
-    def load(self, at_least: int, pace: float = PACE, mixed: bool = True, long: float = 0.0) -> Iterator[Load]:
+    def load(
+        self, at_least: int, pace: float = PACE, mixed: bool = True, long: float = 0.0
+    ) -> Iterator[Load]:
         """Enqueue while the block runs and until `at_least` jobs are accepted; then wait for all, and count."""
         load = Load(self.server, at_least, pace, mixed, long)
         load.start()
@@ -66,7 +68,9 @@ class Scene:
 
     def steps(self, number: int, unit: str) -> Iterator[int]:
         """1…`number`, with a progress bar; it stays where it is until the next is asked for."""
-        with click.progressbar(range(number), label=f"{self.row.name:42} {number:4} {unit:8}", file=sys.stderr) as bar:
+        with click.progressbar(
+            range(number), label=f"{self.row.name:42} {number:4} {unit:8}", file=sys.stderr
+        ) as bar:
             yield from bar
 
 
@@ -84,7 +88,9 @@ def storm(scene: Scene) -> None:
                 time.sleep(random.uniform(0.05, 0.5))
                 team.look()
                 process = random.choice(team.alive)
-                hit = team.strike(process, random.choices(("parent", "horse", "scheduler"), (45, 45, 10))[0])
+                hit = team.strike(
+                    process, random.choices(("parent", "horse", "scheduler"), (45, 45, 10))[0]
+                )
                 if process not in team.alive:
                     team.hire(name=process.title)  # type: ignore[attr-defined]
         scene.row.faults += ticking.stop(load)
@@ -154,8 +160,12 @@ def rolling_restarts(scene: Scene) -> None:
             team.dismiss(random.choice(team.ready() if random.random() < 0.8 else team.alive))
             team.hire()
             wait_for(lambda: len(team.leaving) < 3, 30)
-    counted = [key for key in scene.server.client.scan_iter("rq:job:*")
-               if scene.server.client.type(key) == b"hash" and scene.server.client.hexists(key, "rqjobs_deaths")]
+    counted = [
+        key
+        for key in scene.server.client.scan_iter("rq:job:*")
+        if scene.server.client.type(key) == b"hash"
+        and scene.server.client.hexists(key, "rqjobs_deaths")
+    ]
     if counted:
         scene.row.faults.append(f"a restart was counted as a death of {len(counted)} jobs")
 
@@ -184,8 +194,14 @@ def poison(scene: Scene) -> None:
 def coming_and_going(scene: Scene) -> None:
     """Workers come and go, by SIGTERM and SIGKILL, while other processes sweep without a pause."""
     team, crowd = scene.team, scene.size(50, 8)
-    sweeps = [subprocess.Popen([sys.executable, str(HERE / "chaos.py"), "--sweep"], env=team.environ,
-                               start_new_session=True) for _ in range(scene.size(10, 4))]
+    sweeps = [
+        subprocess.Popen(
+            [sys.executable, str(HERE / "chaos.py"), "--sweep"],
+            env=team.environ,
+            start_new_session=True,
+        )
+        for _ in range(scene.size(10, 4))
+    ]
     try:
         for _ in range(crowd):
             team.hire()
@@ -224,7 +240,9 @@ def wait_for(condition: Callable[[], object], seconds: float) -> None:
         time.sleep(0.02)
 
 
-def play(name: str, act: Callable[[Scene], None], appendfsync: str, grace: int, short: bool, keep: bool) -> Row:
+def play(
+    name: str, act: Callable[[Scene], None], appendfsync: str, grace: int, short: bool, keep: bool
+) -> Row:
     home = Path(tempfile.mkdtemp(prefix="chaos-"))
     server = Server(home, appendfsync)
     team = Team(server, home, grace)
@@ -237,26 +255,42 @@ def play(name: str, act: Callable[[Scene], None], appendfsync: str, grace: int, 
         if not keep and not scene.row.faults:
             shutil.rmtree(home, ignore_errors=True)
     if scene.row.faults:
-        scene.row.faults.append(f"the file of runs, Redis's file and the workers' logs are in {home}")
+        scene.row.faults.append(
+            f"the file of runs, Redis's file and the workers' logs are in {home}"
+        )
     return scene.row
 
 
 def table(rows: list[Row]) -> str:
     cells = [Row.HEAD, *(row.cells() for row in rows)]
     widths = [max(len(line[at]) for line in cells) for at in range(len(Row.HEAD))]
-    return "\n".join("  ".join(cell.ljust(width) if at in (0, len(widths) - 1) else cell.rjust(width)
-                               for at, (cell, width) in enumerate(zip(line, widths, strict=True))) for line in cells)
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if at in (0, len(widths) - 1) else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in cells
+    )
 
 
 @click.command()
 @click.option("--short", is_flag=True, help="A smaller run, some two minutes.")
-@click.option("--only", type=click.IntRange(1, len(SCENARIOS)), multiple=True, help="Only this scenario; repeatable.")
-@click.option("--seed", type=int, help="For the instants of the kills; processes are as random as ever.")
+@click.option(
+    "--only",
+    type=click.IntRange(1, len(SCENARIOS)),
+    multiple=True,
+    help="Only this scenario; repeatable.",
+)
+@click.option(
+    "--seed", type=int, help="For the instants of the kills; processes are as random as ever."
+)
 @click.option("--keep", is_flag=True, help="Keep the files of every scenario.")
 @click.option("--sweep", is_flag=True, hidden=True)
 def main(short: bool, only: tuple[int, ...], seed: int | None, keep: bool, sweep: bool) -> None:
     """Kill everything that rqjobs runs on, and count."""
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(f"ended by signal {number}"))  # leaving nobody behind
+    signal.signal(
+        signal.SIGTERM, lambda number, frame: sys.exit(f"ended by signal {number}")
+    )  # leaving nobody behind
     logging.getLogger("rqjobs").setLevel(logging.CRITICAL)
     if sweep:
         while True:

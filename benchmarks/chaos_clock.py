@@ -34,17 +34,24 @@ class Ticking:
         for name, rule in RULES.items():
             schedules.pause(name)
             one = schedules.get(name)
-            ids = [text(key).removeprefix("rq:job:") for key in self.server.client.scan_iter(f"rq:job:{name}-r*", 1000)
-                   if key.count(b":") == 2]
+            ids = [
+                text(key).removeprefix("rq:job:")
+                for key in self.server.client.scan_iter(f"rq:job:{name}-r*", 1000)
+                if key.count(b":") == 2
+            ]
             load.accepted.update(dict.fromkeys(ids, "plain"))
             ticks = {_tick(job_id) for job_id in ids}
             last = int(one.last.timestamp()) if one.last else self.first[name] - rule.seconds
             wanted = set(range(self.first[name], last + 1, rule.seconds))
             if not one.made or one.made != len(ids) or not ticks <= wanted:
-                faults.append(f"{name}: says that it made {one.made} jobs, and there are {len(ids)}")
+                faults.append(
+                    f"{name}: says that it made {one.made} jobs, and there are {len(ids)}"
+                )
             if len(wanted) != one.made + one.missed + one.overlapped:
-                faults.append(f"{name}: of {len(wanted)} ticks {one.made} made a job, {one.missed} were missed, "
-                              f"{one.overlapped} overlapped")
+                faults.append(
+                    f"{name}: of {len(wanted)} ticks {one.made} made a job, {one.missed} were missed, "
+                    f"{one.overlapped} overlapped"
+                )
             if rule.missed == "all" and one.missed:
                 faults.append(f"{name}: {one.missed} ticks were missed")
         return faults

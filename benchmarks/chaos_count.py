@@ -17,10 +17,17 @@ from rqjobs.ledger import text
 ENDED = ("finished", "failed")
 # kind -> how it ends, the types of its results (1 success, 2 failure, 4 retried), and how often it runs
 KINDS = {
-    "plain": ("finished", [1], 1), "scheduled": ("finished", [1], 1), "unique": ("finished", [1], 1),
-    "dependent": ("finished", [1], 1), "failing": ("failed", [2], 1), "failing after a retry": ("failed", [2], 2),
-    "retried": ("finished", [1], 3), "retried later": ("finished", [1], 2), "retried by value": ("finished", [4, 1], 2),
-    "repeated": ("finished", [1, 1, 1], 3), "poison": ("failed", [2], 3),
+    "plain": ("finished", [1], 1),
+    "scheduled": ("finished", [1], 1),
+    "unique": ("finished", [1], 1),
+    "dependent": ("finished", [1], 1),
+    "failing": ("failed", [2], 1),
+    "failing after a retry": ("failed", [2], 2),
+    "retried": ("finished", [1], 3),
+    "retried later": ("finished", [1], 2),
+    "retried by value": ("finished", [4, 1], 2),
+    "repeated": ("finished", [1, 1, 1], 3),
+    "poison": ("failed", [2], 3),
 }
 CHUNK = 1000
 
@@ -41,15 +48,35 @@ class Row:
     faults: list[str] = field(default_factory=list)
     notes: str = ""
 
-    HEAD = ("scenario", "accepted", "outcomes", "lost", "twice", "ran more", "buried", "missed", "median s", "worst s",
-            "verdict")
+    HEAD = (
+        "scenario",
+        "accepted",
+        "outcomes",
+        "lost",
+        "twice",
+        "ran more",
+        "buried",
+        "missed",
+        "median s",
+        "worst s",
+        "verdict",
+    )
 
     def cells(self) -> tuple[str, ...]:
         times = self.recoveries
-        return (self.name, f"{self.accepted:,}", f"{self.outcomes:,}", str(self.lost), str(self.twice),
-                str(self.reran), str(self.buried), "-" if self.missed is None else str(self.missed),
-                f"{statistics.median(times):.2f}" if times else "-", f"{max(times):.2f}" if times else "-",
-                f"{'FAILED' if self.faults else 'ok'}{', ' + self.notes if self.notes else ''}")
+        return (
+            self.name,
+            f"{self.accepted:,}",
+            f"{self.outcomes:,}",
+            str(self.lost),
+            str(self.twice),
+            str(self.reran),
+            str(self.buried),
+            "-" if self.missed is None else str(self.missed),
+            f"{statistics.median(times):.2f}" if times else "-",
+            f"{max(times):.2f}" if times else "-",
+            f"{'FAILED' if self.faults else 'ok'}{', ' + self.notes if self.notes else ''}",
+        )
 
 
 @dataclass
@@ -64,7 +91,7 @@ class Job:
 def read(client: redis.Redis, ids: list[str]) -> dict[str, Job]:
     jobs = {}
     for start in range(0, len(ids), CHUNK):
-        part = ids[start:start + CHUNK]
+        part = ids[start : start + CHUNK]
         with client.pipeline(transaction=False) as pipe:
             for job_id in part:
                 pipe.hmget(f"rq:job:{job_id}", "status", "rqjobs_deaths")
@@ -73,7 +100,9 @@ def read(client: redis.Redis, ids: list[str]) -> dict[str, Job]:
         for at, job_id in enumerate(part):
             (status, deaths), entries = replies[2 * at], replies[2 * at + 1]
             results = [int(fields[b"type"]) for _, fields in entries]
-            jobs[job_id] = Job(text(status or b""), text(deaths or b"").count(",") + bool(deaths), results)
+            jobs[job_id] = Job(
+                text(status or b""), text(deaths or b"").count(",") + bool(deaths), results
+            )
     return jobs
 
 
@@ -97,8 +126,11 @@ def drain(server: Server, load: Load, team: Team, patience: float = 90.0) -> set
         team.look()
         before = len(left)
         for job_id, job in read(server.client, sorted(left)).items():
-            kind, *parents = load.accepted[job_id].split(" ") if (
-                load.accepted[job_id].startswith("dependent")) else [load.accepted[job_id]]
+            kind, *parents = (
+                load.accepted[job_id].split(" ")
+                if (load.accepted[job_id].startswith("dependent"))
+                else [load.accepted[job_id]]
+            )
             if is_buried(job):
                 buried.add(job_id)
             stuck = job.status == "deferred" and buried & set(parents)
@@ -126,8 +158,10 @@ def count(row: Row, server: Server, load: Load, team: Team, unfinished: set[str]
     ran, jobs = runs(team.runs), read(client, [*load.accepted, *load.unsure])
     active = Counter(job_id for queue in QUEUES for job_id in orphans._places(client, queue))
     active.update(Counter(orphans._claimed(client)))
-    finished, failed = ({text(member) for queue in QUEUES for member in client.zrange(f"rq:{name}:{queue}", 0, -1)}
-                        for name in ENDED)
+    finished, failed = (
+        {text(member) for queue in QUEUES for member in client.zrange(f"rq:{name}:{queue}", 0, -1)}
+        for name in ENDED
+    )
     row.accepted = len(load.accepted)
     for job_id, kind in [*load.accepted.items(), *load.unsure.items()]:
         kind = "dependent" if kind.startswith("dependent") else kind
@@ -136,12 +170,15 @@ def count(row: Row, server: Server, load: Load, team: Team, unfinished: set[str]
             continue
         status, results, times = KINDS[kind]
         if is_buried(job):
-            status, results, times = "failed", [*results[:len(job.results) - 1], 2], len(moments)
+            status, results, times = "failed", [*results[: len(job.results) - 1], 2], len(moments)
             row.buried += kind != "poison"
         elif job.status == "deferred" and active[job_id] == 1:  # behind one that was buried
             continue
-        twice = (len(job.results) > len(results) or (job_id in finished and job_id in failed and kind != "repeated")
-                 or (job.status in ENDED and active[job_id]))
+        twice = (
+            len(job.results) > len(results)
+            or (job_id in finished and job_id in failed and kind != "repeated")
+            or (job.status in ENDED and active[job_id])
+        )
         row.twice += bool(twice)
         row.reran += len(moments) > times
         ended = job.status in ENDED and job_id in finished | failed
@@ -150,8 +187,10 @@ def count(row: Row, server: Server, load: Load, team: Team, unfinished: set[str]
         if not ended or len(moments) < times or not (right or twice):
             row.lost += 1
         if twice or not right:
-            row.faults.append(f"{job_id} ({kind}): {job}, ran {len(moments)} of {times} times, in {active[job_id]} "
-                              f"active places{', unfinished' if job_id in unfinished else ''}")
+            row.faults.append(
+                f"{job_id} ({kind}): {job}, ran {len(moments)} of {times} times, in {active[job_id]} "
+                f"active places{', unfinished' if job_id in unfinished else ''}"
+            )
     for job_id, moment, _ in team.hits:
         later = [again for again in ran.get(job_id, []) if again > moment]
         if later:
@@ -172,8 +211,14 @@ def check_audit(row: Row, client: redis.Redis) -> None:
     """`rqjobs audit` must be clean; a job that waits for a failed one is where RQ leaves it."""
     audit = orphans.audit(client, settle=0.5)
     row.faults += [f"audit: {job_id}: {reason}" for job_id, reason in audit.breaches.items()]
-    row.faults += [f"audit: {remark}" for remark in audit.remarks if not remark.startswith("deferred:")]
-    left = [*client.scan_iter("rqjobs:claims:*"), *(client.keys("rq:wip:*")), *client.keys("rq:queue:*")]
+    row.faults += [
+        f"audit: {remark}" for remark in audit.remarks if not remark.startswith("deferred:")
+    ]
+    left = [
+        *client.scan_iter("rqjobs:claims:*"),
+        *(client.keys("rq:wip:*")),
+        *client.keys("rq:queue:*"),
+    ]
     row.faults += [f"left in Redis: {text(key)}" for key in left]
     if client.zcard(ledger.WORKERS) or client.scard("rq:workers"):
         row.faults.append("workers that have left are still registered")

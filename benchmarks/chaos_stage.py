@@ -74,25 +74,50 @@ class Team:
         self.runs = home / "runs"
         keep = {name: value for name, value in os.environ.items() if not name.startswith("RQJOBS_")}
         self.environ = {
-            **keep, "REDIS_URL": server.url, "RQJOBS_MODULES": "chaos_jobs", "RQJOBS_GRACE": str(grace),
-            "CHAOS_RUNS": str(self.runs), "PYTHONPATH": f"{HERE.parent}:{HERE}", "PYTHONWARNINGS": "default",
+            **keep,
+            "REDIS_URL": server.url,
+            "RQJOBS_MODULES": "chaos_jobs",
+            "RQJOBS_SHUTDOWN_TIMEOUT": str(grace),
+            "CHAOS_RUNS": str(self.runs),
+            "PYTHONPATH": f"{HERE.parent}:{HERE}",
+            "PYTHONWARNINGS": "default",
         }
         self.alive: list[subprocess.Popen[bytes]] = []
         self.leaving: list[subprocess.Popen[bytes]] = []
         self.quitters: list[str] = []
-        self.hits: list[tuple[str, float, str]] = []  # job id, time and target of each kill that hit a claim
+        self.hits: list[
+            tuple[str, float, str]
+        ] = []  # job id, time and target of each kill that hit a claim
         self.returns: list[float] = []  # when Redis was there again
         self.kills = self._count = 0
 
     def hire(self, scheduler: bool = True, name: str = "") -> subprocess.Popen[bytes]:
         self._count += 1
         log = self.home / f"worker-{self._count}.log"
-        command = [sys.executable, "-m", "rq.cli", "worker", "--worker-class", "rqjobs.Worker", "--results-ttl",
-                   str(FOREVER), "--quiet", *(["--with-scheduler"] if scheduler else []),
-                   *(["--name", name] if name else []), *QUEUES]
+        command = [
+            sys.executable,
+            "-m",
+            "rq.cli",
+            "worker",
+            "--worker-class",
+            "rqjobs.Worker",
+            "--results-ttl",
+            str(FOREVER),
+            "--quiet",
+            *(["--with-scheduler"] if scheduler else []),
+            *(["--name", name] if name else []),
+            *QUEUES,
+        ]
         with log.open("wb") as output:
-            process = subprocess.Popen(command, env=self.environ, cwd=self.home, stdin=subprocess.DEVNULL,
-                                       stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+            process = subprocess.Popen(
+                command,
+                env=self.environ,
+                cwd=self.home,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         process.log, process.title = log, name  # type: ignore[attr-defined]
         self.alive.append(process)
         return process
@@ -103,17 +128,24 @@ class Team:
             if process.poll() is not None:
                 self.alive.remove(process)
                 words = process.log.read_text(errors="replace").strip()[-2000:]  # type: ignore[attr-defined]
-                self.quitters.append(f"worker {process.pid} quit with {process.returncode}: {words}")
+                self.quitters.append(
+                    f"worker {process.pid} quit with {process.returncode}: {words}"
+                )
         for process in [*self.leaving]:
             if process.poll() is not None:
                 self.leaving.remove(process)
-                if process.returncode not in (0, -signal.SIGTERM):  # the latter while it is still being started
+                if process.returncode not in (
+                    0,
+                    -signal.SIGTERM,
+                ):  # the latter while it is still being started
                     self.quitters.append(f"worker {process.pid} left with {process.returncode}")
 
     def ready(self) -> list[subprocess.Popen[bytes]]:
         """Those that are registered, and so about to work."""
         self.look()
-        pids = {self.server.client.hget(key, "pid") for key in self.server.client.smembers("rq:workers")}
+        pids = {
+            self.server.client.hget(key, "pid") for key in self.server.client.smembers("rq:workers")
+        }
         return [process for process in self.alive if b"%d" % process.pid in pids]
 
     def name_of(self, process: subprocess.Popen[bytes]) -> str:
@@ -131,14 +163,18 @@ class Team:
         children = psutil.Process(process.pid).children()
         horses = [child for child in children if os.getpgid(child.pid) == child.pid]
         others = [child for child in children if child not in horses]
-        targets = {"parent": [psutil.Process(process.pid)], "horse": horses, "scheduler": others}[what]
+        targets = {"parent": [psutil.Process(process.pid)], "horse": horses, "scheduler": others}[
+            what
+        ]
         if not targets or not (name or what == "parent"):
             return False
         frozen = targets if what == "scheduler" else [*horses, *targets]
         with contextlib.suppress(psutil.NoSuchProcess):
             for one in frozen:
                 one.suspend()
-        held = [] if what == "scheduler" else self.server.client.lrange(f"rqjobs:claims:{name}", 0, -1)
+        held = (
+            [] if what == "scheduler" else self.server.client.lrange(f"rqjobs:claims:{name}", 0, -1)
+        )
         now = time.monotonic()
         if what == "parent":
             self.alive.remove(process)
@@ -191,9 +227,17 @@ class Load(threading.Thread):
     in `unsure`.
     """
 
-    def __init__(self, server: Server, at_least: int, pace: float, mixed: bool = True, long: float = 0.0):
+    def __init__(
+        self, server: Server, at_least: int, pace: float, mixed: bool = True, long: float = 0.0
+    ):
         super().__init__(daemon=True)
-        self.server, self.at_least, self.pace, self.mixed, self.long = server, at_least, pace, mixed, long
+        self.server, self.at_least, self.pace, self.mixed, self.long = (
+            server,
+            at_least,
+            pace,
+            mixed,
+            long,
+        )
         self.accepted: dict[str, str] = {}  # job id -> kind
         self.unsure: dict[str, str] = {}
         self.refused = self.doubled = 0  # second enqueues of unique jobs
@@ -202,15 +246,29 @@ class Load(threading.Thread):
 
     def run(self) -> None:
         makers: list[Callable[[str], None]] = [
-            self._plain, self._plain, self._plain, self._failing, self._flaky, self._later, self._retry_later,
-            self._again, self._repeat, self._repeat_later, self._family, self._unique, self._failing_retry,
+            self._plain,
+            self._plain,
+            self._plain,
+            self._failing,
+            self._flaky,
+            self._later,
+            self._retry_later,
+            self._again,
+            self._repeat,
+            self._repeat_later,
+            self._family,
+            self._unique,
+            self._failing_retry,
         ]
         number = 0
         while not (self.enough.is_set() and len(self.accepted) >= self.at_least):
             number += 1
             try:
                 if number % 20 == 0:
-                    while sum(self.server.client.llen(f"rq:queue:{name}") for name in QUEUES) > BACKLOG:
+                    while (
+                        sum(self.server.client.llen(f"rq:queue:{name}") for name in QUEUES)
+                        > BACKLOG
+                    ):
                         time.sleep(0.05)
                 (random.choice(makers) if self.mixed else self._plain)(f"{number:06d}")
             except redis.RedisError:
@@ -220,7 +278,9 @@ class Load(threading.Thread):
                 break
         self.stopped.set()
 
-    def _send(self, kind: str, job_id: str, send: Callable[..., Any], *args: Any, **options: Any) -> None:
+    def _send(
+        self, kind: str, job_id: str, send: Callable[..., Any], *args: Any, **options: Any
+    ) -> None:
         self.unsure[job_id] = kind
         send(*args, job_id=job_id, result_ttl=FOREVER, failure_ttl=FOREVER, **options)
         del self.unsure[job_id]
@@ -231,7 +291,9 @@ class Load(threading.Thread):
         self._send(kind, job_id, queue.enqueue, function, self._seconds(), **options)
 
     def _seconds(self) -> float:
-        return self.long if self.long and random.random() < 0.02 else random.expovariate(1 / self.pace)
+        return (
+            self.long if self.long and random.random() < 0.02 else random.expovariate(1 / self.pace)
+        )
 
     def _plain(self, job_id: str) -> None:
         self._enqueue("plain", job_id, chaos_jobs.work)
@@ -259,14 +321,22 @@ class Load(threading.Thread):
 
     def _later(self, job_id: str) -> None:
         queue = queues.Queue(random.choice(QUEUES), connection=self.server.client)
-        self._send("scheduled", job_id, queue.enqueue_in, queues.timedelta(seconds=random.random() * 3),
-                   chaos_jobs.work, self._seconds())
+        self._send(
+            "scheduled",
+            job_id,
+            queue.enqueue_in,
+            queues.timedelta(seconds=random.random() * 3),
+            chaos_jobs.work,
+            self._seconds(),
+        )
 
     def _family(self, job_id: str) -> None:
         """A parent, two children, and a grandchild of both."""
         self._enqueue("plain", job_id, chaos_jobs.work)
         for letter in "ab":
-            self._enqueue(f"dependent {job_id}", job_id + letter, chaos_jobs.work, depends_on=job_id)
+            self._enqueue(
+                f"dependent {job_id}", job_id + letter, chaos_jobs.work, depends_on=job_id
+            )
         both = [job_id + "a", job_id + "b"]
         self._enqueue("dependent " + " ".join(both), job_id + "c", chaos_jobs.work, depends_on=both)
 
@@ -274,7 +344,8 @@ class Load(threading.Thread):
         self._enqueue("unique", job_id, chaos_jobs.work, unique=True)
         try:
             queues.Queue("default", connection=self.server.client).enqueue(
-                chaos_jobs.work, job_id=job_id, unique=True, result_ttl=FOREVER)
+                chaos_jobs.work, job_id=job_id, unique=True, result_ttl=FOREVER
+            )
             self.doubled += 1
         except DuplicateJobError:
             self.refused += 1

@@ -24,7 +24,9 @@ class Board:
     """
 
     FORMAT = struct.Struct("=B d d d Q Q d 1024s 64s")
-    STARTING, IDLE, RUNNING, SETTLING, SUSPENDED, LEAVING, AFTER = range(7)  # AFTER: the outcome is recorded; webhooks
+    STARTING, IDLE, RUNNING, SETTLING, SUSPENDED, LEAVING, AFTER = range(
+        7
+    )  # AFTER: the outcome is recorded; webhooks
 
     def __init__(self) -> None:
         self.memory = mmap.mmap(-1, 4096)  # anonymous and shared with the child
@@ -37,14 +39,24 @@ class Board:
         counter = struct.unpack_from("=I", self.memory)[0]
         struct.pack_into("=I", self.memory, 0, (counter + 1) & 0xFFFFFFFF)
         words = job_id.encode(), token.encode()
-        self.FORMAT.pack_into(self.memory, 8, phase, time.monotonic(), deadline, self.away, self.done, self.succeeded,
-                              self.worked, *words)
+        self.FORMAT.pack_into(
+            self.memory,
+            8,
+            phase,
+            time.monotonic(),
+            deadline,
+            self.away,
+            self.done,
+            self.succeeded,
+            self.worked,
+            *words,
+        )
         struct.pack_into("=I", self.memory, 0, (counter + 2) & 0xFFFFFFFF)
 
     @property
     def token(self) -> bytes:
         """That of the job that runs, or what is half written of it: to see cheaply whether it is still the same."""
-        return self.memory[8 + self.FORMAT.size - 64:8 + self.FORMAT.size]
+        return self.memory[8 + self.FORMAT.size - 64 : 8 + self.FORMAT.size]
 
     def touch(self) -> None:
         """Say that the horse lives, and is still at what it posted last."""
@@ -110,8 +122,12 @@ class FunctionEnd:
     def write(self, token: str, failed: bool, job: Any, data: bytes | None) -> None:
         """`data`: the traceback, or the result as it is stored, None if there is none."""
         started, ended = utcformat(job.started_at), utcformat(job.ended_at)
-        head = json.dumps([token, failed, started, ended, -1 if data is None else len(data)]).encode()
-        with contextlib.suppress(OSError, ValueError):  # no memory; should the callback hang, the job fails as late
+        head = json.dumps(
+            [token, failed, started, ended, -1 if data is None else len(data)]
+        ).encode()
+        with contextlib.suppress(
+            OSError, ValueError
+        ):  # no memory; should the callback hang, the job fails as late
             self.file.truncate(0)
             self.file.seek(0)
             self.file.write(head + b"\n" + (data or b""))

@@ -23,10 +23,23 @@ from rqjobs import config, serializers
 
 F = TypeVar("F", bound=Callable[..., Any])
 GENERATOR = "is a generator function, of which a call runs nothing; make a plain function that loops over it the job"
-OPTIONS = frozenset({
-    "queue", "timeout", "result_ttl", "failure_ttl", "ttl", "retry", "repeat", "description", "meta",
-    "on_success", "on_failure", "on_stopped", "webhooks",
-})
+OPTIONS = frozenset(
+    {
+        "queue",
+        "timeout",
+        "result_ttl",
+        "failure_ttl",
+        "ttl",
+        "retry",
+        "repeat",
+        "description",
+        "meta",
+        "on_success",
+        "on_failure",
+        "on_stopped",
+        "webhooks",
+    }
+)
 
 
 class NotAJob(ValueError):
@@ -49,11 +62,15 @@ def job(function: Any = None, **options: Any) -> Any:
     """
     unknown = options.keys() - OPTIONS
     if unknown:
-        raise TypeError(f"@job has no option {', '.join(sorted(unknown))}; it takes: {', '.join(sorted(OPTIONS))}")
+        raise TypeError(
+            f"@job has no option {', '.join(sorted(unknown))}; it takes: {', '.join(sorted(OPTIONS))}"
+        )
 
     def attach(target: F) -> F:
         if not inspect.isfunction(inspect.unwrap(target)):
-            raise TypeError(f"@job takes a plain function, or options by name as in @job(queue='low'), not {target!r}")
+            raise TypeError(
+                f"@job takes a plain function, or options by name as in @job(queue='low'), not {target!r}"
+            )
         refuse_generator(target)
         target.__rqjobs__ = options  # type: ignore[attr-defined]
         return target
@@ -78,7 +95,9 @@ def options(function: Callable[..., Any]) -> dict[str, Any]:
 
 def name_of(function: Callable[..., Any] | str) -> str:
     """`module.function`, as RQ stores it."""
-    return function if isinstance(function, str) else f"{function.__module__}.{function.__qualname__}"
+    return (
+        function if isinstance(function, str) else f"{function.__module__}.{function.__qualname__}"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +134,9 @@ class Catalog:
             found = self.lookup(name_of(function))
             if function is found or function is inspect.unwrap(found):
                 return found
-        raise NotAJob(f"{function!r} is not a job; jobs are plain functions at the top level of a module")
+        raise NotAJob(
+            f"{function!r} is not a job; jobs are plain functions at the top level of a module"
+        )
 
     def _reason(self, name: str) -> str:
         shown = name if len(name) < 80 else name[:77] + "…"
@@ -130,9 +151,13 @@ class Catalog:
         if module in self.modules:
             hidden = "; public names only" if short.startswith("_") else ""
             return f"{shown!r} is not a job: {module} defines no such function{hidden}"
-        nested = any(module.startswith(f"{configured}.") for configured in self.modules)  # or an unlisted submodule
-        return (f"{shown!r} is not a job: its module is not in RQJOBS_MODULES (now: {', '.join(self.modules)})"
-                + ("; jobs are plain functions at the top level of one" if nested else ""))
+        nested = any(
+            module.startswith(f"{configured}.") for configured in self.modules
+        )  # or an unlisted submodule
+        return (
+            f"{shown!r} is not a job: its module is not in RQJOBS_MODULES (now: {', '.join(self.modules)})"
+            + ("; jobs are plain functions at the top level of one" if nested else "")
+        )
 
 
 def current() -> Catalog:
@@ -168,7 +193,9 @@ def _load(modules: tuple[str, ...]) -> Catalog:
             continue
         for attribute, value in vars(module).items():
             ours = _is_function(value) and value.__module__ == name  # not what the module imports
-            named = ours and value.__qualname__ == attribute and attribute[0] != "_"  # no lambda, no second name
+            named = (
+                ours and value.__qualname__ == attribute and attribute[0] != "_"
+            )  # no lambda, no second name
             if named and not _is_generator(value):
                 functions[f"{name}.{attribute}"] = value
         serializers.allow(_value_classes(module))
@@ -200,12 +227,12 @@ def _value_classes(scope: Any, prefix: str = "") -> Iterator[type]:
 
 @functools.cache
 def flask_app() -> Any:
-    """The Flask app that RQJOBS_APP names, in whose context jobs run; None if it names none.
+    """The Flask app that RQJOBS_FLASK_APP names, in whose context jobs run; None if it names none.
 
     Raises:
         ConfigError: it cannot be imported, or is no Flask app.
     """
-    name = config.current().app
+    name = config.current().flask_app
     if not name:
         return None
     module, _, attribute = name.partition(":")
@@ -216,7 +243,9 @@ def flask_app() -> Any:
         app.app_context  # noqa: B018
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise config.ConfigError(f"RQJOBS_APP={name!r} gives no Flask app: {reason}") from error
+        raise config.ConfigError(
+            f"RQJOBS_FLASK_APP={name!r} gives no Flask app: {reason}"
+        ) from error
     return app
 
 

@@ -33,7 +33,9 @@ _before = threading.local()  # what a thread that forks had before
 
 def flush() -> None:
     """Write out what was printed; into a pipe Python would keep it for later."""
-    with contextlib.suppress(Exception):  # there is none, it is full, or a job has put something else in its place
+    with contextlib.suppress(
+        Exception
+    ):  # there is none, it is full, or a job has put something else in its place
         sys.stderr.flush()
         sys.stdout.flush()
 
@@ -51,7 +53,9 @@ def begin() -> None:
         signal.signal(number, ignore)
     for number in (signal.SIGCHLD, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
-    os.register_at_fork(before=_before_fork, after_in_parent=_unblock_signals, after_in_child=_restore_signals)
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_unblock_signals, after_in_child=_restore_signals
+    )
     # As multiprocessing does in its children. The exit functions that were registered before are the parent's.
     multiprocessing.process._children.clear()  # type: ignore[attr-defined]
     multiprocessing.util._finalizer_registry.clear()  # type: ignore[attr-defined]
@@ -106,7 +110,9 @@ class Reaper:
         forgotten = set(processes.zombies(os.getpid())) if has_zombie() else set()
         if forgotten:
             forgotten -= {child.pid for child in multiprocessing.process._children}  # type: ignore[attr-defined]
-            forgotten -= {one.pid for one in gc.get_objects() if issubclass(type(one), subprocess.Popen)}
+            forgotten -= {
+                one.pid for one in gc.get_objects() if issubclass(type(one), subprocess.Popen)
+            }
         for pid in forgotten & self.seen:
             wait_for(pid)
         self.seen = forgotten - self.seen

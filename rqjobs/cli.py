@@ -14,7 +14,18 @@ import rq.cli.workers
 from rq.exceptions import InvalidJobOperation, NoSuchJobError
 
 import rqjobs
-from rqjobs import catalog, clock_commands, config, connection, demo, dev, doctor, ledger, orphans, stats
+from rqjobs import (
+    catalog,
+    clock_commands,
+    config,
+    connection,
+    demo,
+    dev,
+    doctor,
+    ledger,
+    orphans,
+    stats,
+)
 from rqjobs.jobs import install
 from rqjobs.terminal import any_encoding, one_line, paragraph, plain, say, table
 
@@ -53,7 +64,14 @@ def main() -> None:
 
 
 @main.command("dev")
-@click.option("-w", "--workers", default=2, show_default=True, type=click.IntRange(1, 64), help="Worker processes.")
+@click.option(
+    "-w",
+    "--workers",
+    default=2,
+    show_default=True,
+    type=click.IntRange(1, 64),
+    help="Worker processes.",
+)
 def run_dev(workers: int) -> None:
     """Run everything here: Redis (unless REDIS_URL is set), the web app, and workers with the scheduler.
 
@@ -64,15 +82,28 @@ def run_dev(workers: int) -> None:
 
 def _worker_options() -> list[click.Parameter]:
     """Those of `rq worker`, less what we fill in."""
-    filled = {"url", "config", "worker_class", "job_class", "queue_class", "connection_class", "path", "serializer",
-              "with_scheduler"}
-    ours = click.Option(["--no-scheduler"], is_flag=True, help="Leave delayed and repeating jobs to other workers.")
+    filled = {
+        "url",
+        "config",
+        "worker_class",
+        "job_class",
+        "queue_class",
+        "connection_class",
+        "path",
+        "serializer",
+        "with_scheduler",
+    }
+    ours = click.Option(
+        ["--no-scheduler"], is_flag=True, help="Leave delayed and repeating jobs to other workers."
+    )
     return [ours, *(option for option in rq.cli.workers.worker.params if option.name not in filled)]
 
 
 @main.command("worker", params=_worker_options())
 @click.pass_context
-def run_worker(ctx: click.Context, queues: Sequence[str], no_scheduler: bool, **options: Any) -> None:
+def run_worker(
+    ctx: click.Context, queues: Sequence[str], no_scheduler: bool, **options: Any
+) -> None:
     """Run one worker, with the scheduler, on QUEUES (default: RQJOBS_QUEUES, in this order).
 
     The same as `rq worker --worker-class rqjobs.Worker --with-scheduler`, with RQ's own options, but it reads .env.
@@ -82,8 +113,12 @@ def run_worker(ctx: click.Context, queues: Sequence[str], no_scheduler: bool, **
     catalog.flask_app()
     connection.client()  # here its errors are one line
     ctx.invoke(
-        rq.cli.workers.worker, queues=queues or config.current().queues, url=connection.url(),
-        connection_class="rqjobs.connection.Client", worker_class="rqjobs.Worker", with_scheduler=not no_scheduler,
+        rq.cli.workers.worker,
+        queues=queues or config.current().queues,
+        url=connection.url(),
+        connection_class="rqjobs.connection.Client",
+        worker_class="rqjobs.Worker",
+        with_scheduler=not no_scheduler,
         **options,
     )
 
@@ -112,17 +147,31 @@ def audit(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(found), indent=2))
     else:
-        table(["queue", *orphans.PLACES], [[queue, *counts.values()] for queue, counts in found.places.items()])
+        table(
+            ["queue", *orphans.PLACES],
+            [[queue, *counts.values()] for queue, counts in found.places.items()],
+        )
         for remark in found.remarks:
             say(f"note: {remark}")
         for job_id, reason in found.breaches.items():
             say(f"WRONG: {job_id}: {reason}")
-        say("clean" if not found.breaches else f"{len(found.breaches)} jobs are not where they should be")
+        say(
+            "clean"
+            if not found.breaches
+            else f"{len(found.breaches)} jobs are not where they should be"
+        )
     sys.exit(1 if found.breaches else 0)
 
 
 @main.group(invoke_without_command=True)
-@click.option("-n", "--limit", default=20, show_default=True, type=click.IntRange(1, 10_000), help="At most so many.")
+@click.option(
+    "-n",
+    "--limit",
+    default=20,
+    show_default=True,
+    type=click.IntRange(1, 10_000),
+    help="At most so many.",
+)
 @click.pass_context
 def failed(ctx: click.Context, limit: int) -> None:
     """List the failed jobs, newest first; or requeue, show and delete them."""
@@ -135,9 +184,15 @@ def failed(ctx: click.Context, limit: int) -> None:
         say(f"    {plain((_traceback(job).strip().splitlines() or [''])[-1])}")
     queues = stats.snapshot(client).queues
     total, stopped = sum(queue.failed for queue in queues), sum(queue.stopped for queue in queues)
-    say(f"{total} failed; requeue with: rqjobs failed requeue ID … | --all" if total else "no failed jobs")
+    say(
+        f"{total} failed; requeue with: rqjobs failed requeue ID … | --all"
+        if total
+        else "no failed jobs"
+    )
     if stopped:
-        say(f"{stopped} stopped by somebody, which --all leaves alone; requeue one with: rqjobs failed requeue ID")
+        say(
+            f"{stopped} stopped by somebody, which --all leaves alone; requeue one with: rqjobs failed requeue ID"
+        )
 
 
 def _traceback(job: Any) -> str:
@@ -155,7 +210,11 @@ def _failed_ids(client: redis.Redis, ids: Sequence[str], everything: bool) -> li
         raise click.UsageError("name the jobs, or say --all")
     if ids:
         return list(ids)
-    return [job_id for queue in orphans.queue_names(client) for _, job_id in ledger.failed(client, queue)]
+    return [
+        job_id
+        for queue in orphans.queue_names(client)
+        for _, job_id in ledger.failed(client, queue)
+    ]
 
 
 def _each(ids: list[str], label: str, act: Any) -> None:
@@ -179,7 +238,11 @@ def _each(ids: list[str], label: str, act: Any) -> None:
 def requeue_failed(ids: Sequence[str], everything: bool) -> None:
     """Bring failed jobs back into their queues, each in one atomic step."""
     client = connection.client()
-    _each(_failed_ids(client, ids, everything), "requeueing", lambda job_id: ledger.requeue(client, job_id))
+    _each(
+        _failed_ids(client, ids, everything),
+        "requeueing",
+        lambda job_id: ledger.requeue(client, job_id),
+    )
 
 
 @failed.command("delete")
@@ -229,13 +292,29 @@ def show_stats(as_json: bool) -> None:
     if found.suspended:
         say(stats.SUSPENDED)
     names = [field.name for field in dataclasses.fields(stats.QueueStats)]
-    rows = [[("" if value is None else f"{value:.0f} s" if isinstance(value, float) else value)
-             for value in dataclasses.astuple(queue)] for queue in found.queues]
+    rows = [
+        [
+            ("" if value is None else f"{value:.0f} s" if isinstance(value, float) else value)
+            for value in dataclasses.astuple(queue)
+        ]
+        for queue in found.queues
+    ]
     table(names, rows)
     click.echo()
-    table(["worker", "state", "queues", "job", "ok", "failed"],
-           [[w.name[:12], w.state if w.alive else "dead", ",".join(w.queues), w.job_id or "", w.succeeded, w.failed]
-            for w in found.workers])
+    table(
+        ["worker", "state", "queues", "job", "ok", "failed"],
+        [
+            [
+                w.name[:12],
+                w.state if w.alive else "dead",
+                ",".join(w.queues),
+                w.job_id or "",
+                w.succeeded,
+                w.failed,
+            ]
+            for w in found.workers
+        ],
+    )
 
 
 @main.command("doctor")

@@ -32,8 +32,12 @@ class Span(click.ParamType):
         if isinstance(value, int | float):
             return value
         if not re.fullmatch(r"([0-9]{1,15}[wdhms])+", value):
-            self.fail(f"{value!r} is no length of time; write it like 90s, 5m, 1h30m or 2d", param, ctx)
-        return sum(int(number) * UNITS[unit] for number, unit in re.findall(r"([0-9]+)([wdhms])", value))
+            self.fail(
+                f"{value!r} is no length of time; write it like 90s, 5m, 1h30m or 2d", param, ctx
+            )
+        return sum(
+            int(number) * UNITS[unit] for number, unit in re.findall(r"([0-9]+)([wdhms])", value)
+        )
 
 
 def _taught(command: Callable[..., None]) -> Callable[..., None]:
@@ -70,10 +74,17 @@ def schedules(ctx: click.Context) -> None:
         return
     found = api.all()
     if not found:
-        say("no schedules; declare one with @every or @cron in a jobs module, or: rqjobs schedules add --help")
+        say(
+            "no schedules; declare one with @every or @cron in a jobs module, or: rqjobs schedules add --help"
+        )
         return
-    table(["name", "state", "next", "rule", "call"],
-          [[one.name, one.state, _moment(one.due), one.sentence, plain(one.description)] for one in found])
+    table(
+        ["name", "state", "next", "rule", "call"],
+        [
+            [one.name, one.state, _moment(one.due), one.sentence, plain(one.description)]
+            for one in found
+        ],
+    )
 
 
 @schedules.command()
@@ -82,28 +93,56 @@ def schedules(ctx: click.Context) -> None:
 def show(name: str) -> None:
     """Print one schedule: its rule, its next five times, and its last ten runs with their outcomes."""
     one = api.get(name)
-    say(f"{one.name}  ({one.state}, {'declared in the code' if one.source == 'code' else 'added'}, revision "
-        f"{one.revision})")
+    say(
+        f"{one.name}  ({one.state}, {'declared in the code' if one.source == 'code' else 'added'}, revision "
+        f"{one.revision})"
+    )
     say(one.sentence)
     say(f"{plain(one.description)}  on {one.queue}")
-    say(f"{one.made} ticks made a job, {one.missed} were missed, {one.overlapped} skipped for an overlap")
+    say(
+        f"{one.made} ticks made a job, {one.missed} were missed, {one.overlapped} skipped for an overlap"
+    )
     say("")
     for tick in one.upcoming(5):
         say(f"next  {tick:%Y-%m-%d %H:%M:%S %Z}")
-    table(["run", "enqueued", "outcome", "ended", "job"],
-          [[_moment(run.tick) if run.tick else "now", _moment(run.enqueued), run.outcome, _moment(run.ended),
-            run.job_id] for run in api.runs(name)])
+    table(
+        ["run", "enqueued", "outcome", "ended", "job"],
+        [
+            [
+                _moment(run.tick) if run.tick else "now",
+                _moment(run.enqueued),
+                run.outcome,
+                _moment(run.ended),
+                run.job_id,
+            ]
+            for run in api.runs(name)
+        ],
+    )
 
 
 def _rule_options(command: Callable[..., None]) -> Callable[..., None]:
     options = [
-        click.option("--every", "seconds", type=Span(), help="So long between two ticks: 90s, 5m, 1h30m, 2d."),
+        click.option(
+            "--every", "seconds", type=Span(), help="So long between two ticks: 90s, 5m, 1h30m, 2d."
+        ),
         click.option("--cron", "line", help="A cron line, in quotes: '0 6 * * mon-fri'."),
-        click.option("--tz", help="Time zone of the cron line, like Europe/Berlin.  [default: UTC]"),
-        click.option("--missed", type=click.Choice(["once", "all", "skip"]), help="What to do with missed ticks."),
-        click.option("--overlap/--no-overlap", default=None, help="Run although the job before has not ended."),
+        click.option(
+            "--tz", help="Time zone of the cron line, like Europe/Berlin.  [default: UTC]"
+        ),
+        click.option(
+            "--missed",
+            type=click.Choice(["once", "all", "skip"]),
+            help="What to do with missed ticks.",
+        ),
+        click.option(
+            "--overlap/--no-overlap",
+            default=None,
+            help="Run although the job before has not ended.",
+        ),
         click.option("--jitter", type=Span(), help="By how much a job may come later."),
-        click.option("--start", type=click.DateTime(), help="No tick before, in this machine's time."),
+        click.option(
+            "--start", type=click.DateTime(), help="No tick before, in this machine's time."
+        ),
         click.option("--end", type=click.DateTime(), help="No tick after."),
         click.option("--times", type=int, help="End after so many jobs."),
         click.option("--queue", help="Instead of the function's own."),
@@ -116,13 +155,19 @@ def _rule_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def _rule(given: dict[str, Any], old: Rule | None = None) -> Rule | None:
     """The rule that the options say, on top of an old one."""
-    terms = {name: given[name] for name in ("missed", "overlap", "jitter", "start", "end", "times")
-             if given[name] is not None}
+    terms = {
+        name: given[name]
+        for name in ("missed", "overlap", "jitter", "start", "end", "times")
+        if given[name] is not None
+    }
     seconds, line, tz = given["seconds"], given["line"], given["tz"]
     if seconds is not None and line is not None:
         raise click.UsageError("a schedule has one rule: --every or --cron")
     if old is not None:
-        kept = {name: getattr(old, name) for name in ("missed", "overlap", "jitter", "start", "end", "times")}
+        kept = {
+            name: getattr(old, name)
+            for name in ("missed", "overlap", "jitter", "start", "end", "times")
+        }
         terms = kept | terms
         if seconds is None and line is None and tz is None and terms == kept:
             return None
@@ -136,7 +181,9 @@ def _rule(given: dict[str, Any], old: Rule | None = None) -> Rule | None:
     return every(seconds=seconds, **terms)
 
 
-def _arguments(function: Callable[..., Any], words: Sequence[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _arguments(
+    function: Callable[..., Any], words: Sequence[str]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The positional and the named arguments for `function` that the words mean."""
     args, kwargs = [], {}
     for word in words:
@@ -183,7 +230,9 @@ def edit(name: str, arguments: Sequence[str], **given: Any) -> None:
     found = api.get(name)
     rule, change = _rule(given, found.rule), _options(given)
     if arguments:
-        change["args"], change["kwargs"] = _arguments(catalog.current().lookup(found.function), arguments)
+        change["args"], change["kwargs"] = _arguments(
+            catalog.current().lookup(found.function), arguments
+        )
     one = api.edit(name, rule=rule, **change)
     say(f"{one.name}: {one.sentence}; {one.state}, next at {_moment(one.due)}")
 
@@ -217,7 +266,14 @@ def remove(names: Sequence[str]) -> None:
 
 
 @click.group(invoke_without_command=True)
-@click.option("-n", "--limit", default=20, show_default=True, type=click.IntRange(1, 10_000), help="At most so many.")
+@click.option(
+    "-n",
+    "--limit",
+    default=20,
+    show_default=True,
+    type=click.IntRange(1, 10_000),
+    help="At most so many.",
+)
 @click.pass_context
 def delayed(ctx: click.Context, limit: int) -> None:
     """List the jobs that wait for their time, the next due first; or cancel and move them."""
@@ -253,7 +309,9 @@ def move(job_id: str, when: str) -> None:
         try:
             moment = datetime.fromisoformat(when)
         except ValueError:
-            raise click.UsageError(f"{when!r} is no time; write now, 5m, or 2030-01-31T06:00") from None
+            raise click.UsageError(
+                f"{when!r} is no time; write now, 5m, or 2030-01-31T06:00"
+            ) from None
     say(f"{job_id}: {_moment(delayed_jobs.reschedule(job_id, moment))}")
 
 

@@ -32,26 +32,30 @@ class Config:
     redis_url: str | None = field(default=None, repr=False)
     queues: tuple[str, ...] = ("high", "default", "low")
     modules: tuple[str, ...] = ("rqjobs.demo",)
-    app: str | None = None
+    flask_app: str | None = None
     serializer: str = "json"
     secret_key: str | None = field(default=None, repr=False)
     admin_user: str = "admin"
     admin_password: str | None = field(default=None, repr=False)
-    one_time_password: str | None = field(default=None, repr=False)  # instead of one that the web app makes up
+    one_time_password: str | None = field(
+        default=None, repr=False
+    )  # instead of one that the web app makes up
     webhook_hosts: tuple[str, ...] = ()
-    grace: int = 20
-    max_jobs_per_horse: int = 0  # 0 is no limit
-    max_memory_per_horse: int | None = None  # bytes that it may grow by; 0 is no limit, None is what supervisor.py says
-    max_payload: int = 256 * 1024
-    max_result: int = 1024 * 1024  # bytes
-    max_traceback: int = 64 * 1024  # bytes
+    shutdown_timeout: int = 20  # seconds
+    max_jobs_per_child: int = 0  # 0 is no limit
+    max_memory_per_child: int | None = (
+        None  # bytes that it may grow by; 0 is no limit, None is what supervisor.py says
+    )
+    max_payload_bytes: int = 256 * 1024
+    max_result_bytes: int = 1024 * 1024
+    max_traceback_bytes: int = 64 * 1024
     host: str | None = None  # this machine only; with a password and without `dev` all interfaces
     port: int = 8000
 
     @cached_property
     def max_value(self) -> int:
         """Bytes of one value in Redis: up to twice what this process would write is read, for others may write too."""
-        return 2 * max(self.max_payload, self.max_result)
+        return 2 * max(self.max_payload_bytes, self.max_result_bytes)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Config:
@@ -62,11 +66,17 @@ class Config:
         """
         for name in environ:
             if name.startswith("RQJOBS_") and name not in SETTINGS:
+                if name in RENAMED:
+                    raise ConfigError(f"{name} is called {RENAMED[name]} now; set that instead")
                 import difflib  # here, or each worker would hold it in memory; so in the other files
 
                 known = {setting.removeprefix("RQJOBS_"): setting for setting in SETTINGS}
                 close = difflib.get_close_matches(name.removeprefix("RQJOBS_"), known, n=1)
-                hint = f"did you mean {known[close[0]]}?" if close else "known: " + ", ".join(sorted(SETTINGS))
+                hint = (
+                    f"did you mean {known[close[0]]}?"
+                    if close
+                    else "known: " + ", ".join(sorted(SETTINGS))
+                )
                 raise ConfigError(f"{name} is not a setting of rqjobs; {hint}")
         values: dict[str, Any] = {}
         for name, (attribute, parse) in SETTINGS.items():
@@ -79,7 +89,9 @@ class Config:
                     raise ConfigError(f"{name}={'…' if secret else repr(text)} {error}") from None
         config = cls(**values)
         if config.serializer == "signed-pickle" and not config.secret_key:
-            raise ConfigError("RQJOBS_SERIALIZER='signed-pickle' needs SECRET_KEY to be set, the same everywhere")
+            raise ConfigError(
+                "RQJOBS_SERIALIZER='signed-pickle' needs SECRET_KEY to be set, the same everywhere"
+            )
         return config
 
 
@@ -101,17 +113,23 @@ def _words(pattern: str, example: str) -> Callable[[str], tuple[str, ...]]:
         words = tuple(word.strip() for word in text.split(",") if word.strip())
         bad = [word for word in words if not re.fullmatch(pattern, word)]
         if bad or not words or len(set(words)) < len(words):
-            raise ValueError(f"is not a list of different names with commas between; for example {example}")
+            raise ValueError(
+                f"is not a list of different names with commas between; for example {example}"
+            )
         return words
 
     return parse
 
 
 def _redis_url(text: str) -> str:
-    expected = "is not a Redis URL; for example redis://localhost:6379/0, rediss://…, unix:///path/to.sock"
+    expected = (
+        "is not a Redis URL; for example redis://localhost:6379/0, rediss://…, unix:///path/to.sock"
+    )
     try:
         parts = urlsplit(text)
-        if parts.scheme not in REDIS_SCHEMES or not (parts.path if parts.scheme == "unix" else parts.netloc):
+        if parts.scheme not in REDIS_SCHEMES or not (
+            parts.path if parts.scheme == "unix" else parts.netloc
+        ):
             raise ValueError(expected)
         if not parts.scheme.endswith("+sentinel"):
             _ = parts.port  # raises on a port that is no number
@@ -119,15 +137,21 @@ def _redis_url(text: str) -> str:
             if parts.scheme != "unix" and database and not database.isdigit():
                 raise ValueError(expected + " (what follows the host is the number of a database)")
         elif not parts.path.strip("/"):
-            raise ValueError("names no service; for example redis+sentinel://host1:26379,host2:26379/mymaster/0")
+            raise ValueError(
+                "names no service; for example redis+sentinel://host1:26379,host2:26379/mymaster/0"
+            )
     except ValueError as error:
-        raise error if str(error).startswith(("is not", "names")) else ValueError(expected) from None
+        raise (
+            error if str(error).startswith(("is not", "names")) else ValueError(expected)
+        ) from None
     return text
 
 
 def _host(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_.:-]+", text):
-        raise ValueError("is not a host; for example 127.0.0.1, or 0.0.0.0 for every address of this machine")
+        raise ValueError(
+            "is not a host; for example 127.0.0.1, or 0.0.0.0 for every address of this machine"
+        )
     return text
 
 
@@ -140,7 +164,7 @@ def _one_of(*choices: str) -> Callable[[str], str]:
     return parse
 
 
-def _app(text: str) -> str:
+def _flask_app(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*(\(\))?", text):
         raise ValueError("does not name a Flask app; for example shop:app or shop:create_app")
     return text
@@ -148,8 +172,10 @@ def _app(text: str) -> str:
 
 def _secret(text: str) -> str:
     if len(text) < 16:
-        raise ValueError("is too short to be a secret; make one with: python -c 'import secrets; "
-                         "print(secrets.token_hex(32))'")
+        raise ValueError(
+            "is too short to be a secret; make one with: python -c 'import secrets; "
+            "print(secrets.token_hex(32))'"
+        )
     return text
 
 
@@ -164,22 +190,51 @@ SETTINGS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "REDIS_URL": ("redis_url", _redis_url),
     "RQJOBS_QUEUES": ("queues", _words(r"[A-Za-z0-9_.-]+", "high,default,low")),
     "RQJOBS_MODULES": ("modules", _words(_MODULES, "jobs,shop.emails")),
-    "RQJOBS_APP": ("app", _app),
+    "RQJOBS_FLASK_APP": ("flask_app", _flask_app),
     "RQJOBS_SERIALIZER": ("serializer", _one_of("json", "signed-pickle")),
     "SECRET_KEY": ("secret_key", _secret),
     "RQJOBS_ADMIN_USER": ("admin_user", str),
     "RQJOBS_ADMIN_PASSWORD": ("admin_password", _password),
     "RQJOBS_ONE_TIME_PASSWORD": ("one_time_password", _password),
-    "RQJOBS_WEBHOOK_HOSTS": ("webhook_hosts", _words(r"[a-z0-9.-]+", "hooks.example.com,example.org, in lower case")),
-    "RQJOBS_GRACE": ("grace", _integer(0, 86_400, "a number of seconds")),
-    "RQJOBS_MAX_JOBS_PER_HORSE": ("max_jobs_per_horse", _integer(1, 10**9, "a number of jobs", none=True)),
-    "RQJOBS_MAX_MEMORY_PER_HORSE": ("max_memory_per_horse", _integer(2**24, 2**40, "a number of bytes", none=True)),
-    "RQJOBS_MAX_PAYLOAD": ("max_payload", _integer(1_024, 512 * 1024 * 1024, "a number of bytes")),
-    "RQJOBS_MAX_RESULT": ("max_result", _integer(1_024, 256 * 1024 * 1024, "a number of bytes")),
-    "RQJOBS_MAX_TRACEBACK": ("max_traceback", _integer(1_024, 16 * 1024 * 1024, "a number of bytes")),
+    "RQJOBS_WEBHOOK_HOSTS": (
+        "webhook_hosts",
+        _words(r"[a-z0-9.-]+", "hooks.example.com,example.org, in lower case"),
+    ),
+    "RQJOBS_SHUTDOWN_TIMEOUT": ("shutdown_timeout", _integer(0, 86_400, "a number of seconds")),
+    "RQJOBS_MAX_JOBS_PER_CHILD": (
+        "max_jobs_per_child",
+        _integer(1, 10**9, "a number of jobs", none=True),
+    ),
+    "RQJOBS_MAX_MEMORY_PER_CHILD": (
+        "max_memory_per_child",
+        _integer(2**24, 2**40, "a number of bytes", none=True),
+    ),
+    "RQJOBS_MAX_PAYLOAD_BYTES": (
+        "max_payload_bytes",
+        _integer(1_024, 512 * 1024 * 1024, "a number of bytes"),
+    ),
+    "RQJOBS_MAX_RESULT_BYTES": (
+        "max_result_bytes",
+        _integer(1_024, 256 * 1024 * 1024, "a number of bytes"),
+    ),
+    "RQJOBS_MAX_TRACEBACK_BYTES": (
+        "max_traceback_bytes",
+        _integer(1_024, 16 * 1024 * 1024, "a number of bytes"),
+    ),
     "HOST": ("host", _host),
     "PORT": ("port", _integer(1, 65_535, "a port")),
 }
+
+RENAMED = {
+    "RQJOBS_APP": "RQJOBS_FLASK_APP",
+    "RQJOBS_GRACE": "RQJOBS_SHUTDOWN_TIMEOUT",
+    "RQJOBS_MAX_JOBS_PER_HORSE": "RQJOBS_MAX_JOBS_PER_CHILD",
+    "RQJOBS_MAX_MEMORY_PER_HORSE": "RQJOBS_MAX_MEMORY_PER_CHILD",
+    "RQJOBS_MAX_PAYLOAD": "RQJOBS_MAX_PAYLOAD_BYTES",
+    "RQJOBS_MAX_RESULT": "RQJOBS_MAX_RESULT_BYTES",
+    "RQJOBS_MAX_TRACEBACK": "RQJOBS_MAX_TRACEBACK_BYTES",
+}
+
 
 def is_loopback(host: str | None) -> bool:
     """Whether `host`, a name or an address, can only be this machine."""
@@ -192,8 +247,10 @@ def is_loopback(host: str | None) -> bool:
 def refuse_open_door(config: Config) -> None:
     """Raises ConfigError if HOST opens the pages to a network without a password."""
     if config.host is not None and not config.admin_password and not is_loopback(config.host):
-        raise ConfigError(f"HOST={config.host!r} opens the pages to a network, so RQJOBS_ADMIN_PASSWORD must be set, "
-                          f"to 8 characters or more; or serve this machine only, with HOST=127.0.0.1")
+        raise ConfigError(
+            f"HOST={config.host!r} opens the pages to a network, so RQJOBS_ADMIN_PASSWORD must be set, "
+            f"to 8 characters or more; or serve this machine only, with HOST=127.0.0.1"
+        )
 
 
 _current: Config | None = None
@@ -228,8 +285,11 @@ def reload() -> tuple[Config, list[str]]:
             kept.clear()
             kept.update(values)
         raise
-    return _current, sorted(name for name in before.keys() | os.environ.keys()
-                            if before.get(name) != os.environ.get(name))
+    return _current, sorted(
+        name
+        for name in before.keys() | os.environ.keys()
+        if before.get(name) != os.environ.get(name)
+    )
 
 
 def _read_file() -> None:
@@ -240,7 +300,9 @@ def _read_file() -> None:
     try:
         load_dotenv(Path.cwd() / ".env", override=False)
     except (UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f".env cannot be read: {error}; write a text in UTF-8, a NAME=value on each line") from None
+        raise ConfigError(
+            f".env cannot be read: {error}; write a text in UTF-8, a NAME=value on each line"
+        ) from None
     _from_file.clear()
     _from_file.update({name: value for name, value in os.environ.items() if name not in before})
 

@@ -36,14 +36,21 @@ from redis.exceptions import (
     TimeoutError,
 )
 from redis.retry import Retry
-from redis.sentinel import Sentinel, SentinelConnectionPool, SentinelManagedConnection, SentinelManagedSSLConnection
+from redis.sentinel import (
+    Sentinel,
+    SentinelConnectionPool,
+    SentinelManagedConnection,
+    SentinelManagedSSLConnection,
+)
 from rq.connections import get_connection_kwargs
 
 from rqjobs import config
 from rqjobs.texts import encodable
 
 CONNECT_TIMEOUT = 3  # seconds
-COMMAND_TIMEOUT = 10  # seconds; well under a lease, so that a worker whose Redis hangs can still renew it in time
+COMMAND_TIMEOUT = (
+    10  # seconds; well under a lease, so that a worker whose Redis hangs can still renew it in time
+)
 CONNECT_RETRIES = 4  # with backoff, some two seconds in all: a web request must not hang for longer
 HEALTH_CHECK = 25  # seconds of silence after which a connection is tried before it is used
 HOME = Path(".rqjobs")  # what the embedded server keeps, in the directory where it was started
@@ -64,7 +71,9 @@ class Reconnect:
 
     def connect(self) -> None:
         self._connecting = True
-        attempts = Retry(ExponentialWithJitterBackoff(cap=1, base=0.05), CONNECT_RETRIES, (ConnectionError,))
+        attempts = Retry(
+            ExponentialWithJitterBackoff(cap=1, base=0.05), CONNECT_RETRIES, (ConnectionError,)
+        )
         try:
             attempts.call_with_retry(super().connect, lambda _: self.disconnect())  # type: ignore[misc,attr-defined]
         except TimeoutError as error:
@@ -73,7 +82,9 @@ class Reconnect:
             self._connecting = False
 
     def check_health(self) -> None:
-        if self._connecting:  # redis-py asks here too, before its first HELLO, whose reply is the check
+        if (
+            self._connecting
+        ):  # redis-py asks here too, before its first HELLO, whose reply is the check
             return
         try:
             super().check_health()  # type: ignore[misc]
@@ -120,15 +131,27 @@ OPTIONS: dict[str, Any] = {
     "health_check_interval": HEALTH_CHECK,
     "retry": Retry(NoBackoff(), 0),
 }
-with contextlib.suppress(ImportError):  # redis-py 8 reads its own package's metadata for each connection, for 3 ms
+with contextlib.suppress(
+    ImportError
+):  # redis-py 8 reads its own package's metadata for each connection, for 3 ms
     from redis.driver_info import DriverInfo
 
     OPTIONS["driver_info"] = DriverInfo()
-OBJECTS = ("event_dispatcher", "retry", "retry_on_error", "socket_keepalive_options", "socket_type")  # never a text
+OBJECTS = (
+    "event_dispatcher",
+    "retry",
+    "retry_on_error",
+    "socket_keepalive_options",
+    "socket_type",
+)  # never a text
 SOME_OPTIONS = "there are, for example, ?db=1, ?socket_timeout=5 and, with rediss://, ?ssl_ca_certs=/path/ca.pem"
 KEEPALIVE: dict[str, Any] = {"socket_keepalive": True, "socket_keepalive_options": {}}
 if hasattr(socket, "TCP_KEEPIDLE"):
-    KEEPALIVE["socket_keepalive_options"] = {socket.TCP_KEEPIDLE: 30, socket.TCP_KEEPINTVL: 10, socket.TCP_KEEPCNT: 3}
+    KEEPALIVE["socket_keepalive_options"] = {
+        socket.TCP_KEEPIDLE: 30,
+        socket.TCP_KEEPINTVL: 10,
+        socket.TCP_KEEPCNT: 3,
+    }
 
 
 def connect(url: str) -> redis.Redis:
@@ -152,7 +175,9 @@ def connect(url: str) -> redis.Redis:
     except (TypeError, ValueError, LookupError, AttributeError, redis.RedisError) as error:
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         reason = f"no URL has the option {unknown[1]!r}; {SOME_OPTIONS}" if unknown else error
-        raise config.ConfigError(f"REDIS_URL={without_password(url)!r} cannot be used: {reason}") from None
+        raise config.ConfigError(
+            f"REDIS_URL={without_password(url)!r} cannot be used: {reason}"
+        ) from None
 
 
 def _tried(client: redis.Redis) -> redis.Redis:
@@ -173,8 +198,13 @@ def _sentinel(url: str) -> redis.Redis:
     username, _, password = credentials.partition(":")
     service, _, database = parts.path.strip("/").partition("/")
     parsers: dict[str, Any] = URL_QUERY_ARGUMENT_PARSERS
-    options = {name: parsers.get(name.removeprefix("sentinel_"), str)(value) for name, value in parse_qsl(parts.query)}
-    sentinel_options = {name[9:]: options.pop(name) for name in list(options) if name.startswith("sentinel_")}
+    options = {
+        name: parsers.get(name.removeprefix("sentinel_"), str)(value)
+        for name, value in parse_qsl(parts.query)
+    }
+    sentinel_options = {
+        name[9:]: options.pop(name) for name in list(options) if name.startswith("sentinel_")
+    }
     nodes = []
     for host in hosts.split(","):
         name, _, port = host.rpartition(":") if ":" in host else (host, "", "26379")
@@ -182,11 +212,18 @@ def _sentinel(url: str) -> redis.Redis:
     tls = parts.scheme.startswith("rediss")
     if tls:
         sentinel_options.setdefault("ssl", True)
-    asking = {"socket_timeout": CONNECT_TIMEOUT, "retry": Retry(NoBackoff(), 0)}  # one is down? The next one knows
+    asking = {
+        "socket_timeout": CONNECT_TIMEOUT,
+        "retry": Retry(NoBackoff(), 0),
+    }  # one is down? The next one knows
     sentinel = Sentinel(nodes, sentinel_kwargs={**asking, **sentinel_options})
     return sentinel.master_for(
-        service, db=int(database or 0), username=unquote(username) or None, password=unquote(password) or None,
-        connection_class=SentinelTLS if tls else SentinelTCP, **{**OPTIONS, **KEEPALIVE, **options},
+        service,
+        db=int(database or 0),
+        username=unquote(username) or None,
+        password=unquote(password) or None,
+        connection_class=SentinelTLS if tls else SentinelTCP,
+        **{**OPTIONS, **KEEPALIVE, **options},
     )
 
 
@@ -195,7 +232,12 @@ def line(client: redis.Redis, seconds: float) -> Any:
 
     RESP2 and no health checks: nothing but replies may come in on it.
     """
-    options = {**get_connection_kwargs(client), "protocol": 2, "health_check_interval": 0, "socket_timeout": seconds}
+    options = {
+        **get_connection_kwargs(client),
+        "protocol": 2,
+        "health_check_interval": 0,
+        "socket_timeout": seconds,
+    }
     made = client.connection_pool.connection_class(**options)
     made.connect()
     return made
@@ -227,7 +269,9 @@ def url() -> str:
     try:
         return (HOME / "redis.url").read_text(encoding="utf-8").strip()
     except OSError:
-        raise NoRedis("no Redis: set REDIS_URL, or run `rqjobs dev` in this folder to get one") from None
+        raise NoRedis(
+            "no Redis: set REDIS_URL, or run `rqjobs dev` in this folder to get one"
+        ) from None
 
 
 def client() -> redis.Redis:
@@ -249,7 +293,9 @@ OWN_ERRORS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EBADF, e
 def is_our_own(error: Exception) -> bool:
     """Whether this process is at fault: it has no descriptor or no memory left, or a job closed one of ours."""
     number = getattr(error, "errno", None)
-    if number is None and (found := re.match(r"Error (\d+) ", str(error))):  # so redis-py passes an OSError on
+    if number is None and (
+        found := re.match(r"Error (\d+) ", str(error))
+    ):  # so redis-py passes an OSError on
         number = int(found[1])
     return number in OWN_ERRORS
 
@@ -262,10 +308,10 @@ def without_password(address: str) -> str:
 
 MEANINGS = {  # what Redis says first when it refuses -> what that means, and what to do
     "OOM": "Redis is full (its maxmemory is reached) and refuses writes: give it more memory, or delete what is not "
-           "needed",
+    "needed",
     "NOPERM": "the Redis user lacks a right (grant it with ACL SETUSER)",
     "READONLY": "this Redis is a replica, which takes no writes: have REDIS_URL name the master, or the Sentinels "
-                "(redis+sentinel://…)",
+    "(redis+sentinel://…)",
     "MISCONF": "Redis refuses writes because it cannot save to its disk: see its log, and free space there",
     "LOADING": "Redis is still loading its data: try again when that is done",
     "NOAUTH": "the user or password in REDIS_URL is missing or wrong",
@@ -274,17 +320,26 @@ MEANINGS = {  # what Redis says first when it refuses -> what that means, and wh
     "BUSY": "a script that somebody else started keeps Redis busy: end it with SCRIPT KILL",
 }
 _KINDS: dict[str, type[Exception]] = {
-    "OOM": OutOfMemoryError, "NOPERM": NoPermissionError, "READONLY": ReadOnlyError, "LOADING": BusyLoadingError,
-    "NOAUTH": AuthenticationError, "MASTERDOWN": MasterDownError,
+    "OOM": OutOfMemoryError,
+    "NOPERM": NoPermissionError,
+    "READONLY": ReadOnlyError,
+    "LOADING": BusyLoadingError,
+    "NOAUTH": AuthenticationError,
+    "MASTERDOWN": MasterDownError,
 }
-_IN_A_SCRIPT = re.compile(rf"(?:^|[\s:-])({'|'.join(MEANINGS)})\s")  # where redis-py has no class for what it says
+_IN_A_SCRIPT = re.compile(
+    rf"(?:^|[\s:-])({'|'.join(MEANINGS)})\s"
+)  # where redis-py has no class for what it says
 _SCRIPT_MAY_NOT = "user executing the script can't"  # how NOPERM reads there
 
 
 def warn_of_channels(log: logging.Logger, who: str, lost: str) -> None:
     """Say that a Redis user has no right to our channels, and what does not work without it."""
-    log.warning("%s: the Redis user may not use channels, so %s; grant it: ACL SETUSER <user> &rq:* &rqjobs:*",
-                who, lost)
+    log.warning(
+        "%s: the Redis user may not use channels, so %s; grant it: ACL SETUSER <user> &rq:* &rqjobs:*",
+        who,
+        lost,
+    )
 
 
 def refusal(error: Exception) -> str:

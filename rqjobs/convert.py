@@ -26,12 +26,25 @@ SHOWN_CHARACTERS = 60  # of a value in an error
 ANYTHING = (Any, object, inspect.Parameter.empty)
 PLACED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 UNIONS = (typing.Union, types.UnionType)
-SEVERAL: dict[Any, Any] = {inspect.Parameter.VAR_POSITIONAL: list, inspect.Parameter.VAR_KEYWORD: dict}
-WRAPPERS = [getattr(typing, name) for name in ("Annotated", "Final", "Required", "NotRequired", "Unpack")
-            if hasattr(typing, name)]
+SEVERAL: dict[Any, Any] = {
+    inspect.Parameter.VAR_POSITIONAL: list,
+    inspect.Parameter.VAR_KEYWORD: dict,
+}
+WRAPPERS = [
+    getattr(typing, name)
+    for name in ("Annotated", "Final", "Required", "NotRequired", "Unpack")
+    if hasattr(typing, name)
+]
 CONTAINERS: dict[type, Callable[[Iterable[Any]], Any]] = {
-    list: list, tuple: tuple, set: set, frozenset: frozenset, collections.abc.Set: set, collections.abc.MutableSet: set,
-    collections.abc.Sequence: list, collections.abc.MutableSequence: list, collections.abc.Collection: list,
+    list: list,
+    tuple: tuple,
+    set: set,
+    frozenset: frozenset,
+    collections.abc.Set: set,
+    collections.abc.MutableSet: set,
+    collections.abc.Sequence: list,
+    collections.abc.MutableSequence: list,
+    collections.abc.Collection: list,
     collections.abc.Iterable: list,
 }
 MAPPINGS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
@@ -80,7 +93,11 @@ def moment(text: str) -> datetime:
 
 NUMBERS = (int, float, Decimal)
 SCALARS: dict[type, Scalar] = {
-    bool: Scalar("true or false", {"True": True, "False": False, "true": True, "false": False}.__getitem__, (bool,)),
+    bool: Scalar(
+        "true or false",
+        {"True": True, "False": False, "true": True, "false": False}.__getitem__,
+        (bool,),
+    ),
     int: Scalar("a whole number", whole, (int,)),
     float: Scalar("a number", real, NUMBERS),
     str: Scalar("a text", str),
@@ -119,7 +136,9 @@ def parameters(function: Callable[..., Any]) -> dict[str, Any]:
     for name, parameter in inspect.signature(function).parameters.items():
         annotation = known.get(name, inspect.Parameter.empty)
         several = SEVERAL.get(parameter.kind)
-        if several and typing.get_origin(annotation) not in WRAPPERS:  # not **options: Unpack[Options]
+        if (
+            several and typing.get_origin(annotation) not in WRAPPERS
+        ):  # not **options: Unpack[Options]
             one = Any if annotation in ANYTHING else annotation
             annotation = several[str, one] if several is dict else several[one]
         found[name] = annotation
@@ -153,13 +172,19 @@ def fields(annotation: Any) -> tuple[dict[str, Any], set[str]] | None:
         return known, set(cls.__required_keys__)  # type: ignore[attr-defined]
     if not (dataclasses.is_dataclass(cls) or (issubclass(cls, tuple) and hasattr(cls, "_fields"))):
         return None
-    given = dict(zip(getattr(cls, "__parameters__", ()), typing.get_args(annotation), strict=False))  # Pair[int]
+    given = dict(
+        zip(getattr(cls, "__parameters__", ()), typing.get_args(annotation), strict=False)
+    )  # Pair[int]
     for name, hint in known.items():
         inner = getattr(hint, "__parameters__", ())
-        known[name] = hint[tuple(given.get(one, one) for one in inner)] if inner else given.get(hint, hint)
+        known[name] = (
+            hint[tuple(given.get(one, one) for one in inner)] if inner else given.get(hint, hint)
+        )
     made = inspect.signature(cls).parameters.values()
-    return ({one.name: known.get(one.name, Any) for one in made if one.kind not in SEVERAL},
-            {one.name for one in made if one.default is one.empty and one.kind not in SEVERAL})
+    return (
+        {one.name: known.get(one.name, Any) for one in made if one.kind not in SEVERAL},
+        {one.name for one in made if one.default is one.empty and one.kind not in SEVERAL},
+    )
 
 
 # From JSON to values
@@ -177,8 +202,12 @@ def parse(text: str) -> Any:
         raise ValueError("it is nested too deeply") from None
     level = [value]
     for _ in range(MAX_DEPTH):
-        level = [item for one in level if isinstance(one, list | dict)
-                 for item in (one.values() if isinstance(one, dict) else one)]
+        level = [
+            item
+            for one in level
+            if isinstance(one, list | dict)
+            for item in (one.values() if isinstance(one, dict) else one)
+        ]
     if level:
         raise ValueError(f"it has more than {MAX_DEPTH} lists and objects in each other")
     return value
@@ -212,7 +241,9 @@ def read(text: str, annotation: Any, path: str) -> Any:
 
 
 def call(
-    function: Callable[..., Any], args: Sequence[str], kwargs: Mapping[str, str],
+    function: Callable[..., Any],
+    args: Sequence[str],
+    kwargs: Mapping[str, str],
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments for `function` that these typed texts mean.
 
@@ -231,9 +262,16 @@ def call(
             places += [(f"{name}[{index}]", each) for index in range(len(args) - len(places))]
         elif kind is inspect.Parameter.VAR_KEYWORD:
             record = fields(bare(wanted[name]))
-            named = (record[0] if record else dict.fromkeys(kwargs, typing.get_args(wanted[name])[-1])) | named
-    return (tuple(read(text, annotation, name) for text, (name, annotation) in zip(args, places, strict=False)),
-            {name: read(text, named.get(name, Any), name) for name, text in kwargs.items()})
+            named = (
+                record[0] if record else dict.fromkeys(kwargs, typing.get_args(wanted[name])[-1])
+            ) | named
+    return (
+        tuple(
+            read(text, annotation, name)
+            for text, (name, annotation) in zip(args, places, strict=False)
+        ),
+        {name: read(text, named.get(name, Any), name) for name, text in kwargs.items()},
+    )
 
 
 def convert(value: Any, annotation: Any, path: str) -> Any:
@@ -273,15 +311,20 @@ def _check(value: Any, right: bool, what: str, path: str) -> Any:
 
 
 def _scalar(value: Any, cls: type, path: str) -> Any:
-    kind = SCALARS.get(cls) or next((SCALARS[base] for base in SCALARS if issubclass(cls, base)), None)
+    kind = SCALARS.get(cls) or next(
+        (SCALARS[base] for base in SCALARS if issubclass(cls, base)), None
+    )
     if kind is None:
         try:
             if isinstance(value, cls):  # numbers.Number, for example
                 return _as_it_is(value, path)
         except TypeError:  # a protocol
             pass
-        raise ConversionError(path, f"no {cls.__name__} can be made from JSON; let the function take what JSON has, "
-                                    f"or an enum or a dataclass of a jobs module")
+        raise ConversionError(
+            path,
+            f"no {cls.__name__} can be made from JSON; let the function take what JSON has, "
+            f"or an enum or a dataclass of a jobs module",
+        )
     _check(value, type(value) in kind.json, kind.what, path)
     return from_text(value if isinstance(value, str) else str(value), kind, path)
 
@@ -310,7 +353,9 @@ def _one_of(value: Any, options: tuple[Any, ...], path: str) -> Any:
     problems = []
     rest = [option for option in options if option is not type(None)]
     native = float if isinstance(value, Decimal) else type(value)
-    for option in sorted(rest, key=lambda option: bare(option) is not native):  # what it is already comes first
+    for option in sorted(
+        rest, key=lambda option: bare(option) is not native
+    ):  # what it is already comes first
         try:
             return convert(value, option, path)
         except ConversionError as error:
@@ -325,7 +370,9 @@ def _literal(value: Any, values: tuple[Any, ...], path: str) -> Any:
     for one in values:
         if type(one) is type(value) and one == value:
             return one
-        if isinstance(one, Enum) and (value == one.name or (type(one.value) is type(value) and one.value == value)):
+        if isinstance(one, Enum) and (
+            value == one.name or (type(one.value) is type(value) and one.value == value)
+        ):
             return one
     raise ConversionError(path, f"{short(value)} is not one of {', '.join(map(repr, values)):.200}")
 
@@ -341,14 +388,20 @@ def _member(value: Any, cls: type[Enum], path: str) -> Any:
 
 
 def _record(
-    value: Any, cls: Any, wanted: dict[str, Any], required: set[str], path: str,
+    value: Any,
+    cls: Any,
+    wanted: dict[str, Any],
+    required: set[str],
+    path: str,
 ) -> Any:
     if isinstance(value, list) and issubclass(cls, tuple):
         value = dict(zip(wanted, value, strict=False)) if len(value) <= len(wanted) else value
     _check(value, isinstance(value, dict), f"an object with {', '.join(wanted):.200}", path)
     for key in value:
         if key not in wanted:
-            raise ConversionError(path, f"there is no {short(key)}; it takes {', '.join(wanted):.200}")
+            raise ConversionError(
+                path, f"there is no {short(key)}; it takes {', '.join(wanted):.200}"
+            )
     for key in wanted:
         if key in required and key not in value:
             raise ConversionError(path, f"{key} is missing")
@@ -368,8 +421,10 @@ def _several(value: Any, cls: type, inner: tuple[Any, ...], path: str) -> Any:
         each = list(inner)
         if len(value) != len(each):
             raise ConversionError(path, f"a list of {len(each)} is wanted, and it has {len(value)}")
-    items = [convert(item, one, f"{path}[{index}]")
-             for index, (item, one) in enumerate(zip(value, each, strict=True))]
+    items = [
+        convert(item, one, f"{path}[{index}]")
+        for index, (item, one) in enumerate(zip(value, each, strict=True))
+    ]
     try:
         return CONTAINERS[cls](items)
     except TypeError as error:  # a set of lists
@@ -378,13 +433,21 @@ def _several(value: Any, cls: type, inner: tuple[Any, ...], path: str) -> Any:
 
 def _mapping(value: Any, key: Any, item: Any, path: str) -> Any:
     _check(value, isinstance(value, dict), "an object", path)
-    return {_key(one, key, path): convert(each, item, f"{path}.{one}") for one, each in value.items()}
+    return {
+        _key(one, key, path): convert(each, item, f"{path}.{one}") for one, each in value.items()
+    }
 
 
 def _key(text: str, annotation: Any, path: str) -> Any:
     """A key, which is a text in JSON, whatever it stands for."""
-    kind = SCALARS.get(bare(annotation)) if isinstance(bare(annotation), collections.abc.Hashable) else None
-    return from_text(text, kind, f"{path}'s key") if kind else read(text, annotation, f"{path}'s key")
+    kind = (
+        SCALARS.get(bare(annotation))
+        if isinstance(bare(annotation), collections.abc.Hashable)
+        else None
+    )
+    return (
+        from_text(text, kind, f"{path}'s key") if kind else read(text, annotation, f"{path}'s key")
+    )
 
 
 # From values to JSON, and to words
@@ -395,9 +458,16 @@ def plain(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.name
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value) if field.init}
+        return {
+            field.name: plain(getattr(value, field.name))
+            for field in dataclasses.fields(value)
+            if field.init
+        }
     if isinstance(value, dict):
-        return {key if isinstance(key, str) else str(plain(key)): plain(item) for key, item in value.items()}
+        return {
+            key if isinstance(key, str) else str(plain(key)): plain(item)
+            for key, item in value.items()
+        }
     if isinstance(value, set | frozenset):
         return sorted(map(plain, value))
     if isinstance(value, list | tuple):
@@ -412,8 +482,17 @@ def plain(value: Any) -> Any:
 
 
 SAMPLES: dict[Any, Any] = {
-    bool: True, int: 3, float: 1.5, bytes: "a", datetime: "2030-12-31T12:00:00", date: "2030-12-31", timedelta: 60,
-    Decimal: "9.90", UUID: str(UUID(int=0)), dict: {"a": 2}, type(None): None,
+    bool: True,
+    int: 3,
+    float: 1.5,
+    bytes: "a",
+    datetime: "2030-12-31T12:00:00",
+    date: "2030-12-31",
+    timedelta: 60,
+    Decimal: "9.90",
+    UUID: str(UUID(int=0)),
+    dict: {"a": 2},
+    type(None): None,
 }
 
 
@@ -443,7 +522,9 @@ def sample(annotation: Any, depth: int = 0) -> Any:
 def short(value: Any) -> str:
     """A value as an error shows it."""
     if isinstance(value, str):
-        words = repr(value if len(value) < SHOWN_CHARACTERS else value[:SHOWN_CHARACTERS - 3] + "…")
+        words = repr(
+            value if len(value) < SHOWN_CHARACTERS else value[: SHOWN_CHARACTERS - 3] + "…"
+        )
     else:
         words = json.dumps(value, ensure_ascii=False, default=float)
     return words if len(words) < 2 * SHOWN_CHARACTERS else words[:SHOWN_CHARACTERS] + "…"

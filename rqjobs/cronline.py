@@ -14,8 +14,15 @@ from datetime import datetime, timedelta
 
 MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
-ALIASES = {"@yearly": "0 0 1 1 *", "@annually": "0 0 1 1 *", "@monthly": "0 0 1 * *", "@weekly": "0 0 * * 0",
-           "@daily": "0 0 * * *", "@midnight": "0 0 * * *", "@hourly": "0 * * * *"}
+ALIASES = {
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+    "@monthly": "0 0 1 * *",
+    "@weekly": "0 0 * * 0",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@hourly": "0 * * * *",
+}
 EXAMPLE = "minute, hour, day of month, month, day of week, as in '0 6 * * mon-fri'"
 LEAP_GAP = 9  # years; a 29 February may be eight years after the last one
 
@@ -39,8 +46,13 @@ class Field:
         return f"{self.low} to {self.high}{named}"
 
 
-FIELDS = (Field("minute", 0, 59), Field("hour", 0, 23), Field("day of month", 1, 31), Field("month", 1, 12, MONTHS),
-          Field("day of week", 0, 7, DAYS))
+FIELDS = (
+    Field("minute", 0, 59),
+    Field("hour", 0, 23),
+    Field("day of month", 1, 31),
+    Field("month", 1, 12, MONTHS),
+    Field("day of week", 0, 7, DAYS),
+)
 
 
 @dataclass(frozen=True)
@@ -85,7 +97,7 @@ class Line:
 
     def _time(self, first: datetime) -> datetime | None:
         """The first time of the line on that day that is not before `first`."""
-        for hour in self.hours[bisect_left(self.hours, first.hour):]:
+        for hour in self.hours[bisect_left(self.hours, first.hour) :]:
             at = bisect_left(self.minutes, first.minute) if hour == first.hour else 0
             if at < len(self.minutes):
                 return first.replace(hour=hour, minute=self.minutes[at])
@@ -102,20 +114,29 @@ def parse(text: str) -> Line:
     line = text.strip()
     if line.startswith("@"):
         if line.lower() not in ALIASES:
-            raise ScheduleError(f"cron line {text!r}: there is no {line!r}; there are {', '.join(ALIASES)}")
+            raise ScheduleError(
+                f"cron line {text!r}: there is no {line!r}; there are {', '.join(ALIASES)}"
+            )
         line = text = ALIASES[line.lower()]
     parts = list(re.finditer(r"\S+", text))
     if len(parts) != 5:
         hint = "; for seconds there is every(seconds=…)" if len(parts) == 6 else ""
-        raise ScheduleError(f"cron line {text!r} has {len(parts)} fields, and must have five: {EXAMPLE}{hint}")
-    values = [_values(field, part.group(), text, part.start()) for field, part in zip(FIELDS, parts, strict=True)]
+        raise ScheduleError(
+            f"cron line {text!r} has {len(parts)} fields, and must have five: {EXAMPLE}{hint}"
+        )
+    values = [
+        _values(field, part.group(), text, part.start())
+        for field, part in zip(FIELDS, parts, strict=True)
+    ]
     weekdays = tuple(sorted({day % 7 for day in values[4]}))
     stars = [part.group() in ("*", "*/1") for part in parts]
     found = Line(values[0], values[1], values[2], values[3], weekdays, stars[2], stars[4])
     longest = max(calendar.monthrange(2024, month)[1] for month in found.months)
     if found.any_weekday and found.days[0] > longest:
-        raise ScheduleError(f"cron line {text!r} never comes: none of its months has a day {found.days[0]}; "
-                            f"use a day from 1 to {longest}")
+        raise ScheduleError(
+            f"cron line {text!r} never comes: none of its months has a day {found.days[0]}; "
+            f"use a day from 1 to {longest}"
+        )
     return found
 
 
@@ -134,7 +155,9 @@ def _part(field: Field, part: str, line: str, at: int) -> set[int]:
     low, high, every = field.low, field.high - (field.name == "day of week"), 1
     if slash:
         if not re.fullmatch(r"[0-9]{1,4}", step) or not 1 <= int(step) <= high:
-            raise _wrong(line, field, where, step, f"use a whole step from 1 to {high} after the '/'")
+            raise _wrong(
+                line, field, where, step, f"use a whole step from 1 to {high} after the '/'"
+            )
         every = int(step)
     if span != "*":
         first, dash, last = span.partition("-")
@@ -143,9 +166,21 @@ def _part(field: Field, part: str, line: str, at: int) -> set[int]:
         if dash and field.names is DAYS and last.lower() == "sun":
             high = 7
         if slash and not dash:
-            raise _wrong(line, field, at, part, f"a step needs a range before it: {first}-{field.high}/{step}")
+            raise _wrong(
+                line,
+                field,
+                at,
+                part,
+                f"a step needs a range before it: {first}-{field.high}/{step}",
+            )
         if low > high:
-            raise _wrong(line, field, at, span, f"the range runs backwards: {first}-{field.high},{field.low}-{last}")
+            raise _wrong(
+                line,
+                field,
+                at,
+                span,
+                f"the range runs backwards: {first}-{field.high},{field.low}-{last}",
+            )
     return set(range(low, high + 1, every))
 
 
@@ -166,5 +201,7 @@ def _value(field: Field, word: str, line: str, at: int) -> int:
 
 def _wrong(line: str, field: Field, at: int, word: str, hint: str) -> ScheduleError:
     number = FIELDS.index(field) + 1
-    return ScheduleError(f"cron line {line!r}, character {at + 1} (field {number}, {field.name}): {word!r} is wrong; "
-                         f"{hint}")
+    return ScheduleError(
+        f"cron line {line!r}, character {at + 1} (field {number}, {field.name}): {word!r} is wrong; "
+        f"{hint}"
+    )

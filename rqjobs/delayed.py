@@ -34,30 +34,53 @@ def _in_order(connection: redis.Redis, queue: str | None, *command: Any) -> list
     names = [queue]
     if not queue:
         known = ledger.together(connection, [("SMEMBERS", ledger.QUEUES)])[0]
-        names = [text(key).removeprefix("rq:queue:") for key in known] if isinstance(known, set | list) else []
+        names = (
+            [text(key).removeprefix("rq:queue:") for key in known]
+            if isinstance(known, set | list)
+            else []
+        )
     asked = [(command[0], f"rq:scheduled:{name}", *command[1:]) for name in names]
-    return [(str(name), reply) for name, reply in zip(names, ledger.together(connection, asked), strict=True)
-            if not isinstance(reply, Exception)]
+    return [
+        (str(name), reply)
+        for name, reply in zip(names, ledger.together(connection, asked), strict=True)
+        if not isinstance(reply, Exception)
+    ]
 
 
 def count(queue: str | None = None, connection: redis.Redis | None = None) -> int:
     """How many jobs of `queue` (None: of every queue) wait for their time."""
-    return sum(number for _, number in _in_order(connection or connections.client(), queue, "ZCARD"))
+    return sum(
+        number for _, number in _in_order(connection or connections.client(), queue, "ZCARD")
+    )
 
 
 def jobs(
-    queue: str | None = None, offset: int = 0, limit: int = 50, connection: redis.Redis | None = None
+    queue: str | None = None,
+    offset: int = 0,
+    limit: int = 50,
+    connection: redis.Redis | None = None,
 ) -> list[Delayed]:
     """The jobs of `queue` (None: of every queue) that wait for their time, the next due first."""
     client = connection or connections.client()
     found: list[tuple[float, str, str]] = []
     for name, first in _in_order(client, queue, "ZRANGE", 0, offset + limit - 1, "WITHSCORES"):
-        flat = [part for pair in first for part in pair] if first and isinstance(first[0], list | tuple) else first
-        found += [(float(due), text(job_id), name) for job_id, due in zip(flat[::2], flat[1::2], strict=True)]
+        flat = (
+            [part for pair in first for part in pair]
+            if first and isinstance(first[0], list | tuple)
+            else first
+        )
+        found += [
+            (float(due), text(job_id), name)
+            for job_id, due in zip(flat[::2], flat[1::2], strict=True)
+        ]
     page = heapq.nsmallest(offset + limit, found)[offset:]
-    words = ledger.together(client, [("HGET", f"rq:job:{job_id}", "description") for _, job_id, _ in page])
-    return [Delayed(job_id, name, _moment(due), text(said) if isinstance(said, bytes) else "")
-            for (due, job_id, name), said in zip(page, words, strict=True)]
+    words = ledger.together(
+        client, [("HGET", f"rq:job:{job_id}", "description") for _, job_id, _ in page]
+    )
+    return [
+        Delayed(job_id, name, _moment(due), text(said) if isinstance(said, bytes) else "")
+        for (due, job_id, name), said in zip(page, words, strict=True)
+    ]
 
 
 def cancel(job_id: str, connection: redis.Redis | None = None) -> None:
@@ -70,7 +93,9 @@ def cancel(job_id: str, connection: redis.Redis | None = None) -> None:
     _change(connection, job_id, "cancel", 0)
 
 
-def reschedule(job_id: str, when: datetime | timedelta | float, connection: redis.Redis | None = None) -> datetime:
+def reschedule(
+    job_id: str, when: datetime | timedelta | float, connection: redis.Redis | None = None
+) -> datetime:
     """Give a delayed job another time, in one step; returns that.
 
     Args:
@@ -90,9 +115,13 @@ def reschedule(job_id: str, when: datetime | timedelta | float, connection: redi
         if isinstance(when, bool) or not abs(seconds) < FAR:
             raise ValueError
     except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"{when!r} is no time for a job; give a datetime, or seconds or a timedelta from now, before "
-                         f"the year 9999") from None
-    return _moment(float(_change(connection, job_id, "at" if isinstance(when, datetime) else "in", seconds)))
+        raise ValueError(
+            f"{when!r} is no time for a job; give a datetime, or seconds or a timedelta from now, before "
+            f"the year 9999"
+        ) from None
+    return _moment(
+        float(_change(connection, job_id, "at" if isinstance(when, datetime) else "in", seconds))
+    )
 
 
 def _moment(due: float) -> datetime:
@@ -112,9 +141,16 @@ def _change(connection: redis.Redis | None, job_id: str, what: str, seconds: Any
     if origin is None:
         raise NoSuchJobError(f"No such job: {job_id}")
     queue = text(origin)
-    keys = [f"rq:job:{job_id}", f"rq:scheduled:{queue}", f"rqjobs:crashed:{queue}", f"rq:canceled:{queue}",
-            ledger.BELL + queue]
+    keys = [
+        f"rq:job:{job_id}",
+        f"rq:scheduled:{queue}",
+        f"rqjobs:crashed:{queue}",
+        f"rq:canceled:{queue}",
+        ledger.BELL + queue,
+    ]
     outcome = text(DELAYED.run(client, keys, [job_id, what, repr(float(seconds)), ledger.LOOK]))
     if outcome == "not delayed":
-        raise InvalidJobOperation(f"job {job_id} of {queue!r} does not wait for a time (any more), so nothing was done")
+        raise InvalidJobOperation(
+            f"job {job_id} of {queue!r} does not wait for a time (any more), so nothing was done"
+        )
     return outcome

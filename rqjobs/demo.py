@@ -16,7 +16,10 @@ from typing import Any
 
 from rqjobs import Job, Retry, client, enqueue, get_current_job, job
 
-_STOP_WORDS = frozenset(re.findall(r"\w+", """
+_STOP_WORDS = frozenset(
+    re.findall(
+        r"\w+",
+        """
 a about after again all also am an and any are as at be because been before being below between both but by can cannot
 could did do does doing don done down during each else even every few for from get gets give gives go goes had has have
 having he her here his how i if in into is it its itself just less let like ll made make makes many may me might more
@@ -24,11 +27,21 @@ most much must my never no nor not nothing now of off on once one only or other 
 same say says see she should since so some still such take takes than that the their them then there these they this
 those through to too two under until up us use used uses using ve very via was we well were what whatever when where
 whether which while who whom whose why will with within without would yet you your yours
-"""))
+""",
+    )
+)
 _WORD = re.compile(r"[^\W_]+(?:['’\-][^\W_]+)*")
 _SENTENCE_END = re.compile(r"(?:(?<=[.!?…])|(?<=[.!?…][\"'”’)])) +(?=\W?[^\Wa-z_])|(?<=[。！？])")
-_READING_SPEED = 238  # words a minute, silently: M. Brysbaert, Journal of Memory and Language 109 (2019)
-_LEVELS = ((30, "very easy"), (40, "easy"), (50, "medium"), (60, "hard"), (float("inf"), "very hard"))
+_READING_SPEED = (
+    238  # words a minute, silently: M. Brysbaert, Journal of Memory and Language 109 (2019)
+)
+_LEVELS = (
+    (30, "very easy"),
+    (40, "easy"),
+    (50, "medium"),
+    (60, "hard"),
+    (float("inf"), "very hard"),
+)
 
 
 @job(queue="high")
@@ -46,9 +59,15 @@ def statistics(text: str) -> dict[str, Any]:
     length = len(words) / max(len(sentences), 1)
     lix = length + 100 * sum(len(word) > 6 for word in words) / max(len(words), 1)
     level = next(level for limit, level in _LEVELS if lix < limit) if words else "nothing to read"
-    return {"words": len(words), "sentences": len(sentences), "characters": len(text), "LIX": round(lix),
-            "level": level, "words per sentence": round(length, 1),
-            "reading minutes": round(len(words) / _READING_SPEED, 1)}
+    return {
+        "words": len(words),
+        "sentences": len(sentences),
+        "characters": len(text),
+        "LIX": round(lix),
+        "level": level,
+        "words per sentence": round(length, 1),
+        "reading minutes": round(len(words) / _READING_SPEED, 1),
+    }
 
 
 def key_terms(text: str, count: int = 10) -> list[tuple[str, float]]:
@@ -66,7 +85,12 @@ def key_terms(text: str, count: int = 10) -> list[tuple[str, float]]:
     for part in re.split(r"[^\w\s'’\-]+|\s-+\s", " . ".join(_sentences(text))):
         phrase: list[str] = []
         for word in [*_WORD.findall(part.lower()), "the"]:
-            if word in _STOP_WORDS or re.split("['’]", word)[0] in _STOP_WORDS or word.isdigit() or len(word) < 2:
+            if (
+                word in _STOP_WORDS
+                or re.split("['’]", word)[0] in _STOP_WORDS
+                or word.isdigit()
+                or len(word) < 2
+            ):
                 if 0 < len(phrase) <= 3:
                     phrases[tuple(phrase)] += 1
                 phrase = []
@@ -75,11 +99,21 @@ def key_terms(text: str, count: int = 10) -> list[tuple[str, float]]:
     frequency, degree = Counter[str](), Counter[str]()
     for words, times in phrases.items():
         for word in words:
-            frequency[word], degree[word] = frequency[word] + times, degree[word] + times * len(words)
-    scores = {words: phrases[words] * sum(degree[word] / frequency[word] for word in words) for words in phrases}
-    terms = phrases if sum(times > 1 for times in phrases.values()) < count else phrases - Counter(set(phrases))
+            frequency[word], degree[word] = (
+                frequency[word] + times,
+                degree[word] + times * len(words),
+            )
+    scores = {
+        words: phrases[words] * sum(degree[word] / frequency[word] for word in words)
+        for words in phrases
+    }
+    terms = (
+        phrases
+        if sum(times > 1 for times in phrases.values()) < count
+        else phrases - Counter(set(phrases))
+    )
     best = sorted(terms, key=lambda words: (-scores[words], words))
-    return [(" ".join(words), round(scores[words], 1)) for words in best[:max(count, 0)]]
+    return [(" ".join(words), round(scores[words], 1)) for words in best[: max(count, 0)]]
 
 
 def summarize(text: str, sentences: int = 3) -> str:
@@ -95,10 +129,17 @@ def summarize(text: str, sentences: int = 3) -> str:
     """
     candidates = _sentences(text)
     words = [[word.lower() for word in _WORD.findall(sentence)] for sentence in candidates]
-    frequency = Counter(word for sentence in words for word in sentence if word not in _STOP_WORDS and len(word) > 2)
+    frequency = Counter(
+        word for sentence in words for word in sentence if word not in _STOP_WORDS and len(word) > 2
+    )
     floor = max(2, frequency.total() // 300)
-    scores = [_luhn([i for i, word in enumerate(sentence) if frequency[word] >= floor]) for sentence in words]
-    best = sorted(range(len(words)), key=lambda i: (len(words[i]) > 50, -scores[i]))[:max(sentences, 0)]
+    scores = [
+        _luhn([i for i, word in enumerate(sentence) if frequency[word] >= floor])
+        for sentence in words
+    ]
+    best = sorted(range(len(words)), key=lambda i: (len(words[i]) > 50, -scores[i]))[
+        : max(sentences, 0)
+    ]
     return " ".join(candidates[i] for i in sorted(best))
 
 
@@ -111,7 +152,9 @@ def unreliable(text: str, failure_rate: float = 0.5) -> str:
         failure_rate: how often it fails, from 0 (never) to 1 (always)
     """
     if random.random() < failure_rate:
-        raise ConnectionError("the service did not answer (this demo fails on purpose; it is retried)")
+        raise ConnectionError(
+            "the service did not answer (this demo fails on purpose; it is retried)"
+        )
     return "sha256:" + hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
@@ -147,7 +190,9 @@ def _sentences(text: str) -> list[str]:
         blocks[-1] += [re.sub(r"^[#>|\-*+•\s]+|^\d+[.)] ", "", line)] * bool(line)
     for lines in blocks:
         block = re.sub(r"</?[A-Za-z!][^<>]{0,500}>", " ", " ".join(lines))
-        block = re.sub(r"!?\[([^\[\]]{0,500})\](\([^()]{0,1000}\)|\[[^\[\]]{0,100}\])?", r"\1", block)
+        block = re.sub(
+            r"!?\[([^\[\]]{0,500})\](\([^()]{0,1000}\)|\[[^\[\]]{0,100}\])?", r"\1", block
+        )
         block = re.sub(r"\b[a-z+]{2,20}://\S+|[`*|]+|(?<!\w)_+|_+(?!\w)", " ", block)
         sentences += _SENTENCE_END.split(" ".join(block.split()))
     return list(filter(_WORD.search, sentences))
@@ -180,8 +225,12 @@ def _run(path: str, echo: Callable[[str], Any], limit: float = 120) -> int:
     echo(f"{len(waiting)} jobs enqueued on {path} ({len(text):,} characters)")
     end, failed, done = time.monotonic() + limit, 0, 0
     while waiting and (left := end - time.monotonic()) > 0:
-        streams: Any = client().xread(dict.fromkeys(waiting, "0-0"), block=max(1, int(1000 * min(1, left))))
-        if (now := queued.get_meta().get("done", 0)) > done:  # the last one enqueued is the slow one
+        streams: Any = client().xread(
+            dict.fromkeys(waiting, "0-0"), block=max(1, int(1000 * min(1, left)))
+        )
+        if (
+            now := queued.get_meta().get("done", 0)
+        ) > done:  # the last one enqueued is the slow one
             done = now
             echo(f"slow … {done} of {queued.meta['total']}")
         for stream, _ in streams or ():
@@ -190,11 +239,19 @@ def _run(path: str, echo: Callable[[str], Any], limit: float = 120) -> int:
             if result and result.type == result.Type.SUCCESSFUL:
                 value = result.return_value
                 pairs = dict(value).items() if isinstance(value, dict | list) else ()
-                echo(f"{name}: " + (", ".join(f"{key} {figure}" for key, figure in pairs) or str(value)))
+                echo(
+                    f"{name}: "
+                    + (", ".join(f"{key} {figure}" for key, figure in pairs) or str(value))
+                )
             else:
                 failed += name != "unreliable"
-                echo(f"{name} is among the failed jobs: {((result and result.exc_string) or '').strip()[-200:]}")
+                echo(
+                    f"{name} is among the failed jobs: {((result and result.exc_string) or '').strip()[-200:]}"
+                )
     for name, unfinished in waiting.values():
         hint = f"; no worker serves the queue {unfinished.origin!r}, start one with: rqjobs worker {unfinished.origin}"
-        echo(f"{name}: not done after {limit:.0f} s" + hint * (not client().scard(f"rq:workers:{unfinished.origin}")))
+        echo(
+            f"{name}: not done after {limit:.0f} s"
+            + hint * (not client().scard(f"rq:workers:{unfinished.origin}"))
+        )
     return int(bool(waiting or failed))

@@ -25,7 +25,7 @@ from rqjobs.processes import die_with_parent, pause
 from rqjobs.supervisor import DOUBLED
 
 TICK = 0.5  # seconds between two looks at the children and the job modules
-LEAVING = 5  # seconds beyond the grace in which a worker gives back what it has
+LEAVING = 5  # seconds beyond RQJOBS_SHUTDOWN_TIMEOUT in which a worker gives back what it has
 SAVING_SECONDS = 0.2  # between two looks at a file that changes: it may be written in several steps
 STOP_SILENT_SECONDS = 1.0  # after which it is said what is waited for
 WATCHED_MAX_FILES, WATCHED_MAX_FOLDERS = 5_000, 2_000
@@ -33,15 +33,31 @@ NOT_SOURCES = ("__pycache__", "node_modules", "site-packages")
 ENV_FILE = ".env"
 HOST = "127.0.0.1"
 LOGIN = ("host", "port", "admin_user", "admin_password")  # the settings that change how one logs in
-RESTART_PAUSE = (0.5, 10.0)  # seconds before a child that died is started again: the first time, and at most
+RESTART_PAUSE = (
+    0.5,
+    10.0,
+)  # seconds before a child that died is started again: the first time, and at most
 WORKER = [sys.executable, "-m", "rqjobs", "worker"]
-WEB = [sys.executable, "-m", "gunicorn", "--config", "python:rqjobs.web.serve", "rqjobs.web:create_app()"]
+WEB = [
+    sys.executable,
+    "-m",
+    "gunicorn",
+    "--config",
+    "python:rqjobs.web.serve",
+    "rqjobs.web:create_app()",
+]
 
 
 class Child:
     """A process that is started again when it ends, later each time."""
 
-    def __init__(self, name: str, command: list[str], environment: dict[str, str], output: IO[bytes] | None = None):
+    def __init__(
+        self,
+        name: str,
+        command: list[str],
+        environment: dict[str, str],
+        output: IO[bytes] | None = None,
+    ):
         self.name, self.command, self.environment, self.output = name, command, environment, output
         self.pause, self.again = RESTART_PAUSE[0], 0.0
         self.asked = 0.0  # when it was asked to end, to be started again
@@ -49,7 +65,11 @@ class Child:
 
     def start(self) -> None:
         self.process = subprocess.Popen(
-            self.command, env=self.environment, stdin=subprocess.DEVNULL, stdout=self.output, stderr=self.output,
+            self.command,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=self.output,
+            stderr=self.output,
             start_new_session=True,  # Ctrl-C reaches only us, and we stop them in order
             preexec_fn=lambda: die_with_parent(signal.SIGTERM),
         )
@@ -75,9 +95,13 @@ class Child:
         elif self.runs:
             return
         elif not self.again:
-            self.pause = RESTART_PAUSE[0] if now - self.since > 30 else min(self.pause * 2, RESTART_PAUSE[1])
+            self.pause = (
+                RESTART_PAUSE[0] if now - self.since > 30 else min(self.pause * 2, RESTART_PAUSE[1])
+            )
             self.again = now + self.pause
-            say(f"{self.name} ended with {self.process.returncode}; starting it again in {self.pause:.0f} s")
+            say(
+                f"{self.name} ended with {self.process.returncode}; starting it again in {self.pause:.0f} s"
+            )
         elif now >= self.again:
             self.start()
 
@@ -87,7 +111,10 @@ class Child:
 
 
 def stop(
-    children: list[Child], seconds: float, stopped: Sequence[int] = (), say: Callable[[str], None] = lambda line: None,
+    children: list[Child],
+    seconds: float,
+    stopped: Sequence[int] = (),
+    say: Callable[[str], None] = lambda line: None,
 ) -> None:
     """End the children: SIGTERM, then after `seconds` SIGKILL. A job that is cut off runs again next time.
 
@@ -103,14 +130,18 @@ def stop(
             for child in children:
                 child.process.kill()
                 child.process.wait()
-        elif len(stopped) > 1 and not hurried and age > DOUBLED + TICK / 5:  # earlier, a worker takes it for the first
+        elif (
+            len(stopped) > 1 and not hurried and age > DOUBLED + TICK / 5
+        ):  # earlier, a worker takes it for the first
             hurried = True
             for child in children:
                 child.signal(signal.SIGTERM if "worker" in child.command else signal.SIGINT)
         elif len(stopped) < 2 and not waits and age > STOP_SILENT_SECONDS:
             waits = True
-            say(f"rqjobs: waits for running jobs, {seconds:.0f} s at most; a second Ctrl-C puts them back and ends at "
-                f"once")
+            say(
+                f"rqjobs: waits for running jobs, {seconds:.0f} s at most; a second Ctrl-C puts them back and ends at "
+                f"once"
+            )
         time.sleep(0.05)
 
 
@@ -125,38 +156,56 @@ class Dev:
 
     def environment(self) -> dict[str, str]:
         return config.environment(
-            REDIS_URL=self.url, RQJOBS_ONE_TIME_PASSWORD=self.password, HOST=self.settings.host or HOST,
-            SECRET_KEY=self.settings.secret_key or self.secret_key, PORT=self.settings.port,
+            REDIS_URL=self.url,
+            RQJOBS_ONE_TIME_PASSWORD=self.password,
+            HOST=self.settings.host or HOST,
+            SECRET_KEY=self.settings.secret_key or self.secret_key,
+            PORT=self.settings.port,
         )
 
     def start(self, workers: int) -> None:
         environment = self.environment()
         self.children.append(Child("web", WEB, environment))
-        self.children += [Child(f"worker {number + 1}", WORKER, environment) for number in range(workers)]
+        self.children += [
+            Child(f"worker {number + 1}", WORKER, environment) for number in range(workers)
+        ]
 
     def greet(self) -> None:
         settings = self.settings
-        login = "RQJOBS_ADMIN_PASSWORD" if settings.admin_password else f"the password {self.password}"
-        self.say(f"\n  Open  http://{settings.host}:{settings.port}/\n  log in as {settings.admin_user} with {login}")
+        login = (
+            "RQJOBS_ADMIN_PASSWORD" if settings.admin_password else f"the password {self.password}"
+        )
+        self.say(
+            f"\n  Open  http://{settings.host}:{settings.port}/\n  log in as {settings.admin_user} with {login}"
+        )
 
     def tend(self, embedded_url: str | None) -> None:
         """Keep the children going, anew when a file of theirs changes, until a signal comes."""
         seen = _watched(self.settings)
         if len(seen) >= WATCHED_MAX_FILES:
-            self.say(f"rqjobs: there are more than {WATCHED_MAX_FILES} Python files here; a change in some goes unseen")
+            self.say(
+                f"rqjobs: there are more than {WATCHED_MAX_FILES} Python files here; a change in some goes unseen"
+            )
         while not self.stopped:
             began = time.monotonic()
             if embedded_url and not embedded.answers(embedded_url):
-                raise connection.NoRedis("the embedded Redis has ended, .rqjobs/redis.log says why; nothing it kept is "
-                                         "lost: start rqjobs dev again")
+                raise connection.NoRedis(
+                    "the embedded Redis has ended, .rqjobs/redis.log says why; nothing it kept is "
+                    "lost: start rqjobs dev again"
+                )
             for child in self.children:
-                child.tend(self.say, self.settings.grace + LEAVING)
+                child.tend(self.say, self.settings.shutdown_timeout + LEAVING)
             now = _watched(self.settings)
             if now != seen:
                 pause(SAVING_SECONDS, lambda: bool(self.stopped))
             if now != seen and now == _watched(self.settings):  # else it is still being written
-                self.changed({name for name in now.keys() | seen.keys() if now.get(name) != seen.get(name)})
-                seen = {path: now.get(path, changed) for path, changed in _watched(self.settings).items()}
+                self.changed(
+                    {name for name in now.keys() | seen.keys() if now.get(name) != seen.get(name)}
+                )
+                seen = {
+                    path: now.get(path, changed)
+                    for path, changed in _watched(self.settings).items()
+                }
             pause(max(TICK, 10 * (time.monotonic() - began)), lambda: bool(self.stopped))
 
     def changed(self, paths: set[str]) -> None:
@@ -189,7 +238,9 @@ class Dev:
                 _free_port(settings)
         except config.ConfigError as error:
             config.use(before)
-            self.say(f"rqjobs: .env: {error}; the settings before stay in force until it is saved again")
+            self.say(
+                f"rqjobs: .env: {error}; the settings before stay in force until it is saved again"
+            )
             return []
         self.settings = settings
         if settings.redis_url != before.redis_url:
@@ -220,7 +271,9 @@ def run(workers: int, say: Callable[[str], None]) -> None:
         connection.connect(url).ping()
         dev = Dev(settings, url, say)
         dev.stopped = stopped
-        stack.callback(lambda: stop(dev.children, dev.settings.grace + LEAVING, stopped, say))
+        stack.callback(
+            lambda: stop(dev.children, dev.settings.shutdown_timeout + LEAVING, stopped, say)
+        )
         dev.start(workers)
         _wait_for_web(dev.children[0], settings, stopped)
         if not stopped:
@@ -245,7 +298,12 @@ def with_worker(module: str, act: Callable[[], int]) -> int:
         log = stack.enter_context((home / "worker.log").open("wb"))
         worker = Child("worker", [*WORKER, "--quiet"], environment, output=log)
         stack.callback(stop, [worker], LEAVING)
-        pause(30, lambda: bool(connection.client().exists("rq:workers")) or worker.process.poll() is not None)
+        pause(
+            30,
+            lambda: (
+                bool(connection.client().exists("rq:workers")) or worker.process.poll() is not None
+            ),
+        )
         code = act()
         if code:
             sys.stderr.write((home / "worker.log").read_text(encoding="utf-8", errors="replace"))
@@ -259,14 +317,17 @@ def _watched(settings: config.Config) -> dict[str, int]:
     """
     importlib.invalidate_caches()
     sys.path_importer_cache.pop("", None)
-    names = [*settings.modules, *([settings.app] if settings.app else [])]
+    names = [*settings.modules, *([settings.flask_app] if settings.flask_app else [])]
     folders = [Path.cwd()]
     files = [Path(ENV_FILE)]
     for top in {re.split("[.:]", name)[0] for name in names}:
-        spec = importlib.util.find_spec(top) if top not in sys.modules else sys.modules[top].__spec__
+        spec = (
+            importlib.util.find_spec(top) if top not in sys.modules else sys.modules[top].__spec__
+        )
         if spec and spec.origin and not Path(spec.origin).is_relative_to(Path.cwd()):
             (folders if spec.submodule_search_locations else files).append(
-                Path(spec.origin).parent if spec.submodule_search_locations else Path(spec.origin))
+                Path(spec.origin).parent if spec.submodule_search_locations else Path(spec.origin)
+            )
     times = {}
     for path in islice(chain(files, *map(_sources, folders)), WATCHED_MAX_FILES):
         with contextlib.suppress(OSError):
@@ -277,8 +338,13 @@ def _watched(settings: config.Config) -> dict[str, int]:
 def _sources(folder: Path) -> Iterator[Path]:
     """The Python files below `folder`, but not those of virtual environments, caches, and hidden folders."""
     for home, folders, names in islice(os.walk(folder), WATCHED_MAX_FOLDERS):
-        folders[:] = [name for name in folders if not name.startswith(".") and name not in NOT_SOURCES
-                      and not os.path.exists(os.path.join(home, name, "pyvenv.cfg"))]
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".")
+            and name not in NOT_SOURCES
+            and not os.path.exists(os.path.join(home, name, "pyvenv.cfg"))
+        ]
         yield from (Path(home, name) for name in names if name.endswith(".py"))
 
 
@@ -288,7 +354,9 @@ def _own_terminal() -> Iterator[None]:
     if os.getpgrp() == os.getpid() or not sys.stdin.isatty() or os.tcgetpgrp(0) != os.getpgrp():
         yield
         return
-    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # a background group may not take the terminal otherwise
+    signal.signal(
+        signal.SIGTTOU, signal.SIG_IGN
+    )  # a background group may not take the terminal otherwise
     before = os.getpgrp()
     os.setpgrp()
     os.tcsetpgrp(0, os.getpgrp())
@@ -305,7 +373,9 @@ def _only_one() -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise config.ConfigError("rqjobs dev runs in this folder already; stop that one first") from None
+            raise config.ConfigError(
+                "rqjobs dev runs in this folder already; stop that one first"
+            ) from None
         yield
 
 
@@ -314,13 +384,18 @@ def _free_port(settings: config.Config) -> None:
         with socket.create_server((settings.host, settings.port)):
             pass
     except OSError as error:
-        raise config.ConfigError(f"cannot serve at HOST={settings.host!r} PORT={settings.port}: "
-                                 f"{error.strerror or error}; set PORT to a free one") from None
+        raise config.ConfigError(
+            f"cannot serve at HOST={settings.host!r} PORT={settings.port}: "
+            f"{error.strerror or error}; set PORT to a free one"
+        ) from None
 
 
 def _wait_for_web(web: Child, settings: config.Config, stopped: list[int]) -> None:
     def answers() -> bool:
-        with contextlib.suppress(OSError), socket.create_connection((settings.host, settings.port), 1):
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection((settings.host, settings.port), 1),
+        ):
             return True
         return False
 

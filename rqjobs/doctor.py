@@ -23,7 +23,11 @@ PROBES: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
     ("LOSS", NOTHING_GOES, ("SCRIPT LOAD", "return 1")),
     ("LOSS", NOTHING_GOES, ("EVALSHA", "0" * 40, 0)),
     ("note", "delayed jobs may begin a second late", ("PUBLISH", "rqjobs:doctor", "")),
-    ("note", "commands such as stop-job do not reach the workers", ("PUBLISH", "rq:pubsub:doctor", "")),
+    (
+        "note",
+        "commands such as stop-job do not reach the workers",
+        ("PUBLISH", "rq:pubsub:doctor", ""),
+    ),
 )
 
 
@@ -44,7 +48,9 @@ def examine() -> Iterator[Finding]:
         client.ping()
     except redis.RedisError as error:
         refused = connection.refusal(error)
-        yield Finding("LOSS", f"{'' if refused else 'Redis does not answer: '}{connection.explain(error)}")
+        yield Finding(
+            "LOSS", f"{'' if refused else 'Redis does not answer: '}{connection.explain(error)}"
+        )
         return
     yield Finding("ok", f"Redis answers at {address}")
     for what, check in CHECKS.items():
@@ -58,10 +64,15 @@ def _modules() -> Iterator[Finding]:
     jobs = catalog.current()
     for module in jobs.modules:
         if module in jobs.errors:
-            yield Finding("LOSS", f"RQJOBS_MODULES: {module} does not import, its jobs fail: {jobs.errors[module]}")
+            yield Finding(
+                "LOSS",
+                f"RQJOBS_MODULES: {module} does not import, its jobs fail: {jobs.errors[module]}",
+            )
         else:
             count = sum(function.__module__ == module for _, function in jobs)
-            yield Finding("ok" if count else "note", f"{module} has {count} job function{'s' * (count != 1)}")
+            yield Finding(
+                "ok" if count else "note", f"{module} has {count} job function{'s' * (count != 1)}"
+            )
     try:
         catalog.flask_app()
     except config.ConfigError as error:
@@ -73,24 +84,38 @@ def _server(client: redis.Redis) -> Iterator[Finding]:
     yield Finding("ok", f"it is Redis {info['redis_version']}")
     version = tuple(int(part) for part in str(info["redis_version"]).split(".")[:2])
     if version < embedded.MINIMUM:
-        yield Finding("LOSS", f"Redis {info['redis_version']} is too old; rqjobs needs 6.2 or newer")
+        yield Finding(
+            "LOSS", f"Redis {info['redis_version']} is too old; rqjobs needs 6.2 or newer"
+        )
     policy = info.get("maxmemory_policy", "noeviction")
     if policy == "noeviction":
         yield Finding("ok", "maxmemory-policy is noeviction")
     else:
-        yield Finding("LOSS", f"maxmemory-policy is {policy}: Redis would throw jobs away when memory runs short; "
-                              f"set it to noeviction")
+        yield Finding(
+            "LOSS",
+            f"maxmemory-policy is {policy}: Redis would throw jobs away when memory runs short; "
+            f"set it to noeviction",
+        )
     if not info.get("aof_enabled"):
-        yield Finding("LOSS", "the append-only file is off: a crash of Redis loses all jobs since its last snapshot; "
-                              "set appendonly yes")
+        yield Finding(
+            "LOSS",
+            "the append-only file is off: a crash of Redis loses all jobs since its last snapshot; "
+            "set appendonly yes",
+        )
     elif info.get("aof_last_write_status", "ok") != "ok":
         yield Finding("LOSS", "Redis could not write its append-only file; is the disk full?")
     else:
-        yield Finding("ok", "the append-only file is on (with appendfsync everysec a power cut loses at most a second)")
+        yield Finding(
+            "ok",
+            "the append-only file is on (with appendfsync everysec a power cut loses at most a second)",
+        )
     used, most = info.get("used_memory", 0), info.get("maxmemory", 0)
     if most and used >= FULL * most:
-        yield Finding("note", f"Redis uses {used / most:.0%} of its maxmemory ({most:,} bytes); when it is full it "
-                              f"refuses new jobs: give it more, or delete what is not needed")
+        yield Finding(
+            "note",
+            f"Redis uses {used / most:.0%} of its maxmemory ({most:,} bytes); when it is full it "
+            f"refuses new jobs: give it more, or delete what is not needed",
+        )
 
 
 def _rights(client: redis.Redis) -> Iterator[Finding]:
@@ -110,8 +135,11 @@ def _clock(client: redis.Redis) -> Iterator[Finding]:
     after = time.time()
     difference = seconds + micro / 1e6 - (before + after) / 2
     if abs(difference) > CLOCK + (after - before):
-        yield Finding("note", f"Redis's clock is {difference:+.1f} s from this machine's: delayed jobs come that much "
-                              f"early or late; run NTP on both")
+        yield Finding(
+            "note",
+            f"Redis's clock is {difference:+.1f} s from this machine's: delayed jobs come that much "
+            f"early or late; run NTP on both",
+        )
     else:
         yield Finding("ok", f"the clocks agree within {max(abs(difference), 0.001):.3f} s")
 
@@ -122,16 +150,25 @@ def _workers(client: redis.Redis) -> Iterator[Finding]:
         yield Finding("note", stats.SUSPENDED)
     alive = [worker for worker in snapshot.workers if worker.alive]
     stock = [worker.name for worker in alive if not worker.ours]
-    yield Finding("ok" if alive else "note", f"{len(alive)} live worker{'s' * (len(alive) != 1)}"
-                  + ("" if alive else "; start one with: rqjobs worker"))
+    yield Finding(
+        "ok" if alive else "note",
+        f"{len(alive)} live worker{'s' * (len(alive) != 1)}"
+        + ("" if alive else "; start one with: rqjobs worker"),
+    )
     for name in stock:
-        yield Finding("LOSS", f"worker {name} is a stock rq worker, which loses its job when it is killed; start it "
-                              f"with --worker-class rqjobs.Worker")
+        yield Finding(
+            "LOSS",
+            f"worker {name} is a stock rq worker, which loses its job when it is killed; start it "
+            f"with --worker-class rqjobs.Worker",
+        )
     for queue in snapshot.queues:
         if alive and not queue.workers:
             waiting = queue.queued + queue.scheduled
-            yield Finding("note", f"nobody listens to the queue {queue.name!r} ({waiting} jobs wait); "
-                                  f"start: rqjobs worker {queue.name}")
+            yield Finding(
+                "note",
+                f"nobody listens to the queue {queue.name!r} ({waiting} jobs wait); "
+                f"start: rqjobs worker {queue.name}",
+            )
     yield from _delayed(client, [queue for queue in snapshot.queues if queue.scheduled])
 
 
@@ -144,20 +181,32 @@ def _delayed(client: redis.Redis, queues: list[stats.QueueStats]) -> Iterator[Fi
         replies = pipe.execute(raise_on_error=False)
     for queue, served, late in zip(queues, replies[::2], replies[1::2], strict=True):
         if served == 0:
-            yield Finding("note", f"no scheduler serves the queue {queue.name!r}, whose {queue.scheduled} delayed jobs "
-                                  f"stay where they are; start: rqjobs worker {queue.name}")
+            yield Finding(
+                "note",
+                f"no scheduler serves the queue {queue.name!r}, whose {queue.scheduled} delayed jobs "
+                f"stay where they are; start: rqjobs worker {queue.name}",
+            )
         elif isinstance(late, int) and late:
-            yield Finding("note", f"{late} delayed jobs of the queue {queue.name!r} are overdue by more than "
-                                  f"{OVERDUE_SECONDS} s; its scheduler's log says why")
+            yield Finding(
+                "note",
+                f"{late} delayed jobs of the queue {queue.name!r} are overdue by more than "
+                f"{OVERDUE_SECONDS} s; its scheduler's log says why",
+            )
 
 
 def _odd_keys(client: redis.Redis) -> Iterator[Finding]:
     for key, found, wanted in odd_keys.all_of(client, stats.queue_names(client)):
-        yield Finding("note", f"the key {key} in Redis is a {found}, and no {wanted}: somebody else wrote there; the "
-                              f"next sweep of a worker sets it aside, and so does rqjobs recover")
+        yield Finding(
+            "note",
+            f"the key {key} in Redis is a {found}, and no {wanted}: somebody else wrote there; the "
+            f"next sweep of a worker sets it aside, and so does rqjobs recover",
+        )
 
 
 CHECKS: dict[str, Callable[[redis.Redis], Iterator[Finding]]] = {
-    "version, memory and append-only file": _server, "rights": _rights, "clocks": _clock,
-    "workers and queues": _workers, "the types of keys": _odd_keys,
+    "version, memory and append-only file": _server,
+    "rights": _rights,
+    "clocks": _clock,
+    "workers and queues": _workers,
+    "the types of keys": _odd_keys,
 }

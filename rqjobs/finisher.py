@@ -25,7 +25,9 @@ from rqjobs.ledger import Claim, text
 if TYPE_CHECKING:
     from rqjobs.supervisor import Supervisor
 
-SILENT_SECONDS = 4 * ledger.BEAT  # after which a finisher that has recorded nothing is killed, and its parent does it
+SILENT_SECONDS = (
+    4 * ledger.BEAT
+)  # after which a finisher that has recorded nothing is killed, and its parent does it
 
 
 @dataclass
@@ -47,8 +49,12 @@ class Finisher:
         try:
             self.pid = os.fork()
         except OSError as error:
-            worker.log.error("Worker %s: cannot start a process for the callbacks of job %s: %s", worker.name,
-                             self.post.job_id, error)
+            worker.log.error(
+                "Worker %s: cannot start a process for the callbacks of job %s: %s",
+                worker.name,
+                self.post.job_id,
+                error,
+            )
             return
         if self.pid == 0:
             _live(worker, self)
@@ -70,7 +76,10 @@ class Finisher:
         if read is None:
             return time.monotonic() - self.began > SILENT_SECONDS
         if read.phase == Board.AFTER:
-            return bool(read.deadline) and time.monotonic() > read.deadline + config.current().grace
+            return (
+                bool(read.deadline)
+                and time.monotonic() > read.deadline + config.current().shutdown_timeout
+            )
         return time.monotonic() - read.since > SILENT_SECONDS
 
     def end(self) -> None:
@@ -98,7 +107,9 @@ def _live(worker: Supervisor, finisher: Finisher) -> None:
             _settle(worker, finisher.post, finisher.kind)
         code = 0
     except BaseException:
-        worker.log.error("Worker %s: job %s could not be ended", worker.name, finisher.post.job_id, exc_info=True)
+        worker.log.error(
+            "Worker %s: job %s could not be ended", worker.name, finisher.post.job_id, exc_info=True
+        )
     finally:
         children.flush()
         os._exit(code)
@@ -137,14 +148,25 @@ def _settle(worker: Supervisor, post: Posting, kind: str) -> None:
 
 
 def _settle_as_it_ended(
-    worker: Supervisor, job: Any, queue: Any, failed: bool, started: str, ended: str, data: bytes | None
+    worker: Supervisor,
+    job: Any,
+    queue: Any,
+    failed: bool,
+    started: str,
+    ended: str,
+    data: bytes | None,
 ) -> None:
     """The function had ended; what ignored its limit was a callback or an exception handler."""
-    worker.log.error("Worker %s: job %s: a callback or handler ignored its time limit, and was killed", worker.name,
-                     job.id)
+    worker.log.error(
+        "Worker %s: job %s: a callback or handler ignored its time limit, and was killed",
+        worker.name,
+        job.id,
+    )
     job.started_at, job.ended_at = read_date(started), read_date(ended)
     if failed:
-        return worker.handle_job_failure(job, queue, exc_string=(data or b"").decode(errors="replace"))
+        return worker.handle_job_failure(
+            job, queue, exc_string=(data or b"").decode(errors="replace")
+        )
     job.packed, job._status = data, JobStatus.FINISHED
     job.returned = job._result = None if data is None else job.serializer.loads(data)
     worker.record_success(job, queue, queue.started_job_registry)

@@ -7,14 +7,21 @@ from typing import Any
 
 import redis
 from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
-from redis.sentinel import SentinelConnectionPool, SentinelManagedConnection, SentinelManagedSSLConnection
+from redis.sentinel import (
+    SentinelConnectionPool,
+    SentinelManagedConnection,
+    SentinelManagedSSLConnection,
+)
 from rq.connections import get_connection_kwargs
 
 from rqjobs import config, connection
 
 OWN_CONNECTIONS: dict[Any, Any] = {  # for each class of redis-py's, ours
-    Connection: connection.TCP, SSLConnection: connection.TLS, UnixDomainSocketConnection: connection.Unix,
-    SentinelManagedConnection: connection.SentinelTCP, SentinelManagedSSLConnection: connection.SentinelTLS,
+    Connection: connection.TCP,
+    SSLConnection: connection.TLS,
+    UnixDomainSocketConnection: connection.Unix,
+    SentinelManagedConnection: connection.SentinelTCP,
+    SentinelManagedSSLConnection: connection.SentinelTLS,
 }
 
 
@@ -30,8 +37,10 @@ def adopt(given: redis.Redis) -> redis.Redis:
         return given
     kind = OWN_CONNECTIONS.get(pool.connection_class)
     if kind is None:
-        raise config.ConfigError(f"this Redis client connects by {pool.connection_class.__qualname__}, which rqjobs "
-                                 f"does not know; give it a redis.Redis, or set REDIS_URL")
+        raise config.ConfigError(
+            f"this Redis client connects by {pool.connection_class.__qualname__}, which rqjobs "
+            f"does not know; give it a redis.Redis, or set REDIS_URL"
+        )
     keepalive = {} if kind is connection.Unix else connection.KEEPALIVE
     return copy_of(given, connection_class=kind, **connection.OPTIONS, **keepalive)
 
@@ -39,17 +48,27 @@ def adopt(given: redis.Redis) -> redis.Redis:
 def copy_of(client: redis.Redis, **changes: Any) -> redis.Redis:
     """A client like this one with a pool of its own, some of whose options are others."""
     pool = client.connection_pool
-    options = {"connection_class": pool.connection_class, **get_connection_kwargs(client), **changes}
+    options = {
+        "connection_class": pool.connection_class,
+        **get_connection_kwargs(client),
+        **changes,
+    }
     options.pop("connection_pool", None)  # a Sentinel pool's reference to itself
     if isinstance(pool, SentinelConnectionPool):
-        return redis.Redis(connection_pool=SentinelConnectionPool(pool.service_name, pool.sentinel_manager, **options))
+        return redis.Redis(
+            connection_pool=SentinelConnectionPool(
+                pool.service_name, pool.sentinel_manager, **options
+            )
+        )
     return redis.Redis(connection_pool=redis.ConnectionPool(**options))
 
 
 def is_same_server(one: redis.Redis, other: redis.Redis) -> bool:
     """Whether both clients are for the same database of the same server, by any of its names."""
     (host, *rest), (other_host, *other_rest) = _target(one), _target(other)
-    return rest == other_rest and (host == other_host or bool(_addresses(host) & _addresses(other_host)))
+    return rest == other_rest and (
+        host == other_host or bool(_addresses(host) & _addresses(other_host))
+    )
 
 
 def is_default(client: redis.Redis) -> bool:
@@ -76,7 +95,9 @@ def _target(client: redis.Redis) -> tuple[str, int, str, int]:
 def _addresses(host: str) -> set[str]:
     """The addresses behind a name; those of this machine itself count as one."""
     try:
-        found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
+        found = {
+            str(entry[4][0]) for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        }
     except (OSError, UnicodeError):
         return {host}
     return {"loopback" if config.is_loopback(address) else address for address in found}

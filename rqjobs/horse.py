@@ -51,26 +51,48 @@ class Terms:
 class Horse:
     """Claims, runs and settles job after job, until its terms, its parent, or its size say enough."""
 
-    def __init__(self, worker: Settling, board: Board, control: socket.socket, terms: Terms, handover: Handover,
-                 inherited: Inherited):
-        self.worker, self.board, self.control, self.terms, self.handover = worker, board, control, terms, handover
+    def __init__(
+        self,
+        worker: Settling,
+        board: Board,
+        control: socket.socket,
+        terms: Terms,
+        handover: Handover,
+        inherited: Inherited,
+    ):
+        self.worker, self.board, self.control, self.terms, self.handover = (
+            worker,
+            board,
+            control,
+            terms,
+            handover,
+        )
         self.inherited = inherited
         self.client = worker.connection.plain  # type: ignore[attr-defined]
         self.waits = waits.Waits(self.client, f"rqjobs:claims:{worker.name}")
         self.outbox = worker.outbox = Outbox(self.client)
         worker.horse = os.getpid()
-        rq.job._job_stack.push(None)  # under all jobs: RQ's `pop` throws an empty stack away, to be built again
-        self.some_execution = Execution("", "", self.client)  # RQ asks for one; `record` makes the right one
+        rq.job._job_stack.push(
+            None
+        )  # under all jobs: RQ's `pop` throws an empty stack away, to be built again
+        self.some_execution = Execution(
+            "", "", self.client
+        )  # RQ asks for one; `record` makes the right one
         self.settings = config.current()
         self.queues: dict[str, Queue] = {}
         self.pace = SPAN  # seconds that a job takes, by a running mean
         self.reaper, self.leftovers = children.Reaper(), Leftovers()
-        self.memory, self.measured = processes.memory(), time.monotonic()  # bytes that it began with; the last look
+        self.memory, self.measured = (
+            processes.memory(),
+            time.monotonic(),
+        )  # bytes that it began with; the last look
 
     def run(self) -> str:
         """Returns why it ended: "stopped", "drained", "idle", "enough", "replaced" or "grown"."""
         me = os.getpid()
-        self._ask(*ledger.announcement(self.worker.name, self.worker.process, me, processes.started(me)))
+        self._ask(
+            *ledger.announcement(self.worker.name, self.worker.process, me, processes.started(me))
+        )
         idle_since = time.monotonic()
         while True:
             claims = self._claim()
@@ -89,22 +111,34 @@ class Horse:
             elif claims is None:  # suspended
                 self._pause(1.0)
             else:
-                left = waits.BLOCK if self.terms.max_idle_time is None else (
-                    self.terms.max_idle_time - (time.monotonic() - idle_since))
+                left = (
+                    waits.BLOCK
+                    if self.terms.max_idle_time is None
+                    else (self.terms.max_idle_time - (time.monotonic() - idle_since))
+                )
                 if left <= 0:
                     return self._leave("idle")
                 self.reaper.reap()
                 keys = [queue.key for queue in self.worker._ordered_queues]
-                keys.sort(key=lambda key: key.removeprefix("rq:queue:") not in self.queues)  # first those that had jobs
+                keys.sort(
+                    key=lambda key: key.removeprefix("rq:queue:") not in self.queues
+                )  # first those that had jobs
                 self.waits.wait(keys, min(left, waits.BLOCK), self.control)
 
     def _claim(self) -> list[Claim] | None:
         """Claim as many jobs as will not take long. None while RQ is suspended."""
         while not self.board.stop:
-            held = [outcome.claim.job_id for outcome in self.outbox.outcomes]  # should they not settle
+            held = [
+                outcome.claim.job_id for outcome in self.outbox.outcomes
+            ]  # should they not settle
             queues = [queue.name for queue in self.worker._ordered_queues]
-            reply = self._ask(*CLAIM.call(*ledger.claim_arguments(
-                self.worker.name, queues, self._room(), held, self.worker.process)))
+            reply = self._ask(
+                *CLAIM.call(
+                    *ledger.claim_arguments(
+                        self.worker.name, queues, self._room(), held, self.worker.process
+                    )
+                )
+            )
             try:
                 return ledger.read_claims(reply) if reply else []
             except ledger.NoLease:
@@ -120,7 +154,7 @@ class Horse:
         """How many jobs to claim at once: those of the next few milliseconds."""
         if self.worker._dequeue_strategy != DequeueStrategy.DEFAULT:
             return 1
-        limits = (self.settings.max_jobs_per_horse or None, self.terms.max_jobs)
+        limits = (self.settings.max_jobs_per_child or None, self.terms.max_jobs)
         left = [limit - self.board.done for limit in limits if limit is not None]
         return max(1, min(AT_ONCE, int(SPAN / self.pace), *left))
 
@@ -134,18 +168,20 @@ class Horse:
                 ends = self.waits.ends()
                 answered, replies = self.outbox.exchange(*ends, *[command] if command else [])
                 trouble = [self._told(*one) for one in answered]
-                for error in [*trouble, *replies[len(ends):]]:
+                for error in [*trouble, *replies[len(ends) :]]:
                     if isinstance(error, Exception):
                         raise error
                 self.board.away = 0.0
-                if self.waits.ended(replies[:len(ends)]):
+                if self.waits.ended(replies[: len(ends)]):
                     return replies[-1] if command else None
                 continue
             except NoScriptError:
                 load_scripts(self.client)
             except Exception as error:
                 if not passes(error):
-                    if self.outbox.outcomes:  # what cannot be recorded counts as a death, or it would go on for ever
+                    if (
+                        self.outbox.outcomes
+                    ):  # what cannot be recorded counts as a death, or it would go on for ever
                         self.worker.claim = self.outbox.outcomes[-1].claim
                         self.worker.post(Board.SETTLING)
                     raise
@@ -160,7 +196,9 @@ class Horse:
         if isinstance(reply, Exception) and passes(reply):
             self.outbox.outcomes.append(outcome)
             return reply
-        if isinstance(reply, Exception):  # a key of the wrong type; RQ's own way says so, and the job is buried
+        if isinstance(
+            reply, Exception
+        ):  # a key of the wrong type; RQ's own way says so, and the job is buried
             self.worker.claim = outcome.claim
             outcome.longhand()
             self.board.post(Board.IDLE)
@@ -183,14 +221,22 @@ class Horse:
         while claim and not self.board.stop and not self.leftovers.are_final:
             began = time.monotonic()
             self._perform(claim)
-            took = min(time.monotonic() - began, 4 * self.pace)  # who waits for a processor once is not slow
+            took = min(
+                time.monotonic() - began, 4 * self.pace
+            )  # who waits for a processor once is not slow
             self.pace += (took - self.pace) / 5
-            if waiting and self.outbox.behind:  # or it would wait behind a slow job, and be repeated with it
+            if (
+                waiting and self.outbox.behind
+            ):  # or it would wait behind a slow job, and be repeated with it
                 self._ask()
             if waiting and time.monotonic() - first > HOLD:
                 rest = iter(self.handover.take, "")
-                self._ask(*RELEASE.call([f"rqjobs:claims:{self.worker.name}", f"rqjobs:worker:{self.worker.name}"],
-                                        ["these", "", *rest]))
+                self._ask(
+                    *RELEASE.call(
+                        [f"rqjobs:claims:{self.worker.name}", f"rqjobs:worker:{self.worker.name}"],
+                        ["these", "", *rest],
+                    )
+                )
                 return
             own = waiting and self.handover.take()
             claim = waiting.pop(own) if own else None
@@ -202,7 +248,9 @@ class Horse:
             self.queues[claim.queue] = worker.queue_class(claim.queue, connection=worker.connection)
             self.queues[claim.queue].redis_server_version = worker.get_redis_server_version()
         queue = self.queues[claim.queue]
-        worker.post(Board.RUNNING, _deadline(claim))  # from here on a death counts; its hash may be what kills us
+        worker.post(
+            Board.RUNNING, _deadline(claim)
+        )  # from here on a death counts; its hash may be what kills us
         try:
             job = worker.job_class.found(claim.job_id, claim.fields, worker.connection)
             job.origin = claim.queue
@@ -213,12 +261,16 @@ class Horse:
             worker.told(claim.job_id, worker.bury(claim, message))
             return
         if worker._dequeue_strategy != DequeueStrategy.DEFAULT:
-            worker.reorder_queues(reference_queue=next((q for q in worker.queues if q.name == claim.queue), queue))
+            worker.reorder_queues(
+                reference_queue=next((q for q in worker.queues if q.name == claim.queue), queue)
+            )
         worker.execution = self.some_execution
         job.worker_name, job._status = worker.name, rq.job.JobStatus.STARTED
         job.redis_server_version = queue.redis_server_version
         if worker.log.isEnabledFor(logging.INFO):
-            what = f"{blue(str(job.description))} ({job.id})" if worker.log_job_description else job.id
+            what = (
+                f"{blue(str(job.description))} ({job.id})" if worker.log_job_description else job.id
+            )
             worker.log.info("Worker %s: %s: %s", worker.name, green(queue.name), what)
         self.inherited.tidy()
         isolate(worker.perform_job, job, queue)
@@ -230,8 +282,10 @@ class Horse:
 
     def _fail_unsettled(self, claim: Claim) -> None:
         worker = self.worker
-        message = (f"{type(worker).__name__}.perform_job returned without recording an outcome; let it call "
-                   f"super().perform_job")
+        message = (
+            f"{type(worker).__name__}.perform_job returned without recording an outcome; let it call "
+            f"super().perform_job"
+        )
         worker.log.error("Worker %s: job %s: %s", worker.name, claim.job_id, message)
         worker.told(claim.job_id, worker.bury(claim, message))
 
@@ -240,7 +294,7 @@ class Horse:
         undone, or it grew by more than it may."""
         if self.leftovers.are_final:
             return "replaced"
-        if self.settings.max_jobs_per_horse and self.board.done >= self.settings.max_jobs_per_horse:
+        if self.settings.max_jobs_per_child and self.board.done >= self.settings.max_jobs_per_child:
             return "replaced"
         limit, now = self.terms.max_growth, time.monotonic()
         if not limit or now - self.measured < MEMORY_LOOK_SECONDS:
@@ -313,7 +367,12 @@ def begin_child(worker: Settling, board: Board, parent: int, inherited: Inherite
 
 
 def saddle(
-    worker: Settling, board: Board, control: socket.socket, terms: Terms, handover: Handover, parent: int,
+    worker: Settling,
+    board: Board,
+    control: socket.socket,
+    terms: Terms,
+    handover: Handover,
+    parent: int,
     inherited: Inherited,
 ) -> None:
     """The life of the forked child: never returns."""

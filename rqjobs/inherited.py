@@ -29,8 +29,13 @@ class Inherited:
     def __init__(self) -> None:
         modules = {name: sys.modules[name] for name in KINDS if name in sys.modules}
         kinds = tuple(getattr(module, KINDS[name]) for name, module in modules.items())
-        self.found = [one for one in gc.get_objects() if issubclass(type(one), kinds)] if kinds else []
-        self.connections, self.sessions = self.of("sqlalchemy.engine.base"), self.of("sqlalchemy.orm")
+        self.found = (
+            [one for one in gc.get_objects() if issubclass(type(one), kinds)] if kinds else []
+        )
+        self.connections, self.sessions = (
+            self.of("sqlalchemy.engine.base"),
+            self.of("sqlalchemy.orm"),
+        )
 
     def of(self, module: str) -> list[Any]:
         kind = getattr(sys.modules.get(module), KINDS[module], ())
@@ -54,7 +59,9 @@ class Inherited:
         with _logged("Django's connections"):
             connections = _django()
             for connection in connections.all(initialized_only=True) if connections else ():
-                pools = getattr(connection, "_connection_pools", {})  # of PostgreSQL, since Django 5.1
+                pools = getattr(
+                    connection, "_connection_pools", {}
+                )  # of PostgreSQL, since Django 5.1
                 _kept.append(pools.copy())
                 pools.clear()
                 if not _in_memory(connection):
@@ -69,7 +76,9 @@ class Inherited:
             with _logged("Django's connections"):
                 sys.modules["django.db"].close_old_connections()
                 for connection in _django().all(initialized_only=True):
-                    if connection.in_atomic_block and not _in_memory(connection):  # left by a job; nothing ends it
+                    if connection.in_atomic_block and not _in_memory(
+                        connection
+                    ):  # left by a job; nothing ends it
                         del _django()[connection.alias]
                         connection.close()
         for session in self.sessions:
@@ -114,7 +123,9 @@ def _renew_connection(connection: Any) -> None:
     """Let it take another from its engine's pool, as it does when it was cut."""
     if connection._dbapi_connection is not None:
         _kept.append(connection._dbapi_connection)
-        connection._dbapi_connection = connection._transaction = connection._nested_transaction = None
+        connection._dbapi_connection = connection._transaction = connection._nested_transaction = (
+            None
+        )
 
 
 def _renew_session(session: Any) -> None:
@@ -150,9 +161,18 @@ def _in_memory(connection: Any) -> bool:
 def _renew_executor(executor: Any) -> None:
     """Give it pipes and locks of its own; what the executor of the horse before left in them would be taken for its."""
     if executor._executor_manager_thread is None and not executor._shutdown_thread:
-        options = {"max_tasks_per_child": executor._max_tasks_per_child} if sys.version_info >= (3, 11) else {}
-        executor.__init__(executor._max_workers, executor._mp_context, executor._initializer, executor._initargs,
-                          **options)
+        options = (
+            {"max_tasks_per_child": executor._max_tasks_per_child}
+            if sys.version_info >= (3, 11)
+            else {}
+        )
+        executor.__init__(
+            executor._max_workers,
+            executor._mp_context,
+            executor._initializer,
+            executor._initargs,
+            **options,
+        )
 
 
 @contextlib.contextmanager

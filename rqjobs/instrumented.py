@@ -22,7 +22,9 @@ def is_wrapped(owner: type, *names: str) -> bool:
     for name in names:
         function = getattr(owner, name)
         if function not in _rq_functions:
-            if type(function) is not FunctionType or not function.__globals__["__name__"].startswith("rq."):
+            if type(function) is not FunctionType or not function.__globals__[
+                "__name__"
+            ].startswith("rq."):
                 return True
             _rq_functions.add(function)
     return False
@@ -41,7 +43,9 @@ class WrappedQueue(rq.Queue):
 
     def setup_dependencies(self, job: Any, pipeline: Any = None) -> Any:
         job = super().setup_dependencies(job)
-        if job.get_status(refresh=False) == JobStatus.DEFERRED:  # as RQ has read it; `write` decides
+        if (
+            job.get_status(refresh=False) == JobStatus.DEFERRED
+        ):  # as RQ has read it; `write` decides
             self._enqueue_async_job(job)
         return job
 

@@ -37,7 +37,9 @@ from rqjobs.ledger import SAVE
 from rqjobs.serializers import PLAIN, Configured, PayloadError, ValueTooLarge, encode
 
 DESCRIPTION_MAX_CHARACTERS = 10_000
-JSON_FIELD_MAX_BYTES = 4 * 1024 * 1024  # of a job's hash: what it depends on, its webhooks and intervals
+JSON_FIELD_MAX_BYTES = (
+    4 * 1024 * 1024
+)  # of a job's hash: what it depends on, its webhooks and intervals
 UNREAD_META_MAX_BYTES = 1000  # that are shown of a meta which cannot be read
 JSON_FIELDS = (b"dependency_ids", b"webhooks", b"retry_intervals", b"repeat_intervals")
 READY = PLAIN | {list, dict, tuple, set}  # types of results of which nothing is left to be run
@@ -49,11 +51,11 @@ signature = lru_cache(maxsize=1024)(inspect.signature)
 
 
 class PayloadTooLarge(ValueError):
-    """A job's arguments are more than RQJOBS_MAX_PAYLOAD bytes."""
+    """A job's arguments are more than RQJOBS_MAX_PAYLOAD_BYTES bytes."""
 
 
 class ResultTooLarge(ValueError):
-    """A job's result, or its meta, is more than RQJOBS_MAX_RESULT bytes."""
+    """A job's result, or its meta, is more than RQJOBS_MAX_RESULT_BYTES bytes."""
 
 
 class RefusedWebhook(ValueError):
@@ -72,8 +74,9 @@ class Job(rq.job.Job):
 
     Overrides: `data` (written as lists, so that a stock `-S json` worker can read it), `to_dict` (small data are not
     compressed), `_deserialize_data` (checks the shape), `restore`, `latest_result`, `results` (unpack so much and no
-    more), `perform` (leaves the PERSIST to the claim), `_execute` (checks every name first, runs inside RQJOBS_APP's
-    context, closes the loop of a coroutine, refuses what has not run), `execute_success_callback` (see `hides_result`),
+    more), `perform` (leaves the PERSIST to the claim), `_execute` (checks every name first, runs inside
+    RQJOBS_FLASK_APP's context, closes the loop of a coroutine, refuses what has not run),
+    `execute_success_callback` (see `hides_result`),
     `stopped_callback` (read by the worker outside any `try`), `send_webhooks` (allow-list), `started_job_registry` (see
     above), `requeue` (RQ's is three steps, and a crash between them loses the job), `should_retry` and `retry` (a run
     that fails for good does not end RQ's `Repeat`), `save` and `save_meta` (RQ's undo what became of the job since it
@@ -87,13 +90,21 @@ class Job(rq.job.Job):
     packed: bytes | None = None  # its result as it is stored, once the function has returned one
     failure = ""  # the traceback of the run that has just failed
     execution: Any = None  # RQ's record of that run
-    hides_result = False  # in a horse: RQ's worker would make a text of the result, which may be anything
+    hides_result = (
+        False  # in a horse: RQ's worker would make a text of the result, which may be anything
+    )
     returned: Any = None  # the result of a job that hides it
-    unread_meta: Any = None  # what RQ puts in the place of a meta that cannot be read; it is not stored
+    unread_meta: Any = (
+        None  # what RQ puts in the place of a meta that cannot be read; it is not stored
+    )
 
-    def __init__(self, id: str | None = None, connection: redis.Redis | None = None, serializer: Any = None):
+    def __init__(
+        self, id: str | None = None, connection: redis.Redis | None = None, serializer: Any = None
+    ):
         super().__init__(id, connection)
-        self.serializer = Configured if serializer in (None, Configured) else resolve_serializer(serializer)
+        self.serializer = (
+            Configured if serializer in (None, Configured) else resolve_serializer(serializer)
+        )
 
     @classmethod
     def found(cls, job_id: str, fields: dict[bytes, bytes], connection: redis.Redis) -> Job:
@@ -105,8 +116,16 @@ class Job(rq.job.Job):
             return job
         job = cls.__new__(cls)
         state = vars(job)
-        state.update(_BLANK, _id=job_id, connection=connection, webhooks=[], meta={}, _dependency_ids=[],
-                     as_read=fields, as_written=None)
+        state.update(
+            _BLANK,
+            _id=job_id,
+            connection=connection,
+            webhooks=[],
+            meta={},
+            _dependency_ids=[],
+            as_read=fields,
+            as_written=None,
+        )
         plain = _PLAIN if fields.get(b"created_at") else {}
         try:
             for field, value in fields.items():
@@ -126,7 +145,9 @@ class Job(rq.job.Job):
     @property
     def data(self) -> bytes:
         if self._data is rq.job.UNEVALUATED and isinstance(self._args, list | tuple):
-            self._data = self.serializer.dumps([self._func_name, self._instance, list(self._args), self._kwargs])
+            self._data = self.serializer.dumps(
+                [self._func_name, self._instance, list(self._args), self._kwargs]
+            )
         return super().data
 
     @data.setter
@@ -138,24 +159,30 @@ class Job(rq.job.Job):
 
         Raises:
             PayloadError: an argument cannot; it is named.
-            PayloadTooLarge: they are more than RQJOBS_MAX_PAYLOAD bytes.
+            PayloadTooLarge: they are more than RQJOBS_MAX_PAYLOAD_BYTES bytes.
             TypeError: the description is no text.
         """
         self.description = check_description(self.description)
         try:
             size = len(self.data)
         except RecursionError:
-            raise PayloadError("an argument contains itself, or is nested too deeply for JSON") from None
+            raise PayloadError(
+                "an argument contains itself, or is nested too deeply for JSON"
+            ) from None
         except ValueTooLarge as error:
-            raise PayloadTooLarge(f"the arguments of {self.func_name} are too large: {error}") from None
+            raise PayloadTooLarge(
+                f"the arguments of {self.func_name} are too large: {error}"
+            ) from None
         except PayloadError:
             for where, value in _named(function, tuple(self.args), self.kwargs):
                 encode(value, where)
             raise
-        limit = config.current().max_payload
+        limit = config.current().max_payload_bytes
         if size > limit:
-            raise PayloadTooLarge(f"the arguments of {self.func_name} are {size:,} bytes, more than RQJOBS_MAX_PAYLOAD "
-                                  f"({limit:,}); pass an id, fetch the data inside the job")
+            raise PayloadTooLarge(
+                f"the arguments of {self.func_name} are {size:,} bytes, more than RQJOBS_MAX_PAYLOAD_BYTES "
+                f"({limit:,}); pass an id, fetch the data inside the job"
+            )
 
     def stored(self) -> bytes:
         """The data as they are written: compressed, as RQ does, if that is worth the time. RQ reads both."""
@@ -166,7 +193,9 @@ class Job(rq.job.Job):
         fields = {**super().to_dict(meta, include_result), "data": self.stored()}
         check_size("meta", fields.get("meta", b""))
         if self.chain and self.repeats_left is not None:
-            fields["rqjobs_chain"] = f"{self.chain[0]},{'' if self.chain[1] is None else self.chain[1]}"
+            fields["rqjobs_chain"] = (
+                f"{self.chain[0]},{'' if self.chain[1] is None else self.chain[1]}"
+            )
         return fields
 
     def fields(self) -> tuple[bool, dict[str, Any]]:
@@ -177,21 +206,32 @@ class Job(rq.job.Job):
         return new, self.as_written
 
     def _new_fields(self) -> dict[str, Any]:
-        if type(self).to_dict is not Job.to_dict or _more(self) != _NO_MORE or not self.created_at or self.ttl == 0:
+        if (
+            type(self).to_dict is not Job.to_dict
+            or _more(self) != _NO_MORE
+            or not self.created_at
+            or self.ttl == 0
+        ):
             return {name: value for name, value in self.to_dict().items() if value != ""}
         state = vars(self)  # RQ's way compresses the data, whatever they are
         fields = {field: state[name] for field, name in _OF_PLAIN if state[name] not in (None, "")}
-        dates = {field: written(state[field]) for field in ("created_at", "enqueued_at") if state[field]}
+        dates = {
+            field: written(state[field]) for field in ("created_at", "enqueued_at") if state[field]
+        }
         return {**fields, **dates, "data": self.stored()}
 
-    def save(self, pipeline: Any = None, include_meta: bool = True, include_result: bool = True) -> None:
+    def save(
+        self, pipeline: Any = None, include_meta: bool = True, include_result: bool = True
+    ) -> None:
         """Write what was changed in this object since it was read or written, if the job is still there.
 
         A view that adds to the meta of a job which ends meanwhile does not make it a queued one again.
         """
         before = self._as_stored()
         if before is None:
-            return super().save(pipeline=pipeline, include_meta=include_meta, include_result=include_result)
+            return super().save(
+                pipeline=pipeline, include_meta=include_meta, include_result=include_result
+            )
         fields = self.to_dict(include_meta=include_meta, include_result=include_result)
         changed = {name: value for name, value in fields.items() if value != before.get(name, "")}
         if rq.job._job_stack.top is self:  # while it runs, these are its worker's to write
@@ -225,7 +265,9 @@ class Job(rq.job.Job):
             found[b"data"] = b""  # RQ would unpack it once more, and without a limit
         for field in JSON_FIELDS:
             if len(found.get(field) or b"") > JSON_FIELD_MAX_BYTES:
-                raise PayloadTooLarge(f"the job's {field.decode()} are more than {JSON_FIELD_MAX_BYTES:,} bytes")
+                raise PayloadTooLarge(
+                    f"the job's {field.decode()} are more than {JSON_FIELD_MAX_BYTES:,} bytes"
+                )
         if found.get(b"description"):
             found[b"description"] = read_description(found[b"description"])
         super().restore(found)
@@ -250,8 +292,14 @@ class Job(rq.job.Job):
         if super().should_retry:
             super().retry(queue, pipeline)
             return
-        Result.create_failure(self, self.failure_ttl, self.failure, self.worker_name or "", pipeline,
-                              execution_id=self.execution and self.execution.id)
+        Result.create_failure(
+            self,
+            self.failure_ttl,
+            self.failure,
+            self.worker_name or "",
+            pipeline,
+            execution_id=self.execution and self.execution.id,
+        )
         repeat(self, queue, pipeline)
 
     def _deserialize_data(self) -> None:
@@ -261,9 +309,15 @@ class Job(rq.job.Job):
             raise DeserializationError(str(error)) from error
         shaped = isinstance(payload, list | tuple) and len(payload) == 4
         name, instance, args, kwargs = payload if shaped else [None] * 4
-        if not (isinstance(name, str) and isinstance(args, list | tuple) and isinstance(kwargs, dict)
-                and all(isinstance(key, str) for key in kwargs)):
-            raise DeserializationError("the job's data are not [function name, null, [arguments], {arguments}]")
+        if not (
+            isinstance(name, str)
+            and isinstance(args, list | tuple)
+            and isinstance(kwargs, dict)
+            and all(isinstance(key, str) for key in kwargs)
+        ):
+            raise DeserializationError(
+                "the job's data are not [function name, null, [arguments], {arguments}]"
+            )
         self._func_name, self._instance, self._args, self._kwargs = name, instance, args, kwargs
 
     def check(self) -> None:
@@ -276,15 +330,25 @@ class Job(rq.job.Job):
         """
         jobs = catalog.current()
         if self.instance is not None:
-            raise catalog.NotAJob("the job's data have an instance; jobs are plain functions, not methods")
+            raise catalog.NotAJob(
+                "the job's data have an instance; jobs are plain functions, not methods"
+            )
         jobs.lookup(self.func_name)
-        for name in (self._success_callback_name, self._failure_callback_name, self._stopped_callback_name):
+        for name in (
+            self._success_callback_name,
+            self._failure_callback_name,
+            self._stopped_callback_name,
+        ):
             if name and inspect.iscoroutinefunction(jobs.lookup(name)):
-                raise catalog.NotAJob(f"{name!r} cannot be a callback: it is an async function, of which a call runs "
-                                      f"nothing; make a plain function that calls asyncio.run the callback")
+                raise catalog.NotAJob(
+                    f"{name!r} cannot be a callback: it is an async function, of which a call runs "
+                    f"nothing; make a plain function that calls asyncio.run the callback"
+                )
         for webhook in self.webhooks:
             if not _allowed(webhook.url):
-                raise RefusedWebhook(f"the webhook {webhook.url!r} is refused: its host is not in RQJOBS_WEBHOOK_HOSTS")
+                raise RefusedWebhook(
+                    f"the webhook {webhook.url!r} is refused: its host is not in RQJOBS_WEBHOOK_HOSTS"
+                )
 
     def perform(self) -> Any:
         if is_wrapped(rq.job.Job, "perform"):
@@ -317,7 +381,9 @@ class Job(rq.job.Job):
         self.perform = hidden  # type: ignore[method-assign]
 
     def _execute(self) -> Any:
-        if type(self.connection) is Claimed:  # isinstance takes a microsecond with the protocols of redis-py's clients
+        if (
+            type(self.connection) is Claimed
+        ):  # isinstance takes a microsecond with the protocols of redis-py's clients
             self.connection = self.connection.own
         self.check()
         app = catalog.flask_app()
@@ -326,13 +392,17 @@ class Job(rq.job.Job):
             if type(result) not in READY and issubclass(type(result), Coroutine):
                 result = run_coroutine(result)
         if type(result) not in READY and issubclass(type(result), UNRUN):
-            raise TypeError(f"{self.func_name} returned a {texts.name_of(type(result))}, of which nothing has run; "
-                            f"loop over it, or await it, inside the job")
+            raise TypeError(
+                f"{self.func_name} returned a {texts.name_of(type(result))}, of which nothing has run; "
+                f"loop over it, or await it, inside the job"
+            )
         return result
 
     def execute_success_callback(self, death_penalty_class: Any, result: Any) -> None:
         if self._success_callback_name:
-            super().execute_success_callback(death_penalty_class, self.returned if self.hides_result else result)
+            super().execute_success_callback(
+                death_penalty_class, self.returned if self.hides_result else result
+            )
 
     def latest_result(self, timeout: int = 0) -> Result | None:
         return BoundedResult.fetch_latest(self, serializer=self.serializer, timeout=timeout)
@@ -344,7 +414,7 @@ class Job(rq.job.Job):
         """A result as it is stored; within the job's time limit, for it may take long.
 
         Raises:
-            ResultTooLarge: it is more than RQJOBS_MAX_RESULT bytes.
+            ResultTooLarge: it is more than RQJOBS_MAX_RESULT_BYTES bytes.
         """
         if result is None or isinstance(result, rq.job.Retry):
             return None
@@ -363,7 +433,7 @@ class Job(rq.job.Job):
         """Store the meta, if the job is still there: that of a deleted one would be left behind for ever.
 
         Raises:
-            ResultTooLarge: it is more than RQJOBS_MAX_RESULT bytes.
+            ResultTooLarge: it is more than RQJOBS_MAX_RESULT_BYTES bytes.
         """
         meta = self.serializer.dumps(self.meta)
         check_size("meta", meta)
@@ -384,8 +454,12 @@ class Job(rq.job.Job):
 
     @property
     def started_job_registry(self) -> StartedJobRegistry:
-        return StartedJobRegistry(self.origin, connection=self.connection, job_class=type(self),
-                                  serializer=self.serializer)
+        return StartedJobRegistry(
+            self.origin,
+            connection=self.connection,
+            job_class=type(self),
+            serializer=self.serializer,
+        )
 
     def requeue(self, at_front: bool = False) -> Job:
         """Bring the job back from the dead letters in one atomic step; raises as `ledger.requeue` does."""
@@ -423,10 +497,17 @@ def _cancel_tasks(loop: asyncio.AbstractEventLoop) -> None:
     for task in tasks:
         if not task.cancelled() and task.exception():
             loop.call_exception_handler(
-                {"message": "a task of the job failed while it ended", "exception": task.exception(), "task": task})
+                {
+                    "message": "a task of the job failed while it ended",
+                    "exception": task.exception(),
+                    "task": task,
+                }
+            )
 
 
-def restore_result(cls: Any, job_id: str, result_id: str, payload: Any, *args: Any, **options: Any) -> Result:
+def restore_result(
+    cls: Any, job_id: str, result_id: str, payload: Any, *args: Any, **options: Any
+) -> Result:
     """RQ's `Result.restore`, which unpacks a traceback without a limit."""
     found = dict(payload)
     trace = found.pop(b"exc_string", None)
@@ -448,9 +529,17 @@ class BoundedResult(Result):
 class _NoStrangers(urllib.request.HTTPRedirectHandler):
     """Follows a webhook's redirect only to a host that is allowed itself."""
 
-    def redirect_request(self, request: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+    def redirect_request(
+        self, request: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> Any:
         if not _allowed(newurl):
-            raise HTTPError(newurl, code, "redirected to a host that is not in RQJOBS_WEBHOOK_HOSTS", headers, fp)
+            raise HTTPError(
+                newurl,
+                code,
+                "redirected to a host that is not in RQJOBS_WEBHOOK_HOSTS",
+                headers,
+                fp,
+            )
         return super().redirect_request(request, fp, code, msg, headers, newurl)
 
 
@@ -512,10 +601,12 @@ _str_to_date = rq.job.str_to_date
 
 
 def check_size(what: str, data: bytes) -> None:
-    limit = config.current().max_result
+    limit = config.current().max_result_bytes
     if len(data) > limit:
-        raise ResultTooLarge(f"the job's {what} is {len(data):,} bytes, more than RQJOBS_MAX_RESULT ({limit:,}); store "
-                             f"it elsewhere, and keep its name or its key")
+        raise ResultTooLarge(
+            f"the job's {what} is {len(data):,} bytes, more than RQJOBS_MAX_RESULT_BYTES ({limit:,}); store "
+            f"it elsewhere, and keep its name or its key"
+        )
 
 
 def _allowed(url: str) -> bool:
@@ -529,7 +620,9 @@ def _unpack(value: bytes) -> tuple[bytes, bool]:
         return value, False
     unpacker = zlib.decompressobj()
     try:
-        return unpacker.decompress(value, config.current().max_value), bool(unpacker.unconsumed_tail)
+        return unpacker.decompress(value, config.current().max_value), bool(
+            unpacker.unconsumed_tail
+        )
     except zlib.error:
         return value, False
 
@@ -537,19 +630,25 @@ def _unpack(value: bytes) -> tuple[bytes, bool]:
 def _inflate(value: bytes) -> bytes:
     data, more = _unpack(value)
     if more:
-        raise PayloadTooLarge(f"the job's data are more than {len(data):,} bytes when they are unpacked (twice the "
-                              f"larger of RQJOBS_MAX_PAYLOAD and RQJOBS_MAX_RESULT, which must be the same everywhere)")
+        raise PayloadTooLarge(
+            f"the job's data are more than {len(data):,} bytes when they are unpacked (twice the "
+            f"larger of RQJOBS_MAX_PAYLOAD_BYTES and RQJOBS_MAX_RESULT_BYTES, which must be the same everywhere)"
+        )
     return data
 
 
 def read_traceback(value: bytes) -> str:
     """A traceback as RQ keeps it: the first part of one that is longer than any of ours."""
     trace, more = _unpack(value)
-    return trace.decode(errors="replace") + ("\n… (the rest of this traceback is not read)" if more else "")
+    return trace.decode(errors="replace") + (
+        "\n… (the rest of this traceback is not read)" if more else ""
+    )
 
 
 def read_description(value: bytes) -> str:
-    return value[:4 * DESCRIPTION_MAX_CHARACTERS].decode(errors="replace")[:DESCRIPTION_MAX_CHARACTERS]
+    return value[: 4 * DESCRIPTION_MAX_CHARACTERS].decode(errors="replace")[
+        :DESCRIPTION_MAX_CHARACTERS
+    ]
 
 
 def check_description(description: Any) -> str:
@@ -561,7 +660,9 @@ def check_description(description: Any) -> str:
     if not isinstance(description, str):
         raise TypeError(f"a job's description is a text, not a {type(description).__name__}")
     short = len(description) <= DESCRIPTION_MAX_CHARACTERS
-    return texts.encodable(description if short else f"{description[:DESCRIPTION_MAX_CHARACTERS - 1]}…")
+    return texts.encodable(
+        description if short else f"{description[: DESCRIPTION_MAX_CHARACTERS - 1]}…"
+    )
 
 
 _PLAIN: dict[bytes, tuple[str, Callable[[bytes], Any]]] = {
@@ -574,16 +675,38 @@ _PLAIN: dict[bytes, tuple[str, Callable[[bytes], Any]]] = {
     b"result_ttl": ("result_ttl", int),
     b"failure_ttl": ("failure_ttl", int),
     b"ttl": ("ttl", int),
-    b"status": ("_status", {status.value.encode(): status for status in rq.job.JobStatus}.__getitem__),
+    b"status": (
+        "_status",
+        {status.value.encode(): status for status in rq.job.JobStatus}.__getitem__,
+    ),
 }
-_OF_PLAIN = [(field.decode(), name) for field, (name, read) in _PLAIN.items() if read not in (_inflate, read_date)]
+_OF_PLAIN = [
+    (field.decode(), name)
+    for field, (name, read) in _PLAIN.items()
+    if read not in (_inflate, read_date)
+]
 # What a job may have besides, of that which is written: all attributes but those and these.
-_more = attrgetter(*_BLANK.keys() - {name for name, _ in _PLAIN.values()} - {
-    "_id", "connection", "serializer", "redis_server_version", "log", "_func_name", "_instance", "_args", "_kwargs"})
+_more = attrgetter(
+    *_BLANK.keys()
+    - {name for name, _ in _PLAIN.values()}
+    - {
+        "_id",
+        "connection",
+        "serializer",
+        "redis_server_version",
+        "log",
+        "_func_name",
+        "_instance",
+        "_args",
+        "_kwargs",
+    }
+)
 _NO_MORE = _more(Job("blank", connection=object()))  # type: ignore[arg-type]
 
 
-def _named(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterable[tuple[str, Any]]:
+def _named(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Iterable[tuple[str, Any]]:
     names = list(signature(function).parameters)
     for index, value in enumerate(args):
         yield f"argument {names[min(index, len(names) - 1)]!r}", value

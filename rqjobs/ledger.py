@@ -67,7 +67,9 @@ class Script:
     def __init__(self, name: str, common: bool = True):
         parts = ["common", name] if common else [name]
         folder = Path(__file__).parent / "lua"
-        self.source = "\n".join((folder / f"{part}.lua").read_text(encoding="utf-8") for part in parts)
+        self.source = "\n".join(
+            (folder / f"{part}.lua").read_text(encoding="utf-8") for part in parts
+        )
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
     def call(self, keys: list[str], args: list[Any]) -> tuple[Any, ...]:
@@ -81,14 +83,36 @@ class Script:
             return connection.execute_command("EVAL", self.source, len(keys), *keys, *args)
 
 
-ENQUEUE, CLAIM, FINISH, SETTLE, RELEASE, RECLAIM, RECOVER, REQUEUE, PROMOTE, WAKE, DELAYED, TICK = map(
-    Script, ("enqueue", "claim", "finish", "settle", "release", "reclaim", "recover", "requeue", "promote", "wake",
-             "delayed", "tick"))
-CENSUS, NEWEST, HUNT, OUTCOMES, DUE = map(Script, ("census", "newest", "hunt", "outcomes", "due"))  # these only read,
-SWEEP, DELETE, SCHEDULE, BUSY, SAVE, ASIDE = (Script(name, common=False)  # as does BUSY
-                                              for name in ("sweep", "delete", "schedule", "busy", "save", "aside"))
+ENQUEUE, CLAIM, FINISH, SETTLE, RELEASE, RECLAIM, RECOVER, REQUEUE, PROMOTE, WAKE, DELAYED, TICK = (
+    map(
+        Script,
+        (
+            "enqueue",
+            "claim",
+            "finish",
+            "settle",
+            "release",
+            "reclaim",
+            "recover",
+            "requeue",
+            "promote",
+            "wake",
+            "delayed",
+            "tick",
+        ),
+    )
+)
+CENSUS, NEWEST, HUNT, OUTCOMES, DUE = map(
+    Script, ("census", "newest", "hunt", "outcomes", "due")
+)  # these only read,
+SWEEP, DELETE, SCHEDULE, BUSY, SAVE, ASIDE = (
+    Script(name, common=False)  # as does BUSY
+    for name in ("sweep", "delete", "schedule", "busy", "save", "aside")
+)
 RENEW, ANNOUNCE, DROP, NOTE, LOCK, TRY_LOGIN, LOG_IN = (
-    Script(name, common=False) for name in ("renew", "announce", "drop", "note", "lock", "try_login", "log_in"))
+    Script(name, common=False)
+    for name in ("renew", "announce", "drop", "note", "lock", "try_login", "log_in")
+)
 FAILED = Script("failed")  # this only reads, too
 
 
@@ -122,8 +146,11 @@ def cut_middle(message: str, limit: int) -> str:
     data = message.encode(errors="backslashreplace")
     if len(data) <= limit:
         return message
-    head, tail = data[:limit // 2].decode(errors="ignore"), data[-(limit // 2):].decode(errors="ignore")
-    return f"{head}\n[{len(data) - limit:,} bytes are left out here: more than RQJOBS_MAX_TRACEBACK]\n{tail}"
+    head, tail = (
+        data[: limit // 2].decode(errors="ignore"),
+        data[-(limit // 2) :].decode(errors="ignore"),
+    )
+    return f"{head}\n[{len(data) - limit:,} bytes are left out here: more than RQJOBS_MAX_TRACEBACK_BYTES]\n{tail}"
 
 
 def traceback_field(message: str) -> str:
@@ -132,9 +159,11 @@ def traceback_field(message: str) -> str:
 
 
 UNREADABLE = traceback_field(
-    "The job in Redis cannot be read: its hash has no data, or is no hash, or its id is none that RQ gives.")
+    "The job in Redis cannot be read: its hash has no data, or is no hash, or its id is none that RQ gives."
+)
 NO_QUEUE = traceback_field(
-    "The job cannot go back into its queue: the queue's key in Redis is no list. Delete that key, and requeue the job.")
+    "The job cannot go back into its queue: the queue's key in Redis is no list. Delete that key, and requeue the job."
+)
 POISON = traceback_field(
     f"The process died {MAX_DEATHS} times within {DEATHS_WINDOW // 3600} hours while it ran this job, so it is not run "
     f"again. Requeue it when the cause is mended."
@@ -150,7 +179,9 @@ class Entry(NamedTuple):
     ttl: int | None  # seconds to live
     new: bool  # there was surely never a job of this id
     fields: dict[str, Any]  # its hash
-    parents: tuple[str, ...] = ()  # "1" if those that it waits for may fail, else ""; then their ids
+    parents: tuple[
+        str, ...
+    ] = ()  # "1" if those that it waits for may fail, else ""; then their ids
 
 
 def enqueue(connection: redis.Redis, entries: Iterable[Entry]) -> set[str]:
@@ -169,7 +200,16 @@ def enqueue_with(pipeline: Any, entries: Iterable[Entry]) -> None:
 def _words(entries: Iterable[Entry]) -> list[Any]:
     words: list[Any] = [LOOK]
     for queue, job_id, place, ttl, new, fields, parents in entries:
-        words += (queue, job_id, place, ttl or "", int(new), len(parents), 2 * len(fields), *parents)
+        words += (
+            queue,
+            job_id,
+            place,
+            ttl or "",
+            int(new),
+            len(parents),
+            2 * len(fields),
+            *parents,
+        )
         for pair in fields.items():
             words += pair
     return words
@@ -200,7 +240,17 @@ def process_of(where: dict[str, Any]) -> str:
 def announcement(worker: str, process: str, horse: int, started: str) -> tuple[Any, ...]:
     """The command with which a horse says that it is there, before it claims anything: only when neither it nor its
     parent lives any more is the worker provably gone."""
-    return ("EVAL", ANNOUNCE.source, 2, WORKERS, f"rqjobs:worker:{worker}", worker, process, horse, started)
+    return (
+        "EVAL",
+        ANNOUNCE.source,
+        2,
+        WORKERS,
+        f"rqjobs:worker:{worker}",
+        worker,
+        process,
+        horse,
+        started,
+    )
 
 
 def leave(connection: redis.Redis, worker: str) -> None:
@@ -214,9 +264,17 @@ def leave(connection: redis.Redis, worker: str) -> None:
 
 def workers(connection: redis.Redis) -> list[str]:
     """The names of all workers in whose claims a job may be: those with a lease, and those that have gone lately."""
-    _, *replies = together(connection, [("ZREMRANGEBYSCORE", DEPARTED, 0, now().timestamp() - DEPARTED_FOR),
-                                        ("ZRANGE", WORKERS, 0, -1), ("ZRANGE", DEPARTED, 0, -1)])
-    return sorted({text(name) for names in replies if not isinstance(names, Exception) for name in names})
+    _, *replies = together(
+        connection,
+        [
+            ("ZREMRANGEBYSCORE", DEPARTED, 0, now().timestamp() - DEPARTED_FOR),
+            ("ZRANGE", WORKERS, 0, -1),
+            ("ZRANGE", DEPARTED, 0, -1),
+        ],
+    )
+    return sorted(
+        {text(name) for names in replies if not isinstance(names, Exception) for name in names}
+    )
 
 
 def may_sweep(connection: redis.Redis, force: bool = False) -> int:
@@ -245,8 +303,16 @@ def claim_arguments(
 ) -> tuple[list[str], list[Any]]:
     """What `CLAIM` takes. `process`: whose the name must be; "" if that does not matter."""
     keys = [f"rqjobs:claims:{worker}", WORKERS, *(f"rq:queue:{queue}" for queue in queues)]
-    return keys, [worker, room, utcformat(now()), UNREADABLE, DEFAULT_FAILURE_TTL, os.urandom(15).hex(), process,
-                  *held]
+    return keys, [
+        worker,
+        room,
+        utcformat(now()),
+        UNREADABLE,
+        DEFAULT_FAILURE_TTL,
+        os.urandom(15).hex(),
+        process,
+        *held,
+    ]
 
 
 def read_claims(reply: list[Any]) -> list[Claim]:
@@ -254,35 +320,74 @@ def read_claims(reply: list[Any]) -> list[Claim]:
         raise NoLease("this worker has no live lease, so it may not claim")
     if reply[0] == b"suspended":
         raise Suspended("rq suspend is in force")
-    return [Claim(text(job_id), text(queue), text(token), dict(zip(fields[::2], fields[1::2], strict=True)))
-            for job_id, queue, token, fields in reply[1:]]
+    return [
+        Claim(
+            text(job_id),
+            text(queue),
+            text(token),
+            dict(zip(fields[::2], fields[1::2], strict=True)),
+        )
+        for job_id, queue, token, fields in reply[1:]
+    ]
 
 
 def settle_arguments(
-    worker: str, claim: Claim, writes: list[tuple[Any, ...]], counts_as: str = "", default_timeout: int = 180
+    worker: str,
+    claim: Claim,
+    writes: list[tuple[Any, ...]],
+    counts_as: str = "",
+    default_timeout: int = 180,
 ) -> tuple[list[str], list[Any]]:
     """What `SETTLE` takes to record an outcome.
 
     `counts_as`: what the job is to those that wait for it, "finished", "failed", or "" if they go on waiting.
     """
     words = [word for write in writes for word in (len(write), *write)]
-    return [f"rqjobs:claims:{worker}"], [claim.job_id, claim.queue, claim.token, counts_as, utcformat(now()),
-                                         default_timeout, *words]
+    return [f"rqjobs:claims:{worker}"], [
+        claim.job_id,
+        claim.queue,
+        claim.token,
+        counts_as,
+        utcformat(now()),
+        default_timeout,
+        *words,
+    ]
 
 
-def failure(claim: Claim, worker: str, message: str, status: str = "failed") -> list[tuple[Any, ...]]:
+def failure(
+    claim: Claim, worker: str, message: str, status: str = "failed"
+) -> list[tuple[Any, ...]]:
     """The writes that send a job to the dead letters for a reason of our own; the last says the reason."""
     own = text(claim.fields.get(b"failure_ttl") or b"")
     ttl = int(own) if own.lstrip("-").isdigit() else DEFAULT_FAILURE_TTL
     job = f"rq:job:{claim.job_id}"
-    message = cut_middle(message, config.current().max_traceback)
+    message = cut_middle(message, config.current().max_traceback_bytes)
     return [
         ("HSET", job, "status", status, "ended_at", utcformat(now())),
-        *(("ZADD", f"{registry}:{claim.queue}", "+inf" if ttl < 0 else int(now().timestamp()) + ttl, claim.job_id)
-          for registry in (["rq:failed", STOPPED] if status == "stopped" else ["rq:failed"])),
+        *(
+            (
+                "ZADD",
+                f"{registry}:{claim.queue}",
+                "+inf" if ttl < 0 else int(now().timestamp()) + ttl,
+                claim.job_id,
+            )
+            for registry in (["rq:failed", STOPPED] if status == "stopped" else ["rq:failed"])
+        ),
         ("PERSIST", job) if ttl < 0 else ("EXPIRE", job, ttl),
-        ("XADD", f"rq:results:{claim.job_id}", "MAXLEN", "~", 10, "*", "type", 2, "worker_name", worker,
-         "exc_string", traceback_field(message)),
+        (
+            "XADD",
+            f"rq:results:{claim.job_id}",
+            "MAXLEN",
+            "~",
+            10,
+            "*",
+            "type",
+            2,
+            "worker_name",
+            worker,
+            "exc_string",
+            traceback_field(message),
+        ),
     ]
 
 
@@ -305,7 +410,12 @@ def release(
 
 
 def reclaim(
-    connection: redis.Redis, worker: str, queues: list[str], kind: str, running: str = "?", delay: float = 0,
+    connection: redis.Redis,
+    worker: str,
+    queues: list[str],
+    kind: str,
+    running: str = "?",
+    delay: float = 0,
     process: str = "",
 ) -> dict[str, str]:
     """Take back all claims of a dead worker (`kind` "dead" or "gone") or of the worker's own dead horse ("horse").
@@ -319,16 +429,38 @@ def reclaim(
     Returns:
         job id -> "requeued", "delayed", "buried" or "ended"; nothing if the worker lives.
     """
-    keys = [f"rqjobs:claims:{worker}", WORKERS, f"rqjobs:worker:{worker}", f"rq:worker:{worker}", "rq:workers"]
+    keys = [
+        f"rqjobs:claims:{worker}",
+        WORKERS,
+        f"rqjobs:worker:{worker}",
+        f"rq:worker:{worker}",
+        "rq:workers",
+    ]
     keys += [f"rq:workers:{queue}" for queue in queues]
-    args = [worker, kind, running, MAX_DEATHS, DEATHS_WINDOW, POISON, DEFAULT_FAILURE_TTL, utcformat(now()), delay,
-            process, NO_QUEUE]
+    args = [
+        worker,
+        kind,
+        running,
+        MAX_DEATHS,
+        DEATHS_WINDOW,
+        POISON,
+        DEFAULT_FAILURE_TTL,
+        utcformat(now()),
+        delay,
+        process,
+        NO_QUEUE,
+    ]
     reply = [text(part) for part in RECLAIM.run(connection, keys, args)]
     return dict(zip(reply[::2], reply[1::2], strict=True)) if reply != ["alive"] else {}
 
 
 def recover(
-    connection: redis.Redis, job_id: str, queue: str, found: str, execution: str = "", owner: str = "",
+    connection: redis.Redis,
+    job_id: str,
+    queue: str,
+    found: str,
+    execution: str = "",
+    owner: str = "",
     again: bool = False,
 ) -> str:
     """Put a job that stock RQ left behind, or lost, back at the front of `queue`, in one atomic step.
@@ -342,16 +474,38 @@ def recover(
         "requeued"; "buried" (it died `MAX_DEATHS` times); or, nothing having been done, "moved", "alive", "gone",
         "ended" or "placed".
     """
-    keys = [f"rq:queue:{queue}:intermediate", f"rq:scheduled:{queue}", f"rq:deferred:{queue}", f"rq:wip:{queue}",
-            f"rq:queue:{queue}", f"rq:executions:{job_id}", f"rq:execution:{job_id}:{execution}", WORKERS,
-            f"rq:worker:{owner}"]
-    args = [found, job_id, f"{job_id}:{execution}", owner, queue, MAX_DEATHS, DEATHS_WINDOW, POISON,
-            DEFAULT_FAILURE_TTL, utcformat(now()), int(again)]
+    keys = [
+        f"rq:queue:{queue}:intermediate",
+        f"rq:scheduled:{queue}",
+        f"rq:deferred:{queue}",
+        f"rq:wip:{queue}",
+        f"rq:queue:{queue}",
+        f"rq:executions:{job_id}",
+        f"rq:execution:{job_id}:{execution}",
+        WORKERS,
+        f"rq:worker:{owner}",
+    ]
+    args = [
+        found,
+        job_id,
+        f"{job_id}:{execution}",
+        owner,
+        queue,
+        MAX_DEATHS,
+        DEATHS_WINDOW,
+        POISON,
+        DEFAULT_FAILURE_TTL,
+        utcformat(now()),
+        int(again),
+    ]
     return text(RECOVER.run(connection, keys, args))
 
 
 def wake(
-    connection: redis.Redis, member: str, default_timeout: int, pulse: Callable[[], None] = lambda: None
+    connection: redis.Redis,
+    member: str,
+    default_timeout: int,
+    pulse: Callable[[], None] = lambda: None,
 ) -> list[str]:
     """Enqueue the jobs that waited for one which has ended; says which. Any number may do it at once.
 
@@ -370,11 +524,15 @@ def wake(
         pulse()
 
 
-def failed(connection: redis.Redis, queue: str, limit: int = -1, which: str = "oldest") -> list[tuple[float, str]]:
+def failed(
+    connection: redis.Redis, queue: str, limit: int = -1, which: str = "oldest"
+) -> list[tuple[float, str]]:
     """Failed jobs of a queue and their scores, the "oldest" or the "newest" first; those that somebody has stopped are
     none, and "stopped" gives only them."""
     reply = FAILED.run(connection, [], [queue, limit, which])
-    return [(float(score), text(job_id)) for job_id, score in zip(reply[::2], reply[1::2], strict=True)]
+    return [
+        (float(score), text(job_id)) for job_id, score in zip(reply[::2], reply[1::2], strict=True)
+    ]
 
 
 def requeue(connection: redis.Redis, job_id: str, at_front: bool = False) -> None:
@@ -393,13 +551,18 @@ def requeue(connection: redis.Redis, job_id: str, at_front: bool = False) -> Non
         raise NoSuchJobError(f"No such job: {job_id}")
     queue = text(origin)
     keys = [f"rq:job:{job_id}", f"rq:queue:{queue}", QUEUES, f"rq:failed:{queue}"]
-    outcome = text(REQUEUE.run(connection, keys,
-                               [job_id, "front" if at_front else "back", utcformat(now())]))
+    outcome = text(
+        REQUEUE.run(connection, keys, [job_id, "front" if at_front else "back", utcformat(now())])
+    )
     if outcome == "gone":
         raise NoSuchJobError(f"No such job: {job_id}")
     if outcome != "requeued":
-        _remove_failed(connection, job_id, queue)  # stock RQ has enqueued it again elsewhere, and left its old entry
-        raise InvalidJobOperation(f"job {job_id} is not among the failed jobs of {queue!r}, so it was not requeued")
+        _remove_failed(
+            connection, job_id, queue
+        )  # stock RQ has enqueued it again elsewhere, and left its old entry
+        raise InvalidJobOperation(
+            f"job {job_id} is not among the failed jobs of {queue!r}, so it was not requeued"
+        )
 
 
 def _remove_failed(connection: redis.Redis, job_id: str, but_of: str = "") -> None:
@@ -412,15 +575,23 @@ def _remove_failed(connection: redis.Redis, job_id: str, but_of: str = "") -> No
 def delete(connection: redis.Redis, job_ids: list[str], queue: str) -> list[str]:
     """Delete these jobs of `queue`; says of each whether it is "deleted", "running" (and left alone), or "gone"."""
     registries = ("scheduled", "deferred", "finished", "failed", "canceled")
-    places = [f"rq:queue:{queue}", f"rq:queue:{queue}:intermediate", f"rq:wip:{queue}",
-              *(f"rq:{registry}:{queue}" for registry in registries)]
+    places = [
+        f"rq:queue:{queue}",
+        f"rq:queue:{queue}:intermediate",
+        f"rq:wip:{queue}",
+        *(f"rq:{registry}:{queue}" for registry in registries),
+    ]
     connection.script_load(DELETE.source)
     outcomes: list[str] = []
     for start in range(0, len(job_ids), AT_ONCE):
         with connection.pipeline(transaction=False) as pipe:
-            for job_id in job_ids[start:start + AT_ONCE]:
-                own = [f"rq:job:{job_id}", f"rq:job:{job_id}:dependents", f"rq:job::{job_id}:dependencies",
-                       f"rq:results:{job_id}"]
+            for job_id in job_ids[start : start + AT_ONCE]:
+                own = [
+                    f"rq:job:{job_id}",
+                    f"rq:job:{job_id}:dependents",
+                    f"rq:job::{job_id}:dependencies",
+                    f"rq:results:{job_id}",
+                ]
                 pipe.execute_command(*DELETE.call(own + places, [job_id, queue]))
             outcomes += map(text, pipe.execute())
     return outcomes
@@ -440,25 +611,50 @@ def first_due(connection: redis.Redis, queues: list[str]) -> tuple[float, dict[s
     """Now, and when the first scheduled job of each of these queues that has any is due; both by Redis's clock."""
     replies = together(connection, [DUE.call([], portion) for portion in chunks(queues)], DUE)
     dues = [due for _, *dues in replies for due in dues]
-    return float(replies[-1][0]), {name: float(due) for name, due in zip(queues, dues, strict=True) if due}
+    return float(replies[-1][0]), {
+        name: float(due) for name, due in zip(queues, dues, strict=True) if due
+    }
 
 
 def promote_some(
-    connection: redis.Redis, queue: str, default_timeout: int, crashed_only: bool = False, skip: int = 0,
+    connection: redis.Redis,
+    queue: str,
+    default_timeout: int,
+    crashed_only: bool = False,
+    skip: int = 0,
     holder: str = "",
 ) -> Promoted:
     """Move up to `AT_ONCE` due jobs of `queue` into it, less the first `skip`, for which there was no job yet.
 
     `holder`: the scheduler that must hold RQ's lock of this queue, else nothing is done; "" if that does not matter.
     """
-    keys = [f"rq:scheduled:{queue}", f"rq:queue:{queue}", QUEUES, f"rqjobs:crashed:{queue}", f"rq:failed:{queue}",
-            f"rqjobs:missing:{queue}", f"rq:scheduler-lock:{queue}"]
-    args = [AT_ONCE, utcformat(now()), default_timeout, MISSING_JOB_GRACE, int(crashed_only), skip, holder]
+    keys = [
+        f"rq:scheduled:{queue}",
+        f"rq:queue:{queue}",
+        QUEUES,
+        f"rqjobs:crashed:{queue}",
+        f"rq:failed:{queue}",
+        f"rqjobs:missing:{queue}",
+        f"rq:scheduler-lock:{queue}",
+    ]
+    args = [
+        AT_ONCE,
+        utcformat(now()),
+        default_timeout,
+        MISSING_JOB_GRACE,
+        int(crashed_only),
+        skip,
+        holder,
+    ]
     moved, kept, full, moment, later = PROMOTE.run(connection, keys, args)
-    return Promoted(int(moved), int(kept), full == b"1", float(moment), float(later) if later else None)
+    return Promoted(
+        int(moved), int(kept), full == b"1", float(moment), float(later) if later else None
+    )
 
 
-def promote(connection: redis.Redis, queue: str, default_timeout: int, crashed_only: bool = False) -> int:
+def promote(
+    connection: redis.Redis, queue: str, default_timeout: int, crashed_only: bool = False
+) -> int:
     """Move every due job of `queue` from the scheduled set into the queue; returns how many.
 
     `crashed_only`: only those that wait because they crashed a horse; any live worker does that, for there may be no
@@ -479,7 +675,9 @@ def announce_due(connection: redis.Redis, queue: str, due: Any) -> None:
         connection.publish(BELL + queue, due)
 
 
-def together(connection: redis.Redis, commands: Iterable[tuple[Any, ...]], *scripts: Script) -> list[Any]:
+def together(
+    connection: redis.Redis, commands: Iterable[tuple[Any, ...]], *scripts: Script
+) -> list[Any]:
     """The replies to `commands`, which only read, in one round trip; where a key is of the wrong type, that error.
 
     `scripts`: those that they call, to be loaded if Redis does not know them.
@@ -506,7 +704,7 @@ def wrong_type(error: Exception) -> bool:
 
 def chunks(names: list[str]) -> list[list[str]]:
     """Names of queues in portions for one script each: it holds up everybody else in Redis."""
-    return [names[start:start + QUEUES_AT_ONCE] for start in range(0, len(names), QUEUES_AT_ONCE)]
+    return [names[start : start + QUEUES_AT_ONCE] for start in range(0, len(names), QUEUES_AT_ONCE)]
 
 
 def clock(connection: redis.Redis) -> float:

@@ -16,7 +16,19 @@ import sys
 from _signal import getsignal  # type: ignore[import-not-found]  # that of `signal` makes enums, in ten times the time
 
 # Not SIGALRM: each job's time limit puts its own handler there, and ends its timer.
-SIGNALS = [*map(int, (signal.SIGCHLD, signal.SIGPIPE, signal.SIGTERM, signal.SIGINT, signal.SIGPROF, signal.SIGVTALRM))]
+SIGNALS = [
+    *map(
+        int,
+        (
+            signal.SIGCHLD,
+            signal.SIGPIPE,
+            signal.SIGTERM,
+            signal.SIGINT,
+            signal.SIGPROF,
+            signal.SIGVTALRM,
+        ),
+    )
+]
 OF_HORSE = os.fsencode("RQ_JOB_ID")  # which the horse sets for each job
 
 
@@ -47,7 +59,13 @@ class Leftovers:
         variables = os.environ._data  # type: ignore[attr-defined]  # `environb` decodes each of them
         self.environ[OF_HORSE] = variables.get(OF_HORSE, b"")
         if variables != self.environ:
-            os.environb.update({name: value for name, value in self.environ.items() if variables.get(name) != value})
+            os.environb.update(
+                {
+                    name: value
+                    for name, value in self.environ.items()
+                    if variables.get(name) != value
+                }
+            )
             self.environ = dict(os.environb)
         for stream in self.open:
             try:
@@ -59,7 +77,9 @@ class Leftovers:
 
     def _undo_handlers(self) -> None:
         for number, handler in zip(SIGNALS, self.handlers, strict=True):
-            if handler is not None and getsignal(number) != handler:  # None: one that is not Python's
+            if (
+                handler is not None and getsignal(number) != handler
+            ):  # None: one that is not Python's
                 signal.signal(number, handler)
 
 

@@ -19,12 +19,22 @@ from rq.timeouts import BaseTimeoutException
 
 from rqjobs.texts import name_of
 
-LOGGERS = ("rqjobs", "rq.worker", "rq.job", "rq.queue", "rq.registry", "rq.scheduler", "rq.webhook", "rq.utils",
-           "rqjobs.web")  # the last is our Flask app's
+LOGGERS = (
+    "rqjobs",
+    "rq.worker",
+    "rq.job",
+    "rq.queue",
+    "rq.registry",
+    "rq.scheduler",
+    "rq.webhook",
+    "rq.utils",
+    "rqjobs.web",
+)  # the last is our Flask app's
 _COLORS = r"\x1b\[(?:3[0-7]|39;49;00)m"  # which RQ puts around names
 # Control characters but tab and newline, those that change the direction of text or cannot be seen, halves of a pair.
 _OBEYED = re.compile(
-    rf"({_COLORS})|[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff]")
+    rf"({_COLORS})|[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff]"
+)
 
 LINE_SECONDS = 1  # that a log line may take in a process that keeps a lease
 PLAIN_SECONDS = 60  # for which handlers that took longer get no lines
@@ -87,7 +97,10 @@ def _survive(logger: logging.Logger) -> None:
             raise
         except BaseException as error:
             with contextlib.suppress(BaseException):
-                print(f"rqjobs: a log line of {logger.name} is lost: {name_of(type(error))}", file=sys.stderr)
+                print(
+                    f"rqjobs: a log line of {logger.name} is lost: {name_of(type(error))}",
+                    file=sys.stderr,
+                )
 
     logger._log = log  # type: ignore[method-assign]
 
@@ -101,7 +114,9 @@ def limit(in_force: bool) -> None:
     _limit.in_force = in_force
 
 
-def _log_within_limit(logger: logging.Logger, level: int, message: Any, args: Any, **options: Any) -> None:
+def _log_within_limit(
+    logger: logging.Logger, level: int, message: Any, args: Any, **options: Any
+) -> None:
     if time.monotonic() < _limit.plain_until:
         print(message % args if args else message, file=sys.stderr, flush=True)
         return
@@ -114,8 +129,12 @@ def _log_within_limit(logger: logging.Logger, level: int, message: Any, args: An
             signal.setitimer(signal.ITIMER_REAL, 0)
     except _TooSlow:
         _limit.plain_until = time.monotonic() + PLAIN_SECONDS
-        print(f"rqjobs: a log handler took longer than {LINE_SECONDS} s in the process that keeps the worker's lease; "
-              f"its lines come here for {PLAIN_SECONDS} s", file=sys.stderr, flush=True)
+        print(
+            f"rqjobs: a log handler took longer than {LINE_SECONDS} s in the process that keeps the worker's lease; "
+            f"its lines come here for {PLAIN_SECONDS} s",
+            file=sys.stderr,
+            flush=True,
+        )
     finally:
         signal.signal(signal.SIGALRM, before)
         if left:

@@ -50,12 +50,21 @@ class Sweep:
         self.pulse()
         if outcome == "requeued":
             self.requeued.append(job_id)
-            log.warning("orphan: job %s of %s (%s%s) is back at the front of its queue", job_id, queue, found,
-                        f", of the dead worker {owner}" if owner else "")
+            log.warning(
+                "orphan: job %s of %s (%s%s) is back at the front of its queue",
+                job_id,
+                queue,
+                found,
+                f", of the dead worker {owner}" if owner else "",
+            )
         elif outcome == "buried":
             self.buried.append(job_id)
-            log.error("poison: job %s of %s killed its process %d times and is among the failed jobs now", job_id,
-                      queue, ledger.MAX_DEATHS)
+            log.error(
+                "poison: job %s of %s killed its process %d times and is among the failed jobs now",
+                job_id,
+                queue,
+                ledger.MAX_DEATHS,
+            )
 
 
 class Owners:
@@ -67,11 +76,13 @@ class Owners:
         seconds, micro = connection.time()
         self.now = seconds + micro / 1e6
         self._verdicts: dict[str, str] = {}
-        self.horses: dict[str, list[bytes | None]] = {}  # where the processes of those that were judged live, or lived
+        self.horses: dict[
+            str, list[bytes | None]
+        ] = {}  # where the processes of those that were judged live, or lived
         self.processes: dict[str, str] = {}  # that were judged, as `ledger.reclaim` takes them
 
     def verdict(self, name: str) -> str:
-        """"alive"; "gone" (provably: its process is not there); or "dead" (its lease or RQ's key has expired)."""
+        """ "alive"; "gone" (provably: its process is not there); or "dead" (its lease or RQ's key has expired)."""
         if name not in self._verdicts:
             self.judge([name])
         return self._verdicts[name]
@@ -79,12 +90,21 @@ class Owners:
     def judge(self, names: list[str]) -> None:
         """Find the verdicts on all of them, in one round trip."""
         where = "host", "pid", "started", "horse", "horse_started", "session"
-        facts = ledger.together(self.connection, [command for name in names for command in (
-            ("HMGET", f"rqjobs:worker:{name}", *where), ("ZSCORE", ledger.WORKERS, name),
-            ("EXISTS", f"rq:worker:{name}"))])
+        facts = ledger.together(
+            self.connection,
+            [
+                command
+                for name in names
+                for command in (
+                    ("HMGET", f"rqjobs:worker:{name}", *where),
+                    ("ZSCORE", ledger.WORKERS, name),
+                    ("EXISTS", f"rq:worker:{name}"),
+                )
+            ],
+        )
         facts = [[None] * len(where) if isinstance(fact, Exception) else fact for fact in facts]
         for index, name in enumerate(names):
-            self._verdicts[name] = self._judge(*facts[3 * index:3 * index + 3])
+            self._verdicts[name] = self._judge(*facts[3 * index : 3 * index + 3])
             self.horses[name] = facts[3 * index]
             self.processes[name] = ":".join(text(word or b"") for word in facts[3 * index][1:3])
 
@@ -101,7 +121,9 @@ class Owners:
             return "gone"
         if lease is not None:
             return "dead" if lease < self.now and self.leases_count else "alive"
-        return "alive" if known else "dead"  # a stock worker, judged by the key that its heartbeat keeps
+        return (
+            "alive" if known else "dead"
+        )  # a stock worker, judged by the key that its heartbeat keeps
 
 
 def _gone(pid: bytes | None, started: bytes | None) -> bool:
@@ -109,7 +131,9 @@ def _gone(pid: bytes | None, started: bytes | None) -> bool:
     return text(pid or b"").isdigit() and processes.gone(int(pid or 0), text(started or b""))
 
 
-def sweep(connection: redis.Redis, force: bool = False, pulse: Callable[[], None] = lambda: None) -> Sweep | None:
+def sweep(
+    connection: redis.Redis, force: bool = False, pulse: Callable[[], None] = lambda: None
+) -> Sweep | None:
     """Put every orphan back, in order, at the front of its queue; forget the workers that are dead.
 
     `pulse` is called between the moves: after a great fire a sweep may take longer than a lease.
@@ -132,7 +156,9 @@ def sweep(connection: redis.Redis, force: bool = False, pulse: Callable[[], None
         with _passing_over(f"the sweep of worker {worker}"):
             if owners.verdict(worker) != "alive":
                 owners.end_horse(worker)
-            _sweep_claims(connection, worker, owners.verdict(worker), owners.processes[worker], result)
+            _sweep_claims(
+                connection, worker, owners.verdict(worker), owners.processes[worker], result
+            )
     for queue in _busy_queues(connection, result):
         pulse()
         with _passing_over(f"the sweep of queue {queue}"):
@@ -140,7 +166,9 @@ def sweep(connection: redis.Redis, force: bool = False, pulse: Callable[[], None
             _sweep_intermediate(connection, queue, owners, result)
             ledger.promote(connection, queue, Queue.DEFAULT_TIMEOUT, crashed_only=True)
     if thorough:
-        for worker in ledger.workers(connection):  # something may have come into the hands of one that has gone
+        for worker in ledger.workers(
+            connection
+        ):  # something may have come into the hands of one that has gone
             if worker not in ours and connection.exists(f"rqjobs:claims:{worker}"):
                 with _passing_over(f"the sweep of worker {worker}"):
                     _sweep_claims(connection, worker, "dead", "", result)
@@ -164,7 +192,9 @@ def _is_time_for_strays(connection: redis.Redis) -> bool:
     lock = "rqjobs:strays:lock"
     if connection.set(lock, 1, nx=True, ex=STRAY_PERIOD):
         return True
-    is_ours = 0 <= connection.ttl(lock) <= STRAY_PERIOD  # without an end, or with a later one, it is nobody's
+    is_ours = (
+        0 <= connection.ttl(lock) <= STRAY_PERIOD
+    )  # without an end, or with a later one, it is nobody's
     return not is_ours and bool(connection.set(lock, 1, ex=STRAY_PERIOD))
 
 
@@ -173,7 +203,10 @@ def _with_a_lease(connection: redis.Redis) -> list[str]:
     members: Any = connection.zrange(ledger.WORKERS, 0, -1)
     names = [name for member in members if (name := text(member)).encode() == member]
     if odd := [member for member in members if text(member).encode() != member]:
-        log.error("%d members of rqjobs:workers are no names, and are removed: somebody else wrote them", len(odd))
+        log.error(
+            "%d members of rqjobs:workers are no names, and are removed: somebody else wrote them",
+            len(odd),
+        )
         connection.zrem(ledger.WORKERS, *odd)
     return names
 
@@ -185,7 +218,9 @@ def wake(connection: redis.Redis, pulse: Callable[[], None] = lambda: None) -> N
             ledger.wake(connection, member, Queue.DEFAULT_TIMEOUT, pulse)
 
 
-def _sweep_claims(connection: redis.Redis, worker: str, verdict: str, process: str, result: Sweep) -> None:
+def _sweep_claims(
+    connection: redis.Redis, worker: str, verdict: str, process: str, result: Sweep
+) -> None:
     if verdict == "alive":
         return
     outcomes = ledger.reclaim(connection, worker, queue_names(connection), verdict, process=process)
@@ -199,7 +234,9 @@ def _sweep_claims(connection: redis.Redis, worker: str, verdict: str, process: s
 def names_in(members: Any) -> list[str]:
     """Every queue that Redis knows of, by what it said of `rq:queues`, and the configured ones."""
     known = members if isinstance(members, set | list) else []  # an error: no set stands there
-    return sorted({text(key).removeprefix("rq:queue:") for key in known} | set(config.current().queues))
+    return sorted(
+        {text(key).removeprefix("rq:queue:") for key in known} | set(config.current().queues)
+    )
 
 
 def queue_names(connection: redis.Redis) -> list[str]:
@@ -222,9 +259,15 @@ def _busy_queues(connection: redis.Redis, result: Sweep) -> list[str]:
 def forget_listeners(connection: redis.Redis, queues: list[str]) -> None:
     """Remove workers that RQ does not know any more from its lists of who listens to these queues."""
     replies = ledger.together(connection, [("SMEMBERS", f"rq:workers:{queue}") for queue in queues])
-    listed = {queue: reply for queue, reply in zip(queues, replies, strict=True) if isinstance(reply, set | list)}
+    listed = {
+        queue: reply
+        for queue, reply in zip(queues, replies, strict=True)
+        if isinstance(reply, set | list)
+    }
     keys = sorted({key for members in listed.values() for key in members})
-    there = dict(zip(keys, ledger.together(connection, [("EXISTS", key) for key in keys]), strict=True))
+    there = dict(
+        zip(keys, ledger.together(connection, [("EXISTS", key) for key in keys]), strict=True)
+    )
     for queue, members in listed.items():
         if gone := [key for key in members if there[key] == 0]:
             connection.srem(f"rq:workers:{queue}", *gone)
@@ -239,13 +282,21 @@ def _started(connection: redis.Redis, queue: str) -> list[tuple[str, str]]:
 
 def owners_of(connection: redis.Redis, started: list[tuple[str, str]]) -> list[str]:
     """The worker that holds each of these executions; "" where RQ has forgotten it (its own heartbeat ended)."""
-    replies = ledger.together(connection, [("HGET", key, "worker_name") for job_id, execution in started
-                                           for key in (f"rq:execution:{job_id}:{execution}", f"rq:job:{job_id}")])
+    replies = ledger.together(
+        connection,
+        [
+            ("HGET", key, "worker_name")
+            for job_id, execution in started
+            for key in (f"rq:execution:{job_id}:{execution}", f"rq:job:{job_id}")
+        ],
+    )
     names = [None if isinstance(reply, Exception) else reply for reply in replies]
     return [text(names[i] or names[i + 1] or b"") for i in range(0, len(names), 2)]
 
 
-def _sweep_started(connection: redis.Redis, queue: str, owners: Owners, ours: set[str], result: Sweep) -> None:
+def _sweep_started(
+    connection: redis.Redis, queue: str, owners: Owners, ours: set[str], result: Sweep
+) -> None:
     """The claims of stock workers, which stand only in RQ's registry."""
     started = _started(connection, queue)
     dead = []
@@ -253,7 +304,9 @@ def _sweep_started(connection: redis.Redis, queue: str, owners: Owners, ours: se
         if owner not in ours and owners.verdict(owner) != "alive":
             since = ledger.together(connection, [("HGET", f"rq:job:{job_id}", "enqueued_at")])[0]
             dead.append((since if isinstance(since, bytes) else b"", job_id, execution, owner))
-    for _, job_id, execution, owner in sorted(dead, reverse=True):  # each goes in front of the one before
+    for _, job_id, execution, owner in sorted(
+        dead, reverse=True
+    ):  # each goes in front of the one before
         outcome = ledger.recover(connection, job_id, queue, "wip", execution, owner)
         result.note(outcome, job_id, queue, "running", owner)
 
@@ -267,14 +320,18 @@ def _sweep_intermediate(connection: redis.Redis, queue: str, owners: Owners, res
     if not ids:
         return
     listeners = connection.smembers(f"rq:workers:{queue}")
-    served = any(owners.verdict(text(key).removeprefix("rq:worker:")) == "alive" for key in listeners)
+    served = any(
+        owners.verdict(text(key).removeprefix("rq:worker:")) == "alive" for key in listeners
+    )
     for job_id in ids:  # LMOVE put the newest first, so the oldest ends up in front
         if not served or _seen_for(connection, seen, job_id, owners.now, INTERMEDIATE_GRACE):
             outcome = ledger.recover(connection, job_id, queue, "intermediate")
             result.note(outcome, job_id, queue, "popped by nobody who lives")
 
 
-def _seen_for(connection: redis.Redis, seen: str, job_id: str, moment: float, seconds: float) -> bool:
+def _seen_for(
+    connection: redis.Redis, seen: str, job_id: str, moment: float, seconds: float
+) -> bool:
     """Whether the hash `seen` has known `job_id` for `seconds`; now it does. More than an hour was another time."""
     try:
         since = float(connection.hget(seen, job_id) or 0)
@@ -337,7 +394,9 @@ def _idle_and_nowhere(connection: redis.Redis, jobs: Iterable[Stray]) -> Iterato
 def _idle(job: Stray) -> bool:
     """Whether nothing was heard of a job for longer than it may run; nothing to go by counts as long ago."""
     try:
-        latest = max((moment for moment in job[3:] if moment), default=None)  # as written, they sort
+        latest = max(
+            (moment for moment in job[3:] if moment), default=None
+        )  # as written, they sort
         moment = read_date(latest) if latest else None
         limit = float(job.timeout or Queue.DEFAULT_TIMEOUT)
     except (ValueError, OverflowError):
@@ -346,13 +405,18 @@ def _idle(job: Stray) -> bool:
     return not moment or (now() - moment).total_seconds() > limit + STRAY_GRACE
 
 
-def _places(connection: redis.Redis, queue: str, counts: dict[str, int] | None = None) -> Iterator[str]:
+def _places(
+    connection: redis.Redis, queue: str, counts: dict[str, int] | None = None
+) -> Iterator[str]:
     """Every id in an active place of `queue`, as often as it stands there; read in pieces, not in one instant.
 
     `counts`: how many stand where, as `census` says it; what is empty is not looked at.
     """
     counts = counts or census(connection, [queue]).get(queue, {})
-    for place, key in (("queued", f"rq:queue:{queue}"), ("intermediate", f"rq:queue:{queue}:intermediate")):
+    for place, key in (
+        ("queued", f"rq:queue:{queue}"),
+        ("intermediate", f"rq:queue:{queue}:intermediate"),
+    ):
         start = 0
         while counts.get(place) and (ids := connection.lrange(key, start, start + 9999)):
             yield from map(text, ids)
@@ -387,7 +451,9 @@ def has_ended(connection: redis.Redis, job_id: str, queue: str) -> bool:
         *ended, enqueued, results = pipe.execute(raise_on_error=False)
     try:
         moment = read_date(enqueued).timestamp()
-        last = float(results[0][1].get(b"execution_ended_at") or int(results[0][0].split(b"-")[0]) / 1000)
+        last = float(
+            results[0][1].get(b"execution_ended_at") or int(results[0][0].split(b"-")[0]) / 1000
+        )
     except (AttributeError, LookupError, TypeError, ValueError):  # nothing to go by
         moment = last = 0.0
     finished, failed, canceled = (isinstance(score, float) for score in ended)
@@ -396,8 +462,17 @@ def has_ended(connection: redis.Redis, job_id: str, queue: str) -> bool:
 
 # The audit
 
-PLACES = ("queued", "intermediate", "scheduled", "deferred", "running", "finished", "failed", "canceled",
-          "stopped")
+PLACES = (
+    "queued",
+    "intermediate",
+    "scheduled",
+    "deferred",
+    "running",
+    "finished",
+    "failed",
+    "canceled",
+    "stopped",
+)
 
 
 def census(connection: redis.Redis, queues: list[str]) -> dict[str, dict[str, int]]:
@@ -405,7 +480,9 @@ def census(connection: redis.Redis, queues: list[str]) -> dict[str, dict[str, in
     commands = [ledger.CENSUS.call([], portion) for portion in ledger.chunks(queues)]
     found = {}
     for reply in ledger.together(connection, commands, ledger.CENSUS):
-        found.update({text(name): dict(zip(PLACES, counts, strict=True)) for name, _, *counts in reply})
+        found.update(
+            {text(name): dict(zip(PLACES, counts, strict=True)) for name, _, *counts in reply}
+        )
     return found
 
 
@@ -450,12 +527,18 @@ def audit(connection: redis.Redis, settle: float = 2.0) -> Audit:
             reason = f"it cannot be said where it is: {error}"
         if reason:
             breaches[job_id] = reason
-    return Audit({queue: counts.get(queue, empty) for queue in queues}, breaches, list(_remarks(connection, counts)))
+    return Audit(
+        {queue: counts.get(queue, empty) for queue in queues},
+        breaches,
+        list(_remarks(connection, counts)),
+    )
 
 
 def _suspects(connection: redis.Redis, queues: list[str]) -> set[str]:
     counts = census(connection, queues)
-    places = Counter(job_id for queue in counts for job_id in _places(connection, queue, counts[queue]))
+    places = Counter(
+        job_id for queue in counts for job_id in _places(connection, queue, counts[queue])
+    )
     claimed = Counter(_claimed(connection))
     busy = [queue for queue in counts if counts[queue]["running"]]
     running = Counter(job_id for queue in busy for job_id, _ in _started(connection, queue))
@@ -485,7 +568,7 @@ def _breach(connection: redis.Redis, job_id: str, queues: list[str]) -> str:
         status, *replies = pipe.execute()
     found = []
     for number, queue in enumerate(queues):
-        here = _found(job_id, *replies[5 * number:5 * number + 5])
+        here = _found(job_id, *replies[5 * number : 5 * number + 5])
         found += here if queue == origin else [f"{place} in {queue}" for place in here]
     runs = sum(place.startswith("running") for place in found)
     claimed = sum(1 for one in _claimed(connection) if one == job_id)
@@ -493,7 +576,9 @@ def _breach(connection: redis.Redis, job_id: str, queues: list[str]) -> str:
     if status is None or text(status) not in (*ACTIVE, "deferred"):
         if status == b"canceled" and set(found) <= {"running", "claimed"}:
             return ""  # its worker will find that out when it is done
-        return f"{text(status or b'expired')}, yet in: {', '.join(found)}" if status and found else ""
+        return (
+            f"{text(status or b'expired')}, yet in: {', '.join(found)}" if status and found else ""
+        )
     if not found and has_ended(connection, job_id, origin):
         return ""
     if not found:
@@ -501,8 +586,9 @@ def _breach(connection: redis.Redis, job_id: str, queues: list[str]) -> str:
     return f"in more than one place: {', '.join(found)}" if len(found) > 1 else ""
 
 
-def _found(job_id: str, queued: list[int], intermediate: Any, scheduled: Any, deferred: Any, wip: list[Any]
-           ) -> list[str]:
+def _found(
+    job_id: str, queued: list[int], intermediate: Any, scheduled: Any, deferred: Any, wip: list[Any]
+) -> list[str]:
     """The places of one queue in which a job was found."""
     runs = [member for member in wip if text(member).startswith(f"{job_id}:")]
     found = ["queued"] * len(queued) + ["running"] * len(runs)
@@ -529,22 +615,39 @@ def _remarks(connection: redis.Redis, counts: dict[str, dict[str, int]]) -> Iter
                 yield f"orphan: {job_id} of the dead worker {owner or '?'} (rqjobs recover puts it back)"
         if places["deferred"]:
             deferred = islice(connection.zscan_iter(f"rq:deferred:{queue}", count=CHUNK), 10_000)
-            for job_id, parent, status in deferred_for_ever(connection, [text(member) for member, _ in deferred]):
+            for job_id, parent, status in deferred_for_ever(
+                connection, [text(member) for member, _ in deferred]
+            ):
                 yield f"deferred: {job_id} waits for {parent}, which is {status}"
 
 
 def deferred_for_ever(connection: redis.Redis, ids: list[str]) -> Iterator[tuple[str, str, str]]:
     """(job, parent, its status, a key of `REMEDIES`) for each parent of these deferred jobs that does not let them run.
     A job that is gone counts as finished when another one ends, but nobody asks if there is no other."""
-    commands = [command for job_id in ids for command in (
-        ("SMEMBERS", f"{Job.redis_job_namespace_prefix}:{job_id}:dependencies"),
-        ("HGET", f"rq:job:{job_id}", "allow_dependency_failures"))]
+    commands = [
+        command
+        for job_id in ids
+        for command in (
+            ("SMEMBERS", f"{Job.redis_job_namespace_prefix}:{job_id}:dependencies"),
+            ("HGET", f"rq:job:{job_id}", "allow_dependency_failures"),
+        )
+    ]
     replies = ledger.together(connection, commands)
-    waits = [(job_id, text(parent), may_fail == b"1") for job_id, parents, may_fail in zip(
-        ids, replies[::2], replies[1::2], strict=True) if isinstance(parents, set | list) for parent in parents]
-    found = ledger.together(connection, [("HGET", f"rq:job:{parent}", "status") for _, parent, _ in waits])
+    waits = [
+        (job_id, text(parent), may_fail == b"1")
+        for job_id, parents, may_fail in zip(ids, replies[::2], replies[1::2], strict=True)
+        if isinstance(parents, set | list)
+        for parent in parents
+    ]
+    found = ledger.together(
+        connection, [("HGET", f"rq:job:{parent}", "status") for _, parent, _ in waits]
+    )
     states = [text((not isinstance(reply, Exception) and reply) or b"gone") for reply in found]
-    others = {job_id for (job_id, _, _), state in zip(waits, states, strict=True) if state not in ("finished", "gone")}
+    others = {
+        job_id
+        for (job_id, _, _), state in zip(waits, states, strict=True)
+        if state not in ("finished", "gone")
+    }
     blocked = set()
     for (job_id, parent, may_fail), state in zip(waits, states, strict=True):
         ends = (state == "failed" and may_fail) or (state == "gone" and job_id in others)
@@ -552,15 +655,22 @@ def deferred_for_ever(connection: redis.Redis, ids: list[str]) -> Iterator[tuple
             blocked.add(job_id)
         if state in REMEDIES and not ends:
             yield job_id, parent, state
-    yield from _overlooked(connection, {job_id: parent for job_id, parent, _ in waits if job_id not in blocked})
+    yield from _overlooked(
+        connection, {job_id: parent for job_id, parent, _ in waits if job_id not in blocked}
+    )
 
 
 def _overlooked(connection: redis.Redis, ended: dict[str, str]) -> Iterator[tuple[str, str, str]]:
     """Of these jobs, each with a parent, which have nothing to wait for: those that are deferred all the same."""
     if not ended:
         return
-    waking, *states = ledger.together(connection, [
-        ("SMEMBERS", ledger.WAKING), *(("HGET", f"rq:job:{job_id}", "status") for job_id in ended)])
+    waking, *states = ledger.together(
+        connection,
+        [
+            ("SMEMBERS", ledger.WAKING),
+            *(("HGET", f"rq:job:{job_id}", "status") for job_id in ended),
+        ],
+    )
     for (job_id, parent), state in zip(ended.items(), states, strict=True):
         if state == b"deferred" and not waking:
             yield job_id, parent, "over"

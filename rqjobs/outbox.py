@@ -62,17 +62,24 @@ class Outbox:
             self.close()
             raise
         done, self.outcomes, self._sent = self.outcomes, [], 0
-        return list(zip(done, replies, strict=False)), replies[len(done):]
+        return list(zip(done, replies, strict=False)), replies[len(done) :]
 
     def _send(self, more: list[tuple[Any, ...]]) -> None:
-        if time.monotonic() - self._used > connection.HEALTH_CHECK:  # somebody between us and Redis may have dropped it
+        if (
+            time.monotonic() - self._used > connection.HEALTH_CHECK
+        ):  # somebody between us and Redis may have dropped it
             self.close()
         try:
             if self._line is None:
-                self._line, self._used = connection.line(self.client, connection.COMMAND_TIMEOUT), time.monotonic()
+                self._line, self._used = (
+                    connection.line(self.client, connection.COMMAND_TIMEOUT),
+                    time.monotonic(),
+                )
                 self._reader = hiredis.Reader(protocolError=InvalidResponse, replyError=_error)
-            commands = [outcome.command for outcome in self.outcomes[self._sent:]] + more
-            self._line.send_packed_command([hiredis.pack_command(words) for words in commands], check_health=False)
+            commands = [outcome.command for outcome in self.outcomes[self._sent :]] + more
+            self._line.send_packed_command(
+                [hiredis.pack_command(words) for words in commands], check_health=False
+            )
             self._sent = len(self.outcomes)
         except BaseException:  # half a command may be on it
             self.close()

@@ -76,7 +76,11 @@ def _all() -> Iterator[tuple[int, list[str]]]:
 
 def zombies(parent: int) -> dict[int, int]:
     """The children of `parent` that have ended and were not waited for yet, each with its process group."""
-    return {pid: int(fields[2]) for pid, fields in _all() if fields[0] == "Z" and int(fields[1]) == parent}
+    return {
+        pid: int(fields[2])
+        for pid, fields in _all()
+        if fields[0] == "Z" and int(fields[1]) == parent
+    }
 
 
 def end_group(group: int, seconds: float = 2.0) -> None:
@@ -94,13 +98,16 @@ def end_abandoned_group(group: int, started: str, session: str, seconds: float =
     """
     left = _members(group)
     ours = started.isdigit() and all(
-        fields[3] == session and int(fields[19]) >= int(started) for fields in left.values())
+        fields[3] == session and int(fields[19]) >= int(started) for fields in left.values()
+    )
     if left and ours and group not in left and group not in (os.getpid(), os.getpgrp()):
         end_group(group, seconds)
 
 
 def _members(group: int) -> dict[int, list[str]]:
-    return {pid: fields for pid, fields in _all() if fields[2] == str(group) and fields[0] not in "ZX"}
+    return {
+        pid: fields for pid, fields in _all() if fields[2] == str(group) and fields[0] not in "ZX"
+    }
 
 
 def _wait_for_group(group: int, seconds: float) -> None:
@@ -112,7 +119,10 @@ def _wait_for_group(group: int, seconds: float) -> None:
 def memory() -> int:
     """Bytes of memory that this process has now; where the kernel does not say so, the most that it ever had."""
     try:
-        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
+        return (
+            int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+            * resource.getpagesize()
+        )
     except OSError:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MAXRSS_UNIT
 

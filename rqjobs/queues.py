@@ -55,12 +55,22 @@ class Queue(rq.Queue):
     job_class = Job
 
     def __init__(
-        self, name: str = "default", connection: redis.Redis | None = None, default_timeout: int | None = None,
-        is_async: bool = True, job_class: Any = None, serializer: Any = None, **options: Any,
+        self,
+        name: str = "default",
+        connection: redis.Redis | None = None,
+        default_timeout: int | None = None,
+        is_async: bool = True,
+        job_class: Any = None,
+        serializer: Any = None,
+        **options: Any,
     ):
-        job_class = None if job_class is rq.job.Job else job_class  # which is what RQ passes when it was told nothing
+        job_class = (
+            None if job_class is rq.job.Job else job_class
+        )  # which is what RQ passes when it was told nothing
         super().__init__(name, connection, default_timeout, is_async, job_class, **options)
-        self.serializer = Configured if serializer in (None, Configured) else resolve_serializer(serializer)
+        self.serializer = (
+            Configured if serializer in (None, Configured) else resolve_serializer(serializer)
+        )
 
     @cached_property
     def started_job_registry(self) -> StartedJobRegistry:
@@ -75,7 +85,7 @@ class Queue(rq.Queue):
             NotAJob: `func` or a callback is not in the catalog.
             TypeError: the arguments do not fit the function's signature.
             PayloadError: an argument cannot be carried; it is named.
-            PayloadTooLarge: they are more than RQJOBS_MAX_PAYLOAD bytes.
+            PayloadTooLarge: they are more than RQJOBS_MAX_PAYLOAD_BYTES bytes.
             RefusedWebhook: a webhook goes to a host that is not allowed.
         """
         args, kwargs = tuple(args or ()), dict(kwargs or {})
@@ -85,13 +95,17 @@ class Queue(rq.Queue):
             if option != "queue" and given.get(option) is None:
                 given[option] = value
         if given.get("meta"):
-            given["meta"] = copy.copy(given["meta"])  # the job's own, since trace headers are written into it
+            given["meta"] = copy.copy(
+                given["meta"]
+            )  # the job's own, since trace headers are written into it
         self._warn_if_unserved()
         try:
             # By name: RQ takes a callable that is no plain function for an object whose `__call__` is the job.
             job: Job = super().create_job(catalog.name_of(function), args, kwargs, **given)  # type: ignore[assignment]
         except RecursionError:
-            raise PayloadError("an argument contains itself, or is nested too deeply for JSON") from None
+            raise PayloadError(
+                "an argument contains itself, or is nested too deeply for JSON"
+            ) from None
         _check_numbers(job)
         job.check()
         job.carry(function)
@@ -107,10 +121,15 @@ class Queue(rq.Queue):
         except redis.ResponseError:  # somebody else wrote there
             return
         if not served:
-            log.warning("no worker serves the queue %r now; jobs wait until one is started with: rqjobs worker %s",
-                        self.name, self.name)
+            log.warning(
+                "no worker serves the queue %r now; jobs wait until one is started with: rqjobs worker %s",
+                self.name,
+                self.name,
+            )
 
-    def schedule_job(self, job: Any, datetime: datetime, pipeline: Any = None, unique: bool = False) -> Any:
+    def schedule_job(
+        self, job: Any, datetime: datetime, pipeline: Any = None, unique: bool = False
+    ) -> Any:
         if not self._is_recording():
             self.show(job)
         if unique:
@@ -151,7 +170,9 @@ class Queue(rq.Queue):
         moment = datetime.fromtimestamp(ledger.clock(self.connection), timezone.utc)
         return self.enqueue_at(moment + time_delta, func, *args, **kwargs)
 
-    def enqueue_job(self, job: Any, pipeline: Any = None, at_front: bool = False, unique: bool = False) -> Any:
+    def enqueue_job(
+        self, job: Any, pipeline: Any = None, at_front: bool = False, unique: bool = False
+    ) -> Any:
         if unique or self._is_recording():
             return super().enqueue_job(job, pipeline=pipeline, at_front=at_front, unique=unique)
         write = partial(self._enqueue, job, pipeline, at_front, job._dependency_ids)
@@ -162,13 +183,17 @@ class Queue(rq.Queue):
             WrappedQueue(self, write).enqueue_job(job, at_front=at_front)
         return job
 
-    def _enqueue_job(self, job: Any, pipeline: Any = None, at_front: bool = False, unique: bool = False) -> Any:
+    def _enqueue_job(
+        self, job: Any, pipeline: Any = None, at_front: bool = False, unique: bool = False
+    ) -> Any:
         if unique or self._is_recording():
             return super()._enqueue_job(job, pipeline=pipeline, at_front=at_front, unique=unique)
         self._enqueue(job, pipeline, at_front)
         return job
 
-    def _enqueue(self, job: Job, pipeline: Any, at_front: bool, parents: Iterable[str] = ()) -> None:
+    def _enqueue(
+        self, job: Job, pipeline: Any, at_front: bool, parents: Iterable[str] = ()
+    ) -> None:
         self._stamp(job)
         if self._is_async:
             self._enter(job, "front" if at_front else "back", pipeline, parents)
@@ -182,20 +207,30 @@ class Queue(rq.Queue):
         self, job_datas: Iterable[EnqueueData], pipeline: Any = None, group_id: str | None = None
     ) -> list[Any]:
         calls = [data._asdict() for data in job_datas]
-        calls.sort(key=lambda call: bool(call["depends_on"]))  # as RQ does: those that may be waited for come first
+        calls.sort(
+            key=lambda call: bool(call["depends_on"])
+        )  # as RQ does: those that may be waited for come first
         places = ["front" if call.pop("at_front") else "back" for call in calls]
-        jobs = [self.create_job(**call, status=JobStatus.QUEUED, group_id=group_id) for call in calls]
+        jobs = [
+            self.create_job(**call, status=JobStatus.QUEUED, group_id=group_id) for call in calls
+        ]
         for job in jobs if is_wrapped(rq.Queue, "enqueue_job", "_enqueue_job") else ():
             shown = ShownQueue(self) if job._dependency_ids else WrappedQueue(self, lambda: None)
             shown.enqueue_job(job)
         if not self._is_async:
             return [self._enqueue_job(job) for job in jobs]
         for start in range(0, len(jobs), CHUNK):
-            chunk = jobs[start:start + CHUNK]
+            chunk = jobs[start : start + CHUNK]
             for job in chunk:
                 self._stamp(job)
-            self._enter_all([self._entry(job, place, job._dependency_ids)
-                             for job, place in zip(chunk, places[start:], strict=False)], chunk, pipeline)
+            self._enter_all(
+                [
+                    self._entry(job, place, job._dependency_ids)
+                    for job, place in zip(chunk, places[start:], strict=False)
+                ],
+                chunk,
+                pipeline,
+            )
         return jobs
 
     def show(self, job: Job) -> Job:
@@ -208,7 +243,9 @@ class Queue(rq.Queue):
         waits_for = ("1" if job.allow_dependency_failures else "", *parents) if parents else ()
         return Entry(self.name, job.id, place, job.ttl, *job.fields(), waits_for)
 
-    def _enter(self, job: Job, place: str, pipeline: Any = None, parents: Iterable[str] = ()) -> None:
+    def _enter(
+        self, job: Job, place: str, pipeline: Any = None, parents: Iterable[str] = ()
+    ) -> None:
         """Put the job into its place, unless it waits for one of its parents."""
         self._enter_all([self._entry(job, place, parents)], [job], pipeline)
 
@@ -233,18 +270,31 @@ class Queue(rq.Queue):
         return getattr(self.connection, "writes", None) is not None
 
     def enqueue_dependents(
-        self, job: Any, pipeline: Any = None, exclude_job_id: str | None = None, refresh_job_status: bool = True
+        self,
+        job: Any,
+        pipeline: Any = None,
+        exclude_job_id: str | None = None,
+        refresh_job_status: bool = True,
     ) -> None:
         if not self._is_recording():
             super().enqueue_dependents(
-                job, pipeline=pipeline, exclude_job_id=exclude_job_id, refresh_job_status=refresh_job_status)
-        elif job.get_status(refresh=False) in (JobStatus.FINISHED, JobStatus.FAILED):  # `settle.lua` does it
+                job,
+                pipeline=pipeline,
+                exclude_job_id=exclude_job_id,
+                refresh_job_status=refresh_job_status,
+            )
+        elif job.get_status(refresh=False) in (
+            JobStatus.FINISHED,
+            JobStatus.FAILED,
+        ):  # `settle.lua` does it
             self.connection.counts_as = job.get_status(refresh=False).value  # type: ignore[attr-defined]
 
     def compact(self) -> None:
         """Remove ids whose job is gone. Every other id stays where it is, at every instant."""
         for start in range(0, self.count, CHUNK):
-            ids: Any = self.connection.lrange(self.key, start, start + CHUNK - 1)  # bytes, which may be no text
+            ids: Any = self.connection.lrange(
+                self.key, start, start + CHUNK - 1
+            )  # bytes, which may be no text
             with self.connection.pipeline(transaction=False) as pipe:
                 for job_id in ids:
                     pipe.exists(b"rq:job:" + job_id)
@@ -253,7 +303,9 @@ class Queue(rq.Queue):
                 ledger.DROP.run(self.connection, [self.key, b"rq:job:" + job_id], [job_id])
 
 
-RQ_OPTIONS = frozenset({*EnqueueArgs._fields, "job_timeout"} - {"func", "timeout", "args", "kwargs"})
+RQ_OPTIONS = frozenset(
+    {*EnqueueArgs._fields, "job_timeout"} - {"func", "timeout", "args", "kwargs"}
+)
 
 
 def _split(function: Any, args: tuple[Any, ...], given: dict[str, Any]) -> dict[str, Any]:
@@ -266,13 +318,21 @@ def _split(function: Any, args: tuple[Any, ...], given: dict[str, Any]) -> dict[
     words = given.keys() & RQ_OPTIONS if not explicit else explicit if len(explicit) == 1 else set()
     if words:
         target = catalog.current().check(function)
-        plain = {name for name, parameter in signature(target).parameters.items() if parameter.kind not in VARIADIC}
+        plain = {
+            name
+            for name, parameter in signature(target).parameters.items()
+            if parameter.kind not in VARIADIC
+        }
         for word in sorted(words & plain):
-            raise TypeError(f"{catalog.name_of(target)} has a parameter {word!r}, and so has enqueue itself; give the "
-                            f"function's arguments apart: enqueue({target.__name__}, args=(…), kwargs={{…}})")
+            raise TypeError(
+                f"{catalog.name_of(target)} has a parameter {word!r}, and so has enqueue itself; give the "
+                f"function's arguments apart: enqueue({target.__name__}, args=(…), kwargs={{…}})"
+            )
     if explicit:
         if args:
-            raise TypeError("give the function's arguments either one by one or as args=(…), kwargs={…}, not both")
+            raise TypeError(
+                "give the function's arguments either one by one or as args=(…), kwargs={…}, not both"
+            )
         return given
     options = {word: given[word] for word in words}
     return {**options, "args": args, "kwargs": {name: given[name] for name in given.keys() - words}}
@@ -283,8 +343,10 @@ def _check_numbers(job: Job) -> None:
         raise ValueError(f"the job_id is {len(job.id):,} letters long; use at most {LONGEST_ID}")
     for name in ("timeout", "ttl", "result_ttl", "failure_ttl"):
         value = getattr(job, name)
-        if value is not None and not -2 ** 31 < value < 2 ** 31:
-            raise ValueError(f"{name}={str(value)[:40]} is more seconds than Redis takes; use at most {2 ** 31 - 1}")
+        if value is not None and not -(2**31) < value < 2**31:
+            raise ValueError(
+                f"{name}={str(value)[:40]} is more seconds than Redis takes; use at most {2**31 - 1}"
+            )
 
 
 def _fit(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -333,7 +395,9 @@ def enqueue_in(delay: timedelta | float, function: Any, /, *args: Any, **kwargs:
 def enqueue_at(moment: datetime, function: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Like `enqueue`, but not before `moment`. A datetime without a time zone is in this machine's."""
     if not isinstance(moment, datetime):
-        raise TypeError(f"enqueue_at takes a datetime first, not {moment!r}; for a delay there is enqueue_in")
+        raise TypeError(
+            f"enqueue_at takes a datetime first, not {moment!r}; for a delay there is enqueue_in"
+        )
     return queue_for(function).enqueue_at(moment, function, **_split(function, args, kwargs))
 
 
@@ -348,7 +412,9 @@ def enqueue_many(calls: Iterable[tuple[Any, ...] | EnqueueData]) -> list[Any]:
     """
     prepared: list[Prepared] = []
     models: dict[Any, Prepared] = {}  # of a function called without options
-    wrapped = is_wrapped(rq.Queue, "enqueue_job", "_enqueue_job")  # each job gets headers of its own
+    wrapped = is_wrapped(
+        rq.Queue, "enqueue_job", "_enqueue_job"
+    )  # each job gets headers of its own
     for call in calls:
         if not isinstance(call, tuple) or not call:
             raise TypeError(f"enqueue_many takes tuples (function, argument, …), not {call!r}")
@@ -358,7 +424,9 @@ def enqueue_many(calls: Iterable[tuple[Any, ...] | EnqueueData]) -> list[Any]:
             continue
         data = call if isinstance(call, EnqueueData) else Queue.prepare_data(call[0], args=call[1:])
         if data.depends_on:
-            raise ValueError("rqjobs.enqueue_many takes no depends_on; use rqjobs.queue(name).enqueue_many")
+            raise ValueError(
+                "rqjobs.enqueue_many takes no depends_on; use rqjobs.queue(name).enqueue_many"
+            )
         target, given = queue_for(data.func), data._asdict()
         at_front, _ = given.pop("at_front"), given.pop("depends_on")
         job = target.create_job(status=JobStatus.QUEUED, **given)
@@ -369,9 +437,13 @@ def enqueue_many(calls: Iterable[tuple[Any, ...] | EnqueueData]) -> list[Any]:
         if not wrapped and not isinstance(call, EnqueueData):
             models[call[0]] = prepared[-1]
     for start in range(0, len(prepared), CHUNK):
-        ledger.enqueue(connection.client(), [
-            Entry(job.origin, job.id, "front" if at_front else "back", job.ttl, new, fields)
-            for job, at_front, new, fields in prepared[start:start + CHUNK]])
+        ledger.enqueue(
+            connection.client(),
+            [
+                Entry(job.origin, job.id, "front" if at_front else "back", job.ttl, new, fields)
+                for job, at_front, new, fields in prepared[start : start + CHUNK]
+            ],
+        )
     return [job for job, *_ in prepared]
 
 
@@ -381,8 +453,14 @@ def _like(model: Prepared, args: tuple[Any, ...]) -> Prepared:
     function = catalog.current().lookup(first.func_name)
     _fit(function, args, {})
     job = Job.__new__(Job)
-    vars(job).update(vars(first), _id=str(uuid4()), _args=args, _data=rq.job.UNEVALUATED, meta=dict(first.meta),
-                     webhooks=list(first.webhooks))
+    vars(job).update(
+        vars(first),
+        _id=str(uuid4()),
+        _args=args,
+        _data=rq.job.UNEVALUATED,
+        meta=dict(first.meta),
+        webhooks=list(first.webhooks),
+    )
     if "description" not in catalog.options(function):
         job.description = job.get_call_string()
     job.carry(function)

@@ -12,12 +12,45 @@ from typing import Any
 import redis
 from redis.client import Pipeline
 
-READS = frozenset((
-    "EXISTS", "GET", "HEXISTS", "HGET", "HGETALL", "HKEYS", "HLEN", "HMGET", "INFO", "LINDEX", "LLEN", "LPOS", "LRANGE",
-    "MGET", "PTTL", "SCARD", "SISMEMBER", "SMEMBERS", "TIME", "TTL", "TYPE", "XLEN", "XRANGE", "XREVRANGE", "ZCARD",
-    "ZCOUNT", "ZRANGE", "ZRANGEBYSCORE", "ZREVRANGE", "ZSCORE",
-))
-REPLIES: dict[str, Any] = {"XADD": b"0-0", "SET": True, "GET": None}  # to a kept write; 1 for all others
+READS = frozenset(
+    (
+        "EXISTS",
+        "GET",
+        "HEXISTS",
+        "HGET",
+        "HGETALL",
+        "HKEYS",
+        "HLEN",
+        "HMGET",
+        "INFO",
+        "LINDEX",
+        "LLEN",
+        "LPOS",
+        "LRANGE",
+        "MGET",
+        "PTTL",
+        "SCARD",
+        "SISMEMBER",
+        "SMEMBERS",
+        "TIME",
+        "TTL",
+        "TYPE",
+        "XLEN",
+        "XRANGE",
+        "XREVRANGE",
+        "ZCARD",
+        "ZCOUNT",
+        "ZRANGE",
+        "ZRANGEBYSCORE",
+        "ZREVRANGE",
+        "ZSCORE",
+    )
+)
+REPLIES: dict[str, Any] = {
+    "XADD": b"0-0",
+    "SET": True,
+    "GET": None,
+}  # to a kept write; 1 for all others
 
 
 class Recorder(redis.Redis):
@@ -80,7 +113,9 @@ class _Recording(Pipeline):
         return self.recorder.execute_command(*args, **options)
 
     def execute(self, raise_on_error: bool = True) -> list[Any]:
-        replies = [self.recorder.execute_command(*args, **options) for args, options in self.command_stack]
+        replies = [
+            self.recorder.execute_command(*args, **options) for args, options in self.command_stack
+        ]
         self.reset()
         return replies
 

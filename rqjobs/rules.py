@@ -22,7 +22,7 @@ from rqjobs.sentences import sentence
 from rqjobs.walls import FAR, _changes_between, cron_after, zone
 
 F = TypeVar("F", bound=Callable[..., Any])
-LONGEST = 2 ** 40  # seconds between two ticks
+LONGEST = 2**40  # seconds between two ticks
 MISSED = ("once", "all", "skip")
 STORED_MAX_CHARACTERS = 100_000  # of a rule as JSON
 STORED = ("seconds", "line", "tz", "missed", "overlap", "jitter", "start", "end", "times")
@@ -66,13 +66,17 @@ class Rule:
             TypeError: it is no plain function, or the arguments do not fit it.
         """
         if not inspect.isfunction(function):
-            raise TypeError(f"a rule goes onto a plain function, as in @every(minutes=5), not onto {function!r}")
+            raise TypeError(
+                f"a rule goes onto a plain function, as in @every(minutes=5), not onto {function!r}"
+            )
         catalog.refuse_generator(function)
         try:
             inspect.signature(function).bind(*self.args, **(self.kwargs or {}))
         except TypeError as error:
-            raise TypeError(f"{function.__qualname__}{inspect.signature(function)}: {error}; give the rule args=[…] "
-                            f"and kwargs={{…}}") from None
+            raise TypeError(
+                f"{function.__qualname__}{inspect.signature(function)}: {error}; give the rule args=[…] "
+                f"and kwargs={{…}}"
+            ) from None
         declared = function.__dict__.setdefault("__rqjobs_rules__", [])
         declared.insert(0, self)  # decorators are applied from below
         return function
@@ -93,7 +97,11 @@ class Rule:
         """The first tick later than `moment` (Unix seconds); None if there is none."""
         if self.start is not None:
             moment = max(moment, self.start.timestamp() - 1e-6)
-        tick = cron_after(cronline.parse(self.line), self.tz, int(moment // 1)) if self.line else self._step(moment)
+        tick = (
+            cron_after(cronline.parse(self.line), self.tz, int(moment // 1))
+            if self.line
+            else self._step(moment)
+        )
         if tick is None or tick > (self.end.timestamp() if self.end else FAR):
             return None
         return tick
@@ -138,7 +146,10 @@ class Rule:
     def upcoming(self, count: int = 5, after: datetime | None = None) -> list[datetime]:
         """The next ticks after `after` (None: now), in the rule's zone."""
         moment = (after or datetime.now(timezone.utc)).timestamp()
-        ticks = islice(self.between(int(moment) + 1, FAR), count if self.times is None else min(count, self.times))
+        ticks = islice(
+            self.between(int(moment) + 1, FAR),
+            count if self.times is None else min(count, self.times),
+        )
         return [self.shown(tick) for tick in ticks]
 
     def shown(self, tick: float) -> datetime:
@@ -154,9 +165,18 @@ class Rule:
     def dump(self) -> str:
         """The rule as JSON, the same for equal rules."""
         defaults = Rule(seconds=1)
-        parts = {name: getattr(self, name) for name in STORED if getattr(self, name) != getattr(defaults, name)}
-        return json.dumps({name: value.isoformat() if isinstance(value, datetime) else value
-                           for name, value in parts.items()} | ({} if self.line else {"seconds": self.seconds}))
+        parts = {
+            name: getattr(self, name)
+            for name in STORED
+            if getattr(self, name) != getattr(defaults, name)
+        }
+        return json.dumps(
+            {
+                name: value.isoformat() if isinstance(value, datetime) else value
+                for name, value in parts.items()
+            }
+            | ({} if self.line else {"seconds": self.seconds})
+        )
 
     @classmethod
     def load(cls, text: str | bytes) -> Rule:
@@ -181,7 +201,12 @@ class Rule:
 
 
 def every(
-    *bare: Any, seconds: float = 0, minutes: float = 0, hours: float = 0, days: float = 0, weeks: float = 0,
+    *bare: Any,
+    seconds: float = 0,
+    minutes: float = 0,
+    hours: float = 0,
+    days: float = 0,
+    weeks: float = 0,
     **terms: Any,
 ) -> Rule:
     """A rule whose ticks are so far apart, in real time: multiples of that since 1970 in UTC, or since `start`.
@@ -205,16 +230,24 @@ def every(
     _known("every", terms)
     given = {"seconds": seconds, "minutes": minutes, "hours": hours, "days": days, "weeks": weeks}
     if bare:
-        raise ScheduleError(f"every(…) takes its times with their units, and not {bare[0]!r}; for example "
-                            f"every(minutes=5)")
+        raise ScheduleError(
+            f"every(…) takes its times with their units, and not {bare[0]!r}; for example "
+            f"every(minutes=5)"
+        )
     said = ", ".join(f"{unit}={number!r}" for unit, number in given.items() if number != 0)
     try:
         total = timedelta(**given).total_seconds()
-    except (TypeError, ValueError, OverflowError):  # no numbers; not a number; more than there is time
+    except (
+        TypeError,
+        ValueError,
+        OverflowError,
+    ):  # no numbers; not a number; more than there is time
         total = 0
     if not 1 <= total < LONGEST or total != int(total):
-        raise ScheduleError(f"every(…) takes a whole number of seconds, at least one and less than 2**40, and not "
-                            f"{said or 0}; for example every(minutes=5)")
+        raise ScheduleError(
+            f"every(…) takes a whole number of seconds, at least one and less than 2**40, and not "
+            f"{said or 0}; for example every(minutes=5)"
+        )
     return _with_terms(terms, seconds=int(total))
 
 
@@ -232,7 +265,9 @@ def cron(line: str, *, tz: str = "UTC", **terms: Any) -> Rule:
     """
     _known("cron", terms)
     if not isinstance(line, str) or not line.strip():
-        raise ScheduleError(f"cron(…) takes a line of five fields: {cronline.EXAMPLE}; not {line!r}")
+        raise ScheduleError(
+            f"cron(…) takes a line of five fields: {cronline.EXAMPLE}; not {line!r}"
+        )
     return _with_terms(terms, line=" ".join(line.split()), tz=tz)
 
 
@@ -245,7 +280,9 @@ def _known(what: str, terms: dict[str, Any]) -> None:
     known = {one.name for one in fields(Rule)} - {"seconds", "line", "tz"}
     times = "seconds, minutes, hours, days, weeks" if what == "every" else "a line and tz"
     for name in terms.keys() - known:
-        raise ScheduleError(f"{what}(…) has no {name!r}; it takes {times}, and {', '.join(sorted(known))}")
+        raise ScheduleError(
+            f"{what}(…) has no {name!r}; it takes {times}, and {', '.join(sorted(known))}"
+        )
 
 
 def _with_terms(terms: dict[str, Any], **parts: Any) -> Rule:
@@ -257,7 +294,9 @@ def _with_terms(terms: dict[str, Any], **parts: Any) -> Rule:
             try:
                 terms[name] = terms[name].astimezone(timezone.utc)
             except (OverflowError, ValueError):
-                raise ScheduleError(f"{name}={terms[name]!r} is wrong; use a time of this age") from None
+                raise ScheduleError(
+                    f"{name}={terms[name]!r} is wrong; use a time of this age"
+                ) from None
     return Rule(**parts, **terms)
 
 
@@ -278,9 +317,24 @@ def _check(rule: Rule) -> None:
     number = isinstance(rule.jitter, int | float) and not isinstance(rule.jitter, bool)
     must(rule.missed in MISSED, "missed", rule.missed, f"use one of {', '.join(map(repr, MISSED))}")
     must(isinstance(rule.overlap, bool), "overlap", rule.overlap, "use True or False")
-    must(number and 0 <= rule.jitter < longest, "jitter", rule.jitter, f"use seconds, from 0 to less than {longest}")
-    must(rule.times is None or whole(rule.times), "times", rule.times, "use a whole number, at least 1, or None")
+    must(
+        number and 0 <= rule.jitter < longest,
+        "jitter",
+        rule.jitter,
+        f"use seconds, from 0 to less than {longest}",
+    )
+    must(
+        rule.times is None or whole(rule.times),
+        "times",
+        rule.times,
+        "use a whole number, at least 1, or None",
+    )
     for what, value in (("start", rule.start), ("end", rule.end)):
         must(value is None or isinstance(value, datetime), what, value, "use a datetime, or None")
     if rule.start and rule.end:
-        must(rule.end >= rule.start, "end", str(rule.end), f"it must not be before start, {rule.start}")
+        must(
+            rule.end >= rule.start,
+            "end",
+            str(rule.end),
+            f"it must not be before start, {rule.start}",
+        )

@@ -131,7 +131,11 @@ class Scheduler(RQScheduler):
         try:
             self.stop()
         except redis.RedisError as error:
-            self.log.error("Scheduler %s: could not release its locks, they end by themselves: %s", self.name, error)
+            self.log.error(
+                "Scheduler %s: could not release its locks, they end by themselves: %s",
+                self.name,
+                error,
+            )
 
     def _begin(self) -> None:
         self.register_birth()
@@ -141,8 +145,12 @@ class Scheduler(RQScheduler):
         if self._may_subscribe:
             self._bell = self.connection.pubsub(ignore_subscribe_messages=True)
             self._bell.subscribe(*(ledger.BELL + name for name in {TICKS, *self._queue_names}))
-        self._next: dict[str, float] = {}  # queue or `TICKS` -> when to look, in this machine's monotonic time
-        self._kept: dict[str, int] = {}  # queue -> due ids that were passed over, for there was no job yet
+        self._next: dict[
+            str, float
+        ] = {}  # queue or `TICKS` -> when to look, in this machine's monotonic time
+        self._kept: dict[
+            str, int
+        ] = {}  # queue -> due ids that were passed over, for there was no job yet
         self._ahead = 0.0  # Redis's clock less this machine's monotonic time
         self._next_beat = self._next_upkeep = 0.0
         self._declarations = ticker.Declarations(self.connection)
@@ -156,7 +164,9 @@ class Scheduler(RQScheduler):
             self._next_beat = self._looked + BEAT
             self.heartbeat()
             self._ahead = ledger.clock(self.connection) - time.monotonic()
-        names = [name for name in sorted(self._held) if self._next.get(name, 0.0) <= time.monotonic()]
+        names = [
+            name for name in sorted(self._held) if self._next.get(name, 0.0) <= time.monotonic()
+        ]
         for name in names:
             self._next[name] = time.monotonic() + LOOK
         queues = [name for name in names if name != TICKS]
@@ -181,7 +191,9 @@ class Scheduler(RQScheduler):
 
     def _promote(self, name: str) -> None:
         kept = self._kept.get(name, 0)
-        some = ledger.promote_some(self.connection, name, Queue.DEFAULT_TIMEOUT, skip=kept, holder=self.name)
+        some = ledger.promote_some(
+            self.connection, name, Queue.DEFAULT_TIMEOUT, skip=kept, holder=self.name
+        )
         self._kept[name] = kept + some.kept if some.full else 0
         if some.full or some.next:
             self._expect(name, some.now if some.full else some.next or 0.0)
@@ -224,13 +236,18 @@ class Scheduler(RQScheduler):
     def _read_channel(self) -> None:
         try:
             while self._bell and (message := self._bell.get_message(timeout=0)):
-                self._hear(ledger.text(message["channel"]).removeprefix(ledger.BELL), message["data"])
+                self._hear(
+                    ledger.text(message["channel"]).removeprefix(ledger.BELL), message["data"]
+                )
         except redis.exceptions.NoPermissionError:
             self._may_subscribe = False
             self._bell.close()
             self._bell = None
-            connection.warn_of_channels(self.log, f"Scheduler {self.name}",
-                                        f"a job that is due in less than {LOOK:.0f} s comes up to that late")
+            connection.warn_of_channels(
+                self.log,
+                f"Scheduler {self.name}",
+                f"a job that is due in less than {LOOK:.0f} s comes up to that late",
+            )
 
     def _hear(self, name: str, data: Any) -> None:
         try:

@@ -55,8 +55,14 @@ class Run:
 
 
 def add(
-    name: str, rule: Rule, function: Any, args: Iterable[Any] = (), kwargs: dict[str, Any] | None = None, *,
-    replace: bool = True, **options: Any,
+    name: str,
+    rule: Rule,
+    function: Any,
+    args: Iterable[Any] = (),
+    kwargs: dict[str, Any] | None = None,
+    *,
+    replace: bool = True,
+    **options: Any,
 ) -> Schedule:
     """Store a schedule that calls `function(*args, **kwargs)` whenever `rule` says; it stays until it is removed.
 
@@ -74,13 +80,17 @@ def add(
     """
     made = call(function, args, kwargs, options)
     if not isinstance(rule, Rule):
-        raise ScheduleError(f"a schedule needs a rule, like every(minutes=5) or cron('0 6 * * *'), not {rule!r}")
+        raise ScheduleError(
+            f"a schedule needs a rule, like every(minutes=5) or cron('0 6 * * *'), not {rule!r}"
+        )
     client = connections.client()
     while True:
         found = read(client, [check_name(name)]).get(name)
         if found and not replace:
-            raise ScheduleError(f"there is a schedule {name!r} already; edit, replace or remove it, or choose another "
-                                f"name")
+            raise ScheduleError(
+                f"there is a schedule {name!r} already; edit, replace or remove it, or choose another "
+                f"name"
+            )
         if found and found.state != "withdrawn":
             _not_declared(name, "change")
             if (found.digest, found.rule.dump()) == (made.digest, rule.dump()):
@@ -91,19 +101,34 @@ def add(
             get(name)  # it is there now; or it was, and cannot be read, which this raises
 
 
-def add_call(name: str, rule: Rule, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Schedule:
+def add_call(
+    name: str, rule: Rule, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Schedule:
     """`add`, with RQ's options among the keyword arguments as `enqueue` takes them."""
     given = queues.Queue.parse_args(function, *args, **kwargs)._asdict()
-    refused = [option for option in ("depends_on", "job_id", "pipeline", "unique") if given.pop(option)]
+    refused = [
+        option for option in ("depends_on", "job_id", "pipeline", "unique") if given.pop(option)
+    ]
     if refused:
-        raise ScheduleError(f"a schedule takes no {', '.join(refused)}: it makes many jobs, each with an id of its own")
-    options = {option: value for option, value in given.items() if option in CARRIED or option == "description"}
+        raise ScheduleError(
+            f"a schedule takes no {', '.join(refused)}: it makes many jobs, each with an id of its own"
+        )
+    options = {
+        option: value
+        for option, value in given.items()
+        if option in CARRIED or option == "description"
+    }
     return add(name, rule, function, given["args"], given["kwargs"], **options)
 
 
 def edit(
-    name: str, *, rule: Rule | None = None, function: Any = None, args: Iterable[Any] | None = None,
-    kwargs: dict[str, Any] | None = None, **options: Any,
+    name: str,
+    *,
+    rule: Rule | None = None,
+    function: Any = None,
+    args: Iterable[Any] | None = None,
+    kwargs: dict[str, Any] | None = None,
+    **options: Any,
 ) -> Schedule:
     """Change what is given and leave the rest; with other times it begins now, with the same ones it goes on.
 
@@ -119,14 +144,25 @@ def edit(
         made = Call(found.function, found.queue, found.fields, found.digest)
         if function is not None or args is not None or kwargs is not None or options:
             options.setdefault("queue", found.queue if function is None else None)
-            made = call(function or found.function, found.args if args is None else args,
-                        found.kwargs if kwargs is None else kwargs, options)
+            made = call(
+                function or found.function,
+                found.args if args is None else args,
+                found.kwargs if kwargs is None else kwargs,
+                options,
+            )
             if function is None:
-                kept = {field for option, names in CARRIED.items() if option not in options for field in names}
+                kept = {
+                    field
+                    for option, names in CARRIED.items()
+                    if option not in options
+                    for field in names
+                }
                 if args is None and kwargs is None and "description" not in options:
                     kept.add("description")
                 fields = {key: value for key, value in made.fields.items() if key not in kept}
-                fields |= {text(key): value for key, value in found.fields.items() if text(key) in kept}
+                fields |= {
+                    text(key): value for key, value in found.fields.items() if text(key) in kept
+                }
                 made = Call(made.function, made.queue, fields, made.digest)
         if store(client, name, rule or found.rule, made, found.source, found):
             return get(name)
@@ -155,8 +191,10 @@ def run_now(name: str) -> Job:
         job_id = f"{name}-now-{uuid4().hex[:12]}"
         made = make(client, found.name, found.revision, found.queue, jobs=[("", job_id)])[0]
         if made == -2:
-            raise ScheduleError(f"the schedule {name!r} makes no job: the key of its queue {found.queue!r}, of its "
-                                f"runs or of their outcomes, or rq:queues, is of the wrong type; delete that key")
+            raise ScheduleError(
+                f"the schedule {name!r} makes no job: the key of its queue {found.queue!r}, of its "
+                f"runs or of their outcomes, or rq:queues, is of the wrong type; delete that key"
+            )
         if made == 1:
             job: Any = Job.fetch(job_id, connection=client)
             return job
@@ -185,7 +223,9 @@ def get(name: str) -> Schedule:
     if name in found:
         return found[name]
     _revision(name)
-    raise ScheduleError(f"the schedule {name!r} in Redis cannot be read; remove it and add it again")
+    raise ScheduleError(
+        f"the schedule {name!r} in Redis cannot be read; remove it and add it again"
+    )
 
 
 def all() -> list[Schedule]:
@@ -210,13 +250,20 @@ def runs(name: str, count: int = 10) -> list[Run]:
 
 
 def _runs(lines: list[list[str]], replies: list[Any]) -> Iterator[Run]:
-    for (tick, enqueued, job_id), live, noted in zip(lines, replies[::2], replies[1::2], strict=True):
+    for (tick, enqueued, job_id), live, noted in zip(
+        lines, replies[::2], replies[1::2], strict=True
+    ):
         status, ended = live if isinstance(live, list) and live[0] else _noted(noted)
         outcome = text(status) or "unknown"
         over = outcome in ("finished", "failed", "stopped", "canceled", "unknown")
         with contextlib.suppress(ValueError, OverflowError, OSError):  # of what somebody else wrote
-            yield Run(job_id, None if tick == "now" else when(int(tick)), when(float(enqueued)), outcome,
-                      str_to_date(ended) if ended and over else None)
+            yield Run(
+                job_id,
+                None if tick == "now" else when(int(tick)),
+                when(float(enqueued)),
+                outcome,
+                str_to_date(ended) if ended and over else None,
+            )
 
 
 def _noted(words: Any) -> tuple[bytes, bytes]:
@@ -235,7 +282,9 @@ def _revision(name: str) -> bytes:
 def _not_declared(name: str, action: str) -> None:
     source, state = connections.client().hmget(f"rqjobs:schedule:{name}", "source", "state")
     if source == b"code" and (state, action) != (b"withdrawn", "remove"):
-        raise ScheduleError(f"the schedule {name!r} is declared in the code: {action} it there, or pause it here")
+        raise ScheduleError(
+            f"the schedule {name!r} is declared in the code: {action} it there, or pause it here"
+        )
 
 
 def _change(name: str, state: str, how: Any) -> None:
@@ -245,7 +294,9 @@ def _change(name: str, state: str, how: Any) -> None:
         if found.state == state:
             return
         if found.state not in ("active", "paused"):
-            raise ScheduleError(f"the schedule {name!r} is {found.state}, so it can neither rest nor go on")
+            raise ScheduleError(
+                f"the schedule {name!r} is {found.state}, so it can neither rest nor go on"
+            )
         due, fields = how(found)
         if put(client, name, found.revision, due, "same", {"state": state} | fields):
             return

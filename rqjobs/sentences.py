@@ -9,13 +9,21 @@ from typing import Any
 from rqjobs import cronline
 
 UNITS = (("week", 604_800), ("day", 86_400), ("hour", 3_600), ("minute", 60), ("second", 1))
-MISSED = {"once": "", "all": "missed times are made up for one by one", "skip": "missed times are skipped"}
+MISSED = {
+    "once": "",
+    "all": "missed times are made up for one by one",
+    "skip": "missed times are skipped",
+}
 SHOWN_TIMES = 6
 
 
 def sentence(rule: Any) -> str:
     """A `rules.Rule` as one would say it; its terms behind, where they are not the usual ones."""
-    words = _cron(cronline.parse(rule.line), rule.tz) if rule.line else _every(rule.seconds, rule.start is not None)
+    words = (
+        _cron(cronline.parse(rule.line), rule.tz)
+        if rule.line
+        else _every(rule.seconds, rule.start is not None)
+    )
     terms = [
         rule.start and f"from {rule.shown(rule.start.timestamp()):%Y-%m-%d %H:%M %Z}",
         rule.end and f"until {rule.shown(rule.end.timestamp()):%Y-%m-%d %H:%M %Z}",
@@ -42,7 +50,9 @@ def _cron(line: cronline.Line, tz: str) -> str:
     names = ("Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday")
     if len(line.weekdays) < 7 or not (line.any_weekday or line.any_day):
         week = sorted(line.weekdays, key=lambda day: (day - 1) % 7)  # Monday first
-        days.append("on " + _join(_runs([(day - 1) % 7 for day in week], lambda day: names[(day + 1) % 7])))
+        days.append(
+            "on " + _join(_runs([(day - 1) % 7 for day in week], lambda day: names[(day + 1) % 7]))
+        )
     words.insert(1, " or ".join(days))
     if len(words) == 2 and not days and words[0].startswith("at ") and not line.hourly:
         words.insert(0, "every day")
@@ -51,7 +61,9 @@ def _cron(line: cronline.Line, tz: str) -> str:
 
 def _time(line: cronline.Line) -> str:
     if len(line.hours) * len(line.minutes) <= SHOWN_TIMES:
-        return "at " + _join([f"{hour:02}:{minute:02}" for hour in line.hours for minute in line.minutes])
+        return "at " + _join(
+            [f"{hour:02}:{minute:02}" for hour in line.hours for minute in line.minutes]
+        )
     step = _step(line.minutes, 60)
     if step:
         words = "every minute" if step == 1 else f"every {step} minutes"
@@ -64,10 +76,19 @@ def _time(line: cronline.Line) -> str:
     hours = _step(line.hours, 24)
     if hours and len(line.minutes) == 1:
         return f"{words} of every {hours} hours".removeprefix(" of ")
-    spans = [f"{low:02}:00 to {high:02}:{line.minutes[-1]:02}" if low < high else f"{low:02}:{line.minutes[0]:02}"
-             for low, high in _spans(line.hours)]
-    return f"{words or 'every hour'} from {_join(spans)}" if len(spans) < len(line.hours) else (
-        f"{words or 'at minute 0'} of the hours {_join([f'{hour:02}' for hour in line.hours])}")
+    spans = [
+        f"{low:02}:00 to {high:02}:{line.minutes[-1]:02}"
+        if low < high
+        else f"{low:02}:{line.minutes[0]:02}"
+        for low, high in _spans(line.hours)
+    ]
+    return (
+        f"{words or 'every hour'} from {_join(spans)}"
+        if len(spans) < len(line.hours)
+        else (
+            f"{words or 'at minute 0'} of the hours {_join([f'{hour:02}' for hour in line.hours])}"
+        )
+    )
 
 
 def _step(values: Sequence[int], size: int) -> int:
@@ -90,7 +111,11 @@ def _runs(values: Sequence[int], name: Any) -> list[str]:
     """Names of values; three and more in a row become "first to last"."""
     words: list[str] = []
     for low, high in _spans(values):
-        words += [f"{name(low)} to {name(high)}"] if high - low > 1 else [name(value) for value in range(low, high + 1)]
+        words += (
+            [f"{name(low)} to {name(high)}"]
+            if high - low > 1
+            else [name(value) for value in range(low, high + 1)]
+        )
     return words
 
 

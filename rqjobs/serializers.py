@@ -41,7 +41,9 @@ _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\Z)', re.DOTALL)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _classes: dict[str, type] = {}
 _combined_flags: dict[tuple[Any, int, int], None] = {}
-load_classes: Callable[[], object] = dict  # the catalog's way to find the classes that may travel, until it was loaded
+load_classes: Callable[[], object] = (
+    dict  # the catalog's way to find the classes that may travel, until it was loaded
+)
 
 
 class PayloadError(TypeError):
@@ -86,18 +88,30 @@ def _encode(value: Any, where: str) -> Any:
     if kind in PLAIN:
         return value
     if kind is list:  # what most values are, before anything that takes time to find out
-        return [item if type(item) in PLAIN else _encode(item, f"{where}[{index}]") for index, item in enumerate(value)]
+        return [
+            item if type(item) in PLAIN else _encode(item, f"{where}[{index}]")
+            for index, item in enumerate(value)
+        ]
     if isinstance(value, Enum):
         return {TAG: ["enum", class_name(kind), *_member(value, where)]}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {TAG: ["dataclass", class_name(kind), _fields(value, where)]}
     if isinstance(value, dict):
         if all(type(key) is str for key in value) and TAG not in value:
-            return {key: item if type(item) in PLAIN else _encode(item, f"{where}[{key!r}]")
-                    for key, item in value.items()}
+            return {
+                key: item if type(item) in PLAIN else _encode(item, f"{where}[{key!r}]")
+                for key, item in value.items()
+            }
         _check_hashes(value, where)
-        return {TAG: ["dict", [[_encode(key, f"{where}'s key {key!r}"), _encode(item, f"{where}[{key!r}]")]
-                               for key, item in value.items()]]}
+        return {
+            TAG: [
+                "dict",
+                [
+                    [_encode(key, f"{where}'s key {key!r}"), _encode(item, f"{where}[{key!r}]")]
+                    for key, item in value.items()
+                ],
+            ]
+        }
     if isinstance(value, list | tuple | set | frozenset):
         items_ = [_encode(item, f"{where}[{index}]") for index, item in enumerate(value)]
         if isinstance(value, list):
@@ -112,11 +126,17 @@ def _encode(value: Any, where: str) -> Any:
     for base, (name, write, _) in _SCALARS.items():
         if isinstance(value, base):
             return {TAG: [name, write(value)]}
-    for plain in (str, int, float):  # subclasses (numpy's float64, a str subclass) travel as what they extend
+    for plain in (
+        str,
+        int,
+        float,
+    ):  # subclasses (numpy's float64, a str subclass) travel as what they extend
         if isinstance(value, plain):
             return plain(value)
-    raise PayloadError(f"{where} is a {kind.__name__}, which JSON cannot carry; pass an id, and fetch the rest "
-                       f"inside the job")
+    raise PayloadError(
+        f"{where} is a {kind.__name__}, which JSON cannot carry; pass an id, and fetch the rest "
+        f"inside the job"
+    )
 
 
 def _member(value: Enum, where: str) -> tuple[str | None, Any]:
@@ -126,7 +146,9 @@ def _member(value: Enum, where: str) -> tuple[str | None, Any]:
     if kind.__members__.get(value.name) is value:
         return value.name, None
     if not isinstance(value, Flag) or not _is_combined(kind, value.value):
-        raise PayloadError(f"{where} is no member of {class_name(kind)}, nor made of its flags; pass its value")
+        raise PayloadError(
+            f"{where} is no member of {class_name(kind)}, nor made of its flags; pass its value"
+        )
     return None, value.value
 
 
@@ -148,26 +170,39 @@ def _moment(value: datetime) -> list[Any]:
         text = value.replace(tzinfo=None).isoformat() if zone else value.isoformat()
         return [text, zone, value.fold]
     # Python 3.11 reads an offset of +00:00:00.000001 as none.
-    return [value.replace(tzinfo=None).isoformat(), None, value.fold,
-            [offset.days, offset.seconds, offset.microseconds]]
+    return [
+        value.replace(tzinfo=None).isoformat(),
+        None,
+        value.fold,
+        [offset.days, offset.seconds, offset.microseconds],
+    ]
 
 
 def _known(kind: type, where: str) -> None:
     if _allowed(class_name(kind)) is not kind:
-        raise PayloadError(f"{where} is a {class_name(kind)}, which is not defined in a module of RQJOBS_MODULES")
+        raise PayloadError(
+            f"{where} is a {class_name(kind)}, which is not defined in a module of RQJOBS_MODULES"
+        )
 
 
 def _check_hashes(values: Collection[Any], where: str) -> None:
     """Refuse many values of one hash: a dict or a set of them takes hours, and integers are easily made so."""
-    if len(values) > SAME_HASH_MAX_VALUES and max(Counter(map(hash, values)).values()) > SAME_HASH_MAX_VALUES:
-        raise PayloadError(f"{where} has more than {SAME_HASH_MAX_VALUES} keys or members of one hash; pass a list")
+    if (
+        len(values) > SAME_HASH_MAX_VALUES
+        and max(Counter(map(hash, values)).values()) > SAME_HASH_MAX_VALUES
+    ):
+        raise PayloadError(
+            f"{where} has more than {SAME_HASH_MAX_VALUES} keys or members of one hash; pass a list"
+        )
 
 
 def _check_size(data: bytes) -> None:
     limit = config.current().max_value
     if len(data) > limit:
-        raise ValueTooLarge(f"the value is {len(data):,} bytes, more than {limit:,} (twice the larger of "
-                            f"RQJOBS_MAX_PAYLOAD and RQJOBS_MAX_RESULT); store it elsewhere, and pass where it is")
+        raise ValueTooLarge(
+            f"the value is {len(data):,} bytes, more than {limit:,} (twice the larger of "
+            f"RQJOBS_MAX_PAYLOAD_BYTES and RQJOBS_MAX_RESULT_BYTES); store it elsewhere, and pass where it is"
+        )
 
 
 def _check_shape(data: bytes) -> None:
@@ -183,9 +218,13 @@ def _check_shape(data: bytes) -> None:
     if len(data) > most:  # else there cannot be so many parts
         bare = _STRING.sub(b"", data)
         if bare.count(b"[") + bare.count(b"{") + bare.count(b",") > most:
-            raise ValueTooLarge(f"the value has more than {most:,} parts; store it elsewhere, and pass where it is")
+            raise ValueTooLarge(
+                f"the value has more than {most:,} parts; store it elsewhere, and pass where it is"
+            )
     if data.count(b"[") + data.count(b"{") > DEPTH_MAX_LEVELS and _levels(data) > DEPTH_MAX_LEVELS:
-        raise PayloadError(f"the value is nested too deeply for JSON, by more than {DEPTH_MAX_LEVELS} levels")
+        raise PayloadError(
+            f"the value is nested too deeply for JSON, by more than {DEPTH_MAX_LEVELS} levels"
+        )
 
 
 def _levels(data: bytes) -> int:
@@ -201,10 +240,18 @@ def _levels(data: bytes) -> int:
 
 _SCALARS: dict[type, tuple[str, Callable[[Any], Any], Callable[[Any], Any]]] = {
     date: ("date", date.isoformat, date.fromisoformat),
-    timedelta: ("timedelta", lambda v: [v.days, v.seconds, v.microseconds], lambda v: timedelta(*v)),
+    timedelta: (
+        "timedelta",
+        lambda v: [v.days, v.seconds, v.microseconds],
+        lambda v: timedelta(*v),
+    ),
     UUID: ("uuid", str, UUID),
     Decimal: ("decimal", str, Decimal),
-    bytes: ("bytes", lambda v: base64.b64encode(v).decode(), lambda v: base64.b64decode(v, validate=True)),
+    bytes: (
+        "bytes",
+        lambda v: base64.b64encode(v).decode(),
+        lambda v: base64.b64decode(v, validate=True),
+    ),
 }
 _READ = {name: read for name, _, read in _SCALARS.values()}
 
@@ -244,7 +291,9 @@ def _datetime(text: str, zone: str | None, fold: int, offset: list[int] | None =
 def _class(name: str, base: Callable[[type], bool]) -> type:
     cls = _allowed(name)
     if cls is None or not base(cls):
-        raise PayloadError(f"the payload has a {name}, which no module of RQJOBS_MODULES defines here")
+        raise PayloadError(
+            f"the payload has a {name}, which no module of RQJOBS_MODULES defines here"
+        )
     return cls
 
 
@@ -280,7 +329,9 @@ def _combine(cls: Any, value: int) -> Any:
 def _dataclass(name: str, items: dict[str, Any]) -> Any:
     """Restore the fields without running `__new__`, `__init__` or `__post_init__`: a payload is data, never a call."""
     cls: Any = _class(name, dataclasses.is_dataclass)
-    new: Any = next(filter(_is_builtin, (vars(base).get("__new__") for base in cls.__mro__)))  # that of object, mostly
+    new: Any = next(
+        filter(_is_builtin, (vars(base).get("__new__") for base in cls.__mro__))
+    )  # that of object, mostly
     instance = new(cls)
     for field in dataclasses.fields(cls):
         if field.name in items:
@@ -290,7 +341,9 @@ def _dataclass(name: str, items: dict[str, Any]) -> Any:
         elif field.default_factory is not dataclasses.MISSING:
             object.__setattr__(instance, field.name, field.default_factory())
         else:
-            raise PayloadError(f"the payload's {name} has no field {field.name!r}; was it written by older code?")
+            raise PayloadError(
+                f"the payload's {name} has no field {field.name!r}; was it written by older code?"
+            )
     return instance
 
 
@@ -346,8 +399,10 @@ class JSON:
             value = _read_json(words)
             return decode(value) if TAG in words else value
         except (ValueError, RecursionError) as error:
-            raise PayloadError(f"not a JSON payload ({error}); was it enqueued by stock RQ, which pickles? "
-                               f"rqjobs never unpickles what it finds in Redis") from None
+            raise PayloadError(
+                f"not a JSON payload ({error}); was it enqueued by stock RQ, which pickles? "
+                f"rqjobs never unpickles what it finds in Redis"
+            ) from None
 
 
 class SignedPickle:
@@ -362,8 +417,12 @@ class SignedPickle:
 
         key = config.current().secret_key
         if not key:
-            raise config.ConfigError("signed pickle needs SECRET_KEY to be set, the same everywhere")
-        return itsdangerous.Signer(key, salt=b"rqjobs.payload", digest_method=hashlib.sha256, key_derivation="hmac")
+            raise config.ConfigError(
+                "signed pickle needs SECRET_KEY to be set, the same everywhere"
+            )
+        return itsdangerous.Signer(
+            key, salt=b"rqjobs.payload", digest_method=hashlib.sha256, key_derivation="hmac"
+        )
 
     @classmethod
     def dumps(cls, value: Any) -> bytes:
@@ -377,7 +436,9 @@ class SignedPickle:
         try:
             pickled = cls._signer().unsign(bytes(data))
         except BadSignature:
-            raise PayloadError("the payload is not signed with this SECRET_KEY, so it was not unpickled") from None
+            raise PayloadError(
+                "the payload is not signed with this SECRET_KEY, so it was not unpickled"
+            ) from None
         return pickle.loads(pickled)
 
 
@@ -405,7 +466,11 @@ class Shared:
 
     @staticmethod
     def dumps(value: Any) -> bytes:
-        return Configured.dumps(value) if isinstance(value, _Read) else pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+        return (
+            Configured.dumps(value)
+            if isinstance(value, _Read)
+            else pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+        )
 
     @staticmethod
     def loads(data: bytes) -> Any:

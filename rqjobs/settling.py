@@ -44,12 +44,15 @@ from rqjobs.recorder import Recorder
 
 SMALL_OUTCOME = 512 * 1024  # bytes; a Redis that refuses no more than that cannot be used at all
 TRACE_MAX_BYTES = 64 * 1024  # of the traceback of a job whose outcome cannot be recorded
-MAX_REFUSALS = 4  # times that Redis answers, but closes the connection at a larger outcome; then it is refused
+MAX_REFUSALS = (
+    4  # times that Redis answers, but closes the connection at a larger outcome; then it is refused
+)
 
 # Redis's words for "not now", at the start of an error, inside what 6.2 says of an error in a script, or after what
 # redis-py says of an error in a pipeline.
 PASSING = re.compile(
-    r"(?:^|-|caused error: )(?:BUSY|CLUSTERDOWN|LOADING|MASTERDOWN|MISCONF|NOREPLICAS|OOM|READONLY|TRYAGAIN)\b")
+    r"(?:^|-|caused error: )(?:BUSY|CLUSTERDOWN|LOADING|MASTERDOWN|MISCONF|NOREPLICAS|OOM|READONLY|TRYAGAIN)\b"
+)
 
 
 def passes(error: Exception) -> bool:
@@ -57,7 +60,9 @@ def passes(error: Exception) -> bool:
     if isinstance(error, ResponseError) and PASSING.search(str(error)):
         return True
     return not connection.is_our_own(error) and isinstance(
-        error, ConnectionError | TimeoutError | NoScriptError | OutOfMemoryError | ReadOnlyError | OSError)
+        error,
+        ConnectionError | TimeoutError | NoScriptError | OutOfMemoryError | ReadOnlyError | OSError,
+    )
 
 
 class OutcomeTooLarge(Exception):
@@ -116,9 +121,13 @@ class Settling(rq.Worker):
             return super().perform_job(job, queue)
         except BaseException as error:
             trace = "".join(texts.format_exception(type(error), error, error.__traceback__))
-            self.log.error("Worker %s: job %s: raised beside its function:\n%s", self.name, claim.job_id, trace)
+            self.log.error(
+                "Worker %s: job %s: raised beside its function:\n%s", self.name, claim.job_id, trace
+            )
             if self.handed_over != claim.token:
-                self.told(claim.job_id, self.bury(claim, f"The outcome could not be recorded:\n{trace}"))
+                self.told(
+                    claim.job_id, self.bury(claim, f"The outcome could not be recorded:\n{trace}")
+                )
             return False
 
     def handle_exception(self, job: Any, *exc_info: Any) -> None:
@@ -126,10 +135,14 @@ class Settling(rq.Worker):
             super().handle_exception(job, *exc_info)
         except BaseException as error:
             trace = "".join(texts.format_exception(type(error), error, error.__traceback__))
-            self.log.error("Worker %s: job %s: its exception handler failed:\n%s", self.name, job.id, trace)
+            self.log.error(
+                "Worker %s: job %s: its exception handler failed:\n%s", self.name, job.id, trace
+            )
 
     def handle_execution_ended(self, job: Any, queue: Any, heartbeat_ttl: int) -> None:
-        if self.horse and os.getpid() != self.horse:  # the job forked, and this is its child: there is one horse
+        if (
+            self.horse and os.getpid() != self.horse
+        ):  # the job forked, and this is its child: there is one horse
             children.flush()
             os._exit(0)
         job.ended_at = now()
@@ -140,7 +153,7 @@ class Settling(rq.Worker):
             return
         if self.claim and self.function_end:
             trace = "".join(texts.format_exception(*sys.exc_info())) if failed else ""
-            trace = ledger.cut_middle(trace, config.current().max_traceback)
+            trace = ledger.cut_middle(trace, config.current().max_traceback_bytes)
             data = trace.encode(errors="backslashreplace") if failed else job.packed
             self.function_end.write(self.claim.token, failed, job, data)
         seconds = (heartbeat_ttl if called else 0) + (HANDLER_SECONDS if handled else 0)
@@ -159,20 +172,36 @@ class Settling(rq.Worker):
         job._result = job.returned
         ttl = job.get_result_ttl(self.default_result_ttl)
         assert self.claim
-        large = len(job.packed or b"") > SMALL_OUTCOME  # it is not sent before somebody waits for the reply
-        if large or job.webhooks or job.repeats_left or ttl == 0 or is_wrapped(rq.Worker, "handle_job_success"):
+        large = (
+            len(job.packed or b"") > SMALL_OUTCOME
+        )  # it is not sent before somebody waits for the reply
+        if (
+            large
+            or job.webhooks
+            or job.repeats_left
+            or ttl == 0
+            or is_wrapped(rq.Worker, "handle_job_success")
+        ):
             return longhand()
         took = (job.ended_at - job.started_at).total_seconds()
         self.outbox.send(Outcome(self.claim, self.plain_success(job, ttl), longhand, took))
         self.handed_over = self.claim.token
         if self.log.isEnabledFor(logging.INFO):
-            self.log.info("Worker %s: successfully completed %s in %s s", self.name,
-                          job.description if self.log_job_description else job.id, took)
+            self.log.info(
+                "Worker %s: successfully completed %s in %s s",
+                self.name,
+                job.description if self.log_job_description else job.id,
+                took,
+            )
 
     def record_success(self, job: Any, queue: Any, started_job_registry: Any) -> None:
         """Record a success in RQ's own way."""
-        self.record(job, lambda: super(Settling, self).handle_job_success(
-            job=job, queue=queue, started_job_registry=started_job_registry))
+        self.record(
+            job,
+            lambda: super(Settling, self).handle_job_success(
+                job=job, queue=queue, started_job_registry=started_job_registry
+            ),
+        )
 
     def plain_success(self, job: Any, ttl: int) -> tuple[Any, ...]:
         """The command that records a plain success: what RQ's `handle_job_success` comes to."""
@@ -181,18 +210,42 @@ class Settling(rq.Worker):
         result = () if job.packed is None else (base64.b64encode(job.packed),)
         return FINISH.call(
             [f"rqjobs:claims:{self.name}"],
-            [claim.job_id, claim.queue, claim.token, self.name, written(started), written(ended), started.timestamp(),
-             ended.timestamp(), ttl, int(ended.timestamp()) + ttl if ttl > 0 else "+inf",
-             int(bool(job._dependency_ids)), rq.Queue.DEFAULT_TIMEOUT, *result])
+            [
+                claim.job_id,
+                claim.queue,
+                claim.token,
+                self.name,
+                written(started),
+                written(ended),
+                started.timestamp(),
+                ended.timestamp(),
+                ttl,
+                int(ended.timestamp()) + ttl if ttl > 0 else "+inf",
+                int(bool(job._dependency_ids)),
+                rq.Queue.DEFAULT_TIMEOUT,
+                *result,
+            ],
+        )
 
-    def handle_job_retry(self, job: Any, queue: Any, retry: Retry, started_job_registry: Any, execution: Any) -> None:
+    def handle_job_retry(
+        self, job: Any, queue: Any, retry: Retry, started_job_registry: Any, execution: Any
+    ) -> None:
         # The execution that RQ passes is an empty one; `record` makes that of this claim.
-        self.record(job, lambda: super(Settling, self).handle_job_retry(
-            job=job, queue=queue, retry=retry, started_job_registry=started_job_registry,
-            execution=self.execution or execution))
+        self.record(
+            job,
+            lambda: super(Settling, self).handle_job_retry(
+                job=job,
+                queue=queue,
+                retry=retry,
+                started_job_registry=started_job_registry,
+                execution=self.execution or execution,
+            ),
+        )
 
-    def handle_job_failure(self, job: Any, queue: Any, started_job_registry: Any = None, exc_string: str = "") -> None:
-        exc_string = ledger.cut_middle(exc_string, config.current().max_traceback)
+    def handle_job_failure(
+        self, job: Any, queue: Any, started_job_registry: Any = None, exc_string: str = ""
+    ) -> None:
+        exc_string = ledger.cut_middle(exc_string, config.current().max_traceback_bytes)
 
         stopped = self._stopped_job_id == job.id
 
@@ -200,7 +253,11 @@ class Settling(rq.Worker):
             if stopped:  # RQ keeps it among the failed jobs
                 self._note_stopped(job)
             super(Settling, self).handle_job_failure(
-                job=job, queue=queue, started_job_registry=started_job_registry, exc_string=exc_string)
+                job=job,
+                queue=queue,
+                started_job_registry=started_job_registry,
+                exc_string=exc_string,
+            )
 
         self.record(job, method, exc_string)
 
@@ -234,9 +291,16 @@ class Settling(rq.Worker):
             self._stopped_job_id = stopped
             self.execution = job.execution = execution_of(job, claim, self.name)
             hooks.clear()
-            job.send_webhooks = lambda status, *, exc_string=None: hooks.append((status, exc_string))
+            job.send_webhooks = lambda status, *, exc_string=None: hooks.append(
+                (status, exc_string)
+            )
             with client.pipeline() as guard:
-                recorder.guard, recorder.writes, recorder.trouble, recorder.counts_as = guard, [], None, ""
+                recorder.guard, recorder.writes, recorder.trouble, recorder.counts_as = (
+                    guard,
+                    [],
+                    None,
+                    "",
+                )
                 try:
                     method()
                     writes, counts_as = recorder.writes, recorder.counts_as
@@ -246,10 +310,18 @@ class Settling(rq.Worker):
                 if recorder.trouble:
                     raise recorder.trouble
                 if counts_as:  # the script sees to the set of those that wait, which may not end before all were woken
-                    writes = [_without(job.dependents_key, write) for write in writes if write[1] != job.dependents_key]
+                    writes = [
+                        _without(job.dependents_key, write)
+                        for write in writes
+                        if write[1] != job.dependents_key
+                    ]
                 guard.multi()
-                self.outcome_bytes = sum(len(word) for some in writes for word in some if isinstance(word, bytes | str))
-                guard.execute_command(*SETTLE.call(*self.settle_arguments(claim, writes, counts_as)))
+                self.outcome_bytes = sum(
+                    len(word) for some in writes for word in some if isinstance(word, bytes | str)
+                )
+                guard.execute_command(
+                    *SETTLE.call(*self.settle_arguments(claim, writes, counts_as))
+                )
                 return text(guard.execute()[0])
 
         outcome = self.settle(claim, attempt, trace)
@@ -271,14 +343,21 @@ class Settling(rq.Worker):
     def settle_arguments(
         self, claim: Claim, writes: list[tuple[Any, ...]], counts_as: str
     ) -> tuple[list[str], list[Any]]:
-        return ledger.settle_arguments(self.name, claim, writes, counts_as, rq.Queue.DEFAULT_TIMEOUT)
+        return ledger.settle_arguments(
+            self.name, claim, writes, counts_as, rq.Queue.DEFAULT_TIMEOUT
+        )
 
     def _check_meta(self, job: Any) -> None:
         """Leave what is stored of a job's meta as it is, if the job has put something there that cannot be stored."""
         try:
             check_size("meta", job.serializer.dumps(job.meta))
         except BaseException as error:
-            self.log.error("Worker %s: job %s: its meta is not stored: %s", self.name, job.id, texts.describe(error))
+            self.log.error(
+                "Worker %s: job %s: its meta is not stored: %s",
+                self.name,
+                job.id,
+                texts.describe(error),
+            )
             job.meta = {}
 
     def insist(self, attempt: Callable[[], str]) -> str:
@@ -305,13 +384,16 @@ class Settling(rq.Worker):
                 if refusals == MAX_REFUSALS:
                     raise OutcomeTooLarge(
                         f"Redis closed the connection {refusals} times at an outcome of {self.outcome_bytes:,} bytes; "
-                        f"let the job return and save less, or raise proto-max-bulk-len of Redis") from error
+                        f"let the job return and save less, or raise proto-max-bulk-len of Redis"
+                    ) from error
 
     def _is_refused_for_size(self, error: Exception) -> bool:
         """Whether Redis answers, but closes the connection at our outcome, which is a large one. With a limit of its
         own (proto-max-bulk-len, that of a hosted Redis) it does no more than that; the outcome would be sent for
         ever."""
-        if self.outcome_bytes < SMALL_OUTCOME or not isinstance(error, ConnectionError | TimeoutError | OSError):
+        if self.outcome_bytes < SMALL_OUTCOME or not isinstance(
+            error, ConnectionError | TimeoutError | OSError
+        ):
             return False
         with contextlib.suppress(redis.RedisError, OSError):
             return bool(self.connection.plain.ping())  # type: ignore[attr-defined]
@@ -343,7 +425,9 @@ class Settling(rq.Worker):
     def patience(self, error: Exception, failures: int, seconds: float) -> None:
         """Wait until Redis may be back; its outcome stays in memory."""
         if failures == 0:
-            self.log.error("Worker %s: waits for Redis, and keeps what it has: %s", self.name, error)
+            self.log.error(
+                "Worker %s: waits for Redis, and keeps what it has: %s", self.name, error
+            )
         if self.board:
             self.board.away = self.board.away or time.monotonic()
             self.board.touch()
@@ -354,13 +438,22 @@ class Settling(rq.Worker):
         """Log what became of an outcome, unless it was simply recorded, and wake the many that waited for it."""
         if outcome == "waking":  # should it fail, or we die, the next sweep goes on
             with contextlib.suppress(redis.RedisError, OSError):
-                orphans.wake(self.connection.plain, self.board.touch if self.board else lambda: None)  # type: ignore
+                client = self.connection.plain  # type: ignore[attr-defined]
+                orphans.wake(client, self.board.touch if self.board else lambda: None)
         if outcome == "refused":
-            self.log.warning("Worker %s: the outcome of job %s is refused: this worker was believed dead, and the job "
-                             "was given to another, or it was enqueued again meanwhile", self.name, job_id)
+            self.log.warning(
+                "Worker %s: the outcome of job %s is refused: this worker was believed dead, and the job "
+                "was given to another, or it was enqueued again meanwhile",
+                self.name,
+                job_id,
+            )
         elif outcome in ("canceled", "gone"):
-            self.log.warning("Worker %s: job %s was %s while it ran; its outcome is dropped", self.name, job_id,
-                             "deleted" if outcome == "gone" else outcome)
+            self.log.warning(
+                "Worker %s: job %s was %s while it ran; its outcome is dropped",
+                self.name,
+                job_id,
+                "deleted" if outcome == "gone" else outcome,
+            )
 
 
 def load_scripts(client: redis.Redis) -> None:

@@ -21,9 +21,13 @@ class SimpleWorker(rq.SimpleWorker):
     job_class = Job
     queue_class = Queue  # type: ignore[assignment]
 
-    def __init__(self, queues: Any, name: str | None = None, connection: Any = None, **options: Any):
+    def __init__(
+        self, queues: Any, name: str | None = None, connection: Any = None, **options: Any
+    ):
         client = worker_options.prepare(type(self), connection, options)
         super().__init__(worker_options.names(queues), name, connection=client, **options)
 
     def _set_connection(self, connection: Any) -> Any:
-        return super()._set_connection(foreign_clients.copy_of(connection))  # it changes the time-outs of what it gets
+        return super()._set_connection(
+            foreign_clients.copy_of(connection)
+        )  # it changes the time-outs of what it gets

@@ -15,8 +15,14 @@ from rqjobs.jobs import Job
 from rqjobs.ledger import text
 from rqjobs.orphans import PLACES, names_in, queue_names
 
-REGISTRIES = {"running": "wip", "scheduled": "scheduled", "deferred": "deferred", "failed": "failed",
-              "finished": "finished", "canceled": "canceled"}
+REGISTRIES = {
+    "running": "wip",
+    "scheduled": "scheduled",
+    "deferred": "deferred",
+    "failed": "failed",
+    "finished": "finished",
+    "canceled": "canceled",
+}
 SUSPENDED = "RQ is suspended: no worker begins a job until `rq resume`"
 
 
@@ -63,7 +69,11 @@ class Snapshot:
     @property
     def unserved(self) -> list[str]:
         """Queues with waiting jobs that no live worker listens to."""
-        return [queue.name for queue in self.queues if not queue.workers and (queue.queued or queue.scheduled)]
+        return [
+            queue.name
+            for queue in self.queues
+            if not queue.workers and (queue.queued or queue.scheduled)
+        ]
 
 
 def snapshot(connection: redis.Redis) -> Snapshot:
@@ -71,29 +81,50 @@ def snapshot(connection: redis.Redis) -> Snapshot:
     return overview(connection, {})[0]
 
 
-def overview(connection: redis.Redis, newest: dict[str, int]) -> tuple[Snapshot, dict[str, list[Job]]]:
+def overview(
+    connection: redis.Redis, newest: dict[str, int]
+) -> tuple[Snapshot, dict[str, list[Job]]]:
     """A snapshot, and of each registry (a key of `REGISTRIES`, or "queued") so many jobs, the newest first.
 
     Three round trips, however many queues, workers and jobs there are.
     """
-    first = ledger.together(connection, [("SMEMBERS", ledger.QUEUES), ("SMEMBERS", "rq:workers"), ("TIME",),
-                                         ("EXISTS", WORKERS_SUSPENDED)])
+    first = ledger.together(
+        connection,
+        [
+            ("SMEMBERS", ledger.QUEUES),
+            ("SMEMBERS", "rq:workers"),
+            ("TIME",),
+            ("EXISTS", WORKERS_SUSPENDED),
+        ],
+    )
     names, (seconds, _), suspended = names_in(first[0]), first[2], bool(first[3])
     keys = sorted(map(text, first[1])) if isinstance(first[1], set | list) else []
     portions = ledger.chunks(names)
-    facts = [fact for key in keys for fact in (
-        ("HGETALL", key), ("ZSCORE", ledger.WORKERS, key.removeprefix("rq:worker:")))]
+    facts = [
+        fact
+        for key in keys
+        for fact in (("HGETALL", key), ("ZSCORE", ledger.WORKERS, key.removeprefix("rq:worker:")))
+    ]
     counts = [ledger.CENSUS.call([], portion) for portion in portions]
-    asked = [(registry, _newest(registry, limit, portion)) for registry, limit in newest.items()
-             for portion in portions]
-    second = ledger.together(connection, [*facts, *counts, *(command for _, command in asked)],
-                             ledger.CENSUS, ledger.NEWEST)
-    workers = _workers(keys, second[:len(facts)], seconds)
-    census = [one for reply in second[len(facts):len(facts) + len(counts)] for one in reply]
+    asked = [
+        (registry, _newest(registry, limit, portion))
+        for registry, limit in newest.items()
+        for portion in portions
+    ]
+    second = ledger.together(
+        connection,
+        [*facts, *counts, *(command for _, command in asked)],
+        ledger.CENSUS,
+        ledger.NEWEST,
+    )
+    workers = _workers(keys, second[: len(facts)], seconds)
+    census = [one for reply in second[len(facts) : len(facts) + len(counts)] for one in reply]
     found: dict[str, list[Any]] = {registry: [] for registry in newest}
-    for (registry, _), reply in zip(asked, second[len(facts) + len(counts):], strict=True):
+    for (registry, _), reply in zip(asked, second[len(facts) + len(counts) :], strict=True):
         found[registry] += reply
-    return Snapshot(_queues(names, census, workers), workers, suspended), _read(connection, found, newest)
+    return Snapshot(_queues(names, census, workers), workers, suspended), _read(
+        connection, found, newest
+    )
 
 
 def _queues(names: list[str], census: list[Any], workers: list[WorkerStats]) -> list[QueueStats]:
@@ -122,13 +153,21 @@ def _workers(keys: list[str], facts: list[Any], seconds: float) -> list[WorkerSt
         if not isinstance(raw, dict) or isinstance(lease, Exception):
             continue  # somebody else wrote there
         data = {text(name): text(value) for name, value in raw.items()}
-        found.append(WorkerStats(
-            name=key.removeprefix("rq:worker:"), state=data.get("state", "?"), job_id=data.get("current_job"),
-            queues=tuple(filter(None, data.get("queues", "").split(","))), host=data.get("hostname", "?"),
-            pid=_number(data.get("pid")), heartbeat=_age(raw.get(b"last_heartbeat")),
-            succeeded=_number(data.get("successful_job_count")), failed=_number(data.get("failed_job_count")),
-            alive=lease > seconds if lease is not None else bool(data) and "death" not in data, ours=lease is not None,
-        ))
+        found.append(
+            WorkerStats(
+                name=key.removeprefix("rq:worker:"),
+                state=data.get("state", "?"),
+                job_id=data.get("current_job"),
+                queues=tuple(filter(None, data.get("queues", "").split(","))),
+                host=data.get("hostname", "?"),
+                pid=_number(data.get("pid")),
+                heartbeat=_age(raw.get(b"last_heartbeat")),
+                succeeded=_number(data.get("successful_job_count")),
+                failed=_number(data.get("failed_job_count")),
+                alive=lease > seconds if lease is not None else bool(data) and "death" not in data,
+                ours=lease is not None,
+            )
+        )
     return [worker for worker in found if worker.state != "?"]
 
 
@@ -136,12 +175,17 @@ def _number(value: str | None) -> int:
     return int(value) if value and value.isdigit() else 0
 
 
-def recent(connection: redis.Redis, registry: str, limit: int = 10, queues: list[str] | None = None) -> list[Job]:
+def recent(
+    connection: redis.Redis, registry: str, limit: int = 10, queues: list[str] | None = None
+) -> list[Job]:
     """The newest jobs of a registry (a key of `REGISTRIES`, or "queued") over all queues, newest first.
 
     A job whose hash cannot be read is left out.
     """
-    commands = [_newest(registry, limit, portion) for portion in ledger.chunks(queues or queue_names(connection))]
+    commands = [
+        _newest(registry, limit, portion)
+        for portion in ledger.chunks(queues or queue_names(connection))
+    ]
     found = [one for reply in ledger.together(connection, commands, ledger.NEWEST) for one in reply]
     return _read(connection, {registry: found}, {registry: limit})[registry]
 
@@ -150,20 +194,40 @@ def _newest(registry: str, limit: int, portion: list[str]) -> tuple[Any, ...]:
     return ledger.NEWEST.call([], [{"queued": "queue", **REGISTRIES}[registry], limit, *portion])
 
 
-SHOWN = ("status", "origin", "description", "created_at", "enqueued_at", "started_at", "ended_at", "worker_name",
-         "timeout")  # fields of a job's hash that lists show
+SHOWN = (
+    "status",
+    "origin",
+    "description",
+    "created_at",
+    "enqueued_at",
+    "started_at",
+    "ended_at",
+    "worker_name",
+    "timeout",
+)  # fields of a job's hash that lists show
 
 
 def _read(
     connection: redis.Redis, found: dict[str, list[Any]], limits: dict[str, int]
 ) -> dict[str, list[Job]]:
     """The newest of the jobs that were `found` ([moment, id]), by registry; without what lists do not show of them."""
-    ids = {registry: [text(job_id) for _, job_id in sorted(pairs, key=lambda pair: pair[0], reverse=True)]
-           [:limits[registry]] for registry, pairs in found.items()}
+    ids = {
+        registry: [
+            text(job_id) for _, job_id in sorted(pairs, key=lambda pair: pair[0], reverse=True)
+        ][: limits[registry]]
+        for registry, pairs in found.items()
+    }
     flat = list(dict.fromkeys(job_id for some in ids.values() for job_id in some))
-    replies = ledger.together(connection, [("HMGET", f"rq:job:{job_id}", *SHOWN) for job_id in flat])
-    jobs = {job_id: _job(connection, job_id, reply) for job_id, reply in zip(flat, replies, strict=True)}
-    return {registry: [job for job_id in some if (job := jobs[job_id])] for registry, some in ids.items()}
+    replies = ledger.together(
+        connection, [("HMGET", f"rq:job:{job_id}", *SHOWN) for job_id in flat]
+    )
+    jobs = {
+        job_id: _job(connection, job_id, reply) for job_id, reply in zip(flat, replies, strict=True)
+    }
+    return {
+        registry: [job for job_id in some if (job := jobs[job_id])]
+        for registry, some in ids.items()
+    }
 
 
 def _job(connection: redis.Redis, job_id: str, values: Any) -> Job | None:

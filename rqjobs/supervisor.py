@@ -25,19 +25,30 @@ from rqjobs.ledger import Claim, text
 from rqjobs.settling import Settling
 
 CRASH_DELAY = 1.0  # seconds that a job which crashed its horse waits, doubled with each death
-REHIRE_PAUSE = (0.1, 5.0)  # seconds before the next horse when one did not live for a second: at first, at most
-STUCK = 4 * ledger.BEAT  # seconds without a word after which an idle horse is no use; one wait for Redis may take 16
-STUCK_SETTLING = 3 * STUCK  # the same of one that settles; it may wait for Redis a few times before it has a word
-GROWTH_BYTES = 2**30  # by which a horse may grow, where RQJOBS_MAX_MEMORY_PER_HORSE says nothing
+REHIRE_PAUSE = (
+    0.1,
+    5.0,
+)  # seconds before the next horse when one did not live for a second: at first, at most
+STUCK = (
+    4 * ledger.BEAT
+)  # seconds without a word after which an idle horse is no use; one wait for Redis may take 16
+STUCK_SETTLING = (
+    3 * STUCK
+)  # the same of one that settles; it may wait for Redis a few times before it has a word
+GROWTH_BYTES = 2**30  # by which a horse may grow, where RQJOBS_MAX_MEMORY_PER_CHILD says nothing
 FEW_JOBS = 100  # a horse that grew so much within fewer has loaded what its jobs need; the next may be twice as large
-GOODBYE_SECONDS = 4  # beyond the grace, in which a worker puts back what it has and says goodbye, if Redis answers
+GOODBYE_SECONDS = 4  # beyond RQJOBS_SHUTDOWN_TIMEOUT, to release the claims and to unregister
 DOUBLED = 1.0  # seconds in which a second signal is the same one: worker-pool and the terminal both send it
 
 MAX_FINISHERS = 4  # so many handlers may hang before no more horses are started
 LIMITED = (Board.RUNNING, Board.AFTER)  # phases of a horse that have a deadline of their own
 
-STATES = {Board.RUNNING: WorkerStatus.BUSY, Board.SETTLING: WorkerStatus.BUSY, Board.AFTER: WorkerStatus.BUSY,
-          Board.SUSPENDED: WorkerStatus.SUSPENDED}
+STATES = {
+    Board.RUNNING: WorkerStatus.BUSY,
+    Board.SETTLING: WorkerStatus.BUSY,
+    Board.AFTER: WorkerStatus.BUSY,
+    Board.SUSPENDED: WorkerStatus.SUSPENDED,
+}
 
 
 class Supervisor(Settling):
@@ -68,7 +79,9 @@ class Supervisor(Settling):
         self.horse_board: Board | None = None
         self.control: socket.socket | None = None
         self.handover: Handover | None = None
-        self._given_back: set[str] = set()  # their tokens; taken from the horse, not yet in their queues again
+        self._given_back: set[str] = (
+            set()
+        )  # their tokens; taken from the horse, not yet in their queues again
         self._behind = ("", 0.0)  # the claim that runs, and since when
 
     @property
@@ -76,11 +89,13 @@ class Supervisor(Settling):
         return self.connection.plain  # type: ignore[attr-defined]
 
     def _time_to_go(self) -> bool:
-        """Whether the first signal is longer ago than the grace, or there was a second one."""
+        """Whether the first signal is longer ago than RQJOBS_SHUTDOWN_TIMEOUT, or there was a second one."""
         if not self._signals:
             return False
         asked, again = self._signals[0][0], self._signals[-1][0]
-        return time.monotonic() - asked > config.current().grace or again - asked > DOUBLED
+        return (
+            time.monotonic() - asked > config.current().shutdown_timeout or again - asked > DOUBLED
+        )
 
     def _disown(self) -> None:
         """Put back what is in our claims without the horse's knowledge while that runs a job, perhaps for hours: a wait
@@ -88,7 +103,11 @@ class Supervisor(Settling):
         post = self._posting()
         if post and post.phase in LIMITED:
             for job_id in ledger.release(self.plain, self.name, "unknown", self.process):
-                self.log.warning("Worker %s: job %s came without a word, and is back in its queue", self.name, job_id)
+                self.log.warning(
+                    "Worker %s: job %s came without a word, and is back in its queue",
+                    self.name,
+                    job_id,
+                )
 
     def _give_back(self) -> None:
         """Put back what was claimed along with a job that turns out to take long, or before we leave."""
@@ -98,13 +117,15 @@ class Supervisor(Settling):
         if self.handover and post and (self._signals or time.monotonic() - self._behind[1] >= HOLD):
             while one := self.handover.take():
                 self._given_back.add(one)
-        if self._given_back:  # should this fail, and the horse claim them again, their tokens are others
+        if (
+            self._given_back
+        ):  # should this fail, and the horse claim them again, their tokens are others
             ledger.release(self.plain, self.name, self._given_back)
             self._given_back.clear()
 
     def _hire(self, terms: Terms) -> None:
         left = None if terms.max_jobs is None else terms.max_jobs - self._done_before
-        limit = config.current().max_memory_per_horse
+        limit = config.current().max_memory_per_child
         growth = self._growth_bytes if limit is None else limit
         self.inherited = self.inherited or Inherited()
         processes.trim()  # or both would write on those pages, each on a copy of its own
@@ -116,7 +137,9 @@ class Supervisor(Settling):
                 ours, theirs = socket.socketpair()
                 self.function_end = self.function_end or FunctionEnd()
                 pid = os.fork()
-            except OSError as error:  # no memory, too many processes or open files; there may be some in a while
+            except (
+                OSError
+            ) as error:  # no memory, too many processes or open files; there may be some in a while
                 self.log.error("Worker %s: cannot start a horse: %s", self.name, error)
                 self._hired, self._rehire_pause = time.monotonic(), REHIRE_PAUSE[1]
                 return
@@ -138,7 +161,10 @@ class Supervisor(Settling):
         if post is None:
             return
         self._told_at = time.monotonic()
-        state, job_id = STATES.get(post.phase, WorkerStatus.IDLE), post.job_id if post.running else None
+        state, job_id = (
+            STATES.get(post.phase, WorkerStatus.IDLE),
+            post.job_id if post.running else None,
+        )
         told = state, job_id, post.succeeded, post.worked
         if told != self._told:
             with self.plain.pipeline() as pipe:
@@ -174,7 +200,10 @@ class Supervisor(Settling):
         if not self.horse_pid:
             return
         post = self._frozen()
-        while post is None and processes.state(self.horse_pid) in ("T", "t"):  # stopped in the middle of a posting
+        while post is None and processes.state(self.horse_pid) in (
+            "T",
+            "t",
+        ):  # stopped in the middle of a posting
             os.kill(self.horse_pid, signal.SIGCONT)
             post = self._frozen()
         wanted = self._stopped_job_id
@@ -195,7 +224,7 @@ class Supervisor(Settling):
             self._put_down("stuck")
         if not self.horse_pid or post is None:
             return
-        age, grace = time.monotonic() - post.since, config.current().grace
+        age, timeout = time.monotonic() - post.since, config.current().shutdown_timeout
         if self._signals:
             assert self.horse_board and self.control
             if not self.horse_board.stop:
@@ -206,9 +235,11 @@ class Supervisor(Settling):
                 if self.scheduler:
                     self.stop_scheduler()
             if self._time_to_go():
-                self.log.warning("Worker %s: its job is put back, to run again elsewhere", self.name)
+                self.log.warning(
+                    "Worker %s: its job is put back, to run again elsewhere", self.name
+                )
                 self._put_down("")
-        elif post.phase in LIMITED and post.deadline and time.monotonic() > post.deadline + grace:
+        elif post.phase in LIMITED and post.deadline and time.monotonic() > post.deadline + timeout:
             frozen = self._frozen()
             if frozen and frozen.job_id == post.job_id and frozen.deadline == post.deadline:
                 self._put_down("late")
@@ -217,16 +248,32 @@ class Supervisor(Settling):
         elif post.phase == Board.LEAVING:
             if age > children.EXIT_SECONDS:
                 self._put_down("")
-        elif post.phase not in LIMITED and post.away and time.monotonic() - max(post.away, self._lost_at) > STUCK:
-            self.log.error("Worker %s: its horse does not reach Redis, this process does; it is replaced", self.name)
+        elif (
+            post.phase not in LIMITED
+            and post.away
+            and time.monotonic() - max(post.away, self._lost_at) > STUCK
+        ):
+            self.log.error(
+                "Worker %s: its horse does not reach Redis, this process does; it is replaced",
+                self.name,
+            )
             self._put_down("crashed")
-        elif post.phase not in LIMITED and age > (STUCK_SETTLING if post.phase == Board.SETTLING else STUCK):
-            self.log.error("Worker %s: its horse has not been heard of for %.0f s and is replaced", self.name, age)
+        elif post.phase not in LIMITED and age > (
+            STUCK_SETTLING if post.phase == Board.SETTLING else STUCK
+        ):
+            self.log.error(
+                "Worker %s: its horse has not been heard of for %.0f s and is replaced",
+                self.name,
+                age,
+            )
             self._put_down("stuck")
 
     def _put_down(self, verdict: str) -> None:
         self._verdict = verdict
-        for kill in (os.killpg, os.kill):  # a horse that has just been forked has no group of its own yet
+        for kill in (
+            os.killpg,
+            os.kill,
+        ):  # a horse that has just been forked has no group of its own yet
             with contextlib.suppress(ProcessLookupError):
                 kill(self.horse_pid, signal.SIGKILL)
 
@@ -248,13 +295,18 @@ class Supervisor(Settling):
         self.handover.close()
         self.handover = None
         has_lived = done or time.monotonic() - self._hired > 1
-        self._rehire_pause = REHIRE_PAUSE[0] if has_lived else min(
-            max(self._rehire_pause * 2, REHIRE_PAUSE[0]), REHIRE_PAUSE[1])  # after one that was replaced it is 0
+        self._rehire_pause = (
+            REHIRE_PAUSE[0]
+            if has_lived
+            else min(max(self._rehire_pause * 2, REHIRE_PAUSE[0]), REHIRE_PAUSE[1])
+        )  # after one that was replaced it is 0
         if post and post.phase == Board.LEAVING:
             return self._left(post, status)
         running = post if post and post.running else None
         if running and (verdict == "late" or self._stopped_job_id == running.job_id):
-            self._start_finisher(Finisher(running, "late" if verdict == "late" else "stopped", status))
+            self._start_finisher(
+                Finisher(running, "late" if verdict == "late" else "stopped", status)
+            )
         else:
             counted = running.job_id if running and verdict == "crashed" else ""
             self._take_back(counted, status)
@@ -270,10 +322,18 @@ class Supervisor(Settling):
     def _look_after_finishers(self) -> None:
         """What a finisher could not record in its time, we do; then the next horse may begin."""
         for finisher in list(self._finishers):
-            recorded, ended, late = finisher.has_recorded(), finisher.has_ended(), finisher.is_late()
+            recorded, ended, late = (
+                finisher.has_recorded(),
+                finisher.has_ended(),
+                finisher.is_late(),
+            )
             if late and not ended:
-                self.log.error("Worker %s: what was called after the end of job %s ignored its time limit, and is "
-                               "killed", self.name, finisher.post.job_id)
+                self.log.error(
+                    "Worker %s: what was called after the end of job %s ignored its time limit, and is "
+                    "killed",
+                    self.name,
+                    finisher.post.job_id,
+                )
                 finisher.end()
             if not finisher.settled and (recorded or ended or late):
                 if not recorded:
@@ -287,7 +347,9 @@ class Supervisor(Settling):
         """End the job of a dead horse without a look into it, for whoever looked died or hung."""
         post = finisher.post
         try:
-            origin, ttl, timeout = self.plain.hmget(f"rq:job:{post.job_id}", "origin", "failure_ttl", "timeout")
+            origin, ttl, timeout = self.plain.hmget(
+                f"rq:job:{post.job_id}", "origin", "failure_ttl", "timeout"
+            )
         except redis.ResponseError as error:
             if not ledger.wrong_type(error):
                 raise
@@ -302,14 +364,20 @@ class Supervisor(Settling):
     def _end_horse(self) -> int:
         """Wait for a horse that has ended or was killed, and for what its jobs had started. Returns its status."""
         os.waitid(os.P_PID, self.horse_pid, os.WEXITED | os.WNOWAIT)
-        processes.end_group(self.horse_pid)  # as long as it is a zombie its group cannot be another's
+        processes.end_group(
+            self.horse_pid
+        )  # as long as it is a zombie its group cannot be another's
         return os.waitpid(self.horse_pid, 0)[1]
 
     def _left(self, post: Posting, status: int) -> str:
         """The horse settled all that it had, and left. Returns why the worker is done, or ""."""
         if status:
-            self.log.warning("Worker %s: the exit functions of its jobs' modules took longer than %d s (%s)", self.name,
-                             children.EXIT_SECONDS, _how(status))
+            self.log.warning(
+                "Worker %s: the exit functions of its jobs' modules took longer than %d s (%s)",
+                self.name,
+                children.EXIT_SECONDS,
+                _how(status),
+            )
         if post.job_id == "grown" and post.done < FEW_JOBS:
             self._growth_bytes *= 2
         if post.job_id in ("replaced", "grown"):
@@ -319,13 +387,22 @@ class Supervisor(Settling):
 
     def _take_back(self, counted: str, status: int) -> None:
         """Give back what the dead horse had, and count the death of the job that it ran, if there is one."""
+
         def attempt() -> str:
             queues = [queue.name for queue in self.queues]
-            outcomes = ledger.reclaim(self.plain, self.name, queues, "horse", counted, CRASH_DELAY, self.process)
+            outcomes = ledger.reclaim(
+                self.plain, self.name, queues, "horse", counted, CRASH_DELAY, self.process
+            )
             for job_id, outcome in outcomes.items():
                 level = self.log.warning if outcome != "buried" else self.log.error
-                level("Worker %s: its horse died (%s); job %s%s is %s", self.name, _how(status), job_id,
-                      ", which it ran," if job_id == counted else "", outcome)
+                level(
+                    "Worker %s: its horse died (%s); job %s%s is %s",
+                    self.name,
+                    _how(status),
+                    job_id,
+                    ", which it ran," if job_id == counted else "",
+                    outcome,
+                )
             return "done"
 
         self.insist(attempt)
@@ -358,10 +435,13 @@ class Supervisor(Settling):
             with contextlib.suppress(redis.RedisError, OSError, SystemExit):
                 self._look_after_finishers()
 
-    def handle_job_failure(self, job: Any, queue: Any, started_job_registry: Any = None, exc_string: str = "") -> None:
+    def handle_job_failure(
+        self, job: Any, queue: Any, started_job_registry: Any = None, exc_string: str = ""
+    ) -> None:
         job.failure = exc_string  # for a job that goes on to its next repeat
         super().handle_job_failure(
-            job=job, queue=queue, started_job_registry=started_job_registry, exc_string=exc_string)
+            job=job, queue=queue, started_job_registry=started_job_registry, exc_string=exc_string
+        )
 
 
 def _how(status: int) -> str:

@@ -20,7 +20,9 @@ def format_exception(kind: Any, error: Any = None, trace: Any = None) -> list[st
         frames = ""
         with contextlib.suppress(BaseException):
             frames = encodable("".join(traceback.format_tb(trace)))
-        return [f"{frames}{name_of(kind)}: its traceback cannot be written, for that raises {name_of(type(failure))}\n"]
+        return [
+            f"{frames}{name_of(kind)}: its traceback cannot be written, for that raises {name_of(type(failure))}\n"
+        ]
 
 
 def describe(error: BaseException) -> str:

@@ -15,7 +15,19 @@ from rqjobs import catalog, ledger
 from rqjobs.cronline import ScheduleError
 from rqjobs.ledger import text
 from rqjobs.rules import Rule, declared
-from rqjobs.timetable import SCHEDULES, Call, Schedule, call, check_name, jitter, make, put, read, store, when
+from rqjobs.timetable import (
+    SCHEDULES,
+    Call,
+    Schedule,
+    call,
+    check_name,
+    jitter,
+    make,
+    put,
+    read,
+    store,
+    when,
+)
 
 log = logging.getLogger("rqjobs")
 MOST = 1000  # ticks that missed="all" makes up for
@@ -63,22 +75,44 @@ def _tick(connection: redis.Redis, schedule: Schedule, now: float) -> bool:
     assert schedule.next
     rule, name, first = schedule.rule, schedule.name, int(schedule.next.timestamp())
     jobs, last = due_ticks(rule, name, first, now)
-    if last is None and first + jitter(rule, name, first) > now:  # its score is not that of its rule
-        put(connection, name, schedule.revision, repr(first + jitter(rule, name, first)), "same", {})
+    if (
+        last is None and first + jitter(rule, name, first) > now
+    ):  # its score is not that of its rule
+        put(
+            connection, name, schedule.revision, repr(first + jitter(rule, name, first)), "same", {}
+        )
         return True
     last = first if last is None else last
     missed = rule.count(first, last) - len(jobs)
     following = rule.after(last)
     made, skipped = make(
-        connection, name, schedule.revision, schedule.queue, str(first), following,
-        0.0 if following is None else following + jitter(rule, name, following), rule.overlap, missed, last,
-        [(tick, job_id(name, schedule.revision, tick)) for tick in jobs])
+        connection,
+        name,
+        schedule.revision,
+        schedule.queue,
+        str(first),
+        following,
+        0.0 if following is None else following + jitter(rule, name, following),
+        rule.overlap,
+        missed,
+        last,
+        [(tick, job_id(name, schedule.revision, tick)) for tick in jobs],
+    )
     if made == -2:
-        log.error("the schedule %s waits: the key of its queue %s, of its runs or of their outcomes, or rq:queues, is "
-                  "of the wrong type", name, schedule.queue)
+        log.error(
+            "the schedule %s waits: the key of its queue %s, of its runs or of their outcomes, or rq:queues, is "
+            "of the wrong type",
+            name,
+            schedule.queue,
+        )
     elif made >= 0 and (missed or skipped):
-        log.warning("the schedule %s: %d ticks were missed and make no job, %d were skipped because a job before has "
-                    "not ended", name, missed, skipped)
+        log.warning(
+            "the schedule %s: %d ticks were missed and make no job, %d were skipped because a job before has "
+            "not ended",
+            name,
+            missed,
+            skipped,
+        )
     return made != -2
 
 
@@ -120,20 +154,34 @@ def declarations() -> list[dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for function_name, function in catalog.current():
         for number, rule in enumerate(declared(function), start=1):
-            name = rule.name or function_name.replace(".", "-") + (f"-{number}" if number > 1 else "")
+            name = rule.name or function_name.replace(".", "-") + (
+                f"-{number}" if number > 1 else ""
+            )
             if check_name(name) in found:
-                raise ScheduleError(f"two schedules are called {name!r}: of {found[name]['function']} and of "
-                                    f"{function_name}; give one of them a name=…")
+                raise ScheduleError(
+                    f"two schedules are called {name!r}: of {found[name]['function']} and of "
+                    f"{function_name}; give one of them a name=…"
+                )
             made = call(function, rule.args, rule.kwargs)
             fields = {field: text_of(value) for field, value in made.fields.items()}
-            found[name] = {"name": name, "rule": rule.dump(), "function": made.function, "queue": made.queue,
-                           "digest": made.digest, "fields": fields}
+            found[name] = {
+                "name": name,
+                "rule": rule.dump(),
+                "function": made.function,
+                "queue": made.queue,
+                "digest": made.digest,
+                "fields": fields,
+            }
     return list(found.values())
 
 
 def text_of(value: Any) -> str:
     """Bytes as characters of the same numbers, so that JSON can carry them."""
-    return value.decode("latin-1") if isinstance(value, bytes) else str(value).encode().decode("latin-1")
+    return (
+        value.decode("latin-1")
+        if isinstance(value, bytes)
+        else str(value).encode().decode("latin-1")
+    )
 
 
 def statement(connection: redis.Redis) -> str:
@@ -178,7 +226,8 @@ class Declarations:
         """In steps of a few milliseconds. As long as nothing else is declared, the schedules are compared once in
         `COMPARE_SECONDS` only, for a stranger may have changed them."""
         counter, workers, now = ledger.together(
-            self.connection, [("GET", ANNOUNCED), ("HKEYS", DECLARED), ("TIME",)])
+            self.connection, [("GET", ANNOUNCED), ("HKEYS", DECLARED), ("TIME",)]
+        )
         said = set(workers) if isinstance(workers, list) else set()
         live: set[Any] = set(self.connection.zrangebyscore(ledger.WORKERS, now[0], "+inf")) & said
         seen = repr(counter), frozenset(said), frozenset(live)
@@ -196,17 +245,23 @@ class Declarations:
             spoken.append(self._words_of(worker))
             yield
         wanted: dict[str, dict[str, Any]] = {}
-        for _, declared_there in sorted((words for words in spoken if words), key=lambda words: words[0]):
+        for _, declared_there in sorted(
+            (words for words in spoken if words), key=lambda words: words[0]
+        ):
             wanted.update(declared_there)
         stored = {text(name) for name in self.connection.zrange(SCHEDULES, 0, -1)}
         names = sorted(stored | wanted.keys())
         for start in range(0, len(names), COMPARED_AT_ONCE):
             yield
-            for name in differing(self.connection, names[start:start + COMPARED_AT_ONCE], wanted, now):
+            for name in differing(
+                self.connection, names[start : start + COMPARED_AT_ONCE], wanted, now
+            ):
                 found = read(self.connection, [name]).get(name)
                 if name in wanted:
                     _adopt_or_tell(self.connection, wanted[name], found)
-                elif found and None not in spoken:  # those that cannot be read may declare what the others do not
+                elif (
+                    found and None not in spoken
+                ):  # those that cannot be read may declare what the others do not
                     _withdraw(self.connection, found, now)
                 yield
 
@@ -219,7 +274,10 @@ class Declarations:
             words = json.loads(said)
             return float(words["started"]), {str(one["name"]): one for one in words["schedules"]}
         except (ValueError, TypeError, LookupError, RecursionError):
-            log.error("what the code of the worker %s declares cannot be read; it is asked again", text(worker))
+            log.error(
+                "what the code of the worker %s declares cannot be read; it is asked again",
+                text(worker),
+            )
             self.connection.hdel(DECLARED, worker)
             return None
 
@@ -230,17 +288,38 @@ def reconcile(connection: redis.Redis) -> None:
         pass
 
 
-def differing(connection: redis.Redis, names: list[str], wanted: dict[str, dict[str, Any]], now: float) -> list[str]:
+def differing(
+    connection: redis.Redis, names: list[str], wanted: dict[str, dict[str, Any]], now: float
+) -> list[str]:
     """Those of these schedules that are not stored as they are `wanted`: found without reading them whole."""
-    replies = ledger.together(connection, [command for name in names for command in (
-        ("HMGET", f"rqjobs:schedule:{name}", "source", "state", "digest", "rule", "changed"),
-        ("HSTRLEN", f"rqjobs:schedule:{name}:job", "data"), ("ZSCORE", SCHEDULES, name))])
+    replies = ledger.together(
+        connection,
+        [
+            command
+            for name in names
+            for command in (
+                (
+                    "HMGET",
+                    f"rqjobs:schedule:{name}",
+                    "source",
+                    "state",
+                    "digest",
+                    "rule",
+                    "changed",
+                ),
+                ("HSTRLEN", f"rqjobs:schedule:{name}:job", "data"),
+                ("ZSCORE", SCHEDULES, name),
+            )
+        ],
+    )
     found = []
     for name, own, data, due in zip(names, replies[::3], replies[1::3], replies[2::3], strict=True):
         if not isinstance(own, list):
             own = [None] * 5  # somebody else wrote there
         if due is None and own[0] is not None:
-            connection.zadd(SCHEDULES, {name: 1}, nx=True)  # its place was lost; the tick finds out when it is due
+            connection.zadd(
+                SCHEDULES, {name: 1}, nx=True
+            )  # its place was lost; the tick finds out when it is due
         one = wanted.get(name)
         if one is None:
             right = own[0] != b"code" or _rests(own, now)
@@ -270,7 +349,14 @@ def _adopt_or_tell(connection: redis.Redis, one: dict[str, Any], found: Schedule
         if not ledger.wrong_type(error):
             raise
         log.error("the declared schedule %s is not stored: %s", name, error)
-    except (ValueError, LookupError, AttributeError, TypeError, RecursionError, redis.DataError) as error:
+    except (
+        ValueError,
+        LookupError,
+        AttributeError,
+        TypeError,
+        RecursionError,
+        redis.DataError,
+    ) as error:
         # of another version of ours, or of a stranger
         log.error("the declared schedule %s is not stored: %s", name, error)
 
@@ -280,8 +366,13 @@ def _make_room(connection: redis.Redis, name: str) -> bool:
     source, revision = connection.hmget(f"rqjobs:schedule:{name}", "source", "revision")
     if source is None and revision is None:
         return True
-    log.error("the schedule %s in Redis cannot be read; %s", name, "it is stored anew" if source == b"code" else
-              f"remove it with: rqjobs schedules remove {name}")
+    log.error(
+        "the schedule %s in Redis cannot be read; %s",
+        name,
+        "it is stored anew"
+        if source == b"code"
+        else f"remove it with: rqjobs schedules remove {name}",
+    )
     return source == b"code" and put(connection, name, revision, "", "remove", {})
 
 
@@ -289,23 +380,35 @@ def _adopt(connection: redis.Redis, one: dict[str, Any], found: Schedule | None)
     name, rule = check_name(one["name"]), Rule.load(one["rule"])
     if found and found.state == "withdrawn":
         ticks = found.before == "active" and found.next
-        due = repr(ticks.timestamp() + jitter(found.rule, name, int(ticks.timestamp()))) if ticks else "never"
+        due = (
+            repr(ticks.timestamp() + jitter(found.rule, name, int(ticks.timestamp())))
+            if ticks
+            else "never"
+        )
         put(connection, name, found.revision, due, "same", {"state": found.before})
         found = read(connection, [name]).get(name)
     if found and found.source != "code":
-        log.error("the schedule %s of %s is not stored: one of that name was added at run time", name, one["function"])
+        log.error(
+            "the schedule %s of %s is not stored: one of that name was added at run time",
+            name,
+            one["function"],
+        )
     elif found is None or (found.digest, found.rule.dump()) != (one["digest"], rule.dump()):
         fields = {field: value.encode("latin-1") for field, value in one["fields"].items()}
         made = Call(one["function"], one["queue"], fields, one["digest"])
         if store(connection, name, rule, made, "code", found):
-            log.warning("the schedule %s is %s: %s", name, "changed" if found else "new", rule.sentence)
+            log.warning(
+                "the schedule %s is %s: %s", name, "changed" if found else "new", rule.sentence
+            )
 
 
 def _withdraw(connection: redis.Redis, schedule: Schedule, now: float) -> None:
     if schedule.state != "withdrawn":
         before = {"state": "withdrawn", "before": schedule.state, "changed": repr(now)}
         if put(connection, schedule.name, schedule.revision, "never", "same", before):
-            log.warning("the schedule %s rests: no running worker declares it any more", schedule.name)
+            log.warning(
+                "the schedule %s rests: no running worker declares it any more", schedule.name
+            )
     elif schedule.changed.timestamp() < now - KEPT_WITHDRAWN:
         put(connection, schedule.name, schedule.revision, "", "remove", {})
 
@@ -326,7 +429,9 @@ def outcomes(connection: redis.Redis) -> Iterator[None]:
         cursor, *ended = ledger.OUTCOMES.run(connection, [OPEN], [cursor, OPEN_AT_ONCE])
         for job_id, name, status, moment in ended:
             key = f"rqjobs:schedule:{text(name)}"
-            words = f"{text(status) or _of_the_vanished(connection, key, text(job_id))} {text(moment)}"
+            words = (
+                f"{text(status) or _of_the_vanished(connection, key, text(job_id))} {text(moment)}"
+            )
             ledger.NOTE.run(connection, [key, f"{key}:outcomes", OPEN], [job_id, words.strip()])
             yield
         if cursor == b"0":
@@ -337,5 +442,14 @@ def outcomes(connection: redis.Redis) -> Iterator[None]:
 def _of_the_vanished(connection: redis.Redis, key: str, job_id: str) -> str:
     reply = ledger.together(connection, [("HGET", key, "queue")])[0]
     queue, statuses = text(reply or b""), ("finished", "failed", "canceled")
-    scores = ledger.together(connection, [("ZSCORE", f"rq:{status}:{queue}", job_id) for status in statuses])
-    return next((status for status, score in zip(statuses, scores, strict=True) if isinstance(score, float)), "unknown")
+    scores = ledger.together(
+        connection, [("ZSCORE", f"rq:{status}:{queue}", job_id) for status in statuses]
+    )
+    return next(
+        (
+            status
+            for status, score in zip(statuses, scores, strict=True)
+            if isinstance(score, float)
+        ),
+        "unknown",
+    )

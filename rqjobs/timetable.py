@@ -36,12 +36,20 @@ from rqjobs.walls import FAR
 SCHEDULES = "rqjobs:schedules"
 REMEMBERED = 20  # runs
 NEITHER = ("created_at", "enqueued_at", "status")  # fields of a job that each run has of its own
-CARRIED = {"timeout": ("timeout",), "ttl": ("ttl",), "result_ttl": ("result_ttl",), "failure_ttl": ("failure_ttl",),
-           "retry": ("retries_left", "retry_intervals", "enqueue_at_front_on_retry"), "meta": ("meta",),
-           "repeat": ("repeats_left", "repeat_intervals"), "at_front": ("enqueue_at_front",), "webhooks": ("webhooks",),
-           "on_success": ("success_callback_name", "success_callback_timeout"),
-           "on_failure": ("failure_callback_name", "failure_callback_timeout"),
-           "on_stopped": ("stopped_callback_name", "stopped_callback_timeout")}
+CARRIED = {
+    "timeout": ("timeout",),
+    "ttl": ("ttl",),
+    "result_ttl": ("result_ttl",),
+    "failure_ttl": ("failure_ttl",),
+    "retry": ("retries_left", "retry_intervals", "enqueue_at_front_on_retry"),
+    "meta": ("meta",),
+    "repeat": ("repeats_left", "repeat_intervals"),
+    "at_front": ("enqueue_at_front",),
+    "webhooks": ("webhooks",),
+    "on_success": ("success_callback_name", "success_callback_timeout"),
+    "on_failure": ("failure_callback_name", "failure_callback_timeout"),
+    "on_stopped": ("stopped_callback_name", "stopped_callback_timeout"),
+}
 
 
 @dataclass(frozen=True)
@@ -106,7 +114,9 @@ class Schedule:
         """The next ticks, without jitter, in the rule's zone; none unless it is active."""
         if self.next is None or self.state != "active":
             return []
-        ticks = self.rule.between(int(self.next.timestamp()), self.next.timestamp() + 100 * 366 * 86400)
+        ticks = self.rule.between(
+            int(self.next.timestamp()), self.next.timestamp() + 100 * 366 * 86400
+        )
         most = count if self.left is None else min(count, self.left)
         return [self.rule.shown(tick) for _, tick in zip(range(most), ticks, strict=False)]
 
@@ -114,44 +124,68 @@ class Schedule:
 def check_name(name: str) -> str:
     """Raises ScheduleError unless a schedule can be called so: its jobs' ids begin with that."""
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,80}", name):
-        raise ScheduleError(f"{name!r} is no name for a schedule; use letters, digits, '_' and '-', at most 80")
+        raise ScheduleError(
+            f"{name!r} is no name for a schedule; use letters, digits, '_' and '-', at most 80"
+        )
     return name
 
 
-def call(function: Any, args: Iterable[Any] = (), kwargs: dict[str, Any] | None = None,
-         options: dict[str, Any] | None = None) -> Call:
+def call(
+    function: Any,
+    args: Iterable[Any] = (),
+    kwargs: dict[str, Any] | None = None,
+    options: dict[str, Any] | None = None,
+) -> Call:
     """What a schedule calls, checked as at enqueue."""
     given = {option: value for option, value in (options or {}).items() if value is not None}
     unknown = given.keys() - CARRIED.keys() - {"queue", "description"}
     if unknown:
-        raise ScheduleError(f"a schedule's jobs have no option {', '.join(sorted(unknown))}; they take queue, "
-                            f"description, {', '.join(sorted(CARRIED))}")
+        raise ScheduleError(
+            f"a schedule's jobs have no option {', '.join(sorted(unknown))}; they take queue, "
+            f"description, {', '.join(sorted(CARRIED))}"
+        )
     name, at_front = given.pop("queue", None), given.pop("at_front", None)
     queue = queues.queue(name) if name else queues.queue_for(function)
     job = queue.create_job(function, args, kwargs, **given)
     job.enqueue_at_front = True if at_front else None
     fields = {field: value for field, value in job.fields()[1].items() if field not in NEITHER}
-    apart = {"data"} if "description" in given else {"data", "description"}  # which else follows from the call
+    apart = (
+        {"data"} if "description" in given else {"data", "description"}
+    )  # which else follows from the call
     seen = sorted((field, str(value)) for field, value in fields.items() if field not in apart)
-    digest = sha1(repr((job.func_name, queue.name, job.data, seen)).encode(), usedforsecurity=False).hexdigest()
+    digest = sha1(
+        repr((job.func_name, queue.name, job.data, seen)).encode(), usedforsecurity=False
+    ).hexdigest()
     return Call(str(job.func_name), queue.name, fields, digest)
 
 
-def store(client: redis.Redis, name: str, rule: Rule, made: Call, source: str, found: Schedule | None) -> bool:
+def store(
+    client: redis.Redis, name: str, rule: Rule, made: Call, source: str, found: Schedule | None
+) -> bool:
     """Write a schedule in the place of `found`; False if that was changed in between.
 
     With the same times it goes on where it stands, so that what it has missed is made up for; with other times it
     begins now.
     """
-    fields = {"rule": rule.dump(), "function": made.function, "queue": made.queue, "source": source,
-              "digest": made.digest, "changed": repr(ledger.clock(client))}
+    fields = {
+        "rule": rule.dump(),
+        "function": made.function,
+        "queue": made.queue,
+        "source": source,
+        "digest": made.digest,
+        "changed": repr(ledger.clock(client)),
+    }
     due = ""
     if found is None:
         fields["created"] = fields["changed"]
     other_times = found is None or rule.timing != found.rule.timing
     if other_times:
         fields["left"] = "" if rule.times is None else str(rule.times)
-    if found is None or found.state == "withdrawn" or (other_times and found.state in ("active", "ended")):
+    if (
+        found is None
+        or found.state == "withdrawn"
+        or (other_times and found.state in ("active", "ended"))
+    ):
         due, new = begin(client, name, rule)
         fields |= new
     elif found.state == "active" and found.next and rule.jitter != found.rule.jitter:
@@ -163,29 +197,85 @@ def store(client: redis.Redis, name: str, rule: Rule, made: Call, source: str, f
 def begin(client: redis.Redis, name: str, rule: Rule) -> tuple[str, dict[str, str]]:
     """When a schedule that begins now is due, and the fields that say so."""
     tick = rule.after(ledger.clock(client))
-    state = {"state": "ended" if tick is None else "active", "next": "" if tick is None else str(tick)}
+    state = {
+        "state": "ended" if tick is None else "active",
+        "next": "" if tick is None else str(tick),
+    }
     return ("never" if tick is None else repr(tick + jitter(rule, name, tick))), state
 
 
-def put(client: redis.Redis, name: str, revision: Any, due: str, what: str, own: dict[str, str],
-        job: dict[Any, Any] | None = None) -> bool:
+def put(
+    client: redis.Redis,
+    name: str,
+    revision: Any,
+    due: str,
+    what: str,
+    own: dict[str, str],
+    job: dict[Any, Any] | None = None,
+) -> bool:
     key = f"rqjobs:schedule:{name}"
-    keys = [SCHEDULES, key, f"{key}:job", f"{SCHEDULES}:revision", ledger.BELL, f"{key}:runs", f"{key}:outcomes",
-            f"{SCHEDULES}:open", f"{SCHEDULES}:announced"]
+    keys = [
+        SCHEDULES,
+        key,
+        f"{key}:job",
+        f"{SCHEDULES}:revision",
+        ledger.BELL,
+        f"{key}:runs",
+        f"{key}:outcomes",
+        f"{SCHEDULES}:open",
+        f"{SCHEDULES}:announced",
+    ]
     words = [[part for pair in fields.items() for part in pair] for fields in (own, job or {})]
-    args = [name, "" if revision is None else revision, due, what, len(words[0]), *words[0], *words[1]]
+    args = [
+        name,
+        "" if revision is None else revision,
+        due,
+        what,
+        len(words[0]),
+        *words[0],
+        *words[1],
+    ]
     return bool(SCHEDULE.run(client, keys, args))
 
 
-def make(client: redis.Redis, name: str, revision: int, queue: str, tick: str = "", following: int | None = None,
-         due: float = 0, overlap: bool = True, missed: int = 0, last: int = 0,
-         jobs: Iterable[tuple[Any, str]] = ()) -> list[int]:
+def make(
+    client: redis.Redis,
+    name: str,
+    revision: int,
+    queue: str,
+    tick: str = "",
+    following: int | None = None,
+    due: float = 0,
+    overlap: bool = True,
+    missed: int = 0,
+    last: int = 0,
+    jobs: Iterable[tuple[Any, str]] = (),
+) -> list[int]:
     """Run `tick.lua`, which says what comes back."""
     key = f"rqjobs:schedule:{name}"
-    keys = [SCHEDULES, key, f"{key}:job", f"{key}:runs", f"{key}:outcomes", f"{SCHEDULES}:open", f"rq:queue:{queue}",
-            ledger.QUEUES]
-    args = [name, revision, tick, "" if following is None else following, repr(due), utcformat(now()),
-            "1" if overlap else "", missed, last, REMEMBERED, *(word for job in jobs for word in job)]
+    keys = [
+        SCHEDULES,
+        key,
+        f"{key}:job",
+        f"{key}:runs",
+        f"{key}:outcomes",
+        f"{SCHEDULES}:open",
+        f"rq:queue:{queue}",
+        ledger.QUEUES,
+    ]
+    args = [
+        name,
+        revision,
+        tick,
+        "" if following is None else following,
+        repr(due),
+        utcformat(now()),
+        "1" if overlap else "",
+        missed,
+        last,
+        REMEMBERED,
+        *(word for job in jobs for word in job),
+    ]
     return [int(count) for count in TICK.run(client, keys, args)]
 
 
@@ -193,14 +283,18 @@ def jitter(rule: Rule, name: str, tick: int) -> float:
     """By how many seconds this tick's job comes later: the same whoever asks, in milliseconds."""
     if not rule.jitter:
         return 0.0
-    chance = int.from_bytes(blake2b(f"{name} {tick}".encode(), digest_size=8).digest(), "big") / 2 ** 64
+    chance = (
+        int.from_bytes(blake2b(f"{name} {tick}".encode(), digest_size=8).digest(), "big") / 2**64
+    )
     return int(chance * rule.jitter * 1000) / 1000
 
 
 def names_of_all(client: redis.Redis) -> list[str]:
     """The names of all schedules, sorted."""
     (members,) = ledger.together(client, [("ZRANGE", SCHEDULES, 0, -1)])
-    return sorted(map(text, members)) if isinstance(members, list) else []  # an error: no sorted set stands there
+    return (
+        sorted(map(text, members)) if isinstance(members, list) else []
+    )  # an error: no sorted set stands there
 
 
 def read(client: redis.Redis, names: Iterable[str]) -> dict[str, Schedule]:
@@ -215,8 +309,12 @@ def read(client: redis.Redis, names: Iterable[str]) -> dict[str, Schedule]:
     found = {}
     for name, own, job, due in zip(names, replies[::3], replies[1::3], replies[2::3], strict=True):
         try:
-            found[name] = _schedule(name, {text(key): text(value) for key, value in own.items()}, job, due)
-        except Exception:  # none is there, or somebody else wrote it: numbers without end, lists in lists in lists
+            found[name] = _schedule(
+                name, {text(key): text(value) for key, value in own.items()}, job, due
+            )
+        except (
+            Exception
+        ):  # none is there, or somebody else wrote it: numbers without end, lists in lists in lists
             continue
     return found
 
@@ -226,17 +324,32 @@ def _schedule(name: str, own: dict[str, str], job: dict[bytes, bytes], due: Any)
         raise LookupError("its jobs have no data")
     if own["revision"] != str(int(own["revision"])):  # the scripts compare it as it is written
         raise ValueError("its revision is no number as we write one")
-    counts = {field: int(own.get(field) or 0) for field in ("revision", "made", "missed", "overlapped")}
+    counts = {
+        field: int(own.get(field) or 0) for field in ("revision", "made", "missed", "overlapped")
+    }
     ticks = {field: when(int(own[field])) if own.get(field) else None for field in ("next", "last")}
     if any(tick and not 0 <= tick.timestamp() <= FAR for tick in ticks.values()):
         raise ValueError("its ticks are of another age")
     return Schedule(
-        name, Rule.load(own["rule"]), own["function"], own["queue"], own["source"],
-        text(job.get(b"description") or b""), own["state"], counts["revision"], ticks["next"],
-        when(float(due)) if ticks["next"] and float(due) < float("inf") else None, ticks["last"], counts["made"],
-        counts["missed"], counts["overlapped"],
-        created=when(float(own["created"])), changed=when(float(own["changed"])),
-        left=int(own["left"]) if own.get("left") else None, before=own.get("before", ""), digest=own["digest"],
+        name,
+        Rule.load(own["rule"]),
+        own["function"],
+        own["queue"],
+        own["source"],
+        text(job.get(b"description") or b""),
+        own["state"],
+        counts["revision"],
+        ticks["next"],
+        when(float(due)) if ticks["next"] and float(due) < float("inf") else None,
+        ticks["last"],
+        counts["made"],
+        counts["missed"],
+        counts["overlapped"],
+        created=when(float(own["created"])),
+        changed=when(float(own["changed"])),
+        left=int(own["left"]) if own.get("left") else None,
+        before=own.get("before", ""),
+        digest=own["digest"],
         fields=job,
     )
 

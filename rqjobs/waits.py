@@ -48,7 +48,9 @@ class Waits:
                 if line._sock not in ready:
                     if ready:
                         return self.hear(control)
-                    raise TimeoutError("a wait has ended, and is not answered: its connection is dead")
+                    raise TimeoutError(
+                        "a wait has ended, and is not answered: its connection is dead"
+                    )
                 line.read_response()
             self.unread.clear()
             self._connect(len(queues))
@@ -57,7 +59,9 @@ class Waits:
             for number, (queue, line) in enumerate(zip(queues, self.lines, strict=False)):
                 self.unread.add(number)
                 self.open.append(number)
-                line.send_command("BLMOVE", queue, self.claims_key, "LEFT", "RIGHT", round(max(seconds, 0.1), 3))
+                line.send_command(
+                    "BLMOVE", queue, self.claims_key, "LEFT", "RIGHT", round(max(seconds, 0.1), 3)
+                )
             if control in readable([*self._sockets(), control], seconds + 1):
                 self.hear(control)
         except (redis.RedisError, OSError, ValueError) as error:
@@ -79,9 +83,14 @@ class Waits:
                 if not self.lines:
                     raise
                 self.most = len(self.lines)
-                log.warning("only %d of this worker's %d queues are waited on, the others are looked at each %s s: no "
-                            "further connection (%s); raise `ulimit -n` here, or Redis's maxclients",
-                            self.most, queues, POLL_SECONDS, error)
+                log.warning(
+                    "only %d of this worker's %d queues are waited on, the others are looked at each %s s: no "
+                    "further connection (%s); raise `ulimit -n` here, or Redis's maxclients",
+                    self.most,
+                    queues,
+                    POLL_SECONDS,
+                    error,
+                )
 
     def _sockets(self) -> list[Any]:
         return [self.lines[number]._sock for number in self.open]
@@ -99,7 +108,9 @@ class Waits:
         self.open = [number for number, reply in zip(self.open, replies, strict=True) if reply != 1]
         if not self.open:
             return True
-        if time.monotonic() - self.since > ANSWER or any(isinstance(reply, Exception) for reply in replies):
+        if time.monotonic() - self.since > ANSWER or any(
+            isinstance(reply, Exception) for reply in replies
+        ):
             self.close()
         else:
             readable(self._sockets(), 0.05)

@@ -66,7 +66,9 @@ def _offset(tz: str, moment: int) -> int:
 def _changes_between(tz: str, low: int, high: int) -> Iterator[tuple[int, int, int]]:
     """The changes later than `low`, up to `high`."""
     if tz != "UTC":
-        for year in range((EPOCH + timedelta(seconds=low)).year, (EPOCH + timedelta(seconds=high)).year + 1):
+        for year in range(
+            (EPOCH + timedelta(seconds=low)).year, (EPOCH + timedelta(seconds=high)).year + 1
+        ):
             yield from (change for change in _changes(tz, year) if low < change[0] <= high)
 
 

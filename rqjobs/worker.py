@@ -23,7 +23,17 @@ from rq.registry import FailedJobRegistry, FinishedJobRegistry
 from rq.utils import now, utcformat
 from rq.worker import DequeueStrategy
 
-from rqjobs import children, config, ledger, logs, odd_keys, orphans, processes, terminal, worker_options
+from rqjobs import (
+    children,
+    config,
+    ledger,
+    logs,
+    odd_keys,
+    orphans,
+    processes,
+    terminal,
+    worker_options,
+)
 from rqjobs import connection as connections
 from rqjobs.board import Board
 from rqjobs.horse import HOLD, Terms
@@ -58,7 +68,9 @@ class Worker(Supervisor):
             worker that was told to go goes.
     """
 
-    def __init__(self, queues: Any, name: str | None = None, connection: Any = None, **options: Any):
+    def __init__(
+        self, queues: Any, name: str | None = None, connection: Any = None, **options: Any
+    ):
         client = worker_options.prepare(type(self), connection, options)
         super().__init__(worker_options.names(queues), name, connection=Recorder(client), **options)
         self._beaten = 0.0
@@ -88,15 +100,21 @@ class Worker(Supervisor):
 
     def register_birth(self) -> None:
         try:
-            odd_keys.set_aside(self.plain, odd_keys.OF_QUEUES, [queue.name for queue in self.queues])
+            odd_keys.set_aside(
+                self.plain, odd_keys.OF_QUEUES, [queue.name for queue in self.queues]
+            )
             self._beat()  # before RQ knows of us: who dies in between is found by its lease, and forgotten
             super().register_birth()
         except ledger.NameTaken as error:
             raise SystemExit(f"rqjobs: {error}") from None
         except ValueError:
-            if self.birth_date is None or text(self.connection.hget(self.key, "birth")) != utcformat(self.birth_date):
+            if self.birth_date is None or text(
+                self.connection.hget(self.key, "birth")
+            ) != utcformat(self.birth_date):
                 ledger.leave(self.plain, self.name)  # it is a stock worker
-                raise SystemExit(f"rqjobs: a worker called {self.name!r} runs already; choose another --name") from None
+                raise SystemExit(
+                    f"rqjobs: a worker called {self.name!r} runs already; choose another --name"
+                ) from None
             # It is ourselves: the reply to our first try was lost.
 
     def register_death(self) -> None:
@@ -122,7 +140,9 @@ class Worker(Supervisor):
         try:
             super().teardown()
         except redis.RedisError as error:
-            self.log.error("Worker %s: could not say goodbye (%s); its lease ends by itself", self.name, error)
+            self.log.error(
+                "Worker %s: could not say goodbye (%s); its lease ends by itself", self.name, error
+            )
 
     def _set_connection(self, connection: Any) -> Any:
         return connection  # RQ's time-out of seven minutes is for its blocking pop; with ours a hung Redis is noticed
@@ -131,7 +151,9 @@ class Worker(Supervisor):
         try:
             super().handle_payload(message)
         except Exception as error:  # anybody who reaches Redis can publish anything
-            self.log.warning("Worker %s: a command that cannot be read is ignored: %s", self.name, error)
+            self.log.warning(
+                "Worker %s: a command that cannot be read is ignored: %s", self.name, error
+            )
 
     def patience(self, error: Exception, failures: int, seconds: float) -> None:
         if not self._beaten:  # not born yet, so nothing can be lost
@@ -141,15 +163,23 @@ class Worker(Supervisor):
                 self.log.info("Worker %s: quitting (stopped) before Redis was there", self.name)
                 raise SystemExit(0)
         if not self._is_horse and self._time_to_go():
-            raise SystemExit(f"Redis is away ({error}); what the worker had is taken back when its lease ends")
+            raise SystemExit(
+                f"Redis is away ({error}); what the worker had is taken back when its lease ends"
+            )
         super().patience(error, failures, seconds)
 
     # The loop
 
     def work(
-        self, burst: bool = False, logging_level: str | None = None, date_format: str = DEFAULT_LOGGING_DATE_FORMAT,
-        log_format: str = DEFAULT_LOGGING_FORMAT, max_jobs: int | None = None, max_idle_time: int | None = None,
-        with_scheduler: bool = False, dequeue_strategy: Any = DequeueStrategy.DEFAULT,
+        self,
+        burst: bool = False,
+        logging_level: str | None = None,
+        date_format: str = DEFAULT_LOGGING_DATE_FORMAT,
+        log_format: str = DEFAULT_LOGGING_FORMAT,
+        max_jobs: int | None = None,
+        max_idle_time: int | None = None,
+        with_scheduler: bool = False,
+        dequeue_strategy: Any = DequeueStrategy.DEFAULT,
     ) -> bool:
         """Work until told to stop, or until `burst`, `max_jobs` or `max_idle_time` (seconds) say so.
 
@@ -168,8 +198,10 @@ class Worker(Supervisor):
             self.log.info("Worker %s: quitting (%s)", self.name, why)
         except ledger.NameTaken:
             self._beaten = 0.0  # what is in Redis under the name is that one's
-            raise SystemExit(f"rqjobs: another worker has started as {self.name!r} while this one was not heard of, so "
-                             f"this one ends; give each its own --name") from None
+            raise SystemExit(
+                f"rqjobs: another worker has started as {self.name!r} while this one was not heard of, so "
+                f"this one ends; give each its own --name"
+            ) from None
         finally:
             try:
                 self._dismiss()
@@ -201,7 +233,9 @@ class Worker(Supervisor):
         except ledger.NameTaken:
             raise
         except Exception:  # of what a stranger wrote into Redis; the lease was renewed before
-            self.log.error("Worker %s: its upkeep failed and is tried again", self.name, exc_info=True)
+            self.log.error(
+                "Worker %s: its upkeep failed and is tried again", self.name, exc_info=True
+            )
         self._police()
         self._ending = self._reap(terms) or self._ending
         self._look_after_finishers()
@@ -210,7 +244,9 @@ class Worker(Supervisor):
         return self._ending or ("stopped" if self._signals and not self.horse_pid else "")
 
     def _may_hire(self) -> bool:
-        busy = len(self._finishers) >= MAX_FINISHERS or not all(finisher.settled for finisher in self._finishers)
+        busy = len(self._finishers) >= MAX_FINISHERS or not all(
+            finisher.settled for finisher in self._finishers
+        )
         return not (self.horse_pid or self._signals or self._ending or busy)
 
     def _sleep(self) -> None:
@@ -223,13 +259,21 @@ class Worker(Supervisor):
             sockets.append(self.handover.reader)
         post = self._posting()
         busy = brisk or not self.horse_pid or self._signals
-        idle = max(0.1, min(self._beaten + BEAT - time.monotonic(), MIND if self.scheduler else BEAT))
+        idle = max(
+            0.1, min(self._beaten + BEAT - time.monotonic(), MIND if self.scheduler else BEAT)
+        )
         seconds = HOLD if busy else idle if post and post.phase == Board.IDLE else TICK
         began, running = time.monotonic(), self.horse_board and self.horse_board.token
         while True:
             ready = processes.readable(sockets, seconds)
             before, running = running, self.horse_board and self.horse_board.token
-            if ready or not brisk or self._signals or running == before or time.monotonic() - began >= TICK:
+            if (
+                ready
+                or not brisk
+                or self._signals
+                or running == before
+                or time.monotonic() - began >= TICK
+            ):
                 break  # else the horse goes from job to job, and there is no more to see to
         if self._wakeup[0] in ready:
             self._wakeup[0].recv(4096)
@@ -261,11 +305,18 @@ class Worker(Supervisor):
         """Renew the lease; register again if we were believed dead, and everything of us was forgotten."""
         first = self._beaten == 0.0
         if first:  # only then: with no descriptor left none of it could be read any more
-            self.where = {"host": processes.host(), "pid": os.getpid(), "started": processes.started(os.getpid()),
-                          "session": os.getsid(0)}
+            self.where = {
+                "host": processes.host(),
+                "pid": os.getpid(),
+                "started": processes.started(os.getpid()),
+                "session": os.getsid(0),
+            }
             self.process = ledger.process_of(self.where)
-        where = {**self.where, "horse": self.horse_pid or "",
-                 "horse_started": self._horse_started if self.horse_pid else ""}
+        where = {
+            **self.where,
+            "horse": self.horse_pid or "",
+            "horse_started": self._horse_started if self.horse_pid else "",
+        }
         new = ledger.beat(self.plain, self.name, where, first)
         self._beaten = time.monotonic()
         if new and not first:
@@ -336,15 +387,17 @@ class Worker(Supervisor):
         signal.set_wakeup_fd(-1)
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGALRM):
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+            signal.signal(
+                number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            )
         for end in self._wakeup:
             end.close()
 
     def request_stop(self, signum: int, frame: Any) -> None:
         self._signals.append((time.monotonic(), signum))
-        grace = 0 if self._time_to_go() else config.current().grace
-        left = self._signals[0][0] + grace + GOODBYE_SECONDS - time.monotonic()
-        signal.setitimer(signal.ITIMER_REAL, left if grace else GOODBYE_SECONDS)
+        timeout = 0 if self._time_to_go() else config.current().shutdown_timeout
+        left = self._signals[0][0] + timeout + GOODBYE_SECONDS - time.monotonic()
+        signal.setitimer(signal.ITIMER_REAL, left if timeout else GOODBYE_SECONDS)
         self._shutdown_requested_date = now()
         self._stop_requested = True
 
@@ -352,7 +405,9 @@ class Worker(Supervisor):
         """Raised out of whatever waits for Redis: each command may wait for ten seconds, and a goodbye has many."""
         if not self._overdue:
             self._overdue = True
-            raise SystemExit("rqjobs: Redis does not answer; what the worker had is taken back when its lease ends")
+            raise SystemExit(
+                "rqjobs: Redis does not answer; what the worker had is taken back when its lease ends"
+            )
 
     def clean_registries(self) -> None:
         names = [queue.name for queue in self.queues]
@@ -376,12 +431,19 @@ class Worker(Supervisor):
             self.scheduler = scheduler
 
     def _start_scheduler(
-        self, burst: bool = False, logging_level: str | None = "INFO",
-        date_format: str = DEFAULT_LOGGING_DATE_FORMAT, log_format: str = DEFAULT_LOGGING_FORMAT,
+        self,
+        burst: bool = False,
+        logging_level: str | None = "INFO",
+        date_format: str = DEFAULT_LOGGING_DATE_FORMAT,
+        log_format: str = DEFAULT_LOGGING_FORMAT,
     ) -> None:
         self.scheduler = Scheduler(
-            self.queues, connection=self.plain, logging_level=logging_level or self.log.level,
-            date_format=date_format, log_format=log_format, serializer=self.serializer,
+            self.queues,
+            connection=self.plain,
+            logging_level=logging_level or self.log.level,
+            date_format=date_format,
+            log_format=log_format,
+            serializer=self.serializer,
         )
 
         def attempt() -> str:
@@ -405,7 +467,9 @@ class Worker(Supervisor):
 
     def stop_scheduler(self) -> None:
         process = self.scheduler and self.scheduler._process
-        while process and process.is_alive():  # it does not hear a signal that comes while it begins
+        while (
+            process and process.is_alive()
+        ):  # it does not hear a signal that comes while it begins
             process.kill() if self._overdue else process.terminate()
             process.join(1)
 
@@ -414,7 +478,9 @@ def _log_each_line_once() -> None:
     """Where the user's modules have set up the root logger that is enough. RQ's command line looks before they do."""
     for name in ("rq.worker", "rq.job") if logging.root.handlers else ():
         logger = logging.getLogger(name)
-        logger.handlers = [one for one in logger.handlers if not isinstance(one, ColorizingStreamHandler)]
+        logger.handlers = [
+            one for one in logger.handlers if not isinstance(one, ColorizingStreamHandler)
+        ]
 
 
 def _is_suspended(connection: Any, worker: Any = None) -> bool:

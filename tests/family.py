@@ -64,7 +64,10 @@ def handlers():
 
 
 def _handlers():
-    found = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM, signal.SIGUSR1)]
+    found = [
+        signal.getsignal(number)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM, signal.SIGUSR1)
+    ]
     return [getattr(one, "name", None) or one.__name__ for one in found]
 
 
@@ -127,7 +130,9 @@ def keep(code: int):
 
 def zombies():
     """How many children have ended and were not waited for."""
-    children = subprocess.run(["ps", "-o", "stat=", "--ppid", str(os.getpid())], capture_output=True, text=True)
+    children = subprocess.run(
+        ["ps", "-o", "stat=", "--ppid", str(os.getpid())], capture_output=True, text=True
+    )
     return sum(line.startswith("Z") for line in children.stdout.split())
 
 
@@ -212,7 +217,10 @@ LEFTOVERS = {
     "timer": lambda: signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01),
     "profiling timer": lambda: signal.setitimer(signal.ITIMER_PROF, 0.01, 0.01),
     "virtual timer": lambda: signal.setitimer(signal.ITIMER_VIRTUAL, 0.01, 0.01),
-    "timer's handler": lambda: (signal.signal(signal.SIGPROF, raises), signal.setitimer(signal.ITIMER_PROF, 0.01)),
+    "timer's handler": lambda: (
+        signal.signal(signal.SIGPROF, raises),
+        signal.setitimer(signal.ITIMER_PROF, 0.01),
+    ),
     "ignored children": lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN),
     "broken stream": lambda: setattr(sys, "stdout", Broken()),
     "closed stream": lambda: sys.stdout.close(),
@@ -238,5 +246,11 @@ def look():
     print("printed")
     umask = os.umask(0)
     os.umask(umask)
-    return [os.getcwd(), umask, socket.getdefaulttimeout(), os.environ["RQ_TEST_OF_LEFTOVERS"],
-            subprocess.run(["sh", "-c", "exit 3"]).returncode, str(signal.getsignal(signal.SIGPROF))]
+    return [
+        os.getcwd(),
+        umask,
+        socket.getdefaulttimeout(),
+        os.environ["RQ_TEST_OF_LEFTOVERS"],
+        subprocess.run(["sh", "-c", "exit 3"]).returncode,
+        str(signal.getsignal(signal.SIGPROF)),
+    ]

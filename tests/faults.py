@@ -14,7 +14,9 @@ from rq import Retry, get_current_job
 
 from rqjobs import horse, job, queues, settling, worker
 
-if "FAULTS_SPAN" in os.environ:  # how long the jobs that are claimed at once may take: chance must not decide it
+if (
+    "FAULTS_SPAN" in os.environ
+):  # how long the jobs that are claimed at once may take: chance must not decide it
     horse.SPAN = float(os.environ["FAULTS_SPAN"])
 
 

@@ -84,14 +84,33 @@ async def agenerator():
 
 
 VALUES = {
-    "unprintable": Unprintable, "texts": Texts, "quits": Quits, "liar": Liar, "leaver": Leaver, "endless": Endless,
-    "nameless": lambda: nameless()(), "nameless class": nameless, "huge number": lambda: 7 ** 6000, "deep": deep,
-    "surrogate": lambda: "\ud800 and \udcff", "object": object, "lock": threading.Lock, "module": lambda: sys,
-    "function": lambda: deep, "keys": lambda: {Quits: 1, object(): 2}, "bytes": lambda: memoryview(b"\xff"),
-    "exception": lambda: ValueError(Unprintable()), "plain": lambda: {"a": [1, "b"]}, "none": lambda: None,
+    "unprintable": Unprintable,
+    "texts": Texts,
+    "quits": Quits,
+    "liar": Liar,
+    "leaver": Leaver,
+    "endless": Endless,
+    "nameless": lambda: nameless()(),
+    "nameless class": nameless,
+    "huge number": lambda: 7**6000,
+    "deep": deep,
+    "surrogate": lambda: "\ud800 and \udcff",
+    "object": object,
+    "lock": threading.Lock,
+    "module": lambda: sys,
+    "function": lambda: deep,
+    "keys": lambda: {Quits: 1, object(): 2},
+    "bytes": lambda: memoryview(b"\xff"),
+    "exception": lambda: ValueError(Unprintable()),
+    "plain": lambda: {"a": [1, "b"]},
+    "none": lambda: None,
 }
-UNRUN = {"generator": lambda: (number for number in ()), "coroutine": lambda: coroutine(), "map": lambda: map(str, ()),
-         "agenerator": lambda: agenerator()}
+UNRUN = {
+    "generator": lambda: (number for number in ()),
+    "coroutine": lambda: coroutine(),
+    "map": lambda: map(str, ()),
+    "agenerator": lambda: agenerator(),
+}
 
 
 class Odd(Exception):
@@ -135,12 +154,23 @@ def syntax():
 
 
 ERRORS = {
-    "odd module": Odd, "odd text": OddText, "nameless": lambda: nameless(Exception)(),
-    "cyclic": cyclic, "chain": chain, "group": group,
-    "syntax": syntax, "surrogate": lambda: ValueError("\ud800 \udcff"), "long": lambda: ValueError("x" * 1_000_000),
-    "unprintable": lambda: ValueError(Unprintable()), "quits": lambda: ValueError(Quits()),
-    "exit": lambda: SystemExit(3), "interrupt": KeyboardInterrupt, "generator exit": GeneratorExit,
-    "canceled": asyncio.CancelledError, "stop": StopIteration, "base": lambda: BaseException(Unprintable()),
+    "odd module": Odd,
+    "odd text": OddText,
+    "nameless": lambda: nameless(Exception)(),
+    "cyclic": cyclic,
+    "chain": chain,
+    "group": group,
+    "syntax": syntax,
+    "surrogate": lambda: ValueError("\ud800 \udcff"),
+    "long": lambda: ValueError("x" * 1_000_000),
+    "unprintable": lambda: ValueError(Unprintable()),
+    "quits": lambda: ValueError(Quits()),
+    "exit": lambda: SystemExit(3),
+    "interrupt": KeyboardInterrupt,
+    "generator exit": GeneratorExit,
+    "canceled": asyncio.CancelledError,
+    "stop": StopIteration,
+    "base": lambda: BaseException(Unprintable()),
 }
 
 
@@ -211,6 +241,7 @@ async def count_descriptors() -> int:
 
 async def tidy(path: str):
     """Wait for ever; when that is ended, say whether it was in this job."""
+
     async def aside():
         try:
             await asyncio.sleep(60)

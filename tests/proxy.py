@@ -26,7 +26,7 @@ def end_of(data: bytes, at: int = 0) -> int:
     line = data.find(b"\r\n", at)
     if line < 0:
         return -1
-    kind, count = data[at:at + 1], data[at + 1:line]
+    kind, count = data[at : at + 1], data[at + 1 : line]
     after = line + 2
     if kind in b"$=!":
         end = after + int(count) + 2 if int(count) >= 0 else after
@@ -45,8 +45,8 @@ def words(command: bytes) -> list[bytes]:
     found, at = [], command.find(b"\r\n") + 2
     while at < len(command):
         line = command.find(b"\r\n", at)
-        size = int(command[at + 1:line])
-        found.append(command[line + 2:line + 2 + size])
+        size = int(command[at + 1 : line])
+        found.append(command[line + 2 : line + 2 + size])
         at = line + 4 + size
     return found
 
@@ -80,7 +80,9 @@ def name_of(command: list[bytes], scripts: dict[str, str]) -> str:
     first = command[0].decode().upper()
     if first in ("EVALSHA", "EVAL") and len(command) > 1:
         return f"{first} {scripts.get(command[1].decode(errors='replace'), '?')}"
-    return f"{first} {command[1].decode(errors='replace')}" if first in ("CLIENT", "SCRIPT") else first
+    return (
+        f"{first} {command[1].decode(errors='replace')}" if first in ("CLIENT", "SCRIPT") else first
+    )
 
 
 class Proxy:
@@ -110,8 +112,11 @@ class Proxy:
             self.fault = fault
             if fault.waits:
                 for line in self.lines:
-                    if line.unanswered and line.unanswered[-1].startswith("BLMOVE") and (
-                            fault.match is None or fault.match(line.pid, [b"BLMOVE"])):
+                    if (
+                        line.unanswered
+                        and line.unanswered[-1].startswith("BLMOVE")
+                        and (fault.match is None or fault.match(line.pid, [b"BLMOVE"]))
+                    ):
                         fault.seen.append("BLMOVE")
                         if fault.number == 0:
                             line.doomed, fault.hit = len(line.unanswered), "BLMOVE"
@@ -129,8 +134,14 @@ class Proxy:
     def waiting(self, pid: int | None = None) -> bool:
         """Whether a process (that one) waits for work."""
         with self.lock:
-            return any(line.unanswered and line.unanswered[-1].startswith("BLMOVE") and not line.deaf and not line.mute
-                       for line in self.lines if pid is None or line.pid == pid)
+            return any(
+                line.unanswered
+                and line.unanswered[-1].startswith("BLMOVE")
+                and not line.deaf
+                and not line.mute
+                for line in self.lines
+                if pid is None or line.pid == pid
+            )
 
     def cut_all(self) -> None:
         with self.lock:
@@ -171,7 +182,10 @@ class Proxy:
         """Do what the fault says. The lock is held."""
         if fault.what in ("kill", "stop"):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(fault.victim or line.pid, signal.SIGKILL if fault.what == "kill" else signal.SIGSTOP)
+                os.kill(
+                    fault.victim or line.pid,
+                    signal.SIGKILL if fault.what == "kill" else signal.SIGSTOP,
+                )
             if fault.what == "kill":
                 line.close()
             line.mute = True
@@ -190,10 +204,18 @@ class Proxy:
 def sender_of(client: socket.socket) -> int:
     """The pid of the process at the other end; the parent's, if that has just forked."""
     if client.family == socket.AF_UNIX:
-        credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        credentials = client.getsockopt(
+            socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")
+        )
         return struct.unpack("3i", credentials)[0]
-    return min((one.pid for one in psutil.net_connections("tcp4") if one.laddr == client.getpeername() and one.pid),
-               default=0)
+    return min(
+        (
+            one.pid
+            for one in psutil.net_connections("tcp4")
+            if one.laddr == client.getpeername() and one.pid
+        ),
+        default=0,
+    )
 
 
 class Line:
@@ -259,7 +281,12 @@ class Line:
             # What follows a doomed command on its connection never gets there.
             if self.closing or self.doomed or self.mute:
                 continue
-            if self.proxy.refusal and spoken[0].upper() not in (b"HELLO", b"AUTH", b"CLIENT", b"SELECT"):
+            if self.proxy.refusal and spoken[0].upper() not in (
+                b"HELLO",
+                b"AUTH",
+                b"CLIENT",
+                b"SELECT",
+            ):
                 self.client.sendall(b"-" + self.proxy.refusal + b"\r\n")
                 continue
             self.unanswered.append(name)
@@ -270,7 +297,12 @@ class Line:
 
     def _due(self, spoken: list[bytes], name: str) -> Fault | None:
         fault = self.proxy.fault
-        if fault is None or fault.hit or self.doomed or (fault.match and not fault.match(self.pid, spoken)):
+        if (
+            fault is None
+            or fault.hit
+            or self.doomed
+            or (fault.match and not fault.match(self.pid, spoken))
+        ):
             return None
         fault.seen.append(name)
         if len(fault.seen) - 1 != fault.number:
@@ -282,7 +314,9 @@ class Line:
         at = 0
         while not self.closing and (end := end_of(data, at) if at < len(data) else -1) > 0:
             reply, at = data[at:end], end
-            pushed = reply[:1] == b">" and not (self.unanswered and "SUBSCRIBE" in self.unanswered[0])
+            pushed = reply[:1] == b">" and not (
+                self.unanswered and "SUBSCRIBE" in self.unanswered[0]
+            )
             if not pushed and self.unanswered:
                 self.unanswered.pop(0)
                 if self.doomed:
@@ -310,7 +344,7 @@ def serve_workers() -> None:
     rqjobs.supervisor.REHIRE_PAUSE = (0.01, 0.1)
     rqjobs.connection.OPTIONS["socket_timeout"] = timeout
     rqjobs.waits.BLOCK = block
-    config.use(config.Config(modules=("faults",), grace=2))
+    config.use(config.Config(modules=("faults",), shutdown_timeout=2))
     catalog.must_load()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     for line in sys.stdin:

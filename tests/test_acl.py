@@ -22,7 +22,9 @@ KEYS_ONLY = ["~rq:*", "~rqjobs:*", "resetchannels", "+@all"]
 
 @pytest.fixture(scope="module")
 def guarded(executable, tmp_path_factory):
-    with embedded.server(tmp_path_factory.mktemp("acl"), "--appendfsync", "no", executable=executable) as url:
+    with embedded.server(
+        tmp_path_factory.mktemp("acl"), "--appendfsync", "no", executable=executable
+    ) as url:
         yield url
 
 
@@ -47,8 +49,18 @@ def start(spawn):
     """Start a worker as this user; a delayed job shows that its scheduler is at work."""
 
     def run(*options):
-        return spawn(sys.executable, "-m", "rq.cli", "worker", "--worker-class", "rqjobs.Worker", "--with-scheduler",
-                     *options, "default", env={"REDIS_URL": config.current().redis_url})
+        return spawn(
+            sys.executable,
+            "-m",
+            "rq.cli",
+            "worker",
+            "--worker-class",
+            "rqjobs.Worker",
+            "--with-scheduler",
+            *options,
+            "default",
+            env={"REDIS_URL": config.current().redis_url},
+        )
 
     return run
 
@@ -59,9 +71,13 @@ def test_the_rights_that_the_readme_names_are_enough(user, start, eventually):
         client.set("another application's", 1)
     process = start()
     first = rqjobs.enqueue(faults.ok, 1)
-    jobs = [first, *rqjobs.enqueue_many([(faults.ok, 2)]), rqjobs.enqueue(faults.ok, depends_on=first),
-            rqjobs.enqueue_in(0.3, faults.ok, 3),
-            rqjobs.enqueue(faults.flaky, "rq:flaky", 1, retry=rqjobs.Retry(max=2, interval=1))]
+    jobs = [
+        first,
+        *rqjobs.enqueue_many([(faults.ok, 2)]),
+        rqjobs.enqueue(faults.ok, depends_on=first),
+        rqjobs.enqueue_in(0.3, faults.ok, 3),
+        rqjobs.enqueue(faults.flaky, "rq:flaky", 1, retry=rqjobs.Retry(max=2, interval=1)),
+    ]
     failed = rqjobs.enqueue(faults.boom)
     rqjobs.schedules.add("often", rqjobs.every(seconds=1), faults.ok)
     eventually(lambda: all(job.is_finished for job in jobs), what="all jobs")
@@ -79,11 +95,17 @@ def test_the_rights_that_the_readme_names_are_enough(user, start, eventually):
     assert "may not use channels" not in process.output() and "NOPERM" not in process.output()
 
 
-def test_without_the_channels_everything_goes_on_and_each_process_says_so_once(user, start, eventually):
+def test_without_the_channels_everything_goes_on_and_each_process_says_so_once(
+    user, start, eventually
+):
     user(KEYS_ONLY)
     process = start()
-    jobs = [rqjobs.enqueue(faults.ok, 1), rqjobs.enqueue_in(0.3, faults.ok, 2), rqjobs.enqueue_in(1.2, faults.ok, 3),
-            rqjobs.enqueue(faults.flaky, "rq:flaky", 1, retry=rqjobs.Retry(max=2, interval=1))]
+    jobs = [
+        rqjobs.enqueue(faults.ok, 1),
+        rqjobs.enqueue_in(0.3, faults.ok, 2),
+        rqjobs.enqueue_in(1.2, faults.ok, 3),
+        rqjobs.enqueue(faults.flaky, "rq:flaky", 1, retry=rqjobs.Retry(max=2, interval=1)),
+    ]
     eventually(lambda: all(job.is_finished for job in jobs), what="all jobs")
     rqjobs.schedules.add("often", rqjobs.every(seconds=1), faults.ok)
     eventually(lambda: rqjobs.schedules.get("often").made)
@@ -91,7 +113,9 @@ def test_without_the_channels_everything_goes_on_and_each_process_says_so_once(u
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 0
     warnings = [line for line in process.output().splitlines() if "may not use channels" in line]
-    assert len(warnings) == 2 and all("ACL SETUSER <user> &rq:* &rqjobs:*" in line for line in warnings)
+    assert len(warnings) == 2 and all(
+        "ACL SETUSER <user> &rq:* &rqjobs:*" in line for line in warnings
+    )
     assert "could not be recorded" not in process.output()
 
 
@@ -100,4 +124,8 @@ def test_a_worker_without_a_right_that_it_needs_ends_with_one_line(user, start):
     process = start()
     assert process.wait(30) != 0
     said = [line for line in process.output().splitlines() if line.startswith("rqjobs:")]
-    assert len(said) == 1 and "the Redis user lacks a right" in said[0] and "Traceback" not in process.output()
+    assert (
+        len(said) == 1
+        and "the Redis user lacks a right" in said[0]
+        and "Traceback" not in process.output()
+    )

@@ -22,8 +22,10 @@ from rqjobs.jobs import Job
 
 PASSWORD = "correct horse"
 RUN = "window.__pwned=(window.__pwned||0)+1;alert(1)"
-HOSTILE = (f"</script></textarea></title><script>{RUN}</script><img src=x onerror='{RUN}'><svg onload=\"{RUN}\">"
-           f"<iframe srcdoc=\"<script>parent.{RUN}</script>\"></iframe>\"'`${{alert(1)}}<% {RUN} %>{{{{7*7}}}}")
+HOSTILE = (
+    f"</script></textarea></title><script>{RUN}</script><img src=x onerror='{RUN}'><svg onload=\"{RUN}\">"
+    f'<iframe srcdoc="<script>parent.{RUN}</script>"></iframe>"\'`${{alert(1)}}<% {RUN} %>{{{{7*7}}}}'
+)
 
 
 @pytest.fixture
@@ -32,8 +34,19 @@ def site(spawn, environ, eventually):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    process = spawn(sys.executable, "-m", "gunicorn", "--bind", f"127.0.0.1:{port}", "--workers", "2", "--threads", "4",
-                    "rqjobs.web:create_app()", env={"RQJOBS_ADMIN_PASSWORD": PASSWORD})
+    process = spawn(
+        sys.executable,
+        "-m",
+        "gunicorn",
+        "--bind",
+        f"127.0.0.1:{port}",
+        "--workers",
+        "2",
+        "--threads",
+        "4",
+        "rqjobs.web:create_app()",
+        env={"RQJOBS_ADMIN_PASSWORD": PASSWORD},
+    )
     address = f"http://127.0.0.1:{port}"
 
     def answers():
@@ -50,17 +63,32 @@ def site(spawn, environ, eventually):
 
 @pytest.fixture
 def browser(tmp_path):
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    chromium = (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
     driver = shutil.which("chromedriver")
     if not (chromium and driver):
         message = "no chromium and chromedriver on this machine"
         (pytest.fail if os.environ.get("CI_BROWSER") == "1" else pytest.skip)(message)
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
-    options.set_capability("unhandledPromptBehavior", "ignore")  # an alert must be seen, not clicked away
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-                     "--disable-background-networking", "--disable-component-update", "--disable-sync",
-                     "--no-first-run", "--window-size=1200,1000", f"--user-data-dir={tmp_path / 'profile'}"):
+    options.set_capability(
+        "unhandledPromptBehavior", "ignore"
+    )  # an alert must be seen, not clicked away
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--no-first-run",
+        "--window-size=1200,1000",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ):
         options.add_argument(argument)
     driver = webdriver.Chrome(options=options, service=Service(driver))
     yield driver
@@ -94,7 +122,9 @@ def shown(browser, selector):
 
 def press(browser, button):
     """Click a button by its id, at once, for the page may be replacing it; what it asks can wait."""
-    browser.execute_script("const id = arguments[0]; setTimeout(() => document.getElementById(id).click())", button)
+    browser.execute_script(
+        "const id = arguments[0]; setTimeout(() => document.getElementById(id).click())", button
+    )
 
 
 def question(browser):
@@ -106,7 +136,9 @@ def question(browser):
 
 def test_enqueue_and_watch(at_home, worker, eventually, redis):
     browser = at_home
-    Select(browser.find_element(By.ID, "function")).select_by_value("faults.say")  # the script submits it
+    Select(browser.find_element(By.ID, "function")).select_by_value(
+        "faults.say"
+    )  # the script submits it
     field = eventually(lambda: browser.find_elements(By.ID, "arg.text"), what="the form")[0]
     assert "Say it back." in browser.page_source
     field.send_keys(HOSTILE)
@@ -121,7 +153,9 @@ def test_enqueue_and_watch(at_home, worker, eventually, redis):
     eventually(lambda: shown(browser, "#status") == "finished", what="the end of the job")
     eventually(lambda: "Result" in shown(browser, "[data-job] h2"), what="the result")
     assert HOSTILE in shown(browser, "[data-job] pre")
-    assert browser.execute_script("return window.stayed"), "the page followed the job without a reload"
+    assert browser.execute_script("return window.stayed"), (
+        "the page followed the job without a reload"
+    )
     assert browser.title.startswith("finished")
     nothing_ran(browser)
     browser.find_element(By.CSS_SELECTOR, "[id^=again]").click()
@@ -147,11 +181,14 @@ def test_the_live_part_changes_only_what_has_changed(at_home, eventually, redis)
     browser.set_window_size(390, 844)
     first = rqjobs.queue("low").enqueue(faults.say, "first")
     eventually(lambda: "faults.say('first')" in shown(browser, ".jobs"), what="the job")
-    browser.execute_script("""
+    browser.execute_script(
+        """
         window.row = document.querySelector(`[data-key="${arguments[0]}"]`);
         window.table = document.querySelector("[data-live] .scroll");
         window.table.scrollLeft = 60;
-        getSelection().selectAllChildren(window.row.querySelector("bdi"));""", first.id)
+        getSelection().selectAllChildren(window.row.querySelector("bdi"));""",
+        first.id,
+    )
     scrolled = browser.execute_script("return window.table.scrollLeft")
     assert scrolled > 0, "a phone shows a part of the table"
     rqjobs.queue("low").enqueue(faults.say, "second")
@@ -161,7 +198,10 @@ def test_the_live_part_changes_only_what_has_changed(at_home, eventually, redis)
     assert browser.execute_script("return window.table.scrollLeft") == scrolled
     assert browser.execute_script("return getSelection().toString()") == "faults.say('first')"
     Job.fetch(first.id, connection=redis).delete()
-    eventually(lambda: not browser.execute_script("return window.row.isConnected"), what="the end of its row")
+    eventually(
+        lambda: not browser.execute_script("return window.row.isConnected"),
+        what="the end of its row",
+    )
     assert shown(browser, ".jobs").count("faults.say") == 2
 
 
@@ -185,8 +225,10 @@ def test_at_is_sent_with_the_browsers_offset(at_home, site, eventually, redis):
     browser.execute_cdp_cmd("Emulation.setTimezoneOverride", {"timezoneId": "Asia/Kolkata"})
     browser.get(f"{site}/?function=faults.ok")
     assert "Asia/" in shown(browser, "[data-zone]")
-    browser.execute_script("const at = document.getElementById('at'); at.value = '2030-01-01T05:30';"
-                           "at.dispatchEvent(new Event('input', {bubbles: true}))")
+    browser.execute_script(
+        "const at = document.getElementById('at'); at.value = '2030-01-01T05:30';"
+        "at.dispatchEvent(new Event('input', {bubbles: true}))"
+    )
     browser.find_element(By.CSS_SELECTOR, "#enqueue button.primary").click()
     eventually(lambda: shown(browser, "#status") == "scheduled", what="the job's page")
     ((_, due),) = redis.zrange("rq:scheduled:default", 0, -1, withscores=True)
@@ -199,20 +241,40 @@ def test_no_text_of_a_job_runs(at_home, site, worker, eventually, redis):
     worker("default", options=("--name", "one"))
     finished = rqjobs.queue("default").enqueue(faults.say, args=[HOSTILE], **options)
     failed = rqjobs.queue("default").enqueue(faults.boom, args=[HOSTILE], **options)
-    eventually(lambda: failed.get_status() == "failed" and finished.get_status() == "finished", what="the end")
+    eventually(
+        lambda: failed.get_status() == "failed" and finished.get_status() == "finished",
+        what="the end",
+    )
     running = rqjobs.queue("default").enqueue(faults.hang, args=[f"gate{HOSTILE}"], **options)
     eventually(lambda: running.get_status() == "started", what="the long job")
     queued = rqjobs.queue("low").enqueue(faults.say, args=[HOSTILE], **options)
-    ours = ["/", "/?function=faults.say", "/failed", "/workers",
-            *(f"/jobs/{job.id}" for job in (finished, failed, running, queued))]
-    theirs = ["/rq/", "/rq/0/view/workers",
-              *(f"/rq/0/view/jobs/{queue}/{registry}/8/asc/1" for queue, registry in (
-                  ("default", "finished"), ("default", "failed"), ("default", "started"), ("low", "queued"))),
-              *(f"/rq/0/view/job/{job.id}" for job in (finished, failed, running, queued))]
+    ours = [
+        "/",
+        "/?function=faults.say",
+        "/failed",
+        "/workers",
+        *(f"/jobs/{job.id}" for job in (finished, failed, running, queued)),
+    ]
+    theirs = [
+        "/rq/",
+        "/rq/0/view/workers",
+        *(
+            f"/rq/0/view/jobs/{queue}/{registry}/8/asc/1"
+            for queue, registry in (
+                ("default", "finished"),
+                ("default", "failed"),
+                ("default", "started"),
+                ("low", "queued"),
+            )
+        ),
+        *(f"/rq/0/view/job/{job.id}" for job in (finished, failed, running, queued)),
+    ]
     for path in ours + theirs:
         browser.get(site + path)
         if path == "/" or "/job" in path:  # it has been filled in, and shows the text as text
-            eventually(lambda: "window.__pwned=" in shown(browser, "body"), what=f"the text on {path}")
+            eventually(
+                lambda: "window.__pwned=" in shown(browser, "body"), what=f"the text on {path}"
+            )
         if path.endswith("workers"):
             eventually(lambda: "one" in shown(browser, "body"), what="the worker")
         nothing_ran(browser)
@@ -230,7 +292,10 @@ def test_a_schedule_from_its_form_to_its_end(at_home, site, worker, eventually, 
         field.clear()
         field.send_keys(text)
 
-    assert browser.find_element(By.NAME, "tz").get_attribute("value") in ("Asia/Kolkata", "Asia/Calcutta")
+    assert browser.find_element(By.NAME, "tz").get_attribute("value") in (
+        "Asia/Kolkata",
+        "Asia/Calcutta",
+    )
     fill("arg.text", HOSTILE)
     fill("line", "0 6 * * mon-fry")  # and that selects cron
     browser.find_element(By.CSS_SELECTOR, "#rule button.primary").click()
@@ -238,24 +303,35 @@ def test_a_schedule_from_its_form_to_its_end(at_home, site, worker, eventually, 
     assert browser.find_element(By.ID, "arg.text").get_attribute("value") == HOSTILE
     fill("line", "0 6 1 1 *")
     fill("tz", "UTC")
-    eventually(lambda: "at 06:00 on day 1 of the month in January (UTC)" in shown(browser, ".ahead"), what="the words")
+    eventually(
+        lambda: "at 06:00 on day 1 of the month in January (UTC)" in shown(browser, ".ahead"),
+        what="the words",
+    )
     assert "11:30:00" in shown(browser, ".ahead"), "in the viewer's zone"
-    browser.execute_script("document.querySelector('details').open = true; const start = document.getElementById("
-                           "'start'); start.value = '2030-01-01T05:30'; start.dispatchEvent(new Event('input'))")
+    browser.execute_script(
+        "document.querySelector('details').open = true; const start = document.getElementById("
+        "'start'); start.value = '2030-01-01T05:30'; start.dispatchEvent(new Event('input'))"
+    )
     browser.find_element(By.CSS_SELECTOR, "#rule button.primary").click()
     eventually(lambda: shown(browser, "h1") == "say", what="the schedule's page")
     found = rqjobs.schedules.get("say")
-    assert (found.rule.line, found.rule.start.timestamp()) == ("0 6 1 1 *", 1893456000), "midnight of 2030 in UTC"
+    assert (found.rule.line, found.rule.start.timestamp()) == ("0 6 1 1 *", 1893456000), (
+        "midnight of 2030 in UTC"
+    )
     assert browser.find_element(By.ID, "start").get_attribute("value") == "2030-01-01T05:30"
     cells = eventually(lambda: shown(browser, ".times tbody tr:first-child"), what="the next times")
-    assert "11:30:00" in cells and "2030-01-01 06:00:00 UTC" in cells, "the viewer's zone, and the rule's"
+    assert "11:30:00" in cells and "2030-01-01 06:00:00 UTC" in cells, (
+        "the viewer's zone, and the rule's"
+    )
     nothing_ran(browser)
     press(browser, "run-say")
     eventually(lambda: shown(browser, ".runs .badge") == "queued", what="the run")
     browser.execute_script("window.stayed = true")
     worker("default")
     eventually(lambda: shown(browser, ".runs .badge") == "finished", what="the outcome")
-    assert browser.execute_script("return window.stayed"), "the page followed the run without a reload"
+    assert browser.execute_script("return window.stayed"), (
+        "the page followed the run without a reload"
+    )
     press(browser, "pause-say")
     eventually(lambda: shown(browser, ".title .badge") == "paused", what="the pause")
     browser.get(f"{site}/schedules")
@@ -264,9 +340,13 @@ def test_a_schedule_from_its_form_to_its_end(at_home, site, worker, eventually, 
     for answer in ("dismiss", "accept"):
         assert rqjobs.schedules.get("say").state == "paused"
         press(browser, "remove-say")
-        eventually(lambda: question(browser).startswith("Remove the schedule say"), what="the question")
+        eventually(
+            lambda: question(browser).startswith("Remove the schedule say"), what="the question"
+        )
         getattr(browser.switch_to.alert, answer)()
-    eventually(lambda: "There are no schedules yet" in shown(browser, "main"), what="the empty page")
+    eventually(
+        lambda: "There are no schedules yet" in shown(browser, "main"), what="the empty page"
+    )
 
 
 def test_another_time_for_a_delayed_job(at_home, site, worker, eventually, redis):

@@ -61,19 +61,25 @@ def test_public_functions_of_the_module_are_jobs_and_nothing_else(module):
         thing = Thing()
         bound = thing.method
     """)
-    assert [name for name, _ in jobs] == ["shop_jobs.later", "shop_jobs.optioned", "shop_jobs.plain"]
+    assert [name for name, _ in jobs] == [
+        "shop_jobs.later",
+        "shop_jobs.optioned",
+        "shop_jobs.plain",
+    ]
     assert not jobs.errors and jobs.modules == ("shop_jobs",)
 
 
 def test_a_module_may_have_proxies_that_stand_for_nothing_now(module):
     """Whatever is asked of `current_app` outside of a request raises."""
-    assert dict(module("""
+    assert dict(
+        module("""
         from flask import current_app, g, request, session
         from werkzeug.local import LocalProxy
 
         def broken(): raise ZeroDivisionError
         lazy = LocalProxy(broken)
-    """)).keys() == {"shop_jobs.broken"}
+    """)
+    ).keys() == {"shop_jobs.broken"}
 
 
 def test_a_decorated_function_is_a_job_under_its_own_name(module):
@@ -102,9 +108,16 @@ def test_job_returns_the_same_function_with_options_attached():
 
 
 def test_what_job_cannot_take_is_a_type_error_that_says_what_it_can():
-    with pytest.raises(TypeError, match=r"@job has no option priority, queues; it takes: .*description, .*queue, "):
+    with pytest.raises(
+        TypeError, match=r"@job has no option priority, queues; it takes: .*description, .*queue, "
+    ):
         rqjobs.job(queues="low", priority=1)
-    for wrong in ("low", len, type, functools.partial(print)):  # RQ's own @job takes the queue's name like this
+    for wrong in (
+        "low",
+        len,
+        type,
+        functools.partial(print),
+    ):  # RQ's own @job takes the queue's name like this
         with pytest.raises(TypeError, match=r"as in @job\(queue='low'\), not "):
             rqjobs.job(wrong)
 
@@ -120,36 +133,55 @@ class Methods:
     def method(self): ...
 
 
-@pytest.mark.parametrize(("function", "reason"), [
-    ("os.system", "'os.system' is not a job: its module is not in RQJOBS_MODULES (now: faults, missing_jobs)"),
-    (os.getcwd, "is not a job; jobs are plain functions"),
-    (os.path.join, "'posixpath.join' is not a job: its module is not in RQJOBS_MODULES"),
-    ("faults._hidden", "faults defines no such function; public names only"),
-    (faults._hidden, "faults defines no such function; public names only"),
-    ("faults.nonsense", "'faults.nonsense' is not a job: faults defines no such function"),
-    ("faults.os", "faults defines no such function"),
-    ("faults.Color", "faults defines no such function"),
-    ("faults.get_current_job", "faults defines no such function"),
-    ("faults.os.system", "(now: faults, missing_jobs); jobs are plain functions at the top level of one"),
-    ("faults.Outer.Inner", "jobs are plain functions at the top level of one"),
-    ("__main__.report", "cannot be a job: workers do not know your __main__; move it into a module"),
-    ("missing_jobs.report", "missing_jobs failed to import: ModuleNotFoundError: No module named 'missing_jobs'"),
-    (Methods.method, "is not a job: its module is not in RQJOBS_MODULES"),
-    (Methods().method, "is not a job; jobs are plain functions"),
-    (len, "<built-in function len> is not a job; jobs are plain functions"),
-    (lambda: 1, "is not a job"),
-    (functools.partial(faults.ok), "is not a job; jobs are plain functions"),
-    (faults.Color, "is not a job; jobs are plain functions"),
-    (impostor, "is not a job; jobs are plain functions"),
-    (None, "None is not a job; jobs are plain functions"),
-    ("", "'' is not a job"),
-    ("x" * 5000, "x…' is not a job"),
-])
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (
+            "os.system",
+            "'os.system' is not a job: its module is not in RQJOBS_MODULES (now: faults, missing_jobs)",
+        ),
+        (os.getcwd, "is not a job; jobs are plain functions"),
+        (os.path.join, "'posixpath.join' is not a job: its module is not in RQJOBS_MODULES"),
+        ("faults._hidden", "faults defines no such function; public names only"),
+        (faults._hidden, "faults defines no such function; public names only"),
+        ("faults.nonsense", "'faults.nonsense' is not a job: faults defines no such function"),
+        ("faults.os", "faults defines no such function"),
+        ("faults.Color", "faults defines no such function"),
+        ("faults.get_current_job", "faults defines no such function"),
+        (
+            "faults.os.system",
+            "(now: faults, missing_jobs); jobs are plain functions at the top level of one",
+        ),
+        ("faults.Outer.Inner", "jobs are plain functions at the top level of one"),
+        (
+            "__main__.report",
+            "cannot be a job: workers do not know your __main__; move it into a module",
+        ),
+        (
+            "missing_jobs.report",
+            "missing_jobs failed to import: ModuleNotFoundError: No module named 'missing_jobs'",
+        ),
+        (Methods.method, "is not a job: its module is not in RQJOBS_MODULES"),
+        (Methods().method, "is not a job; jobs are plain functions"),
+        (len, "<built-in function len> is not a job; jobs are plain functions"),
+        (lambda: 1, "is not a job"),
+        (functools.partial(faults.ok), "is not a job; jobs are plain functions"),
+        (faults.Color, "is not a job; jobs are plain functions"),
+        (impostor, "is not a job; jobs are plain functions"),
+        (None, "None is not a job; jobs are plain functions"),
+        ("", "'' is not a job"),
+        ("x" * 5000, "x…' is not a job"),
+    ],
+)
 def test_what_is_no_job_is_refused_with_the_reason_and_nothing_is_stored(function, reason, redis):
     config.use(modules=("faults", "missing_jobs"))
     with pytest.raises(rqjobs.NotAJob) as caught:
         rqjobs.enqueue(function)
-    assert reason in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 300
+    assert (
+        reason in str(caught.value)
+        and "\n" not in str(caught.value)
+        and len(str(caught.value)) < 300
+    )
     assert not redis.keys("*")
 
 
@@ -159,13 +191,16 @@ def test_a_name_that_is_no_text_is_looked_up_and_not_found(name):
         catalog.current().lookup(name)
 
 
-@pytest.mark.parametrize(("source", "error"), [
-    ("import no_such_thing", "ModuleNotFoundError: No module named 'no_such_thing'"),
-    ("def broken(:", "SyntaxError: "),
-    ("1 / 0", "ZeroDivisionError: division by zero"),
-    ("raise RuntimeError('two\\nlines')", "RuntimeError: two"),
-    ("raise SystemExit(3)", "SystemExit: 3"),
-])
+@pytest.mark.parametrize(
+    ("source", "error"),
+    [
+        ("import no_such_thing", "ModuleNotFoundError: No module named 'no_such_thing'"),
+        ("def broken(:", "SyntaxError: "),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("raise RuntimeError('two\\nlines')", "RuntimeError: two"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+    ],
+)
 def test_a_module_that_fails_to_import_is_listed_and_the_others_work(module, source, error):
     jobs = module(source, modules=("faults", "shop_jobs"))
     assert jobs.errors["shop_jobs"].startswith(error) and "\n" not in jobs.errors["shop_jobs"]
@@ -203,8 +238,12 @@ def test_jobs_in_the_working_directory_are_found(spawn, tmp_path):
     (tmp_path / "here_jobs.py").write_text("def found(): ...\n")
     script = tmp_path / "bin" / "script.py"
     script.parent.mkdir()
-    script.write_text("import json\nfrom rqjobs import catalog\nprint(json.dumps([n for n, _ in catalog.current()]))\n")
-    process = spawn(sys.executable, str(script), env={"RQJOBS_MODULES": "here_jobs", "PYTHONPATH": ""})
+    script.write_text(
+        "import json\nfrom rqjobs import catalog\nprint(json.dumps([n for n, _ in catalog.current()]))\n"
+    )
+    process = spawn(
+        sys.executable, str(script), env={"RQJOBS_MODULES": "here_jobs", "PYTHONPATH": ""}
+    )
     assert process.wait(20) == 0, process.output()
     assert json.loads(process.output()) == ["here_jobs.found"]
 

@@ -29,8 +29,12 @@ def modules(settings):
 
 def burst(*functions, **options):
     """Run jobs in one burst of a worker of this process, and return what they returned."""
-    jobs = [rqjobs.queue("default").enqueue(*function if isinstance(function, tuple) else (function,), job_timeout=10)
-            for function in functions]
+    jobs = [
+        rqjobs.queue("default").enqueue(
+            *function if isinstance(function, tuple) else (function,), job_timeout=10
+        )
+        for function in functions
+    ]
     rqjobs.Worker(["default"]).work(burst=True, logging_level="WARNING", **options)
     for job in jobs:
         job.refresh()
@@ -41,8 +45,11 @@ def burst(*functions, **options):
 def test_the_children_of_a_job_hear_signals_as_those_of_a_plain_script_do(redis):
     """They inherited the horse's handler of SIGTERM, and that it ignored SIGINT: `terminate(); join()` never ended."""
     found = burst(family.terminated, family.interrupted, family.handlers)
-    assert found == [-signal.SIGTERM, [42, -signal.SIGINT],
-                     ["SIG_DFL", "default_int_handler", "SIG_DFL", "default_int_handler"]]
+    assert found == [
+        -signal.SIGTERM,
+        [42, -signal.SIGINT],
+        ["SIG_DFL", "default_int_handler", "SIG_DFL", "default_int_handler"],
+    ]
 
 
 def test_multiprocessing_s_pool_ends_each_time(redis):
@@ -58,8 +65,10 @@ def test_the_worker_s_own_children_are_none_of_a_job_s(worker, redis, eventually
 
 
 def test_a_module_s_executor_ends_with_its_horse(redis, tmp_path):
-    config.use(max_jobs_per_horse=1)
-    first, second, _ = burst(family.executed, family.executed, (family.at_exit, str(tmp_path / "exit")))
+    config.use(max_jobs_per_child=1)
+    first, second, _ = burst(
+        family.executed, family.executed, (family.at_exit, str(tmp_path / "exit"))
+    )
     assert not set(first) & set(second)
     assert not [pid for pid in first + second if psutil.pid_exists(pid)]
 
@@ -106,7 +115,9 @@ def test_a_group_that_is_another_s_now_is_left_alone(redis, spawn, eventually):
     process.kill()
     process.wait()
     processes.end_abandoned_group(process.pid, started, "1")  # another session
-    processes.end_abandoned_group(process.pid, str(int(processes.started(child.pid)) + 1), session)  # older than it
+    processes.end_abandoned_group(
+        process.pid, str(int(processes.started(child.pid)) + 1), session
+    )  # older than it
     processes.end_abandoned_group(process.pid, "", session)
     assert processes.started(child.pid)
     processes.end_abandoned_group(process.pid, started, session)
@@ -128,16 +139,31 @@ def test_an_idle_worker_keeps_no_zombies(worker, redis, eventually):
     eventually(lambda: not horse.children(), timeout=60)
 
 
-def test_a_worker_that_is_the_first_process_of_a_container_leaves_no_orphans_as_zombies(spawn, redis, eventually):
+def test_a_worker_that_is_the_first_process_of_a_container_leaves_no_orphans_as_zombies(
+    spawn, redis, eventually
+):
     """Here the kernel gives it orphans because it is asked to (PR_SET_CHILD_SUBREAPER)."""
-    code = ("import ctypes, runpy; ctypes.CDLL(None).prctl(36, 1, 0, 0, 0); "
-            "runpy.run_module('rq.cli', run_name='__main__')")
-    process = spawn(sys.executable, "-c", code, "worker", "--worker-class", "rqjobs.Worker", "--with-scheduler",
-                    "default", env=ENV)
+    code = (
+        "import ctypes, runpy; ctypes.CDLL(None).prctl(36, 1, 0, 0, 0); "
+        "runpy.run_module('rq.cli', run_name='__main__')"
+    )
+    process = spawn(
+        sys.executable,
+        "-c",
+        code,
+        "worker",
+        "--worker-class",
+        "rqjobs.Worker",
+        "--with-scheduler",
+        "default",
+        env=ENV,
+    )
     jobs = [rqjobs.enqueue(family.orphan) for _ in range(3)]
     eventually(lambda: all(job.get_status() == JobStatus.FINISHED for job in jobs))
     parent = psutil.Process(process.pid)
-    eventually(lambda: len(parent.children()) == 2, timeout=60, what="only the horse and the scheduler")
+    eventually(
+        lambda: len(parent.children()) == 2, timeout=60, what="only the horse and the scheduler"
+    )
     assert rqjobs.enqueue(family.forget) and process.poll() is None
 
 
@@ -153,35 +179,51 @@ def test_a_worker_that_forks_without_descriptors_waits_for_some(redis, monkeypat
     assert worker.horse_pid == 0 and len(os.listdir("/proc/self/fd")) == before
 
 
-@pytest.mark.parametrize("command", [["rqjobs", "worker"], ["rq.cli", "worker", "--worker-class", "rqjobs.Worker"]])
+@pytest.mark.parametrize(
+    "command", [["rqjobs", "worker"], ["rq.cli", "worker", "--worker-class", "rqjobs.Worker"]]
+)
 def test_what_a_job_prints_and_logs_is_there_when_it_has_ended_and_each_line_once(
     spawn, redis, eventually, tmp_path, environ, command
 ):
     """Into a pipe or a file nothing that was printed appeared, and a module's `basicConfig` did nothing or doubled."""
     (tmp_path / "loud.py").write_text(
         "import logging\nlogging.basicConfig(level=logging.INFO, format='user %(message)s')\nprint('imported')\n"
-        "from family import *\nlogging.getLogger('loud').info('set up')\n")
-    env = {"RQJOBS_MODULES": "loud,family", "PYTHONUNBUFFERED": "", "PYTHONPATH": f"{environ['PYTHONPATH']}:{tmp_path}"}
+        "from family import *\nlogging.getLogger('loud').info('set up')\n"
+    )
+    env = {
+        "RQJOBS_MODULES": "loud,family",
+        "PYTHONUNBUFFERED": "",
+        "PYTHONPATH": f"{environ['PYTHONPATH']}:{tmp_path}",
+    }
     process = spawn(sys.executable, "-m", *command, "default", env=env)
     jobs = [rqjobs.enqueue(family.talk, word) for word in ("one", "two")]
     eventually(lambda: all(job.get_status() == JobStatus.FINISHED for job in jobs))
     eventually(lambda: process.output().count("result is kept") == 2)
     lines = process.output().splitlines()
     assert process.poll() is None
-    for word in ("printed one", "child one", "user logged one", "printed two", "imported", "user set up"):
+    for word in (
+        "printed one",
+        "child one",
+        "user logged one",
+        "printed two",
+        "imported",
+        "user set up",
+    ):
         assert lines.count(word) == 1, process.output()
     assert sum(line.endswith("Listening on default...") for line in lines) == 1
     assert sum("Job OK" in line and line.startswith("user ") for line in lines) == 2
 
 
-def test_a_horse_runs_as_many_jobs_as_there_are_and_is_replaced_when_it_has_grown(redis, monkeypatch):
+def test_a_horse_runs_as_many_jobs_as_there_are_and_is_replaced_when_it_has_grown(
+    redis, monkeypatch
+):
     """State that leaks is what the limit on memory is for; what was there before the horse does not count."""
     monkeypatch.setattr("rqjobs.horse.MEMORY_LOOK_SECONDS", 0)
     ballast = bytearray(os.urandom(1)) * (64 * 2**20)
-    config.use(max_memory_per_horse=32 * 2**20)
+    config.use(max_memory_per_child=32 * 2**20)
     assert len(set(burst(*[(family.leak, 1)] * 30))) == 1
     assert len(set(burst(*[(family.leak, 24 * 2**20)] * 4))) == 2
-    config.use(max_memory_per_horse=0)
+    config.use(max_memory_per_child=0)
     assert len(set(burst(*[(family.leak, 24 * 2**20)] * 4))) == 1
     assert len(ballast) == 64 * 2**20
 
@@ -189,12 +231,16 @@ def test_a_horse_runs_as_many_jobs_as_there_are_and_is_replaced_when_it_has_grow
 def test_without_a_setting_a_horse_that_must_be_large_is_not_replaced_for_ever(redis, monkeypatch):
     monkeypatch.setattr("rqjobs.horse.MEMORY_LOOK_SECONDS", 0)
     monkeypatch.setattr("rqjobs.supervisor.GROWTH_BYTES", 8 * 2**20)
-    pids = burst(*[(family.leak, 20 * 2**20)] + [(family.leak, 1)] * 3, *[(family.leak, 20 * 2**20)] * 2)
+    pids = burst(
+        *[(family.leak, 20 * 2**20)] + [(family.leak, 1)] * 3, *[(family.leak, 20 * 2**20)] * 2
+    )
     assert len(set(pids)) == 3, "after 8, 16 and 32 MiB"
     assert not orphans.audit(redis).breaches
 
 
-def test_a_horse_that_has_no_descriptor_left_ends_and_its_job_runs_again(redis, tmp_path, monkeypatch):
+def test_a_horse_that_has_no_descriptor_left_ends_and_its_job_runs_again(
+    redis, tmp_path, monkeypatch
+):
     """That counted as Redis being away: it was tried again for ever, and the queue stood still."""
     monkeypatch.setattr("rqjobs.supervisor.CRASH_DELAY", 0)
     assert burst((family.exhaust, str(tmp_path / "first")), faults.ok) == ["done", None]
@@ -211,18 +257,34 @@ def test_a_job_that_takes_all_descriptors_each_time_is_poison(redis, monkeypatch
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EBADF])
 def test_an_error_of_our_own_process_is_not_redis_being_away(number):
     assert not passes(OSError(number, os.strerror(number)))
-    assert not passes(ConnectionError(f"Error {number} connecting to redis:6379. {os.strerror(number)}."))
-    for away in (errno.ECONNREFUSED, errno.ECONNRESET, errno.ENOENT, errno.EPIPE, errno.EHOSTUNREACH):
-        assert passes(OSError(away, "")) and passes(ConnectionError(f"Error {away} connecting to redis:6379."))
+    assert not passes(
+        ConnectionError(f"Error {number} connecting to redis:6379. {os.strerror(number)}.")
+    )
+    for away in (
+        errno.ECONNREFUSED,
+        errno.ECONNRESET,
+        errno.ENOENT,
+        errno.EPIPE,
+        errno.EHOSTUNREACH,
+    ):
+        assert passes(OSError(away, "")) and passes(
+            ConnectionError(f"Error {away} connecting to redis:6379.")
+        )
 
 
 def test_a_horse_that_alone_does_not_reach_redis_is_replaced(redis, monkeypatch):
     """Whatever the reason: here a job has broken the sockets of its process."""
     monkeypatch.setattr("rqjobs.supervisor.STUCK", 1.5)
     monkeypatch.setattr("rqjobs.supervisor.CRASH_DELAY", 0)
-    broken, after = rqjobs.queue("default").enqueue(family.break_sockets), rqjobs.queue("default").enqueue(faults.ok)
+    broken, after = (
+        rqjobs.queue("default").enqueue(family.break_sockets),
+        rqjobs.queue("default").enqueue(faults.ok),
+    )
     rqjobs.Worker(["default"]).work(burst=True, logging_level="WARNING")
-    assert broken.get_status() == "failed" and "process died 3 times" in broken.latest_result().exc_string
+    assert (
+        broken.get_status() == "failed"
+        and "process died 3 times" in broken.latest_result().exc_string
+    )
     assert after.is_finished
 
 
@@ -244,7 +306,10 @@ def test_a_job_whose_hash_kills_who_reads_it_is_poison(redis, monkeypatch):
 
 def test_a_job_that_closes_all_descriptors_harms_no_other(redis, monkeypatch):
     monkeypatch.setattr("rqjobs.supervisor.CRASH_DELAY", 0)
-    jobs = [rqjobs.queue("default").enqueue(function) for function in (family.close_all, faults.ok, faults.boom)]
+    jobs = [
+        rqjobs.queue("default").enqueue(function)
+        for function in (family.close_all, faults.ok, faults.boom)
+    ]
     rqjobs.Worker(["default"]).work(burst=True, logging_level="WARNING")
     assert [job.get_status() for job in jobs] == ["finished", "finished", "failed"]
     assert jobs[2].latest_result().exc_string.endswith("ValueError: boom\n")

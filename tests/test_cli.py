@@ -37,22 +37,40 @@ def broken(redis):
 def test_help_is_worth_reading(run):
     code, output = run()
     assert code == 2 and "rqjobs dev" in output  # no command was given
-    for command in ("dev", "worker", "recover", "audit", "failed", "schedules", "delayed", "stats", "doctor", "demo"):
+    for command in (
+        "dev",
+        "worker",
+        "recover",
+        "audit",
+        "failed",
+        "schedules",
+        "delayed",
+        "stats",
+        "doctor",
+        "demo",
+    ):
         assert command in output
         code, text = run(command, "--help")
         assert code == 0 and len(text.splitlines()) > 4
 
 
 def test_wrong_settings_are_one_line_and_code_2(run):
-    assert run("stats", env={"RQJOBS_MAX_PAYLOAD": "lots"}) == (
-        2, "rqjobs: RQJOBS_MAX_PAYLOAD='lots' is not a number of bytes; give a whole number from 1024 to 536870912\n")
+    assert run("stats", env={"RQJOBS_MAX_PAYLOAD_BYTES": "lots"}) == (
+        2,
+        "rqjobs: RQJOBS_MAX_PAYLOAD_BYTES='lots' is not a number of bytes; "
+        "give a whole number from 1024 to 536870912\n",
+    )
     assert run("stats", env={"RQJOBS_QEUEUS": "a"}) == (
-        2, "rqjobs: RQJOBS_QEUEUS is not a setting of rqjobs; did you mean RQJOBS_QUEUES?\n")
+        2,
+        "rqjobs: RQJOBS_QEUEUS is not a setting of rqjobs; did you mean RQJOBS_QUEUES?\n",
+    )
 
 
 def test_no_redis_is_one_line_and_code_1(run):
     assert run("audit", env={"REDIS_URL": ""}) == (
-        1, "rqjobs: no Redis: set REDIS_URL, or run `rqjobs dev` in this folder to get one\n")
+        1,
+        "rqjobs: no Redis: set REDIS_URL, or run `rqjobs dev` in this folder to get one\n",
+    )
     code, output = run("stats", env={"REDIS_URL": "redis://user:secret@127.0.0.1:1/0"})
     assert code == 1 and output.count("\n") == 1 and "secret" not in output
 
@@ -68,7 +86,9 @@ def test_audit_and_recover(run, redis):
     code, output = run("audit")
     assert code == 1 and f"WRONG: {job.id}: in more than one place: queued, queued" in output
     code, output = run("audit", "--json")
-    assert code == 1 and json.loads(output)["breaches"] == {job.id: "in more than one place: queued, queued"}
+    assert code == 1 and json.loads(output)["breaches"] == {
+        job.id: "in more than one place: queued, queued"
+    }
 
 
 def test_failed_lists_shows_requeues_and_deletes(run, broken, redis):
@@ -113,10 +133,13 @@ def test_a_healthy_house_passes_the_doctor(run, worker):
     assert "1 live worker" in output and "noeviction" in output and "faults has" in output
 
 
-@pytest.mark.parametrize(("setting", "value", "normal", "says"), [
-    ("maxmemory-policy", "allkeys-lru", "noeviction", "throw jobs away"),
-    ("appendonly", "no", "yes", "append-only file is off"),
-])
+@pytest.mark.parametrize(
+    ("setting", "value", "normal", "says"),
+    [
+        ("maxmemory-policy", "allkeys-lru", "noeviction", "throw jobs away"),
+        ("appendonly", "no", "yes", "append-only file is off"),
+    ],
+)
 def test_the_doctor_finds_what_would_lose_a_job(run, redis, setting, value, normal, says):
     redis.config_set(setting, value)
     try:
@@ -139,34 +162,53 @@ def test_the_doctor_tells_of_a_full_redis_and_of_one_that_soon_will_be(doctor, r
         redis.config_set("maxmemory", 2 * redis.info()["used_memory"])
         assert any(line.startswith("note Redis uses ") for line in doctor())
         redis.config_set("maxmemory", 1)
-        assert any(line.startswith("LOSS no job can be enqueued, and no outcome recorded: Redis is full")
-                   for line in doctor())
+        assert any(
+            line.startswith("LOSS no job can be enqueued, and no outcome recorded: Redis is full")
+            for line in doctor()
+        )
     finally:
         redis.config_set("maxmemory", 0)
 
 
 def test_the_doctor_names_the_right_that_is_missing(doctor, redis, server):
     """Without the right to INFO it said that Redis does not answer."""
-    redis.execute_command("ACL", "SETUSER", "small", "on", ">pw", "resetchannels", "+@all", "-info", "-lmove",
-                          "~rq*")
+    redis.execute_command(
+        "ACL", "SETUSER", "small", "on", ">pw", "resetchannels", "+@all", "-info", "-lmove", "~rq*"
+    )
     try:
         config.use(redis_url=server.replace("unix://", "unix://small:pw@"))
         lines = doctor()
     finally:
         connection.client().connection_pool.disconnect()  # Redis closes those of a deleted user, at some later moment
         redis.execute_command("ACL", "DELUSER", "small")
-    assert any(line.startswith("note version, memory and append-only file cannot be checked: the Redis user lacks a ")
-               and "'info'" in line for line in lines)
-    assert any(line.startswith("LOSS no job can be enqueued") and "'lmove'" in line for line in lines)
-    assert any(line.startswith("note delayed jobs may begin a second late") and "channel" in line for line in lines)
-    assert any("live workers" in line for line in lines) and not any("does not answer" in line for line in lines)
+    assert any(
+        line.startswith(
+            "note version, memory and append-only file cannot be checked: the Redis user lacks a "
+        )
+        and "'info'" in line
+        for line in lines
+    )
+    assert any(
+        line.startswith("LOSS no job can be enqueued") and "'lmove'" in line for line in lines
+    )
+    assert any(
+        line.startswith("note delayed jobs may begin a second late") and "channel" in line
+        for line in lines
+    )
+    assert any("live workers" in line for line in lines) and not any(
+        "does not answer" in line for line in lines
+    )
     (line,) = [line for line in doctor() if line.startswith("LOSS")]
-    assert line.startswith("LOSS the user or password in REDIS_URL is missing or wrong; it said: invalid username")
+    assert line.startswith(
+        "LOSS the user or password in REDIS_URL is missing or wrong; it said: invalid username"
+    )
 
 
 def test_the_doctor_tells_of_delayed_jobs_that_nobody_moves(doctor, redis):
     rqjobs.enqueue_in(3600, faults.ok)
-    assert any("no scheduler serves the queue 'default', whose 1 delayed jobs" in line for line in doctor())
+    assert any(
+        "no scheduler serves the queue 'default', whose 1 delayed jobs" in line for line in doctor()
+    )
     redis.set("rq:scheduler-lock:default", "somebody")
     assert not any("delayed jobs" in line for line in doctor())
     redis.zadd("rq:scheduled:default", {"late": 1})
@@ -211,5 +253,9 @@ def test_a_bomb_is_not_unpacked(redis, broken):
 @pytest.mark.parametrize("app", ["nowhere:app", "faults:ok", "faults:boom"])
 def test_an_app_that_does_not_come_up_is_one_line(run, app):
     for command in (("worker",), ("worker", "--burst")):
-        code, output = run(*command, env={"RQJOBS_APP": app})
-        assert code == 2 and output.count("\n") == 1 and f"RQJOBS_APP='{app}' gives no Flask app" in output
+        code, output = run(*command, env={"RQJOBS_FLASK_APP": app})
+        assert (
+            code == 2
+            and output.count("\n") == 1
+            and f"RQJOBS_FLASK_APP='{app}' gives no Flask app" in output
+        )

@@ -46,9 +46,22 @@ def version(redis):
         began = ledger.clock(redis)
         made = ticker.call(call.get("function", faults.note), call.get("args", ()), {})
         fields = {field: ticker.text_of(value) for field, value in made.fields.items()}
-        words = json.dumps({"started": began, "schedules": [
-            {"name": name, "rule": rule.dump(), "function": made.function, "queue": made.queue, "digest": made.digest,
-             "fields": fields} for name, rule in declared.items()]})
+        words = json.dumps(
+            {
+                "started": began,
+                "schedules": [
+                    {
+                        "name": name,
+                        "rule": rule.dump(),
+                        "function": made.function,
+                        "queue": made.queue,
+                        "digest": made.digest,
+                        "fields": fields,
+                    }
+                    for name, rule in declared.items()
+                ],
+            }
+        )
         ticker.announce(redis, worker, words)
         ticker.reconcile(redis)
         return words
@@ -71,8 +84,12 @@ def test_what_a_module_declares(timed):
 def test_two_declared_with_one_name_are_refused(settings, timed, monkeypatch):
     import timed as module
 
-    monkeypatch.setattr(module.plain, "__rqjobs_rules__", [every(hours=1, name="low-pulse")], raising=False)
-    with pytest.raises(ScheduleError, match=r"timed\.other and of timed\.plain; give one of them a name"):
+    monkeypatch.setattr(
+        module.plain, "__rqjobs_rules__", [every(hours=1, name="low-pulse")], raising=False
+    )
+    with pytest.raises(
+        ScheduleError, match=r"timed\.other and of timed\.plain; give one of them a name"
+    ):
         ticker.declarations()
 
 
@@ -90,7 +107,9 @@ def test_declared_schedules_follow_the_code(redis, version):
     assert schedules.get("a").next == first.next and schedules.get("b").rule.seconds == 3 * 3600
 
 
-def test_in_a_rolling_deploy_the_version_that_started_last_is_right_and_none_takes_away_the_others(redis, version):
+def test_in_a_rolling_deploy_the_version_that_started_last_is_right_and_none_takes_away_the_others(
+    redis, version
+):
     old = version("old", {"kept": every(hours=1), "dropped": every(hours=1)})
     version("new", {"kept": every(hours=2), "added": every(hours=1)})
     revision = schedules.get("kept").revision
@@ -112,7 +131,11 @@ def test_what_no_worker_declares_rests_and_goes_on_where_it_was(redis, version):
     ledger.leave(redis, "shop")
     ticker.reconcile(redis)
     assert states() == {"daily": "active"}  # nobody is there who could know
-    redis.hset("rqjobs:schedule:daily", "next", tick := int(redis.hget("rqjobs:schedule:daily", "next")) - 3 * 3600)
+    redis.hset(
+        "rqjobs:schedule:daily",
+        "next",
+        tick := int(redis.hget("rqjobs:schedule:daily", "next")) - 3 * 3600,
+    )
     version("mail", {"letters": every(hours=1)})
     assert states() == {"daily": "withdrawn", "letters": "active"}
     assert redis.zscore(SCHEDULES, "daily") == float("inf")
@@ -121,7 +144,10 @@ def test_what_no_worker_declares_rests_and_goes_on_where_it_was(redis, version):
     version("shop", {"daily": every(hours=1, missed="all")})
     assert states() == {"daily": "active", "letters": "active"}
     ticker.tick(redis)
-    assert len(rqjobs.queue("default").job_ids) == 3 and schedules.get("daily").last.timestamp() == tick + 2 * 3600
+    assert (
+        len(rqjobs.queue("default").job_ids) == 3
+        and schedules.get("daily").last.timestamp() == tick + 2 * 3600
+    )
 
 
 def test_a_pause_outlives_a_deploy_and_what_is_gone_is_forgotten_after_a_day(redis, version):
@@ -150,7 +176,9 @@ def test_a_declared_one_does_not_take_the_place_of_one_that_was_added(redis, ver
     assert (schedules.get("mine").source, schedules.get("mine").args) == ("added", ["by hand"])
 
 
-def test_a_worker_runs_what_its_code_declares_and_another_goes_on_when_it_is_killed(redis, worker, kill, eventually):
+def test_a_worker_runs_what_its_code_declares_and_another_goes_on_when_it_is_killed(
+    redis, worker, kill, eventually
+):
     env = {"RQJOBS_MODULES": "timed"}
     first = worker(options=["--with-scheduler"], env=env)
     eventually(lambda: redis.llen("pulse") >= 2 and redis.llen("other") >= 1)
@@ -164,18 +192,31 @@ def test_a_worker_runs_what_its_code_declares_and_another_goes_on_when_it_is_kil
         assert all(job_id.startswith(f"{name}-r{schedules_of.revision}-") for job_id in made)
         ticks = sorted({datetime.strptime(job_id[-15:], "%Y%m%dT%H%M%S") for job_id in made})
         if step == 2:  # missed="all": not one is left out
-            assert ticks == [ticks[0] + timedelta(seconds=step * number) for number in range(len(ticks))]
+            assert ticks == [
+                ticks[0] + timedelta(seconds=step * number) for number in range(len(ticks))
+            ]
     eventually(lambda: not orphans.audit(redis).breaches)
 
 
-def test_a_worker_whose_declared_schedule_cannot_be_says_so_and_does_not_start(spawn, redis, tmp_path):
-    (tmp_path / "broken.py").write_text("from rqjobs import cron\n@cron('0 25 * * *')\ndef job():\n    pass\n")
-    process = spawn(sys.executable, "-m", "rqjobs", "worker", env={"RQJOBS_MODULES": "broken"})
-    assert process.wait(30) == 2 and "character 3 (field 2, hour): '25' is wrong" in process.output()
+def test_a_worker_whose_declared_schedule_cannot_be_says_so_and_does_not_start(
+    spawn, redis, tmp_path
+):
     (tmp_path / "broken.py").write_text(
-        "from rqjobs import every\n@every(hours=1, args=[object()])\ndef job(x):\n    pass\n")
+        "from rqjobs import cron\n@cron('0 25 * * *')\ndef job():\n    pass\n"
+    )
     process = spawn(sys.executable, "-m", "rqjobs", "worker", env={"RQJOBS_MODULES": "broken"})
-    assert process.wait(30) == 1 and "argument 'x'" in process.output() and "Traceback" not in process.output()
+    assert (
+        process.wait(30) == 2 and "character 3 (field 2, hour): '25' is wrong" in process.output()
+    )
+    (tmp_path / "broken.py").write_text(
+        "from rqjobs import every\n@every(hours=1, args=[object()])\ndef job(x):\n    pass\n"
+    )
+    process = spawn(sys.executable, "-m", "rqjobs", "worker", env={"RQJOBS_MODULES": "broken"})
+    assert (
+        process.wait(30) == 1
+        and "argument 'x'" in process.output()
+        and "Traceback" not in process.output()
+    )
     assert not redis.keys("rqjobs:worker:*")
 
 
@@ -185,7 +226,9 @@ def holder(redis, key):
 
 
 @pytest.mark.slow
-def test_ten_clocks_and_a_hundred_takeovers_double_nothing_and_lose_nothing(spawn, redis, kill, eventually):
+def test_ten_clocks_and_a_hundred_takeovers_double_nothing_and_lose_nothing(
+    spawn, redis, kill, eventually
+):
     locks = [RQScheduler.get_locking_key("default"), RQScheduler.get_locking_key("low"), TICKS_LOCK]
     clocks = [spawn(sys.executable, "-c", CLOCK) for _ in range(10)]
     eventually(lambda: all(holder(redis, key) for key in locks), timeout=30)
@@ -216,8 +259,11 @@ def test_ten_clocks_and_a_hundred_takeovers_double_nothing_and_lose_nothing(spaw
     assert set(counts.values()) == {1}
     assert {job.id for job in jobs} <= set(ids)
     found = schedules.get("pulse")
-    ticks = sorted(datetime.strptime(job_id[-15:], "%Y%m%dT%H%M%S").replace(tzinfo=timezone.utc).timestamp()
-                   for job_id in ids if job_id.startswith("pulse-"))
+    ticks = sorted(
+        datetime.strptime(job_id[-15:], "%Y%m%dT%H%M%S").replace(tzinfo=timezone.utc).timestamp()
+        for job_id in ids
+        if job_id.startswith("pulse-")
+    )
     assert ticks == [ticks[0] + number for number in range(len(ticks))]
     assert len(ticks) == found.made and found.missed == 0
     for process in clocks:
@@ -228,7 +274,9 @@ def test_ten_clocks_and_a_hundred_takeovers_double_nothing_and_lose_nothing(spaw
 
 def test_a_declaration_that_cannot_be_read_stops_no_other(redis, version):
     """A newer version of ours may know of parts that this one does not."""
-    words = json.loads(version("w1", {"a": every(hours=1), "b": every(hours=1), "c": every(hours=1)}))
+    words = json.loads(
+        version("w1", {"a": every(hours=1), "b": every(hours=1), "c": every(hours=1)})
+    )
     words["schedules"][0]["rule"] = '{"seconds": 5, "moon": "full"}'
     del words["schedules"][1]["fields"]
     words["schedules"][2]["digest"] = "another"
@@ -238,8 +286,18 @@ def test_a_declaration_that_cannot_be_read_stops_no_other(redis, version):
     assert states() == dict.fromkeys("abc", "active") and schedules.get("c").revision > revision
 
 
-@pytest.mark.parametrize("words", ["{", "[]", "5", '{"started": "x", "schedules": []}', "[" * 5000,
-                                   '{"started": 1, "schedules": [[]]}', b"\xff"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "{",
+        "[]",
+        "5",
+        '{"started": "x", "schedules": []}',
+        "[" * 5000,
+        '{"started": 1, "schedules": [[]]}',
+        b"\xff",
+    ],
+)
 def test_what_is_no_declaration_is_told_once_and_takes_nothing_away(redis, version, words, caplog):
     said = version("w1", {"a": every(hours=1)})
     ledger.beat(redis, "w2", {"pid": 1})
@@ -266,6 +324,8 @@ def test_the_example_in_the_readme_declares_what_it_says(settings, tmp_path, mon
     command = shlex.split(later.split("```sh\nrqjobs ", 1)[1].split("```", 1)[0])
     assert CliRunner().invoke(cli.main, command).exit_code == 0
     assert {one.name: (one.function, one.state) for one in schedules.all()} == {
-        "digest-41": ("tasks.send_digest", "active"), "digest-42": ("tasks.send_digest", "paused"),
-        "digest-43": ("tasks.send_digest", "active")}
+        "digest-41": ("tasks.send_digest", "active"),
+        "digest-42": ("tasks.send_digest", "paused"),
+        "digest-43": ("tasks.send_digest", "active"),
+    }
     monkeypatch.delitem(sys.modules, "tasks")

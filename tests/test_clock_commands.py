@@ -16,7 +16,9 @@ def run(redis):
 
     def go(*arguments):
         result = CliRunner().invoke(cli.main, arguments)
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        assert result.exception is None or isinstance(result.exception, SystemExit), (
+            result.exception
+        )
         return result.exit_code, result.output
 
     return go
@@ -24,8 +26,21 @@ def run(redis):
 
 def test_add_list_show_and_remove(run):
     assert "no schedules; declare one" in run("schedules")[1]
-    code, output = run("schedules", "add", "six", "faults.note", "Ada", "number=3", "--cron", "0 6 * * mon-fri", "--tz",
-                       "Europe/Berlin", "--timeout", "1m30s", "--no-overlap")
+    code, output = run(
+        "schedules",
+        "add",
+        "six",
+        "faults.note",
+        "Ada",
+        "number=3",
+        "--cron",
+        "0 6 * * mon-fri",
+        "--tz",
+        "Europe/Berlin",
+        "--timeout",
+        "1m30s",
+        "--no-overlap",
+    )
     assert code == 0 and "at 06:00 on Monday to Friday (Europe/Berlin); only when" in output
     found = schedules.get("six")
     assert (found.args, found.kwargs, found.fields[b"timeout"]) == (["Ada"], {"number": 3}, b"90")
@@ -33,7 +48,9 @@ def test_add_list_show_and_remove(run):
     assert code == 0 and "six" in output and "faults.note('Ada', number=3)" in output
     run("schedules", "run", "six")
     code, output = run("schedules", "show", "six")
-    assert code == 0 and output.count("next  ") == 5 and "06:00:00 CE" in output and "queued" in output
+    assert (
+        code == 0 and output.count("next  ") == 5 and "06:00:00 CE" in output and "queued" in output
+    )
     assert run("schedules", "remove", "six") == (0, "six: removed\n")
     assert schedules.all() == []
 
@@ -41,15 +58,25 @@ def test_add_list_show_and_remove(run):
 def test_a_name_that_there_is_is_refused_or_replaced(run):
     assert run("schedules", "add", "one", "faults.note", "--every", "1h")[0] == 0
     code, output = run("schedules", "add", "one", "faults.note", "--every", "2h")
-    assert code == 1 and "there is a schedule 'one' already" in output and schedules.get("one").rule.seconds == 3600
+    assert (
+        code == 1
+        and "there is a schedule 'one' already" in output
+        and schedules.get("one").rule.seconds == 3600
+    )
     assert run("schedules", "add", "one", "faults.note", "--every", "2h", "--replace")[0] == 0
     assert schedules.get("one").rule.seconds == 7200
 
 
 def test_pause_resume_run_and_what_cannot_be_done(run):
     every(hours=1).add("one", faults.note)
-    assert run("schedules", "pause", "one") == (0, "one: paused\n") and schedules.get("one").state == "paused"
-    assert run("schedules", "resume", "one") == (0, "one: active\n") and schedules.get("one").state == "active"
+    assert (
+        run("schedules", "pause", "one") == (0, "one: paused\n")
+        and schedules.get("one").state == "paused"
+    )
+    assert (
+        run("schedules", "resume", "one") == (0, "one: active\n")
+        and schedules.get("one").state == "active"
+    )
     code, output = run("schedules", "run", "nobody", "one")
     assert code == 1 and "there is no schedule 'nobody'" in output
     assert rqjobs.queue("default").job_ids[0] in output
@@ -62,7 +89,9 @@ def test_edit_changes_what_is_given(run):
     assert schedules.get("one").args == ["a"]
     run("schedules", "edit", "one", "b", "--cron", "@daily", "--tz", "Asia/Tokyo")
     found = schedules.get("one")
-    assert found.args == ["b"] and found.sentence.startswith("every day at 00:00 (Asia/Tokyo); only when")
+    assert found.args == ["b"] and found.sentence.startswith(
+        "every day at 00:00 (Asia/Tokyo); only when"
+    )
     run("schedules", "edit", "one", "--tz", "UTC", "--overlap")
     assert schedules.get("one").sentence == "every day at 00:00 (UTC)"
     revision = schedules.get("one").revision
@@ -76,18 +105,29 @@ def test_edit_of_one_term_leaves_the_seconds_of_an_every(run):
     every(minutes=5).add("one", faults.note)
     for change in (["--no-overlap"], ["--missed", "all"], ["--jitter", "5s"], ["--times", "5"]):
         assert run("schedules", "edit", "one", *change)[0] == 0
-    assert schedules.get("one").rule == every(minutes=5, overlap=False, missed="all", jitter=5, times=5)
+    assert schedules.get("one").rule == every(
+        minutes=5, overlap=False, missed="all", jitter=5, times=5
+    )
     code, output = run("schedules", "edit", "one", "--every", "0s")
-    assert code == 1 and "takes a whole number of seconds" in output and schedules.get("one").rule.seconds == 300
+    assert (
+        code == 1
+        and "takes a whole number of seconds" in output
+        and schedules.get("one").rule.seconds == 300
+    )
 
 
-@pytest.mark.parametrize(("arguments", "code", "words"), [
-    (["--every", "99999999999w"], 1, "takes a whole number of seconds"),
-    (["--cron", "0 25 * * *"], 1, "character 3 (field 2, hour): '25' is wrong"),
-    (["--cron", "@daily", "--tz", "Europe/Berln"], 1, "did you mean 'Europe/Berlin'"),
-    (["--every", "5"], 2, "write it like 90s, 5m"), ([], 2, "say when"),
-    (["--every", "5m", "--cron", "@daily"], 2, "one rule"), (["--every", "5m", "surplus", "1", "2"], 1, "too many"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--every", "99999999999w"], 1, "takes a whole number of seconds"),
+        (["--cron", "0 25 * * *"], 1, "character 3 (field 2, hour): '25' is wrong"),
+        (["--cron", "@daily", "--tz", "Europe/Berln"], 1, "did you mean 'Europe/Berlin'"),
+        (["--every", "5"], 2, "write it like 90s, 5m"),
+        ([], 2, "say when"),
+        (["--every", "5m", "--cron", "@daily"], 2, "one rule"),
+        (["--every", "5m", "surplus", "1", "2"], 1, "too many"),
+    ],
+)
 def test_what_is_wrong_is_told_in_a_line(run, arguments, code, words):
     exited, output = run("schedules", "add", "x", "faults.note", *arguments)
     assert exited == code and words in output and "Traceback" not in output
@@ -114,7 +154,10 @@ def test_a_delayed_job_is_not_moved_beyond_the_calendar(run):
 
 
 def test_delayed_jobs_are_listed_moved_and_canceled(run, redis):
-    first, second = rqjobs.enqueue_in(60, faults.note, "a"), rqjobs.enqueue_in(90, faults.note, "b\x1b[2J")
+    first, second = (
+        rqjobs.enqueue_in(60, faults.note, "a"),
+        rqjobs.enqueue_in(90, faults.note, "b\x1b[2J"),
+    )
     code, output = run("delayed")
     assert code == 0 and output.index(first.id) < output.index(second.id) and "2 delayed" in output
     assert "\x1b" not in output

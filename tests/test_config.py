@@ -9,75 +9,120 @@ import sys
 
 import pytest
 
-from rqjobs.config import SETTINGS, Config, ConfigError
+from rqjobs.config import RENAMED, SETTINGS, Config, ConfigError
 
 KEY = "k" * 32
 GOOD = [
     ("REDIS_URL", "redis://localhost:6379/0", "redis_url", "redis://localhost:6379/0"),
-    ("REDIS_URL", "redis://user:p%40ss@example.org", "redis_url", "redis://user:p%40ss@example.org"),
-    ("REDIS_URL", "rediss://h:1/2?ssl_cert_reqs=none", "redis_url", "rediss://h:1/2?ssl_cert_reqs=none"),
+    (
+        "REDIS_URL",
+        "redis://user:p%40ss@example.org",
+        "redis_url",
+        "redis://user:p%40ss@example.org",
+    ),
+    (
+        "REDIS_URL",
+        "rediss://h:1/2?ssl_cert_reqs=none",
+        "redis_url",
+        "rediss://h:1/2?ssl_cert_reqs=none",
+    ),
     ("REDIS_URL", "unix:///run/redis.sock?db=2", "redis_url", "unix:///run/redis.sock?db=2"),
     ("REDIS_URL", "unix://:pw@/run/redis.sock", "redis_url", "unix://:pw@/run/redis.sock"),
     ("REDIS_URL", "redis://[::1]:6379/1", "redis_url", "redis://[::1]:6379/1"),
-    ("REDIS_URL", "redis+sentinel://:pw@a:1,b:2,c/mymaster/3", "redis_url",
-     "redis+sentinel://:pw@a:1,b:2,c/mymaster/3"),
+    (
+        "REDIS_URL",
+        "redis+sentinel://:pw@a:1,b:2,c/mymaster/3",
+        "redis_url",
+        "redis+sentinel://:pw@a:1,b:2,c/mymaster/3",
+    ),
     ("REDIS_URL", "rediss+sentinel://a/m", "redis_url", "rediss+sentinel://a/m"),
     ("RQJOBS_QUEUES", "a", "queues", ("a",)),
     ("RQJOBS_QUEUES", " urgent , mail.out,, low_2 ", "queues", ("urgent", "mail.out", "low_2")),
     ("RQJOBS_MODULES", "jobs,shop.emails", "modules", ("jobs", "shop.emails")),
-    ("RQJOBS_APP", "shop:app", "app", "shop:app"),
-    ("RQJOBS_APP", "shop.web:create_app()", "app", "shop.web:create_app()"),
+    ("RQJOBS_FLASK_APP", "shop:app", "flask_app", "shop:app"),
+    ("RQJOBS_FLASK_APP", "shop.web:create_app()", "flask_app", "shop.web:create_app()"),
     ("RQJOBS_SERIALIZER", "json", "serializer", "json"),
     ("SECRET_KEY", KEY, "secret_key", KEY),
     ("RQJOBS_ADMIN_USER", "Zoë", "admin_user", "Zoë"),
     ("RQJOBS_ADMIN_PASSWORD", "12345678", "admin_password", "12345678"),
-    ("RQJOBS_WEBHOOK_HOSTS", "hooks.example.com,localhost", "webhook_hosts", ("hooks.example.com", "localhost")),
-    ("RQJOBS_GRACE", "0", "grace", 0),
-    ("RQJOBS_GRACE", " 90 ", "grace", 90),
-    ("RQJOBS_MAX_PAYLOAD", "1024", "max_payload", 1024),
-    ("RQJOBS_MAX_RESULT", "1024", "max_result", 1024),
-    ("RQJOBS_MAX_TRACEBACK", "1024", "max_traceback", 1024),
+    (
+        "RQJOBS_WEBHOOK_HOSTS",
+        "hooks.example.com,localhost",
+        "webhook_hosts",
+        ("hooks.example.com", "localhost"),
+    ),
+    ("RQJOBS_SHUTDOWN_TIMEOUT", "0", "shutdown_timeout", 0),
+    ("RQJOBS_SHUTDOWN_TIMEOUT", " 90 ", "shutdown_timeout", 90),
+    ("RQJOBS_MAX_PAYLOAD_BYTES", "1024", "max_payload_bytes", 1024),
+    ("RQJOBS_MAX_RESULT_BYTES", "1024", "max_result_bytes", 1024),
+    ("RQJOBS_MAX_TRACEBACK_BYTES", "1024", "max_traceback_bytes", 1024),
     ("RQJOBS_ONE_TIME_PASSWORD", "12345678", "one_time_password", "12345678"),
-    ("RQJOBS_MAX_JOBS_PER_HORSE", "1", "max_jobs_per_horse", 1),
-    ("RQJOBS_MAX_JOBS_PER_HORSE", "0", "max_jobs_per_horse", 0),
-    ("RQJOBS_MAX_MEMORY_PER_HORSE", "500000000", "max_memory_per_horse", 500_000_000),
-    ("RQJOBS_MAX_MEMORY_PER_HORSE", "0", "max_memory_per_horse", 0),
+    ("RQJOBS_MAX_JOBS_PER_CHILD", "1", "max_jobs_per_child", 1),
+    ("RQJOBS_MAX_JOBS_PER_CHILD", "0", "max_jobs_per_child", 0),
+    ("RQJOBS_MAX_MEMORY_PER_CHILD", "500000000", "max_memory_per_child", 500_000_000),
+    ("RQJOBS_MAX_MEMORY_PER_CHILD", "0", "max_memory_per_child", 0),
     ("HOST", "0.0.0.0", "host", "0.0.0.0"),
     ("HOST", "::1", "host", "::1"),
     ("PORT", "65535", "port", 65535),
 ]
 BAD = [
-    *(("REDIS_URL", url, "not a Redis URL; for example redis://localhost:6379/0") for url in (
-        "localhost:6379", "http://localhost", "redis://", "redis:///0", "unix://", "unix://socket", "redis://h:port/0",
-        "redis://h:99999", "redis://h/zero", "redis://[::1", "redis://h/0/1", "postgres://u:p@h/db")),
+    *(
+        ("REDIS_URL", url, "not a Redis URL; for example redis://localhost:6379/0")
+        for url in (
+            "localhost:6379",
+            "http://localhost",
+            "redis://",
+            "redis:///0",
+            "unix://",
+            "unix://socket",
+            "redis://h:port/0",
+            "redis://h:99999",
+            "redis://h/zero",
+            "redis://[::1",
+            "redis://h/0/1",
+            "postgres://u:p@h/db",
+        )
+    ),
     ("REDIS_URL", "redis+sentinel://a:1,b:2", "names no service; for example redis+sentinel://"),
-    ("RQJOBS_QUEUES", "high,high", "different names with commas between; for example high,default,low"),
+    (
+        "RQJOBS_QUEUES",
+        "high,high",
+        "different names with commas between; for example high,default,low",
+    ),
     ("RQJOBS_QUEUES", "high:low", "for example high,default,low"),
     ("RQJOBS_QUEUES", ",", "for example high,default,low"),
     ("RQJOBS_QUEUES", "two words", "for example high,default,low"),
     ("RQJOBS_MODULES", "shop/jobs", "for example jobs,shop.emails"),
     ("RQJOBS_MODULES", "jobs.", "for example jobs,shop.emails"),
     ("RQJOBS_MODULES", "1jobs", "for example jobs,shop.emails"),
-    ("RQJOBS_APP", "shop", "for example shop:app or shop:create_app"),
-    ("RQJOBS_APP", "shop:create_app('x')", "for example shop:app or shop:create_app"),
+    ("RQJOBS_FLASK_APP", "shop", "for example shop:app or shop:create_app"),
+    ("RQJOBS_FLASK_APP", "shop:create_app('x')", "for example shop:app or shop:create_app"),
     ("RQJOBS_SERIALIZER", "pickle", "not one of json, signed-pickle"),
     ("SECRET_KEY", "changeme", "too short to be a secret; make one with"),
     ("RQJOBS_ADMIN_PASSWORD", "1234567", "shorter than 8 characters"),
     ("RQJOBS_WEBHOOK_HOSTS", "https://hooks.example.com/x", "for example hooks.example.com"),
     ("RQJOBS_WEBHOOK_HOSTS", "Hooks.Example.com", "in lower case"),
     ("RQJOBS_ONE_TIME_PASSWORD", "1234567", "shorter than 8 characters"),
-    ("RQJOBS_MAX_JOBS_PER_HORSE", "-1", "not a number of jobs"),
-    ("RQJOBS_MAX_MEMORY_PER_HORSE", "1M", "not a number of bytes"),
-    ("RQJOBS_MAX_MEMORY_PER_HORSE", "500", "or 0 for no limit"),
-    ("RQJOBS_GRACE", "-1", "not a number of seconds; give a whole number from 0 to 86400"),
-    ("RQJOBS_GRACE", "20s", "give a whole number from 0 to 86400"),
-    ("RQJOBS_GRACE", "1.5", "give a whole number from 0 to 86400"),
-    ("RQJOBS_GRACE", "86401", "give a whole number from 0 to 86400"),
-    ("RQJOBS_GRACE", "٣", "give a whole number from 0 to 86400"),
-    ("RQJOBS_MAX_PAYLOAD", "1023", "not a number of bytes; give a whole number from 1024 to 536870912"),
-    ("RQJOBS_MAX_PAYLOAD", "256K", "give a whole number from 1024"),
-    ("RQJOBS_MAX_RESULT", "1M", "give a whole number from 1024 to 268435456"),
-    ("RQJOBS_MAX_TRACEBACK", "0", "give a whole number from 1024 to 16777216"),
+    ("RQJOBS_MAX_JOBS_PER_CHILD", "-1", "not a number of jobs"),
+    ("RQJOBS_MAX_MEMORY_PER_CHILD", "1M", "not a number of bytes"),
+    ("RQJOBS_MAX_MEMORY_PER_CHILD", "500", "or 0 for no limit"),
+    (
+        "RQJOBS_SHUTDOWN_TIMEOUT",
+        "-1",
+        "not a number of seconds; give a whole number from 0 to 86400",
+    ),
+    ("RQJOBS_SHUTDOWN_TIMEOUT", "20s", "give a whole number from 0 to 86400"),
+    ("RQJOBS_SHUTDOWN_TIMEOUT", "1.5", "give a whole number from 0 to 86400"),
+    ("RQJOBS_SHUTDOWN_TIMEOUT", "86401", "give a whole number from 0 to 86400"),
+    ("RQJOBS_SHUTDOWN_TIMEOUT", "٣", "give a whole number from 0 to 86400"),
+    (
+        "RQJOBS_MAX_PAYLOAD_BYTES",
+        "1023",
+        "not a number of bytes; give a whole number from 1024 to 536870912",
+    ),
+    ("RQJOBS_MAX_PAYLOAD_BYTES", "256K", "give a whole number from 1024"),
+    ("RQJOBS_MAX_RESULT_BYTES", "1M", "give a whole number from 1024 to 268435456"),
+    ("RQJOBS_MAX_TRACEBACK_BYTES", "0", "give a whole number from 1024 to 16777216"),
     ("HOST", "http://0.0.0.0", "not a host; for example 127.0.0.1, or 0.0.0.0"),
     ("PORT", "0", "not a port; give a whole number from 1 to 65535"),
     ("PORT", "http", "give a whole number from 1 to 65535"),
@@ -95,25 +140,43 @@ def test_a_bad_value_is_named_with_what_would_be_right(name, text, right):
     with pytest.raises(ConfigError) as caught:
         Config.from_env({name: text})
     message = str(caught.value)
-    assert message.startswith(f"{name}={'…' if name in SECRET else repr(text.strip())} ") and right in message
+    assert (
+        message.startswith(f"{name}={'…' if name in SECRET else repr(text.strip())} ")
+        and right in message
+    )
     assert "\n" not in message and caught.value.__cause__ is None
 
 
 def test_every_setting_has_good_values_tested_and_a_field():
     assert {name for name, *_ in GOOD} == set(SETTINGS)
     assert {name for name, *_ in BAD} == set(SETTINGS) - {"RQJOBS_ADMIN_USER"}  # any name will do
-    assert {attribute for attribute, _ in SETTINGS.values()} == {field.name for field in dataclasses.fields(Config)}
+    assert {attribute for attribute, _ in SETTINGS.values()} == {
+        field.name for field in dataclasses.fields(Config)
+    }
 
 
 def test_nothing_set_gives_the_defaults_and_so_does_empty():
     assert Config.from_env({}) == Config() == Config.from_env(dict.fromkeys(SETTINGS, " "))
-    assert (Config().queues, Config().serializer, Config().redis_url) == (("high", "default", "low"), "json", None)
+    assert (Config().queues, Config().serializer, Config().redis_url) == (
+        ("high", "default", "low"),
+        "json",
+        None,
+    )
 
 
-@pytest.mark.parametrize("url", [
-    "redis://:hunter2@h:port", "redis://me:hunter2@h/zero", "redis://:/hunter2@h", "redis://me:1/hunter2@h/0",
-    "redis://:hunter2#@h/0", "hunter2", "redis+sentinel://:hunter2@h", "redis://:[hunter2@h",
-])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:hunter2@h:port",
+        "redis://me:hunter2@h/zero",
+        "redis://:/hunter2@h",
+        "redis://me:1/hunter2@h/0",
+        "redis://:hunter2#@h/0",
+        "hunter2",
+        "redis+sentinel://:hunter2@h",
+        "redis://:[hunter2@h",
+    ],
+)
 def test_no_message_prints_a_secret(url):
     with pytest.raises(ConfigError) as caught:
         Config.from_env({"REDIS_URL": url})
@@ -121,17 +184,31 @@ def test_no_message_prints_a_secret(url):
 
 
 def test_secrets_are_not_in_the_repr():
-    config = Config(redis_url="redis://:hunter2@h", secret_key="hunter2" * 4, admin_password="hunter22")
+    config = Config(
+        redis_url="redis://:hunter2@h", secret_key="hunter2" * 4, admin_password="hunter22"
+    )
     assert "hunter2" not in repr(config) and "queues=" in repr(config)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        config.grace = 1  # type: ignore[misc]
+        config.shutdown_timeout = 1  # type: ignore[misc]
 
 
-@pytest.mark.parametrize(("name", "hint"), [
-    ("RQJOBS_QUEUE", "did you mean RQJOBS_QUEUES?"), ("RQJOBS_MODULE", "did you mean RQJOBS_MODULES?"),
-    ("RQJOBS_REDIS_URL", "did you mean REDIS_URL?"), ("RQJOBS_API_TOKEN", "known: HOST"),
-    ("RQJOBS_XYZZY", "known: HOST, PORT, REDIS_URL, RQJOBS_ADMIN_PASSWORD"),
-])
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_a_setting_under_its_old_name_names_the_new_one(old, new):
+    assert new in SETTINGS and old not in SETTINGS
+    with pytest.raises(ConfigError, match=f"^{old} is called {new} now"):
+        Config.from_env({old: "1"})
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("RQJOBS_QUEUE", "did you mean RQJOBS_QUEUES?"),
+        ("RQJOBS_MODULE", "did you mean RQJOBS_MODULES?"),
+        ("RQJOBS_REDIS_URL", "did you mean REDIS_URL?"),
+        ("RQJOBS_API_TOKEN", "known: HOST"),
+        ("RQJOBS_XYZZY", "known: HOST, PORT, REDIS_URL, RQJOBS_ADMIN_PASSWORD"),
+    ],
+)
 def test_an_unknown_name_is_refused_with_a_suggestion(name, hint):
     """A typing error must not silently mean the default. Other people's names are none of our business."""
     with pytest.raises(ConfigError) as caught:
@@ -143,7 +220,10 @@ def test_an_unknown_name_is_refused_with_a_suggestion(name, hint):
 def test_signed_pickle_needs_a_key():
     with pytest.raises(ConfigError, match="RQJOBS_SERIALIZER='signed-pickle' needs SECRET_KEY"):
         Config.from_env({"RQJOBS_SERIALIZER": "signed-pickle"})
-    assert Config.from_env({"RQJOBS_SERIALIZER": "signed-pickle", "SECRET_KEY": KEY}).serializer == "signed-pickle"
+    assert (
+        Config.from_env({"RQJOBS_SERIALIZER": "signed-pickle", "SECRET_KEY": KEY}).serializer
+        == "signed-pickle"
+    )
 
 
 def test_dotenv_is_read_in_the_working_directory_and_never_wins(tmp_path):
@@ -151,10 +231,25 @@ def test_dotenv_is_read_in_the_working_directory_and_never_wins(tmp_path):
     inner = tmp_path / "inner"
     inner.mkdir()
     (tmp_path / ".env").write_text("RQJOBS_MODULES=from_above\n")
-    (inner / ".env").write_text("RQJOBS_QUEUES=one,two\nRQJOBS_GRACE=7\nPORT=1234\n# PORT=5\n")
-    keep = {name: value for name, value in os.environ.items() if not name.startswith("RQJOBS_") and name != "PORT"}
+    (inner / ".env").write_text(
+        "RQJOBS_QUEUES=one,two\nRQJOBS_SHUTDOWN_TIMEOUT=7\nPORT=1234\n# PORT=5\n"
+    )
+    keep = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("RQJOBS_") and name != "PORT"
+    }
     result = subprocess.run(
-        [sys.executable, "-c", "from rqjobs import config; c = config.current(); "
-         "assert config.current() is c; print(c.queues, c.grace, c.port, c.modules)"],
-        cwd=inner, env={**keep, "RQJOBS_GRACE": "9", "PORT": ""}, capture_output=True, text=True, check=True)
+        [
+            sys.executable,
+            "-c",
+            "from rqjobs import config; c = config.current(); "
+            "assert config.current() is c; print(c.queues, c.shutdown_timeout, c.port, c.modules)",
+        ],
+        cwd=inner,
+        env={**keep, "RQJOBS_SHUTDOWN_TIMEOUT": "9", "PORT": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert result.stdout == "('one', 'two') 9 8000 ('rqjobs.demo',)\n"

@@ -33,7 +33,9 @@ def serve(spawn, tmp_path, eventually):
 
         def answers():
             if process.poll() is not None:
-                pytest.skip(f"{embedded.binary()} has not what this test needs: {process.output()[-300:]}")
+                pytest.skip(
+                    f"{embedded.binary()} has not what this test needs: {process.output()[-300:]}"
+                )
             with contextlib.suppress(redis_py.ConnectionError):
                 return client.ping()
 
@@ -97,6 +99,7 @@ class Proxy:
 def proxy():
     """Start a `Proxy`; returns it and a client through it."""
     with contextlib.ExitStack() as stack:
+
         def start(*args, **options):
             made = Proxy(*args, **options)
             stack.callback(made.close)
@@ -144,7 +147,11 @@ def test_an_idle_connection_that_the_server_closed_is_replaced(scheme, request, 
 
 def url_of(client):
     kwargs = client.connection_pool.connection_kwargs
-    return f"unix://{kwargs['path']}" if "path" in kwargs else f"redis://{kwargs['host']}:{kwargs['port']}"
+    return (
+        f"unix://{kwargs['path']}"
+        if "path" in kwargs
+        else f"redis://{kwargs['host']}:{kwargs['port']}"
+    )
 
 
 def test_a_connection_that_went_silent_is_tried_before_it_is_used(tcp, proxy):
@@ -175,9 +182,13 @@ def test_a_server_that_does_not_answer_is_a_connection_error_in_one_time_out(acc
     monkeypatch.setitem(connection.OPTIONS, "socket_connect_timeout", 0.2)
     monkeypatch.setitem(connection.OPTIONS, "socket_timeout", 0.2)
     with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=5 if accepts else 0))
+        listener = stack.enter_context(
+            socket.create_server(("127.0.0.1", 0), backlog=5 if accepts else 0)
+        )
         address = listener.getsockname()
-        for _ in range(0 if accepts else 3):  # fill the backlog, so that the kernel drops what comes next
+        for _ in range(
+            0 if accepts else 3
+        ):  # fill the backlog, so that the kernel drops what comes next
             waiting = stack.enter_context(socket.socket())
             waiting.setblocking(False)
             waiting.connect_ex(address)
@@ -187,9 +198,14 @@ def test_a_server_that_does_not_answer_is_a_connection_error_in_one_time_out(acc
         assert time.monotonic() - start < 2
 
 
-@pytest.mark.parametrize("url", [
-    "redis://h?decode_responses=True", "unix:///x?decode_responses=1", "redis+sentinel://h/m?decode_responses=True",
-])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://h?decode_responses=True",
+        "unix:///x?decode_responses=1",
+        "redis+sentinel://h/m?decode_responses=True",
+    ],
+)
 def test_a_client_that_decodes_is_refused_with_the_reason(url):
     with pytest.raises(config.ConfigError, match="decode_responses=True, which breaks RQ"):
         connection.connect(url)
@@ -197,13 +213,27 @@ def test_a_client_that_decodes_is_refused_with_the_reason(url):
         connection.check(redis_py.Redis(decode_responses=True))
 
 
-@pytest.mark.parametrize("url", [
-    "http://:hunter2@h", "redis://:hunter2@[::1", "redis://:hun/hunter2@h", "redis://:hunter2@h:port",
-    "redis://:hunter2@h?db=one", "redis://:hunter2@h?socket_timeout=soon", "redis+sentinel://:hunter2@h:port/m",
-    "redis+sentinel://:hunter2@h/m/one", "redis://:hunter2@h?bogus=1", "unix://:hunter2@/x?ssl_cert_reqs=none",
-    "rediss://:hunter2@h?ssl_cert_reqs=sometimes", "redis://:hunter2@h?protocol=9", "redis://:hunter2@h?encoding=none",
-    "redis://:hunter2@h?retry=3", "redis+sentinel://:hunter2@h/m?bogus=1", "redis+sentinel://:hunter2@h/m?sentinel_bogus=1",
-])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://:hunter2@h",
+        "redis://:hunter2@[::1",
+        "redis://:hun/hunter2@h",
+        "redis://:hunter2@h:port",
+        "redis://:hunter2@h?db=one",
+        "redis://:hunter2@h?socket_timeout=soon",
+        "redis+sentinel://:hunter2@h:port/m",
+        "redis+sentinel://:hunter2@h/m/one",
+        "redis://:hunter2@h?bogus=1",
+        "unix://:hunter2@/x?ssl_cert_reqs=none",
+        "rediss://:hunter2@h?ssl_cert_reqs=sometimes",
+        "redis://:hunter2@h?protocol=9",
+        "redis://:hunter2@h?encoding=none",
+        "redis://:hunter2@h?retry=3",
+        "redis+sentinel://:hunter2@h/m?bogus=1",
+        "redis+sentinel://:hunter2@h/m?sentinel_bogus=1",
+    ],
+)
 def test_a_url_that_cannot_be_used_is_one_line_without_the_password(url):
     with pytest.raises(config.ConfigError) as caught:
         connection.connect(url)
@@ -214,32 +244,53 @@ def test_a_url_that_cannot_be_used_is_one_line_without_the_password(url):
 
 def test_an_option_that_redis_py_does_not_have_is_one_line_in_every_process(spawn, redis):
     """It was a traceback at the first command, and the web app started without a word."""
-    commands = [["rqjobs", "stats"], ["rqjobs", "worker"], ["rqjobs", "dev"], ["rq.cli", "worker", "--worker-class",
-                "rqjobs.Worker"], ["gunicorn", "--config", "python:rqjobs.web.serve", "rqjobs.web:create_app()"]]
-    processes = [spawn(sys.executable, "-m", *command,
-                       env={"REDIS_URL": "redis://:hunter2@h?bogus=1", "PORT": str(free_port())})
-                 for command in commands]
+    commands = [
+        ["rqjobs", "stats"],
+        ["rqjobs", "worker"],
+        ["rqjobs", "dev"],
+        ["rq.cli", "worker", "--worker-class", "rqjobs.Worker"],
+        ["gunicorn", "--config", "python:rqjobs.web.serve", "rqjobs.web:create_app()"],
+    ]
+    processes = [
+        spawn(
+            sys.executable,
+            "-m",
+            *command,
+            env={"REDIS_URL": "redis://:hunter2@h?bogus=1", "PORT": str(free_port())},
+        )
+        for command in commands
+    ]
     for process in processes:
         assert process.wait(60) != 0
-        assert process.output().startswith("rqjobs: REDIS_URL='redis://:***@h?bogus=1' cannot be used: no URL has the "
-                                           "option 'bogus'; there are, for example, "), process.output()
+        assert process.output().startswith(
+            "rqjobs: REDIS_URL='redis://:***@h?bogus=1' cannot be used: no URL has the "
+            "option 'bogus'; there are, for example, "
+        ), process.output()
         assert process.output().count("\n") == 1
 
 
-@pytest.mark.parametrize(("url", "shown"), [
-    ("redis://h:6379/0", "redis://h:6379/0"),
-    ("redis://:hunter2@h:6379/0", "redis://:***@h:6379/0"),
-    ("rediss://me:hunter2@h/0?ssl_cert_reqs=none", "rediss://me:***@h/0?ssl_cert_reqs=none"),
-    ("redis://me:hunter2@b:c@h/0", "redis://me:***@h/0"),
-    ("redis://:hun/hunter2@h/0", "redis://:***@h/0"),
-    ("redis://me@h/0", "redis://me@h/0"),
-    ("unix://:hunter2@/run/redis.sock", "unix://:***@/run/redis.sock"),
-    ("unix:///run/redis.sock?password=hunter2&db=1", "unix:///run/redis.sock?password=***&db=1"),
-    ("redis://h/0?password=hunter2", "redis://h/0?password=***"),
-    ("rediss://h/0?ssl_password=hunter2&db=1", "rediss://h/0?ssl_password=***&db=1"),
-    ("redis+sentinel://me:hunter2@a:1,b:2/m/0?sentinel_password=hunter2", "redis+sentinel://me:***@a:1,b:2/m/0"
-     "?sentinel_password=***"),
-])
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://h:6379/0", "redis://h:6379/0"),
+        ("redis://:hunter2@h:6379/0", "redis://:***@h:6379/0"),
+        ("rediss://me:hunter2@h/0?ssl_cert_reqs=none", "rediss://me:***@h/0?ssl_cert_reqs=none"),
+        ("redis://me:hunter2@b:c@h/0", "redis://me:***@h/0"),
+        ("redis://:hun/hunter2@h/0", "redis://:***@h/0"),
+        ("redis://me@h/0", "redis://me@h/0"),
+        ("unix://:hunter2@/run/redis.sock", "unix://:***@/run/redis.sock"),
+        (
+            "unix:///run/redis.sock?password=hunter2&db=1",
+            "unix:///run/redis.sock?password=***&db=1",
+        ),
+        ("redis://h/0?password=hunter2", "redis://h/0?password=***"),
+        ("rediss://h/0?ssl_password=hunter2&db=1", "rediss://h/0?ssl_password=***&db=1"),
+        (
+            "redis+sentinel://me:hunter2@a:1,b:2/m/0?sentinel_password=hunter2",
+            "redis+sentinel://me:***@a:1,b:2/m/0?sentinel_password=***",
+        ),
+    ],
+)
 def test_a_shown_url_has_no_password(url, shown):
     assert connection.without_password(url) == shown
 
@@ -247,7 +298,9 @@ def test_a_shown_url_has_no_password(url, shown):
 def test_without_a_setting_the_embedded_server_s_file_is_read(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config.use(redis_url=None)
-    with pytest.raises(connection.NoRedis, match="no Redis: set REDIS_URL, or run `rqjobs dev` in this folder"):
+    with pytest.raises(
+        connection.NoRedis, match="no Redis: set REDIS_URL, or run `rqjobs dev` in this folder"
+    ):
         connection.url()
     (tmp_path / ".rqjobs").mkdir()
     (tmp_path / ".rqjobs" / "redis.url").write_text("unix:///somewhere\n")
@@ -258,7 +311,9 @@ def test_without_a_setting_the_embedded_server_s_file_is_read(tmp_path, monkeypa
 
 def test_one_client_per_process_and_url(server):
     assert connection.client() is connection.client()
-    assert connection.client().connection_pool.connection_kwargs["path"] == server.removeprefix("unix://")
+    assert connection.client().connection_pool.connection_kwargs["path"] == server.removeprefix(
+        "unix://"
+    )
 
 
 @pytest.fixture
@@ -267,9 +322,28 @@ def certificate(tmp_path):
     if not shutil.which("openssl"):
         pytest.skip("there is no openssl here to make a certificate with")
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert, "-days",
-                    "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"],
-                   check=True, capture_output=True)
+    subprocess.run(
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-keyout",
+            key,
+            "-out",
+            cert,
+            "-days",
+            "2",
+            "-subj",
+            "/CN=localhost",
+            "-addext",
+            "subjectAltName=DNS:localhost,IP:127.0.0.1",
+        ],
+        check=True,
+        capture_output=True,
+    )
     return cert, key
 
 
@@ -278,8 +352,23 @@ def test_tls_with_our_certificate_with_none_and_with_a_stranger_s(certificate, s
     cert, key = certificate
     port = free_port()
     trusted = f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={cert}"
-    serve(trusted, "--port", "0", "--tls-port", str(port), "--bind", "127.0.0.1", "--tls-cert-file", str(cert),
-          "--tls-key-file", str(key), "--tls-ca-cert-file", str(cert), "--tls-auth-clients", "no")
+    serve(
+        trusted,
+        "--port",
+        "0",
+        "--tls-port",
+        str(port),
+        "--bind",
+        "127.0.0.1",
+        "--tls-cert-file",
+        str(cert),
+        "--tls-key-file",
+        str(key),
+        "--tls-ca-cert-file",
+        str(cert),
+        "--tls-auth-clients",
+        "no",
+    )
     config.use(redis_url=trusted)
     assert rqjobs.enqueue(faults.add, 1, 2).get_status().value == "queued"
     config.use(redis_url=f"rediss://localhost:{port}/0?ssl_cert_reqs=none")
@@ -290,10 +379,20 @@ def test_tls_with_our_certificate_with_none_and_with_a_stranger_s(certificate, s
 
 def test_sentinel_names_the_master(serve, spawn, tmp_path, eventually):
     port, sentinel_port = free_port(), free_port()
-    master = serve(f"redis://:pw@127.0.0.1:{port}", "--port", str(port), "--bind", "127.0.0.1", "--requirepass", "pw")
+    master = serve(
+        f"redis://:pw@127.0.0.1:{port}",
+        "--port",
+        str(port),
+        "--bind",
+        "127.0.0.1",
+        "--requirepass",
+        "pw",
+    )
     conf = tmp_path / "sentinel.conf"
-    conf.write_text(f"port {sentinel_port}\nbind 127.0.0.1\ndir {tmp_path}\n"
-                    f"sentinel monitor mymaster 127.0.0.1 {port} 1\nsentinel auth-pass mymaster pw\n")
+    conf.write_text(
+        f"port {sentinel_port}\nbind 127.0.0.1\ndir {tmp_path}\n"
+        f"sentinel monitor mymaster 127.0.0.1 {port} 1\nsentinel auth-pass mymaster pw\n"
+    )
     watcher = spawn(embedded.binary(), str(conf), "--sentinel")
     # The second sentinel is down, as one of three may be.
     url = f"redis+sentinel://:pw@127.0.0.1:{free_port()},127.0.0.1:{sentinel_port}/mymaster/3?socket_timeout=5"
@@ -343,6 +442,14 @@ def test_what_redis_refuses_is_said_with_the_remedy(tcp):
     assert "'info'" in refused(small.info)[1]
     code, line = refused(connection.connect(f"redis://small:wrong@127.0.0.1:{port}").ping)
     assert code == "NOAUTH" and "password in REDIS_URL" in line and "wrong@" not in line
-    assert connection.refusal(redis_py.ResponseError("MISCONF Redis is configured to save RDB snapshots")) == "MISCONF"
-    for error in (redis_py.ResponseError("WRONGTYPE an OOM-like word"), redis_py.TimeoutError("NOPERM is not said")):
+    assert (
+        connection.refusal(
+            redis_py.ResponseError("MISCONF Redis is configured to save RDB snapshots")
+        )
+        == "MISCONF"
+    )
+    for error in (
+        redis_py.ResponseError("WRONGTYPE an OOM-like word"),
+        redis_py.TimeoutError("NOPERM is not said"),
+    ):
         assert connection.refusal(error) == "" and connection.explain(error) == str(error)

@@ -20,7 +20,11 @@ from rqjobs import Callback, Retry, orphans
 def finished(eventually):
     def wait(*jobs, timeout=20):
         for job in jobs:
-            eventually(lambda job=job: job.get_status() == JobStatus.FINISHED, timeout, f"the end of {job.description}")
+            eventually(
+                lambda job=job: job.get_status() == JobStatus.FINISHED,
+                timeout,
+                f"the end of {job.description}",
+            )
 
     return wait
 
@@ -55,15 +59,22 @@ def burst(*queues, **options):
     return rqjobs.Worker(list(queues)).work(burst=True, logging_level="CRITICAL", **options)
 
 
-@pytest.mark.parametrize(("strategy", "first"), [
-    ("default", ["a", "a", "a", "b", "b", "b"]), ("round_robin", ["a", "b", "a", "b", "a", "b"]),
-])
+@pytest.mark.parametrize(
+    ("strategy", "first"),
+    [
+        ("default", ["a", "a", "a", "b", "b", "b"]),
+        ("round_robin", ["a", "b", "a", "b", "a", "b"]),
+    ],
+)
 def test_dequeue_strategies(redis, strategy, first):
     for name in "ab":
         for _ in range(3):
             rqjobs.queue(name).enqueue(faults.mark, "order")
     burst("a", "b", dequeue_strategy=strategy)
-    origins = [rqjobs.Job.fetch(job_id.decode(), connection=redis).origin for job_id in redis.lrange("order", 0, -1)]
+    origins = [
+        rqjobs.Job.fetch(job_id.decode(), connection=redis).origin
+        for job_id in redis.lrange("order", 0, -1)
+    ]
     assert origins == first
 
 
@@ -72,11 +83,16 @@ def test_the_random_strategy_serves_every_queue(redis):
         for _ in range(20):
             rqjobs.queue(name).enqueue(faults.mark, "order")
     burst("a", "b", dequeue_strategy="random")
-    origins = [rqjobs.Job.fetch(job_id.decode(), connection=redis).origin for job_id in redis.lrange("order", 0, -1)]
+    origins = [
+        rqjobs.Job.fetch(job_id.decode(), connection=redis).origin
+        for job_id in redis.lrange("order", 0, -1)
+    ]
     assert len(origins) == 40 and set(origins[:15]) == {"a", "b"}
 
 
-def test_webhooks_go_out_once_the_outcome_is_recorded_and_only_to_allowed_hosts(worker, redis, eventually, listener):
+def test_webhooks_go_out_once_the_outcome_is_recorded_and_only_to_allowed_hosts(
+    worker, redis, eventually, listener
+):
     port, paths = listener
     env = {"RQJOBS_WEBHOOK_HOSTS": "127.0.0.1"}
     rqjobs.config.use(webhook_hosts=("127.0.0.1",))
@@ -86,7 +102,13 @@ def test_webhooks_go_out_once_the_outcome_is_recorded_and_only_to_allowed_hosts(
     jobs = [
         rqjobs.enqueue(faults.ok, webhooks=both),
         rqjobs.enqueue(faults.boom, webhooks=[rq.Webhook(f"{hook}/failed", "failed")]),
-        rqjobs.enqueue(faults.flaky, "f", 1, retry=Retry(max=1), webhooks=[rq.Webhook(f"{hook}/retried", "failed")]),
+        rqjobs.enqueue(
+            faults.flaky,
+            "f",
+            1,
+            retry=Retry(max=1),
+            webhooks=[rq.Webhook(f"{hook}/retried", "failed")],
+        ),
         rqjobs.enqueue(faults.ok, webhooks=[rq.Webhook(f"{hook}/away", "finished")]),
     ]
     eventually(lambda: all(job.get_status() in ("finished", "failed") for job in jobs))
@@ -94,8 +116,18 @@ def test_webhooks_go_out_once_the_outcome_is_recorded_and_only_to_allowed_hosts(
 
 
 def test_exception_handlers_results_ttl_and_idle_time(worker, redis, eventually, finished):
-    process = worker(options=["--exception-handler", "faults.handle_exception", "--results-ttl", "77",
-                              "--max-idle-time", "2", "--job-monitoring-interval", "3"])
+    process = worker(
+        options=[
+            "--exception-handler",
+            "faults.handle_exception",
+            "--results-ttl",
+            "77",
+            "--max-idle-time",
+            "2",
+            "--job-monitoring-interval",
+            "3",
+        ]
+    )
     bad, good = rqjobs.enqueue(faults.boom, "no"), rqjobs.enqueue(faults.ok, 1)
     finished(good)
     assert redis.lrange("handled", 0, -1) == [f"{bad.id}:no".encode()]
@@ -111,7 +143,10 @@ def test_the_stopped_callback(worker, redis, eventually):
     job.refresh()
     send_stop_job_command(redis, job.id, serializer=job.serializer)
     eventually(lambda: job.get_status() == JobStatus.STOPPED)
-    eventually(lambda: redis.lrange("callback", 0, -1) == [f"stopped:{job.id}".encode()], what="the callback")
+    eventually(
+        lambda: redis.lrange("callback", 0, -1) == [f"stopped:{job.id}".encode()],
+        what="the callback",
+    )
     eventually(lambda: other.get_status() == JobStatus.FINISHED)
     assert process.poll() is None
 
@@ -132,13 +167,17 @@ def test_a_stop_command_for_another_job_touches_nothing(worker, redis, eventuall
 def test_groups_ttls_and_the_current_job(worker, redis, eventually, finished):
     worker()
     group = Group.create(connection=redis)
-    members = group.enqueue_many(rqjobs.queue("default"), [rqjobs.Queue.prepare_data(faults.whoami) for _ in range(3)])
+    members = group.enqueue_many(
+        rqjobs.queue("default"), [rqjobs.Queue.prepare_data(faults.whoami) for _ in range(3)]
+    )
     kept = rqjobs.enqueue(faults.ok, result_ttl=-1)
     failing = rqjobs.enqueue(faults.boom, failure_ttl=123)
     waiting = rqjobs.enqueue(faults.ok, ttl=500)
     finished(*members, kept, waiting)
     assert [job.return_value() for job in members] == [job.id for job in members]
-    assert redis.ttl(kept.key) == -1 and redis.zscore("rq:finished:default", kept.id) == float("inf")
+    assert redis.ttl(kept.key) == -1 and redis.zscore("rq:finished:default", kept.id) == float(
+        "inf"
+    )
     assert 490 < redis.ttl(waiting.key) <= 500  # now that of its result
     eventually(lambda: failing.get_status() == JobStatus.FAILED)
     assert 110 < redis.zscore("rq:failed:default", failing.id) - redis.time()[0] <= 124
@@ -150,22 +189,34 @@ def test_dependents_of_failed_canceled_and_finished_jobs(worker, redis, eventual
     never = rqjobs.enqueue(faults.ok, depends_on=failing)
     after = rqjobs.enqueue(faults.ok, depends_on=Dependency(jobs=[failing], allow_failure=True))
     first = rqjobs.enqueue(faults.ok)
-    fan = [rqjobs.queue(name).enqueue(faults.ok, depends_on=first) for name in ("high", "low", "default")]
+    fan = [
+        rqjobs.queue(name).enqueue(faults.ok, depends_on=first)
+        for name in ("high", "low", "default")
+    ]
     join = rqjobs.enqueue(faults.ok, depends_on=fan)
     worker()
     finished(after, *fan, join)
     assert never.get_status() == JobStatus.DEFERRED
     audit = orphans.audit(redis)
-    assert not audit.breaches and audit.remarks == [f"deferred: {never.id} waits for {failing.id}, which is failed"]
+    assert not audit.breaches and audit.remarks == [
+        f"deferred: {never.id} waits for {failing.id}, which is failed"
+    ]
 
 
 def test_statistics_of_the_worker(worker, redis, eventually, finished):
     process = worker()
     finished(*[rqjobs.enqueue(faults.ok) for _ in range(5)])
     rqjobs.enqueue(faults.boom)
-    eventually(lambda: redis.hmget(process.key, "successful_job_count", "failed_job_count") == [b"5", b"1"])
+    eventually(
+        lambda: redis.hmget(process.key, "successful_job_count", "failed_job_count") == [b"5", b"1"]
+    )
     assert float(redis.hget(process.key, "total_working_time")) > 0
-    eventually(lambda: redis.hget(process.key, "state") == b"idle" and not redis.hexists(process.key, "current_job"))
+    eventually(
+        lambda: (
+            redis.hget(process.key, "state") == b"idle"
+            and not redis.hexists(process.key, "current_job")
+        )
+    )
 
 
 def test_a_result_that_json_cannot_carry_is_said_to_be_so(worker, finished):

@@ -10,7 +10,18 @@ from datetime import date, datetime, timedelta
 from decimal import Decimal
 from numbers import Number
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, NamedTuple, NewType, Optional, TypedDict, TypeVar, Union
+from typing import (
+    Annotated,
+    Any,
+    Generic,
+    Literal,
+    NamedTuple,
+    NewType,
+    Optional,
+    TypedDict,
+    TypeVar,
+    Union,
+)
 from uuid import UUID
 
 import pytest
@@ -86,33 +97,72 @@ class Options(TypedDict, total=False):
     colors: list[Color]
 
 
-@pytest.mark.parametrize(("text", "annotation", "value"), [
-    ('["RED", "blue"]', list[Color], [Color.RED, Color.BLUE]), ('["SMALL", 2]', set[Size], {Size.SMALL, Size.LARGE}),
-    ("[2, 1]", tuple[Level, ...], (Level.HIGH, Level.LOW)), ('{"LOW": 3}', dict[Level, int], {Level.LOW: 3}),
-    ('{"7": ["1.50"], "-8": [0.10, 2]}', dict[int, list[Decimal]],
-     {7: [Decimal("1.50")], -8: [Decimal("0.10"), Decimal(2)]}),
-    ('{"2030-01-02": "2030-01-02T03:04Z"}', dict[date, str], {date(2030, 1, 2): "2030-01-02T03:04Z"}),
-    ('["2030-01-02T03:04"]', frozenset[datetime], frozenset({datetime(2030, 1, 2, 3, 4)})),
-    (f'["{UUID(int=5)}", 60, "é", 1, true, "x", null]', tuple[UUID, timedelta, bytes, float, bool, str, None],
-     (UUID(int=5), timedelta(minutes=1), "é".encode(), 1.0, True, "x", None)),
-    ('{"name": "A", "address": {"street": "B", "zip": 1}, "tags": ["t", "t"], "born": "2000-01-01"}', Person,
-     Person("A", Address("B", 1), {"t"}, date(2000, 1, 1))),
-    ('{"name": "A", "address": {"street": "B", "zip": 1}, "parents": [{"name": "C", "address": '
-     '{"street": "D", "zip": 2}}], "age": 3}', Child, Child("A", Address("B", 1), parents=[
-         Person("C", Address("D", 2))], age=3)),
-    ('{"value": 1, "rest": {"value": 2, "rest": null}}', Node, Node(1, Node(2))),
-    ('{"one": 1, "more": [2]}', Pair[int], Pair(1, [2])), ('{"known": 1, "unknown": [2]}', Half, Half(1, [2])),
-    ("[1]", Spot, Spot(1)), ('{"x": 1, "y": 2}', Spot, Spot(1, 2)), ('{"depth": 3, "colors": ["RED"]}', Options,
-                                                                    {"depth": 3, "colors": [Color.RED]}),
-    ("{}", Options, {}), ("[1, 2]", Ids, [1, 2]), ("[1, 2]", Annotated[Sequence[int], "some"], [1, 2]),
-    ("[1.5]", Iterable[float], [1.5]), ('{"a": [null, 1]}', Mapping[str, list[int | None]], {"a": [None, 1]}),
-    ('{"a": 1}', collections.OrderedDict[str, int], {"a": 1}), ('["1", 1, 1.5]', list[Union[int, float, str]],  # noqa: UP007
-                                                                ["1", 1, 1.5]),
-    ('[{"street": "B", "zip": 1}, {"value": 1}, 3]', list[Address | Node | int], [Address("B", 1), Node(1), 3]),
-    ('["a", 3, "RED"]', list[Literal["a", 3, Color.RED]], ["a", 3, Color.RED]), ("[1, [2.5, {}]]", Any, [1, [2.5, {}]]),
-    ("[1.5]", list, [1.5]), ("3", Number, 3), ("[[1]]", "list[Nowhere]", [[1]]),
-])
-def test_json_becomes_what_the_annotation_asks_for_and_is_shown_as_such_json(text, annotation, value):
+@pytest.mark.parametrize(
+    ("text", "annotation", "value"),
+    [
+        ('["RED", "blue"]', list[Color], [Color.RED, Color.BLUE]),
+        ('["SMALL", 2]', set[Size], {Size.SMALL, Size.LARGE}),
+        ("[2, 1]", tuple[Level, ...], (Level.HIGH, Level.LOW)),
+        ('{"LOW": 3}', dict[Level, int], {Level.LOW: 3}),
+        (
+            '{"7": ["1.50"], "-8": [0.10, 2]}',
+            dict[int, list[Decimal]],
+            {7: [Decimal("1.50")], -8: [Decimal("0.10"), Decimal(2)]},
+        ),
+        (
+            '{"2030-01-02": "2030-01-02T03:04Z"}',
+            dict[date, str],
+            {date(2030, 1, 2): "2030-01-02T03:04Z"},
+        ),
+        ('["2030-01-02T03:04"]', frozenset[datetime], frozenset({datetime(2030, 1, 2, 3, 4)})),
+        (
+            f'["{UUID(int=5)}", 60, "é", 1, true, "x", null]',
+            tuple[UUID, timedelta, bytes, float, bool, str, None],
+            (UUID(int=5), timedelta(minutes=1), "é".encode(), 1.0, True, "x", None),
+        ),
+        (
+            '{"name": "A", "address": {"street": "B", "zip": 1}, "tags": ["t", "t"], "born": "2000-01-01"}',
+            Person,
+            Person("A", Address("B", 1), {"t"}, date(2000, 1, 1)),
+        ),
+        (
+            '{"name": "A", "address": {"street": "B", "zip": 1}, "parents": [{"name": "C", "address": '
+            '{"street": "D", "zip": 2}}], "age": 3}',
+            Child,
+            Child("A", Address("B", 1), parents=[Person("C", Address("D", 2))], age=3),
+        ),
+        ('{"value": 1, "rest": {"value": 2, "rest": null}}', Node, Node(1, Node(2))),
+        ('{"one": 1, "more": [2]}', Pair[int], Pair(1, [2])),
+        ('{"known": 1, "unknown": [2]}', Half, Half(1, [2])),
+        ("[1]", Spot, Spot(1)),
+        ('{"x": 1, "y": 2}', Spot, Spot(1, 2)),
+        ('{"depth": 3, "colors": ["RED"]}', Options, {"depth": 3, "colors": [Color.RED]}),
+        ("{}", Options, {}),
+        ("[1, 2]", Ids, [1, 2]),
+        ("[1, 2]", Annotated[Sequence[int], "some"], [1, 2]),
+        ("[1.5]", Iterable[float], [1.5]),
+        ('{"a": [null, 1]}', Mapping[str, list[int | None]], {"a": [None, 1]}),
+        ('{"a": 1}', collections.OrderedDict[str, int], {"a": 1}),
+        (
+            '["1", 1, 1.5]',
+            list[Union[int, float, str]],  # noqa: UP007
+            ["1", 1, 1.5],
+        ),
+        (
+            '[{"street": "B", "zip": 1}, {"value": 1}, 3]',
+            list[Address | Node | int],
+            [Address("B", 1), Node(1), 3],
+        ),
+        ('["a", 3, "RED"]', list[Literal["a", 3, Color.RED]], ["a", 3, Color.RED]),
+        ("[1, [2.5, {}]]", Any, [1, [2.5, {}]]),
+        ("[1.5]", list, [1.5]),
+        ("3", Number, 3),
+        ("[[1]]", "list[Nowhere]", [[1]]),
+    ],
+)
+def test_json_becomes_what_the_annotation_asks_for_and_is_shown_as_such_json(
+    text, annotation, value
+):
     made = convert.convert(convert.parse(text), annotation, "x")
     assert made == value and type(made) is type(value)
     assert repr(made) == repr(value), "all the way down"
@@ -122,38 +172,78 @@ def test_json_becomes_what_the_annotation_asks_for_and_is_shown_as_such_json(tex
         convert.convert(convert.plain(convert.sample(annotation)), annotation, "x")
 
 
-@pytest.mark.parametrize(("text", "annotation", "told"), [
-    ('["RED", "GREEN"]', list[Color], "x[1]: 'GREEN' is not one of RED, BLUE"), ("[3]", list[Level], "x[0]: 3 is not"),
-    ("[true]", list[Level], "x[0]: true is not one of"), ('["3"]', list[int], "x[0]: '3' is not a whole number"),
-    ("[3.0]", list[int], "x[0]: 3.0 is not"), ("[true]", list[int], "x[0]: true is not a whole number"),
-    ("[1e400]", list[float], "is not a number"), ("[1e400]", list, "x[0]: '1E+400' is not a number"),
-    ('{"a": "1"}', dict[str, int], "x.a: '1' is not a whole number"), ('{"a": 1}', dict[int, int], "x's key: 'a' is"),
-    ("[1]", dict[str, int], "x: [1] is not an object"), ("{}", list[int], "x: {} is not a list"),
-    ("[1]", tuple[int, int], "x: a list of 2 is wanted, and it has 1"), ("[[1]]", set, "unhashable"),
-    ('["sNaN"]', list[Decimal], "x[0]: 'sNaN' is not a decimal number"), ("[[]]", list[str], "x[0]: [] is not a text"),
-    ('{"name": "A", "address": {"street": "B"}}', Person, "x.address: zip is missing"),
-    ('{"name": "A", "address": {"street": "B", "zip": "c"}}', Person, "x.address.zip: 'c' is not a whole number"),
-    ('{"name": "A", "address": {"street": "B", "zip": 1, "city": "C"}}', Person,
-     "x.address: there is no 'city'; it takes street, zip"),
-    ('{"name": "A", "address": null}', Person, "x.address: null is not an object with street, zip"),
-    ('{"name": "A", "address": {"street": "B", "zip": 1}, "unseen": 1}', Person, "there is no 'unseen'"),
-    ('[{"name": "A", "address": {"street": "B", "zip": 1}, "age": -1}]', list[Child], "x[0]: nobody is that young"),
-    ('{"value": 1, "rest": {"value": "2"}}', Node, "x.rest.value: '2' is not"), ("{}", Node, "x: value is missing"),
-    ('{"one": 1, "more": ["a"]}', Pair[int], "x.more[0]: 'a' is not"),
-    ("[1, 2, 3]", Spot, "is not an object with x, y"),
-    ('{"depth": "1"}', Options, "x.depth: '1' is not"), ('{"deep": 1}', Options, "there is no 'deep'"),
-    ('["b"]', list[Literal["a", 3]], "x[0]: 'b' is not one of 'a', 3"), ("null", int, "null is not a whole number"),
-    ("[{}]", list[Address | int], "x[0]: {} is none of Address, int (x[0]: street is missing; x[0]: {} is not a whole"),
-    ('["/tmp"]', list[Path], "x[0]: no Path can be made from JSON"), ("1", "Nowhere" and Path, "no Path"),
-])
+@pytest.mark.parametrize(
+    ("text", "annotation", "told"),
+    [
+        ('["RED", "GREEN"]', list[Color], "x[1]: 'GREEN' is not one of RED, BLUE"),
+        ("[3]", list[Level], "x[0]: 3 is not"),
+        ("[true]", list[Level], "x[0]: true is not one of"),
+        ('["3"]', list[int], "x[0]: '3' is not a whole number"),
+        ("[3.0]", list[int], "x[0]: 3.0 is not"),
+        ("[true]", list[int], "x[0]: true is not a whole number"),
+        ("[1e400]", list[float], "is not a number"),
+        ("[1e400]", list, "x[0]: '1E+400' is not a number"),
+        ('{"a": "1"}', dict[str, int], "x.a: '1' is not a whole number"),
+        ('{"a": 1}', dict[int, int], "x's key: 'a' is"),
+        ("[1]", dict[str, int], "x: [1] is not an object"),
+        ("{}", list[int], "x: {} is not a list"),
+        ("[1]", tuple[int, int], "x: a list of 2 is wanted, and it has 1"),
+        ("[[1]]", set, "unhashable"),
+        ('["sNaN"]', list[Decimal], "x[0]: 'sNaN' is not a decimal number"),
+        ("[[]]", list[str], "x[0]: [] is not a text"),
+        ('{"name": "A", "address": {"street": "B"}}', Person, "x.address: zip is missing"),
+        (
+            '{"name": "A", "address": {"street": "B", "zip": "c"}}',
+            Person,
+            "x.address.zip: 'c' is not a whole number",
+        ),
+        (
+            '{"name": "A", "address": {"street": "B", "zip": 1, "city": "C"}}',
+            Person,
+            "x.address: there is no 'city'; it takes street, zip",
+        ),
+        (
+            '{"name": "A", "address": null}',
+            Person,
+            "x.address: null is not an object with street, zip",
+        ),
+        (
+            '{"name": "A", "address": {"street": "B", "zip": 1}, "unseen": 1}',
+            Person,
+            "there is no 'unseen'",
+        ),
+        (
+            '[{"name": "A", "address": {"street": "B", "zip": 1}, "age": -1}]',
+            list[Child],
+            "x[0]: nobody is that young",
+        ),
+        ('{"value": 1, "rest": {"value": "2"}}', Node, "x.rest.value: '2' is not"),
+        ("{}", Node, "x: value is missing"),
+        ('{"one": 1, "more": ["a"]}', Pair[int], "x.more[0]: 'a' is not"),
+        ("[1, 2, 3]", Spot, "is not an object with x, y"),
+        ('{"depth": "1"}', Options, "x.depth: '1' is not"),
+        ('{"deep": 1}', Options, "there is no 'deep'"),
+        ('["b"]', list[Literal["a", 3]], "x[0]: 'b' is not one of 'a', 3"),
+        ("null", int, "null is not a whole number"),
+        (
+            "[{}]",
+            list[Address | int],
+            "x[0]: {} is none of Address, int (x[0]: street is missing; x[0]: {} is not a whole",
+        ),
+        ('["/tmp"]', list[Path], "x[0]: no Path can be made from JSON"),
+        ("1", "Nowhere" and Path, "no Path"),
+    ],
+)
 def test_what_does_not_fit_is_named_with_its_path(text, annotation, told):
     with pytest.raises(ConversionError) as raised:
         convert.convert(convert.parse(text), annotation, "x")
     assert told.replace("Address,", f"{Address.__module__}.Address,") in str(raised.value)
 
 
-@pytest.mark.parametrize("text", ["[" * 61 + "]" * 61, "[" * 100_000, '{"a":' * 61 + "1" + "}" * 61, "NaN", "-Infinity",
-                                  "x"])
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 61 + "]" * 61, "[" * 100_000, '{"a":' * 61 + "1" + "}" * 61, "NaN", "-Infinity", "x"],
+)
 def test_what_is_no_json_or_too_deep_is_not_read(text):
     with pytest.raises(ValueError):
         convert.parse(text)
@@ -166,12 +256,20 @@ def test_many_levels_of_a_type_that_contains_itself():
     assert convert.plain(node) == convert.parse(text)
 
 
-def call(n: int, colors: list[Color] = (), day: date | None = None, *rest: int, price: Decimal = 0, **more: Level): ...
+def call(
+    n: int,
+    colors: list[Color] = (),
+    day: date | None = None,
+    *rest: int,
+    price: Decimal = 0,
+    **more: Level,
+): ...
 
 
 def test_typed_words_become_the_arguments_of_a_call():
-    assert convert.call(call, ["1", '["RED"]', "2030-01-02", "3", "4"], {"price": "1.10", "other": "LOW"}) == (
-        (1, [Color.RED], date(2030, 1, 2), 3, 4), {"price": Decimal("1.10"), "other": Level.LOW})
+    assert convert.call(
+        call, ["1", '["RED"]', "2030-01-02", "3", "4"], {"price": "1.10", "other": "LOW"}
+    ) == ((1, [Color.RED], date(2030, 1, 2), 3, 4), {"price": Decimal("1.10"), "other": Level.LOW})
     assert convert.call(call, [], {"n": "1", "day": "null"}) == ((), {"n": 1, "day": None})
     with pytest.raises(ConversionError, match=r"rest\[1\]: 'b' is not a whole number"):
         convert.call(call, ["1", "[]", "2030-01-02", "3", "b"], {})
@@ -185,6 +283,7 @@ def test_typed_words_become_the_arguments_of_a_call():
 
 def test_words_for_typed_options():
     def call(text: str, **more: Any): ...
+
     assert convert.call(call, ["true"], {"a": "[1]"}) == (("true",), {"a": [1]})
     with pytest.raises(TypeError):
         convert.call(call, ["a", "b"], {})

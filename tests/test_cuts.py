@@ -24,7 +24,9 @@ from rq.job import Dependency, JobStatus
 import rqjobs
 from rqjobs import Callback, Repeat, Retry, config, embedded, ledger, orphans
 
-SCRIPTS = {script.sha: name for name, script in vars(ledger).items() if isinstance(script, ledger.Script)}
+SCRIPTS = {
+    script.sha: name for name, script in vars(ledger).items() if isinstance(script, ledger.Script)
+}
 SETTLE = ledger.SETTLE.sha.encode()
 KINDS = {  # what `noted` does, its options, and how often it runs
     "plain": ("ok", {}, 1),
@@ -46,23 +48,39 @@ class Stage:
 
     def __init__(self, redis, eventually, folder: Path, timeout: float, block: float, tcp: bool):
         self.redis, self.eventually, self.folder = redis, eventually, folder
-        self.sockets = tempfile.TemporaryDirectory(prefix="rqjobs-")  # a socket's path must be short
+        self.sockets = tempfile.TemporaryDirectory(
+            prefix="rqjobs-"
+        )  # a socket's path must be short
         upstream = config.current().redis_url.removeprefix("unix://")
         self.proxy = Proxy("" if tcp else f"{self.sockets.name}/proxy", upstream, SCRIPTS)
         self.played = 0
-        environ = {name: value for name, value in os.environ.items() if not name.startswith("RQJOBS_")}
-        environ |= {"PYTHONPATH": f"{Path(__file__).parent.parent}:{Path(__file__).parent}", "PYTHONUNBUFFERED": "1"}
+        environ = {
+            name: value for name, value in os.environ.items() if not name.startswith("RQJOBS_")
+        }
+        environ |= {
+            "PYTHONPATH": f"{Path(__file__).parent.parent}:{Path(__file__).parent}",
+            "PYTHONUNBUFFERED": "1",
+        }
         self.stable = subprocess.Popen(
-            [sys.executable, str(Path(__file__).parent / "proxy.py"), str(timeout), str(block)], stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, env=environ, text=True, start_new_session=True)
+            [sys.executable, str(Path(__file__).parent / "proxy.py"), str(timeout), str(block)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environ,
+            text=True,
+            start_new_session=True,
+        )
         self.log = folder / "workers.log"
         self.pid = 0
 
     def start(self, proxied: bool = True, name: str | None = None) -> int:
         """Start a worker and wait until it waits for work; returns its pid."""
         url = self.proxy.url if proxied else config.current().redis_url
-        order = {"queues": ["default", "low"], "url": url, "log": str(self.log),
-                 "options": {"name": name} if name else {}}
+        order = {
+            "queues": ["default", "low"],
+            "url": url,
+            "log": str(self.log),
+            "options": {"name": name} if name else {},
+        }
         print(json.dumps(order), file=self.stable.stdin, flush=True)
         self.pid = int(self.stable.stdout.readline())
         if proxied:
@@ -71,8 +89,17 @@ class Stage:
 
     def horse(self) -> int:
         """The pid of the horse of the worker behind the proxy, once it has one."""
-        return self.eventually(lambda: next((child.pid for child in psutil.Process(self.pid).children()
-                                             if child.status() != psutil.STATUS_ZOMBIE), 0), what="a horse")
+        return self.eventually(
+            lambda: next(
+                (
+                    child.pid
+                    for child in psutil.Process(self.pid).children()
+                    if child.status() != psutil.STATUS_ZOMBIE
+                ),
+                0,
+            ),
+            what="a horse",
+        )
 
     def lives(self) -> bool:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -82,11 +109,14 @@ class Stage:
     def waits(self) -> bool:
         """Whether the worker's horse waits for work."""
         with contextlib.suppress(psutil.NoSuchProcess):
-            return any(self.proxy.waiting(child.pid) for child in psutil.Process(self.pid).children())
+            return any(
+                self.proxy.waiting(child.pid) for child in psutil.Process(self.pid).children()
+            )
         return False
 
     def idle(self) -> None:
         """Until the worker's horse waits for work."""
+
         def waits():
             assert self.lives(), self.text()
             return self.waits()
@@ -115,12 +145,19 @@ class Stage:
 
     def settled(self, kind: str, jobs) -> bool:
         """Whether all that can happen now to these jobs has happened."""
-        redis, soon = self.redis, time.time() + 30  # "later" is after a minute; what crashed comes sooner
+        redis, soon = (
+            self.redis,
+            time.time() + 30,
+        )  # "later" is after a minute; what crashed comes sooner
         return (
-            redis.zcount("rq:scheduled:default", soon, "+inf") == (kind in ("retry later", "repeat later"))
+            redis.zcount("rq:scheduled:default", soon, "+inf")
+            == (kind in ("retry later", "repeat later"))
             and not redis.zcount("rq:scheduled:default", 0, soon)
             and not redis.exists("rq:queue:default", "rq:wip:default", "rq:deferred:default")
-            and all(redis.hget(job.key, "status") in (None, b"finished", b"failed", b"scheduled") for job in jobs)
+            and all(
+                redis.hget(job.key, "status") in (None, b"finished", b"failed", b"scheduled")
+                for job in jobs
+            )
         )
 
     def ending(self, jobs) -> dict:
@@ -129,20 +166,45 @@ class Stage:
         for number, job in enumerate(jobs):
             fields = {ledger.text(name): value for name, value in redis.hgetall(job.key).items()}
             results = [entry[b"type"] for _, entry in redis.xrange(f"rq:results:{job.id}")]
-            places = [name for name in ("finished", "failed", "scheduled", "canceled")
-                      if redis.zscore(f"rq:{name}:default", job.id) is not None]
-            kept = {name: fields[name] for name in ("status", "retries_left", "repeats_left") if name in fields}
+            places = [
+                name
+                for name in ("finished", "failed", "scheduled", "canceled")
+                if redis.zscore(f"rq:{name}:default", job.id) is not None
+            ]
+            kept = {
+                name: fields[name]
+                for name in ("status", "retries_left", "repeats_left")
+                if name in fields
+            }
             found[number] = (kept, results, places, "rqjobs_token" in fields)
         return found
 
     def clear(self) -> None:
         """Forget the jobs, not the workers."""
-        keys = [key for pattern in ("rq:job:*", "rq:results:*", "rq:finished:*", "rq:failed:*", "rq:scheduled:*",
-                                    "rq:execution*", "rqjobs:strays:*") for key in self.redis.scan_iter(pattern)]
+        keys = [
+            key
+            for pattern in (
+                "rq:job:*",
+                "rq:results:*",
+                "rq:finished:*",
+                "rq:failed:*",
+                "rq:scheduled:*",
+                "rq:execution*",
+                "rqjobs:strays:*",
+            )
+            for key in self.redis.scan_iter(pattern)
+        ]
         if keys:
             self.redis.delete(*keys)
 
-    def play(self, kind: str, fault: Fault, expected: dict | None = None, extra: int = 0, rescue: bool = False) -> dict:
+    def play(
+        self,
+        kind: str,
+        fault: Fault,
+        expected: dict | None = None,
+        extra: int = 0,
+        rescue: bool = False,
+    ) -> dict:
         """One case: returns how it ended.
 
         Args:
@@ -152,14 +214,21 @@ class Stage:
         """
         self.proxy.arm(fault)
         jobs = self.enqueue(kind)
-        self.eventually(lambda: self.settled(kind, jobs) or (rescue and fault.fired.is_set()),
-                        what=lambda: f"{name(kind, fault)}\n{self.text()[-3000:]}")
-        self.eventually(lambda: fault.fired.is_set() or self.waits(), what=lambda: name(kind, fault))
+        self.eventually(
+            lambda: self.settled(kind, jobs) or (rescue and fault.fired.is_set()),
+            what=lambda: f"{name(kind, fault)}\n{self.text()[-3000:]}",
+        )
+        self.eventually(
+            lambda: fault.fired.is_set() or self.waits(), what=lambda: name(kind, fault)
+        )
         if rescue and fault.fired.is_set():
             self.eventually(lambda: not self.lives(), what="the end of the killed")
             self.proxy.disarm()
             self.start()
-        self.eventually(lambda: self.settled(kind, jobs), what=lambda: f"{name(kind, fault)}\n{self.text()[-3000:]}")
+        self.eventually(
+            lambda: self.settled(kind, jobs),
+            what=lambda: f"{name(kind, fault)}\n{self.text()[-3000:]}",
+        )
         return self.judge(kind, fault, jobs, expected, extra)
 
     def judge(self, kind: str, fault: Fault, jobs, expected: dict | None, extra: int) -> dict:
@@ -169,7 +238,9 @@ class Stage:
             self.idle()
         found = self.ending(jobs)
         assert expected is None or found == expected, case
-        assert 0 <= self.runs() - KINDS[kind][2] <= extra, f"{case}: {self.runs()} runs\n{self.text()[-6000:]}"
+        assert 0 <= self.runs() - KINDS[kind][2] <= extra, (
+            f"{case}: {self.runs()} runs\n{self.text()[-6000:]}"
+        )
         if kind == "dependent":
             assert 0 <= self.runs(".child") - 1 <= extra, case
         if "callback" in kind:
@@ -208,12 +279,20 @@ def stage(redis, eventually, tmp_path):
     for one in built:
         family = psutil.Process(one.stable.pid).children(recursive=True)
         one.close()
-        eventually(lambda family=family: not any(
-            process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in family))
+        eventually(
+            lambda family=family: (
+                not any(
+                    process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+                    for process in family
+                )
+            )
+        )
 
 
 def name(kind: str, fault: Fault) -> str:
-    return f"{kind}: {fault.what} {'after' if fault.after else 'before'} {fault.number}: {fault.hit}"
+    return (
+        f"{kind}: {fault.what} {'after' if fault.after else 'before'} {fault.number}: {fault.hit}"
+    )
 
 
 def of(pid):
@@ -228,7 +307,9 @@ MOVES = ("EVALSHA", "EXEC", "BLMOVE")  # with which a job changes hands
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "tcp"), [*((kind, False) for kind in KINDS), ("plain", True), ("retry", True)])
+@pytest.mark.parametrize(
+    ("kind", "tcp"), [*((kind, False) for kind in KINDS), ("plain", True), ("retry", True)]
+)
 def test_a_cut_at_every_command_of_a_job_s_life(stage, kind, tcp):
     """Before the command has reached Redis, and between its effect and its reply, from the wait that brings the job
     until the next wait. The outcome is recorded once, and is the one that it has without a cut; nothing runs twice."""
@@ -238,7 +319,9 @@ def test_a_cut_at_every_command_of_a_job_s_life(stage, kind, tcp):
     cuts = []
     for after in (False, True):
         for number in range(200):
-            fault = Fault(number, "cut all" if number % 2 else "cut", after, not_of(parent), waits=after)
+            fault = Fault(
+                number, "cut all" if number % 2 else "cut", after, not_of(parent), waits=after
+            )
             stage.play(kind, fault, expected)
             if not fault.hit:
                 break
@@ -273,7 +356,9 @@ def test_a_cut_at_every_command_when_redis_has_forgotten_the_scripts(stage, kind
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "tcp"), [("plain", False), ("retry", False), ("forgotten", False), ("plain", True)])
+@pytest.mark.parametrize(
+    ("kind", "tcp"), [("plain", False), ("retry", False), ("forgotten", False), ("plain", True)]
+)
 @pytest.mark.parametrize("what", ["deaf", "mute"])
 def test_every_command_s_connection_deaf_or_mute(stage, kind, what, tcp):
     """One way only: nothing is closed, and either the replies or the requests do not arrive any more."""
@@ -305,7 +390,9 @@ def test_a_kill_of_the_horse_at_every_command_of_a_job_s_life(stage, kind):
         names.append(fault.hit)
     for number, command in enumerate(names):
         if command.startswith(MOVES):
-            stage.play(kind, Fault(number, "kill", True, not_of(parent), waits=True), expected, extra=1)
+            stage.play(
+                kind, Fault(number, "kill", True, not_of(parent), waits=True), expected, extra=1
+            )
     assert stage.pid == parent and stage.lives()
 
 
@@ -349,7 +436,9 @@ def test_a_kill_of_the_parent_at_every_command_of_its_own(stage, after):
 
 
 @pytest.mark.parametrize("after", [False, True])
-def test_a_kill_between_the_burial_of_a_job_and_the_waking_of_what_waits_for_it(stage, redis, after):
+def test_a_kill_between_the_burial_of_a_job_and_the_waking_of_what_waits_for_it(
+    stage, redis, after
+):
     stage = stage()
     stage.start()
     stage.file = stage.folder / "child"
@@ -357,7 +446,8 @@ def test_a_kill_between_the_burial_of_a_job_and_the_waking_of_what_waits_for_it(
     poison.save()
     redis.hset(poison.key, "rqjobs_deaths", f"{int(time.time())},{int(time.time())}")
     child = rqjobs.queue("default").enqueue(
-        faults.noted, str(stage.file), depends_on=Dependency(jobs=[poison], allow_failure=True))
+        faults.noted, str(stage.file), depends_on=Dependency(jobs=[poison], allow_failure=True)
+    )
     waking = (b"EVALSHA", redis.script_load(ledger.WAKE.source).encode())
     fault = stage.proxy.arm(Fault(0, "kill", after, lambda pid, words: tuple(words[:2]) == waking))
     rqjobs.queue("default").enqueue_job(poison)
@@ -438,20 +528,27 @@ def own_redis(executable):
     """A server of the test's own, that keeps every write; `start` and `kill` it."""
     runs = contextlib.ExitStack()
     with tempfile.TemporaryDirectory(prefix="rqjobs-") as folder, runs:
+
         class Own:
             # Options with which Redis takes two seconds to load 5,000 keys; 6.2 has none.
-            slowly = () if embedded.version(executable) < (7,) else (
-                "--key-load-delay", "400")
+            slowly = () if embedded.version(executable) < (7,) else ("--key-load-delay", "400")
 
             def start(self, *options):
                 self.url = runs.enter_context(
-                    embedded.server(Path(folder), "--appendfsync", "always", *options, executable=executable))
+                    embedded.server(
+                        Path(folder), "--appendfsync", "always", *options, executable=executable
+                    )
+                )
                 config.use(redis_url=self.url)
                 self.redis = rqjobs.connection.client()
                 return self
 
             def kill(self, number=signal.SIGKILL):
-                self.pid = self.pid if number == signal.SIGCONT else self.redis.info("server")["process_id"]
+                self.pid = (
+                    self.pid
+                    if number == signal.SIGCONT
+                    else self.redis.info("server")["process_id"]
+                )
                 os.kill(self.pid, number)
 
         yield Own().start()
@@ -521,18 +618,26 @@ def behind_a_loading_one(own):
         proxy.close()
 
 
-@pytest.mark.parametrize(("away", "command"), [
-    *((killed, command) for command in COMMANDS), (silent, "rq worker"), (replica, "rq worker"),
-    (behind_a_loading_one, "rq worker"),
-])
+@pytest.mark.parametrize(
+    ("away", "command"),
+    [
+        *((killed, command) for command in COMMANDS),
+        (silent, "rq worker"),
+        (replica, "rq worker"),
+        (behind_a_loading_one, "rq worker"),
+    ],
+)
 def test_a_worker_that_is_started_before_its_redis_begins_when_that_is_there(
-        own_redis, spawn, eventually, away, command):
+    own_redis, spawn, eventually, away, command
+):
     """RQ's command line asks Redis before there is a worker; without an answer it was the end."""
     job = rqjobs.queue("default").enqueue(faults.ok, 1)
     scene = away(own_redis)
     url = next(scene.gen)
     worker = spawn(sys.executable, "-m", *COMMANDS[command], "default", env={"REDIS_URL": url})
-    eventually(lambda: "waits for Redis" in worker.output() or worker.poll() is not None, timeout=30)
+    eventually(
+        lambda: "waits for Redis" in worker.output() or worker.poll() is not None, timeout=30
+    )
     assert worker.poll() is None, worker.output()
     next(scene.gen, None)
     eventually(lambda: job.is_finished, timeout=30, what="the job")
@@ -542,7 +647,9 @@ def test_a_worker_that_is_started_before_its_redis_begins_when_that_is_there(
     assert not own_redis.redis.exists("rqjobs:workers", "rq:workers") and own_redis.redis.ping()
 
 
-def test_a_worker_that_waits_for_its_first_word_from_redis_goes_when_it_is_told(own_redis, spawn, eventually):
+def test_a_worker_that_waits_for_its_first_word_from_redis_goes_when_it_is_told(
+    own_redis, spawn, eventually
+):
     own_redis.kill()
     worker = spawn(sys.executable, "-m", *COMMANDS["rq worker"], env={"REDIS_URL": own_redis.url})
     eventually(lambda: "waits for Redis" in worker.output())
@@ -569,7 +676,9 @@ def test_a_birth_whose_reply_was_lost_is_no_other_worker(stage, redis):
 
 
 @pytest.mark.slow
-def test_a_horse_that_waits_for_redis_is_kept_and_one_frozen_while_it_settles_is_replaced(stage, redis):
+def test_a_horse_that_waits_for_redis_is_kept_and_one_frozen_while_it_settles_is_replaced(
+    stage, redis
+):
     """It may settle for hours, as long as it says that it tries; one that said nothing was never replaced."""
     stage = stage(timeout=0.3, block=0.5)
     stage.start()
@@ -584,7 +693,9 @@ def test_a_horse_that_waits_for_redis_is_kept_and_one_frozen_while_it_settles_is
     stage.eventually(lambda: stage.settled("retry", [job]))
     assert stage.horse() == horse and stage.runs() == 2 and job.is_finished
 
-    fault = stage.proxy.arm(Fault(0, "stop", False, lambda pid, words: words[:2] == [b"EVALSHA", SETTLE]))
+    fault = stage.proxy.arm(
+        Fault(0, "stop", False, lambda pid, words: words[:2] == [b"EVALSHA", SETTLE])
+    )
     (job,) = stage.enqueue("failing")
     stage.eventually(fault.fired.is_set)
     stage.eventually(lambda: psutil.Process(horse).status() == psutil.STATUS_STOPPED)
@@ -625,21 +736,36 @@ def test_what_arrives_while_a_job_runs_goes_back(stage, redis):
     stage.eventually(lambda: stage.runs() == 1)
     (worker,) = map(ledger.text, redis.zrange(ledger.WORKERS, 0, -1))
     stray = rqjobs.queue("default").enqueue(faults.ok)
-    assert redis.lmove("rq:queue:default", f"rqjobs:claims:{worker}", "LEFT", "RIGHT") == stray.id.encode()
+    assert (
+        redis.lmove("rq:queue:default", f"rqjobs:claims:{worker}", "LEFT", "RIGHT")
+        == stray.id.encode()
+    )
     stage.eventually(lambda: rqjobs.queue("default").job_ids == [stray.id])
     assert redis.lrange(f"rqjobs:claims:{worker}", 0, -1) == [running.id.encode()]
     Path(f"{stage.file}.open").write_text("ok")
     stage.eventually(lambda: running.is_finished and stray.is_finished)
 
 
-def test_jobs_that_arrive_on_two_queues_at_once_do_not_wait_for_each_other(worker, redis, eventually, tmp_path):
+def test_jobs_that_arrive_on_two_queues_at_once_do_not_wait_for_each_other(
+    worker, redis, eventually, tmp_path
+):
     """Both waits of a worker brought one. It ran the first, and the second stood in its claims meanwhile, although
     there might be others to run it."""
     worker("high", "low")
-    eventually(lambda: sum(client["cmd"] == "blmove" and "b" in client["flags"] for client in redis.client_list()) == 2)
+    eventually(
+        lambda: (
+            sum(
+                client["cmd"] == "blmove" and "b" in client["flags"]
+                for client in redis.client_list()
+            )
+            == 2
+        )
+    )
     file = tmp_path / "runs"
-    jobs = [rqjobs.queue(name).create_job(faults.noted, (str(file), "wait"), status=JobStatus.QUEUED)
-            for name in ("high", "low")]
+    jobs = [
+        rqjobs.queue(name).create_job(faults.noted, (str(file), "wait"), status=JobStatus.QUEUED)
+        for name in ("high", "low")
+    ]
     with redis.pipeline() as pipe:
         for job, name in zip(jobs, ("high", "low"), strict=True):
             rqjobs.queue(name).enqueue_job(job, pipeline=pipe)
@@ -669,7 +795,9 @@ def test_a_wait_whose_connection_has_died_silently_is_given_up(stage, what):
     parent = stage.start()
     horse = stage.horse()
     expected = stage.play("plain", Fault(10**6, "none"))
-    fault = stage.proxy.arm(Fault(0, what, False, lambda pid, words: pid != parent and words[0] == b"BLMOVE"))
+    fault = stage.proxy.arm(
+        Fault(0, what, False, lambda pid, words: pid != parent and words[0] == b"BLMOVE")
+    )
     stage.eventually(fault.fired.is_set)
     stage.proxy.arm(Fault(10**6, "none"))
     stage.play("plain", Fault(10**6, "none"), expected)

@@ -89,8 +89,11 @@ def places(redis, job_id):
     found = []
     for name in redis.keys("rq:*"):
         kind = redis.type(name)
-        members = {b"list": lambda n: redis.lrange(n, 0, -1), b"zset": lambda n: redis.zrange(n, 0, -1),
-                   b"set": redis.smembers}.get(kind, lambda n: [])(name)
+        members = {
+            b"list": lambda n: redis.lrange(n, 0, -1),
+            b"zset": lambda n: redis.zrange(n, 0, -1),
+            b"set": redis.smembers,
+        }.get(kind, lambda n: [])(name)
         found += [name.decode() for member in members if member.split(b":")[0] == job_id.encode()]
         if job_id in name.decode() and name.decode() != f"rq:job:{job_id}":
             found.append(name.decode())
@@ -108,18 +111,33 @@ def test_it_has_every_address_of_upstream(app):
     """Instance 0 of upstream's addresses; but no GET that changes something."""
     stock = Flask("stock")
     stock.register_blueprint(rq_dashboard.blueprint, url_prefix="/rq")
-    values = {"instance_number": 0, "queue_name": "q", "registry_name": "queued", "per_page": 8, "order": "asc",
-              "page": 1, "job_id": "j", "filename": "favicon.ico"}
+    values = {
+        "instance_number": 0,
+        "queue_name": "q",
+        "registry_name": "queued",
+        "per_page": 8,
+        "order": "asc",
+        "page": 1,
+        "job_id": "j",
+        "filename": "favicon.ico",
+    }
     ours = app.url_map.bind("x")
     for rule in stock.url_map.iter_rules():
         if rule.endpoint.startswith("rq_dashboard."):
             _, path = rule.build({name: values[name] for name in rule.arguments})
-            for method in rule.methods - {"HEAD", "OPTIONS"} - ({"GET"} if "requeue" in path else set()):
+            for method in (
+                rule.methods - {"HEAD", "OPTIONS"} - ({"GET"} if "requeue" in path else set())
+            ):
                 assert ours.match(path, method)[0] == rule.endpoint
 
 
 def test_it_mounts_on_several_apps_and_under_a_prefix(redis):
-    for prefix, path in (("", "/rq/"), ("/", "/rq/"), ("/jobs", "/jobs/rq/"), ("/jobs/", "/jobs/rq/")):
+    for prefix, path in (
+        ("", "/rq/"),
+        ("/", "/rq/"),
+        ("/jobs", "/jobs/rq/"),
+        ("/jobs/", "/jobs/rq/"),
+    ):
         app = Flask("host")
         dashboard.mount(app, prefix)
         page = app.test_client().get(path)
@@ -131,8 +149,16 @@ def test_mounting_needs_no_redis_and_a_page_says_that_there_is_none(tmp_path):
     app = Flask("host")
     dashboard.mount(app, "")
     client = app.test_client()
-    for path in ("", "0/view/workers", "0/view/jobs", "0/view/job/x", "0/data/queues.json", "0/data/job/x.json",
-                 "0/data/workers.json", job_page("queued")):
+    for path in (
+        "",
+        "0/view/workers",
+        "0/view/jobs",
+        "0/view/job/x",
+        "0/data/queues.json",
+        "0/data/job/x.json",
+        "0/data/workers.json",
+        job_page("queued"),
+    ):
         response = client.get(f"/rq/{path}")
         assert response.status_code == 503 and "Redis does not answer" in response.text, path
     assert client.post("/rq/job/x/requeue").status_code == 503
@@ -166,8 +192,12 @@ def test_it_installs_our_serializer(app):
 
 
 def test_no_password_is_shown(client, server, monkeypatch):
-    monkeypatch.setattr(dashboard.connection, "url", lambda: "redis://me:secret@host/0?password=other")
-    monkeypatch.setattr(dashboard.connection, "client", lambda: dashboard.connection._client(server))
+    monkeypatch.setattr(
+        dashboard.connection, "url", lambda: "redis://me:secret@host/0?password=other"
+    )
+    monkeypatch.setattr(
+        dashboard.connection, "client", lambda: dashboard.connection._client(server)
+    )
     page = client.get("/rq/").text
     assert "host/0" in page and "secret" not in page and "other" not in page
 
@@ -188,10 +218,20 @@ def test_json_payloads_results_and_meta_are_shown(get, worker, redis, eventually
     assert row["id"] == job.id and "Ada" in row["description"]
 
 
-@pytest.mark.parametrize("value", [
-    {1, 2}, faults.Color.RED, faults.Point(1), b"\xff\x00", float("nan"), {(1, 2): "x"}, 10**30,
-    [{"deep": {faults.Color.BLUE}}], "é\ud800",
-])
+@pytest.mark.parametrize(
+    "value",
+    [
+        {1, 2},
+        faults.Color.RED,
+        faults.Point(1),
+        b"\xff\x00",
+        float("nan"),
+        {(1, 2): "x"},
+        10**30,
+        [{"deep": {faults.Color.BLUE}}],
+        "é\ud800",
+    ],
+)
 def test_what_json_lacks_is_shown_readably(get, redis, value):
     """Upstream answers 500 for a set; a NaN would stop the page."""
     job = rqjobs.enqueue(faults.ok)
@@ -220,8 +260,15 @@ def test_workers_are_shown_while_a_job_runs(get, worker, redis, eventually):
     job = rqjobs.enqueue(faults.hang, "gate")
     eventually(lambda: redis.exists("gate:reached") and redis.hget(process.key, "state") == b"busy")
     [shown] = get("0/data/workers.json")["workers"]
-    assert shown["name"] == process.name and shown["state"] == "busy" and shown["queues"] == ["high", "default", "low"]
-    assert shown["current_job"]["job_id"] == job.id and shown["current_job"]["call_string"] == "faults.hang('gate')"
+    assert (
+        shown["name"] == process.name
+        and shown["state"] == "busy"
+        and shown["queues"] == ["high", "default", "low"]
+    )
+    assert (
+        shown["current_job"]["job_id"] == job.id
+        and shown["current_job"]["call_string"] == "faults.hang('gate')"
+    )
     assert shown["version"] and shown["python_version"].startswith(sys.version.split()[0])
     assert get(job_page("started"))["jobs"][0]["id"] == job.id
     assert redis.zscore("rq:wip:default", redis.zrange("rq:wip:default", 0, 0)[0]) == float("inf")
@@ -245,7 +292,11 @@ def test_queues_and_pages(get, redis):
     dead = [failed(str(number)) for number in range(3)]
     rqjobs.enqueue_in(60, faults.ok)
     [row] = [row for row in get("0/data/queues.json")["queues"] if row["name"] == "default"]
-    assert (row["count"], row["failed_job_registry_count"], row["scheduled_job_registry_count"]) == (20, 3, 1)
+    assert (
+        row["count"],
+        row["failed_job_registry_count"],
+        row["scheduled_job_registry_count"],
+    ) == (20, 3, 1)
     assert row["failed_url"] == "/rq/0/view/jobs/default/failed/8/asc/1"
 
     def ids(*where):
@@ -258,13 +309,21 @@ def test_queues_and_pages(get, redis):
     assert ids("queued", "default", 8, "dsc", 3) == expected[::-1][16:]
     assert ids("queued", "default", 8, "asc", 4) == []
     assert ids("failed", "default", 2, "asc", 1) + ids("failed", "default", 2, "asc", 2) == sorted(
-        (job.id for job in dead), key=lambda job_id: (redis.zscore("rq:failed:default", job_id), job_id))
+        (job.id for job in dead),
+        key=lambda job_id: (redis.zscore("rq:failed:default", job_id), job_id),
+    )
     pagination = get(job_page("queued", page=2))["pagination"]
     assert (pagination["current_page"], pagination["num_pages"]) == (2, 3)
     assert [page["number"] for page in pagination["pages_in_window"]] == [1, 2, 3]
-    assert pagination["next_page"]["url"].endswith("/8/asc/3") and pagination["prev_page"]["url"].endswith("/8/asc/1")
+    assert pagination["next_page"]["url"].endswith("/8/asc/3") and pagination["prev_page"][
+        "url"
+    ].endswith("/8/asc/1")
     empty = get(job_page("finished"))["pagination"]
-    assert empty["num_pages"] == 0 and "next_page" not in empty and empty["last_page"]["url"].endswith("/1")
+    assert (
+        empty["num_pages"] == 0
+        and "next_page" not in empty
+        and empty["last_page"]["url"].endswith("/1")
+    )
 
 
 def test_reading_changes_nothing(app, get, redis):
@@ -286,32 +345,56 @@ def every_page(app, job_id, queue, method="GET"):
         ours = rule.endpoint.startswith("rq_dashboard.") and "filename" not in rule.arguments
         if ours and method in rule.methods:
             for registry in dashboard.REGISTRIES if "registry_name" in rule.arguments else [None]:
-                yield rule.build({name: {**values, "registry_name": registry}[name] for name in rule.arguments})[1]
+                yield rule.build(
+                    {name: {**values, "registry_name": registry}[name] for name in rule.arguments}
+                )[1]
 
 
-@pytest.mark.parametrize("path", [
-    "0/view/job/gone", "0/data/job/gone.json", "1/view/queues", "1/data/queues.json", "7/", "99999999999/view/jobs",
-    "0/data/jobs/default/queued/8/asc/0.json", "0/data/jobs/default/queued/0/asc/1.json",
-    "0/data/jobs/default/queued/-1/asc/1.json", "0/data/jobs/default/queued/x/asc/1.json",
-    "0/data/jobs/default/queued/8/asc/x.json", "0/data/jobs/default/nonsense/8/asc/1.json",
-    "0/data/jobs/default/queued/8/sideways/1.json", f"0/data/jobs/default/queued/8/asc/{10**30}.json",
-    f"0/data/jobs/default/queued/{10**6}/asc/1.json", "0/view/jobs/default/nonsense/8/asc/1",
-    "0/view/jobs/default/queued/0/asc/1", "0/view/jobs/default/queued/8/asc/0", "nonsense",
-])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "0/view/job/gone",
+        "0/data/job/gone.json",
+        "1/view/queues",
+        "1/data/queues.json",
+        "7/",
+        "99999999999/view/jobs",
+        "0/data/jobs/default/queued/8/asc/0.json",
+        "0/data/jobs/default/queued/0/asc/1.json",
+        "0/data/jobs/default/queued/-1/asc/1.json",
+        "0/data/jobs/default/queued/x/asc/1.json",
+        "0/data/jobs/default/queued/8/asc/x.json",
+        "0/data/jobs/default/nonsense/8/asc/1.json",
+        "0/data/jobs/default/queued/8/sideways/1.json",
+        f"0/data/jobs/default/queued/8/asc/{10**30}.json",
+        f"0/data/jobs/default/queued/{10**6}/asc/1.json",
+        "0/view/jobs/default/nonsense/8/asc/1",
+        "0/view/jobs/default/queued/0/asc/1",
+        "0/view/jobs/default/queued/8/asc/0",
+        "nonsense",
+    ],
+)
 def test_what_is_not_there_is_a_404(get, path):
     get(path, 404)
 
 
-@pytest.mark.parametrize("name", ["my queue", "a/b", "é☃", "a:b", "100%", "a?b#c", "..", "+",
-                                  HOSTILE.replace("/", "|")])
+@pytest.mark.parametrize(
+    "name", ["my queue", "a/b", "é☃", "a:b", "100%", "a?b#c", "..", "+", HOSTILE.replace("/", "|")]
+)
 def test_queues_with_odd_names_can_be_looked_at(app, get, post, redis, name):
     redis.sadd("rq:queues", f"rq:queue:{name}")
     redis.rpush(f"rq:queue:{name}", "gone")
     [row] = [row for row in get("0/data/queues.json")["queues"] if row["name"] == name]
     assert row["count"] == 1
     with app.test_request_context("/rq/"):
-        url = dashboard.url_for("rq_dashboard.list_jobs", queue_name=name, registry_name="queued", per_page=8,
-                                order="asc", page=1)
+        url = dashboard.url_for(
+            "rq_dashboard.list_jobs",
+            queue_name=name,
+            registry_name="queued",
+            per_page=8,
+            order="asc",
+            page=1,
+        )
         compact = dashboard.url_for("rq_dashboard.compact_queue", queue_name=name)
     get(row["queued_url"].removeprefix("/rq/"))
     assert get(url.removeprefix("/rq/"))["name"] == name
@@ -319,11 +402,22 @@ def test_queues_with_odd_names_can_be_looked_at(app, get, post, redis, name):
     assert not redis.exists(f"rq:queue:{name}")
 
 
-@pytest.mark.parametrize("damage", [
-    {"created_at": "yesterday"}, {"status": "odd"}, {"timeout": "x"}, {"description": b"\xff"}, {"dependency_ids": "{"},
-    {"data": b"\xff"}, {"data": zlib.compress(pickle.dumps(("os.getcwd", None, (), {})))}, {"meta": b"\x80\x04"},
-    {"data": zlib.compress(b"[1]")}, {"dependency_ids": "[1, null]"}, {"result_ttl": "many"},
-])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"created_at": "yesterday"},
+        {"status": "odd"},
+        {"timeout": "x"},
+        {"description": b"\xff"},
+        {"dependency_ids": "{"},
+        {"data": b"\xff"},
+        {"data": zlib.compress(pickle.dumps(("os.getcwd", None, (), {})))},
+        {"meta": b"\x80\x04"},
+        {"data": zlib.compress(b"[1]")},
+        {"dependency_ids": "[1, null]"},
+        {"result_ttl": "many"},
+    ],
+)
 def test_a_damaged_job_is_shown_as_far_as_possible(get, post, redis, damage):
     job, sound = failed(), rqjobs.enqueue(faults.ok)
     redis.hset(job.key, mapping=damage)
@@ -355,10 +449,21 @@ def test_nothing_is_ever_unpickled(app, redis, tmp_path):
     for method in ("GET", "POST"):
         for path in list(every_page(app, "evil", "default", method)):
             redis.flushall()
-            redis.hset("rq:job:evil", mapping={
-                "data": zlib.compress(evil), "meta": evil, "result": evil, "origin": "default", "status": "failed",
-                "created_at": "2024-01-01T00:00:00Z", "description": "evil", "exc_info": zlib.compress(b"t"),
-                "success_callback_name": "os.getcwd", "failure_callback_name": "os.getcwd"})
+            redis.hset(
+                "rq:job:evil",
+                mapping={
+                    "data": zlib.compress(evil),
+                    "meta": evil,
+                    "result": evil,
+                    "origin": "default",
+                    "status": "failed",
+                    "created_at": "2024-01-01T00:00:00Z",
+                    "description": "evil",
+                    "exc_info": zlib.compress(b"t"),
+                    "success_callback_name": "os.getcwd",
+                    "failure_callback_name": "os.getcwd",
+                },
+            )
             redis.xadd("rq:results:evil", result)
             redis.rpush("rq:queue:default", "evil")
             for registry in ("failed", "finished", "scheduled", "deferred", "canceled"):
@@ -366,7 +471,9 @@ def test_nothing_is_ever_unpickled(app, redis, tmp_path):
             redis.zadd("rq:wip:default", {"evil:execution": 1})
             redis.sadd("rq:queues", "rq:queue:default")
             redis.sadd("rq:workers", "rq:worker:w")
-            redis.hset("rq:worker:w", mapping={"state": "busy", "current_job": "evil", "queues": "default"})
+            redis.hset(
+                "rq:worker:w", mapping={"state": "busy", "current_job": "evil", "queues": "default"}
+            )
             with app.test_client().open(path, method=method) as response:
                 status = response.status_code
             assert status == 200 or (method == "POST" and status == 409), (method, path, status)
@@ -385,7 +492,9 @@ def test_every_value_is_escaped_in_the_browser(app, get, redis):
         assert page.count("<%-") > 2 and "ajaxError" in page
 
 
-@pytest.mark.parametrize("name", ["');window.pwned=1;('", "x</script><script>window.pwned=1</script>", "\\", HOSTILE])
+@pytest.mark.parametrize(
+    "name", ["');window.pwned=1;('", "x</script><script>window.pwned=1</script>", "\\", HOSTILE]
+)
 def test_a_queue_name_from_the_address_is_no_script(get, name):
     """Reflected XSS upstream: the name stands between quotes in a script, as it is."""
     page = get(f"0/view/jobs/{quote(name, safe='')}/queued/8/asc/1")
@@ -439,7 +548,14 @@ def test_requeue_keeps_meta_and_retries(post, redis, worker, eventually):
     before = redis.hgetall(job.key)
     assert post(f"job/{job.id}/requeue") == {"status": "OK"}
     after = redis.hgetall(job.key)
-    for field in (b"meta", b"data", b"retry_intervals", b"retries_left", b"created_at", b"description"):
+    for field in (
+        b"meta",
+        b"data",
+        b"retry_intervals",
+        b"retries_left",
+        b"created_at",
+        b"description",
+    ):
         assert after[field] == before[field]
     assert places(redis, job.id) == ["rq:queue:default", f"rq:results:{job.id}"]
     worker()
@@ -460,12 +576,22 @@ def test_requeue_all(post, redis):
     redis.zadd("rq:failed:default", {"gone": 1})
     redis.delete(jobs[2].key)
     assert post("requeue/default") == {"status": "OK", "count": 4}
-    assert set(redis.lrange("rq:queue:default", 0, -1)) == {job.id.encode() for job in jobs if job is not jobs[2]}
+    assert set(redis.lrange("rq:queue:default", 0, -1)) == {
+        job.id.encode() for job in jobs if job is not jobs[2]
+    }
     assert post("requeue/none") == {"status": "OK", "count": 0}
 
 
-@pytest.mark.parametrize("path", ["requeue/default", "job/x/requeue", "job/x/delete", "queue/default/compact",
-                                  "queue/default/queued/empty"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "requeue/default",
+        "job/x/requeue",
+        "job/x/delete",
+        "queue/default/compact",
+        "queue/default/queued/empty",
+    ],
+)
 def test_a_get_changes_nothing(client, redis, path):
     """Upstream requeues all on GET: an image tag on any page would do it."""
     failed()
@@ -501,7 +627,7 @@ def test_a_running_job_is_not_deleted(get, post, worker, redis, eventually):
     for registry in ("queued", "failed", "finished", "deferred", "scheduled", "canceled"):
         assert post(f"queue/default/{registry}/empty") == {"status": "OK", "count": 0}
     page = get("0/view/jobs/default/started/8/asc/1")
-    assert 'id="empty-btn"' not in page and "delete-job-btn\" class" not in page
+    assert 'id="empty-btn"' not in page and 'delete-job-btn" class' not in page
     redis.rpush("gate:open", 1)
     eventually(lambda: job.get_status() == JobStatus.FINISHED)
 

@@ -31,8 +31,16 @@ def dev(spawn, environ, tmp_path, port, eventually):
     (tmp_path / "mine.py").write_text("def version() -> int:\n    return 1\n")
 
     def start(**env):
-        process = spawn(sys.executable, "-m", "rqjobs", "dev", env={"PORT": str(port), "RQJOBS_MODULES": "mine", **env})
-        eventually(lambda: "Ctrl-C stops" in process.output() or process.poll() is not None, timeout=60)
+        process = spawn(
+            sys.executable,
+            "-m",
+            "rqjobs",
+            "dev",
+            env={"PORT": str(port), "RQJOBS_MODULES": "mine", **env},
+        )
+        eventually(
+            lambda: "Ctrl-C stops" in process.output() or process.poll() is not None, timeout=60
+        )
         url = re.search(r"REDIS_URL='?([^'\s]+)", process.output())
         if url:
             config.use(redis_url=url[1])
@@ -46,7 +54,10 @@ def family(process):
 
 
 def gone(pids):
-    return not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids)
+    return not any(
+        psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        for pid in pids
+    )
 
 
 def result(name, eventually):
@@ -60,7 +71,10 @@ def result(name, eventually):
 
 def test_ctrl_c_leaves_nothing_behind_and_queued_jobs_survive(dev, eventually):
     process = dev()
-    eventually(lambda: len(family(process)) >= 6, what="redis, gunicorn with a worker, two workers, a scheduler")
+    eventually(
+        lambda: len(family(process)) >= 6,
+        what="redis, gunicorn with a worker, two workers, a scheduler",
+    )
     pids = family(process)
     redis = connection.client()
     redis.rpush("rq:queue:elsewhere", "kept")
@@ -80,24 +94,44 @@ def test_whatever_the_children_have_read_restarts_them(dev, eventually, tmp_path
     (tmp_path / ".env").write_text("SHOP=old\n")
     process = dev()
     assert result("mine.version", eventually) == 1
-    (tmp_path / "mine.py").write_text("import helper\ndef version() -> str:\n    return helper.answer()\n")
+    (tmp_path / "mine.py").write_text(
+        "import helper\ndef version() -> str:\n    return helper.answer()\n"
+    )
     eventually(lambda: "mine.py changed; restarting" in process.output(), timeout=60)
     eventually(lambda: process.output().count("Listening on") == 4, timeout=60)
     assert result("mine.version", eventually) == "old: one"
     (tmp_path / "helper.py").write_text(helper.replace("NUMBER", "two"))
     eventually(lambda: "helper.py changed; restarting" in process.output(), timeout=60)
     eventually(lambda: process.output().count("Listening on") == 6, timeout=60)
-    (tmp_path / ".env").write_text("SHOP=new\nRQJOBS_GRACE=lots\n")
-    eventually(lambda: "rqjobs: .env: RQJOBS_GRACE='lots' is not a number of seconds" in process.output(), timeout=60)
+    (tmp_path / ".env").write_text("SHOP=new\nRQJOBS_SHUTDOWN_TIMEOUT=lots\n")
+    eventually(
+        lambda: (
+            "rqjobs: .env: RQJOBS_SHUTDOWN_TIMEOUT='lots' is not a number of seconds"
+            in process.output()
+        ),
+        timeout=60,
+    )
     assert result("mine.version", eventually) == "old: two"
-    (tmp_path / ".env").write_text("SHOP=new\nRQJOBS_GRACE=3\n")
-    eventually(lambda: "rqjobs: .env changed (RQJOBS_GRACE, SHOP); restarting" in process.output(), timeout=60)
+    (tmp_path / ".env").write_text("SHOP=new\nRQJOBS_SHUTDOWN_TIMEOUT=3\n")
+    eventually(
+        lambda: (
+            "rqjobs: .env changed (RQJOBS_SHUTDOWN_TIMEOUT, SHOP); restarting" in process.output()
+        ),
+        timeout=60,
+    )
     eventually(lambda: process.output().count("Listening on") == 8, timeout=60)
     assert result("mine.version", eventually) == "new: two"
 
 
 def test_what_is_watched(tmp_path, monkeypatch):
-    for name in ("own.py", "lib/deep/part.py", ".git/hook.py", "venv/lib/theirs.py", "node_modules/a.py", "notes.txt"):
+    for name in (
+        "own.py",
+        "lib/deep/part.py",
+        ".git/hook.py",
+        "venv/lib/theirs.py",
+        "node_modules/a.py",
+        "notes.txt",
+    ):
         (tmp_path / "here" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "here" / name).touch()
     (tmp_path / "here" / "venv" / "pyvenv.cfg").touch()
@@ -106,10 +140,14 @@ def test_what_is_watched(tmp_path, monkeypatch):
         (tmp_path / "elsewhere" / name).touch()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.syspath_prepend(tmp_path / "elsewhere")
-    seen = _watched(config.Config(modules=("single", "nowhere"), app="shop.views:app"))
+    seen = _watched(config.Config(modules=("single", "nowhere"), flask_app="shop.views:app"))
     assert sorted(os.path.relpath(path, tmp_path) for path in seen) == [
-        "elsewhere/shop/__init__.py", "elsewhere/shop/views.py", "elsewhere/single.py", "here/lib/deep/part.py",
-        "here/own.py"]
+        "elsewhere/shop/__init__.py",
+        "elsewhere/shop/views.py",
+        "elsewhere/single.py",
+        "here/lib/deep/part.py",
+        "here/own.py",
+    ]
     (tmp_path / "here" / ".env").touch()
     assert ".env" in _watched(config.Config())
 
@@ -117,7 +155,7 @@ def test_what_is_watched(tmp_path, monkeypatch):
 def test_a_second_ctrl_c_puts_the_running_job_back_and_ends(dev, eventually, tmp_path):
     """With a job running Ctrl-C took the whole grace, 20 s and more, and a second one was not heard."""
     (tmp_path / "mine.py").write_text("import time\ndef long() -> None:\n    time.sleep(300)\n")
-    process = dev(RQJOBS_GRACE="300")
+    process = dev(RQJOBS_SHUTDOWN_TIMEOUT="300")
     job = rqjobs.Job(connection=connection.client())
     job._func_name, job._instance, job._args, job._kwargs = "mine.long", None, (), {}
     rqjobs.Queue("default", connection=connection.client()).enqueue_job(job)
@@ -144,8 +182,12 @@ def test_a_killed_dev_takes_everything_with_it_and_the_next_one_starts(dev, even
 
 def test_a_killed_worker_is_started_again(dev, eventually):
     process = dev()
-    eventually(lambda: process.output().count("Listening on") == 2)  # its address is told when the web app answers
-    worker = next(child for child in psutil.Process(process.pid).children() if "worker" in child.cmdline())
+    eventually(
+        lambda: process.output().count("Listening on") == 2
+    )  # its address is told when the web app answers
+    worker = next(
+        child for child in psutil.Process(process.pid).children() if "worker" in child.cmdline()
+    )
     worker.kill()
     eventually(lambda: process.output().count("Listening on") == 3, timeout=60)
     assert "ended with -9; starting it again" in process.output()
@@ -155,9 +197,13 @@ def test_a_second_dev_in_the_folder_and_a_taken_port_are_refused(dev, spawn, por
     first = dev()
     second = spawn(sys.executable, "-m", "rqjobs", "dev")
     assert second.wait(30) == 2
-    assert second.output() == "rqjobs: rqjobs dev runs in this folder already; stop that one first\n"
+    assert (
+        second.output() == "rqjobs: rqjobs dev runs in this folder already; stop that one first\n"
+    )
     (tmp_path / "other").mkdir()
-    third = spawn(sys.executable, "-m", "rqjobs", "dev", cwd=tmp_path / "other", env={"PORT": str(port)})
+    third = spawn(
+        sys.executable, "-m", "rqjobs", "dev", cwd=tmp_path / "other", env={"PORT": str(port)}
+    )
     assert third.wait(30) == 2 and "set PORT to a free one" in third.output()
     assert first.poll() is None
 
@@ -196,7 +242,9 @@ def test_an_open_door_is_refused(dev):
 def test_the_redis_of_a_copied_folder_is_left_alone(dev, spawn, tmp_path, eventually):
     process = dev()
     redis = connection.client()
-    shutil.copytree(tmp_path / ".rqjobs", tmp_path / "copy" / ".rqjobs", ignore=shutil.ignore_patterns("*.sock"))
+    shutil.copytree(
+        tmp_path / ".rqjobs", tmp_path / "copy" / ".rqjobs", ignore=shutil.ignore_patterns("*.sock")
+    )
     with embedded.server(tmp_path / "copy" / ".rqjobs") as other:
         assert redis.ping() and other != config.current().redis_url
     assert redis.ping() and process.poll() is None

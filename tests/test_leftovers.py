@@ -20,11 +20,18 @@ def test_the_next_job_finds_the_process_as_the_first_one_did(redis, monkeypatch,
     counted as the job's; a child's exit code was 0, whatever it was."""
     config.use(modules=("family",))
     monkeypatch.setenv("RQ_TEST_OF_LEFTOVERS", "as it was")
-    before, job, after, last = [rqjobs.enqueue(*call, job_timeout=-1) for call in (
-        (family.look,), (family.leave, kind), (family.look,), (family.look,))]
+    before, job, after, last = [
+        rqjobs.enqueue(*call, job_timeout=-1)
+        for call in ((family.look,), (family.leave, kind), (family.look,), (family.look,))
+    ]
     rqjobs.Worker(["default"]).work(burst=True, logging_level="CRITICAL")
-    assert job.get_status() == after.get_status() == JobStatus.FINISHED, after.latest_result().exc_string
-    assert before.return_value() and before.return_value() == after.return_value() == last.return_value()
+    assert job.get_status() == after.get_status() == JobStatus.FINISHED, (
+        after.latest_result().exc_string
+    )
+    assert (
+        before.return_value()
+        and before.return_value() == after.return_value() == last.return_value()
+    )
     assert not redis.hget(after.key, "rqjobs_deaths")
 
 

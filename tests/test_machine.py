@@ -37,7 +37,9 @@ class Model:
     token: str = ""
     deaths: int = 0
     outcomes: int = 0
-    stale: list[Claim] = field(default_factory=list)  # claims that somebody may still believe to have
+    stale: list[Claim] = field(
+        default_factory=list
+    )  # claims that somebody may still believe to have
     settled: Claim | None = None
 
 
@@ -50,7 +52,9 @@ class Ledger(RuleBasedStateMachine):
         self.jobs: dict[str, Model] = {}
         self.queues = {name: [] for name in QUEUES}  # ids in order
         self.claims = {name: [] for name in WORKERS}
-        self.known: dict[str, list[Claim]] = {name: [] for name in WORKERS}  # what each worker believes that it holds
+        self.known: dict[str, list[Claim]] = {
+            name: [] for name in WORKERS
+        }  # what each worker believes that it holds
         self.alive: set[str] = set()
         for name in WORKERS[:2]:
             self.beat(name)
@@ -59,7 +63,11 @@ class Ledger(RuleBasedStateMachine):
 
     # What there is to do
 
-    @rule(queue=st.sampled_from(QUEUES), delay=st.sampled_from([None, None, -5, 3600]), count=st.integers(1, 3))
+    @rule(
+        queue=st.sampled_from(QUEUES),
+        delay=st.sampled_from([None, None, -5, 3600]),
+        count=st.integers(1, 3),
+    )
     def enqueue(self, queue, delay, count):
         made = rqjobs.queue(queue)
         if delay is None:
@@ -69,7 +77,9 @@ class Ledger(RuleBasedStateMachine):
                 self.jobs[job.id] = Model(queue)
         else:
             job = made.create_job(faults.ok, timeout=180)
-            made.schedule_job(job, rqjobs.queues.datetime.fromtimestamp(time.time() + delay, tz=None).astimezone())
+            made.schedule_job(
+                job, rqjobs.queues.datetime.fromtimestamp(time.time() + delay, tz=None).astimezone()
+            )
             self.jobs[job.id] = Model(queue, "scheduled")
 
     @rule(name=st.sampled_from(WORKERS))
@@ -88,8 +98,12 @@ class Ledger(RuleBasedStateMachine):
             self.redis.zadd(ledger.WORKERS, {name: time.time() - 1})
             self.alive.discard(name)
 
-    @rule(name=st.sampled_from(WORKERS), room=st.integers(1, 3), lost=st.booleans(),
-          order=st.permutations(QUEUES))
+    @rule(
+        name=st.sampled_from(WORKERS),
+        room=st.integers(1, 3),
+        lost=st.booleans(),
+        order=st.permutations(QUEUES),
+    )
     def claim(self, name, room, lost, order):
         """`lost`: the reply is, so the worker does not know of what it got."""
         held = [claim.job_id for claim in self.known[name]]
@@ -138,11 +152,18 @@ class Ledger(RuleBasedStateMachine):
                 job_id = self.queues[queue].pop(0)
                 assert text(moved) == job_id
                 self.claims[name].append(job_id)
-                self.jobs[job_id].place, self.jobs[job_id].owner, self.jobs[job_id].token = "claimed", name, ""
+                self.jobs[job_id].place, self.jobs[job_id].owner, self.jobs[job_id].token = (
+                    "claimed",
+                    name,
+                    "",
+                )
 
     @precondition(lambda self: any(self.known.values()))
-    @rule(data=st.data(), lost=st.booleans(),
-          how=st.sampled_from(["plain", "finished", "failed", "scheduled", "queued"]))
+    @rule(
+        data=st.data(),
+        lost=st.booleans(),
+        how=st.sampled_from(["plain", "finished", "failed", "scheduled", "queued"]),
+    )
     def settle(self, data, how, lost):
         """By whoever believes that it holds the job, rightly or not. `lost`: it does not hear of its success."""
         name = data.draw(st.sampled_from([name for name in WORKERS if self.known[name]]))
@@ -169,13 +190,17 @@ class Ledger(RuleBasedStateMachine):
     @rule(data=st.data(), how=st.sampled_from(["plain", "finished", "failed"]))
     def settle_stale(self, data, how):
         """By one whose claim was taken back: nothing may change."""
-        job_id = data.draw(st.sampled_from([job_id for job_id, job in self.jobs.items() if job.stale]))
+        job_id = data.draw(
+            st.sampled_from([job_id for job_id, job in self.jobs.items() if job.stale])
+        )
         claim = data.draw(st.sampled_from(self.jobs[job_id].stale))
         job = self.jobs[job_id]
         if claim.token == job.token:
             return
         outcome, changed = self.settle_with(data.draw(st.sampled_from(WORKERS)), claim, how)
-        assert outcome == ("already" if job.settled and job.settled.token == claim.token else "refused")
+        assert outcome == (
+            "already" if job.settled and job.settled.token == claim.token else "refused"
+        )
         assert not changed
 
     @rule(name=st.sampled_from(WORKERS), only_some=st.booleans())
@@ -186,8 +211,11 @@ class Ledger(RuleBasedStateMachine):
             return
         back = ledger.release(self.redis, name, tokens if only_some else "all")
         self.known[name] = self.known[name][:1] if only_some else []
-        expected = [one for one in reversed(self.claims[name])
-                    if not only_some or self.jobs[one].token in tokens]
+        expected = [
+            one
+            for one in reversed(self.claims[name])
+            if not only_some or self.jobs[one].token in tokens
+        ]
         assert back == [one for one in expected if self.jobs[one].place == "claimed"]
         self.let_go(name, expected)
 
@@ -196,16 +224,28 @@ class Ledger(RuleBasedStateMachine):
         """What the worker's parent does while its horse runs a job: what came with a wake-up goes back."""
         unknown = [one for one in reversed(self.claims[name]) if not self.jobs[one].token]
         assert ledger.release(self.redis, name, "unknown") == [
-            one for one in unknown if self.jobs[one].place == "claimed"]
+            one for one in unknown if self.jobs[one].place == "claimed"
+        ]
         self.let_go(name, unknown)
 
-    @rule(name=st.sampled_from(WORKERS), kind=st.sampled_from(["dead", "dead", "gone", "horse"]), data=st.data())
+    @rule(
+        name=st.sampled_from(WORKERS),
+        kind=st.sampled_from(["dead", "dead", "gone", "horse"]),
+        data=st.data(),
+    )
     def reclaim(self, name, kind, data):
         held = list(self.claims[name])
         running = "?" if kind != "horse" else data.draw(st.sampled_from(["", *held]))
         delay = 3600.0 if kind == "horse" else 0
-        where = [ledger.text(word or b"") for word in self.redis.hmget(f"rqjobs:worker:{name}", "pid", "started")]
-        names = ["", "elsewhere:1:1", "elsewhere:2:1"] if kind == "horse" else [":".join(where), "2:1", "1:"]
+        where = [
+            ledger.text(word or b"")
+            for word in self.redis.hmget(f"rqjobs:worker:{name}", "pid", "started")
+        ]
+        names = (
+            ["", "elsewhere:1:1", "elsewhere:2:1"]
+            if kind == "horse"
+            else [":".join(where), "2:1", "1:"]
+        )
         process = data.draw(st.sampled_from(names))
         known = self.redis.exists(f"rqjobs:worker:{name}")
         outcomes = ledger.reclaim(self.redis, name, list(QUEUES), kind, running, delay, process)
@@ -220,7 +260,9 @@ class Ledger(RuleBasedStateMachine):
             return
         begun = held[0] if running == "?" and held else running
         assert set(outcomes) == set(held)
-        self.let_go(name, list(reversed(held)), counted=begun, delayed=bool(delay), outcomes=outcomes)
+        self.let_go(
+            name, list(reversed(held)), counted=begun, delayed=bool(delay), outcomes=outcomes
+        )
         self.known[name] = [] if kind != "dead" else self.known[name]  # a frozen one still believes
         if kind != "horse":
             self.alive.discard(name)
@@ -245,7 +287,9 @@ class Ledger(RuleBasedStateMachine):
         if later:  # time passes: everything scheduled is due
             for member in self.redis.zrange(f"rq:scheduled:{queue}", 0, -1):
                 self.redis.zadd(f"rq:scheduled:{queue}", {member: time.time() - 1})
-        due = [text(one) for one in self.redis.zrangebyscore(f"rq:scheduled:{queue}", 0, time.time())]
+        due = [
+            text(one) for one in self.redis.zrangebyscore(f"rq:scheduled:{queue}", 0, time.time())
+        ]
         back = [one for one in due if self.redis.zscore(f"rqjobs:crashed:{queue}", one) is not None]
         assert ledger.promote(self.redis, queue, 180) == len(due)
         for job_id in due:
@@ -255,7 +299,9 @@ class Ledger(RuleBasedStateMachine):
     @precondition(lambda self: any(job.place not in ENDED for job in self.jobs.values()))
     @rule(data=st.data())
     def cancel(self, data):
-        job_id = data.draw(st.sampled_from([one for one, job in self.jobs.items() if job.place not in ENDED]))
+        job_id = data.draw(
+            st.sampled_from([one for one, job in self.jobs.items() if job.place not in ENDED])
+        )
         job = self.jobs[job_id]
         Job.fetch(job_id, connection=self.redis).cancel()
         if job.place == "queued":
@@ -326,7 +372,12 @@ class Ledger(RuleBasedStateMachine):
                 if died and job.deaths >= ledger.MAX_DEATHS:
                     expected = "buried"
                     job.stale.append(Claim(job_id, job.queue, job.token, {}))
-                    job.place, job.owner, job.token, job.outcomes = "failed", "", "", job.outcomes + 1
+                    job.place, job.owner, job.token, job.outcomes = (
+                        "failed",
+                        "",
+                        "",
+                        job.outcomes + 1,
+                    )
                 elif died and delayed:
                     expected = "delayed"
                     job.stale.append(Claim(job_id, job.queue, job.token, {}))
@@ -340,15 +391,36 @@ class Ledger(RuleBasedStateMachine):
         """Send an outcome, as the horse does. Returns the answer, and whether anything in Redis has changed."""
         before, place = self.dump(), f"rq:{how}:{claim.queue}"
         if how == "plain":
-            outcome = text(FINISH.run(self.redis, [f"rqjobs:claims:{name}"], [
-                claim.job_id, claim.queue, claim.token, name, "then", "now", 1, 2, 500, 9e9, 0, 180]))
+            outcome = text(
+                FINISH.run(
+                    self.redis,
+                    [f"rqjobs:claims:{name}"],
+                    [
+                        claim.job_id,
+                        claim.queue,
+                        claim.token,
+                        name,
+                        "then",
+                        "now",
+                        1,
+                        2,
+                        500,
+                        9e9,
+                        0,
+                        180,
+                    ],
+                )
+            )
             return outcome, self.dump() != before
-        writes = [("HSET", f"rq:job:{claim.job_id}", "status", how), {
-            "finished": ("ZADD", place, "+inf", claim.job_id),
-            "failed": ("ZADD", place, "+inf", claim.job_id),
-            "scheduled": ("ZADD", place, time.time() + 3600, claim.job_id),
-            "queued": ("RPUSH", f"rq:queue:{claim.queue}", claim.job_id),
-        }[how]]
+        writes = [
+            ("HSET", f"rq:job:{claim.job_id}", "status", how),
+            {
+                "finished": ("ZADD", place, "+inf", claim.job_id),
+                "failed": ("ZADD", place, "+inf", claim.job_id),
+                "scheduled": ("ZADD", place, time.time() + 3600, claim.job_id),
+                "queued": ("RPUSH", f"rq:queue:{claim.queue}", claim.job_id),
+            }[how],
+        ]
         if how in ("finished", "failed"):
             writes.append(("XADD", f"rq:results:{claim.job_id}", "*", "type", 1))
         outcome = text(SETTLE.run(self.redis, *ledger.settle_arguments(name, claim, writes)))
@@ -363,8 +435,11 @@ class Ledger(RuleBasedStateMachine):
         job.outcomes += how in ("finished", "failed")
 
     def dump(self):
-        return {key: self.redis.dump(key) for key in self.redis.scan_iter(count=1000)
-                if not key.startswith((b"rqjobs:strays", b"rqjobs:s", b"rqjobs:workers"))}
+        return {
+            key: self.redis.dump(key)
+            for key in self.redis.scan_iter(count=1000)
+            if not key.startswith((b"rqjobs:strays", b"rqjobs:s", b"rqjobs:workers"))
+        }
 
     # The promises
 
@@ -388,7 +463,9 @@ class Ledger(RuleBasedStateMachine):
                 if self.jobs[job_id].place == "claimed":
                     assert self.jobs[job_id].owner == name
                     places[job_id].append("claimed")
-        running = Counter(member for queue in QUEUES for member in redis.zrange(f"rq:wip:{queue}", 0, -1))
+        running = Counter(
+            member for queue in QUEUES for member in redis.zrange(f"rq:wip:{queue}", 0, -1)
+        )
         for job_id, job in self.jobs.items():
             assert places[job_id] == ([] if job.place in ENDED else [job.place]), job
             fields = redis.hgetall(f"rq:job:{job_id}")
@@ -405,8 +482,9 @@ class Ledger(RuleBasedStateMachine):
                 assert not fields.get(b"rqjobs_token") or not job.token
         for member in running:
             job_id = text(member).partition(":")[0]
-            assert self.jobs[job_id].place == "canceled" and any(job_id in ids for ids in self.claims.values()), (
-                f"{member} is in the registry of what runs, in nobody's claims")
+            assert self.jobs[job_id].place == "canceled" and any(
+                job_id in ids for ids in self.claims.values()
+            ), f"{member} is in the registry of what runs, in nobody's claims"
 
 
 @pytest.mark.slow
@@ -414,7 +492,14 @@ def test_the_ledger_keeps_its_promises_in_any_order(redis, monkeypatch):
     monkeypatch.setattr(Ledger, "redis", redis)
     monkeypatch.setattr(orphans.log, "disabled", True)
     Ledger.TestCase.settings = settings(
-        derandomize=True, max_examples=50, stateful_step_count=40, deadline=None, database=None,
-        phases=[Phase.generate],  # to shrink a failure takes minutes; add Phase.shrink to have a short one
-        suppress_health_check=list(HealthCheck))
+        derandomize=True,
+        max_examples=50,
+        stateful_step_count=40,
+        deadline=None,
+        database=None,
+        phases=[
+            Phase.generate
+        ],  # to shrink a failure takes minutes; add Phase.shrink to have a short one
+        suppress_health_check=list(HealthCheck),
+    )
     Ledger.TestCase("runTest").runTest()

@@ -22,7 +22,9 @@ NAMES = 2000
 def many(redis):
     """Thousands of queues that Redis knows of, and three jobs."""
     redis.sadd("rq:queues", *(f"rq:queue:customer-{number}" for number in range(NAMES)))
-    return [rqjobs.queue(name).enqueue(faults.ok) for name in ("customer-5", "customer-1999", "low")]
+    return [
+        rqjobs.queue(name).enqueue(faults.ok) for name in ("customer-5", "customer-1999", "low")
+    ]
 
 
 @pytest.fixture
@@ -35,10 +37,22 @@ def round_trips(monkeypatch):
         asked.clear()
         with monkeypatch.context() as patch:
             command, batch = redis_py.Redis._execute_command, redis_py.client.Pipeline.execute
-            patch.setattr(redis_py.Redis, "_execute_command", lambda self, *args, **options: (
-                asked.append(args), command(self, *args, **options))[1])
-            patch.setattr(redis_py.client.Pipeline, "execute", lambda self, *args, **options: (
-                asked.append(self.command_stack), batch(self, *args, **options))[1])
+            patch.setattr(
+                redis_py.Redis,
+                "_execute_command",
+                lambda self, *args, **options: (
+                    asked.append(args),
+                    command(self, *args, **options),
+                )[1],
+            )
+            patch.setattr(
+                redis_py.client.Pipeline,
+                "execute",
+                lambda self, *args, **options: (
+                    asked.append(self.command_stack),
+                    batch(self, *args, **options),
+                )[1],
+            )
             yield asked
 
     return counting
@@ -69,8 +83,9 @@ def test_a_snapshot_and_the_newest_jobs_take_three_round_trips(redis, many, roun
     with round_trips() as asked:
         now, jobs = stats.overview(redis, newest)
     assert len(asked) <= 3, asked
-    assert len(now.queues) == NAMES + 3 and {queue.name for queue in now.queues if queue.queued} == {
-        "customer-5", "customer-1999", "low"}
+    assert len(now.queues) == NAMES + 3 and {
+        queue.name for queue in now.queues if queue.queued
+    } == {"customer-5", "customer-1999", "low"}
     assert [job.id for job in jobs["queued"]] == [job.id for job in reversed(many)]
 
 
@@ -80,7 +95,10 @@ def test_the_home_page_takes_at_most_eight_round_trips(redis, many, round_trips)
     config.use(admin_password="correct horse", secret_key="k" * 32)
     client = create_app().test_client()
     client.environ_base["HTTP_SEC_FETCH_SITE"] = "same-origin"
-    assert client.post("/login", data={"user": "admin", "password": "correct horse"}).status_code == 303
+    assert (
+        client.post("/login", data={"user": "admin", "password": "correct horse"}).status_code
+        == 303
+    )
     client.get("/")
     with round_trips() as asked:
         page = client.get("/")
@@ -117,7 +135,9 @@ def test_the_maintenance_of_many_queues_asks_only_where_jobs_have_ended(redis, m
 @pytest.fixture
 def scheduler(redis):
     """One in this process, whose loop a test turns by hand."""
-    scheduler = Scheduler(["default", *(f"customer-{number}" for number in range(NAMES))], connection=redis)
+    scheduler = Scheduler(
+        ["default", *(f"customer-{number}" for number in range(NAMES))], connection=redis
+    )
     scheduler.acquire_locks()
     scheduler._begin()
     yield scheduler
@@ -135,15 +155,26 @@ def turn(scheduler):
 def declare(redis, names):
     ledger.beat(redis, "w1", {"pid": 1})
     made = ticker.call(faults.note)
-    words = {"started": ledger.clock(redis), "schedules": [
-        {"name": name, "rule": every(days=400).dump(), "function": made.function, "queue": made.queue,
-         "digest": made.digest, "fields": {field: ticker.text_of(value) for field, value in made.fields.items()}}
-        for name in names]}
+    words = {
+        "started": ledger.clock(redis),
+        "schedules": [
+            {
+                "name": name,
+                "rule": every(days=400).dump(),
+                "function": made.function,
+                "queue": made.queue,
+                "digest": made.digest,
+                "fields": {field: ticker.text_of(value) for field, value in made.fields.items()},
+            }
+            for name in names
+        ],
+    }
     ticker.announce(redis, "w1", json.dumps(words))
 
 
 def test_a_scheduler_that_has_nothing_to_do_reads_no_schedule_and_asks_once_for_all_queues(
-        redis, scheduler, round_trips):
+    redis, scheduler, round_trips
+):
     """It read all of them each two seconds, and asked for each queue each second: delayed jobs were 8.7 s late."""
     every(days=400).add("added", faults.note)
     declare(redis, [f"s{number}" for number in range(300)])
@@ -158,7 +189,8 @@ def test_a_scheduler_that_has_nothing_to_do_reads_no_schedule_and_asks_once_for_
 
 
 def test_what_is_declared_or_was_removed_is_compared_at_once_and_a_stranger_s_change_after_a_while(
-        redis, scheduler, monkeypatch):
+    redis, scheduler, monkeypatch
+):
     every(days=400).add("mine", faults.note)
     declare(redis, ["mine", "theirs"])
     ticker_look(scheduler)
@@ -173,7 +205,10 @@ def test_what_is_declared_or_was_removed_is_compared_at_once_and_a_stranger_s_ch
     monkeypatch.setattr(ticker, "COMPARE_SECONDS", 0)
     ticker_look(scheduler)
     ticker_look(scheduler)
-    assert {(found.name, found.due == found.next) for found in schedules.all()} == {("mine", True), ("theirs", True)}
+    assert {(found.name, found.due == found.next) for found in schedules.all()} == {
+        ("mine", True),
+        ("theirs", True),
+    }
 
 
 def ticker_look(scheduler):
@@ -200,9 +235,13 @@ def test_outcomes_are_noted_of_what_has_ended_only(redis, round_trips):
     every(days=400).add("many", faults.note)
     ids = [schedules.run_now("many").id for _ in range(20)]
     redis.hset("rqjobs:schedules:open", mapping=dict.fromkeys(ids, "many"))
-    redis.hset(f"rq:job:{ids[3]}", mapping={"status": "finished", "ended_at": "2026-01-01T00:00:00Z"})
+    redis.hset(
+        f"rq:job:{ids[3]}", mapping={"status": "finished", "ended_at": "2026-01-01T00:00:00Z"}
+    )
     with round_trips() as asked:
         ticker.note_outcomes(redis)
     assert len(asked) < 6, asked
-    assert redis.hgetall("rqjobs:schedule:many:outcomes") == {ids[3].encode(): b"finished 2026-01-01T00:00:00Z"}
+    assert redis.hgetall("rqjobs:schedule:many:outcomes") == {
+        ids[3].encode(): b"finished 2026-01-01T00:00:00Z"
+    }
     assert redis.hlen("rqjobs:schedules:open") == 19

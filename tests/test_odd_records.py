@@ -17,22 +17,50 @@ from rqjobs.scheduler import TICKS, Scheduler
 from rqjobs.web import create_app
 
 PLANT = {
-    "string": lambda redis, key: redis.set(key, "evil"), "list": lambda redis, key: redis.rpush(key, "evil"),
+    "string": lambda redis, key: redis.set(key, "evil"),
+    "list": lambda redis, key: redis.rpush(key, "evil"),
     "hash": lambda redis, key: redis.hset(key, "evil", "evil"),
 }
-OURS = {key.replace("*", name): kind for kinds, name in (
-    (odd_keys.SINGLE, ""), (odd_keys.OF_WORKERS, "odd"), (odd_keys.OF_QUEUES, "odd"))
-    for kind, keys in kinds.items() for key in keys}
-OTHERS = {
-    **{f"rqjobs:schedule:odd{part}": kind for part, kind in (
-        ("", "hash"), (":job", "hash"), (":runs", "list"), (":outcomes", "hash"))},
-    "rq:job:odd": "hash", "rq:job:odd:dependents": "set", "rq:job::odd:dependencies": "set", "rq:results:odd": "stream",
-    "rq:executions:odd": "zset", "rq:execution:odd:odd": "hash", "rq:clean_registries:odd": "string",
-    "rq:scheduler:odd": "hash", "rq:maintenance:odd": "string",
+OURS = {
+    key.replace("*", name): kind
+    for kinds, name in (
+        (odd_keys.SINGLE, ""),
+        (odd_keys.OF_WORKERS, "odd"),
+        (odd_keys.OF_QUEUES, "odd"),
+    )
+    for kind, keys in kinds.items()
+    for key in keys
 }
-PAGES = ("/", "/live", "/failed", "/workers", "/schedules", "/delayed", "/jobs/odd", "/schedules/odd", "/metrics",
-         "/rq/0/data/queues.json", "/rq/0/data/workers.json", "/rq/0/data/jobs/odd/queued/8/asc/1.json",
-         "/rq/0/data/jobs/odd/failed/8/asc/1.json")
+OTHERS = {
+    **{
+        f"rqjobs:schedule:odd{part}": kind
+        for part, kind in (("", "hash"), (":job", "hash"), (":runs", "list"), (":outcomes", "hash"))
+    },
+    "rq:job:odd": "hash",
+    "rq:job:odd:dependents": "set",
+    "rq:job::odd:dependencies": "set",
+    "rq:results:odd": "stream",
+    "rq:executions:odd": "zset",
+    "rq:execution:odd:odd": "hash",
+    "rq:clean_registries:odd": "string",
+    "rq:scheduler:odd": "hash",
+    "rq:maintenance:odd": "string",
+}
+PAGES = (
+    "/",
+    "/live",
+    "/failed",
+    "/workers",
+    "/schedules",
+    "/delayed",
+    "/jobs/odd",
+    "/schedules/odd",
+    "/metrics",
+    "/rq/0/data/queues.json",
+    "/rq/0/data/workers.json",
+    "/rq/0/data/jobs/odd/queued/8/asc/1.json",
+    "/rq/0/data/jobs/odd/failed/8/asc/1.json",
+)
 HOSTILE = [b"", b"\n\x1b[2J", b"\xff\xfe", b"x" * 100_000, b"a:b:c", b"%d%n"]
 SCORES = [0, float("inf"), float("-inf"), 1e308, -1e308]
 
@@ -91,7 +119,10 @@ def test_a_key_of_the_wrong_type_is_passed_over_set_aside_and_told(redis, odd, k
         if key.startswith(("rq:", "rqjobs:claims:")) and key != "rq:queues":
             claimed_beside(redis, good)
         goes_on(redis)
-        if key in OURS and key not in ("rqjobs:sweep", "rqjobs:swept"):  # these are written whatever they were
+        if key in OURS and key not in (
+            "rqjobs:sweep",
+            "rqjobs:swept",
+        ):  # these are written whatever they were
             assert redis.type(f"rqjobs:odd:{key}").decode() == wrong
         a_good_job_runs(redis)
     assert key not in OURS or key in caplog.text or key in ("rqjobs:sweep", "rqjobs:swept")
@@ -100,7 +131,9 @@ def test_a_key_of_the_wrong_type_is_passed_over_set_aside_and_told(redis, odd, k
 def claimed_beside(redis, job):
     """By a worker that lives already, before any sweep."""
     ledger.beat(redis, "alive", {"pid": 1})
-    assert job.id in [claim.job_id for claim in ledger.claim(redis, "alive", ["odd", "high"], room=50)]
+    assert job.id in [
+        claim.job_id for claim in ledger.claim(redis, "alive", ["odd", "high"], room=50)
+    ]
     assert job.id in ledger.release(redis, "alive", "all")
     redis.zrem(ledger.WORKERS, "alive")
 
@@ -112,10 +145,17 @@ def test_odd_members_of_a_key_stop_nothing(redis, odd, key, kind):
     elif kind == "set":
         redis.sadd(key, *HOSTILE)
     elif kind == "zset":
-        redis.zadd(key, {member + str(score).encode(): score for member in HOSTILE for score in SCORES})
+        redis.zadd(
+            key, {member + str(score).encode(): score for member in HOSTILE for score in SCORES}
+        )
     elif kind == "hash":
         fields = {*redis.hkeys(key), *HOSTILE}
-        redis.hset(key, mapping={field: HOSTILE[number % len(HOSTILE)] for number, field in enumerate(sorted(fields))})
+        redis.hset(
+            key,
+            mapping={
+                field: HOSTILE[number % len(HOSTILE)] for number, field in enumerate(sorted(fields))
+            },
+        )
     elif kind == "string":
         redis.set(key, b"\xff\n")
     goes_on(redis)
@@ -169,20 +209,37 @@ def test_what_a_worker_declares_is_announced_when_the_key_is_free_again(redis, c
 def test_a_worker_whose_own_keys_somebody_overwrites_goes_on(worker, redis, eventually):
     """Its lease ended, and no sweep of its own came to the end."""
     process = worker("high", options=["--with-scheduler"])
-    for key in ("rqjobs:workers", f"rqjobs:worker:{process.name}", f"rqjobs:claims:{process.name}", process.key,
-                "rq:workers", "rq:queues", "rqjobs:schedules:declared", "rq:scheduler-lock:high"):
+    for key in (
+        "rqjobs:workers",
+        f"rqjobs:worker:{process.name}",
+        f"rqjobs:claims:{process.name}",
+        process.key,
+        "rq:workers",
+        "rq:queues",
+        "rqjobs:schedules:declared",
+        "rq:scheduler-lock:high",
+    ):
         redis.set(key, "evil")
-    eventually(lambda: redis.type("rqjobs:workers") == b"zset" and redis.zscore("rqjobs:workers", process.name),
-               what="its lease")
+    eventually(
+        lambda: (
+            redis.type("rqjobs:workers") == b"zset" and redis.zscore("rqjobs:workers", process.name)
+        ),
+        what="its lease",
+    )
     eventually(lambda: redis.type("rq:queues") != b"string")
-    jobs = [rqjobs.queue("high").enqueue(faults.ok), rqjobs.queue("high").enqueue_in(timedelta(0), faults.ok)]
+    jobs = [
+        rqjobs.queue("high").enqueue(faults.ok),
+        rqjobs.queue("high").enqueue_in(timedelta(0), faults.ok),
+    ]
     eventually(lambda: all(job.get_status() == "finished" for job in jobs), what=process.output())
     eventually(lambda: redis.hget(process.key, "state") == b"idle")
 
 
 @pytest.mark.parametrize("seconds", [None, 10**8])
-@pytest.mark.parametrize("key", ["rqjobs:sweep", "rqjobs:strays:lock", "rqjobs:schedules:clock",
-                                 "rq:scheduler-lock:default"])
+@pytest.mark.parametrize(
+    "key",
+    ["rqjobs:sweep", "rqjobs:strays:lock", "rqjobs:schedules:clock", "rq:scheduler-lock:default"],
+)
 def test_a_lock_without_an_end_or_for_years_is_nobody_s(redis, key, seconds):
     """Ours are short; `SET rqjobs:sweep 1` stopped every sweep for ever, and with `EX 100000000` for three years."""
     redis.set(key, "somebody's", ex=seconds)
@@ -226,7 +283,11 @@ def test_a_rule_and_a_declaration_of_millions_of_parts_are_not_read(redis, monke
     redis.zadd(ledger.WORKERS, {"odd": redis.time()[0] + 15})
     redis.hset(ticker.DECLARED, "odd", b'{"started": 1, "schedules": ' + brackets + b"}")
     read, lengths = json.loads, []
-    monkeypatch.setattr(json, "loads", lambda words, **options: (lengths.append(len(words)), read(words, **options))[1])
+    monkeypatch.setattr(
+        json,
+        "loads",
+        lambda words, **options: (lengths.append(len(words)), read(words, **options))[1],
+    )
     assert schedules.all() == []
     ticker.reconcile(redis)
     assert max(lengths, default=0) < len(brackets)

@@ -45,8 +45,10 @@ class House:
 
     def enqueue(self, **options):
         job = rqjobs.enqueue(faults.ok, "old", job_id="x", **options)
-        self.view = Job.fetch("x", connection=self.redis), rq.job.Job.fetch(
-            "x", connection=self.redis, serializer=JSONSerializer)
+        self.view = (
+            Job.fetch("x", connection=self.redis),
+            rq.job.Job.fetch("x", connection=self.redis, serializer=JSONSerializer),
+        )
         return job
 
     def claim(self, worker="a"):
@@ -56,9 +58,26 @@ class House:
         return got[0] if got else None
 
     def finish(self, worker, claim):
-        return text(FINISH.run(self.redis, [f"rqjobs:claims:{worker}"], [
-            claim.job_id, claim.queue, claim.token, worker, "2030-01-01T00:00:00Z", "2030-01-01T00:00:00Z", 1,
-            time.time(), 500, 9e9, 0, 180]))
+        return text(
+            FINISH.run(
+                self.redis,
+                [f"rqjobs:claims:{worker}"],
+                [
+                    claim.job_id,
+                    claim.queue,
+                    claim.token,
+                    worker,
+                    "2030-01-01T00:00:00Z",
+                    "2030-01-01T00:00:00Z",
+                    1,
+                    time.time(),
+                    500,
+                    9e9,
+                    0,
+                    180,
+                ],
+            )
+        )
 
     def places(self):
         """Where the id is, each as often as it is there; and among which ended jobs."""
@@ -73,11 +92,20 @@ class House:
             replies = pipe.execute()
         found, history = [], set()
         for number, queue in enumerate(QUEUES):
-            queued, scheduled, deferred, finished, failed, canceled, self.begun = replies[7 * number:7 * number + 7]
+            queued, scheduled, deferred, finished, failed, canceled, self.begun = replies[
+                7 * number : 7 * number + 7
+            ]
             found += [f"queued {queue}"] * len(queued)
             found += ["scheduled"] * (scheduled is not None) + ["deferred"] * (deferred is not None)
-            history |= {place for place, score in (("finished", finished), ("failed", failed), ("canceled", canceled))
-                        if score is not None}
+            history |= {
+                place
+                for place, score in (
+                    ("finished", finished),
+                    ("failed", failed),
+                    ("canceled", canceled),
+                )
+                if score is not None
+            }
         for worker, claims in zip("ab", replies[14:], strict=True):
             found += [f"claimed {worker}"] * len(claims)
         self.history = sorted(history)
@@ -88,7 +116,9 @@ class House:
             if self.redis.zscore(f"rq:scheduled:{queue}", "x") is not None:
                 self.redis.zadd(f"rq:scheduled:{queue}", {"x": time.time() - 1})
             ledger.promote(self.redis, queue, 180)
-            if self.redis.hexists(f"rqjobs:missing:{queue}", "x"):  # kept for a minute, which is over
+            if self.redis.hexists(
+                f"rqjobs:missing:{queue}", "x"
+            ):  # kept for a minute, which is over
                 self.redis.hset(f"rqjobs:missing:{queue}", "x", 1)
                 ledger.promote(self.redis, queue, 180)
 
@@ -98,7 +128,12 @@ class House:
 
     def drain(self):
         """Both workers work until there is nothing to do, and what waits for a time or another job gets that."""
-        for step in (lambda: None, self.end_parent, self.everything_comes_due, self.everything_comes_due):
+        for step in (
+            lambda: None,
+            self.end_parent,
+            self.everything_comes_due,
+            self.everything_comes_due,
+        ):
             step()
             for worker in "ba":
                 while claim := self.claim(worker):
@@ -118,8 +153,10 @@ def queued(house):
 
 def scheduled(house):
     rqjobs.enqueue_in(SOON, faults.ok, "old", job_id="x")
-    house.view = Job.fetch("x", connection=house.redis), rq.job.Job.fetch(
-        "x", connection=house.redis, serializer=JSONSerializer)
+    house.view = (
+        Job.fetch("x", connection=house.redis),
+        rq.job.Job.fetch("x", connection=house.redis, serializer=JSONSerializer),
+    )
 
 
 def deferred(house):
@@ -212,35 +249,78 @@ def parent_of(redis):
 
 ENQUEUE = {
     "enqueue": ("queued default", lambda redis: rqjobs.enqueue(faults.ok, "new", job_id="x")),
-    "at the front": ("queued default", lambda redis: rqjobs.enqueue(faults.ok, "new", job_id="x", at_front=True)),
-    "on another queue": ("queued low", lambda redis: rqjobs.queue("low").enqueue(faults.ok, "new", job_id="x")),
+    "at the front": (
+        "queued default",
+        lambda redis: rqjobs.enqueue(faults.ok, "new", job_id="x", at_front=True),
+    ),
+    "on another queue": (
+        "queued low",
+        lambda redis: rqjobs.queue("low").enqueue(faults.ok, "new", job_id="x"),
+    ),
     "pipeline": ("queued default", with_pipeline),
     "enqueue_many": ("queued default", lambda redis: rqjobs.enqueue_many([data()])),
-    "many of a queue": ("queued default", lambda redis: rqjobs.queue("default").enqueue_many([data()])),
-    "group": ("queued default", lambda redis: Group.create(connection=redis).enqueue_many(
-        rqjobs.queue("default"), [data()])),
-    "enqueue_job": ("queued default", lambda redis: rqjobs.queue("default").enqueue_job(
-        rqjobs.queue("default").create_job(faults.ok, ("new",), job_id="x"))),
-    "enqueue_in": ("scheduled", lambda redis: rqjobs.enqueue_in(SOON, faults.ok, "new", job_id="x")),
-    "enqueue_at": ("scheduled", lambda redis: rqjobs.enqueue_at(
-        datetime.now(timezone.utc) + SOON, faults.ok, "new", job_id="x")),
+    "many of a queue": (
+        "queued default",
+        lambda redis: rqjobs.queue("default").enqueue_many([data()]),
+    ),
+    "group": (
+        "queued default",
+        lambda redis: Group.create(connection=redis).enqueue_many(
+            rqjobs.queue("default"), [data()]
+        ),
+    ),
+    "enqueue_job": (
+        "queued default",
+        lambda redis: rqjobs.queue("default").enqueue_job(
+            rqjobs.queue("default").create_job(faults.ok, ("new",), job_id="x")
+        ),
+    ),
+    "enqueue_in": (
+        "scheduled",
+        lambda redis: rqjobs.enqueue_in(SOON, faults.ok, "new", job_id="x"),
+    ),
+    "enqueue_at": (
+        "scheduled",
+        lambda redis: rqjobs.enqueue_at(
+            datetime.now(timezone.utc) + SOON, faults.ok, "new", job_id="x"
+        ),
+    ),
     "delayed, pipeline": ("scheduled", delayed_with_pipeline),
-    "depends_on": ("deferred", lambda redis: rqjobs.enqueue(faults.ok, "new", job_id="x", depends_on="parent")),
+    "depends_on": (
+        "deferred",
+        lambda redis: rqjobs.enqueue(faults.ok, "new", job_id="x", depends_on="parent"),
+    ),
     "depends_on, pipeline": ("deferred", deferred_with_pipeline),
-    "depends_on, many": ("deferred", lambda redis: rqjobs.queue("default").enqueue_many([data(depends_on="parent")])),
-    "depends_on, group": ("deferred", lambda redis: Group.create(connection=redis).enqueue_many(
-        rqjobs.queue("default"), [data(depends_on=parent_of(redis))])),
-    "depends_on and delayed": ("deferred", lambda redis: rqjobs.enqueue_in(
-        SOON, faults.ok, "new", job_id="x", depends_on="parent")),
+    "depends_on, many": (
+        "deferred",
+        lambda redis: rqjobs.queue("default").enqueue_many([data(depends_on="parent")]),
+    ),
+    "depends_on, group": (
+        "deferred",
+        lambda redis: Group.create(connection=redis).enqueue_many(
+            rqjobs.queue("default"), [data(depends_on=parent_of(redis))]
+        ),
+    ),
+    "depends_on and delayed": (
+        "deferred",
+        lambda redis: rqjobs.enqueue_in(SOON, faults.ok, "new", job_id="x", depends_on="parent"),
+    ),
 }
 STOCK_ENQUEUE = {
     "stock enqueue": lambda redis: stock(redis).enqueue("faults.ok", "new", job_id="x"),
-    "stock on another queue": lambda redis: stock(redis, "low").enqueue("faults.ok", "new", job_id="x"),
-    "stock at the front": lambda redis: stock(redis).enqueue("faults.ok", "new", job_id="x", at_front=True),
+    "stock on another queue": lambda redis: stock(redis, "low").enqueue(
+        "faults.ok", "new", job_id="x"
+    ),
+    "stock at the front": lambda redis: stock(redis).enqueue(
+        "faults.ok", "new", job_id="x", at_front=True
+    ),
     "stock enqueue_in": lambda redis: stock(redis).enqueue_in(SOON, "faults.ok", "new", job_id="x"),
-    "stock depends_on": lambda redis: stock(redis).enqueue("faults.ok", "new", job_id="x", depends_on="parent"),
-    "stock many": lambda redis: stock(redis).enqueue_many([
-        rq.Queue.prepare_data("faults.ok", args=("new",), job_id="x", timeout=180)]),
+    "stock depends_on": lambda redis: stock(redis).enqueue(
+        "faults.ok", "new", job_id="x", depends_on="parent"
+    ),
+    "stock many": lambda redis: stock(redis).enqueue_many(
+        [rq.Queue.prepare_data("faults.ok", args=("new",), job_id="x", timeout=180)]
+    ),
 }
 
 
@@ -294,7 +374,10 @@ def check(house, name, place=None):
     if "stock on another queue" not in name:
         assert (places, house.history) == ([], ["finished"]), name
     elif places:  # nobody knows where else it stood; audit says so
-        assert orphans.audit(house.redis, settle=0).breaches["x"] == "finished, yet in: deferred in default", name
+        assert (
+            orphans.audit(house.redis, settle=0).breaches["x"]
+            == "finished, yet in: deferred in default"
+        ), name
 
 
 @pytest.mark.parametrize("name", [*ENQUEUE, *STOCK_ENQUEUE])
@@ -309,13 +392,17 @@ def test_whoever_enqueues_an_id_again_has_the_only_job_of_it(redis, name):
             places = house.places()
             if place:
                 assert place in places and house.history == [], what
-            if place and state is not deleted_running and state is not woken:  # nobody knows yet of that claim
+            if (
+                place and state is not deleted_running and state is not woken
+            ):  # nobody knows yet of that claim
                 assert places == [place], what
             if fate:
                 assert fate(house) == "refused", what
             check(house, what)
             old = house.ran.count("old")
-            assert old == (state in (running, finished, failed, canceled_running, deleted_running)), what
+            assert old == (
+                state in (running, finished, failed, canceled_running, deleted_running)
+            ), what
 
 
 def test_what_is_canceled_or_deleted_does_not_run(redis):
@@ -324,10 +411,15 @@ def test_what_is_canceled_or_deleted_does_not_run(redis):
             for job_class in (Job, rq.job.Job):
                 house = House(redis)
                 state(house)
-                getattr(job_class.fetch("x", connection=redis, serializer=JSONSerializer), operation)()
+                getattr(
+                    job_class.fetch("x", connection=redis, serializer=JSONSerializer), operation
+                )()
                 what = f"{state.__name__}, {operation}, {job_class}"
                 if house.run:
-                    assert house.finish("a", house.run) == {"cancel": "canceled", "delete": "gone"}[operation], what
+                    assert (
+                        house.finish("a", house.run)
+                        == {"cancel": "canceled", "delete": "gone"}[operation]
+                    ), what
                 before = list(house.ran)
                 house.drain()
                 assert house.ran == before and not house.places(), what
@@ -348,11 +440,22 @@ def test_a_stale_save_starts_and_ends_no_job(redis):
             if not stock_client:
                 assert redis.hget("rq:job:x", "status") == before, what
             if house.run:
-                is_canceled = state is canceled_running and not stock_client  # which a stock client's save() undoes
-                assert house.finish("a", house.run) == ("canceled" if is_canceled else "settled"), what
+                is_canceled = (
+                    state is canceled_running and not stock_client
+                )  # which a stock client's save() undoes
+                assert house.finish("a", house.run) == ("canceled" if is_canceled else "settled"), (
+                    what
+                )
             ran = list(house.ran)
-            redis.hset("rq:job:x", mapping={"enqueued_at": "2020-01-01T00:00:00Z", "created_at": "2020-01-01T00:00:00Z"}
-                       if state in ENDED else {"seen": 1})
+            redis.hset(
+                "rq:job:x",
+                mapping={
+                    "enqueued_at": "2020-01-01T00:00:00Z",
+                    "created_at": "2020-01-01T00:00:00Z",
+                }
+                if state in ENDED
+                else {"seen": 1},
+            )
             for _ in range(2):
                 orphans.sweep(redis, force=True)
                 for job_id, since in redis.hgetall("rqjobs:strays:seen").items():
@@ -373,7 +476,9 @@ def test_only_what_failed_last_is_requeued(redis):
             continue
         if redis.exists("rq:job:x") and state not in (canceled, canceled_running, woken):
             before = house.places()
-            redis.zadd("rq:failed:default", {"x": 9e9})  # an entry that stock RQ left of an earlier run
+            redis.zadd(
+                "rq:failed:default", {"x": 9e9}
+            )  # an entry that stock RQ left of an earlier run
             with pytest.raises(InvalidJobOperation):
                 Job.fetch("x", connection=redis).requeue()
             assert house.places() == before, state.__name__

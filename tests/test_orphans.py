@@ -101,21 +101,23 @@ def test_a_live_worker_s_job_is_never_touched(redis, claim, lease):
 def test_a_process_that_is_gone_is_found_before_its_lease_ends(redis, claim, lease):
     job = rqjobs.enqueue(faults.ok)
     claim(job, "crashed")
-    lease("crashed", 15, {"host": processes.host(), "pid": 2 ** 22 + 1, "started": "12345"})
+    lease("crashed", 15, {"host": processes.host(), "pid": 2**22 + 1, "started": "12345"})
     assert orphans.sweep(redis, force=True).requeued == [job.id]
 
 
-def test_the_next_worker_of_that_name_is_not_taken_for_the_one_that_is_gone(redis, claim, lease, monkeypatch):
+def test_the_next_worker_of_that_name_is_not_taken_for_the_one_that_is_gone(
+    redis, claim, lease, monkeypatch
+):
     """It has started between the look at the processes and the step that takes the claims back."""
     job = rqjobs.enqueue(faults.ok)
     claim(job, "crashed")
-    lease("crashed", 15, {"host": processes.host(), "pid": 2 ** 22 + 1, "started": "12345"})
+    lease("crashed", 15, {"host": processes.host(), "pid": 2**22 + 1, "started": "12345"})
     judge = orphans.Owners.judge
 
     def judge_and_be_late(owners, names):
         judge(owners, names)
         redis.delete("rqjobs:worker:crashed")
-        lease("crashed", 15, {"host": processes.host(), "pid": 2 ** 22 + 2, "started": "12346"})
+        lease("crashed", 15, {"host": processes.host(), "pid": 2**22 + 2, "started": "12346"})
 
     monkeypatch.setattr(orphans.Owners, "judge", judge_and_be_late)
     assert orphans.sweep(redis, force=True).requeued == []
@@ -126,7 +128,7 @@ def test_a_worker_whose_horse_lives_on_is_not_gone(redis, claim, lease):
     """Between the death of the parent and that of its horse a job was run by two."""
     job = rqjobs.enqueue(faults.ok)
     claim(job, "headless")
-    where = {"host": processes.host(), "pid": 2 ** 22 + 1, "started": "12345"}
+    where = {"host": processes.host(), "pid": 2**22 + 1, "started": "12345"}
     for horse, started in ((os.getpid(), processes.started(os.getpid())), ("?", "")):
         lease("headless", 15, {**where, "horse": horse, "horse_started": started})
         assert orphans.sweep(redis, force=True).requeued == []
@@ -134,14 +136,23 @@ def test_a_worker_whose_horse_lives_on_is_not_gone(redis, claim, lease):
     assert orphans.sweep(redis, force=True).requeued == [job.id], "the pid is somebody else's now"
 
 
-def test_a_worker_that_vanished_with_its_machine_is_found_when_its_lease_ends(redis, claim, lease, eventually):
+def test_a_worker_that_vanished_with_its_machine_is_found_when_its_lease_ends(
+    redis, claim, lease, eventually
+):
     """Its pid means nothing here, so nothing is provable before; the next sweep after takes back what it had."""
     job = rqjobs.enqueue(faults.ok)
     claim(job, "vanished")
-    lease("vanished", 0.5, {"host": "another boot/pid:[1]", "pid": 2 ** 22 + 1, "started": "1"})
+    lease("vanished", 0.5, {"host": "another boot/pid:[1]", "pid": 2**22 + 1, "started": "1"})
     end = redis.zscore(ledger.WORKERS, "vanished")
-    assert orphans.sweep(redis, force=True).requeued == [] and redis.time()[0] < end, "its lease had not ended"
-    eventually(lambda: ledger.may_sweep(redis, force=True) == 1 and float("{}.{:06}".format(*redis.time())) > end)
+    assert orphans.sweep(redis, force=True).requeued == [] and redis.time()[0] < end, (
+        "its lease had not ended"
+    )
+    eventually(
+        lambda: (
+            ledger.may_sweep(redis, force=True) == 1
+            and float("{}.{:06}".format(*redis.time())) > end
+        )
+    )
     assert orphans.sweep(redis, force=True).requeued == [job.id] and order() == [job.id]
     assert ledger.LEASE + ledger.BEAT <= 25, "the promise of the README, in seconds"
 
@@ -151,7 +162,11 @@ def test_a_reused_pid_is_another_process(redis, claim, lease):
     claim(job, "crashed")
     lease("crashed", 15, {"host": processes.host(), "pid": os.getpid(), "started": "1"})
     assert orphans.sweep(redis, force=True).requeued == [job.id]
-    lease("running", 15, {"host": processes.host(), "pid": os.getpid(), "started": processes.started(os.getpid())})
+    lease(
+        "running",
+        15,
+        {"host": processes.host(), "pid": os.getpid(), "started": processes.started(os.getpid())},
+    )
     claim(job, "running")
     assert orphans.sweep(redis, force=True).requeued == []
 
@@ -166,12 +181,16 @@ def test_when_nobody_could_renew_a_lease_none_is_held_against_anybody(redis, cla
     assert redis.zscore(ledger.WORKERS, "alive") > time.time() + 15
     redis.zadd(ledger.WORKERS, {"alive": time.time() + 1000})
     assert orphans.sweep(redis, force=True).requeued == []
-    assert redis.zscore(ledger.WORKERS, "alive") < time.time() + ledger.LEASE + 1, "a lease from the future is cut"
+    assert redis.zscore(ledger.WORKERS, "alive") < time.time() + ledger.LEASE + 1, (
+        "a lease from the future is cut"
+    )
 
 
 def test_third_death_within_the_window_is_the_last(redis, claim, lease):
     poison, healthy = rqjobs.enqueue(faults.ok, 1), rqjobs.enqueue(faults.ok, 2)
-    child = rqjobs.queue("low").enqueue(faults.ok, depends_on=rqjobs.queue("low").enqueue(faults.ok))
+    child = rqjobs.queue("low").enqueue(
+        faults.ok, depends_on=rqjobs.queue("low").enqueue(faults.ok)
+    )
     for _ in range(2):
         claim(poison, "dead")
         lease("dead", -1)
@@ -190,7 +209,9 @@ def test_third_death_within_the_window_is_the_last(redis, claim, lease):
 
 def test_deaths_of_long_ago_and_of_jobs_not_begun_do_not_count(redis, claim, lease):
     job = rqjobs.enqueue(faults.ok, retry=rqjobs.Retry(max=4))
-    redis.hset(job.key, "rqjobs_deaths", f"{int(time.time()) - 73 * 3600},{int(time.time()) - 80 * 3600}")
+    redis.hset(
+        job.key, "rqjobs_deaths", f"{int(time.time()) - 73 * 3600},{int(time.time()) - 80 * 3600}"
+    )
     for _ in range(5):
         claim(job, "dead", begun=False)
         lease("dead", -1)
@@ -218,16 +239,21 @@ def test_what_waits_for_a_poison_job_is_woken_also_when_its_burier_dies(redis, c
     poison, strict = rqjobs.enqueue(faults.ok), rqjobs.enqueue(faults.ok)
     after = Dependency(jobs=[poison], allow_failure=True)
     child = rqjobs.enqueue(faults.ok, depends_on=after, job_timeout=7)
-    first = rqjobs.queue("low").enqueue(faults.ok, depends_on=Dependency(jobs=[poison], allow_failure=True,
-                                                                         enqueue_at_front=True))
-    both = rqjobs.enqueue(faults.ok, depends_on=Dependency(jobs=[poison, strict], allow_failure=True))
+    first = rqjobs.queue("low").enqueue(
+        faults.ok, depends_on=Dependency(jobs=[poison], allow_failure=True, enqueue_at_front=True)
+    )
+    both = rqjobs.enqueue(
+        faults.ok, depends_on=Dependency(jobs=[poison, strict], allow_failure=True)
+    )
     never = rqjobs.enqueue(faults.ok, depends_on=poison)
     redis.rpush("rq:queue:low", "other")
     redis.hset(poison.key, "rqjobs_deaths", f"{int(time.time())},{int(time.time())}")
     claim(poison, "dead")
     lease("dead", -1)
     assert ledger.reclaim(redis, "dead", ["default"], "dead") == {poison.id: "buried"}
-    assert child.get_status() == JobStatus.DEFERRED and redis.smembers(ledger.WAKING) == {poison.id.encode()}
+    assert child.get_status() == JobStatus.DEFERRED and redis.smembers(ledger.WAKING) == {
+        poison.id.encode()
+    }
     redis.hset("rq:job:gone", "status", "failed")
     redis.set("rq:job:odd:dependents", "no set")
     redis.sadd(ledger.WAKING, "gone", "odd")
@@ -247,7 +273,9 @@ def test_what_waits_for_a_poison_job_is_woken_also_when_its_burier_dies(redis, c
 def test_waking_twice_is_waking_once(redis, claim, lease):
     """RQ's way would have enqueued again what another of its parents had released meanwhile."""
     poison, slow = rqjobs.enqueue(faults.ok), rqjobs.enqueue(faults.ok)
-    child = rqjobs.enqueue(faults.ok, depends_on=Dependency(jobs=[poison, slow], allow_failure=True))
+    child = rqjobs.enqueue(
+        faults.ok, depends_on=Dependency(jobs=[poison, slow], allow_failure=True)
+    )
     redis.hset(poison.key, "status", "failed")
     redis.hset(slow.key, "status", "finished")
     redis.delete("rq:queue:default")
@@ -268,12 +296,17 @@ def test_ten_sweeps_at_once_put_each_orphan_back_once(redis, claim, lease):
         claim(job, "dead")
     lease("dead", -1)
     results = []
-    threads = [threading.Thread(target=lambda: results.append(orphans.sweep(redis, force=True))) for _ in range(10)]
+    threads = [
+        threading.Thread(target=lambda: results.append(orphans.sweep(redis, force=True)))
+        for _ in range(10)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(job_id for result in results for job_id in result.requeued) == sorted(job.id for job in jobs)
+    assert sorted(job_id for result in results for job_id in result.requeued) == sorted(
+        job.id for job in jobs
+    )
     assert sorted(order()) == sorted(job.id for job in jobs)
 
 
@@ -300,13 +333,22 @@ def test_a_stock_orphan_that_waits_elsewhere_already_is_not_doubled(redis, stock
     stock_claim(second, "dead", status="queued")
     redis.rpush("rq:queue:default", second.id)
     assert orphans.sweep(redis, force=True).requeued == []
-    assert order() == [second.id] and redis.zcard("rq:scheduled:default") == 1 and not redis.zcard("rq:wip:default")
+    assert (
+        order() == [second.id]
+        and redis.zcard("rq:scheduled:default") == 1
+        and not redis.zcard("rq:wip:default")
+    )
 
 
 def test_rq_s_own_clean_up_does_not_fail_what_we_would_put_back(redis, claim):
     job = rqjobs.enqueue(faults.ok)
     claim(job, "dead")
-    assert StartedJobRegistry("default", connection=redis, job_class=StockJob, serializer=job.serializer).count == 1
+    assert (
+        StartedJobRegistry(
+            "default", connection=redis, job_class=StockJob, serializer=job.serializer
+        ).count
+        == 1
+    )
     assert job.get_status() == JobStatus.STARTED
     assert isinstance(job.started_job_registry, OurStartedJobRegistry)
 
@@ -381,7 +423,8 @@ def test_a_stray_goes_back_when_it_was_seen_twice(redis, status):
     stray(redis, job, idle=60)
     redis.hset(job.key, "status", status)
     assert orphans.audit(redis, settle=0).breaches == {
-        job.id: f"{status}, but in no place (a stray; the sweep puts it back)"}
+        job.id: f"{status}, but in no place (a stray; the sweep puts it back)"
+    }
     assert orphans.sweep(redis, force=True).requeued == []
     look_again(redis)
     assert orphans.sweep(redis, force=True).requeued == [job.id]
@@ -423,15 +466,22 @@ def test_audit_names_an_id_in_a_place_and_in_somebody_s_claims(redis, place):
     redis.rpush("rqjobs:claims:w", job.id)
     assert not orphans.audit(redis, settle=0).breaches
     if place in ("queued", "intermediate"):
-        redis.rpush("rq:queue:default" + (":intermediate" if place == "intermediate" else ""), job.id)
+        redis.rpush(
+            "rq:queue:default" + (":intermediate" if place == "intermediate" else ""), job.id
+        )
     else:
         redis.zadd(f"rq:{place}:default", {job.id: 9e9})
-    assert orphans.audit(redis, settle=0).breaches == {job.id: f"in more than one place: {place}, claimed"}
+    assert orphans.audit(redis, settle=0).breaches == {
+        job.id: f"in more than one place: {place}, claimed"
+    }
 
 
 def test_audit_names_an_id_on_two_queues(redis):
-    for pushed, place in (("queue:low", "queued in low"), ("scheduled:low", "scheduled in low"),
-                          ("deferred:low", "deferred in low")):
+    for pushed, place in (
+        ("queue:low", "queued in low"),
+        ("scheduled:low", "scheduled in low"),
+        ("deferred:low", "deferred in low"),
+    ):
         redis.flushdb()
         job = rqjobs.enqueue(faults.ok)
         rqjobs.queue("low").enqueue(faults.ok)
@@ -439,23 +489,39 @@ def test_audit_names_an_id_on_two_queues(redis):
             redis.rpush("rq:queue:low", job.id)
         else:
             redis.zadd(f"rq:{pushed}", {job.id: 9e9})
-        assert orphans.audit(redis, settle=0).breaches == {job.id: f"in more than one place: queued, {place}"}
+        assert orphans.audit(redis, settle=0).breaches == {
+            job.id: f"in more than one place: queued, {place}"
+        }
 
 
-@pytest.mark.parametrize(("state", "may_fail", "named"), [
-    ("failed", False, "failed"), ("failed", True, "over"), ("stopped", True, "stopped"),
-    ("canceled", False, "canceled"), ("gone", False, "gone"), ("queued", False, ""),
-])
+@pytest.mark.parametrize(
+    ("state", "may_fail", "named"),
+    [
+        ("failed", False, "failed"),
+        ("failed", True, "over"),
+        ("stopped", True, "stopped"),
+        ("canceled", False, "canceled"),
+        ("gone", False, "gone"),
+        ("queued", False, ""),
+    ],
+)
 def test_audit_names_what_waits_in_vain(redis, state, may_fail, named):
-    parent, other = rqjobs.enqueue(faults.ok, job_id="parent"), rqjobs.enqueue(faults.ok, job_id="other")
-    rqjobs.enqueue(faults.ok, depends_on=Dependency(jobs=[parent], allow_failure=may_fail), job_id="child")
+    parent, other = (
+        rqjobs.enqueue(faults.ok, job_id="parent"),
+        rqjobs.enqueue(faults.ok, job_id="other"),
+    )
+    rqjobs.enqueue(
+        faults.ok, depends_on=Dependency(jobs=[parent], allow_failure=may_fail), job_id="child"
+    )
     both = rqjobs.enqueue(faults.ok, depends_on=[parent, other], job_id="both")
     if state == "gone":
         parent.delete()
     elif state != "queued":
         redis.hset(parent.key, "status", state)
     found = list(orphans.deferred_for_ever(redis, ["child"]))
-    assert found == ([("child", "parent", named)] if named else []) and (not named or orphans.REMEDIES[named])
+    assert found == ([("child", "parent", named)] if named else []) and (
+        not named or orphans.REMEDIES[named]
+    )
     if state == "gone":  # counts as finished, when the other has ended
         assert list(orphans.deferred_for_ever(redis, ["both"])) == []
         redis.hset(other.key, "status", "finished")
@@ -470,15 +536,20 @@ def test_what_stock_rq_defers_behind_a_job_that_has_ended_is_named(redis):
     redis.lrem("rq:queue:default", 0, "parent")
     redis.hset(parent.key, "status", "failed")
     rq.Queue("default", connection=redis, serializer=JSONSerializer).enqueue(
-        "faults.ok", job_id="child", depends_on=Dependency(jobs=[parent], allow_failure=True))
+        "faults.ok", job_id="child", depends_on=Dependency(jobs=[parent], allow_failure=True)
+    )
     assert redis.zscore("rq:deferred:default", "child")
-    assert orphans.audit(redis, settle=0).remarks == ["deferred: child waits for parent, which is over"]
+    assert orphans.audit(redis, settle=0).remarks == [
+        "deferred: child waits for parent, which is over"
+    ]
     redis.sadd(ledger.WAKING, "parent:failed")  # it is about to be woken
     assert not orphans.audit(redis, settle=0).remarks
     assert "queue.enqueue_job(job)" in orphans.REMEDIES["over"]
     queue = rqjobs.queue("default")
     queue.enqueue_job(queue.fetch_job("child"))
-    assert redis.lrange("rq:queue:default", 0, -1) == [b"child"] and not redis.zcard("rq:deferred:default")
+    assert redis.lrange("rq:queue:default", 0, -1) == [b"child"] and not redis.zcard(
+        "rq:deferred:default"
+    )
 
 
 def test_what_only_looks_like_a_stray_is_left_alone(redis):
@@ -528,8 +599,10 @@ def test_audit_names_a_job_in_two_places_and_one_that_is_there_twice(redis, clai
     redis.rpush("rq:queue:default", twice.id)
     redis.zadd("rq:scheduled:default", {both.id: 9e9})
     found = orphans.audit(redis, settle=0)
-    assert found.breaches == {twice.id: "in more than one place: queued, queued",
-                              both.id: "in more than one place: queued, scheduled"}
+    assert found.breaches == {
+        twice.id: "in more than one place: queued, queued",
+        both.id: "in more than one place: queued, scheduled",
+    }
     assert found.places["default"]["queued"] == 4 and fine.id not in found.breaches
 
 
@@ -544,8 +617,10 @@ def test_audit_remarks_on_orphans_and_on_jobs_behind_a_failed_one(redis, claim, 
     lease("dead", -1)
     found = orphans.audit(redis, settle=0)
     assert not found.breaches
-    assert found.remarks == [f"orphan: {held.id} of the dead worker dead (rqjobs recover puts it back)",
-                             f"deferred: {child.id} waits for {parent.id}, which is failed"]
+    assert found.remarks == [
+        f"orphan: {held.id} of the dead worker dead (rqjobs recover puts it back)",
+        f"deferred: {child.id} waits for {parent.id}, which is failed",
+    ]
 
 
 def test_requeue_of_a_job_that_did_not_fail_is_refused(redis):
@@ -555,7 +630,11 @@ def test_requeue_of_a_job_that_did_not_fail_is_refused(redis):
 
 def test_a_redis_whose_memory_is_full_refuses_a_move_as_a_whole(redis, claim, lease):
     """LREM and ZREM are let through even then: done first, they would have lost the job."""
-    orphan, failed, due = rqjobs.enqueue(faults.ok), rqjobs.enqueue(faults.ok), rqjobs.enqueue_in(60, faults.ok)
+    orphan, failed, due = (
+        rqjobs.enqueue(faults.ok),
+        rqjobs.enqueue(faults.ok),
+        rqjobs.enqueue_in(60, faults.ok),
+    )
     claim(orphan, "dead")
     lease("dead", -1)
     redis.lrem("rq:queue:default", 0, failed.id)
@@ -564,13 +643,21 @@ def test_a_redis_whose_memory_is_full_refuses_a_move_as_a_whole(redis, claim, le
     redis.zadd("rq:scheduled:default", {due.id: 1})
     redis.config_set("maxmemory", 1)
     try:
-        for move in (lambda: orphans.sweep(redis, force=True), failed.requeue,
-                     lambda: ledger.promote(redis, "default", 180)):
+        for move in (
+            lambda: orphans.sweep(redis, force=True),
+            failed.requeue,
+            lambda: ledger.promote(redis, "default", 180),
+        ):
             with pytest.raises(ResponseError, match=r"OOM|maxmemory"):
                 move()
     finally:
         redis.config_set("maxmemory", 0)
-    assert redis.zcard("rq:wip:default") == redis.zcard("rq:failed:default") == redis.zcard("rq:scheduled:default") == 1
+    assert (
+        redis.zcard("rq:wip:default")
+        == redis.zcard("rq:failed:default")
+        == redis.zcard("rq:scheduled:default")
+        == 1
+    )
     assert orphans.sweep(redis, force=True).requeued == [orphan.id]
     failed.requeue()
     assert ledger.promote(redis, "default", 180) == 1
@@ -590,7 +677,10 @@ def test_hostile_hashes_hold_up_neither_the_queue_nor_the_scheduler(redis, lease
     redis.delete("rq:queue:default")
     lease("one", 20)
     for number, ttl in enumerate(("nan", "1.5", "1e300", "inf", "x")):
-        redis.hset(f"rq:job:bad-{number}", mapping={"origin": "default", "status": "queued", "failure_ttl": ttl})
+        redis.hset(
+            f"rq:job:bad-{number}",
+            mapping={"origin": "default", "status": "queued", "failure_ttl": ttl},
+        )
         redis.rpush("rq:queue:default", f"bad-{number}")
     redis.rpush("rq:queue:default", good[0].id)
     (claim,) = ledger.claim(redis, "one", ["default"])
@@ -609,7 +699,7 @@ def test_only_what_is_provably_gone_is_gone(monkeypatch):
     me = os.getpid()
     assert not processes.gone(me, processes.started(me))
     assert processes.gone(me, "1"), "the pid is somebody else's now"
-    assert processes.gone(2 ** 22 + 1, "1")
+    assert processes.gone(2**22 + 1, "1")
     monkeypatch.setattr(processes, "started", lambda pid: "")
     assert not processes.gone(me, "1")
 
@@ -617,4 +707,4 @@ def test_only_what_is_provably_gone_is_gone(monkeypatch):
         raise PermissionError
 
     monkeypatch.setattr(os, "kill", refuse)
-    assert not processes.gone(2 ** 22 + 1, "1")
+    assert not processes.gone(2**22 + 1, "1")

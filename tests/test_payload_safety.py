@@ -49,10 +49,19 @@ def plant(redis):
     def write(job_id, data=("faults.mark", None, ["ran"], {}), **fields):
         if not isinstance(data, bytes):
             data = json.dumps(list(data)).encode()
-        redis.hset(f"rq:job:{job_id}", mapping={
-            "data": zlib.compress(data), "status": "queued", "origin": "default", "timeout": 30,
-            "created_at": "2024-01-01T00:00:00.000000Z", "enqueued_at": "2024-01-01T00:00:00.000000Z",
-            "description": "planted", **fields})
+        redis.hset(
+            f"rq:job:{job_id}",
+            mapping={
+                "data": zlib.compress(data),
+                "status": "queued",
+                "origin": "default",
+                "timeout": 30,
+                "created_at": "2024-01-01T00:00:00.000000Z",
+                "enqueued_at": "2024-01-01T00:00:00.000000Z",
+                "description": "planted",
+                **fields,
+            },
+        )
         redis.sadd("rq:queues", "rq:queue:default")
         redis.rpush("rq:queue:default", job_id)
 
@@ -66,7 +75,9 @@ def survives(redis, worker, eventually):
     def check(*queues, **options):
         process = worker(*queues, **options)
         good = rqjobs.enqueue(faults.mark, "good")
-        eventually(lambda: good.get_status() == JobStatus.FINISHED, what="a good job after the bad ones")
+        eventually(
+            lambda: good.get_status() == JobStatus.FINISHED, what="a good job after the bad ones"
+        )
         assert process.poll() is None, process.output()
         assert redis.lrange("good", 0, -1) == [good.id.encode()]
         return process
@@ -78,12 +89,21 @@ def failure(redis, job_id):
     """The traceback of a failed job, read without any of our code or RQ's."""
     assert redis.hget(f"rq:job:{job_id}", "status") == b"failed", redis.hgetall(f"rq:job:{job_id}")
     assert redis.zscore("rq:failed:default", job_id) is not None
-    (_, fields), = redis.xrange(f"rq:results:{job_id}")
+    ((_, fields),) = redis.xrange(f"rq:results:{job_id}")
     return zlib.decompress(base64.b64decode(fields[b"exc_string"])).decode()
 
 
-EVIL = ["os.system", "posix.system", "builtins.eval", "subprocess.call", "faults.os.system", "faults._hidden",
-        "faults.Outer.Inner", "this.s", "rqjobs.queues.enqueue"]
+EVIL = [
+    "os.system",
+    "posix.system",
+    "builtins.eval",
+    "subprocess.call",
+    "faults.os.system",
+    "faults._hidden",
+    "faults.Outer.Inner",
+    "this.s",
+    "rqjobs.queues.enqueue",
+]
 
 
 def test_no_function_outside_the_catalog_runs(plant, survives, redis, canary):
@@ -96,12 +116,20 @@ def test_no_function_outside_the_catalog_runs(plant, survives, redis, canary):
 
 
 @pytest.mark.parametrize("queues", [(), ("default",)], ids=["three queues", "one queue"])
-def test_no_callback_outside_the_catalog_runs_and_then_the_job_does_not_either(plant, survives, redis, canary, queues):
+def test_no_callback_outside_the_catalog_runs_and_then_the_job_does_not_either(
+    plant, survives, redis, canary, queues
+):
     """The function itself is a good one; it must not have had its effect."""
     kinds = ("success", "failure", "stopped")
     for kind in kinds:
-        plant(f"evil-{kind}", **{f"{kind}_callback_name": "os.system", f"{kind}_callback_timeout": 60})
-        plant(f"boom-{kind}", ["faults.boom", None, [], {}], **{f"{kind}_callback_name": "builtins.eval"})
+        plant(
+            f"evil-{kind}", **{f"{kind}_callback_name": "os.system", f"{kind}_callback_timeout": 60}
+        )
+        plant(
+            f"boom-{kind}",
+            ["faults.boom", None, [], {}],
+            **{f"{kind}_callback_name": "builtins.eval"},
+        )
     survives(*queues)
     for kind in kinds:
         assert "NotAJob: 'os.system' is not a job" in failure(redis, f"evil-{kind}")
@@ -109,12 +137,17 @@ def test_no_callback_outside_the_catalog_runs_and_then_the_job_does_not_either(p
     assert not redis.exists("ran") and not canary.exists()
 
 
-def test_a_stopped_callback_that_turns_hostile_while_the_job_runs_is_refused(survives, redis, eventually):
+def test_a_stopped_callback_that_turns_hostile_while_the_job_runs_is_refused(
+    survives, redis, eventually
+):
     job = rqjobs.enqueue(faults.hang, "gate")
 
     def stop():
         eventually(lambda: redis.llen("gate:reached"))
-        redis.hset(job.key, mapping={"stopped_callback_name": "os.system", "failure_callback_name": "os.system"})
+        redis.hset(
+            job.key,
+            mapping={"stopped_callback_name": "os.system", "failure_callback_name": "os.system"},
+        )
         send_stop_job_command(redis, job.id)
 
     thread = threading.Thread(target=stop)
@@ -127,7 +160,14 @@ def test_a_stopped_callback_that_turns_hostile_while_the_job_runs_is_refused(sur
 
 def test_an_instance_is_refused(plant, survives, redis):
     """RQ would call a method of it."""
-    instances = ("text", {"a": 1}, ["faults.Outer"], 1, True, {"__rqjobs__": ["dataclass", "faults.Point", {"x": 1}]})
+    instances = (
+        "text",
+        {"a": 1},
+        ["faults.Outer"],
+        1,
+        True,
+        {"__rqjobs__": ["dataclass", "faults.Point", {"x": 1}]},
+    )
     for number, instance in enumerate(instances):
         plant(f"method-{number}", ["upper", instance, [], {}])
         plant(f"function-{number}", ["faults.mark", instance, ["ran"], {}])
@@ -139,9 +179,20 @@ def test_an_instance_is_refused(plant, survives, redis):
 
 
 NO_CALLS = [
-    [], ["faults.mark"], ["faults.mark", None, ["ran"]], ["faults.mark", None, "ran", {}],
-    [["os.system"], None, [], {}], [None, None, ["ran"], {}], ["faults.mark", None, ["ran"], []],
-    ["faults.mark", None, [], {"name": "ran"}, 5], b"", b"{", b"null", b'"faults.mark"', b"\xff\xfe", b"[" * 100_000,
+    [],
+    ["faults.mark"],
+    ["faults.mark", None, ["ran"]],
+    ["faults.mark", None, "ran", {}],
+    [["os.system"], None, [], {}],
+    [None, None, ["ran"], {}],
+    ["faults.mark", None, ["ran"], []],
+    ["faults.mark", None, [], {"name": "ran"}, 5],
+    b"",
+    b"{",
+    b"null",
+    b'"faults.mark"',
+    b"\xff\xfe",
+    b"[" * 100_000,
 ]
 
 
@@ -170,7 +221,9 @@ def test_nothing_is_unpickled(plant, survives, redis, canary):
         assert redis.hget(f"rq:job:{job_id}", "status") == b"finished"
     # And neither do those who look at it.
     for look in (lambda job: job.args, lambda job: job.results()):
-        with pytest.raises((DeserializationError, rqjobs.PayloadError), match="rqjobs never unpickles"):
+        with pytest.raises(
+            (DeserializationError, rqjobs.PayloadError), match="rqjobs never unpickles"
+        ):
             for job_id in ("in-data", "elsewhere"):
                 look(rqjobs.queue("default").fetch_job(job_id))
     assert rqjobs.queue("default").fetch_job("elsewhere").meta.keys() == {"unserialized"}
@@ -205,8 +258,13 @@ def test_a_webhook_goes_to_no_host_that_is_not_allowed(plant, survives, redis, s
     """Neither when the job is refused for it nor when it fails; and the function does not run."""
     url, asked = stranger
     port = url.rpartition(":")[2]
-    urls = [f"{url}/x", f"http://localhost@127.0.0.1:{port}/", f"http://127.0.0.1:{port}#@hooks.example.com/",
-            f"http://127.0.0.1:{port}\\@hooks.example.com/", f"HTTP://127.0.0.1:{port}/"]
+    urls = [
+        f"{url}/x",
+        f"http://localhost@127.0.0.1:{port}/",
+        f"http://127.0.0.1:{port}#@hooks.example.com/",
+        f"http://127.0.0.1:{port}\\@hooks.example.com/",
+        f"HTTP://127.0.0.1:{port}/",
+    ]
     for number, target in enumerate(urls):
         for status in ("finished", "failed"):
             hook = json.dumps([{"url": target, "job_status": status, "method": "POST"}])
@@ -229,16 +287,36 @@ def test_a_webhook_goes_to_a_host_that_is_allowed(survives, redis, stranger, eve
 
 
 UNREADABLE = {
-    "timeout": "abc", "created_at": "garbage", "enqueued_at": "yesterday", "status": "nonsense", "result_ttl": "long",
-    "failure_ttl": "x", "ttl": "x", "retries_left": "many", "retry_intervals": "{", "dependency_ids": "nope",
-    "repeats_left": "x", "allow_dependency_failures": "x", "origin": b"\xff\xfe", "description": b"\xff",
-    "worker_name": b"\xff", "success_callback_name": b"\xff", "success_callback_timeout": "soon", "exc_info": b"\xff",
-    "enqueue_at_front": "x", "last_heartbeat": "x", "group_id": b"\xff", "started_at": "x", "webhooks": b"\xff",
+    "timeout": "abc",
+    "created_at": "garbage",
+    "enqueued_at": "yesterday",
+    "status": "nonsense",
+    "result_ttl": "long",
+    "failure_ttl": "x",
+    "ttl": "x",
+    "retries_left": "many",
+    "retry_intervals": "{",
+    "dependency_ids": "nope",
+    "repeats_left": "x",
+    "allow_dependency_failures": "x",
+    "origin": b"\xff\xfe",
+    "description": b"\xff",
+    "worker_name": b"\xff",
+    "success_callback_name": b"\xff",
+    "success_callback_timeout": "soon",
+    "exc_info": b"\xff",
+    "enqueue_at_front": "x",
+    "last_heartbeat": "x",
+    "group_id": b"\xff",
+    "started_at": "x",
+    "webhooks": b"\xff",
 }
 
 
 @pytest.mark.parametrize("queues", [(), ("default",)], ids=["three queues", "one queue"])
-def test_unreadable_hashes_end_among_the_failed_and_never_end_the_worker(plant, survives, redis, queues):
+def test_unreadable_hashes_end_among_the_failed_and_never_end_the_worker(
+    plant, survives, redis, queues
+):
     """One broken field each; what RQ can do without, it runs. None is left in a queue, running, or in between."""
     for field, value in UNREADABLE.items():
         plant(f"bad-{field}", **{field: value})
@@ -286,7 +364,10 @@ PRIME = 2**61 - 1  # the modulus of a number's hash
 BOMBS = {
     "lists": CALL % ",".join(["[]"] * 10_000_000),
     "deep": CALL % ("[" * 50_000 + "]" * 50_000),
-    "colliding": CALL % ('{"__rqjobs__":["set",[' + ",".join(str(PRIME * number) for number in range(40_000)) + "]]}"),
+    "colliding": CALL
+    % (
+        '{"__rqjobs__":["set",[' + ",".join(str(PRIME * number) for number in range(40_000)) + "]]}"
+    ),
 }
 LOOKS = """
 import resource, sys
@@ -311,7 +392,9 @@ def test_what_unpacks_to_gigabytes_is_not_unpacked(plant, survives, redis, spawn
     process.terminate()
     process.wait()
     for name in BOMBS:
-        assert re.search("more than [0-9,]+ (bytes|parts|levels|keys)", failure(redis, name)), failure(redis, name)
+        assert re.search("more than [0-9,]+ (bytes|parts|levels|keys)", failure(redis, name)), (
+            failure(redis, name)
+        )
     packer = zlib.compressobj()
     much = b"".join([*(packer.compress(b"x" * 1_000_000) for _ in range(600)), packer.flush()])
     plant("old", exc_info=much, meta=BOMBS["lists"][:5_000_000])

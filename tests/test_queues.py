@@ -27,22 +27,34 @@ class NotCarried:
     pass
 
 
-@pytest.mark.parametrize(("call", "error", "says"), [
-    ((Path.cwd,), rqjobs.NotAJob, "not a job"),
-    ((print,), rqjobs.NotAJob, "not a job"),
-    (("os.system", "true"), rqjobs.NotAJob, "RQJOBS_MODULES"),
-    ((functools.partial(faults.add, 1), 2), rqjobs.NotAJob, "not a job"),
-    ((faults._hidden,), rqjobs.NotAJob, "public names only"),
-    (("__main__.thing",), rqjobs.NotAJob, "__main__"),
-    (("faults.nothing",), rqjobs.NotAJob, "defines no such function"),
-    ((faults.add,), TypeError, "missing a required argument: 'a'"),
-    ((faults.add, 1, 2, 3), TypeError, "too many positional arguments"),
-    ((faults.ok, {"deep": [1, NotCarried()]}), rqjobs.PayloadError, r"argument 'value'\['deep'\]\[1\] is a NotCarried"),
-    ((faults.say, "x" * 300_000), rqjobs.PayloadTooLarge, "pass an id, fetch the data inside the job"),
-])
+@pytest.mark.parametrize(
+    ("call", "error", "says"),
+    [
+        ((Path.cwd,), rqjobs.NotAJob, "not a job"),
+        ((print,), rqjobs.NotAJob, "not a job"),
+        (("os.system", "true"), rqjobs.NotAJob, "RQJOBS_MODULES"),
+        ((functools.partial(faults.add, 1), 2), rqjobs.NotAJob, "not a job"),
+        ((faults._hidden,), rqjobs.NotAJob, "public names only"),
+        (("__main__.thing",), rqjobs.NotAJob, "__main__"),
+        (("faults.nothing",), rqjobs.NotAJob, "defines no such function"),
+        ((faults.add,), TypeError, "missing a required argument: 'a'"),
+        ((faults.add, 1, 2, 3), TypeError, "too many positional arguments"),
+        (
+            (faults.ok, {"deep": [1, NotCarried()]}),
+            rqjobs.PayloadError,
+            r"argument 'value'\['deep'\]\[1\] is a NotCarried",
+        ),
+        (
+            (faults.say, "x" * 300_000),
+            rqjobs.PayloadTooLarge,
+            "pass an id, fetch the data inside the job",
+        ),
+    ],
+)
 def test_refusals_teach_and_store_nothing(redis, call, error, says):
     for attempt in (
-        lambda: rqjobs.enqueue(*call), lambda: rqjobs.enqueue_in(5, *call),
+        lambda: rqjobs.enqueue(*call),
+        lambda: rqjobs.enqueue_in(5, *call),
         lambda: rqjobs.enqueue_at(datetime.now(timezone.utc), *call),
         lambda: rqjobs.enqueue_many([(faults.ok,), call]),
         lambda: rqjobs.queue("low").enqueue(*call),
@@ -96,7 +108,9 @@ def test_queues_are_rq_queues_with_the_whole_api(redis):
         for _ in range(2):
             queue.enqueue(faults.ok, job_id="once", unique=True)
     group = Group.create(connection=redis)
-    group.enqueue_many(queue, [rqjobs.Queue.prepare_data(faults.ok), rqjobs.Queue.prepare_data(faults.ok)])
+    group.enqueue_many(
+        queue, [rqjobs.Queue.prepare_data(faults.ok), rqjobs.Queue.prepare_data(faults.ok)]
+    )
     assert queue.count == 4
     with pytest.raises(ValueError, match="no name for a queue"):
         rqjobs.queue("a b")
@@ -139,7 +153,8 @@ def test_a_queue_that_nobody_serves_is_a_warning_once(redis, caplog):
         rqjobs.queue("hihg").enqueue(faults.ok)
         rqjobs.queue("hihg").enqueue(faults.ok)
     assert [record.message for record in caplog.records] == [
-        "no worker serves the queue 'hihg' now; jobs wait until one is started with: rqjobs worker hihg"]
+        "no worker serves the queue 'hihg' now; jobs wait until one is started with: rqjobs worker hihg"
+    ]
 
 
 def test_compact_removes_only_ids_without_a_job(redis):
@@ -171,10 +186,16 @@ def test_requeue_from_the_dead_letters_is_one_step(redis):
 
 
 def test_repeat_and_retry_pass_through(redis):
-    job = rqjobs.enqueue(faults.ok, repeat=Repeat(times=3, interval=[1, 2]), retry=Retry(max=2, interval=5))
+    job = rqjobs.enqueue(
+        faults.ok, repeat=Repeat(times=3, interval=[1, 2]), retry=Retry(max=2, interval=5)
+    )
     stored = rqjobs.Job.fetch(job.id, connection=redis)
-    assert (stored.repeats_left, stored.repeat_intervals, stored.retries_left, stored.retry_intervals) == (
-        3, [1, 2], 2, [5])
+    assert (
+        stored.repeats_left,
+        stored.repeat_intervals,
+        stored.retries_left,
+        stored.retry_intervals,
+    ) == (3, [1, 2], 2, [5])
 
 
 def test_an_enqueue_behind_another_job_whose_reply_is_lost_is_not_repeated(redis, settings):
@@ -182,7 +203,9 @@ def test_an_enqueue_behind_another_job_whose_reply_is_lost_is_not_repeated(redis
     other job had ended meanwhile, the first try's job ran, and the second try's as well."""
     parent = rqjobs.enqueue(faults.ok)
     with tempfile.TemporaryDirectory() as folder:
-        proxy = Proxy(f"{folder}/proxy", settings.redis_url.removeprefix("unix://").partition("?")[0])
+        proxy = Proxy(
+            f"{folder}/proxy", settings.redis_url.removeprefix("unix://").partition("?")[0]
+        )
         try:
             queue = rqjobs.queues.Queue("default", connection=connection.connect(proxy.url))
             proxy.arm(Fault(0, "cut", True, lambda pid, words: words[0] == b"EVALSHA"))
@@ -209,9 +232,16 @@ def test_an_id_that_is_used_again_does_not_expire_with_the_job_that_had_it(redis
         assert redis.ttl("rq:job:again") == -1
 
 
-@pytest.mark.parametrize("options", [
-    {"ttl": 10**17}, {"result_ttl": 10**17}, {"failure_ttl": 10**17}, {"job_timeout": 10**400}, {"job_id": "x" * 256},
-])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ttl": 10**17},
+        {"result_ttl": 10**17},
+        {"failure_ttl": 10**17},
+        {"job_timeout": 10**400},
+        {"job_id": "x" * 256},
+    ],
+)
 def test_numbers_and_ids_that_nobody_can_hold_are_refused(redis, options):
     """A ttl beyond Redis's raised when the hash was written; a time limit beyond floats stopped the queue; the horse
     could not tell its parent such an id, so its deaths were not counted."""
@@ -220,14 +250,23 @@ def test_numbers_and_ids_that_nobody_can_hold_are_refused(redis, options):
     assert not redis.keys("*")
 
 
-@pytest.mark.parametrize("change", [
-    {}, {"timeout": "-1"}, {"timeout": ""}, {"ttl": "60", "result_ttl": "0", "failure_ttl": "-1"},
-    {"data": zlib.compress(b'["faults.add", null, [1, {"__rqjobs__": ["tuple", [2]]}], {}]')},
-    {"description": "Grüße", "started_at": "", "worker_name": "", "ended_at": ""},
-    {"started_at": "2026-11-21T12:00:00.000001Z", "worker_name": "w", "rqjobs_token": "t"},
-    {"created_at": "2026-11-21T12:00:00Z"}, {"meta": b'{"a": 1}', "dependency_ids": '["one"]', "retries_left": "2"},
-    {"repeats_left": "2", "repeat_intervals": "[1]"}, {"success_callback_name": "faults.ok"}, {"unknown": "x"},
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"timeout": "-1"},
+        {"timeout": ""},
+        {"ttl": "60", "result_ttl": "0", "failure_ttl": "-1"},
+        {"data": zlib.compress(b'["faults.add", null, [1, {"__rqjobs__": ["tuple", [2]]}], {}]')},
+        {"description": "Grüße", "started_at": "", "worker_name": "", "ended_at": ""},
+        {"started_at": "2026-11-21T12:00:00.000001Z", "worker_name": "w", "rqjobs_token": "t"},
+        {"created_at": "2026-11-21T12:00:00Z"},
+        {"meta": b'{"a": 1}', "dependency_ids": '["one"]', "retries_left": "2"},
+        {"repeats_left": "2", "repeat_intervals": "[1]"},
+        {"success_callback_name": "faults.ok"},
+        {"unknown": "x"},
+    ],
+)
 def test_what_a_claim_reads_is_what_rq_reads(redis, change):
     """A plain job's hash is read by a table of ours, any other by RQ's `restore`."""
     rqjobs.enqueue(faults.add, 1, b=2, job_id="one")
@@ -235,13 +274,24 @@ def test_what_a_claim_reads_is_what_rq_reads(redis, change):
     fields = redis.hgetall("rq:job:one")
     expected, found = Job("one", connection=redis), Job.found("one", fields, redis)
     expected.restore(fields)
-    assert (found.func_name, found.args, found.kwargs) == (expected.func_name, expected.args, expected.kwargs)
+    assert (found.func_name, found.args, found.kwargs) == (
+        expected.func_name,
+        expected.args,
+        expected.kwargs,
+    )
     assert vars(found) == vars(expected)
 
 
-@pytest.mark.parametrize("change", [
-    {"timeout": "1m"}, {"status": "unheard"}, {"ttl": "x"}, {"created_at": "then"}, {"origin": b"\xff"},
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"timeout": "1m"},
+        {"status": "unheard"},
+        {"ttl": "x"},
+        {"created_at": "then"},
+        {"origin": b"\xff"},
+    ],
+)
 def test_a_plain_field_that_cannot_be_read_is_an_error(redis, change):
     rqjobs.enqueue(faults.ok, job_id="one")
     redis.hset("rq:job:one", mapping=change)
@@ -254,26 +304,51 @@ def test_what_was_packed_twice_is_unpacked_once(redis, more):
     """RQ unpacked what our limit had let through, and that had none: 7 kB became 4 GB."""
     bomb = zlib.compress(zlib.compress(b"x"))
     fields = {b"data": bomb, b"created_at": b"2026-11-21T12:00:00Z"}
-    job = Job.found("one", {**fields, **{name.encode(): value.encode() for name, value in more.items()}}, redis)
+    job = Job.found(
+        "one", {**fields, **{name.encode(): value.encode() for name, value in more.items()}}, redis
+    )
     assert job.data == zlib.compress(b"x")
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"description": "Grüße"}, {"ttl": 60, "result_ttl": 0, "failure_ttl": -1, "job_timeout": -1},
-    {"meta": {"a": 1}}, {"retry": Retry(2, [1])}, {"repeat": Repeat(2, 1)}, {"at_front": True},
-    {"on_success": Callback("faults.ok", 5)},
-    {"on_failure": Callback("faults.ok")}, {"on_stopped": Callback("faults.ok")}, {"depends_on": "another"},
-])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"description": "Grüße"},
+        {"ttl": 60, "result_ttl": 0, "failure_ttl": -1, "job_timeout": -1},
+        {"meta": {"a": 1}},
+        {"retry": Retry(2, [1])},
+        {"repeat": Repeat(2, 1)},
+        {"at_front": True},
+        {"on_success": Callback("faults.ok", 5)},
+        {"on_failure": Callback("faults.ok")},
+        {"on_stopped": Callback("faults.ok")},
+        {"depends_on": "another"},
+    ],
+)
 def test_what_is_written_for_a_new_job_is_what_rq_writes(redis, options):
     """A plain new job's hash is put together by us, any other by RQ's `to_dict`; empty fields are the same to RQ."""
+
     def told(fields):
         return {name: value for name, value in fields.items() if value != ""}
 
     queue = rqjobs.queue("default")
     rqjobs.enqueue(faults.ok, job_id="another")
-    for name in [None, *vars(Job("one", connection=redis))]:  # and with each attribute that RQ knows of
+    for name in [
+        None,
+        *vars(Job("one", connection=redis)),
+    ]:  # and with each attribute that RQ knows of
         job = queue.enqueue(faults.ok, "x" * 600, **options)
-        if name and name not in ("_id", "connection", "serializer", "log", "_data", "data", "created_at", "webhooks"):
+        if name and name not in (
+            "_id",
+            "connection",
+            "serializer",
+            "log",
+            "_data",
+            "data",
+            "created_at",
+            "webhooks",
+        ):
             setattr(job, name, {"_dependency_ids": ["other"], "meta": {"b": 2}}.get(name, 1))
             if name.endswith("ed_at") or name == "last_heartbeat":
                 setattr(job, name, job.created_at + timedelta(microseconds=7))
@@ -318,7 +393,9 @@ def test_what_may_run_after_a_failure_that_has_already_been_runs_at_once(redis, 
     end(redis, parent, "failed")
     after = Dependency(jobs=[parent], allow_failure=True)
     with redis.pipeline() as pipe:
-        job = rqjobs.enqueue(faults.ok, depends_on=after, **({"pipeline": pipe} if with_pipeline else {}))
+        job = rqjobs.enqueue(
+            faults.ok, depends_on=after, **({"pipeline": pipe} if with_pipeline else {})
+        )
         pipe.execute()
     never = rqjobs.enqueue(faults.ok, depends_on=parent)
     assert rqjobs.queue("default").job_ids == [job.id] and job.get_status() == JobStatus.QUEUED
@@ -352,12 +429,27 @@ def test_a_delayed_job_whose_other_job_has_ended_waits_for_its_time_only(redis):
 def test_an_id_that_is_used_again_has_none_of_the_options_of_the_job_that_had_it(redis):
     """The retries of the earlier job were the later one's, and it waited for what that had waited for."""
     parent = rqjobs.enqueue(faults.ok)
-    rqjobs.enqueue(faults.ok, 1, job_id="again", depends_on=parent, retry=Retry(max=3, interval=5), meta={"first": 1},
-                   repeat=Repeat(times=2), result_ttl=5, ttl=50, at_front=True)
+    rqjobs.enqueue(
+        faults.ok,
+        1,
+        job_id="again",
+        depends_on=parent,
+        retry=Retry(max=3, interval=5),
+        meta={"first": 1},
+        repeat=Repeat(times=2),
+        result_ttl=5,
+        ttl=50,
+        at_front=True,
+    )
     rqjobs.enqueue(faults.ok, 2, job_id="again")
     fields = rqjobs.Job.fetch("again", connection=redis)
-    assert (fields.retries_left, fields.repeats_left, fields.meta, fields.result_ttl, fields.ttl) == (
-        None, None, {}, None, None)
+    assert (
+        fields.retries_left,
+        fields.repeats_left,
+        fields.meta,
+        fields.result_ttl,
+        fields.ttl,
+    ) == (None, None, {}, None, None)
     assert fields._dependency_ids == fields.dependency_ids == [] and redis.ttl("rq:job:again") == -1
     assert not redis.exists(parent.dependents_key)
 
@@ -377,13 +469,18 @@ def test_a_script_in_a_pipeline_needs_no_script_that_redis_knows(redis):
         redis.set("before", 2)
         with pytest.raises(WatchError):
             pipe.execute()
-    assert rqjobs.queue("default").job_ids == [job.id] and redis.zscore("rq:scheduled:default", later.id)
+    assert rqjobs.queue("default").job_ids == [job.id] and redis.zscore(
+        "rq:scheduled:default", later.id
+    )
 
 
 def test_save_writes_what_was_changed_and_not_what_became_of_the_job(redis):
     made = rqjobs.enqueue(faults.ok, job_id="one", meta={"a": 1})
     read = Job.fetch("one", connection=redis)
-    redis.hset("rq:job:one", mapping={"status": "finished", "ended_at": "2030-01-01T00:00:00Z", "worker_name": "w"})
+    redis.hset(
+        "rq:job:one",
+        mapping={"status": "finished", "ended_at": "2030-01-01T00:00:00Z", "worker_name": "w"},
+    )
     made.meta["b"], read.description = 2, "new"
     for job in made, read:
         with redis.pipeline() as pipe:
@@ -391,7 +488,11 @@ def test_save_writes_what_was_changed_and_not_what_became_of_the_job(redis):
             pipe.execute()
     found = Job.fetch("one", connection=redis)
     assert (found.get_status(), found.worker_name, found.meta, found.description) == (
-        JobStatus.FINISHED, "w", {"a": 1, "b": 2}, "new")
+        JobStatus.FINISHED,
+        "w",
+        {"a": 1, "b": 2},
+        "new",
+    )
     read.description = "old"
     read.save()
     read.description = "new"
@@ -412,8 +513,18 @@ def test_a_job_that_is_gone_is_not_written_again_by_save(redis):
 def test_many_of_a_queue_come_in_their_order_and_what_waits_for_others_waits(redis):
     queue = rqjobs.queue("low")
     parent = queue.prepare_data(faults.ok, job_id="parent")
-    jobs = queue.enqueue_many([queue.prepare_data(faults.ok, depends_on="parent", job_id="child"), parent,
-                               *(queue.prepare_data(faults.ok, (n,)) for n in range(450))])
+    jobs = queue.enqueue_many(
+        [
+            queue.prepare_data(faults.ok, depends_on="parent", job_id="child"),
+            parent,
+            *(queue.prepare_data(faults.ok, (n,)) for n in range(450)),
+        ]
+    )
     assert [job.id for job in jobs[:1] + jobs[-1:]] == ["parent", "child"]
-    assert queue.job_ids == [job.id for job in jobs[:-1]] and jobs[-1].get_status(refresh=False) == JobStatus.DEFERRED
-    assert redis.zrange("rq:deferred:low", 0, -1) == [b"child"] and b"rq:queue:low" in redis.smembers("rq:queues")
+    assert (
+        queue.job_ids == [job.id for job in jobs[:-1]]
+        and jobs[-1].get_status(refresh=False) == JobStatus.DEFERRED
+    )
+    assert redis.zrange("rq:deferred:low", 0, -1) == [
+        b"child"
+    ] and b"rq:queue:low" in redis.smembers("rq:queues")

@@ -22,7 +22,10 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 def blocks(language):
     """The code of README in this language."""
     found = re.findall(rf"^( *)```{language}\n(.*?)^ *```$", README, flags=re.M | re.S)
-    return ["".join(line.removeprefix(indent) for line in code.splitlines(keepends=True)) for indent, code in found]
+    return [
+        "".join(line.removeprefix(indent) for line in code.splitlines(keepends=True))
+        for indent, code in found
+    ]
 
 
 def block(language, word):
@@ -46,7 +49,11 @@ def folder(spawn, environ, tmp_path, port):
     (tmp_path / ".env").write_text("SHOP=mine")
     for name in ("REDIS_URL", "RQJOBS_MODULES"):
         environ.pop(name)
-    environ.update(PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}", PORT=str(port), PYTHONPATH=str(ROOT))
+    environ.update(
+        PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        PORT=str(port),
+        PYTHONPATH=str(ROOT),
+    )
     return tmp_path
 
 
@@ -55,8 +62,14 @@ def run(folder, environ):
     """Run a shell line or a Python text to its end in that folder; returns its output."""
 
     def go(text, *command):
-        done = subprocess.run([*(command or ("sh", "-ec")), text], cwd=folder, env=environ, capture_output=True,
-                              encoding="utf-8", timeout=120)
+        done = subprocess.run(
+            [*(command or ("sh", "-ec")), text],
+            cwd=folder,
+            env=environ,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=120,
+        )
         assert done.returncode == 0, f"{text}\n{done.stdout}{done.stderr}"
         return done.stdout
 
@@ -80,15 +93,26 @@ def test_the_first_hour(folder, run, spawn, eventually):
     assert again.startswith("rqjobs dev ")
     run(prepare)
     eventually(lambda: "RQJOBS_MODULES); restarting" in process.output(), timeout=60)
-    eventually(lambda: redis.exists("rqjobs:schedule:tasks-report", "rqjobs:schedule:tasks-refresh",
-                                    "rqjobs:schedule:monthly") == 3, timeout=60)
+    eventually(
+        lambda: (
+            redis.exists(
+                "rqjobs:schedule:tasks-report",
+                "rqjobs:schedule:tasks-refresh",
+                "rqjobs:schedule:monthly",
+            )
+            == 3
+        ),
+        timeout=60,
+    )
     assert "tasks-report" in run("\n".join(lines))
     program = block("python", "from tasks import send_digest")
     for _ in range(2):  # a program starts more than once
         run(program, sys.executable, "-c")
     run(block("sh", "rqjobs schedules add"))
     assert {"digest-41", "digest-42", "digest-43"} <= {
-        name.decode().removeprefix("rqjobs:schedule:") for name in redis.scan_iter("rqjobs:schedule:*")}
+        name.decode().removeprefix("rqjobs:schedule:")
+        for name in redis.scan_iter("rqjobs:schedule:*")
+    }
     eventually(lambda: redis.zcard("rq:finished:low") >= 2, timeout=60)
     careful = block("python", "one.wait").replace("assert one", "one")  # there is no replica
     run(f"import rqjobs\nfrom jobs import ask\n{careful}", sys.executable, "-c")
@@ -98,20 +122,28 @@ def test_the_first_hour(folder, run, spawn, eventually):
 
 
 def test_the_pages_go_into_an_app_as_it_says(run):
-    run("import shop\napp = shop.create_app()\nassert app.test_client().get('/jobs/').status_code in (303, 401)",
-        sys.executable, "-c")
+    run(
+        "import shop\napp = shop.create_app()\nassert app.test_client().get('/jobs/').status_code in (303, 401)",
+        sys.executable,
+        "-c",
+    )
     run("import rqjobs\nrqjobs.web.create_app()", sys.executable, "-c")
-    assert run("import sys, rqjobs; print('flask' in sys.modules)", sys.executable, "-c") == "False\n"
+    assert (
+        run("import sys, rqjobs; print('flask' in sys.modules)", sys.executable, "-c") == "False\n"
+    )
 
 
 def test_the_two_lines_of_the_procfile(folder, spawn, redis, server, port, eventually):
     """honcho runs them; the web app says where, which honcho may have chosen."""
     lines = block("sh", "gunicorn --config")
     assert [line.split() for line in lines.splitlines()] == [
-        line.split() for line in (ROOT / "Procfile").read_text(encoding="utf-8").splitlines()]
+        line.split() for line in (ROOT / "Procfile").read_text(encoding="utf-8").splitlines()
+    ]
     (folder / "Procfile").write_text(lines)
     process = spawn("honcho", "start", env={"REDIS_URL": server, "RQJOBS_MODULES": "jobs"})
-    eventually(lambda: f"rqjobs: serving at http://127.0.0.1:{port}/" in process.output(), timeout=60)
+    eventually(
+        lambda: f"rqjobs: serving at http://127.0.0.1:{port}/" in process.output(), timeout=60
+    )
     eventually(lambda: "Listening on" in process.output(), timeout=60)
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=20) as reply:
         assert reply.read() == b"ok\n"
@@ -120,8 +152,12 @@ def test_the_two_lines_of_the_procfile(folder, spawn, redis, server, port, event
 
 
 def test_it_names_every_command_and_no_other():
-    table = README[README.index("| command | what it does |"):README.index("## What is promised")]
-    assert sorted(re.findall(r"^\| `rqjobs (\w+)", table, flags=re.M)) == sorted(set(cli.main.commands) - {"demo"})
-    targets = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M))
+    table = README[README.index("| command | what it does |") : README.index("## What is promised")]
+    assert sorted(re.findall(r"^\| `rqjobs (\w+)", table, flags=re.M)) == sorted(
+        set(cli.main.commands) - {"demo"}
+    )
+    targets = set(
+        re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M)
+    )
     used = set(re.findall(r"(?:^|`)make ([a-z-]+)", README, flags=re.M))
     assert used and used <= targets

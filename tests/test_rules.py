@@ -15,9 +15,28 @@ from rqjobs.rules import Rule
 from rqjobs.walls import _changes
 
 BERLIN = ZoneInfo("Europe/Berlin")
-LINES = ["*/5 * * * *", "0 6 * * mon-fri", "30 2 * * *", "17 * * * *", "0 0 1 * *", "0 0 29 2 *", "0 0 1,15 * mon",
-         "*/20 9-17 * * 1-5", "5 4 * * sun", "0 0 31 * *", "0 0 */2 * *", "15 3 1 jan,jul *", "0 */6 * * *",
-         "0-10/5 23 * dec sat-sun", "0 0 1-31 * mon", "59 23 28-31 * *", "0 12 * 2 7", "@weekly", "@monthly", "@hourly"]
+LINES = [
+    "*/5 * * * *",
+    "0 6 * * mon-fri",
+    "30 2 * * *",
+    "17 * * * *",
+    "0 0 1 * *",
+    "0 0 29 2 *",
+    "0 0 1,15 * mon",
+    "*/20 9-17 * * 1-5",
+    "5 4 * * sun",
+    "0 0 31 * *",
+    "0 0 */2 * *",
+    "15 3 1 jan,jul *",
+    "0 */6 * * *",
+    "0-10/5 23 * dec sat-sun",
+    "0 0 1-31 * mon",
+    "59 23 28-31 * *",
+    "0 12 * 2 7",
+    "@weekly",
+    "@monthly",
+    "@hourly",
+]
 
 
 def utc(*parts):
@@ -26,23 +45,36 @@ def utc(*parts):
 
 def walls(rule, year, month, day, count, hours=0):
     """What the wall's clock shows at the first ticks after midnight there."""
-    after = datetime(year, month, day, tzinfo=ZoneInfo(rule.tz)) - timedelta(seconds=1) + timedelta(hours=hours)
+    after = (
+        datetime(year, month, day, tzinfo=ZoneInfo(rule.tz))
+        - timedelta(seconds=1)
+        + timedelta(hours=hours)
+    )
     return [f"{moment:%d %H:%M%z}" for moment in rule.upcoming(count, after)]
 
 
 @pytest.mark.parametrize("line", LINES)
 def test_a_line_means_what_croniter_says_over_ten_years(line):
     start, end = utc(2024, 1, 1), utc(2034, 1, 1)
-    rule, theirs = cron(line), croniter(line, datetime(2024, 1, 1, tzinfo=timezone.utc) - timedelta(seconds=1))
+    rule, theirs = (
+        cron(line),
+        croniter(line, datetime(2024, 1, 1, tzinfo=timezone.utc) - timedelta(seconds=1)),
+    )
     for tick in islice(rule.between(start, end), 5000):
         assert tick == int(theirs.get_next(float)), line
-    for moment in random.Random(line).sample(range(start, end), 200):  # from anywhere, not only step by step
+    for moment in random.Random(line).sample(
+        range(start, end), 200
+    ):  # from anywhere, not only step by step
         asked = datetime.fromtimestamp(moment, timezone.utc)
         assert rule.after(moment) == int(croniter(line, asked).get_next(float)), (line, asked)
 
 
-@pytest.mark.parametrize("zone", ["Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Africa/Casablanca"])
-@pytest.mark.parametrize("line", ["30 2 * * *", "0 1-3 * * *", "*/15 * * * *", "0 0 * * mon", "45 1,2 * * *"])
+@pytest.mark.parametrize(
+    "zone", ["Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Africa/Casablanca"]
+)
+@pytest.mark.parametrize(
+    "line", ["30 2 * * *", "0 1-3 * * *", "*/15 * * * *", "0 0 * * mon", "45 1,2 * * *"]
+)
 def test_in_a_zone_only_the_hours_around_a_change_of_the_clock_differ_from_croniter(zone, line):
     """croniter keeps an appointment in the doubled hour twice; ours is kept once."""
     rule, place = cron(line, tz=zone), ZoneInfo(zone)
@@ -63,22 +95,43 @@ def test_in_a_zone_only_the_hours_around_a_change_of_the_clock_differ_from_croni
 
 
 def test_in_spring_an_appointment_in_the_hour_that_is_skipped_is_kept_once_at_the_change():
-    assert walls(cron("30 2 * * *", tz="Europe/Berlin"), 2026, 3, 28, 3) == ["28 02:30+0100", "29 03:00+0200",
-                                                                             "30 02:30+0200"]
-    assert walls(cron("*/20 2 * * *", tz="Europe/Berlin"), 2026, 3, 29, 2) == ["29 03:00+0200", "30 02:00+0200"]
-    assert walls(cron("0,30 2,3 * * *", tz="Europe/Berlin"), 2026, 3, 29, 3) == ["29 03:00+0200", "29 03:30+0200",
-                                                                                 "30 02:00+0200"]
-    assert walls(cron("0 0 * * *", tz="Africa/Cairo"), 2026, 4, 24, 2) == ["24 01:00+0300", "25 00:00+0300"]
+    assert walls(cron("30 2 * * *", tz="Europe/Berlin"), 2026, 3, 28, 3) == [
+        "28 02:30+0100",
+        "29 03:00+0200",
+        "30 02:30+0200",
+    ]
+    assert walls(cron("*/20 2 * * *", tz="Europe/Berlin"), 2026, 3, 29, 2) == [
+        "29 03:00+0200",
+        "30 02:00+0200",
+    ]
+    assert walls(cron("0,30 2,3 * * *", tz="Europe/Berlin"), 2026, 3, 29, 3) == [
+        "29 03:00+0200",
+        "29 03:30+0200",
+        "30 02:00+0200",
+    ]
+    assert walls(cron("0 0 * * *", tz="Africa/Cairo"), 2026, 4, 24, 2) == [
+        "24 01:00+0300",
+        "25 00:00+0300",
+    ]
 
 
 def test_in_autumn_an_appointment_in_the_hour_that_comes_twice_is_kept_the_first_time():
-    assert walls(cron("30 2 * * *", tz="Europe/Berlin"), 2026, 10, 25, 2) == ["25 02:30+0200", "26 02:30+0100"]
+    assert walls(cron("30 2 * * *", tz="Europe/Berlin"), 2026, 10, 25, 2) == [
+        "25 02:30+0200",
+        "26 02:30+0100",
+    ]
     assert walls(cron("0,30 2,3 * * *", tz="Europe/Berlin"), 2026, 10, 25, 4) == [
-        "25 02:00+0200", "25 02:30+0200", "25 03:00+0100", "25 03:30+0100"]
+        "25 02:00+0200",
+        "25 02:30+0200",
+        "25 03:00+0100",
+        "25 03:30+0100",
+    ]
     again = cron("0 1 * * *", tz="America/New_York")
     first = again.after(utc(2026, 11, 1, 4))
     assert again.shown(first).isoformat() == "2026-11-01T01:00:00-04:00"
-    for second in range(first, first + 7200, 600):  # nor does it come when asked in the second of the two hours
+    for second in range(
+        first, first + 7200, 600
+    ):  # nor does it come when asked in the second of the two hours
         assert again.shown(again.after(second)).isoformat() == "2026-11-02T01:00:00-05:00"
 
 
@@ -88,8 +141,15 @@ def test_a_line_for_every_hour_follows_the_time_that_passes():
         ticks = list(cron("*/5 * * * *", tz="Europe/Berlin").between(begin, begin + 6 * 3600))
         assert ticks == list(range(begin, begin + 6 * 3600 + 1, 300))
     assert walls(cron("30 * * * *", tz="Europe/Berlin"), 2026, 10, 25, 4, hours=1) == [
-        "25 01:30+0200", "25 02:30+0200", "25 02:30+0100", "25 03:30+0100"]
-    assert walls(cron("30 * * * *", tz="Europe/Berlin"), 2026, 3, 29, 2, hours=1) == ["29 01:30+0100", "29 03:30+0200"]
+        "25 01:30+0200",
+        "25 02:30+0200",
+        "25 02:30+0100",
+        "25 03:30+0100",
+    ]
+    assert walls(cron("30 * * * *", tz="Europe/Berlin"), 2026, 3, 29, 2, hours=1) == [
+        "29 01:30+0100",
+        "29 03:30+0200",
+    ]
 
 
 def test_every_counts_from_the_epoch_or_from_its_start():
@@ -118,78 +178,137 @@ def test_the_latest_ticks_are_found_without_walking_through_a_year():
     now = utc(2026, 7, 1, 12, 0, 30)
     assert cron("* * * * *").latest(now - 366 * 86400, now, 1) == [now - 30]
     assert every(seconds=1).latest(now - 366 * 86400, now, 3) == [now - 2, now - 1, now]
-    assert cron("0 6 1 1 *").latest(utc(2020, 1, 1), now, 10) == [utc(year, 1, 1, 6) for year in range(2020, 2027)]
+    assert cron("0 6 1 1 *").latest(utc(2020, 1, 1), now, 10) == [
+        utc(year, 1, 1, 6) for year in range(2020, 2027)
+    ]
     assert cron("0 6 * * *").latest(now, now + 60, 5) == []
 
 
-@pytest.mark.parametrize(("line", "words"), [
-    ("0 6 * * mon-fryday", "character 13 (field 5, day of week): 'fryday' is wrong; did you mean fri?"),
-    ("60 * * * *", "character 1 (field 1, minute): '60' is wrong; use 0 to 59"),
-    ("0  24 * * *", "character 3 (field 2, hour): '24'"),
-    ("* * * *", "has 4 fields, and must have five: minute, hour, day of month, month, day of week"),
-    ("* * * * * *", "for seconds there is every(seconds=…)"),
-    ("@reboot", "there are @yearly, @annually, @monthly"),
-    ("0 22-2 * * *", "the range runs backwards: 22-23,0-2"),
-    ("5/15 * * * *", "a step needs a range before it: 5-59/15"),
-    ("*/0 * * * *", "character 3 (field 1, minute): '0' is wrong; use a whole step"),
-    ("0 0 31 2,4 *", "none of its months has a day 31; use a day from 1 to 30"),
-    ("0 0 L * *", "'L' is wrong"), ("0 0 * * mon#1", "'mon#1' is wrong"), ("1,,2 * * * *", "character 3"),
-    ("0 0 * foo *", "use 1 to 12 or jan to dec"), ("٣ * * * *", "'٣' is wrong"), ("1- * * * *", "character 3"),
-    ("", "takes a line of five fields"),
-])
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (
+            "0 6 * * mon-fryday",
+            "character 13 (field 5, day of week): 'fryday' is wrong; did you mean fri?",
+        ),
+        ("60 * * * *", "character 1 (field 1, minute): '60' is wrong; use 0 to 59"),
+        ("0  24 * * *", "character 3 (field 2, hour): '24'"),
+        (
+            "* * * *",
+            "has 4 fields, and must have five: minute, hour, day of month, month, day of week",
+        ),
+        ("* * * * * *", "for seconds there is every(seconds=…)"),
+        ("@reboot", "there are @yearly, @annually, @monthly"),
+        ("0 22-2 * * *", "the range runs backwards: 22-23,0-2"),
+        ("5/15 * * * *", "a step needs a range before it: 5-59/15"),
+        ("*/0 * * * *", "character 3 (field 1, minute): '0' is wrong; use a whole step"),
+        ("0 0 31 2,4 *", "none of its months has a day 31; use a day from 1 to 30"),
+        ("0 0 L * *", "'L' is wrong"),
+        ("0 0 * * mon#1", "'mon#1' is wrong"),
+        ("1,,2 * * * *", "character 3"),
+        ("0 0 * foo *", "use 1 to 12 or jan to dec"),
+        ("٣ * * * *", "'٣' is wrong"),
+        ("1- * * * *", "character 3"),
+        ("", "takes a line of five fields"),
+    ],
+)
 def test_a_bad_line_is_refused_with_the_position_and_what_would_be_right(line, words):
     with pytest.raises(ScheduleError) as refused:
         cron(line)
     assert words in str(refused.value) and "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("line", ["* * * * *", "*/20 6-22 * * mon-fri", "30 2 * * *", "15 1,2 1,15 * sun"])
+@pytest.mark.parametrize(
+    "line", ["* * * * *", "*/20 6-22 * * mon-fri", "30 2 * * *", "15 1,2 1,15 * sun"]
+)
 @pytest.mark.parametrize("tz", ["UTC", "Europe/Berlin", "Australia/Lord_Howe"])
 def test_ticks_are_counted_as_one_by_one(line, tz):
-    rule, begin = cron(line, tz=tz), int(datetime(2026, 3, 20, 13, 7, tzinfo=timezone.utc).timestamp())
+    rule, begin = (
+        cron(line, tz=tz),
+        int(datetime(2026, 3, 20, 13, 7, tzinfo=timezone.utc).timestamp()),
+    )
     for days in (1, 20, 40):
         ticks = list(rule.between(begin, begin + days * 86_400))
         for first in {*ticks[:1], *ticks[-1:]}:
             assert rule.count(first, ticks[-1]) == len([tick for tick in ticks if tick >= first])
 
 
-@pytest.mark.parametrize("make", [
-    lambda: every(5), lambda: every(seconds="5"), lambda: every(seconds=float("nan")), lambda: every(days=10 ** 9),
-    lambda: every(seconds=float("inf")), lambda: every(weeks=10 ** 7),
-    lambda: every(), lambda: every(seconds=0.5), lambda: every(minute=5), lambda: every(minutes=5, missed="never"),
-    lambda: every(minutes=5, jitter=300), lambda: every(minutes=5, times=0), lambda: every(minutes=5, overlap=1),
-    lambda: every(minutes=5, start="tomorrow"), lambda: cron("@daily", tz="Europe/Berln"), lambda: cron(5),
-    lambda: every(days=1, start=datetime(2026, 1, 2), end=datetime(2026, 1, 1)), lambda: cron("@daily", tz="../etc"),
-])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: every(5),
+        lambda: every(seconds="5"),
+        lambda: every(seconds=float("nan")),
+        lambda: every(days=10**9),
+        lambda: every(seconds=float("inf")),
+        lambda: every(weeks=10**7),
+        lambda: every(),
+        lambda: every(seconds=0.5),
+        lambda: every(minute=5),
+        lambda: every(minutes=5, missed="never"),
+        lambda: every(minutes=5, jitter=300),
+        lambda: every(minutes=5, times=0),
+        lambda: every(minutes=5, overlap=1),
+        lambda: every(minutes=5, start="tomorrow"),
+        lambda: cron("@daily", tz="Europe/Berln"),
+        lambda: cron(5),
+        lambda: every(days=1, start=datetime(2026, 1, 2), end=datetime(2026, 1, 1)),
+        lambda: cron("@daily", tz="../etc"),
+    ],
+)
 def test_a_bad_rule_is_refused(make):
     with pytest.raises(ScheduleError, match=r"; |did you mean|takes|for example"):
         make()
 
 
-@pytest.mark.parametrize(("rule", "words"), [
-    (every(minutes=5), "every 5 minutes"), (every(hours=1), "every hour"), (every(minutes=90), "every 90 minutes"),
-    (every(days=1), "every day at 00:00 UTC"),
-    (cron("0 6 * * mon-fri", tz="Europe/Berlin"), "at 06:00 on Monday to Friday (Europe/Berlin)"),
-    (cron("*/5 * * * *"), "every 5 minutes (UTC)"), (cron("30 2 * * *"), "every day at 02:30 (UTC)"),
-    (cron("0 9-17 * * *"), "every hour from 09:00 to 17:00 (UTC)"),
-    (cron("*/45 * * * *"), "at minute 0 and 45 of every hour (UTC)"),
-    (cron("0 0 1,15 * mon"), "at 00:00 on day 1 and 15 of the month or on Monday (UTC)"),
-    (cron("15,45 * * jan-mar sat,sun"),
-     "at minute 15 and 45 of every hour on Saturday and Sunday in January to March (UTC)"),
-    (every(minutes=1, times=3, overlap=False, missed="skip", jitter=5),
-     "every minute; at most 3 times; up to 5 s later; only when the job before has ended; "
-     "missed times are skipped"),
-])
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        (every(minutes=5), "every 5 minutes"),
+        (every(hours=1), "every hour"),
+        (every(minutes=90), "every 90 minutes"),
+        (every(days=1), "every day at 00:00 UTC"),
+        (
+            cron("0 6 * * mon-fri", tz="Europe/Berlin"),
+            "at 06:00 on Monday to Friday (Europe/Berlin)",
+        ),
+        (cron("*/5 * * * *"), "every 5 minutes (UTC)"),
+        (cron("30 2 * * *"), "every day at 02:30 (UTC)"),
+        (cron("0 9-17 * * *"), "every hour from 09:00 to 17:00 (UTC)"),
+        (cron("*/45 * * * *"), "at minute 0 and 45 of every hour (UTC)"),
+        (cron("0 0 1,15 * mon"), "at 00:00 on day 1 and 15 of the month or on Monday (UTC)"),
+        (
+            cron("15,45 * * jan-mar sat,sun"),
+            "at minute 15 and 45 of every hour on Saturday and Sunday in January to March (UTC)",
+        ),
+        (
+            every(minutes=1, times=3, overlap=False, missed="skip", jitter=5),
+            "every minute; at most 3 times; up to 5 s later; only when the job before has ended; "
+            "missed times are skipped",
+        ),
+    ],
+)
 def test_a_rule_as_one_would_say_it(rule, words):
     assert rule.sentence == words
 
 
 def test_a_rule_comes_back_from_redis_as_it_was():
     start = datetime(2026, 1, 1, tzinfo=timezone.utc)
-    for rule in (every(minutes=5), cron("0 6 * * mon-fri", tz="Europe/Berlin", overlap=False, missed="all", jitter=2.5),
-                 every(days=1, start=start, end=start + timedelta(days=9), times=4)):
+    for rule in (
+        every(minutes=5),
+        cron("0 6 * * mon-fri", tz="Europe/Berlin", overlap=False, missed="all", jitter=2.5),
+        every(days=1, start=start, end=start + timedelta(days=9), times=4),
+    ):
         assert Rule.load(rule.dump()) == rule
-    for hostile in ("", "[]", "{}", '{"seconds": "x"}', '{"line": "* * *"}', '{"seconds": 5, "evil": 1}', "null"):
+    for hostile in (
+        "",
+        "[]",
+        "{}",
+        '{"seconds": "x"}',
+        '{"line": "* * *"}',
+        '{"seconds": 5, "evil": 1}',
+        "null",
+    ):
         with pytest.raises(ScheduleError):
             Rule.load(hostile)
 

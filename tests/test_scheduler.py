@@ -52,23 +52,32 @@ def test_a_canceled_job_is_not_promoted_and_a_missing_one_has_a_grace(redis):
     job = rqjobs.enqueue_in(60, faults.ok)
     redis.hset(job.key, "status", "canceled")
     due(redis, job)
-    redis.zadd("rq:scheduled:default", {"not-there-yet": time.time() - 5, "never-came": time.time() - 100})
+    redis.zadd(
+        "rq:scheduled:default", {"not-there-yet": time.time() - 5, "never-came": time.time() - 100}
+    )
     assert ledger.promote(redis, "default", 180) == 0
     assert redis.zrange("rq:scheduled:default", 0, -1) == [b"never-came", b"not-there-yet"]
-    redis.hset("rqjobs:missing:default", "never-came", time.time() - ledger.MISSING_JOB_GRACE - 1)  # first seen then
+    redis.hset(
+        "rqjobs:missing:default", "never-came", time.time() - ledger.MISSING_JOB_GRACE - 1
+    )  # first seen then
     assert ledger.promote(redis, "default", 180) == 0
     assert redis.zrange("rq:scheduled:default", 0, -1) == [b"not-there-yet"]
     rqjobs.enqueue(faults.ok, job_id="not-there-yet")
     redis.delete("rq:queue:default")
     assert ledger.promote(redis, "default", 180) == 1
-    assert rqjobs.queue("default").job_ids == ["not-there-yet"] and not redis.exists("rqjobs:missing:default")
+    assert rqjobs.queue("default").job_ids == ["not-there-yet"] and not redis.exists(
+        "rqjobs:missing:default"
+    )
 
 
 def test_ids_without_a_job_hold_up_nothing_however_many_they_are(redis):
     """A thousand of them would have filled every look for a minute."""
     job = rqjobs.enqueue_in(60, faults.ok)
     due(redis, job)
-    redis.zadd("rq:scheduled:default", {f"missing-{n}": time.time() - 10 - n for n in range(2 * ledger.AT_ONCE)})
+    redis.zadd(
+        "rq:scheduled:default",
+        {f"missing-{n}": time.time() - 10 - n for n in range(2 * ledger.AT_ONCE)},
+    )
     assert ledger.promote(redis, "default", 180) == 1
     assert rqjobs.queue("default").job_ids == [job.id]
     assert redis.zcard("rq:scheduled:default") == 2 * ledger.AT_ONCE
@@ -78,7 +87,9 @@ def test_a_delay_is_counted_by_redis_and_not_by_the_clock_of_this_machine(redis,
     monkeypatch.setattr("rq.queue.now", lambda: datetime(2001, 1, 1, tzinfo=timezone.utc))
     before = ledger.clock(redis)
     job = rqjobs.enqueue_in(0.25, faults.ok)
-    assert before + 0.25 <= redis.zscore("rq:scheduled:default", job.id) <= ledger.clock(redis) + 0.25
+    assert (
+        before + 0.25 <= redis.zscore("rq:scheduled:default", job.id) <= ledger.clock(redis) + 0.25
+    )
 
 
 @pytest.fixture
@@ -129,7 +140,9 @@ def test_who_makes_something_due_soon_tells_the_clock(redis, clock, eventually):
     eventually(lambda: (clock._sleep(), clock._next["default"] <= 0.0)[1])
 
 
-def test_what_a_failed_job_waits_for_is_told_to_the_clock_with_its_outcome(redis, worker, eventually):
+def test_what_a_failed_job_waits_for_is_told_to_the_clock_with_its_outcome(
+    redis, worker, eventually
+):
     bell = redis.pubsub(ignore_subscribe_messages=True)
     bell.subscribe(ledger.BELL + "default")
     worker()  # no clock: the job stays where it is
@@ -141,7 +154,10 @@ def test_what_a_failed_job_waits_for_is_told_to_the_clock_with_its_outcome(redis
 
 
 def test_a_delayed_job_is_given_another_time_or_canceled(redis):
-    first, second = rqjobs.enqueue_in(60, faults.ok, 1), rqjobs.queue("low").enqueue_in(timedelta(minutes=2), faults.ok)
+    first, second = (
+        rqjobs.enqueue_in(60, faults.ok, 1),
+        rqjobs.queue("low").enqueue_in(timedelta(minutes=2), faults.ok),
+    )
     assert [found.job_id for found in delayed.jobs()] == [first.id, second.id]
     moment = delayed.reschedule(first.id, timedelta(hours=1))
     assert moment.timestamp() == pytest.approx(redis.zscore("rq:scheduled:default", first.id))
@@ -161,7 +177,9 @@ def test_a_delayed_job_is_given_another_time_or_canceled(redis):
     assert not orphans.audit(redis).breaches
 
 
-@pytest.mark.parametrize("when", [float("nan"), float("inf"), True, "soon", 6e20, timedelta.max, datetime.max])
+@pytest.mark.parametrize(
+    "when", [float("nan"), float("inf"), True, "soon", 6e20, timedelta.max, datetime.max]
+)
 def test_what_is_no_time_moves_no_delayed_job(redis, when):
     job = rqjobs.enqueue_in(60, faults.note)
     before = redis.zscore("rq:scheduled:default", job.id)
@@ -180,7 +198,10 @@ def test_many_at_once_by_many_schedulers_come_once_each(redis):
             pipe.zadd("rq:scheduled:default", {job.id: now - 10 + number / 1000})
         pipe.execute()
     moved = []
-    threads = [threading.Thread(target=lambda: moved.append(ledger.promote(redis, "default", 180))) for _ in range(5)]
+    threads = [
+        threading.Thread(target=lambda: moved.append(ledger.promote(redis, "default", 180)))
+        for _ in range(5)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -227,7 +248,9 @@ def test_the_intervals_of_a_repeat_come_in_the_order_given(redis):
 
 @pytest.mark.parametrize("retry", [None, Retry(max=1, interval=[50])])
 def test_a_failed_run_does_not_end_a_repeat_and_its_retries_come_first(redis, retry):
-    job = rqjobs.enqueue(faults.boom, "again", retry=retry, repeat=Repeat(times=2, interval=[100, 200]))
+    job = rqjobs.enqueue(
+        faults.boom, "again", retry=retry, repeat=Repeat(times=2, interval=[100, 200])
+    )
     wanted = [50, 100, 50, 200, 50, None] if retry else [100, 200, None]
     waits = [runs_until_scheduled(redis, job) for _ in wanted]
     assert [wait and round(wait, -1) for wait in waits] == wanted
@@ -249,16 +272,26 @@ def test_to_stop_a_repeating_job_ends_its_chain(redis, worker, eventually):
 def schedulers_of(redis, process):
     """The scheduler process of a worker."""
     children = {child.pid for child in psutil.Process(process.pid).children()}
-    return [pid for key in redis.scan_iter("rq:scheduler:*") if (pid := int(redis.hget(key, "pid") or 0)) in children]
+    return [
+        pid
+        for key in redis.scan_iter("rq:scheduler:*")
+        if (pid := int(redis.hget(key, "pid") or 0)) in children
+    ]
 
 
-def test_after_kill_9_the_next_worker_takes_the_scheduler_over_within_seconds(worker, redis, eventually, kill):
+def test_after_kill_9_the_next_worker_takes_the_scheduler_over_within_seconds(
+    worker, redis, eventually, kill
+):
     """RQ alone: its lock lives 61 s and is tried again every ten minutes."""
     first = worker(options=["--with-scheduler"])
     (scheduler,) = eventually(lambda: schedulers_of(redis, first))
     holder = eventually(lambda: redis.get(RQScheduler.get_locking_key("default")))
     kill(first.pid)
-    eventually(lambda: not psutil.pid_exists(scheduler), timeout=5, what="the scheduler's death with its worker")
+    eventually(
+        lambda: not psutil.pid_exists(scheduler),
+        timeout=5,
+        what="the scheduler's death with its worker",
+    )
     worker(options=["--with-scheduler"])
     rqjobs.enqueue_in(0, faults.mark, "ran")
     eventually(lambda: redis.llen("ran") == 1, timeout=LOCK_TTL + ledger.BEAT + 5)

@@ -11,7 +11,18 @@ import pytest
 from rq.job import JobStatus
 
 import rqjobs
-from rqjobs import NotAJob, PayloadError, Retry, ScheduleError, cron, every, ledger, orphans, schedules, ticker
+from rqjobs import (
+    NotAJob,
+    PayloadError,
+    Retry,
+    ScheduleError,
+    cron,
+    every,
+    ledger,
+    orphans,
+    schedules,
+    ticker,
+)
 from rqjobs.schedules import NoSuchSchedule
 from rqjobs.timetable import SCHEDULES, jitter, make
 
@@ -37,16 +48,30 @@ def ids(queue="default"):
 def test_a_tick_makes_one_job_whose_id_names_it(redis):
     made = every(hours=1).add("hourly", faults.note, "a", number=2, job_timeout=33)
     assert (made.name, made.function, made.queue, made.state, made.source) == (
-        "hourly", "faults.note", "default", "active", "added")
-    assert (made.args, made.kwargs, made.description) == (["a"], {"number": 2}, "faults.note('a', number=2)")
-    assert made.upcoming(2)[0] == made.next == made.due and made.next.minute == made.next.second == 0
+        "hourly",
+        "faults.note",
+        "default",
+        "active",
+        "added",
+    )
+    assert (made.args, made.kwargs, made.description) == (
+        ["a"],
+        {"number": 2},
+        "faults.note('a', number=2)",
+    )
+    assert (
+        made.upcoming(2)[0] == made.next == made.due and made.next.minute == made.next.second == 0
+    )
     ticker.tick(redis)
     assert ids() == []
     tick = back(redis, "hourly", 3600)
     ticker.tick(redis)
     ticker.tick(redis)
     (job_id,) = ids()
-    assert job_id == f"hourly-r{made.revision}-{datetime.fromtimestamp(tick, timezone.utc):%Y%m%dT%H%M%S}"
+    assert (
+        job_id
+        == f"hourly-r{made.revision}-{datetime.fromtimestamp(tick, timezone.utc):%Y%m%dT%H%M%S}"
+    )
     job = rqjobs.Job.fetch(job_id, connection=redis)
     assert (job.args, job.kwargs, job.timeout, job.origin) == (["a"], {"number": 2}, 33, "default")
     assert job.get_status() == JobStatus.QUEUED and job.enqueued_at and job.created_at
@@ -57,17 +82,25 @@ def test_a_tick_makes_one_job_whose_id_names_it(redis):
 
 
 def test_its_job_is_as_an_enqueued_one(redis):
-    enqueued = rqjobs.enqueue(faults.urgent, 5, retry=Retry(max=2, interval=[1, 2]), meta={"a": 1}, ttl=500)
-    every(hours=1).add("same", faults.urgent, 5, retry=Retry(max=2, interval=[1, 2]), meta={"a": 1}, ttl=500)
+    enqueued = rqjobs.enqueue(
+        faults.urgent, 5, retry=Retry(max=2, interval=[1, 2]), meta={"a": 1}, ttl=500
+    )
+    every(hours=1).add(
+        "same", faults.urgent, 5, retry=Retry(max=2, interval=[1, 2]), meta={"a": 1}, ttl=500
+    )
     job = schedules.run_now("same")
     theirs, ours = redis.hgetall(enqueued.key), redis.hgetall(job.key)
     assert ours.pop(b"rqjobs_schedule") == b"same"
-    differ = {field for field in ours.keys() | theirs.keys() if ours.get(field) != theirs.get(field)}
+    differ = {
+        field for field in ours.keys() | theirs.keys() if ours.get(field) != theirs.get(field)
+    }
     assert differ == {b"created_at", b"enqueued_at"}
     assert ids("high") == [enqueued.id, job.id] and 0 < redis.ttl(job.key) <= 500
 
 
-@pytest.mark.parametrize(("missed", "count", "lost"), [("once", 1, 5), ("all", 6, 0), ("skip", 0, 6)])
+@pytest.mark.parametrize(
+    ("missed", "count", "lost"), [("once", 1, 5), ("all", 6, 0), ("skip", 0, 6)]
+)
 def test_ticks_that_were_missed(redis, missed, count, lost):
     every(hours=1, missed=missed).add("hourly", faults.note)
     back(redis, "hourly", 6 * 3600)
@@ -93,7 +126,11 @@ def test_skip_counts_what_makes_no_job(redis):
     back(redis, "quick", 60)
     ticker.tick(redis)
     found = schedules.get("quick")
-    assert found.made in (2, 3) and found.made + found.missed in (12, 13) and found.last.timestamp() > time.time() - 10
+    assert (
+        found.made in (2, 3)
+        and found.made + found.missed in (12, 13)
+        and found.last.timestamp() > time.time() - 10
+    )
 
 
 def test_what_takes_long_goes_on_at_the_next_look(redis):
@@ -161,15 +198,22 @@ def test_jitter_moves_the_job_and_not_the_tick(redis):
     wait = jitter(rule, "shaken", int(found.next.timestamp()))
     assert found.due == found.next + timedelta(seconds=wait)
     first = int(found.next.timestamp()) - 7200
-    assert ticker.due_ticks(rule, "shaken", first, first + jitter(rule, "shaken", first) - 0.001) == ([], None)
-    assert ticker.due_ticks(rule, "shaken", first, first + jitter(rule, "shaken", first)) == ([first], first)
+    assert ticker.due_ticks(
+        rule, "shaken", first, first + jitter(rule, "shaken", first) - 0.001
+    ) == ([], None)
+    assert ticker.due_ticks(rule, "shaken", first, first + jitter(rule, "shaken", first)) == (
+        [first],
+        first,
+    )
 
 
 def test_another_jitter_moves_the_next_job_and_drops_no_tick(redis):
     every(hours=1).add("shaken", faults.note)
     found = schedules.edit("shaken", rule=every(hours=1, jitter=600))
     tick = int(found.next.timestamp())
-    assert found.due.timestamp() == pytest.approx(tick + jitter(found.rule, "shaken", tick), abs=0.01)
+    assert found.due.timestamp() == pytest.approx(
+        tick + jitter(found.rule, "shaken", tick), abs=0.01
+    )
     first = int(ledger.clock(redis)) + 5
     rule = every(seconds=3500, start=datetime.fromtimestamp(first, timezone.utc), jitter=3499)
     schedules.edit("shaken", rule=rule)
@@ -209,12 +253,28 @@ def test_a_tick_is_made_once_however_many_tick_at_once(redis):
 def test_a_reply_that_was_lost_makes_no_second_job(redis):
     found = every(hours=1).add("cut", faults.note)
     tick = back(redis, "cut", 3600)
-    calls = [make(redis, "cut", found.revision, "default", str(tick), tick + 3600, tick + 3600, last=tick,
-                  jobs=[(tick, f"cut-{number}")]) for number in range(2)]
+    calls = [
+        make(
+            redis,
+            "cut",
+            found.revision,
+            "default",
+            str(tick),
+            tick + 3600,
+            tick + 3600,
+            last=tick,
+            jobs=[(tick, f"cut-{number}")],
+        )
+        for number in range(2)
+    ]
     assert calls == [[1, 0], [-1, 0]] and ids() == ["cut-0"]
     back(redis, "cut", 3600)
-    redis.zadd(SCHEDULES, {"cut": ledger.clock(redis) + 50})  # nobody may be early, whatever his own clock says
-    assert make(redis, "cut", found.revision, "default", str(tick), tick + 3600, jobs=[(tick, "cut-2")]) == [-1, 0]
+    redis.zadd(
+        SCHEDULES, {"cut": ledger.clock(redis) + 50}
+    )  # nobody may be early, whatever his own clock says
+    assert make(
+        redis, "cut", found.revision, "default", str(tick), tick + 3600, jobs=[(tick, "cut-2")]
+    ) == [-1, 0]
 
 
 def test_more_than_one_look_takes_are_dealt_with_in_several(redis, eventually):
@@ -222,7 +282,9 @@ def test_more_than_one_look_takes_are_dealt_with_in_several(redis, eventually):
         every(hours=1).add(f"s{number}", faults.note)
         back(redis, f"s{number}", 3600)
     assert ticker.tick(redis) < ledger.clock(redis)  # look again at once
-    eventually(lambda: ticker.tick(redis) > ledger.clock(redis))  # a look also ends when it has taken long
+    eventually(
+        lambda: ticker.tick(redis) > ledger.clock(redis)
+    )  # a look also ends when it has taken long
     assert len(ids()) == ticker.AT_ONCE + 5
 
 
@@ -243,26 +305,46 @@ def test_pause_resume_and_run_now(redis):
 
 
 def test_edit_changes_what_is_given_and_keeps_the_rest(redis):
-    every(hours=1).add("edited", faults.note, "a", job_timeout=33, retry=Retry(max=4), on_success=rqjobs.Callback(
-        faults.on_done), description="mine")
+    every(hours=1).add(
+        "edited",
+        faults.note,
+        "a",
+        job_timeout=33,
+        retry=Retry(max=4),
+        on_success=rqjobs.Callback(faults.on_done),
+        description="mine",
+    )
     tick = back(redis, "edited", 3600)
     changed = schedules.edit("edited", args=["b"], kwargs={"number": 1})
-    assert changed.args == ["b"] and changed.next.timestamp() == tick  # what it has missed is made up for
+    assert (
+        changed.args == ["b"] and changed.next.timestamp() == tick
+    )  # what it has missed is made up for
     fields = changed.fields
     assert (fields[b"timeout"], fields[b"retries_left"], fields[b"success_callback_name"]) == (
-        b"33", b"4", b"faults.on_done")
+        b"33",
+        b"4",
+        b"faults.on_done",
+    )
     assert fields[b"description"] == b"faults.note('b', number=1)"
     ticker.tick(redis)
     assert len(ids()) == 1 and f"-r{changed.revision}-" in ids()[0]
     back(redis, "edited", 7200)
     moved = schedules.edit("edited", rule=every(minutes=10))
-    assert moved.revision > changed.revision and moved.next.timestamp() == last_tick(redis, 600) + 600
+    assert (
+        moved.revision > changed.revision and moved.next.timestamp() == last_tick(redis, 600) + 600
+    )
     assert schedules.edit("edited", timeout=44, queue="low").fields[b"timeout"] == b"44"
     assert schedules.get("edited").queue == "low" and schedules.get("edited").made == 1
     other = schedules.edit("edited", function=faults.urgent, args=[1], kwargs={})
-    assert (other.queue, other.fields[b"timeout"], b"retries_left" in other.fields) == ("high", b"30", False)
+    assert (other.queue, other.fields[b"timeout"], b"retries_left" in other.fields) == (
+        "high",
+        b"30",
+        False,
+    )
     tick = back(redis, "edited", 7200)
-    assert schedules.edit("edited", rule=every(minutes=10, overlap=False)).next.timestamp() == tick  # the same times
+    assert (
+        schedules.edit("edited", rule=every(minutes=10, overlap=False)).next.timestamp() == tick
+    )  # the same times
     schedules.pause("edited")
     assert schedules.edit("edited", rule=every(minutes=20)).state == "paused"
 
@@ -276,10 +358,18 @@ def test_adding_it_again_changes_nothing_or_what_differs(redis):
     assert (again.revision, again.made, again.next) == (first.revision, 1, first.next)
     other_job = every(hours=1).add("hourly", faults.note, "b")
     assert (other_job.args, other_job.kwargs, other_job.made) == (["b"], {}, 1)
-    assert other_job.next == first.next and other_job.revision > first.revision and len(schedules.runs("hourly")) == 1
+    assert (
+        other_job.next == first.next
+        and other_job.revision > first.revision
+        and len(schedules.runs("hourly")) == 1
+    )
     schedules.pause("hourly")
     other_rule = cron("@daily").add("hourly", faults.note, "b")
-    assert (other_rule.state, other_rule.made, other_rule.sentence) == ("paused", 1, "every day at 00:00 (UTC)")
+    assert (other_rule.state, other_rule.made, other_rule.sentence) == (
+        "paused",
+        1,
+        "every day at 00:00 (UTC)",
+    )
     assert cron("@daily").add("hourly", faults.note, "b").state == "paused"
     with pytest.raises(ScheduleError, match="there is a schedule 'hourly' already"):
         schedules.add("hourly", every(hours=2), faults.note, replace=False)
@@ -334,27 +424,39 @@ def test_remove_leaves_its_jobs_and_nothing_else_and_a_second_one_makes_no_old_i
     ticker.tick(redis)
     schedules.remove("gone")
     assert schedules.all() == [] and len(ids()) == 1
-    assert sorted(redis.keys("rqjobs:schedule*")) == [b"rqjobs:schedules:announced", b"rqjobs:schedules:revision"]
+    assert sorted(redis.keys("rqjobs:schedule*")) == [
+        b"rqjobs:schedules:announced",
+        b"rqjobs:schedules:revision",
+    ]
     rule.add("gone", faults.note)
     back(redis, "gone", 3600)
     ticker.tick(redis)
     assert len(set(ids())) == 2
-    for act in (schedules.get, schedules.remove, schedules.pause, schedules.run_now, schedules.edit):
+    for act in (
+        schedules.get,
+        schedules.remove,
+        schedules.pause,
+        schedules.run_now,
+        schedules.edit,
+    ):
         with pytest.raises(NoSuchSchedule, match="there is no schedule 'nobody'"):
             act("nobody")
 
 
-@pytest.mark.parametrize(("make", "error"), [
-    (lambda: every(hours=1).add("bad name", faults.note), ScheduleError),
-    (lambda: every(hours=1).add("x", print), NotAJob),
-    (lambda: every(hours=1).add("x", "os.system", "true"), NotAJob),
-    (lambda: every(hours=1).add("x", faults.add), TypeError),
-    (lambda: every(hours=1).add("x", faults.note, object()), PayloadError),
-    (lambda: every(hours=1).add("x", faults.note, job_id="mine"), ScheduleError),
-    (lambda: schedules.add("x", "every hour", faults.note), ScheduleError),
-    (lambda: schedules.add("x", every(hours=1), faults.note, tiemout=5), ScheduleError),
-    (lambda: schedules.add("taken", every(hours=1), faults.note, replace=False), ScheduleError),
-])
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        (lambda: every(hours=1).add("bad name", faults.note), ScheduleError),
+        (lambda: every(hours=1).add("x", print), NotAJob),
+        (lambda: every(hours=1).add("x", "os.system", "true"), NotAJob),
+        (lambda: every(hours=1).add("x", faults.add), TypeError),
+        (lambda: every(hours=1).add("x", faults.note, object()), PayloadError),
+        (lambda: every(hours=1).add("x", faults.note, job_id="mine"), ScheduleError),
+        (lambda: schedules.add("x", "every hour", faults.note), ScheduleError),
+        (lambda: schedules.add("x", every(hours=1), faults.note, tiemout=5), ScheduleError),
+        (lambda: schedules.add("taken", every(hours=1), faults.note, replace=False), ScheduleError),
+    ],
+)
 def test_what_cannot_be_is_refused_and_nothing_is_stored(redis, make, error):
     every(hours=1).add("taken", faults.note)
     with pytest.raises(error):
@@ -373,7 +475,10 @@ def test_runs_are_remembered_with_their_outcomes_after_the_jobs_are_gone(worker,
     assert redis.hlen("rqjobs:schedules:open") == 0
     redis.delete(bad.key)
     (first,), (second,) = schedules.runs("good"), schedules.runs("bad")
-    assert (first.outcome, second.outcome) == ("finished", "failed") and second.ended >= second.enqueued
+    assert (first.outcome, second.outcome) == (
+        "finished",
+        "failed",
+    ) and second.ended >= second.enqueued
     third = schedules.run_now("good")
     third.delete()
     ticker.note_outcomes(redis)
@@ -404,10 +509,15 @@ def test_what_a_stranger_wrote_stops_no_other_schedule(redis):
     schedules.remove("broken")
 
 
-@pytest.mark.parametrize(("key", "made"), [
-    ("rqjobs:schedule:odd:runs", 0), ("rqjobs:schedule:odd:outcomes", 0), ("rq:queue:low", 0),
-    ("rqjobs:schedules:open", 1),
-])
+@pytest.mark.parametrize(
+    ("key", "made"),
+    [
+        ("rqjobs:schedule:odd:runs", 0),
+        ("rqjobs:schedule:odd:outcomes", 0),
+        ("rq:queue:low", 0),
+        ("rqjobs:schedules:open", 1),
+    ],
+)
 def test_a_key_of_the_wrong_type_repeats_no_tick_and_stops_no_other(redis, key, made):
     schedules.add("odd", every(hours=1), faults.note, queue="low")
     every(hours=1).add("fine", faults.note)
@@ -416,7 +526,10 @@ def test_a_key_of_the_wrong_type_repeats_no_tick_and_stops_no_other(redis, key, 
     redis.set(key, "somebody else's")
     ticker.tick(redis)
     ticker.note_outcomes(redis)
-    assert schedules.get("odd").made == made == len(redis.keys("rq:job:odd-*")) and schedules.get("fine").made == 1
+    assert (
+        schedules.get("odd").made == made == len(redis.keys("rq:job:odd-*"))
+        and schedules.get("fine").made == 1
+    )
     if not made:
         with pytest.raises(ScheduleError, match="of the wrong type"):
             schedules.run_now("odd")
@@ -426,7 +539,10 @@ def test_a_key_of_the_wrong_type_repeats_no_tick_and_stops_no_other(redis, key, 
     ticker.tick(redis)
     schedules.runs("odd")
     schedules.remove("odd")
-    assert redis.exists("rqjobs:schedule:odd") == 0 and schedules.get("fine").next.timestamp() > time.time()
+    assert (
+        redis.exists("rqjobs:schedule:odd") == 0
+        and schedules.get("fine").next.timestamp() > time.time()
+    )
 
 
 def test_names_that_are_no_text_stop_no_schedule_and_are_told_once(redis, caplog):
@@ -439,10 +555,18 @@ def test_names_that_are_no_text_stop_no_schedule_and_are_told_once(redis, caplog
     assert caplog.text.count("cannot be read") == ticker.AT_ONCE
 
 
-@pytest.mark.parametrize(("field", "value"), [
-    ("next", b"9" * 400), ("created", b"1e300"), ("changed", b"inf"), ("rule", b"[" * 5000), ("revision", b""),
-    ("revision", b" 5"), ("made", b"x"),
-])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("next", b"9" * 400),
+        ("created", b"1e300"),
+        ("changed", b"inf"),
+        ("rule", b"[" * 5000),
+        ("revision", b""),
+        ("revision", b" 5"),
+        ("made", b"x"),
+    ],
+)
 def test_a_schedule_that_cannot_be_read_stops_no_other_and_can_be_removed(redis, field, value):
     """A number without end in one of them stopped the clock; an empty revision hung whoever paused it."""
     for name in ("hostile", "good"):

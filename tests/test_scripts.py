@@ -31,12 +31,17 @@ def claim_one(redis):
 def family(redis):
     """A job with one that waits for it."""
     parent = rqjobs.enqueue(faults.ok, job_id="parent", failure_ttl=50)
-    rqjobs.queue("low").enqueue(faults.ok, depends_on=Dependency(jobs=[parent], allow_failure=True), job_id="child")
+    rqjobs.queue("low").enqueue(
+        faults.ok, depends_on=Dependency(jobs=[parent], allow_failure=True), job_id="child"
+    )
     return parent
 
 
 def enqueueing(redis):
-    calls = [rqjobs.Queue.prepare_data(faults.ok, job_id="one"), rqjobs.Queue.prepare_data(faults.urgent, job_id="two")]
+    calls = [
+        rqjobs.Queue.prepare_data(faults.ok, job_id="one"),
+        rqjobs.Queue.prepare_data(faults.urgent, job_id="two"),
+    ]
     return lambda: rqjobs.enqueue_many(calls)
 
 
@@ -51,28 +56,51 @@ def enqueueing_again(redis):
 def settled(redis, writes, counts_as="finished"):
     family(redis)
     claim = claim_one(redis)
-    return lambda: ledger.SETTLE.run(redis, *ledger.settle_arguments("me", claim, writes, counts_as))
+    return lambda: ledger.SETTLE.run(
+        redis, *ledger.settle_arguments("me", claim, writes, counts_as)
+    )
 
 
 def settling(redis):
-    return settled(redis, [("HINCRBY", "rq:worker:me", "successful_job_count", 1),
-                           ("HSET", "rq:job:parent", "status", "finished"),
-                           ("XADD", "rq:results:parent", "*", "type", 1),
-                           ("ZADD", "rq:finished:default", 9e9, "parent"), ("EXPIRE", "rq:job:parent", 500)])
+    return settled(
+        redis,
+        [
+            ("HINCRBY", "rq:worker:me", "successful_job_count", 1),
+            ("HSET", "rq:job:parent", "status", "finished"),
+            ("XADD", "rq:results:parent", "*", "type", 1),
+            ("ZADD", "rq:finished:default", 9e9, "parent"),
+            ("EXPIRE", "rq:job:parent", 500),
+        ],
+    )
 
 
 def failing(redis):
     family(redis)
     claim = claim_one(redis)
-    return lambda: ledger.SETTLE.run(redis, *ledger.settle_arguments(
-        "me", claim, ledger.failure(claim, "me", "a reason"), "failed"))
+    return lambda: ledger.SETTLE.run(
+        redis,
+        *ledger.settle_arguments("me", claim, ledger.failure(claim, "me", "a reason"), "failed"),
+    )
 
 
 def finishing(redis):
     family(redis)
     claim = claim_one(redis)
-    arguments = [claim.job_id, claim.queue, claim.token, "me", "2026-01-01T00:00:00.000000Z",
-                 "2026-01-01T00:00:00.000000Z", 1, 2, 500, 9e9, 0, 180, "MQ=="]
+    arguments = [
+        claim.job_id,
+        claim.queue,
+        claim.token,
+        "me",
+        "2026-01-01T00:00:00.000000Z",
+        "2026-01-01T00:00:00.000000Z",
+        1,
+        2,
+        500,
+        9e9,
+        0,
+        180,
+        "MQ==",
+    ]
     return lambda: ledger.FINISH.run(redis, ["rqjobs:claims:me"], arguments)
 
 
@@ -185,13 +213,30 @@ def removing(redis):
 
 
 MOVES = {
-    "promote": promoting, "enqueue": enqueueing, "enqueue again": enqueueing_again,
-    "settle": settling, "settle a failure of our own": failing, "finish": finishing, "claim": claiming,
-    "adopt": adopting, "release": releasing, "reclaim": reclaiming, "delay": lambda redis: reclaiming(redis, 1.0),
-    "bury": lambda redis: reclaiming(redis, deaths=2), "recover": recovering, "recover from wip": recovering_from_wip,
-    "wake": waking, "requeue": requeueing, "cancel": canceling, "delete": deleting,
-    "sweep": sweeping, "schedule": scheduling, "change a schedule": changing, "remove a schedule": removing,
-    "tick": ticking, "run now": running_now,
+    "promote": promoting,
+    "enqueue": enqueueing,
+    "enqueue again": enqueueing_again,
+    "settle": settling,
+    "settle a failure of our own": failing,
+    "finish": finishing,
+    "claim": claiming,
+    "adopt": adopting,
+    "release": releasing,
+    "reclaim": reclaiming,
+    "delay": lambda redis: reclaiming(redis, 1.0),
+    "bury": lambda redis: reclaiming(redis, deaths=2),
+    "recover": recovering,
+    "recover from wip": recovering_from_wip,
+    "wake": waking,
+    "requeue": requeueing,
+    "cancel": canceling,
+    "delete": deleting,
+    "sweep": sweeping,
+    "schedule": scheduling,
+    "change a schedule": changing,
+    "remove a schedule": removing,
+    "tick": ticking,
+    "run now": running_now,
 }
 
 
@@ -202,6 +247,7 @@ def everything(redis):
 @pytest.mark.parametrize("move", MOVES)
 def test_a_script_that_meets_a_key_of_the_wrong_type_has_done_nothing_or_all(redis, lease, move):
     """Tried with every key that the move reads or writes: Lua does not roll back."""
+
     def prepare():
         redis.flushall()
         ledger.beat(redis, "me", {"pid": 1, "started": 2})
@@ -250,17 +296,36 @@ def with_children(redis, number, function=faults.mark, **options):
     return parent
 
 
-@pytest.mark.parametrize(("kind", "number"), [("plain", 50_000), ("repeat", 8500), ("result_ttl=0", 8500),
-                                              ("result_ttl=1", 8500), ("failed", 8500)])
+@pytest.mark.parametrize(
+    ("kind", "number"),
+    [
+        ("plain", 50_000),
+        ("repeat", 8500),
+        ("result_ttl=0", 8500),
+        ("result_ttl=1", 8500),
+        ("failed", 8500),
+    ],
+)
 def test_any_number_of_jobs_may_wait_for_one(redis, kind, number):
     """With 8,500 of them an SREM was too long for Lua, half of the outcome was written, and the parent ran for ever."""
-    options = {"repeat": {"repeat": Repeat(times=1, interval=3600)}, "result_ttl=0": {"result_ttl": 0},
-               "result_ttl=1": {"result_ttl": 1, "repeat": None}}.get(kind, {})
-    parent = with_children(redis, number, faults.mark_and_boom if kind == "failed" else faults.mark, **options)
+    options = {
+        "repeat": {"repeat": Repeat(times=1, interval=3600)},
+        "result_ttl=0": {"result_ttl": 0},
+        "result_ttl=1": {"result_ttl": 1, "repeat": None},
+    }.get(kind, {})
+    parent = with_children(
+        redis, number, faults.mark_and_boom if kind == "failed" else faults.mark, **options
+    )
     rqjobs.Worker(["high"]).work(burst=True, max_jobs=1, logging_level="CRITICAL")
     assert redis.lrange("ran", 0, -1) == [parent.id.encode()]
-    assert redis.llen("rq:queue:low") == number - 1 and redis.zrange("rq:deferred:low", 0, -1) == [b"child-1"]
-    assert not redis.exists(ledger.WAKING) and not redis.keys("rqjobs:claims:*") and not redis.exists("rq:wip:high")
+    assert redis.llen("rq:queue:low") == number - 1 and redis.zrange("rq:deferred:low", 0, -1) == [
+        b"child-1"
+    ]
+    assert (
+        not redis.exists(ledger.WAKING)
+        and not redis.keys("rqjobs:claims:*")
+        and not redis.exists("rq:wip:high")
+    )
     assert redis.exists(f"{parent.key}:dependents") == redis.exists(parent.key)
 
 
@@ -269,7 +334,9 @@ def test_waking_many_goes_on_where_a_death_ended_it(redis, lease):
     (claim,) = ledger.claim(redis, "me", ["high"])
     arguments = ledger.settle_arguments("me", claim, [("DEL", parent.key)], "finished")
     assert ledger.SETTLE.run(redis, *arguments) == b"waking" and not redis.exists("rq:queue:low")
-    ledger.WAKE.run(redis, [ledger.WAKING], [f"{parent.id}:finished", utcformat(now()), 180, "0", 100])
+    ledger.WAKE.run(
+        redis, [ledger.WAKING], [f"{parent.id}:finished", utcformat(now()), 180, "0", 100]
+    )
     assert 0 < redis.llen("rq:queue:low") < 1199
     orphans.sweep(redis, force=True)
     assert len(set(redis.lrange("rq:queue:low", 0, -1))) == redis.llen("rq:queue:low") == 1199
@@ -279,12 +346,19 @@ def test_waking_many_goes_on_where_a_death_ended_it(redis, lease):
 def test_an_outcome_that_cannot_be_written_whole_is_not_begun(redis, lease):
     rqjobs.enqueue(faults.ok)
     claim = claim_one(redis)
-    for write in (("SREM", "some set", *range(9000)), ("SADD", "rq:queue:x", 1), ("EXPIRE", "some set", 2 ** 40),
-                  ("HINCRBY", f"rq:job:{claim.job_id}", "status", 1), ("EVAL", "return 1", 0)):
+    for write in (
+        ("SREM", "some set", *range(9000)),
+        ("SADD", "rq:queue:x", 1),
+        ("EXPIRE", "some set", 2**40),
+        ("HINCRBY", f"rq:job:{claim.job_id}", "status", 1),
+        ("EVAL", "return 1", 0),
+    ):
         redis.rpush("rq:queue:x", 1)
         before = everything(redis)
         with pytest.raises(ResponseError):
-            ledger.SETTLE.run(redis, *ledger.settle_arguments("me", claim, [("SET", "a", 1), write]))
+            ledger.SETTLE.run(
+                redis, *ledger.settle_arguments("me", claim, [("SET", "a", 1), write])
+            )
         assert everything(redis) == before, write
 
 
@@ -299,9 +373,21 @@ def test_the_worker_s_statistics_end_no_job(redis, lease):
 
 def test_nothing_is_unpacked_without_a_bound():
     """Lua takes some 7,900 words; one more raises, outside every pcall. Whoever adds one has looked at its bound."""
-    bounded = {"claim": 2, "enqueue": 2, "finish": 2, "hunt": 1, "promote": 2, "renew": 1, "save": 1, "schedule": 2,
-               "settle": 2, "tick": 1}
-    assert {path.stem: count for path in LUA if (count := path.read_text().count("unpack("))} == bounded
+    bounded = {
+        "claim": 2,
+        "enqueue": 2,
+        "finish": 2,
+        "hunt": 1,
+        "promote": 2,
+        "renew": 1,
+        "save": 1,
+        "schedule": 2,
+        "settle": 2,
+        "tick": 1,
+    }
+    assert {
+        path.stem: count for path in LUA if (count := path.read_text().count("unpack("))
+    } == bounded
 
 
 def test_no_script_stands_in_python():

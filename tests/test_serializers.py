@@ -22,7 +22,17 @@ from hypothesis import strategies as st
 
 import rqjobs
 from rqjobs import config
-from rqjobs.serializers import JSON, TAG, Configured, PayloadError, SignedPickle, allow, decode, encode, install
+from rqjobs.serializers import (
+    JSON,
+    TAG,
+    Configured,
+    PayloadError,
+    SignedPickle,
+    allow,
+    decode,
+    encode,
+    install,
+)
 
 
 class Color(enum.Enum):
@@ -89,33 +99,73 @@ class Outer:
 CLASSES = [Color, Word, Size, Bits, Point, Frozen, Slots, Child, Counted, Outer.Inner, Outer.Kind]
 allow(CLASSES)
 
-ZONES = st.sampled_from([ZoneInfo(name) for name in ("UTC", "Europe/Berlin", "America/New_York", "Asia/Kolkata",
-                                                     "Pacific/Apia", "Australia/Lord_Howe")])
-OFFSETS = st.builds(timezone, st.timedeltas(timedelta(hours=-23, minutes=-59), timedelta(hours=23, minutes=59)))
+ZONES = st.sampled_from(
+    [
+        ZoneInfo(name)
+        for name in (
+            "UTC",
+            "Europe/Berlin",
+            "America/New_York",
+            "Asia/Kolkata",
+            "Pacific/Apia",
+            "Australia/Lord_Howe",
+        )
+    ]
+)
+OFFSETS = st.builds(
+    timezone, st.timedeltas(timedelta(hours=-23, minutes=-59), timedelta(hours=23, minutes=59))
+)
 FLAGS = st.integers(0, 7).map(Size) | st.integers(0, 3).map(Bits)
 # A high surrogate followed by a low one is one character in JSON, so the two do not come back as two.
 TEXT = st.text(st.characters(exclude_categories=()), max_size=20).filter(
-    lambda text: text == text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass"))
+    lambda text: text == text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+)
 SCALARS = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), TEXT, st.binary(max_size=20), st.dates(), st.uuids(),
-    st.datetimes(), st.datetimes(timezones=OFFSETS | st.just(timezone.utc)),
-    st.datetimes(timezones=ZONES, allow_imaginary=True), st.timedeltas(), st.decimals(),
-    st.sampled_from([Color.RED, Color.CRIMSON, Color.PAIR, Word.YES, Outer.Kind.ONE]), FLAGS,
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    TEXT,
+    st.binary(max_size=20),
+    st.dates(),
+    st.uuids(),
+    st.datetimes(),
+    st.datetimes(timezones=OFFSETS | st.just(timezone.utc)),
+    st.datetimes(timezones=ZONES, allow_imaginary=True),
+    st.timedeltas(),
+    st.decimals(),
+    st.sampled_from([Color.RED, Color.CRIMSON, Color.PAIR, Word.YES, Outer.Kind.ONE]),
+    FLAGS,
 )
 HASHABLE = st.one_of(
-    st.integers(), TEXT, st.binary(max_size=9), st.dates(), st.uuids(), FLAGS, st.sampled_from([*Color]),
-    st.timedeltas(), st.tuples(st.integers(), TEXT), st.integers().map(Frozen),
+    st.integers(),
+    TEXT,
+    st.binary(max_size=9),
+    st.dates(),
+    st.uuids(),
+    FLAGS,
+    st.sampled_from([*Color]),
+    st.timedeltas(),
+    st.tuples(st.integers(), TEXT),
+    st.integers().map(Frozen),
     st.frozensets(st.integers(), max_size=3),
 )
 
 
 def nest(values):
     return st.one_of(
-        st.lists(values, max_size=4), st.lists(values, max_size=4).map(tuple), st.sets(HASHABLE, max_size=4),
-        st.frozensets(HASHABLE, max_size=4), st.dictionaries(TEXT, values, max_size=4),
-        st.dictionaries(HASHABLE, values, max_size=4), st.builds(lambda value: {TAG: value}, values),
-        st.builds(Point, values, values), st.builds(Frozen, values), st.builds(Slots, values),
-        st.builds(Child, values, values, st.lists(values, max_size=2)), st.builds(Counted, st.integers()),
+        st.lists(values, max_size=4),
+        st.lists(values, max_size=4).map(tuple),
+        st.sets(HASHABLE, max_size=4),
+        st.frozensets(HASHABLE, max_size=4),
+        st.dictionaries(TEXT, values, max_size=4),
+        st.dictionaries(HASHABLE, values, max_size=4),
+        st.builds(lambda value: {TAG: value}, values),
+        st.builds(Point, values, values),
+        st.builds(Frozen, values),
+        st.builds(Slots, values),
+        st.builds(Child, values, values, st.lists(values, max_size=2)),
+        st.builds(Counted, st.integers()),
         st.builds(Outer.Inner, values),
     )
 
@@ -128,28 +178,42 @@ def same(one, two):
     if type(one) is not type(two):
         return False
     if dataclasses.is_dataclass(one):
-        return all(same(getattr(one, f.name), getattr(two, f.name)) for f in dataclasses.fields(one))
+        return all(
+            same(getattr(one, f.name), getattr(two, f.name)) for f in dataclasses.fields(one)
+        )
     if isinstance(one, list | tuple):
         return len(one) == len(two) and all(map(same, one, two))
     if isinstance(one, dict):
-        return len(one) == len(two) and all(map(same, one, two)) and all(map(same, one.values(), two.values()))
+        return (
+            len(one) == len(two)
+            and all(map(same, one, two))
+            and all(map(same, one.values(), two.values()))
+        )
     if isinstance(one, Decimal):
         return one.as_tuple() == two.as_tuple()
     if isinstance(one, float):
         return repr(one) == repr(two)
     if isinstance(one, datetime):
-        return (one.replace(tzinfo=None), one.fold, one.tzinfo) == (two.replace(tzinfo=None), two.fold, two.tzinfo)
+        return (one.replace(tzinfo=None), one.fold, one.tzinfo) == (
+            two.replace(tzinfo=None),
+            two.fold,
+            two.tzinfo,
+        )
     return one == two
 
 
 @settings(deadline=None, max_examples=200)
 @given(VALUES)
 @example(2**14_000)
-@example([float("nan"), float("inf"), -0.0, Decimal("sNaN123"), Decimal("-Infinity"), Decimal("-0E+5")])
+@example(
+    [float("nan"), float("inf"), -0.0, Decimal("sNaN123"), Decimal("-Infinity"), Decimal("-0E+5")]
+)
 @example("\ud800 alone, \udc00 before it")
 @example(datetime(2024, 10, 27, 2, 30, tzinfo=ZoneInfo("Europe/Berlin"), fold=1))
 @example(datetime(2024, 10, 27, 2, 30, tzinfo=ZoneInfo("Europe/Berlin"), fold=0))
-@example(datetime(2024, 3, 31, 2, 30, tzinfo=ZoneInfo("Europe/Berlin"), fold=1))  # a time that never was
+@example(
+    datetime(2024, 3, 31, 2, 30, tzinfo=ZoneInfo("Europe/Berlin"), fold=1)
+)  # a time that never was
 @example(datetime(2024, 1, 1, fold=1))
 @example({TAG: ["dict", []], 1: {TAG: TAG}, (1, (2, frozenset({3}))): {b"": None}})
 @example({None: 1, True: 2, 1.5: 3, date(2024, 2, 29): 4})
@@ -160,8 +224,12 @@ def test_every_supported_value_comes_back_equal(value):
 
 
 @settings(deadline=None)
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
-                    lambda values: st.lists(values, max_size=4) | st.dictionaries(TEXT, values, max_size=4)))
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
+        lambda values: st.lists(values, max_size=4) | st.dictionaries(TEXT, values, max_size=4),
+    )
+)
 def test_plain_data_are_what_rq_s_own_json_serializer_writes(value):
     """So a stock `rq worker -S json` reads our jobs, and we read what stock clients enqueue."""
     assume("__rqjobs__" not in repr(value))  # our own mark, which the strategies find in the code
@@ -181,18 +249,55 @@ def test_what_merely_extends_a_plain_type_travels_as_that_type():
     assert back == ["a", 3, {"k": None}] and [type(back[0]), type(back[1])] == [str, int]
 
 
-KINDS = ["date", "timedelta", "uuid", "decimal", "bytes", "datetime", "enum", "dataclass", "dict", "tuple", "set",
-         "frozenset", "os.system", "__class__"]
+KINDS = [
+    "date",
+    "timedelta",
+    "uuid",
+    "decimal",
+    "bytes",
+    "datetime",
+    "enum",
+    "dataclass",
+    "dict",
+    "tuple",
+    "set",
+    "frozenset",
+    "os.system",
+    "__class__",
+]
 NAMES = [f"{cls.__module__}.{cls.__qualname__}" for cls in CLASSES] + [
-    "os.system", "builtins.eval", "subprocess.Popen", "test_serializers.CLASSES", "rqjobs.config.Config"]
+    "os.system",
+    "builtins.eval",
+    "subprocess.Popen",
+    "test_serializers.CLASSES",
+    "rqjobs.config.Config",
+]
 HOSTILE = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(KINDS + NAMES)
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(KINDS + NAMES)
     | st.sampled_from(["RED", "2024-01-01", "../../etc/passwd", "Europe", "1" * 5000, "UTC"]),
-    lambda values: st.lists(values, max_size=4) | st.dictionaries(st.text(max_size=3), values, max_size=3)
-    | st.builds(lambda kind, parts: {TAG: [kind, *parts]}, st.sampled_from(KINDS), st.lists(values, max_size=4))
-    | st.builds(lambda kind, name, parts: {TAG: [kind, name, *parts]}, st.sampled_from(["enum", "dataclass"]),
-                st.sampled_from(NAMES), st.lists(values, max_size=3))
-    | st.builds(lambda value: {TAG: value}, values), max_leaves=12)
+    lambda values: (
+        st.lists(values, max_size=4)
+        | st.dictionaries(st.text(max_size=3), values, max_size=3)
+        | st.builds(
+            lambda kind, parts: {TAG: [kind, *parts]},
+            st.sampled_from(KINDS),
+            st.lists(values, max_size=4),
+        )
+        | st.builds(
+            lambda kind, name, parts: {TAG: [kind, name, *parts]},
+            st.sampled_from(["enum", "dataclass"]),
+            st.sampled_from(NAMES),
+            st.lists(values, max_size=3),
+        )
+        | st.builds(lambda value: {TAG: value}, values)
+    ),
+    max_leaves=12,
+)
 
 
 @settings(deadline=None, max_examples=500)
@@ -205,10 +310,14 @@ HOSTILE = st.recursive(
 @example({TAG: ["dataclass", "test_serializers.Point", "xy"]})
 def test_hostile_json_gives_data_or_a_payload_error(value):
     """Whatever JSON somebody writes into Redis: nothing else is raised, no module imported, no function called."""
-    before = set(sys.modules)  # an unknown time zone makes zoneinfo look into the package tzdata, as it does for all
+    before = set(
+        sys.modules
+    )  # an unknown time zone makes zoneinfo look into the package tzdata, as it does for all
     with contextlib.suppress(PayloadError):
         JSON.loads(json.dumps(value).encode())
-    assert not {name for name in set(sys.modules) - before if not name.startswith(("tzdata", "importlib."))}
+    assert not {
+        name for name in set(sys.modules) - before if not name.startswith(("tzdata", "importlib."))
+    }
 
 
 @settings(deadline=None, max_examples=300)
@@ -236,16 +345,23 @@ class HalfMade:
     x: int = dataclasses.field(init=False)
 
 
-@pytest.mark.parametrize(("value", "path", "kind"), [
-    (object(), "the value", "object"),
-    ({"a": [1, {"b": lambda: 1}]}, "the value['a'][1]['b']", "function"),
-    ((1, {2: {3j}}), "the value[1][2][0]", "complex"),
-    ({(1, Ellipsis): 1}, "the value's key (1, Ellipsis)[1]", "ellipsis"),
-    ([Point(1, sys)], "the value[0].y", "module"),
-    ([Unknown(1)], "the value[0]", "Unknown, which is not defined in a module of RQJOBS_MODULES"),
-    ([int], "the value[0]", "type"),
-    ([Point], "the value[0]", "type"),
-])
+@pytest.mark.parametrize(
+    ("value", "path", "kind"),
+    [
+        (object(), "the value", "object"),
+        ({"a": [1, {"b": lambda: 1}]}, "the value['a'][1]['b']", "function"),
+        ((1, {2: {3j}}), "the value[1][2][0]", "complex"),
+        ({(1, Ellipsis): 1}, "the value's key (1, Ellipsis)[1]", "ellipsis"),
+        ([Point(1, sys)], "the value[0].y", "module"),
+        (
+            [Unknown(1)],
+            "the value[0]",
+            "Unknown, which is not defined in a module of RQJOBS_MODULES",
+        ),
+        ([int], "the value[0]", "type"),
+        ([Point], "the value[0]", "type"),
+    ],
+)
 def test_what_cannot_be_carried_is_named_with_its_path(value, path, kind):
     with pytest.raises(PayloadError) as caught:
         JSON.dumps(value)
@@ -266,9 +382,13 @@ def test_a_value_that_contains_itself_is_refused():
     for _ in range(100_000):
         deep = [deep]
     for value in (endless, deep):
-        with pytest.raises(PayloadError, match="the value contains itself, or is nested too deeply"):
+        with pytest.raises(
+            PayloadError, match="the value contains itself, or is nested too deeply"
+        ):
             JSON.dumps(value)
-    with pytest.raises(PayloadError, match="argument 'value' contains itself, or is nested too deeply"):
+    with pytest.raises(
+        PayloadError, match="argument 'value' contains itself, or is nested too deeply"
+    ):
         rqjobs.enqueue(faults.ok, endless)
     while deep:
         deep = deep.pop()
@@ -329,10 +449,12 @@ def test_signed_pickle_unpickles_nothing_that_is_not_signed(tmp_path):
     foreign = SignedPickle.dumps(Canary(tmp_path / "foreign"))
     config.use(secret_key=SECRET)
     own = SignedPickle.dumps(Canary(tmp_path / "own"))
-    tampered = [own[:i] + bytes([own[i] ^ 1]) + own[i + 1:] for i in range(0, len(own) - 1, 7)]
+    tampered = [own[:i] + bytes([own[i] ^ 1]) + own[i + 1 :] for i in range(0, len(own) - 1, 7)]
     plain = pickle.dumps(Canary(tmp_path / "plain"))
     for data in (plain, plain + b".", b"", b".", foreign, own[:-3], own + b"x", *tampered):
-        with pytest.raises(PayloadError, match="not signed with this SECRET_KEY, so it was not unpickled"):
+        with pytest.raises(
+            PayloadError, match="not signed with this SECRET_KEY, so it was not unpickled"
+        ):
             SignedPickle.loads(data)
     assert not list(tmp_path.iterdir())
     SignedPickle.loads(own).close()
@@ -356,7 +478,9 @@ def test_json_never_unpickles(tmp_path):
 def test_installed_rq_s_default_is_ours(monkeypatch, tmp_path):
     """`Job.fetch` without a serializer, groups, the dashboard: they ask RQ for its default, and get ours."""
     monkeypatch.setattr(rq.serializers, "PickleSerializer", rq.serializers.DefaultSerializer)
-    monkeypatch.setattr(rq.serializers, "SERIALIZER_ALIASES", dict(rq.serializers.SERIALIZER_ALIASES))
+    monkeypatch.setattr(
+        rq.serializers, "SERIALIZER_ALIASES", dict(rq.serializers.SERIALIZER_ALIASES)
+    )
     install()
     assert rq.serializers.resolve_serializer(None) is Configured
     assert rq.serializers.resolve_serializer("pickle") is Configured
@@ -365,14 +489,20 @@ def test_installed_rq_s_default_is_ours(monkeypatch, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_process_shared_with_stock_queues_writes_pickle_as_they_do_and_reads_none(monkeypatch, tmp_path):
+def test_a_process_shared_with_stock_queues_writes_pickle_as_they_do_and_reads_none(
+    monkeypatch, tmp_path
+):
     monkeypatch.setattr(rq.serializers, "PickleSerializer", rq.serializers.DefaultSerializer)
-    monkeypatch.setattr(rq.serializers, "SERIALIZER_ALIASES", dict(rq.serializers.SERIALIZER_ALIASES))
+    monkeypatch.setattr(
+        rq.serializers, "SERIALIZER_ALIASES", dict(rq.serializers.SERIALIZER_ALIASES)
+    )
     install(shared=True)
     default = rq.serializers.resolve_serializer(None)
     assert default is rq.serializers.resolve_serializer("pickle")
     assert pickle.loads(default.dumps({"a": 1})) == {"a": 1}
-    assert default.dumps(default.loads(b'{"a":1}')) == b'{"a":1}'  # a meta of ours, read and written back
+    assert (
+        default.dumps(default.loads(b'{"a":1}')) == b'{"a":1}'
+    )  # a meta of ours, read and written back
     with pytest.raises(PayloadError):
         default.loads(pickle.dumps(Canary(tmp_path / "canary")))
     assert not list(tmp_path.iterdir())
@@ -427,11 +557,16 @@ def test_reading_runs_no_code_of_a_class():
     """Not an Enum's `_missing_`, not a dataclass's `__new__`."""
     RAN.clear()
     module = __name__
-    for data in (tagged("enum", f"{module}.Strict", None, 7), tagged("enum", f"{module}.Strict", None, 1),
-                 tagged("enum", f"{module}.Strict", "TWO", None), tagged("enum", f"{module}.StrictFlag", None, 8),
-                 tagged("enum", f"{module}.StrictFlag", None, -9), tagged("enum", f"{module}.StrictFlag", None, True),
-                 tagged("enum", f"{module}.StrictFlag", None, "A"),
-                 tagged("enum", f"{module}.StrictFlag", None, 2**70)):
+    for data in (
+        tagged("enum", f"{module}.Strict", None, 7),
+        tagged("enum", f"{module}.Strict", None, 1),
+        tagged("enum", f"{module}.Strict", "TWO", None),
+        tagged("enum", f"{module}.StrictFlag", None, 8),
+        tagged("enum", f"{module}.StrictFlag", None, -9),
+        tagged("enum", f"{module}.StrictFlag", None, True),
+        tagged("enum", f"{module}.StrictFlag", None, "A"),
+        tagged("enum", f"{module}.StrictFlag", None, 2**70),
+    ):
         with pytest.raises(PayloadError):
             JSON.loads(data)
     both = JSON.loads(tagged("enum", f"{module}.StrictFlag", None, 3))
@@ -442,7 +577,9 @@ def test_reading_runs_no_code_of_a_class():
 
 
 def test_flags_that_are_no_members_are_refused_by_name():
-    with pytest.raises(PayloadError, match=r"is no member of test_serializers\.Size, nor made of its flags"):
+    with pytest.raises(
+        PayloadError, match=r"is no member of test_serializers\.Size, nor made of its flags"
+    ):
         JSON.dumps([Size(64)])
     assert JSON.loads(JSON.dumps(Bits.A | Bits.B)) is Bits.A | Bits.B
     assert JSON.loads(JSON.dumps(~Bits.A)) == ~Bits.A
@@ -459,37 +596,68 @@ LIMIT = config.Config().max_value
 PRIME = 2**61 - 1  # the modulus of a number's hash
 
 
-@pytest.mark.parametrize(("data", "reason"), [
-    (b"[" + b" " * LIMIT + b"]", "bytes, more than 2,097,152"),
-    (b"[" + b"[]," * (LIMIT // 4 + 1) + b"0]", "more than 1,048,576 parts"),
-    (b"[" * 201 + b"]" * 201, "more than 200 levels"),
-    (b'{"a":' * 201 + b"1" + b"}" * 201, "more than 200 levels"),
-    (b'["]]]]",' + b"[" * 201 + b"]" * 202, "more than 200 levels"),
-    (tagged("set", [PRIME * number for number in range(65)]), "members of one hash"),
-    (tagged("frozenset", [{TAG: ["tuple", [PRIME * number]]} for number in range(65)]), "members of one hash"),
-    (tagged("dict", [[{TAG: ["decimal", str(PRIME * number)]}, 0] for number in range(65)]), "members of one hash"),
-    (tagged("set", [{TAG: ["uuid", f"{PRIME * number:032x}"]} for number in range(65)]), "members of one hash"),
-])
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"[" + b" " * LIMIT + b"]", "bytes, more than 2,097,152"),
+        (b"[" + b"[]," * (LIMIT // 4 + 1) + b"0]", "more than 1,048,576 parts"),
+        (b"[" * 201 + b"]" * 201, "more than 200 levels"),
+        (b'{"a":' * 201 + b"1" + b"}" * 201, "more than 200 levels"),
+        (b'["]]]]",' + b"[" * 201 + b"]" * 202, "more than 200 levels"),
+        (tagged("set", [PRIME * number for number in range(65)]), "members of one hash"),
+        (
+            tagged("frozenset", [{TAG: ["tuple", [PRIME * number]]} for number in range(65)]),
+            "members of one hash",
+        ),
+        (
+            tagged("dict", [[{TAG: ["decimal", str(PRIME * number)]}, 0] for number in range(65)]),
+            "members of one hash",
+        ),
+        (
+            tagged("set", [{TAG: ["uuid", f"{PRIME * number:032x}"]} for number in range(65)]),
+            "members of one hash",
+        ),
+    ],
+)
 def test_what_would_take_memory_or_time_is_refused(data, reason):
     with pytest.raises(PayloadError, match=reason):
         JSON.loads(data)
 
 
-@pytest.mark.parametrize("value", [
-    "[" * 100_000, '"' * 100_000, "\\" * 200_000, ["[", "]"] * 400, [[] for _ in range(1000)], "," * 1_048_576,
-    [[[number]] for number in range(500)] + ["]]"], {PRIME * number for number in range(64)},
-    {(x, y) for x in range(-50, 50) for y in range(-50, 50)},
-])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "[" * 100_000,
+        '"' * 100_000,
+        "\\" * 200_000,
+        ["[", "]"] * 400,
+        [[] for _ in range(1000)],
+        "," * 1_048_576,
+        [[[number]] for number in range(500)] + ["]]"],
+        {PRIME * number for number in range(64)},
+        {(x, y) for x in range(-50, 50) for y in range(-50, 50)},
+    ],
+)
 def test_what_only_looks_like_that_is_carried(value):
     assert JSON.loads(JSON.dumps(value)) == value
 
 
-@pytest.mark.parametrize(("value", "reason"), [
-    ({PRIME * number for number in range(65)}, "the value has more than 64 keys or members of one hash"),
-    ({(1, PRIME * number): number for number in range(65)}, "the value has more than 64 keys or members of one hash"),
-    ("x" * LIMIT, "bytes, more than 2,097,152"), ([[]] * 600_000, "more than 1,048,576 parts"),
-    (json.loads("[" * 201 + "]" * 201), "more than 200 levels"),
-])
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (
+            {PRIME * number for number in range(65)},
+            "the value has more than 64 keys or members of one hash",
+        ),
+        (
+            {(1, PRIME * number): number for number in range(65)},
+            "the value has more than 64 keys or members of one hash",
+        ),
+        ("x" * LIMIT, "bytes, more than 2,097,152"),
+        ([[]] * 600_000, "more than 1,048,576 parts"),
+        (json.loads("[" * 201 + "]" * 201), "more than 200 levels"),
+    ],
+)
 def test_what_could_not_be_read_again_is_not_written(value, reason):
     with pytest.raises(PayloadError, match=reason):
         Configured.dumps(value)
@@ -498,8 +666,12 @@ def test_what_could_not_be_read_again_is_not_written(value, reason):
 def test_a_process_that_has_enqueued_nothing_reads_the_classes_of_its_jobs(tmp_path):
     """It loads the catalog when a payload has a class that it does not know yet, and not before."""
     allow([faults.Point, faults.Color])
-    code = ("import sys; from rqjobs.serializers import JSON; import rqjobs; assert 'faults' not in sys.modules; "
-            f"print(JSON.loads({JSON.dumps([faults.Point(1), faults.Color.RED])!r}))")
+    code = (
+        "import sys; from rqjobs.serializers import JSON; import rqjobs; assert 'faults' not in sys.modules; "
+        f"print(JSON.loads({JSON.dumps([faults.Point(1), faults.Color.RED])!r}))"
+    )
     environ = {**os.environ, "RQJOBS_MODULES": "faults", "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", code], env=environ, cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environ, cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.stdout == "[Point(x=1, y=0, tags=frozenset()), <Color.RED: 'red'>]\n", done.stderr

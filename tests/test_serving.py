@@ -32,9 +32,13 @@ def ask(port, method, path, body=None, **headers):
     """The status, the Location, and the text of a reply."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
-        connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+        connection.request(
+            method, path, body, {name.replace("_", "-"): value for name, value in headers.items()}
+        )
         reply = connection.getresponse()
-        cookies = "; ".join(line.partition(";")[0] for line in reply.headers.get_all("Set-Cookie", []))
+        cookies = "; ".join(
+            line.partition(";")[0] for line in reply.headers.get_all("Set-Cookie", [])
+        )
         return reply.status, reply.headers.get("Location"), reply.read().decode(), cookies
     finally:
         connection.close()
@@ -46,8 +50,16 @@ def gunicorn(spawn, eventually):
 
     def start(*options, app="rqjobs.web:create_app()", config="python:rqjobs.web.serve", **env):
         (port,) = free_ports(1)
-        process = spawn(sys.executable, "-m", "gunicorn", "--config", config, *options, app,
-                        env={"RQJOBS_ADMIN_PASSWORD": PASSWORD, "PORT": str(port), "HOST": "127.0.0.1", **env})
+        process = spawn(
+            sys.executable,
+            "-m",
+            "gunicorn",
+            "--config",
+            config,
+            *options,
+            app,
+            env={"RQJOBS_ADMIN_PASSWORD": PASSWORD, "PORT": str(port), "HOST": "127.0.0.1", **env},
+        )
 
         def answers():
             assert process.poll() is None, process.output()
@@ -67,19 +79,29 @@ def nginx(spawn, tmp_path, eventually):
     """Start it with one server for each text of a `location`; returns their ports."""
     binary = shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin")
     if not binary:
-        (pytest.fail if os.environ.get("CI_BROWSER") == "1" else pytest.skip)("no nginx on this machine")
+        (pytest.fail if os.environ.get("CI_BROWSER") == "1" else pytest.skip)(
+            "no nginx on this machine"
+        )
 
     def start(*locations):
         home = tmp_path / "nginx"
         home.mkdir()
         ports = free_ports(len(locations))
-        servers = "\n".join(f"server {{ listen 127.0.0.1:{port}; {location} }}"
-                            for port, location in zip(ports, locations, strict=True))
-        places = " ".join(f"{name}_temp_path {home}/{name};"
-                          for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
-        (home / "nginx.conf").write_text(f"daemon off; master_process off; pid {home}/pid; error_log {home}/log;\n"
-                                         f"events {{}} http {{ access_log off; {places}\n{servers}\n}}\n")
-        process = spawn(binary, "-p", str(home), "-e", str(home / "log"), "-c", str(home / "nginx.conf"))
+        servers = "\n".join(
+            f"server {{ listen 127.0.0.1:{port}; {location} }}"
+            for port, location in zip(ports, locations, strict=True)
+        )
+        places = " ".join(
+            f"{name}_temp_path {home}/{name};"
+            for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        )
+        (home / "nginx.conf").write_text(
+            f"daemon off; master_process off; pid {home}/pid; error_log {home}/log;\n"
+            f"events {{}} http {{ access_log off; {places}\n{servers}\n}}\n"
+        )
+        process = spawn(
+            binary, "-p", str(home), "-e", str(home / "log"), "-c", str(home / "nginx.conf")
+        )
 
         def listens():
             assert process.poll() is None, process.output() + (home / "log").read_text()
@@ -104,15 +126,27 @@ def wsgi(gunicorn, tmp_path):
     """The wsgi.py of the docs, served; its port."""
     (program,) = re.findall("```python\n(.*?)```", DOCS, re.S)
     (tmp_path / "wsgi.py").write_text(program)
-    return gunicorn(app="wsgi:app", PYTHONPATH=f"{tmp_path}:{Path(__file__).parents[1]}:{Path(__file__).parent}")
+    return gunicorn(
+        app="wsgi:app", PYTHONPATH=f"{tmp_path}:{Path(__file__).parents[1]}:{Path(__file__).parent}"
+    )
 
 
 def test_nobody_chooses_an_address_behind_the_lines_of_the_docs(wsgi, nginx):
     """One header was missing in them, and each wrong password could be the first of its address."""
     (location,) = re.findall("^location /jobs/ {.*?^}", DOCS, re.S | re.M)
     (outside,) = nginx(location.replace("127.0.0.1:8000", f"127.0.0.1:{wsgi}"))
-    tries = [ask(outside, "POST", "/jobs/login", "user=admin&password=wrong", Origin=f"http://127.0.0.1:{outside}",
-                 X_Forwarded_For=f"10.0.0.{number}", **FORM)[0] for number in range(5)]
+    tries = [
+        ask(
+            outside,
+            "POST",
+            "/jobs/login",
+            "user=admin&password=wrong",
+            Origin=f"http://127.0.0.1:{outside}",
+            X_Forwarded_For=f"10.0.0.{number}",
+            **FORM,
+        )[0]
+        for number in range(5)
+    ]
     assert tries[0] == 401 and 429 in tries
 
 
@@ -120,26 +154,40 @@ def test_a_login_behind_nginx_or_the_header_that_it_must_set(gunicorn, nginx, ws
     port, below = wsgi, gunicorn(SCRIPT_NAME="/admin/jobs")
     target, header = f"proxy_pass http://127.0.0.1:{port}", "proxy_set_header"
     bare, named, right, prefix, script = nginx(
-        f"location / {{ {target}; }}", f"location / {{ {target}; {header} Host $host; }}",
+        f"location / {{ {target}; }}",
+        f"location / {{ {target}; {header} Host $host; }}",
         f"location / {{ {target}; {header} Host $http_host; }}",
         f"location /jobs/ {{ {target}/; {header} Host $http_host; {header} X-Forwarded-Prefix /jobs; }}",
-        f"location /admin/jobs {{ proxy_pass http://127.0.0.1:{below}; {header} Host $http_host; }}")
+        f"location /admin/jobs {{ proxy_pass http://127.0.0.1:{below}; {header} Host $http_host; }}",
+    )
     for outside, asked in ((bare, f"127.0.0.1:{port}"), (named, "127.0.0.1")):
-        status, _, text, _ = ask(outside, "POST", "/login", LOGIN, Origin=f"http://127.0.0.1:{outside}", **FORM)
+        status, _, text, _ = ask(
+            outside, "POST", "/login", LOGIN, Origin=f"http://127.0.0.1:{outside}", **FORM
+        )
         assert status == 403 and "proxy_set_header Host $http_host;" in text
         assert f"from a page of 127.0.0.1:{outside} " in text and f"asked as {asked} " in text
-        status, _, _, _ = ask(outside, "POST", "/login", LOGIN, Sec_Fetch_Site="same-origin", **FORM)
+        status, _, _, _ = ask(
+            outside, "POST", "/login", LOGIN, Sec_Fetch_Site="same-origin", **FORM
+        )
         assert status == 303, "over https a browser says it by itself"
     for outside, root in ((right, ""), (prefix, "/jobs"), (script, "/admin/jobs")):
         status, location, _, _ = ask(outside, "GET", f"{root}/failed?page=2", Accept="text/html")
         assert (status, location) == (303, f"{root}/login?next=/failed?page%3D2")
-        status, location, _, cookies = ask(outside, "POST", f"{root}/login", LOGIN + "&next=/failed?page%3D2",
-                                           Origin=f"http://127.0.0.1:{outside}", **FORM)
+        status, location, _, cookies = ask(
+            outside,
+            "POST",
+            f"{root}/login",
+            LOGIN + "&next=/failed?page%3D2",
+            Origin=f"http://127.0.0.1:{outside}",
+            **FORM,
+        )
         assert (status, location) == (303, f"{root}/failed?page=2")
         status, _, text, _ = ask(outside, "GET", f"{root}/", Cookie=cookies)
-        assert status == 200 and f'href="{root}/failed"' in text and f'data-live="{root}/live"' in text
+        assert (
+            status == 200 and f'href="{root}/failed"' in text and f'data-live="{root}/live"' in text
+        )
         status, _, text, _ = ask(outside, "GET", f"{root}/rq/", Cookie=cookies)
-        assert status == 200 and f'{root}/rq/' in text
+        assert status == 200 and f"{root}/rq/" in text
 
 
 def test_without_a_password_nginx_with_its_defaults_serves_nobody(gunicorn, nginx):
@@ -154,8 +202,10 @@ def test_without_a_password_nginx_with_its_defaults_serves_nobody(gunicorn, ngin
 @pytest.mark.parametrize("sent", [b"", b"Origin: http://127.0.0.1\r\nContent-Length: 9999\r\n\r\n"])
 def test_slow_clients_do_not_keep_others_out(gunicorn, tmp_path, eventually, sent):
     """Eight that sent a byte a second had all threads for as long as they liked."""
-    (tmp_path / "quick.py").write_text("from rqjobs.web import threads as _times\nfrom rqjobs.web.serve import *\n"
-                                       "_times.HEAD_SECONDS = _times.REQUEST_SECONDS = 2\n")
+    (tmp_path / "quick.py").write_text(
+        "from rqjobs.web import threads as _times\nfrom rqjobs.web.serve import *\n"
+        "_times.HEAD_SECONDS = _times.REQUEST_SECONDS = 2\n"
+    )
     port = gunicorn("--threads", "2", config=str(tmp_path / "quick.py"))
     slow = [socket.create_connection(("127.0.0.1", port)) for _ in range(2)]
     for one in slow:
@@ -171,7 +221,9 @@ def test_slow_clients_do_not_keep_others_out(gunicorn, tmp_path, eventually, sen
                     slow.remove(one)
 
     def served_too():
-        with contextlib.suppress(OSError, http.client.HTTPException):  # on a busy machine two seconds are short for us
+        with contextlib.suppress(
+            OSError, http.client.HTTPException
+        ):  # on a busy machine two seconds are short for us
             return ask(port, "GET", "/login")[0] == 200
 
     thread = threading.Thread(target=trickle)

@@ -22,18 +22,23 @@ def reason(job):
 
 def test_a_result_that_is_too_large_fails_the_job_and_says_so(redis):
     """A result of 3 MB was sent for ever to a Redis that takes 1 MB, and its queue stood still."""
-    config.use(max_result=2000)
-    large = rqjobs.enqueue(faults.long, 1999, on_success=Callback(faults.on_done))  # JSON adds two quotation marks
+    config.use(max_result_bytes=2000)
+    large = rqjobs.enqueue(
+        faults.long, 1999, on_success=Callback(faults.on_done)
+    )  # JSON adds two quotation marks
     fits = rqjobs.enqueue(faults.long, 1998)
     run()
-    assert "the job's result is 2,001 bytes, more than RQJOBS_MAX_RESULT (2,000); store it elsewhere" in reason(large)
+    assert (
+        "the job's result is 2,001 bytes, more than RQJOBS_MAX_RESULT_BYTES (2,000); store it elsewhere"
+        in reason(large)
+    )
     assert fits.return_value() == "x" * 1998 and not redis.exists("callback")
 
 
 @pytest.mark.parametrize("function, number", [(faults.long, 5000), (faults.empty_lists, 1500)])
 def test_a_result_of_several_times_the_limit_fails_the_job_too(redis, function, number):
     """Of more than twice the limit only "Unserializable return value" was stored, and the job had finished."""
-    config.use(max_result=1000, max_payload=1000)
+    config.use(max_result_bytes=1000, max_payload_bytes=1000)
     job = rqjobs.enqueue(function, number)
     run()
     assert "ResultTooLarge: the job's result is too large: the value" in reason(job)
@@ -42,13 +47,15 @@ def test_a_result_of_several_times_the_limit_fails_the_job_too(redis, function, 
 
 @pytest.mark.parametrize("letters", [1000, 5000])
 def test_arguments_of_any_size_are_refused_as_too_large(redis, letters):
-    config.use(max_result=1000, max_payload=1000)
-    with pytest.raises(rqjobs.PayloadTooLarge, match=r"^the arguments of faults\.ok are .*RQJOBS_MAX_PAYLOAD"):
+    config.use(max_result_bytes=1000, max_payload_bytes=1000)
+    with pytest.raises(
+        rqjobs.PayloadTooLarge, match=r"^the arguments of faults\.ok are .*RQJOBS_MAX_PAYLOAD_BYTES"
+    ):
         rqjobs.enqueue(faults.ok, "x" * letters)
 
 
 def test_meta_that_is_too_large_is_refused_where_it_is_saved(redis):
-    config.use(max_result=2000)
+    config.use(max_result_bytes=2000)
     job = rqjobs.enqueue(faults.large_meta, 3000, True)
     run()
     assert "the job's meta is" in reason(job)
@@ -57,14 +64,18 @@ def test_meta_that_is_too_large_is_refused_where_it_is_saved(redis):
 
 
 def test_a_long_traceback_is_cut_in_the_middle(redis):
-    config.use(max_traceback=4000)
+    config.use(max_traceback_bytes=4000)
     job = rqjobs.enqueue(faults.boom, "begin" + "x" * 100_000 + "end")
     poison = rqjobs.enqueue(faults.ok)
     redis.hset(poison.key, "data", "\x00" + "y" * 100_000)
     run()
     trace = reason(job)
-    assert 4000 < len(trace) < 4200 and trace.startswith("Traceback") and trace.rstrip().endswith("xend")
-    assert "bytes are left out here: more than RQJOBS_MAX_TRACEBACK" in trace
+    assert (
+        4000 < len(trace) < 4200
+        and trace.startswith("Traceback")
+        and trace.rstrip().endswith("xend")
+    )
+    assert "bytes are left out here: more than RQJOBS_MAX_TRACEBACK_BYTES" in trace
 
 
 @pytest.fixture
@@ -72,7 +83,7 @@ def small_redis(redis):
     """A Redis that takes no more than 1 MB at once, while our settings allow more."""
     before = redis.config_get("proto-max-bulk-len")["proto-max-bulk-len"]
     redis.config_set("proto-max-bulk-len", "1mb")
-    config.use(max_result=8_000_000, max_traceback=8_000_000)
+    config.use(max_result_bytes=8_000_000, max_traceback_bytes=8_000_000)
     yield redis
     redis.config_set("proto-max-bulk-len", before)
 
@@ -81,9 +92,11 @@ def small_redis(redis):
 def test_an_outcome_that_redis_does_not_take_fails_the_job(small_redis, kind):
     """Redis closes the connection at it, which looks like a Redis that is away; it was sent again for ever."""
     function, args, options = {
-        "result": (faults.long, [3_000_000], {}), "repeat": (faults.long, [3_000_000], {"repeat": Repeat(times=2)}),
+        "result": (faults.long, [3_000_000], {}),
+        "repeat": (faults.long, [3_000_000], {"repeat": Repeat(times=2)}),
         "traceback": (faults.noise, [3_000_000], {}),
-        "meta on a retry": (faults.large_meta, [3_000_000], {"retry": Retry(max=2)})}[kind]
+        "meta on a retry": (faults.large_meta, [3_000_000], {"retry": Retry(max=2)}),
+    }[kind]
     job = rqjobs.enqueue(function, *args, **options)
     next_one = rqjobs.enqueue(faults.ok)
     run()
@@ -95,13 +108,20 @@ def test_an_outcome_that_redis_does_not_take_fails_the_job(small_redis, kind):
 def kept(redis, job):
     """For how long the job's hash, its result and its entry among the failed are kept; -1 is for ever."""
     score = redis.zscore("rq:failed:default", job.id)
-    return redis.ttl(job.key), redis.ttl(f"rq:results:{job.id}"), -1 if score in (-1, float("inf")) else (
-        score - redis.time()[0])
+    return (
+        redis.ttl(job.key),
+        redis.ttl(f"rq:results:{job.id}"),
+        -1 if score in (-1, float("inf")) else (score - redis.time()[0]),
+    )
 
 
-@pytest.mark.parametrize(("failure_ttl", "seconds"), [(500, 500), (None, 365 * 24 * 3600), (-1, -1)])
+@pytest.mark.parametrize(
+    ("failure_ttl", "seconds"), [(500, 500), (None, 365 * 24 * 3600), (-1, -1)]
+)
 @pytest.mark.parametrize("kind", ["boom", "poison", "unrecordable"])
-def test_a_failed_job_s_hash_and_reason_and_entry_are_kept_equally_long(redis, kind, failure_ttl, seconds):
+def test_a_failed_job_s_hash_and_reason_and_entry_are_kept_equally_long(
+    redis, kind, failure_ttl, seconds
+):
     """Of a poison job with a failure_ttl of 5 the hash stayed for ever, and its reason was gone after 5 s."""
     ledger.beat(redis, "me", {"pid": 1, "started": 2})
     job = rqjobs.enqueue(faults.boom, failure_ttl=failure_ttl)
@@ -111,7 +131,9 @@ def test_a_failed_job_s_hash_and_reason_and_entry_are_kept_equally_long(redis, k
         (claim,) = ledger.claim(redis, "me", ["default"])
         if kind == "poison":
             redis.hset(job.key, "rqjobs_deaths", ",".join([str(redis.time()[0])] * 2))
-            assert ledger.reclaim(redis, "me", ["default"], "gone", process="1:2") == {job.id: "buried"}
+            assert ledger.reclaim(redis, "me", ["default"], "gone", process="1:2") == {
+                job.id: "buried"
+            }
         else:
             writes = ledger.failure(claim, "me", "a reason")
             ledger.SETTLE.run(redis, *ledger.settle_arguments("me", claim, writes, "failed"))
@@ -137,8 +159,14 @@ class Forgetful(rqjobs.Worker):
 
 def test_a_perform_job_that_records_no_outcome_fails_the_job_and_says_so(redis):
     """Its claim was adopted and given out again, 8,000 times in 4 s."""
-    forgotten, done = rqjobs.enqueue(faults.mark, "ran", meta={"forget": 1}), rqjobs.enqueue(faults.mark, "ran")
+    forgotten, done = (
+        rqjobs.enqueue(faults.mark, "ran", meta={"forget": 1}),
+        rqjobs.enqueue(faults.mark, "ran"),
+    )
     Forgetful(["default"]).work(burst=True, logging_level="CRITICAL")
     assert done.is_finished and redis.lrange("ran", 0, -1) == [done.id.encode()]
-    assert "Forgetful.perform_job returned without recording an outcome; let it call super()" in reason(forgotten)
+    assert (
+        "Forgetful.perform_job returned without recording an outcome; let it call super()"
+        in reason(forgotten)
+    )
     assert not redis.keys("rqjobs:claims:*") and not redis.exists("rq:wip:default")

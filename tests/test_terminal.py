@@ -25,7 +25,9 @@ def run(redis):
 
     def go(*arguments):
         result = CliRunner().invoke(cli.main, arguments, color=True)
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        assert result.exception is None or isinstance(result.exception, SystemExit), (
+            result.exception
+        )
         return result.exit_code, OURS.sub("", result.output)
 
     return go
@@ -47,14 +49,29 @@ def hostile(redis):
     redis.hset(failed.key, mapping={"origin": EVIL, "description": EVIL, "status": "failed"})
     redis.zadd("rq:failed:default", {failed.id: 9e9})
     redis.sadd("rq:workers", f"rq:worker:{EVIL}")
-    redis.hset(f"rq:worker:{EVIL}", mapping={"state": EVIL, "queues": EVIL, "current_job": EVIL, "hostname": EVIL})
+    redis.hset(
+        f"rq:worker:{EVIL}",
+        mapping={"state": EVIL, "queues": EVIL, "current_job": EVIL, "hostname": EVIL},
+    )
     return failed.id
 
 
-@pytest.mark.parametrize("command", [
-    "stats", "audit", "failed", "failed show", "schedules", "schedules show one", "delayed", "doctor", "recover",
-    "schedules run one", "failed requeue --all",
-])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "stats",
+        "audit",
+        "failed",
+        "failed show",
+        "schedules",
+        "schedules show one",
+        "delayed",
+        "doctor",
+        "recover",
+        "schedules run one",
+        "failed requeue --all",
+    ],
+)
 def test_no_command_prints_what_a_terminal_would_obey(run, hostile, command):
     words = [*command.split(), *([hostile] if command == "failed show" else [])]
     _, output = run(*words)
@@ -82,9 +99,14 @@ def test_no_log_line_says_what_a_terminal_would_obey(redis, caplog, monkeypatch)
     assert logs.harmless("\x1b[34mRQ's blue\x1b[39;49;00m") == "\x1b[34mRQ's blue\x1b[39;49;00m"
 
 
-@pytest.mark.parametrize(("encoding", "shown"), [
-    ("latin-1", r"\u65e5\u672c"), ("iso8859-5", r"caf\xe9"), ("ascii", "日本"),  # click takes ascii for a mistake
-])
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [
+        ("latin-1", r"\u65e5\u672c"),
+        ("iso8859-5", r"caf\xe9"),
+        ("ascii", "日本"),  # click takes ascii for a mistake
+    ],
+)
 def test_a_terminal_of_any_encoding_gets_the_list_of_failed_jobs(spawn, redis, encoding, shown):
     for word in ("café", "日本", "…\x1b"):
         rqjobs.enqueue(faults.boom, word)
@@ -97,10 +119,22 @@ def test_a_terminal_of_any_encoding_gets_the_list_of_failed_jobs(spawn, redis, e
 def test_a_worker_of_rqs_command_line_logs_to_a_terminal_of_any_encoding(spawn, redis):
     """Each line with such a name in it was lost, and a traceback of the logging in its place."""
     rqjobs.enqueue(faults.note, "日本")
-    process = spawn(sys.executable, "-m", "rq.cli", "worker", "--worker-class", "rqjobs.Worker", "--burst", "default",
-                    env={"PYTHONIOENCODING": "latin-1"})
+    process = spawn(
+        sys.executable,
+        "-m",
+        "rq.cli",
+        "worker",
+        "--worker-class",
+        "rqjobs.Worker",
+        "--burst",
+        "default",
+        env={"PYTHONIOENCODING": "latin-1"},
+    )
     assert process.wait(60) == 0
-    assert r"faults.note('\u65e5\u672c')" in process.output() and "Logging error" not in process.output()
+    assert (
+        r"faults.note('\u65e5\u672c')" in process.output()
+        and "Logging error" not in process.output()
+    )
 
 
 PROGRAM = """
@@ -125,15 +159,25 @@ def reads_text(call):
     mode = next((str(one.value) for one in call.args if isinstance(one, ast.Constant)), "")
     if ast.unparse(call.func) == "os.open":
         return False
-    decoded = any(keyword.arg == "text" and ast.unparse(keyword.value) == "True" for keyword in call.keywords)
-    return decoded or name in ("read_text", "write_text") or (name in ("open", "fdopen") and "b" not in mode)
+    decoded = any(
+        keyword.arg == "text" and ast.unparse(keyword.value) == "True" for keyword in call.keywords
+    )
+    return (
+        decoded
+        or name in ("read_text", "write_text")
+        or (name in ("open", "fdopen") and "b" not in mode)
+    )
 
 
 def test_every_text_file_is_opened_with_its_encoding():
     wrong = []
     for path in Path(rqjobs.__file__).parent.rglob("*.py"):
         for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(call, ast.Call) and reads_text(call) and "encoding" not in {key.arg for key in call.keywords}:
+            if (
+                isinstance(call, ast.Call)
+                and reads_text(call)
+                and "encoding" not in {key.arg for key in call.keywords}
+            ):
                 wrong.append(f"{path.name}:{call.lineno}")
     assert not wrong
 
@@ -141,6 +185,10 @@ def test_every_text_file_is_opened_with_its_encoding():
 def test_a_process_whose_name_ends_within_a_character_can_be_looked_at(spawn, eventually):
     """The kernel cuts the name of a process after 15 bytes; setproctitle gives it the names of jobs."""
     code = "import ctypes, sys; ctypes.CDLL(None).prctl(15, 'abcdefghijklmné'.encode()); print(1, flush=True); input()"
-    process = spawn(sys.executable, "-c", f"import threading; {code.replace('input()', 'threading.Event().wait()')}")
+    process = spawn(
+        sys.executable,
+        "-c",
+        f"import threading; {code.replace('input()', 'threading.Event().wait()')}",
+    )
     eventually(lambda: process.output())
     assert processes.started(process.pid) and processes.state(process.pid) == "S"

@@ -20,8 +20,25 @@ import rqjobs
 from rqjobs import Retry, config, connection
 from rqjobs.texts import format_exception
 
-UNCARRIED = {"unprintable", "texts", "quits", "liar", "leaver", "endless", "nameless", "nameless class", "huge number",
-             "deep", "object", "lock", "module", "function", "keys", "bytes", "exception"}
+UNCARRIED = {
+    "unprintable",
+    "texts",
+    "quits",
+    "liar",
+    "leaver",
+    "endless",
+    "nameless",
+    "nameless class",
+    "huge number",
+    "deep",
+    "object",
+    "lock",
+    "module",
+    "function",
+    "keys",
+    "bytes",
+    "exception",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -53,15 +70,28 @@ def check_return(job, kind):
 
 def check_failure(job, kind):
     assert job.is_failed and "could not be recorded" not in trace(job), (kind, job.get_status())
-    words = {"surrogate": r"ValueError: \ud800 \udcff", "odd module": "Odd", "nameless": "Nameless",
-             "cyclic": "second", "exit": "SystemExit: 3", "odd text": "OddText", "interrupt": "KeyboardInterrupt"}
-    assert words.get(kind, "") in trace(job) and "odd_values.py" in trace(job), (kind, trace(job)[-500:])
+    words = {
+        "surrogate": r"ValueError: \ud800 \udcff",
+        "odd module": "Odd",
+        "nameless": "Nameless",
+        "cyclic": "second",
+        "exit": "SystemExit: 3",
+        "odd text": "OddText",
+        "interrupt": "KeyboardInterrupt",
+    }
+    assert words.get(kind, "") in trace(job) and "odd_values.py" in trace(job), (
+        kind,
+        trace(job)[-500:],
+    )
 
 
 def check_meta(job, kind):
     assert job.is_failed and "could not be recorded" not in trace(job), trace(job)
     if job.kwargs["save"] and kind in UNCARRIED:
-        assert "PayloadError" in trace(job) or kind in ("liar", "endless", "quits"), (kind, trace(job))
+        assert "PayloadError" in trace(job) or kind in ("liar", "endless", "quits"), (
+            kind,
+            trace(job),
+        )
     else:
         assert "ValueError: after the meta" in trace(job), (kind, trace(job))
 
@@ -72,17 +102,29 @@ def check_end(job, kind):
 
 VALUE = st.sampled_from([*odd_values.VALUES])
 RUNS = st.one_of(
-    st.tuples(st.sampled_from(["give", "give_later"]), VALUE | st.sampled_from([*odd_values.UNRUN]), st.just({})),
+    st.tuples(
+        st.sampled_from(["give", "give_later"]),
+        VALUE | st.sampled_from([*odd_values.UNRUN]),
+        st.just({}),
+    ),
     st.tuples(st.just("throw"), st.sampled_from([*odd_values.ERRORS]), st.just({})),
     st.tuples(st.just("put"), VALUE, st.fixed_dictionaries({"save": st.booleans()})),
     st.tuples(st.sampled_from(["log", "rename"]), VALUE, st.just({})),
 )
-CHECKS = {"give": check_return, "give_later": check_return, "throw": check_failure, "put": check_meta,
-          "log": check_end, "rename": check_end}
-ALL = [*[("give", kind, {}) for kind in odd_values.VALUES | odd_values.UNRUN],
-       *[("throw", kind, {}) for kind in odd_values.ERRORS],
-       *[("put", kind, {"save": save}) for kind in odd_values.VALUES for save in (True, False)],
-       *[(role, kind, {}) for kind in odd_values.VALUES for role in ("log", "rename")]]
+CHECKS = {
+    "give": check_return,
+    "give_later": check_return,
+    "throw": check_failure,
+    "put": check_meta,
+    "log": check_end,
+    "rename": check_end,
+}
+ALL = [
+    *[("give", kind, {}) for kind in odd_values.VALUES | odd_values.UNRUN],
+    *[("throw", kind, {}) for kind in odd_values.ERRORS],
+    *[("put", kind, {"save": save}) for kind in odd_values.VALUES for save in (True, False)],
+    *[(role, kind, {}) for kind in odd_values.VALUES for role in ("log", "rename")],
+]
 
 
 @hypothesis_settings(deadline=None, max_examples=3)
@@ -93,8 +135,10 @@ def test_no_value_of_a_job_ends_more_than_that_job(runs, retry):
     client = connection.client()
     client.flushall()
     before = rqjobs.enqueue(faults.pid)
-    jobs = [rqjobs.queue("default").enqueue(f"odd_values.{role}", kind, retry=retry, **options)
-            for role, kind, options in runs]
+    jobs = [
+        rqjobs.queue("default").enqueue(f"odd_values.{role}", kind, retry=retry, **options)
+        for role, kind, options in runs
+    ]
     after = rqjobs.enqueue(faults.pid)
     burst()
     for job, (role, kind, _) in zip(jobs, runs, strict=True):
@@ -104,9 +148,17 @@ def test_no_value_of_a_job_ends_more_than_that_job(runs, retry):
 
 
 def test_a_log_handler_that_raises_ends_no_worker(redis):
-    jobs = [rqjobs.enqueue(odd_values.break_logs), rqjobs.enqueue(faults.boom), rqjobs.enqueue(faults.pid)]
+    jobs = [
+        rqjobs.enqueue(odd_values.break_logs),
+        rqjobs.enqueue(faults.boom),
+        rqjobs.enqueue(faults.pid),
+    ]
     rqjobs.Worker(["default"]).work(burst=True, logging_level="DEBUG")
-    assert [job.get_status() for job in jobs] == [JobStatus.FINISHED, JobStatus.FAILED, JobStatus.FINISHED]
+    assert [job.get_status() for job in jobs] == [
+        JobStatus.FINISHED,
+        JobStatus.FAILED,
+        JobStatus.FINISHED,
+    ]
     assert "ValueError: boom" in trace(jobs[1])
 
 
@@ -117,10 +169,27 @@ def test_an_exception_handler_that_raises_ends_no_worker(redis):
     assert jobs[0].return_value() == jobs[2].return_value() is not None
 
 
-@pytest.mark.parametrize("attribute", ["started_at", "_failure_callback_name", "serializer", "origin", "_id", "meta",
-                                       "returned", "connection", "result_ttl", "webhooks"])
+@pytest.mark.parametrize(
+    "attribute",
+    [
+        "started_at",
+        "_failure_callback_name",
+        "serializer",
+        "origin",
+        "_id",
+        "meta",
+        "returned",
+        "connection",
+        "result_ttl",
+        "webhooks",
+    ],
+)
 def test_a_job_that_spoils_its_own_job_ends_only_itself(redis, attribute):
-    jobs = [rqjobs.enqueue(faults.pid), rqjobs.enqueue(odd_values.lose, attribute), rqjobs.enqueue(faults.pid)]
+    jobs = [
+        rqjobs.enqueue(faults.pid),
+        rqjobs.enqueue(odd_values.lose, attribute),
+        rqjobs.enqueue(faults.pid),
+    ]
     burst()
     assert jobs[1].get_status() in (JobStatus.FINISHED, JobStatus.FAILED), jobs[1].get_status()
     assert not redis.hexists(jobs[1].key, "rqjobs_deaths")
@@ -129,6 +198,7 @@ def test_a_job_that_spoils_its_own_job_ends_only_itself(redis, attribute):
 
 def test_a_result_is_not_turned_into_text(redis):
     """RQ's worker does so for a line of its log that hardly anybody reads, however large the result is."""
+
     class Loud:
         def __str__(self):
             raise AssertionError("it is")
@@ -156,19 +226,28 @@ def test_a_generator_function_is_no_job():
     """A call of it would run nothing, and the job would end as if it had."""
     for function in (odd_values.rows, odd_values.pages):
         for given_as in (function, f"odd_values.{function.__name__}"):
-            with pytest.raises(rqjobs.NotAJob, match="a generator function, of which a call runs nothing"):
+            with pytest.raises(
+                rqjobs.NotAJob, match="a generator function, of which a call runs nothing"
+            ):
                 rqjobs.enqueue(given_as)
         for decorate in (rqjobs.job, rqjobs.job(queue="low"), rqjobs.every(minutes=5)):
-            with pytest.raises(TypeError, match="a generator function, of which a call runs nothing"):
+            with pytest.raises(
+                TypeError, match="a generator function, of which a call runs nothing"
+            ):
                 decorate(function)
 
 
 @pytest.mark.parametrize("option", ["on_success", "on_failure", "on_stopped"])
 def test_a_callback_of_which_a_call_runs_nothing_is_refused(redis, option):
     """The job ended as if it had been called."""
-    for function, words in ((odd_values.told, "asyncio.run"), (odd_values.rows, "a plain function")):
+    for function, words in (
+        (odd_values.told, "asyncio.run"),
+        (odd_values.rows, "a plain function"),
+    ):
         for callback in (Callback(function), Callback(f"odd_values.{function.__name__}")):
-            with pytest.raises(rqjobs.NotAJob, match=f"of which a call runs nothing; make .*{words}"):
+            with pytest.raises(
+                rqjobs.NotAJob, match=f"of which a call runs nothing; make .*{words}"
+            ):
                 rqjobs.enqueue(faults.ok, **{option: callback})
     assert not redis.keys("rq:job:*")
 
@@ -189,16 +268,30 @@ def test_a_coroutine_past_its_limit_ends_within_its_own_job(redis, tmp_path):
     job = rqjobs.enqueue(odd_values.tidy, str(path), job_timeout=1)
     after = rqjobs.enqueue(faults.later, 1)
     burst()
-    assert job.is_failed and "exceeded maximum timeout value (1 seconds)" in trace(job) and after.is_finished
-    assert sorted(path.read_text().splitlines()) == [f"aside in {job.id}", f"main with 1 in {job.id}"]
+    assert (
+        job.is_failed
+        and "exceeded maximum timeout value (1 seconds)" in trace(job)
+        and after.is_finished
+    )
+    assert sorted(path.read_text().splitlines()) == [
+        f"aside in {job.id}",
+        f"main with 1 in {job.id}",
+    ]
 
 
-@pytest.mark.parametrize(("description", "stored"), [
-    ("half \ud83d", r"half \ud83d"), ("a\0b\x1b[31m", "a\0b\x1b[31m"), ("x" * 5_000_000, "x" * 9_999 + "…"),
-])
+@pytest.mark.parametrize(
+    ("description", "stored"),
+    [
+        ("half \ud83d", r"half \ud83d"),
+        ("a\0b\x1b[31m", "a\0b\x1b[31m"),
+        ("x" * 5_000_000, "x" * 9_999 + "…"),
+    ],
+)
 def test_every_description_is_stored_within_bounds(redis, description, stored):
     job = rqjobs.enqueue(faults.ok, description=description)
-    many, = rqjobs.enqueue_many([rqjobs.queue("default").prepare_data(faults.ok, description=description)])
+    (many,) = rqjobs.enqueue_many(
+        [rqjobs.queue("default").prepare_data(faults.ok, description=description)]
+    )
     burst()
     for one in (job, many):
         assert rqjobs.Job.fetch(one.id, connection=redis).description == stored

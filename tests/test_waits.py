@@ -31,11 +31,24 @@ def test_descriptors_above_1023_can_be_waited_for():
 
 
 @pytest.mark.parametrize("descriptors", [1024, 40])
-def test_a_worker_of_more_queues_than_lines_serves_all_of_them(spawn, redis, eventually, descriptors):
+def test_a_worker_of_more_queues_than_lines_serves_all_of_them(
+    spawn, redis, eventually, descriptors
+):
     """A connection for each of 2,000 queues was more than a process may open, and than Redis takes from a few."""
     queues = [f"customer-{number}" for number in range(waits.LINES + 36)]
-    process = spawn("sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh", sys.executable, "-m", "rq.cli", "worker",
-                    "--worker-class", "rqjobs.Worker", *queues)
+    process = spawn(
+        "sh",
+        "-c",
+        f'ulimit -n {descriptors}; exec "$@"',
+        "sh",
+        sys.executable,
+        "-m",
+        "rq.cli",
+        "worker",
+        "--worker-class",
+        "rqjobs.Worker",
+        *queues,
+    )
     waiting = eventually(lambda: [one for one in redis.client_list() if one["cmd"] == "blmove"])
     for queue in queues[:: len(queues) - 1]:
         job = rqjobs.queue(queue).enqueue(faults.ok)

@@ -30,8 +30,10 @@ from rqjobs.web.kept import kept
 
 PASSWORD = "correct horse"
 OURS = {"Sec-Fetch-Site": "same-origin"}
-HOSTILE = ("<script>window.__pwned=1</script></textarea><img src=x onerror=window.__pwned=1>\"'{{7*7}} "
-           "javascript:alert(1)")
+HOSTILE = (
+    "<script>window.__pwned=1</script></textarea><img src=x onerror=window.__pwned=1>\"'{{7*7}} "
+    "javascript:alert(1)"
+)
 ESCAPED = "&lt;script&gt;window.__pwned=1&lt;/script&gt;"
 GATES = ("rqjobs.login", "rqjobs.healthz")
 
@@ -72,15 +74,23 @@ def log_in(client, user="admin", password=PASSWORD, path="/login", **options):
 
 
 def cookies(reply):
-    return [line for line in reply.headers.getlist("Set-Cookie") if line.startswith(("rqjobs_session", "session="))]
+    return [
+        line
+        for line in reply.headers.getlist("Set-Cookie")
+        if line.startswith(("rqjobs_session", "session="))
+    ]
 
 
 def every_call(app):
     """(endpoint, method, address) of everything that the app answers."""
     with app.test_request_context():
         for rule in app.url_map.iter_rules():
-            values = {name: {"int": 1, "IntegerConverter": 1}.get(type(rule._converters[name]).__name__, "x")
-                      for name in rule.arguments}
+            values = {
+                name: {"int": 1, "IntegerConverter": 1}.get(
+                    type(rule._converters[name]).__name__, "x"
+                )
+                for name in rule.arguments
+            }
             if "registry_name" in values:
                 values["registry_name"] = "failed"
             if "order" in values:
@@ -92,7 +102,9 @@ def every_call(app):
 
 def run_all(redis, *names):
     queues = [rqjobs.queue(name) for name in names or ("high", "default", "low")]
-    SimpleWorker(queues, connection=redis, serializer=rqjobs.serializers.Configured, job_class=Job).work(burst=True)
+    SimpleWorker(
+        queues, connection=redis, serializer=rqjobs.serializers.Configured, job_class=Job
+    ).work(burst=True)
 
 
 # Who gets in
@@ -105,7 +117,10 @@ def test_nothing_answers_a_stranger(app, stranger, redis, credentials):
     if credentials == "wrong":
         log_in(stranger, password="wrong horse")
     elif credentials == "forged":
-        stranger.set_cookie("rqjobs_session", "eyJycWpvYnMiOlsieCIsOTk5OTk5OTk5OV19.aAAAAA.AAAAAAAAAAAAAAAAAAAAAAAAAAA")
+        stranger.set_cookie(
+            "rqjobs_session",
+            "eyJycWpvYnMiOlsieCIsOTk5OTk5OTk5OV19.aAAAAA.AAAAAAAAAAAAAAAAAAAAAAAAAAA",
+        )
     elif credentials == "basic":
         headers["Authorization"] = "Basic YWRtaW46Y29ycmVjdCBob3JzZQ=="
     seen = set()
@@ -117,7 +132,8 @@ def test_nothing_answers_a_stranger(app, stranger, redis, credentials):
             if endpoint in GATES or css:
                 continue
             assert reply.status_code == 401 or (
-                reply.status_code == 303 and reply.location.startswith("/login")), (endpoint, method, reply.status)
+                reply.status_code == 303 and reply.location.startswith("/login")
+            ), (endpoint, method, reply.status)
             assert "a secret text" not in reply.text and "Set-Cookie" not in reply.headers
             assert reply.headers["X-Content-Type-Options"] == "nosniff"
     assert {"rqjobs.home", "rqjobs.enqueue", "rqjobs.act", "rqjobs.static", "static"} <= seen
@@ -138,7 +154,9 @@ def test_login_opens_a_session(app, stranger):
     assert reply.status_code == 303
     form = stranger.get(reply.location)
     wanted = re.search(r'name="next" value="([^"]*)"', form.text)[1]
-    reply = stranger.post("/login", data={"user": "admin", "password": PASSWORD, "next": wanted}, headers=OURS)
+    reply = stranger.post(
+        "/login", data={"user": "admin", "password": PASSWORD, "next": wanted}, headers=OURS
+    )
     assert (reply.status_code, reply.location) == (303, "/failed?queue=low")
     (cookie,) = cookies(reply)
     assert "HttpOnly" in cookie and "SameSite=Lax" in cookie and "Secure" not in cookie
@@ -146,24 +164,42 @@ def test_login_opens_a_session(app, stranger):
     assert stranger.get("/rq/").status_code == 200
 
 
-@pytest.mark.parametrize("user, password", [("admin", "wrong"), ("Admin", PASSWORD), ("", ""), ("admin", "pässwörd\0")])
+@pytest.mark.parametrize(
+    "user, password", [("admin", "wrong"), ("Admin", PASSWORD), ("", ""), ("admin", "pässwörd\0")]
+)
 def test_wrong_credentials_open_nothing(stranger, user, password):
     reply = log_in(stranger, user, password)
-    assert reply.status_code == 401 and "Wrong name or password." in reply.text and not cookies(reply)
+    assert (
+        reply.status_code == 401 and "Wrong name or password." in reply.text and not cookies(reply)
+    )
     assert stranger.get("/").status_code != 200
 
 
 def test_over_https_the_cookies_are_secure(app):
-    for options in ({"base_url": "https://localhost"}, {"headers": {**OURS, "X-Forwarded-Proto": "https"}}):
+    for options in (
+        {"base_url": "https://localhost"},
+        {"headers": {**OURS, "X-Forwarded-Proto": "https"}},
+    ):
         reply = log_in(app.test_client(), **options)
         for cookie in reply.headers.getlist("Set-Cookie"):
             assert "Secure" in cookie and "HttpOnly" in cookie and "SameSite=Lax" in cookie
 
 
-@pytest.mark.parametrize("target", ["https://evil.example/", "//evil.example", "/\\evil.example", "/\t/evil.example",
-                                    "javascript:alert(1)", ""])
+@pytest.mark.parametrize(
+    "target",
+    [
+        "https://evil.example/",
+        "//evil.example",
+        "/\\evil.example",
+        "/\t/evil.example",
+        "javascript:alert(1)",
+        "",
+    ],
+)
 def test_login_leads_nowhere_else(app, stranger, target):
-    reply = stranger.post("/login", data={"user": "admin", "password": PASSWORD, "next": target}, headers=OURS)
+    reply = stranger.post(
+        "/login", data={"user": "admin", "password": PASSWORD, "next": target}, headers=OURS
+    )
     assert reply.location == "/"
     with app.test_request_context():
         assert is_ours("/failed?page=2") and not is_ours(target)
@@ -189,7 +225,11 @@ def test_a_login_ends_after_twelve_hours(app, client):
 
 def test_a_new_password_or_user_logs_everybody_out(app, client):
     cookie = client.get_cookie("rqjobs_session").value
-    for change, status in (({}, 200), ({"admin_password": "another horse"}, 401), ({"admin_user": "root"}, 401)):
+    for change, status in (
+        ({}, 200),
+        ({"admin_password": "another horse"}, 401),
+        ({"admin_user": "root"}, 401),
+    ):
         config.use(admin_user="admin", admin_password=PASSWORD)
         config.use(**change)
         other = create_app().test_client()
@@ -217,11 +257,16 @@ def test_without_a_secret_key_one_of_chance_is_kept(settings, folder):
     other.set_cookie("rqjobs_session", cookie)
     assert other.get("/").status_code == 200, "all processes of this folder have it"
     key = (folder / "secret-key").read_text()
-    assert one.secret_key == two.secret_key == key and (folder / "secret-key").stat().st_mode & 0o777 == 0o600
+    assert (
+        one.secret_key == two.secret_key == key
+        and (folder / "secret-key").stat().st_mode & 0o777 == 0o600
+    )
     (folder / "secret-key").unlink()
     another = create_app()
     another.test_client().get("/login")
-    assert len(another.secret_key) >= 16 and another.secret_key != key, "the same password, and yet another key"
+    assert len(another.secret_key) >= 16 and another.secret_key != key, (
+        "the same password, and yet another key"
+    )
     host = Flask("host")
     init_app(host, url_prefix="/jobs")
     assert log_in(host.test_client(), path="/jobs/login").status_code == 303
@@ -285,7 +330,12 @@ def test_odd_records_of_logins_keep_nobody_out(app, redis):
 
 def test_wrong_passwords_are_slowed_down(app, redis):
     attacker = app.test_client()
-    assert [log_in(attacker, password=f"guess {n}").status_code for n in range(4)] == [401, 401, 401, 429]
+    assert [log_in(attacker, password=f"guess {n}").status_code for n in range(4)] == [
+        401,
+        401,
+        401,
+        429,
+    ]
     reply = log_in(attacker)  # the right one, but within the pause
     assert reply.status_code == 429 and 1 <= int(reply.headers["Retry-After"]) <= 2
     assert "Too many wrong passwords" in reply.text and not cookies(reply)
@@ -314,11 +364,19 @@ def test_a_pause_for_years_is_not_one_of_ours(app, redis, key):
 
 
 def test_a_thousand_addresses_are_slowed_down_too(app):
-    replies = [log_in(app.test_client(), password="guess", environ_base={"REMOTE_ADDR": f"192.0.2.{n}"}).status_code
-               for n in range(1, 40)]
+    replies = [
+        log_in(
+            app.test_client(), password="guess", environ_base={"REMOTE_ADDR": f"192.0.2.{n}"}
+        ).status_code
+        for n in range(1, 40)
+    ]
     assert replies[:30] == [401] * 30 and 429 in replies[30:]
-    within = [log_in(app.test_client(), password="guess", environ_base={"REMOTE_ADDR": f"2001:db8::{n}"}).status_code
-              for n in range(1, 6)]
+    within = [
+        log_in(
+            app.test_client(), password="guess", environ_base={"REMOTE_ADDR": f"2001:db8::{n}"}
+        ).status_code
+        for n in range(1, 6)
+    ]
     assert 429 in within, "one IPv6 network counts as one address"
 
 
@@ -337,12 +395,22 @@ def test_a_login_needs_redis(app, stranger, no_redis):
 # Where requests come from
 
 
-@pytest.mark.parametrize("headers", [
-    {}, {"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"}, {"Sec-Fetch-Site": ""},
-    {"Origin": "https://evil.example"}, {"Origin": "null"}, {"Referer": "https://evil.example/localhost"},
-    {"Origin": "http://localhost.evil.example"}, {"Origin": "http://localhost@evil.example"}, {"Origin": "http://["},
-    {"Sec-Fetch-Site": "cross-site", "Origin": "http://localhost"},
-])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Sec-Fetch-Site": ""},
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Referer": "https://evil.example/localhost"},
+        {"Origin": "http://localhost.evil.example"},
+        {"Origin": "http://localhost@evil.example"},
+        {"Origin": "http://["},
+        {"Sec-Fetch-Site": "cross-site", "Origin": "http://localhost"},
+    ],
+)
 def test_other_sites_cannot_write(app, client, redis, headers):
     del client.environ_base["HTTP_SEC_FETCH_SITE"]
     job = rqjobs.enqueue(faults.say, "keep me")
@@ -350,19 +418,36 @@ def test_other_sites_cannot_write(app, client, redis, headers):
         if method in ("GET", "HEAD", "OPTIONS"):
             continue
         for path in (address, address.replace("/x", f"/{job.id}", 1)):
-            reply = client.open(path, method=method, headers=headers, data={"function": "faults.ok"})
-            assert reply.status_code == 403 and "Refused" in reply.text, (endpoint, path, reply.status)
+            reply = client.open(
+                path, method=method, headers=headers, data={"function": "faults.ok"}
+            )
+            assert reply.status_code == 403 and "Refused" in reply.text, (
+                endpoint,
+                path,
+                reply.status,
+            )
     assert redis.lrange("rq:queue:default", 0, -1) == [job.id.encode()]
     assert client.get("/").status_code == 200
 
 
-@pytest.mark.parametrize("headers", [
-    OURS, {"Sec-Fetch-Site": "none"}, {"Origin": "http://localhost"}, {"Referer": "http://localhost/?function=x"},
-    {"Origin": "HTTP://LOCALHOST"},
-])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        OURS,
+        {"Sec-Fetch-Site": "none"},
+        {"Origin": "http://localhost"},
+        {"Referer": "http://localhost/?function=x"},
+        {"Origin": "HTTP://LOCALHOST"},
+    ],
+)
 def test_our_own_pages_can_write(client, headers):
     del client.environ_base["HTTP_SEC_FETCH_SITE"]
-    assert client.post("/jobs", data={"function": "faults.ok", "queue": "low"}, headers=headers).status_code == 303
+    assert (
+        client.post(
+            "/jobs", data={"function": "faults.ok", "queue": "low"}, headers=headers
+        ).status_code
+        == 303
+    )
 
 
 def test_no_get_changes_anything(app, client, redis):
@@ -386,52 +471,91 @@ def test_without_a_password_only_this_machine_is_served(settings, folder, capsys
     assert capsys.readouterr().err == "" and not (folder / "admin-password").exists()
     client.get("/login")
     printed = capsys.readouterr().err
-    assert "no RQJOBS_ADMIN_PASSWORD is set, so only this machine is served. Log in as admin with: " in printed
+    assert (
+        "no RQJOBS_ADMIN_PASSWORD is set, so only this machine is served. Log in as admin with: "
+        in printed
+    )
     password = printed.strip().rpartition(" ")[2]
     assert len(password) >= 16
     client.get("/login")
     assert capsys.readouterr().err == "", "said once"
     assert log_in(client, password=password).status_code == 303
     assert client.get("/").status_code == 200
-    assert client.get("/", base_url="http://127.0.0.1:8000").status_code in (303, 401)  # let in, but it is another site
+    assert client.get("/", base_url="http://127.0.0.1:8000").status_code in (
+        303,
+        401,
+    )  # let in, but it is another site
     for options in (
-        {"environ_base": {"REMOTE_ADDR": "192.0.2.1"}}, {"environ_base": {"REMOTE_ADDR": ""}},
-        {"headers": {"Host": "evil.example"}}, {"headers": {"Host": "localhost.evil.example"}},
-        {"headers": {"Host": "["}}, {"headers": {"X-Forwarded-For": "192.0.2.1"}},
-        {"headers": {"X-Forwarded-For": "127.0.0.1"}}, {"headers": {"Forwarded": "for=192.0.2.1"}},
-        {"headers": {"X-Real-IP": "127.0.0.1"}}, {"headers": {"X-Forwarded-Proto": "https"}},
-        {"headers": {"Via": "1.1 varnish"}}, {"headers": {"Origin": "https://shop.example"}},
+        {"environ_base": {"REMOTE_ADDR": "192.0.2.1"}},
+        {"environ_base": {"REMOTE_ADDR": ""}},
+        {"headers": {"Host": "evil.example"}},
+        {"headers": {"Host": "localhost.evil.example"}},
+        {"headers": {"Host": "["}},
+        {"headers": {"X-Forwarded-For": "192.0.2.1"}},
+        {"headers": {"X-Forwarded-For": "127.0.0.1"}},
+        {"headers": {"Forwarded": "for=192.0.2.1"}},
+        {"headers": {"X-Real-IP": "127.0.0.1"}},
+        {"headers": {"X-Forwarded-Proto": "https"}},
+        {"headers": {"Via": "1.1 varnish"}},
+        {"headers": {"Origin": "https://shop.example"}},
         {"environ_overrides": {"SERVER_PROTOCOL": "HTTP/1.0"}},
     ):
         for path in ("/", "/login", "/rq/", "/healthz", "/assets/rqjobs.css"):
             reply = client.get(path, **options)
-            assert reply.status_code == 403 and "RQJOBS_ADMIN_PASSWORD" in reply.text, (options, path)
-    assert log_in(create_app().test_client(), password=password).status_code == 303, "the next start has the same one"
+            assert reply.status_code == 403 and "RQJOBS_ADMIN_PASSWORD" in reply.text, (
+                options,
+                path,
+            )
+    assert log_in(create_app().test_client(), password=password).status_code == 303, (
+        "the next start has the same one"
+    )
 
 
 def test_who_imports_the_app_without_serving_it_hears_of_no_password(spawn, tmp_path):
     """It was printed by the worker, doctor and pytest too, for a server that did not exist."""
-    (tmp_path / "shop.py").write_text("import flask, rqjobs.web\n\ndef create_app():\n    app = flask.Flask('shop')\n"
-                                      "    rqjobs.web.init_app(app, url_prefix='/jobs')\n    return app\n")
-    process = spawn(sys.executable, "-m", "rqjobs", "doctor", env={"RQJOBS_APP": "shop:create_app"})
+    (tmp_path / "shop.py").write_text(
+        "import flask, rqjobs.web\n\ndef create_app():\n    app = flask.Flask('shop')\n"
+        "    rqjobs.web.init_app(app, url_prefix='/jobs')\n    return app\n"
+    )
+    process = spawn(
+        sys.executable, "-m", "rqjobs", "doctor", env={"RQJOBS_FLASK_APP": "shop:create_app"}
+    )
     process.wait(60)
     assert "Log in" not in process.output() and "Redis" in process.output()
     assert not (tmp_path / ".rqjobs").exists()
 
 
-def test_flask_run_with_the_reloader_has_one_password_and_keeps_who_is_logged_in(spawn, tmp_path, eventually):
+def test_flask_run_with_the_reloader_has_one_password_and_keeps_who_is_logged_in(
+    spawn, tmp_path, eventually
+):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shop = tmp_path / "shop.py"
-    shop.write_text("import flask, rqjobs.web\n\napp = flask.Flask('shop')\nversion = '1'\n"
-                    "app.get('/version')(lambda: version)\nrqjobs.web.init_app(app, url_prefix='/jobs')\n")
-    process = spawn(sys.executable, "-m", "flask", "--app", "shop", "run", "--debug", "--port", str(port),
-                    env={"PYTHONPATH": f"{tmp_path}:{Path(rqjobs.__file__).parents[1]}:{Path(__file__).parent}"})
+    shop.write_text(
+        "import flask, rqjobs.web\n\napp = flask.Flask('shop')\nversion = '1'\n"
+        "app.get('/version')(lambda: version)\nrqjobs.web.init_app(app, url_prefix='/jobs')\n"
+    )
+    process = spawn(
+        sys.executable,
+        "-m",
+        "flask",
+        "--app",
+        "shop",
+        "run",
+        "--debug",
+        "--port",
+        str(port),
+        env={
+            "PYTHONPATH": f"{tmp_path}:{Path(rqjobs.__file__).parents[1]}:{Path(__file__).parent}"
+        },
+    )
     jar = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
 
     def get(path, data=None):
-        request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, {"Sec-Fetch-Site": "same-origin"})
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}{path}", data, {"Sec-Fetch-Site": "same-origin"}
+        )
         try:
             with jar.open(request, timeout=10) as reply:
                 return reply.read().decode()
@@ -442,7 +566,9 @@ def test_flask_run_with_the_reloader_has_one_password_and_keeps_who_is_logged_in
     assert "Log in as" not in process.output()
     assert 'id="password"' in get("/jobs/login")
     password = re.search(r"Log in as admin with: (\S+)", process.output())[1]
-    assert "Enqueue" in get("/jobs/login", urlencode({"user": "admin", "password": password}).encode())
+    assert "Enqueue" in get(
+        "/jobs/login", urlencode({"user": "admin", "password": password}).encode()
+    )
     shop.write_text(shop.read_text().replace("'1'", "'2'"))
     eventually(lambda: get("/version") == "2", what="the next process")
     assert "Enqueue" in get("/jobs/"), "still logged in"
@@ -451,7 +577,9 @@ def test_flask_run_with_the_reloader_has_one_password_and_keeps_who_is_logged_in
     assert set(said) == {password}
 
 
-@pytest.mark.parametrize("host", ["a..b", ".", "a" * 70 + ".b", "[", "a b", "\xff", "", "x:99999999"])
+@pytest.mark.parametrize(
+    "host", ["a..b", ".", "a" * 70 + ".b", "[", "a b", "\xff", "", "x:99999999"]
+)
 def test_a_host_that_is_none_is_no_trouble(app, client, host):
     """`a..b` was a 500 on any path, with a traceback in the log."""
     for _, method, address in every_call(app):
@@ -461,9 +589,13 @@ def test_a_host_that_is_none_is_no_trouble(app, client, host):
 
 
 def test_a_refusal_names_the_header_that_a_proxy_must_set(stranger):
-    reply = log_in(stranger, headers={"Origin": "http://shop.example:8080", "Host": "127.0.0.1:8000"})
+    reply = log_in(
+        stranger, headers={"Origin": "http://shop.example:8080", "Host": "127.0.0.1:8000"}
+    )
     assert reply.status_code == 403 and "proxy_set_header Host $http_host;" in reply.text
-    assert "from a page of shop.example:8080" in reply.text and "asked as 127.0.0.1:8000" in reply.text
+    assert (
+        "from a page of shop.example:8080" in reply.text and "asked as 127.0.0.1:8000" in reply.text
+    )
     reply = log_in(stranger, headers={"Origin": "http://" + HOSTILE, "Host": "127.0.0.1:8000"})
     assert reply.status_code == 403
     harmless(reply.text)
@@ -484,7 +616,10 @@ def test_our_pages_have_strict_headers(client):
         assert "default-src 'self'" in headers["Content-Security-Policy"]
         assert "unsafe" not in headers["Content-Security-Policy"]
         assert headers["X-Frame-Options"] == "DENY" and headers["Cache-Control"] == "no-store"
-        assert headers["X-Content-Type-Options"] == "nosniff" and headers["Referrer-Policy"] == "same-origin"
+        assert (
+            headers["X-Content-Type-Options"] == "nosniff"
+            and headers["Referrer-Policy"] == "same-origin"
+        )
     assert "nonce" in client.get("/rq/").headers["Content-Security-Policy"]
 
 
@@ -516,7 +651,9 @@ def test_inside_another_app(settings):
     assert client.get("/jobs").location in ("/jobs/", "http://localhost/jobs/")
     assert "There is no such page" in client.get("/jobs/nowhere").text
     reply = client.post("/jobs/jobs", data={"function": "faults.ok", "queue": "low"}, headers=OURS)
-    assert reply.location.startswith("/jobs/jobs/") and client.get(reply.location).status_code == 200
+    assert (
+        reply.location.startswith("/jobs/jobs/") and client.get(reply.location).status_code == 200
+    )
     client.post("/jobs/logout", headers=OURS)
     with client.session_transaction() as left:
         assert dict(left) == {"cart": 3}
@@ -547,8 +684,12 @@ def test_inside_another_app_its_stock_queues_go_on_feeding_stock_workers(environ
         rq.SimpleWorker(["stock"], connection=connection).work(burst=True, logging_level="CRITICAL")
         print([(job.get_status().value, job.return_value(), job.meta) for job in jobs])
     """.format(url=environ["REDIS_URL"])
-    outputs = [subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True, timeout=60)
-               for program in (host, stock)]
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", program], env=environ, capture_output=True, text=True, timeout=60
+        )
+        for program in (host, stock)
+    ]
     assert outputs[0].stdout == "{'team': 'a', 'seen': True}\n", outputs[0].stderr
     assert outputs[1].stdout == f"{[('finished', 5, {'team': 'a'})] * 2}\n", outputs[1].stderr
 
@@ -565,7 +706,10 @@ def test_home_shows_what_there_is(client, redis):
     assert "faults.say(&#39;hello&#39;)" in page and "faults.boom(&#39;bang&#39;)" in page
     assert 'value="faults.add"' in page and '<optgroup label="faults">' in page
     assert "No worker serves <b>low</b>" in page
-    assert "faults.say(&#39;waits&#39;)" in client.get("/live").text and "<html" not in client.get("/live").text
+    assert (
+        "faults.say(&#39;waits&#39;)" in client.get("/live").text
+        and "<html" not in client.get("/live").text
+    )
 
 
 def test_broken_modules_are_named(client):
@@ -577,109 +721,190 @@ def test_broken_modules_are_named(client):
 def test_enqueue(client, redis):
     form = client.get("/?function=faults.add").text
     job_id = re.search(r'name="job_id" value="([^"]+)"', form)[1]
-    reply = client.post("/jobs", data={"function": "faults.add", "arg.a": "3", "arg.b": "", "queue": "default",
-                                       "job_id": job_id, "when": "now"})
+    reply = client.post(
+        "/jobs",
+        data={
+            "function": "faults.add",
+            "arg.a": "3",
+            "arg.b": "",
+            "queue": "default",
+            "job_id": job_id,
+            "when": "now",
+        },
+    )
     assert (reply.status_code, reply.location) == (303, f"/jobs/{job_id}")
     job = Job.fetch(job_id, connection=redis)
-    assert (job.func_name, list(job.args), job.kwargs, job.origin) == ("faults.add", [3], {}, "default")
+    assert (job.func_name, list(job.args), job.kwargs, job.origin) == (
+        "faults.add",
+        [3],
+        {},
+        "default",
+    )
 
 
 def test_what_the_form_makes_fits_the_annotations_all_the_way_down(client, redis):
     form = client.get("/?function=faults.order").text.replace("&#34;", '"')
     assert 'JSON, for example {"customer": {"name": "a"}, "points": [{"x": 3}]}' in form
     data = {"function": "faults.order", "queue": "default", "arg.sizes": '["LARGE"]'}
-    reply = client.post("/jobs", data={**data, "arg.order": '{"customer": {"name": "A"}, "points": [{"x": "b"}]}'})
-    assert reply.status_code == 422 and "order.points[0].x: &#39;b&#39; is not a whole number" in reply.text
-    sent = '{"customer": {"name": "A"}, "points": [{"x": 1, "tags": ["t"]}], "colors": {"a": "red"}}'
+    reply = client.post(
+        "/jobs", data={**data, "arg.order": '{"customer": {"name": "A"}, "points": [{"x": "b"}]}'}
+    )
+    assert (
+        reply.status_code == 422
+        and "order.points[0].x: &#39;b&#39; is not a whole number" in reply.text
+    )
+    sent = (
+        '{"customer": {"name": "A"}, "points": [{"x": 1, "tags": ["t"]}], "colors": {"a": "red"}}'
+    )
     job_id = client.post("/jobs", data={**data, "arg.order": sent}).location.rpartition("/")[2]
     run_all(redis)
-    order = faults.Order(faults.Outer.Inner("A"), [faults.Point(1, 0, frozenset({"t"}))], {"a": faults.Color.RED})
+    order = faults.Order(
+        faults.Outer.Inner("A"), [faults.Point(1, 0, frozenset({"t"}))], {"a": faults.Color.RED}
+    )
     assert Job.fetch(job_id, connection=redis).return_value() == repr((order, [faults.Size.LARGE]))
 
 
-@pytest.mark.parametrize("when", [{"when": "now"}, {"when": "in", "delay": "50", "unit": "seconds"}])
+@pytest.mark.parametrize(
+    "when", [{"when": "now"}, {"when": "in", "delay": "50", "unit": "seconds"}]
+)
 def test_a_form_sent_twice_is_one_job(client, redis, when):
-    data = {"function": "faults.add", "arg.a": "3", "queue": "default", "job_id": str(uuid.uuid4()), **when}
+    data = {
+        "function": "faults.add",
+        "arg.a": "3",
+        "queue": "default",
+        "job_id": str(uuid.uuid4()),
+        **when,
+    }
     replies = [client.post("/jobs", data=data) for _ in range(3)]
     assert {reply.location for reply in replies} == {f"/jobs/{data['job_id']}"}
     assert redis.llen("rq:queue:default") + redis.zcard("rq:scheduled:default") == 1
 
 
 def test_options_reach_the_job(client, redis):
-    data = {"function": "faults.urgent", "queue": "low", "when": "in", "delay": "1.5", "unit": "hours", "retries": "3",
-            "retry_interval": "10", "repeats": "5", "repeat_interval": "60"}
+    data = {
+        "function": "faults.urgent",
+        "queue": "low",
+        "when": "in",
+        "delay": "1.5",
+        "unit": "hours",
+        "retries": "3",
+        "retry_interval": "10",
+        "repeats": "5",
+        "repeat_interval": "60",
+    }
     job = Job.fetch(client.post("/jobs", data=data).location.rpartition("/")[2], connection=redis)
-    assert (job.retries_left, job.retry_intervals, job.repeats_left, job.repeat_intervals) == (3, [10], 5, [60])
+    assert (job.retries_left, job.retry_intervals, job.repeats_left, job.repeat_intervals) == (
+        3,
+        [10],
+        5,
+        [60],
+    )
     assert (job.origin, job.timeout, job.get_status().value) == ("low", 30, "scheduled")
     due = redis.zscore("rq:scheduled:low", job.id)
     assert due == pytest.approx(datetime.now().timestamp() + 5400, abs=10)
 
 
 def test_a_form_sent_twice_at_once_is_one_job(client, redis, monkeypatch):
-    monkeypatch.setattr(Job, "exists", lambda *_: False)  # both have looked before either has written
+    monkeypatch.setattr(
+        Job, "exists", lambda *_: False
+    )  # both have looked before either has written
     data = {"function": "faults.add", "arg.a": "3", "queue": "default", "job_id": str(uuid.uuid4())}
-    assert [client.post("/jobs", data=data).location for _ in range(2)] == [f"/jobs/{data['job_id']}"] * 2
+    assert [client.post("/jobs", data=data).location for _ in range(2)] == [
+        f"/jobs/{data['job_id']}"
+    ] * 2
     assert redis.llen("rq:queue:default") == 1
 
 
 @pytest.mark.parametrize("typed, left", [("", 5), ("0", None), ("2", 2)])
-def test_no_retries_means_none_even_if_the_function_has_its_own(client, redis, monkeypatch, typed, left):
-    monkeypatch.setattr(faults.urgent, "__rqjobs__", {"queue": "high", "retry": rqjobs.Retry(max=5)})
+def test_no_retries_means_none_even_if_the_function_has_its_own(
+    client, redis, monkeypatch, typed, left
+):
+    monkeypatch.setattr(
+        faults.urgent, "__rqjobs__", {"queue": "high", "retry": rqjobs.Retry(max=5)}
+    )
     assert "left empty: 5" in client.get("/?function=faults.urgent").text
-    reply = client.post("/jobs", data={"function": "faults.urgent", "queue": "high", "retries": typed})
+    reply = client.post(
+        "/jobs", data={"function": "faults.urgent", "queue": "high", "retries": typed}
+    )
     assert Job.fetch(reply.location.rpartition("/")[2], connection=redis).retries_left == left
 
 
 def test_at_is_in_the_browsers_time(client, redis):
     local = datetime.now(timezone.utc).replace(tzinfo=None, microsecond=0) + timedelta(hours=7)
-    data = {"function": "faults.ok", "queue": "low", "when": "at", "at": local.isoformat(), "offset": "330"}
+    data = {
+        "function": "faults.ok",
+        "queue": "low",
+        "when": "at",
+        "at": local.isoformat(),
+        "offset": "330",
+    }
     job_id = client.post("/jobs", data=data).location.rpartition("/")[2]
     expected = local.replace(tzinfo=timezone(timedelta(minutes=330))).timestamp()
     assert redis.zscore("rq:scheduled:low", job_id) == expected
     data["offset"] = ""
     job_id = client.post("/jobs", data=data).location.rpartition("/")[2]
-    assert redis.zscore("rq:scheduled:low", job_id) == local.timestamp(), "without JavaScript: the server's zone"
+    assert redis.zscore("rq:scheduled:low", job_id) == local.timestamp(), (
+        "without JavaScript: the server's zone"
+    )
 
 
-@pytest.mark.parametrize("wrong, told", [
-    ({"arg.a": "three"}, "is not a whole number"),
-    ({"arg.a": ""}, "a is required"),
-    ({"queue": "nowhere"}, "There is no such queue here."),
-    ({"queue": ""}, "There is no such queue here."),
-    ({"when": "in", "delay": "-1", "unit": "days"}, "from 0 to 3,650 days"),
-    ({"when": "in", "delay": "nan", "unit": "days"}, "from 0 to 3,650 days"),
-    ({"when": "in", "delay": "", "unit": "days"}, "Say in how long."),
-    ({"when": "at", "at": "tomorrow"}, "Give a date and a time"),
-    ({"when": "at", "at": "2001-01-01T00:00"}, "That is past."),
-    ({"when": "at", "at": "9999-12-31T23:59", "offset": "-840"}, "10 years"),
-    ({"when": "at", "at": "0001-01-01T00:00", "offset": "840"}, "past"),
-    ({"when": "never"}, "Now, in, or at?"),
-    ({"retries": "101"}, "from 0 to 100."),
-    ({"retries": "1", "retry_interval": "99999999"}, "from 0 to 2,592,000 seconds"),
-    ({"repeats": "10001"}, "from 0 to 10,000."),
-    ({"repeats": "1e3"}, "from 0 to 10,000."),
-    ({"function": "os.system"}, "There is no such job function"),
-    ({"function": "faults._hidden"}, "There is no such job function"),
-])
+@pytest.mark.parametrize(
+    "wrong, told",
+    [
+        ({"arg.a": "three"}, "is not a whole number"),
+        ({"arg.a": ""}, "a is required"),
+        ({"queue": "nowhere"}, "There is no such queue here."),
+        ({"queue": ""}, "There is no such queue here."),
+        ({"when": "in", "delay": "-1", "unit": "days"}, "from 0 to 3,650 days"),
+        ({"when": "in", "delay": "nan", "unit": "days"}, "from 0 to 3,650 days"),
+        ({"when": "in", "delay": "", "unit": "days"}, "Say in how long."),
+        ({"when": "at", "at": "tomorrow"}, "Give a date and a time"),
+        ({"when": "at", "at": "2001-01-01T00:00"}, "That is past."),
+        ({"when": "at", "at": "9999-12-31T23:59", "offset": "-840"}, "10 years"),
+        ({"when": "at", "at": "0001-01-01T00:00", "offset": "840"}, "past"),
+        ({"when": "never"}, "Now, in, or at?"),
+        ({"retries": "101"}, "from 0 to 100."),
+        ({"retries": "1", "retry_interval": "99999999"}, "from 0 to 2,592,000 seconds"),
+        ({"repeats": "10001"}, "from 0 to 10,000."),
+        ({"repeats": "1e3"}, "from 0 to 10,000."),
+        ({"function": "os.system"}, "There is no such job function"),
+        ({"function": "faults._hidden"}, "There is no such job function"),
+    ],
+)
 def test_errors_are_shown_and_the_input_kept(client, redis, wrong, told):
-    data = {"function": "faults.add", "arg.a": "3", "arg.b": "17", "queue": "low", "when": "now",
-            "job_id": str(uuid.uuid4()), **wrong}
+    data = {
+        "function": "faults.add",
+        "arg.a": "3",
+        "arg.b": "17",
+        "queue": "low",
+        "when": "now",
+        "job_id": str(uuid.uuid4()),
+        **wrong,
+    }
     reply = client.post("/jobs", data=data)
     assert reply.status_code == 422 and told in reply.text
     if data["function"] == "faults.add":
-        assert 'value="17"' in reply.text and data["job_id"] in reply.text and 'class="error"' in reply.text
+        assert (
+            'value="17"' in reply.text
+            and data["job_id"] in reply.text
+            and 'class="error"' in reply.text
+        )
         kept = [value for name, value in wrong.items() if name not in ("queue", "when", "offset")]
         assert all(value in reply.text for value in kept)
     assert not list(redis.scan_iter("rq:job:*"))
 
 
 def test_what_the_queue_refuses_is_shown_on_the_form(client, redis):
-    config.use(max_payload=1024)
+    config.use(max_payload_bytes=1024)
     data = {"function": "faults.say", "arg.text": "x" * 1020, "queue": "low"}
     reply = client.post("/jobs", data=data)
-    assert reply.status_code == 422 and "RQJOBS_MAX_PAYLOAD" in reply.text and "x" * 1020 in reply.text
+    assert (
+        reply.status_code == 422
+        and "RQJOBS_MAX_PAYLOAD_BYTES" in reply.text
+        and "x" * 1020 in reply.text
+    )
     reply = client.post("/jobs", data={**data, "arg.text": "x" * 2000})
-    assert reply.status_code == 422 and "longer than RQJOBS_MAX_PAYLOAD" in reply.text
+    assert reply.status_code == 422 and "longer than RQJOBS_MAX_PAYLOAD_BYTES" in reply.text
     assert not list(redis.scan_iter("rq:job:*"))
 
 
@@ -689,8 +914,19 @@ def test_a_form_that_is_far_too_large_is_not_read(client):
 
 
 def test_hostile_input_comes_back_as_text(client):
-    reply = client.post("/jobs", data={"function": "faults.say", "arg.text": HOSTILE, "queue": HOSTILE, "at": HOSTILE,
-                                       "delay": HOSTILE, "retries": HOSTILE, "job_id": HOSTILE, "when": HOSTILE})
+    reply = client.post(
+        "/jobs",
+        data={
+            "function": "faults.say",
+            "arg.text": HOSTILE,
+            "queue": HOSTILE,
+            "at": HOSTILE,
+            "delay": HOSTILE,
+            "retries": HOSTILE,
+            "job_id": HOSTILE,
+            "when": HOSTILE,
+        },
+    )
     assert reply.status_code == 422
     harmless(reply.text)
     harmless(client.get("/", query_string={"function": HOSTILE}).text)
@@ -700,13 +936,18 @@ def test_hostile_input_comes_back_as_text(client):
 
 def harmless(page):
     """As a browser reads it, the page has no tag, no handler and no link that is not ours."""
+
     class Reader(HTMLParser):
         def handle_starttag(self, tag, attributes):
             assert tag not in ("img", "iframe", "svg", "style", "base", "object"), tag
             for name, value in attributes:
                 assert not name.startswith("on") and name != "style", (tag, name)
                 if name in ("href", "src", "action"):
-                    assert value in ("data:,", "?", "") or value.startswith(("/", "#main")), (tag, name, value)
+                    assert value in ("data:,", "?", "") or value.startswith(("/", "#main")), (
+                        tag,
+                        name,
+                        value,
+                    )
                     assert not value.startswith("//")
             if tag == "script":
                 assert dict(attributes)["src"] == "/assets/rqjobs.js"
@@ -734,7 +975,9 @@ def job_in(status, redis):
         return rqjobs.enqueue_in(500, faults.say, "hello")
     if status == "deferred":
         return rqjobs.enqueue(faults.say, "hello", depends_on=rqjobs.enqueue(faults.ok))
-    job = rqjobs.enqueue(*(faults.boom, "bang") if status in ("failed", "stopped") else (faults.say, "hello"))
+    job = rqjobs.enqueue(
+        *(faults.boom, "bang") if status in ("failed", "stopped") else (faults.say, "hello")
+    )
     if status == "canceled":
         job.cancel()
     elif status not in ("queued", "started"):
@@ -744,11 +987,19 @@ def job_in(status, redis):
     return job
 
 
-@pytest.mark.parametrize("status, actions", [
-    ("queued", ["cancel"]), ("scheduled", ["cancel"]), ("deferred", ["cancel"]), ("started", ["stop"]),
-    ("finished", ["again", "delete"]), ("failed", ["requeue", "delete"]), ("stopped", ["requeue", "delete"]),
-    ("canceled", ["again", "delete"]),
-])
+@pytest.mark.parametrize(
+    "status, actions",
+    [
+        ("queued", ["cancel"]),
+        ("scheduled", ["cancel"]),
+        ("deferred", ["cancel"]),
+        ("started", ["stop"]),
+        ("finished", ["again", "delete"]),
+        ("failed", ["requeue", "delete"]),
+        ("stopped", ["requeue", "delete"]),
+        ("canceled", ["again", "delete"]),
+    ],
+)
 def test_each_state_has_its_page_and_its_buttons(client, redis, status, actions):
     job = job_in(status, redis)
     state = state_of(client, job.id)
@@ -764,8 +1015,10 @@ def test_each_state_has_its_page_and_its_buttons(client, redis, status, actions)
         assert "Depends on" in page
 
 
-@pytest.mark.parametrize("status", ["queued", "scheduled", "deferred", "started", "finished", "failed", "stopped",
-                                    "canceled"])
+@pytest.mark.parametrize(
+    "status",
+    ["queued", "scheduled", "deferred", "started", "finished", "failed", "stopped", "canceled"],
+)
 @pytest.mark.parametrize("action", ["cancel", "stop", "requeue", "again", "delete"])
 def test_buttons_do_what_they_say_and_nothing_in_other_states(client, redis, status, action):
     job = job_in(status, redis)
@@ -800,7 +1053,9 @@ def test_a_job_that_waits_in_vain_says_so(client, redis):
     page = client.get(f"/jobs/{job.id}").text
     assert f"It waits for <bdi>{parent.id}</bdi>, which is failed: requeue that one" in page
     parent.delete()
-    assert f"It waits for <bdi>{parent.id}</bdi>, which is gone" in client.get(f"/jobs/{job.id}").text
+    assert (
+        f"It waits for <bdi>{parent.id}</bdi>, which is gone" in client.get(f"/jobs/{job.id}").text
+    )
 
 
 def test_stop_stops(client, redis, worker, eventually):
@@ -810,14 +1065,22 @@ def test_stop_stops(client, redis, worker, eventually):
     state = state_of(client, job.id)
     assert state["status"] == "started" and "Running since" in state["html"]
     client.post(f"/jobs/{job.id}/stop")
-    eventually(lambda: client.get(f"/jobs/{job.id}/state").json["status"] == "stopped", what="the stop")
+    eventually(
+        lambda: client.get(f"/jobs/{job.id}/state").json["status"] == "stopped", what="the stop"
+    )
 
 
 def test_progress_deaths_and_counts(client, redis):
-    job = rqjobs.enqueue(faults.say, "hello", retry=rqjobs.Retry(max=4), meta={"done": 3, "total": 12})
+    job = rqjobs.enqueue(
+        faults.say, "hello", retry=rqjobs.Retry(max=4), meta={"done": 3, "total": 12}
+    )
     redis.hset(job.key, "rqjobs_deaths", "1700000000,1700000001")
     html = state_of(client, job.id)["html"]
-    assert '<progress value="3" max="12"' in html and "died 2 times" in html and "<dt>Retries left</dt><dd>4" in html
+    assert (
+        '<progress value="3" max="12"' in html
+        and "died 2 times" in html
+        and "<dt>Retries left</dt><dd>4" in html
+    )
     for done, total in (("3", 12), (True, 2), (5, 0), (9, 1)):
         job.meta = {"done": done, "total": total}
         job.save_meta()
@@ -825,21 +1088,38 @@ def test_progress_deaths_and_counts(client, redis):
 
 
 def test_there_is_a_page_for_what_is_not_there(client):
-    for path in ("/jobs/gone", "/jobs/gone/state", "/jobs/%00", "/jobs/a%20b", "/jobs/" + "x" * 300, "/nowhere"):
+    for path in (
+        "/jobs/gone",
+        "/jobs/gone/state",
+        "/jobs/%00",
+        "/jobs/a%20b",
+        "/jobs/" + "x" * 300,
+        "/nowhere",
+    ):
         reply = client.get(path)
         assert reply.status_code == 404 and "Not here" in reply.text
     assert client.post("/jobs/gone/delete").status_code == 404
     assert client.post("/jobs/gone/explode").status_code == 404
 
 
-@pytest.mark.parametrize("field, value", [
-    ("created_at", "yesterday"), ("status", "<b>odd</b>"), ("origin", b"\xff\xfe"), ("timeout", "soon"),
-])
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("created_at", "yesterday"),
+        ("status", "<b>odd</b>"),
+        ("origin", b"\xff\xfe"),
+        ("timeout", "soon"),
+    ],
+)
 def test_an_unreadable_job_says_so_and_can_be_deleted(client, redis, field, value):
     job = job_in("failed", redis)
     redis.hset(job.key, field, value)
     page = client.get(f"/jobs/{job.id}")
-    assert page.status_code == 200 and "cannot be read" in page.text and buttons(page.text) == ["delete"]
+    assert (
+        page.status_code == 200
+        and "cannot be read" in page.text
+        and buttons(page.text) == ["delete"]
+    )
     harmless(page.text)
     assert job.id in client.get("/failed").text
     assert client.get("/").status_code == 200
@@ -848,22 +1128,42 @@ def test_an_unreadable_job_says_so_and_can_be_deleted(client, redis, field, valu
     assert not redis.exists(job.key) and not redis.zcard("rq:failed:default")
 
 
-@pytest.mark.parametrize("field, value", [
-    ("description", b"\xff\xfe"),
-    ("dependency_ids", "5"), ("dependency_ids", '["", null, 3]'), ("dependency_ids", '{"a": 1}'), ("meta", "[" * 5000),
-    ("meta", "[1, 2]"), ("meta", "null"), ("exc_info", b"\xff"), ("data", "[1]"), ("webhooks", "{"), ("origin", ""),
-    ("rqjobs_deaths", ","), ("created_at", "9999-12-31T23:59:59.999999Z"), ("started_at", "0001-01-01T00:00:00.0Z"),
-])
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("description", b"\xff\xfe"),
+        ("dependency_ids", "5"),
+        ("dependency_ids", '["", null, 3]'),
+        ("dependency_ids", '{"a": 1}'),
+        ("meta", "[" * 5000),
+        ("meta", "[1, 2]"),
+        ("meta", "null"),
+        ("exc_info", b"\xff"),
+        ("data", "[1]"),
+        ("webhooks", "{"),
+        ("origin", ""),
+        ("rqjobs_deaths", ","),
+        ("created_at", "9999-12-31T23:59:59.999999Z"),
+        ("started_at", "0001-01-01T00:00:00.0Z"),
+    ],
+)
 def test_odd_fields_break_no_page(client, redis, field, value):
     job = job_in("failed", redis)
     redis.hset(job.key, field, value)
     redis.zadd("rq:scheduled:default", {job.id: "-inf"})
-    for path in ("/", "/failed", f"/jobs/{job.id}", f"/jobs/{job.id}/state", f"/rq/0/view/job/{job.id}"):
+    for path in (
+        "/",
+        "/failed",
+        f"/jobs/{job.id}",
+        f"/jobs/{job.id}/state",
+        f"/rq/0/view/job/{job.id}",
+    ):
         assert client.get(path).status_code == 200, path
 
 
-@pytest.mark.parametrize("payload", [{"type": 99}, {}, {"type": 2, "exc_string": "x"},
-                                     {"type": 1, "return_value": "x"}])
+@pytest.mark.parametrize(
+    "payload", [{"type": 99}, {}, {"type": 2, "exc_string": "x"}, {"type": 1, "return_value": "x"}]
+)
 def test_odd_results_break_no_page(client, redis, payload):
     job = job_in("finished", redis)
     redis.xadd(Result.get_key(job.id), payload or {"x": "y"})
@@ -887,9 +1187,17 @@ def test_pickles_are_not_read(client, redis):
     bomb = pickle.dumps(Bomb())
     redis.hset(job.key, mapping={"data": zlib.compress(bomb), "meta": bomb, "result": bomb})
     redis.delete(Result.get_key(job.id))
-    redis.xadd(Result.get_key(job.id), {"type": 1, "return_value": __import__("base64").b64encode(bomb)})
-    for path in ("/", f"/jobs/{job.id}", f"/jobs/{job.id}/state", "/rq/", f"/rq/0/view/job/{job.id}",
-                 f"/rq/0/data/job/{job.id}.json"):
+    redis.xadd(
+        Result.get_key(job.id), {"type": 1, "return_value": __import__("base64").b64encode(bomb)}
+    )
+    for path in (
+        "/",
+        f"/jobs/{job.id}",
+        f"/jobs/{job.id}/state",
+        "/rq/",
+        f"/rq/0/view/job/{job.id}",
+        f"/rq/0/data/job/{job.id}.json",
+    ):
         assert client.get(path).status_code == 200, path
     assert "cannot be read" in client.get(f"/jobs/{job.id}").text
     assert not hasattr(rqjobs, "exploded")
@@ -899,20 +1207,41 @@ def test_what_a_job_carries_stays_text(client, redis):
     def hostile(function, *args):
         return rqjobs.enqueue(function, *args, description=HOSTILE, meta={HOSTILE: [HOSTILE]})
 
-    jobs = [hostile(faults.say, HOSTILE), hostile(faults.boom, HOSTILE), hostile(faults.ok, {HOSTILE: HOSTILE})]
+    jobs = [
+        hostile(faults.say, HOSTILE),
+        hostile(faults.boom, HOSTILE),
+        hostile(faults.ok, {HOSTILE: HOSTILE}),
+    ]
     run_all(redis)
     waiting = hostile(faults.say, HOSTILE)
     odd = hostile(faults.say, HOSTILE)
     odd.func_name = HOSTILE
     odd.args, odd.kwargs = [HOSTILE], {HOSTILE: HOSTILE}
     odd.save()
-    redis.hset(odd.key, mapping={"worker_name": HOSTILE, "dependency_ids": '["<img src=x>"]', "origin": HOSTILE})
+    redis.hset(
+        odd.key,
+        mapping={"worker_name": HOSTILE, "dependency_ids": '["<img src=x>"]', "origin": HOSTILE},
+    )
     redis.sadd("rq:queues", f"rq:queue:{HOSTILE}")
     redis.rpush(f"rq:queue:{HOSTILE}", odd.id)
     redis.sadd("rq:workers", f"rq:worker:{HOSTILE}")
-    redis.hset(f"rq:worker:{HOSTILE}", mapping={"state": HOSTILE, "queues": HOSTILE, "current_job": HOSTILE,
-                                                "hostname": HOSTILE, "pid": HOSTILE})
-    for path in ("/", "/live", "/failed", "/workers", *(f"/jobs/{job.id}" for job in [*jobs, waiting, odd])):
+    redis.hset(
+        f"rq:worker:{HOSTILE}",
+        mapping={
+            "state": HOSTILE,
+            "queues": HOSTILE,
+            "current_job": HOSTILE,
+            "hostname": HOSTILE,
+            "pid": HOSTILE,
+        },
+    )
+    for path in (
+        "/",
+        "/live",
+        "/failed",
+        "/workers",
+        *(f"/jobs/{job.id}" for job in [*jobs, waiting, odd]),
+    ):
         reply = client.get(path)
         assert reply.status_code == 200 and ESCAPED in reply.text, path
         harmless(reply.text)
@@ -932,8 +1261,14 @@ def test_no_field_makes_a_page_of_megabytes(client, redis, field):
     job = rqjobs.enqueue(faults.say, "x")
     redis.hset(job.key, field, "x" * 1_000_000)
     redis.zadd("rq:failed:default", {job.id: 1})
-    for path in ("/", f"/jobs/{job.id}", f"/jobs/{job.id}/state", "/failed", f"/rq/0/data/job/{job.id}.json",
-                 "/rq/0/data/jobs/default/failed/8/asc/1.json"):
+    for path in (
+        "/",
+        f"/jobs/{job.id}",
+        f"/jobs/{job.id}/state",
+        "/failed",
+        f"/rq/0/data/job/{job.id}.json",
+        "/rq/0/data/jobs/default/failed/8/asc/1.json",
+    ):
         reply = client.get(path)
         assert reply.status_code == 200 and len(reply.data) < 100_000, path
 
@@ -942,13 +1277,15 @@ def test_no_field_makes_a_page_of_megabytes(client, redis, field):
 
 
 def test_failed_jobs_page_by_page(client, redis):
-    jobs = [rqjobs.enqueue(faults.boom, str(n)) for n in range(30)] + [rqjobs.queue("low").enqueue(faults.boom, "low")]
+    jobs = [rqjobs.enqueue(faults.boom, str(n)) for n in range(30)] + [
+        rqjobs.queue("low").enqueue(faults.boom, "low")
+    ]
     run_all(redis)
     ids = {job.id for job in jobs}
     pages = [client.get(f"/failed?page={number}").text for number in (1, 2)]
     found = [{job_id for job_id in ids if f'href="/jobs/{job_id}"' in page} for page in pages]
     assert (len(found[0]), len(found[1])) == (25, 6) and found[0] | found[1] == ids
-    assert client.get("/failed?queue=low").text.count("/requeue\"") == 2  # one job, and all
+    assert client.get("/failed?queue=low").text.count('/requeue"') == 2  # one job, and all
     for number in ("0", "-5", "x", "99999999999"):
         assert client.get(f"/failed?page={number}").status_code == 200
 
@@ -966,16 +1303,26 @@ def test_a_stopped_job_is_shown_beside_the_failed_ones_and_requeue_all_leaves_it
     client.post("/failed/requeue")
     assert redis.lrange("rq:queue:default", 0, -1) == [failing.id.encode()]
     client.post(f"/jobs/{stopped.id}/requeue")
-    assert redis.llen("rq:queue:default") == 2 and "stopped by somebody" not in client.get("/failed").text
+    assert (
+        redis.llen("rq:queue:default") == 2
+        and "stopped by somebody" not in client.get("/failed").text
+    )
 
 
 def test_requeue_one_and_all(client, redis):
-    jobs = [rqjobs.enqueue(faults.boom, str(n)) for n in range(5)] + [rqjobs.queue("low").enqueue(faults.boom, "low")]
+    jobs = [rqjobs.enqueue(faults.boom, str(n)) for n in range(5)] + [
+        rqjobs.queue("low").enqueue(faults.boom, "low")
+    ]
     run_all(redis)
     reply = client.post(f"/jobs/{jobs[0].id}/requeue", data={"back": "failed"})
-    assert reply.location == "/failed" and redis.lrange("rq:queue:default", 0, -1) == [jobs[0].id.encode()]
+    assert reply.location == "/failed" and redis.lrange("rq:queue:default", 0, -1) == [
+        jobs[0].id.encode()
+    ]
     reply = client.post("/failed/requeue", data={"queue": "low"})
-    assert redis.lrange("rq:queue:low", 0, -1) == [jobs[5].id.encode()] and redis.zcard("rq:failed:default") == 4
+    assert (
+        redis.lrange("rq:queue:low", 0, -1) == [jobs[5].id.encode()]
+        and redis.zcard("rq:failed:default") == 4
+    )
     redis.zadd("rq:failed:default", {"expired": 1})
     reply = client.post("/failed/requeue")
     assert "4 jobs are back" in client.get(reply.location).text
@@ -986,18 +1333,28 @@ def test_after_an_action_one_is_where_the_button_was(client, redis):
     jobs = [rqjobs.queue("low").enqueue(faults.boom, str(n)) for n in range(52)]
     run_all(redis)
     here = client.get("/failed?queue=low&page=2").text
-    form = re.search(rf'action="/jobs/({"|".join(job.id for job in jobs)})/requeue">(.*?)<button', here, re.S)
+    form = re.search(
+        rf'action="/jobs/({"|".join(job.id for job in jobs)})/requeue">(.*?)<button', here, re.S
+    )
     sent = dict(re.findall(r'name="(\w+)" value="([^"]*)"', form[2]))
     assert sent == {"back": "failed", "queue": "low", "page": "2"}
     reply = client.post(f"/jobs/{form[1]}/requeue", data=sent)
     assert reply.location == "/failed?queue=low&page=2"
     description = Job.fetch(form[1], connection=redis).description
-    assert f"The job is back in its queue. ({description})" in html.unescape(client.get(reply.location).text)
-    assert "3 of 3" in client.get("/failed?queue=low&page=9").text, "a page that is there no more is the last one"
+    assert f"The job is back in its queue. ({description})" in html.unescape(
+        client.get(reply.location).text
+    )
+    assert "3 of 3" in client.get("/failed?queue=low&page=9").text, (
+        "a page that is there no more is the last one"
+    )
     delayed = rqjobs.enqueue_in(500, faults.ok)
-    assert client.post(f"/jobs/{delayed.id}/cancel", data={"back": "delayed", "queue": "", "page": "1"}).location == (
-        "/delayed?page=1")
-    assert client.post(f"/jobs/{form[1]}/cancel", data={"back": "//evil.example"}).location == f"/jobs/{form[1]}"
+    assert client.post(
+        f"/jobs/{delayed.id}/cancel", data={"back": "delayed", "queue": "", "page": "1"}
+    ).location == ("/delayed?page=1")
+    assert (
+        client.post(f"/jobs/{form[1]}/cancel", data={"back": "//evil.example"}).location
+        == f"/jobs/{form[1]}"
+    )
 
 
 @pytest.mark.parametrize("length", [201, 255])
@@ -1036,11 +1393,24 @@ def test_a_full_redis_lets_one_log_in_and_says_what_it_is(client, stranger, redi
     assert log_in(stranger, password="wrong").status_code == 401
     assert redis.get("rqjobs:login:127.0.0.1") == b"1", "wrong passwords count all the same"
     assert log_in(stranger).status_code == 303
-    for path in ("/", "/live", "/failed", "/workers", "/schedules", "/delayed", "/live/delayed", f"/jobs/{job.id}"):
+    for path in (
+        "/",
+        "/live",
+        "/failed",
+        "/workers",
+        "/schedules",
+        "/delayed",
+        "/live/delayed",
+        f"/jobs/{job.id}",
+    ):
         reply = stranger.get(path)
         assert reply.status_code == 200 and reply.text.count("Redis is full") == 1, path
     reply = stranger.post("/jobs", data={"function": "faults.ok", "queue": "low"}, headers=OURS)
-    assert reply.status_code == 503 and "Redis refuses this" in reply.text and "does not answer" not in reply.text
+    assert (
+        reply.status_code == 503
+        and "Redis refuses this" in reply.text
+        and "does not answer" not in reply.text
+    )
     stranger.post("/logout", headers=OURS)
     assert stranger.get("/").status_code == 401
 
@@ -1049,8 +1419,12 @@ def test_that_the_workers_are_suspended_is_said_on_every_page(client, redis):
     assert "suspended" not in client.get("/").text
     redis.set("rq:suspended", 1)
     for path in ("/", "/live", "/failed", "/workers", "/schedules", "/delayed"):
-        assert client.get(path).text.count(
-            "RQ is suspended: no worker begins a job until <code>rq resume</code>") == 1, path
+        assert (
+            client.get(path).text.count(
+                "RQ is suspended: no worker begins a job until <code>rq resume</code>"
+            )
+            == 1
+        ), path
 
 
 def test_healthz(stranger):
@@ -1061,9 +1435,21 @@ def test_healthz(stranger):
 def test_when_redis_is_away(client, stranger, no_redis):
     reply = stranger.get("/healthz")
     assert reply.status_code == 503 and reply.text.count("\n") == 1 and "127.0.0.1:1" in reply.text
-    for path in ("/", "/live", "/failed", "/workers", "/jobs/x", "/jobs/x/state", "/?function=faults.add"):
+    for path in (
+        "/",
+        "/live",
+        "/failed",
+        "/workers",
+        "/jobs/x",
+        "/jobs/x/state",
+        "/?function=faults.add",
+    ):
         page = client.get(path)
-        assert page.status_code == 503 and "Redis does not answer" in page.text and "127.0.0.1:1" in page.text, path
+        assert (
+            page.status_code == 503
+            and "Redis does not answer" in page.text
+            and "127.0.0.1:1" in page.text
+        ), path
         assert "Traceback" not in page.text and "s3cret" not in page.text
     assert client.post("/jobs", data={"function": "faults.ok", "queue": "low"}).status_code == 503
     assert client.get("/rq/").status_code == 503
@@ -1081,4 +1467,7 @@ def test_the_ledger_is_what_requeues(client, redis):
     job = job_in("failed", redis)
     redis.hset(job.key, "rqjobs_deaths", "1")
     client.post(f"/jobs/{job.id}/requeue")
-    assert not redis.hexists(job.key, "rqjobs_deaths") and redis.zscore("rq:failed:default", job.id) is None
+    assert (
+        not redis.hexists(job.key, "rqjobs_deaths")
+        and redis.zscore("rq:failed:default", job.id) is None
+    )

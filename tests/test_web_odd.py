@@ -16,7 +16,13 @@ from test_web import app, client, every_call  # noqa: F401
 import rqjobs
 from rqjobs import every
 
-FAR = ("0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59.999999-14:00", "0001-01-01T00:00:00Z", "yesterday", "\ud800")
+FAR = (
+    "0001-01-01T00:00:00+14:00",
+    "9999-12-31T23:59:59.999999-14:00",
+    "0001-01-01T00:00:00Z",
+    "yesterday",
+    "\ud800",
+)
 SURROGATE = json.dumps(["faults.say", None, ["\ud800"], {"k\udfff": "\ud83d"}]).encode()
 
 
@@ -31,8 +37,13 @@ def plant(redis, **fields):
 
 
 def job_dates(redis, moment):
-    plant(redis, **dict.fromkeys(("created_at", "enqueued_at", "started_at", "ended_at", "last_heartbeat"),
-                                 moment.encode(errors="surrogatepass")))
+    plant(
+        redis,
+        **dict.fromkeys(
+            ("created_at", "enqueued_at", "started_at", "ended_at", "last_heartbeat"),
+            moment.encode(errors="surrogatepass"),
+        ),
+    )
 
 
 def job_status(redis, status):
@@ -41,7 +52,10 @@ def job_status(redis, status):
 
 def job_data(redis, data):
     plant(redis, data=data, meta=data, result=data, status="finished")
-    redis.xadd(Result.get_key("odd"), {"type": 1, "created_at": "9" * 30, "return_value": base64.b64encode(data)})
+    redis.xadd(
+        Result.get_key("odd"),
+        {"type": 1, "created_at": "9" * 30, "return_value": base64.b64encode(data)},
+    )
 
 
 def job_fields(redis, fields):
@@ -64,7 +78,13 @@ def key_list(redis, name):
 def key_members(redis, name):
     plant(redis)
     redis.delete(name)
-    for member, score in ((b"\xff", "-inf"), ("", "inf"), ("a/b:c", 1e300), ("x" * 300, -1e300), ("no", 253402300800)):
+    for member, score in (
+        (b"\xff", "-inf"),
+        ("", "inf"),
+        ("a/b:c", 1e300),
+        ("x" * 300, -1e300),
+        ("no", 253402300800),
+    ):
         redis.zadd(name, {member: score})
 
 
@@ -87,32 +107,114 @@ def gone(redis, pattern):
 PICKLE = zlib.compress(pickle.dumps(("faults.say", None, ("x",), {})))
 ODD = [
     *((job_dates, moment) for moment in FAR),
-    *((job_status, status) for status in ("finished", "failed", "stopped", "canceled", "started", "scheduled", "",
-                                          "odd", b"\xff")),
-    *((job_data, data) for data in (PICKLE, SURROGATE, b"", b"\xff", b"[" * 5000, b'"' + b"9" * 5000, b"9" * 5000,
-                                    b"1e400", zlib.compress(b"null"), b'{"__rqjobs__": ["decimal", "sNaN"]}',
-                                    b'["faults.say", null, [{"__rqjobs__": ["decimal", "sNaN"]}], {}]')),
-    *((job_fields, fields) for fields in (
-        {"origin": ""}, {"origin": b"\xff"}, {"origin": "a/b?c#d"}, {"timeout": "9" * 30}, {"timeout": "x"},
-        {"result_ttl": "-7"}, {"dependency_ids": '["", null, 3, "a/b", "\\ud800"]'}, {"dependency_ids": "{}"},
-        {"worker_name": b"\xff"}, {"description": b"\xff"}, {"description": "\ud800".encode(errors="surrogatepass")},
-        {"exc_info": zlib.compress(b"\xff" * 99)}, {"rqjobs_deaths": b"\xff,"}, {"rqjobs_schedule": b"\xff/"},
-        {"retries_left": "x"}, {"retry_intervals": "[]"}, {"repeats_left": "-1"},
-        {"meta": '{"done": 1e400, "total": 2}'},
-        {"meta": '{"done": NaN, "total": NaN}'}, {"group_id": "x"}, {"webhooks": "[[1]]"},
-        {"success_callback_name": "os.x"},
-        {"number_of_retries": "x"}, {"enqueue_at_front": "x"}, {"ttl": "x"}, {"rqjobs_chain": "x,y"})),
-    *((key_type, name) for name in (
-        "rq:job:odd", "rq:results:odd", "rq:queue:default", "rq:failed:default", "rq:finished:default",
-        "rq:wip:default", "rq:scheduled:default", "rq:deferred:default", "rq:canceled:default", "rq:queues",
-        "rq:workers", "rqjobs:workers", "rqjobs:schedules", "rqjobs:crashed:default")),
+    *(
+        (job_status, status)
+        for status in (
+            "finished",
+            "failed",
+            "stopped",
+            "canceled",
+            "started",
+            "scheduled",
+            "",
+            "odd",
+            b"\xff",
+        )
+    ),
+    *(
+        (job_data, data)
+        for data in (
+            PICKLE,
+            SURROGATE,
+            b"",
+            b"\xff",
+            b"[" * 5000,
+            b'"' + b"9" * 5000,
+            b"9" * 5000,
+            b"1e400",
+            zlib.compress(b"null"),
+            b'{"__rqjobs__": ["decimal", "sNaN"]}',
+            b'["faults.say", null, [{"__rqjobs__": ["decimal", "sNaN"]}], {}]',
+        )
+    ),
+    *(
+        (job_fields, fields)
+        for fields in (
+            {"origin": ""},
+            {"origin": b"\xff"},
+            {"origin": "a/b?c#d"},
+            {"timeout": "9" * 30},
+            {"timeout": "x"},
+            {"result_ttl": "-7"},
+            {"dependency_ids": '["", null, 3, "a/b", "\\ud800"]'},
+            {"dependency_ids": "{}"},
+            {"worker_name": b"\xff"},
+            {"description": b"\xff"},
+            {"description": "\ud800".encode(errors="surrogatepass")},
+            {"exc_info": zlib.compress(b"\xff" * 99)},
+            {"rqjobs_deaths": b"\xff,"},
+            {"rqjobs_schedule": b"\xff/"},
+            {"retries_left": "x"},
+            {"retry_intervals": "[]"},
+            {"repeats_left": "-1"},
+            {"meta": '{"done": 1e400, "total": 2}'},
+            {"meta": '{"done": NaN, "total": NaN}'},
+            {"group_id": "x"},
+            {"webhooks": "[[1]]"},
+            {"success_callback_name": "os.x"},
+            {"number_of_retries": "x"},
+            {"enqueue_at_front": "x"},
+            {"ttl": "x"},
+            {"rqjobs_chain": "x,y"},
+        )
+    ),
+    *(
+        (key_type, name)
+        for name in (
+            "rq:job:odd",
+            "rq:results:odd",
+            "rq:queue:default",
+            "rq:failed:default",
+            "rq:finished:default",
+            "rq:wip:default",
+            "rq:scheduled:default",
+            "rq:deferred:default",
+            "rq:canceled:default",
+            "rq:queues",
+            "rq:workers",
+            "rqjobs:workers",
+            "rqjobs:schedules",
+            "rqjobs:crashed:default",
+        )
+    ),
     (key_list, "rq:queue:default"),
-    *((key_members, name) for name in ("rq:failed:default", "rq:scheduled:default", "rq:wip:default",
-                                       "rqjobs:schedules", "rqjobs:workers")),
-    *((schedule, fields) for fields in (
-        {"next": "-62135596800"}, {"next": "x"}, {"next": "1e300"}, {"rule": "{}"}, {"rule": b"\xff"},
-        {"data": SURROGATE}, {"data": PICKLE}, {"state": b"\xff"}, {"created": "1e300"}, {"made": "x"},
-        {"function": b"\xff"}, {"queue": ""})),
+    *(
+        (key_members, name)
+        for name in (
+            "rq:failed:default",
+            "rq:scheduled:default",
+            "rq:wip:default",
+            "rqjobs:schedules",
+            "rqjobs:workers",
+        )
+    ),
+    *(
+        (schedule, fields)
+        for fields in (
+            {"next": "-62135596800"},
+            {"next": "x"},
+            {"next": "1e300"},
+            {"rule": "{}"},
+            {"rule": b"\xff"},
+            {"data": SURROGATE},
+            {"data": PICKLE},
+            {"state": b"\xff"},
+            {"created": "1e300"},
+            {"made": "x"},
+            {"function": b"\xff"},
+            {"queue": ""},
+        )
+    ),
     *((schedule_data, value) for value in (Decimal("sNaN"), "\ud800", float("inf"))),
     *((gone, pattern) for pattern in ("rq:job:*", "rqjobs:schedule:*", "rq:queues")),
 ]
@@ -121,13 +223,25 @@ ODD = [
 ACTIONS = ("cancel", "stop", "requeue", "again", "delete", "run", "pause", "resume", "remove")
 
 
-@pytest.mark.parametrize("make, what", ODD, ids=lambda value: getattr(value, "__name__", repr(value)[:40]))
+@pytest.mark.parametrize(
+    "make, what", ODD, ids=lambda value: getattr(value, "__name__", repr(value)[:40])
+)
 def test_no_page_breaks(app, client, redis, make, what):  # noqa: F811
     app.testing = app.config["PROPAGATE_EXCEPTIONS"] = False
     make(redis, what)
     before = {key: redis.dump(key) for key in redis.scan_iter("*")}
-    form = {"function": "faults.ok", "queue": "default", "name": "odd", "kind": "every", "interval": "5",
-            "unit": "hours", "missed": "once", "arg.value": "1", "when": "now", "revision": "1"}
+    form = {
+        "function": "faults.ok",
+        "queue": "default",
+        "name": "odd",
+        "kind": "every",
+        "interval": "5",
+        "unit": "hours",
+        "missed": "once",
+        "arg.value": "1",
+        "when": "now",
+        "revision": "1",
+    }
     for endpoint, method, address in sorted(every_call(app), key=lambda call: call[1] != "GET"):
         if endpoint == "rqjobs.logout" or method in ("HEAD", "OPTIONS"):
             continue
@@ -138,6 +252,8 @@ def test_no_page_breaks(app, client, redis, make, what):  # noqa: F811
                     redis.restore(key, 0, value, replace=True)
         name = "default" if "queue" in address or "failed" in address else "odd"
         actions = ACTIONS if address.endswith("/x/x") else ("x",)
-        for path in {address.replace("/x", f"/{name}", 1).replace("/x", f"/{action}") for action in actions}:
+        for path in {
+            address.replace("/x", f"/{name}", 1).replace("/x", f"/{action}") for action in actions
+        }:
             reply = client.open(path, method=method, data=form if method == "POST" else None)
             assert reply.status_code < 500, (method, path, reply.status, reply.text[-500:])

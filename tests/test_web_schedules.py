@@ -18,24 +18,37 @@ from rqjobs.web import forms
 
 HOSTILE, harmless = test_web.HOSTILE, test_web.harmless
 app, client = test_web.app, test_web.client
-NEW = {"function": "faults.add", "arg.a": "3", "arg.b": "4", "name": "sums", "queue": "low", "kind": "every",
-       "interval": "90", "unit": "minutes", "missed": "once", "overlap": "on"}
+NEW = {
+    "function": "faults.add",
+    "arg.a": "3",
+    "arg.b": "4",
+    "name": "sums",
+    "queue": "low",
+    "kind": "every",
+    "interval": "90",
+    "unit": "minutes",
+    "missed": "once",
+    "overlap": "on",
+}
 CRON = NEW | {"kind": "cron", "line": "0 6 * * mon-fri", "tz": "Europe/Berlin", "interval": ""}
 
 
 def inputs(page):
     """What the form of a schedule has in its inputs, as a browser would send it."""
-    form = page[page.index('id="rule"'):]
+    form = page[page.index('id="rule"') :]
     sent = {}
     for tag in re.findall(r"<input[^>]*>", form):
         part = {name: html.unescape(value) for name, value in re.findall(r'(\w+)="([^"]*)"', tag)}
         if part.get("type") not in ("checkbox", "radio") or " checked" in tag:
             sent[part["name"]] = part.get("value", "")
-    for name, body in re.findall(r'<textarea[^>]* name="([^"]+)".*?>\n(.*?)</textarea>', form, re.S):
+    for name, body in re.findall(
+        r'<textarea[^>]* name="([^"]+)".*?>\n(.*?)</textarea>', form, re.S
+    ):
         sent[name] = html.unescape(body)
     for name, body in re.findall(r'<select[^>]*name="([^"]+)".*?>(.*?)</select>', form, re.S):
         chosen = re.search(r'<option(?: value="([^"]*)")? selected>([^<]*)', body) or re.search(
-            r'<option(?: value="([^"]*)")?>([^<]*)', body)
+            r'<option(?: value="([^"]*)")?>([^<]*)', body
+        )
         sent[name] = html.unescape(chosen[2] if chosen[1] is None else chosen[1])
     return sent
 
@@ -51,52 +64,89 @@ def declare(redis, name="from-code", rule=None):
 def test_an_empty_page_teaches(client):
     page = client.get("/schedules").text
     assert "@every(minutes=5)" in page and "@cron(" in page and "No clock ticks" not in page
-    assert 'value="faults.add"' in page and '<a href="/schedules" aria-current="page">' in client.get("/schedules").text
+    assert (
+        'value="faults.add"' in page
+        and '<a href="/schedules" aria-current="page">' in client.get("/schedules").text
+    )
     assert 'href="/schedules"' in client.get("/").text and 'href="/delayed"' in client.get("/").text
 
 
 def test_all_schedules_are_listed(client, redis):
-    schedules.add("report", cron("0 6 * * mon-fri", tz="Europe/Berlin"), faults.add, [3], {"b": 4}, queue="low")
+    schedules.add(
+        "report",
+        cron("0 6 * * mon-fri", tz="Europe/Berlin"),
+        faults.add,
+        [3],
+        {"b": 4},
+        queue="low",
+    )
     schedules.add("rests", every(minutes=5), faults.ok)
     schedules.pause("rests")
     job = schedules.run_now("report")
     page = client.get("/schedules").text
     assert "at 06:00 on Monday to Friday (Europe/Berlin)" in page and "every 5 minutes" in page
-    assert "faults.add(3, b=4)" in page and '<td>low</td>' in page and 'class="badge paused"' in page
+    assert (
+        "faults.add(3, b=4)" in page and "<td>low</td>" in page and 'class="badge paused"' in page
+    )
     moment = schedules.get("report").next.isoformat(timespec="seconds")
-    assert f'<time datetime="{moment}">{moment}</time>' in page, "the script shows it in the viewer's zone"
+    assert f'<time datetime="{moment}">{moment}</time>' in page, (
+        "the script shows it in the viewer's zone"
+    )
     assert f'href="/jobs/{job.id}" title="queued, ' in page
     assert "No clock ticks at the moment" in page
     redis.set("rqjobs:schedules:clock", "somebody")
     page = client.get("/schedules").text
     assert "No clock ticks at the moment" not in page
-    assert client.get("/live/schedules").text.strip() in page and "<html" not in client.get("/live/schedules").text
+    assert (
+        client.get("/live/schedules").text.strip() in page
+        and "<html" not in client.get("/live/schedules").text
+    )
 
 
 def test_long_lists_have_pages(client):
     for number in range(51):
         schedules.add(f"one-{number:02}", every(hours=1), faults.ok)
     first, second = client.get("/schedules").text, client.get("/schedules?page=2").text
-    assert "one-49" in first and "one-50" not in first and "1 of 2" in first and "/schedules?page=2" in first
+    assert (
+        "one-49" in first
+        and "one-50" not in first
+        and "1 of 2" in first
+        and "/schedules?page=2" in first
+    )
     assert "one-49" not in second and "one-50" in second
     for odd in ("0", "-1", "x", "99999999999999999999"):
         assert client.get(f"/schedules?page={odd}").status_code == 200
 
 
 def test_one_schedule(client, redis):
-    schedules.add("report", cron("30 2 * * *", tz="Asia/Kathmandu", jitter=60), faults.say, ["hello"])
+    schedules.add(
+        "report", cron("30 2 * * *", tz="Asia/Kathmandu", jitter=60), faults.say, ["hello"]
+    )
     first, second = schedules.run_now("report"), schedules.run_now("report")
     test_web.run_all(redis)
     redis.delete(first.key)
     page = client.get("/schedules/report").text
-    assert "at 02:30" in page and "faults.say(&#39;hello&#39;)" in page and "30 2 * * * (Asia/Kathmandu)" in page
+    assert (
+        "at 02:30" in page
+        and "faults.say(&#39;hello&#39;)" in page
+        and "30 2 * * * (Asia/Kathmandu)" in page
+    )
     for tick in schedules.get("report").upcoming(5):
         assert f"{tick:%a %Y-%m-%d %H:%M:%S %Z}" in page
         assert f'datetime="{tick.astimezone(timezone.utc).isoformat(timespec="seconds")}"' in page
-    assert f'href="/jobs/{second.id}"' in page and 'class="badge finished"' in page and "run now" in page
+    assert (
+        f'href="/jobs/{second.id}"' in page
+        and 'class="badge finished"' in page
+        and "run now" in page
+    )
     assert client.get("/live/schedules/report").text.strip() in page
     assert 'href="/schedules/report"' in client.get(f"/jobs/{second.id}").text
-    for path in ("/schedules/nothing", "/live/schedules/nothing", "/schedules/%3Cb%3E", "/schedules/" + "x" * 81):
+    for path in (
+        "/schedules/nothing",
+        "/live/schedules/nothing",
+        "/schedules/%3Cb%3E",
+        "/schedules/" + "x" * 81,
+    ):
         assert client.get(path).status_code == 404
 
 
@@ -104,11 +154,19 @@ def test_those_of_the_code_say_why_they_cannot_be_changed(client, redis):
     declare(redis)
     before = redis.hgetall("rqjobs:schedule:from-code")
     page = client.get("/schedules/from-code").text
-    assert "It is declared in the code" in page and 'id="edit"' not in page and "/remove" not in page
-    assert "in the code" in client.get("/schedules").text and "/remove" not in client.get("/schedules").text
+    assert (
+        "It is declared in the code" in page and 'id="edit"' not in page and "/remove" not in page
+    )
+    assert (
+        "in the code" in client.get("/schedules").text
+        and "/remove" not in client.get("/schedules").text
+    )
     for path in ("/schedules/from-code", "/schedules/from-code/remove"):
         assert client.post(path, data=NEW).status_code == 303
-        assert "Nothing was done: " in (page := client.get("/schedules").text) and "declared in the code" in page
+        assert (
+            "Nothing was done: " in (page := client.get("/schedules").text)
+            and "declared in the code" in page
+        )
     assert redis.hgetall("rqjobs:schedule:from-code") == before
     redis.hset("rqjobs:schedule:from-code", "state", "withdrawn")
     page = client.get("/schedules/from-code").text
@@ -122,7 +180,9 @@ def test_pause_resume_run_remove(client, redis):
     schedules.add("report", every(hours=1), faults.add, [3], queue="low")
     assert client.post("/schedules/report/pause").location == "/schedules/report"
     assert schedules.get("report").state == "paused"
-    assert client.post("/schedules/report/resume", data={"back": "schedules"}).location == "/schedules"
+    assert (
+        client.post("/schedules/report/resume", data={"back": "schedules"}).location == "/schedules"
+    )
     assert schedules.get("report").state == "active"
     client.post("/schedules/report/run")
     (job_id,) = redis.lrange("rq:queue:low", 0, -1)
@@ -141,8 +201,14 @@ def test_no_other_site_can_do_it(app, client, redis):
     schedules.add("report", every(hours=1), faults.ok)
     job = rqjobs.enqueue_in(500, faults.ok)
     before = {key: redis.dump(key) for key in redis.scan_iter()}
-    for path in ("/schedules", "/schedules/report", "/schedules/report/pause", "/schedules/report/run",
-                 "/schedules/report/remove", f"/jobs/{job.id}/reschedule"):
+    for path in (
+        "/schedules",
+        "/schedules/report",
+        "/schedules/report/pause",
+        "/schedules/report/run",
+        "/schedules/report/remove",
+        f"/jobs/{job.id}/reschedule",
+    ):
         reply = client.post(path, data=NEW, headers={"Sec-Fetch-Site": "cross-site"})
         assert reply.status_code == 403, path
         assert app.test_client().post(path, data=NEW, headers=test_web.OURS).status_code == 401
@@ -152,21 +218,51 @@ def test_no_other_site_can_do_it(app, client, redis):
 def test_make_one(client, redis):
     page = client.get("/schedules?function=faults.add").text
     form = inputs(page)
-    assert (form["name"], form["arg.b"], form["kind"], form["queue"]) == ("add", "1", "every", "default")
-    reply = client.post("/schedules", data=form | {"name": "sums", "arg.a": "3", "interval": "1.5", "unit": "hours"})
+    assert (form["name"], form["arg.b"], form["kind"], form["queue"]) == (
+        "add",
+        "1",
+        "every",
+        "default",
+    )
+    reply = client.post(
+        "/schedules", data=form | {"name": "sums", "arg.a": "3", "interval": "1.5", "unit": "hours"}
+    )
     assert (reply.status_code, reply.location) == (303, "/schedules/sums")
     found = schedules.get("sums")
-    assert (found.rule, found.function, found.args, found.queue) == (every(minutes=90), "faults.add", [3, 1], "default")
+    assert (found.rule, found.function, found.args, found.queue) == (
+        every(minutes=90),
+        "faults.add",
+        [3, 1],
+        "default",
+    )
     assert "The schedule is stored." in client.get(reply.location).text
 
 
 def test_every_term_reaches_the_rule(client):
-    client.post("/schedules", data=CRON | {
-        "missed": "all", "overlap": "", "jitter": "2.5", "times": "7", "start": "2030-01-01T05:30:10",
-        "start_offset": "330", "end": "2031-01-01T00:00", "end_offset": "-60"})
+    client.post(
+        "/schedules",
+        data=CRON
+        | {
+            "missed": "all",
+            "overlap": "",
+            "jitter": "2.5",
+            "times": "7",
+            "start": "2030-01-01T05:30:10",
+            "start_offset": "330",
+            "end": "2031-01-01T00:00",
+            "end_offset": "-60",
+        },
+    )
     assert schedules.get("sums").rule == cron(
-        "0 6 * * mon-fri", tz="Europe/Berlin", missed="all", overlap=False, jitter=2.5, times=7,
-        start=datetime(2030, 1, 1, 0, 0, 10, tzinfo=timezone.utc), end=datetime(2031, 1, 1, 1, tzinfo=timezone.utc))
+        "0 6 * * mon-fri",
+        tz="Europe/Berlin",
+        missed="all",
+        overlap=False,
+        jitter=2.5,
+        times=7,
+        start=datetime(2030, 1, 1, 0, 0, 10, tzinfo=timezone.utc),
+        end=datetime(2031, 1, 1, 1, tzinfo=timezone.utc),
+    )
 
 
 def test_a_form_sent_twice_is_one_schedule(client):
@@ -178,32 +274,51 @@ def test_a_form_sent_twice_is_one_schedule(client):
     assert schedules.get("sums").revision == revision
 
 
-@pytest.mark.parametrize("wrong, where, told", [
-    ({"name": ""}, "name", "Give it a name"),
-    ({"name": "a b"}, "name", "is no name for a schedule; use letters"),
-    ({"name": HOSTILE}, "name", "is no name for a schedule"),
-    ({"arg.a": "three"}, "arg.a", "is not a whole number"),
-    ({"queue": "nowhere"}, "queue", "There is no such queue here."),
-    ({"interval": "0.5", "unit": "seconds"}, "interval", "at least one"),
-    ({"interval": ""}, "interval", "at least one"),
-    ({"interval": "4000", "unit": "days"}, "interval", "from 0 to 3,650 days"),
-    ({"kind": "sometimes"}, "kind", "by a cron line?"),
-    ({"kind": "cron", "line": "0 6 * * mon-fry", "tz": ""}, "line", "character 13 (field 5, day of week)"),
-    ({"kind": "cron", "line": "61 * * * *"}, "line", "use 0 to 59"),
-    ({"kind": "cron", "line": ""}, "line", "five fields"),
-    ({"kind": "cron", "line": "@sometimes"}, "line", "@daily"),
-    ({"kind": "cron", "line": "@daily", "tz": "Europe/Berlim"}, "tz", "did you mean &#39;Europe/Berlin&#39;?"),
-    ({"kind": "cron", "line": "@daily", "tz": "../../etc/passwd"}, "tz", "there is no time zone"),
-    ({"jitter": "-1"}, "jitter", "from 0 to 86,400 seconds"),
-    ({"jitter": "nan"}, "jitter", "from 0 to 86,400 seconds"),
-    ({"jitter": "7000"}, "jitter", "less than 5400"),
-    ({"times": "0"}, "times", "from 1 to"),
-    ({"missed": "maybe"}, "missed", "use one of"),
-    ({"start": "soon"}, "start", "Give a date and a time"),
-    ({"start": "0001-01-01T00:00", "start_offset": "840"}, "start", "Give a date and a time"),
-    ({"end": "9999-12-31T23:59", "end_offset": "-840"}, "end", "Give a date and a time"),
-    ({"start": "2030-01-02T00:00", "end": "2030-01-01T00:00"}, "end", "must not be before start"),
-])
+@pytest.mark.parametrize(
+    "wrong, where, told",
+    [
+        ({"name": ""}, "name", "Give it a name"),
+        ({"name": "a b"}, "name", "is no name for a schedule; use letters"),
+        ({"name": HOSTILE}, "name", "is no name for a schedule"),
+        ({"arg.a": "three"}, "arg.a", "is not a whole number"),
+        ({"queue": "nowhere"}, "queue", "There is no such queue here."),
+        ({"interval": "0.5", "unit": "seconds"}, "interval", "at least one"),
+        ({"interval": ""}, "interval", "at least one"),
+        ({"interval": "4000", "unit": "days"}, "interval", "from 0 to 3,650 days"),
+        ({"kind": "sometimes"}, "kind", "by a cron line?"),
+        (
+            {"kind": "cron", "line": "0 6 * * mon-fry", "tz": ""},
+            "line",
+            "character 13 (field 5, day of week)",
+        ),
+        ({"kind": "cron", "line": "61 * * * *"}, "line", "use 0 to 59"),
+        ({"kind": "cron", "line": ""}, "line", "five fields"),
+        ({"kind": "cron", "line": "@sometimes"}, "line", "@daily"),
+        (
+            {"kind": "cron", "line": "@daily", "tz": "Europe/Berlim"},
+            "tz",
+            "did you mean &#39;Europe/Berlin&#39;?",
+        ),
+        (
+            {"kind": "cron", "line": "@daily", "tz": "../../etc/passwd"},
+            "tz",
+            "there is no time zone",
+        ),
+        ({"jitter": "-1"}, "jitter", "from 0 to 86,400 seconds"),
+        ({"jitter": "nan"}, "jitter", "from 0 to 86,400 seconds"),
+        ({"jitter": "7000"}, "jitter", "less than 5400"),
+        ({"times": "0"}, "times", "from 1 to"),
+        ({"missed": "maybe"}, "missed", "use one of"),
+        ({"start": "soon"}, "start", "Give a date and a time"),
+        ({"start": "0001-01-01T00:00", "start_offset": "840"}, "start", "Give a date and a time"),
+        ({"end": "9999-12-31T23:59", "end_offset": "-840"}, "end", "Give a date and a time"),
+        (
+            {"start": "2030-01-02T00:00", "end": "2030-01-01T00:00"},
+            "end",
+            "must not be before start",
+        ),
+    ],
+)
 def test_errors_stand_beside_the_field_and_the_input_is_kept(client, redis, wrong, where, told):
     reply = client.post("/schedules", data=NEW | wrong)
     assert reply.status_code == 422
@@ -211,26 +326,36 @@ def test_errors_stand_beside_the_field_and_the_input_is_kept(client, redis, wron
     (error,) = re.findall(f'<p class="error" id="{where}-error">([^<]*)</p>', reply.text)
     assert told in error
     kept = inputs(reply.text)
-    assert {name: kept[name] for name in NEW | wrong if name in kept and name not in (
-        "queue", "kind", "missed", "start_offset", "end_offset")}.items() <= (NEW | wrong).items()
+    assert {
+        name: kept[name]
+        for name in NEW | wrong
+        if name in kept and name not in ("queue", "kind", "missed", "start_offset", "end_offset")
+    }.items() <= (NEW | wrong).items()
     assert schedules.all() == []
 
 
 def test_the_look_ahead(client):
     page = client.get("/live/rule", query_string=CRON | {"tz": "Asia/Kathmandu"}).text
-    assert "at 06:00 on Monday to Friday (Asia/Kathmandu)" in page and page.count("T00:15:00+00:00</time>") == 3
-    for wrong, told in ((CRON | {"line": "0 6 * * mon-fry"}, "character 13"), ({}, "by a cron line?"),
-                        (NEW | {"start": "9998-12-31T23:00"}, ""), (NEW | {"end": "2001-01-01T00:00"}, "never"),
-                        (dict.fromkeys(CRON, HOSTILE) | {"kind": "cron"}, "")):
+    assert (
+        "at 06:00 on Monday to Friday (Asia/Kathmandu)" in page
+        and page.count("T00:15:00+00:00</time>") == 3
+    )
+    for wrong, told in (
+        (CRON | {"line": "0 6 * * mon-fry"}, "character 13"),
+        ({}, "by a cron line?"),
+        (NEW | {"start": "9998-12-31T23:00"}, ""),
+        (NEW | {"end": "2001-01-01T00:00"}, "never"),
+        (dict.fromkeys(CRON, HOSTILE) | {"kind": "cron"}, ""),
+    ):
         reply = client.get("/live/rule", query_string=wrong)
         assert reply.status_code == 200 and told in reply.text
         harmless(reply.text)
 
 
 def test_what_enqueue_refuses_is_shown_on_the_form(client):
-    rqjobs.config.use(max_payload=1024)
+    rqjobs.config.use(max_payload_bytes=1024)
     reply = client.post("/schedules", data=NEW | {"function": "faults.say", "arg.text": "x" * 1020})
-    assert reply.status_code == 422 and "RQJOBS_MAX_PAYLOAD" in reply.text
+    assert reply.status_code == 422 and "RQJOBS_MAX_PAYLOAD_BYTES" in reply.text
     for name in ("os.system", "faults._hidden", HOSTILE):
         reply = client.post("/schedules", data=NEW | {"function": name})
         assert reply.status_code == 422 and "There is no such job function" in reply.text
@@ -240,19 +365,36 @@ def test_what_enqueue_refuses_is_shown_on_the_form(client):
 # The form to change one
 
 
-@pytest.mark.parametrize("rule", [
-    every(seconds=7), every(minutes=90), every(days=14, times=3, overlap=False, missed="skip"),
-    every(hours=1, start=datetime(2030, 1, 1, 5, 6, 7, 89, tzinfo=timezone.utc), jitter=0.25),
-    cron("0 6 * * mon-fri", tz="Europe/Berlin", missed="all", end=datetime(2040, 1, 1, tzinfo=timezone.utc)),
-])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        every(seconds=7),
+        every(minutes=90),
+        every(days=14, times=3, overlap=False, missed="skip"),
+        every(hours=1, start=datetime(2030, 1, 1, 5, 6, 7, 89, tzinfo=timezone.utc), jitter=0.25),
+        cron(
+            "0 6 * * mon-fri",
+            tz="Europe/Berlin",
+            missed="all",
+            end=datetime(2040, 1, 1, tzinfo=timezone.utc),
+        ),
+    ],
+)
 def test_saving_what_is_shown_changes_nothing(client, redis, rule):
-    schedules.add("one", rule, faults.add, [3], {"b": 4}, queue="low", timeout=77, description="mine")
+    schedules.add(
+        "one", rule, faults.add, [3], {"b": 4}, queue="low", timeout=77, description="mine"
+    )
     before = schedules.get("one")
     job = redis.hgetall("rqjobs:schedule:one:job")
     reply = client.post("/schedules/one", data=inputs(client.get("/schedules/one").text))
     assert reply.status_code == 303, reply.text
     after = schedules.get("one")
-    assert (after.rule, after.queue, after.args, after.kwargs) == (before.rule, "low", [3], {"b": 4})
+    assert (after.rule, after.queue, after.args, after.kwargs) == (
+        before.rule,
+        "low",
+        [3],
+        {"b": 4},
+    )
     assert redis.hgetall("rqjobs:schedule:one:job") == job
 
 
@@ -260,28 +402,46 @@ def test_edit(client, redis):
     schedules.add("one", every(hours=1), faults.add, [3], queue="low", timeout=77)
     job = schedules.run_now("one")
     form = inputs(client.get("/schedules/one").text)
-    assert (form["arg.a"], form["arg.b"], form["interval"], form["unit"]) == ("3", "1", "1", "hours")
-    client.post("/schedules/one", data=form | {"arg.b": "5", "kind": "cron", "line": "@daily", "tz": "UTC",
-                                               "queue": "high"})
+    assert (form["arg.a"], form["arg.b"], form["interval"], form["unit"]) == (
+        "3",
+        "1",
+        "1",
+        "hours",
+    )
+    client.post(
+        "/schedules/one",
+        data=form | {"arg.b": "5", "kind": "cron", "line": "@daily", "tz": "UTC", "queue": "high"},
+    )
     found = schedules.get("one")
     assert (found.rule, found.args, found.queue) == (cron("@daily"), [3, 5], "high")
-    assert [run.job_id for run in schedules.runs("one")] == [job.id] and found.fields[b"timeout"] == b"77"
+    assert [run.job_id for run in schedules.runs("one")] == [job.id] and found.fields[
+        b"timeout"
+    ] == b"77"
     assert "The schedule is changed." in client.get("/schedules/one").text
     page = client.get("/schedules/one?function=faults.say").text
     client.post("/schedules/one", data=inputs(page) | {"arg.text": "hello"})
     found = schedules.get("one")
-    assert (found.function, found.args, found.queue, found.rule) == ("faults.say", ["hello"], "high", cron("@daily"))
+    assert (found.function, found.args, found.queue, found.rule) == (
+        "faults.say",
+        ["hello"],
+        "high",
+        cron("@daily"),
+    )
 
 
 def test_errors_of_an_edit(client):
     schedules.add("one", every(hours=1), faults.add, [3])
     before = schedules.get("one")
     form = inputs(client.get("/schedules/one").text)
-    for wrong, told in (({"kind": "cron", "line": "99 * * * *"}, "use 0 to 59"), ({"arg.a": "x"}, "not a whole number"),
-                        ({"function": "os.system"}, "no such job function"), ({"queue": "nowhere"}, "no such queue")):
+    for wrong, told in (
+        ({"kind": "cron", "line": "99 * * * *"}, "use 0 to 59"),
+        ({"arg.a": "x"}, "not a whole number"),
+        ({"function": "os.system"}, "no such job function"),
+        ({"queue": "nowhere"}, "no such queue"),
+    ):
         reply = client.post("/schedules/one", data=form | wrong)
         assert reply.status_code == 422 and told in reply.text and schedules.get("one") == before
-    assert 'There is no such job function' in client.get("/schedules/one?function=os.system").text
+    assert "There is no such job function" in client.get("/schedules/one?function=os.system").text
     assert client.post("/schedules/nothing", data=form).status_code == 404
 
 
@@ -296,21 +456,39 @@ def test_a_change_that_somebody_else_made_is_not_overwritten_unseen(client):
     assert schedules.get("one").args == [9, 1], "seen, and written over it"
 
 
-@pytest.mark.parametrize("function, args, kwargs", [
-    (faults.ok, ["3"], {}), (faults.ok, [3], {}), (faults.ok, [{"a": [1]}], {}),
-    (faults.ok, [[1, 2]], {}), (faults.ok, ["one\ntwo"], {}), (faults.say, ["x" * 300], {}), (faults.add, [-1], {}),
-    (faults.hang, ["gate"], {"seconds": 0.1}), (faults.ok, ["true"], {}), (faults.ok, [True], {}),
-])
+@pytest.mark.parametrize(
+    "function, args, kwargs",
+    [
+        (faults.ok, ["3"], {}),
+        (faults.ok, [3], {}),
+        (faults.ok, [{"a": [1]}], {}),
+        (faults.ok, [[1, 2]], {}),
+        (faults.ok, ["one\ntwo"], {}),
+        (faults.say, ["x" * 300], {}),
+        (faults.add, [-1], {}),
+        (faults.hang, ["gate"], {"seconds": 0.1}),
+        (faults.ok, ["true"], {}),
+        (faults.ok, [True], {}),
+    ],
+)
 def test_arguments_are_shown_as_they_are_read_again(function, args, kwargs):
     shown = forms.shown(function, args, kwargs)
     again, more, errors = forms.read(function, shown)
     assert not errors and json.dumps([*again, more]).startswith(json.dumps(args)[:-1])
 
 
-@pytest.mark.parametrize("function, args", [
-    (faults.ok, [datetime(2030, 1, 1)]), (faults.ok, [(1, 2)]), (faults.add, ["no number"]), (faults.add, [1, 2, 3]),
-    (faults.say, [""]), (faults.add, [True]), (faults.ok, [float("inf")]),
-])
+@pytest.mark.parametrize(
+    "function, args",
+    [
+        (faults.ok, [datetime(2030, 1, 1)]),
+        (faults.ok, [(1, 2)]),
+        (faults.add, ["no number"]),
+        (faults.add, [1, 2, 3]),
+        (faults.say, [""]),
+        (faults.add, [True]),
+        (faults.ok, [float("inf")]),
+    ],
+)
 def test_arguments_that_the_form_cannot_show_stay(client, redis, function, args):
     assert forms.shown(function, args, {}) is None
 
@@ -332,9 +510,24 @@ def test_an_edit_without_the_arguments(client, redis, monkeypatch):
 # What somebody else wrote into Redis
 
 
-ODD = [b"", b"\xff\xfe", b"-1", b"1e300", b"nan", b"inf", b"9" * 400, b"[" * 5000, b'{"line": 3}', b'{"seconds": 1e9}',
-       b'{"seconds": 5, "jitter": NaN}', b'{"line": "* * * * *", "tz": ["x"]}', b'{"seconds": 5, "missed": {}}',
-       b'{"seconds": 5, "start": "0001-01-01T00:00:00"}', b'{"seconds": 5, "end": 7}', HOSTILE.encode()]
+ODD = [
+    b"",
+    b"\xff\xfe",
+    b"-1",
+    b"1e300",
+    b"nan",
+    b"inf",
+    b"9" * 400,
+    b"[" * 5000,
+    b'{"line": 3}',
+    b'{"seconds": 1e9}',
+    b'{"seconds": 5, "jitter": NaN}',
+    b'{"line": "* * * * *", "tz": ["x"]}',
+    b'{"seconds": 5, "missed": {}}',
+    b'{"seconds": 5, "start": "0001-01-01T00:00:00"}',
+    b'{"seconds": 5, "end": 7}',
+    HOSTILE.encode(),
+]
 
 
 def look(client, name):
@@ -345,8 +538,26 @@ def look(client, name):
         assert "good" in reply.text or "/schedules/" in path, "one hides no other"
 
 
-@pytest.mark.parametrize("field", ["rule", "function", "queue", "source", "state", "revision", "next", "last", "made",
-                                   "left", "missed", "overlapped", "created", "changed", "digest"])
+@pytest.mark.parametrize(
+    "field",
+    [
+        "rule",
+        "function",
+        "queue",
+        "source",
+        "state",
+        "revision",
+        "next",
+        "last",
+        "made",
+        "left",
+        "missed",
+        "overlapped",
+        "created",
+        "changed",
+        "digest",
+    ],
+)
 def test_odd_fields(client, redis, field):
     schedules.add("good", every(hours=1), faults.ok)
     schedules.add("odd", every(hours=1), faults.add, [3])
@@ -368,7 +579,15 @@ def test_odd_keys(client, redis, key):
     key = f"rqjobs:schedule:odd:{key}".rstrip(":")
     for value in ODD:
         if key.endswith(":job"):
-            redis.hset(key, mapping={"data": value, "description": value, "func_name": value, "created_at": value})
+            redis.hset(
+                key,
+                mapping={
+                    "data": value,
+                    "description": value,
+                    "func_name": value,
+                    "created_at": value,
+                },
+            )
         elif key.endswith(":outcomes"):
             redis.hset(key, job.id, value)
             redis.hset(key, job.id, b"finished " + value)
@@ -388,8 +607,10 @@ def test_hostile_schedules_are_text(client, redis):
     schedules.add("good", every(hours=1), faults.ok)
     schedules.add("evil", every(hours=1), faults.say, [HOSTILE], description=HOSTILE)
     job = schedules.run_now("evil")
-    redis.hset("rqjobs:schedule:evil", mapping={"function": HOSTILE, "queue": HOSTILE, "source": HOSTILE,
-                                                "state": HOSTILE})
+    redis.hset(
+        "rqjobs:schedule:evil",
+        mapping={"function": HOSTILE, "queue": HOSTILE, "source": HOSTILE, "state": HOSTILE},
+    )
     redis.hset(job.key, mapping={"status": HOSTILE, "rqjobs_schedule": HOSTILE})
     redis.lpush("rqjobs:schedule:evil:runs", f"now 1 {HOSTILE.replace(' ', '-')}")
     for name in (HOSTILE, "", "a/b", "../x", "é", "x" * 10_000, b"\xff"):
@@ -398,7 +619,11 @@ def test_hostile_schedules_are_text(client, redis):
     assert "unreadable" in client.get("/schedules").text
     harmless(client.get("/schedules", query_string={"function": HOSTILE}).text)
     harmless(client.get("/schedules/good", query_string={"function": HOSTILE}).text)
-    harmless(client.post("/schedules", data=dict.fromkeys(NEW, HOSTILE) | {"function": "faults.add"}).text)
+    harmless(
+        client.post(
+            "/schedules", data=dict.fromkeys(NEW, HOSTILE) | {"function": "faults.add"}
+        ).text
+    )
     harmless(client.post("/schedules/good", data=dict.fromkeys(NEW, HOSTILE)).text)
     page = client.get(f"/jobs/{job.id}").text
     harmless(page)
@@ -409,7 +634,10 @@ def test_hostile_schedules_are_text(client, redis):
 
 def test_delayed_jobs_are_listed(client, redis):
     assert "None waits for its time" in client.get("/delayed").text
-    late, soon = rqjobs.enqueue_in(500, faults.say, "late"), rqjobs.enqueue_in(50, faults.say, "soon")
+    late, soon = (
+        rqjobs.enqueue_in(500, faults.say, "late"),
+        rqjobs.enqueue_in(50, faults.say, "soon"),
+    )
     low = rqjobs.queue("low").enqueue_in(timedelta(seconds=5), faults.say, HOSTILE)
     page = client.get("/delayed").text
     assert re.findall(r'action="/jobs/([^"]+)/cancel"', page) == [low.id, soon.id, late.id]
@@ -430,11 +658,17 @@ def test_cancel_and_reschedule(client, redis):
     assert 'id="reschedule" data-while="scheduled">' in page
     now = redis.time()[0]
     path = f"/jobs/{job.id}/reschedule"
-    assert client.post(path, data={"when": "in", "delay": "2", "unit": "hours"}).location == f"/jobs/{job.id}"
+    assert (
+        client.post(path, data={"when": "in", "delay": "2", "unit": "hours"}).location
+        == f"/jobs/{job.id}"
+    )
     assert redis.zscore("rq:scheduled:default", job.id) == pytest.approx(now + 7200, abs=20)
     assert "The job is due at " in client.get(f"/jobs/{job.id}").text
     client.post(path, data={"when": "at", "at": "2031-01-01T05:30", "offset": "330"})
-    assert redis.zscore("rq:scheduled:default", job.id) == datetime(2031, 1, 1, tzinfo=timezone.utc).timestamp()
+    assert (
+        redis.zscore("rq:scheduled:default", job.id)
+        == datetime(2031, 1, 1, tzinfo=timezone.utc).timestamp()
+    )
     assert client.post(path, data={"when": "now", "back": "delayed"}).location == "/delayed"
     assert redis.zscore("rq:scheduled:default", job.id) == pytest.approx(now, abs=20)
     assert client.post(f"/jobs/{job.id}/cancel", data={"back": "delayed"}).location == "/delayed"
@@ -442,16 +676,23 @@ def test_cancel_and_reschedule(client, redis):
     assert redis.zscore("rq:canceled:default", job.id) is not None
     client.post(path, data={"when": "in", "delay": "2"})
     assert "does not wait for a time (any more)" in client.get(f"/jobs/{job.id}").text
-    assert client.post("/jobs/nothing/reschedule", data={"when": "now", "back": "delayed"}).status_code == 303
+    assert (
+        client.post("/jobs/nothing/reschedule", data={"when": "now", "back": "delayed"}).status_code
+        == 303
+    )
     assert "Nothing was done: No such job" in client.get("/delayed").text
 
 
-@pytest.mark.parametrize("wrong, told", [
-    ({"when": "in", "delay": ""}, "Say in how long."), ({"when": "in", "delay": "-1"}, "from 0 to"),
-    ({"when": "at", "at": "soon"}, "Give a date and a time"),
-    ({"when": "at", "at": "2001-01-01T00:00"}, "That is past."),
-    ({"when": HOSTILE}, "Now, in, or at?"),
-])
+@pytest.mark.parametrize(
+    "wrong, told",
+    [
+        ({"when": "in", "delay": ""}, "Say in how long."),
+        ({"when": "in", "delay": "-1"}, "from 0 to"),
+        ({"when": "at", "at": "soon"}, "Give a date and a time"),
+        ({"when": "at", "at": "2001-01-01T00:00"}, "That is past."),
+        ({"when": HOSTILE}, "Now, in, or at?"),
+    ],
+)
 def test_errors_of_a_reschedule(client, redis, wrong, told):
     job = rqjobs.enqueue_in(500, faults.ok)
     due = redis.zscore("rq:scheduled:default", job.id)
@@ -470,11 +711,20 @@ def test_a_delayed_job_that_cannot_be_read_can_be_canceled(client, redis):
     harmless(page)
     assert "gone" in page
     for job_id in ("gone", "endless"):
-        assert client.post(f"/jobs/{job_id}/cancel", data={"back": "delayed"}).status_code in (303, 404)
-        assert client.post(f"/jobs/{job_id}/reschedule", data={"when": "now"}).status_code in (303, 404)
+        assert client.post(f"/jobs/{job_id}/cancel", data={"back": "delayed"}).status_code in (
+            303,
+            404,
+        )
+        assert client.post(f"/jobs/{job_id}/reschedule", data={"when": "now"}).status_code in (
+            303,
+            404,
+        )
     assert client.post(f"/jobs/{job.id}/cancel", data={"back": "delayed"}).status_code == 303
     assert "The job is canceled" in client.get("/delayed").text
-    assert redis.zscore("rq:scheduled:default", job.id) is None and redis.hget(job.key, "status") == b"canceled"
+    assert (
+        redis.zscore("rq:scheduled:default", job.id) is None
+        and redis.hget(job.key, "status") == b"canceled"
+    )
 
 
 def test_the_form_for_another_time_is_there_while_the_job_waits(client, redis):

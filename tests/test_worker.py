@@ -16,7 +16,18 @@ from rq.job import JobStatus
 from rq.suspension import resume, suspend
 
 import rqjobs
-from rqjobs import Callback, Repeat, Retry, config, connection, embedded, ledger, orphans, processes, stats
+from rqjobs import (
+    Callback,
+    Repeat,
+    Retry,
+    config,
+    connection,
+    embedded,
+    ledger,
+    orphans,
+    processes,
+    stats,
+)
 from rqjobs.board import Board
 from rqjobs.horse import Handover, Terms
 
@@ -33,13 +44,18 @@ def outcome(eventually):
     def wait(job, timeout=20):
         eventually(lambda: ended(job), timeout, f"the end of {job.description}")
         result = job.latest_result()
-        return result.return_value if job.is_finished else result.exc_string.strip().splitlines()[-1]
+        return (
+            result.return_value if job.is_finished else result.exc_string.strip().splitlines()[-1]
+        )
 
     return wait
 
 
 def test_the_one_true_command_runs_jobs_of_three_queues(worker, outcome):
-    jobs = [rqjobs.queue(name).enqueue(faults.add, n, 1) for n, name in enumerate(("low", "default", "high"))]
+    jobs = [
+        rqjobs.queue(name).enqueue(faults.add, n, 1)
+        for n, name in enumerate(("low", "default", "high"))
+    ]
     worker(options=["--with-scheduler"])
     assert [outcome(job) for job in jobs] == [1, 2, 3]
 
@@ -47,7 +63,9 @@ def test_the_one_true_command_runs_jobs_of_three_queues(worker, outcome):
 def test_rqjobs_worker_is_the_same_and_reads_dotenv(spawn, environ, redis, tmp_path, outcome):
     environ.pop("REDIS_URL")
     environ.pop("RQJOBS_MODULES")
-    (tmp_path / ".env").write_text(f"REDIS_URL={config.current().redis_url}\nRQJOBS_MODULES=faults\n")
+    (tmp_path / ".env").write_text(
+        f"REDIS_URL={config.current().redis_url}\nRQJOBS_MODULES=faults\n"
+    )
     job = rqjobs.queue("low").enqueue(faults.add, 1)
     process = spawn(sys.executable, "-m", "rqjobs", "worker", "--burst")
     assert outcome(job) == 2
@@ -67,7 +85,10 @@ def test_a_killed_worker_s_job_runs_again_in_the_next_one(worker, redis, eventua
     job, second = rqjobs.enqueue(faults.hang, "gate"), rqjobs.enqueue(faults.ok, 2)
     first = worker()
     horse = int(eventually(lambda: redis.lrange("gate:reached", 0, -1))[0])
-    enqueued_at, lease = redis.hget(job.key, "enqueued_at"), redis.zscore(ledger.WORKERS, first.name)
+    enqueued_at, lease = (
+        redis.hget(job.key, "enqueued_at"),
+        redis.zscore(ledger.WORKERS, first.name),
+    )
     kill(first.pid)
     eventually(lambda: not psutil.pid_exists(horse), what="the horse's death with its worker")
     redis.set("rqjobs:sweep", "somebody else", ex=60)
@@ -82,13 +103,22 @@ def test_a_killed_worker_s_job_runs_again_in_the_next_one(worker, redis, eventua
     assert not audit.breaches and not audit.remarks
 
 
-def test_where_a_worker_s_processes_live_is_written_also_when_its_horse_is_a_new_one(worker, redis, eventually, kill):
+def test_where_a_worker_s_processes_live_is_written_also_when_its_horse_is_a_new_one(
+    worker, redis, eventually, kill
+):
     process = worker()
     for _ in range(2):
         (horse,) = eventually(psutil.Process(process.pid).children)
-        where = {b"pid": b"%d" % process.pid, b"horse": b"%d" % horse.pid,
-                 b"horse_started": processes.started(horse.pid).encode()}
-        eventually(lambda where=where: where.items() <= redis.hgetall(f"rqjobs:worker:{process.name}").items())
+        where = {
+            b"pid": b"%d" % process.pid,
+            b"horse": b"%d" % horse.pid,
+            b"horse_started": processes.started(horse.pid).encode(),
+        }
+        eventually(
+            lambda where=where: (
+                where.items() <= redis.hgetall(f"rqjobs:worker:{process.name}").items()
+            )
+        )
         kill(horse.pid)
         eventually(lambda horse=horse: not psutil.pid_exists(horse.pid))
 
@@ -104,14 +134,17 @@ def test_a_live_worker_puts_back_what_another_left(worker, redis, eventually, ki
 
 def test_a_slow_job_of_a_healthy_worker_is_left_alone(worker, redis, eventually, outcome):
     """For longer than a lease, with other workers sweeping and stock tools reading the registries."""
-    config.use(grace=2)
+    config.use(shutdown_timeout=2)
     job = rqjobs.enqueue(faults.hang, "gate")
     slow = worker()
     eventually(lambda: redis.llen("gate:reached") == 1)
     worker()
     lease = redis.zscore(ledger.WORKERS, slow.name)
-    eventually(lambda: redis.zscore(ledger.WORKERS, slow.name) > lease + ledger.LEASE + 1, timeout=60,
-               what="the lease's renewal for longer than it lasts")
+    eventually(
+        lambda: redis.zscore(ledger.WORKERS, slow.name) > lease + ledger.LEASE + 1,
+        timeout=60,
+        what="the lease's renewal for longer than it lasts",
+    )
     orphans.sweep(redis, force=True)
     assert rqjobs.queue("default").started_job_registry.count == 1
     assert redis.llen("gate:reached") == 1
@@ -208,7 +241,10 @@ def test_callbacks_retries_repeats_and_the_rest_of_rq(worker, redis, eventually,
     assert outcome(noted) == 4 and noted.get_meta() == {"done": 4}
     eventually(lambda: redis.llen("repeated") == 3)
     eventually(lambda: redis.llen("forgotten") == 1 and not redis.exists(forgotten.key))
-    assert set(redis.lrange("callback", 0, -1)) == {f"done:{good.id}:5".encode(), f"failed:{bad.id}:no".encode()}
+    assert set(redis.lrange("callback", 0, -1)) == {
+        f"done:{good.id}:5".encode(),
+        f"failed:{bad.id}:no".encode(),
+    }
     eventually(lambda: redis.zscore("rq:finished:default", repeated.id))
     assert not orphans.audit(redis).breaches
 
@@ -219,7 +255,9 @@ def test_a_job_on_which_others_depend_runs_once(worker, redis, outcome):
     parent = rqjobs.enqueue(faults.mark, "parent")
     child = rqjobs.enqueue(faults.mark, "child", depends_on=parent)
     rqjobs.Worker(["default"]).work(burst=True, logging_level="WARNING")
-    assert (outcome(parent), outcome(child)) == ("parent", "child"), "and a burst runs what its own jobs release"
+    assert (outcome(parent), outcome(child)) == ("parent", "child"), (
+        "and a burst runs what its own jobs release"
+    )
     assert (redis.llen("parent"), redis.llen("child")) == (1, 1)
 
 
@@ -230,29 +268,56 @@ def test_time_limit(worker, outcome):
 
 
 def test_jobs_run_inside_the_app_that_is_configured(worker, tmp_path, environ, outcome):
-    (tmp_path / "shop.py").write_text("import flask\ndef create_app():\n    return flask.Flask('the_shop')\n")
+    (tmp_path / "shop.py").write_text(
+        "import flask\ndef create_app():\n    return flask.Flask('the_shop')\n"
+    )
     job = rqjobs.enqueue(faults.in_app)
-    worker(env={"RQJOBS_APP": "shop:create_app", "PYTHONPATH": f"{environ['PYTHONPATH']}:{tmp_path}"})
+    worker(
+        env={
+            "RQJOBS_FLASK_APP": "shop:create_app",
+            "PYTHONPATH": f"{environ['PYTHONPATH']}:{tmp_path}",
+        }
+    )
     assert outcome(job) == "the_shop"
 
 
 def test_a_worker_whose_modules_do_not_import_says_so_in_one_line(spawn):
-    process = spawn(sys.executable, "-m", "rqjobs", "worker", env={"RQJOBS_MODULES": "faults,nowhere"})
+    process = spawn(
+        sys.executable, "-m", "rqjobs", "worker", env={"RQJOBS_MODULES": "faults,nowhere"}
+    )
     assert process.wait(20) == 2
     assert process.output() == (
-        "rqjobs: RQJOBS_MODULES: nowhere failed to import: ModuleNotFoundError: No module named 'nowhere'\n")
+        "rqjobs: RQJOBS_MODULES: nowhere failed to import: ModuleNotFoundError: No module named 'nowhere'\n"
+    )
 
 
 def test_rq_pointed_at_another_redis_is_refused(spawn, tmp_path):
-    process = spawn(sys.executable, "-m", "rq.cli", "worker", "--worker-class", "rqjobs.Worker", "--url",
-                    config.current().redis_url + "?db=1", env={"REDIS_URL": config.current().redis_url})
+    process = spawn(
+        sys.executable,
+        "-m",
+        "rq.cli",
+        "worker",
+        "--worker-class",
+        "rqjobs.Worker",
+        "--url",
+        config.current().redis_url + "?db=1",
+        env={"REDIS_URL": config.current().redis_url},
+    )
     assert process.wait(20) == 1
     assert "set REDIS_URL, and leave out --url" in process.output()
 
 
 def test_burst_max_jobs_and_rq_info(spawn, redis, outcome):
     jobs = [rqjobs.enqueue(faults.ok, n) for n in range(3)]
-    command = [sys.executable, "-m", "rq.cli", "worker", "--worker-class", "rqjobs.Worker", "default"]
+    command = [
+        sys.executable,
+        "-m",
+        "rq.cli",
+        "worker",
+        "--worker-class",
+        "rqjobs.Worker",
+        "default",
+    ]
     assert spawn(*command, "--max-jobs", "1").wait(30) == 0
     assert outcome(jobs[0]) == 0 and redis.llen("rq:queue:default") == 2
     assert spawn(*command, "--burst").wait(30) == 0
@@ -262,7 +327,18 @@ def test_burst_max_jobs_and_rq_info(spawn, redis, outcome):
 
 
 def test_worker_pool(spawn, redis, eventually, outcome):
-    pool = spawn(sys.executable, "-m", "rq.cli", "worker-pool", "-w", "rqjobs.Worker", "-n", "2", "default", "low")
+    pool = spawn(
+        sys.executable,
+        "-m",
+        "rq.cli",
+        "worker-pool",
+        "-w",
+        "rqjobs.Worker",
+        "-n",
+        "2",
+        "default",
+        "low",
+    )
     eventually(lambda: redis.scard("rq:workers") == 2, what="two workers")
     jobs = [rqjobs.queue(name).enqueue(faults.ok, name) for name in ("default", "low")]
     assert [outcome(job) for job in jobs] == ["default", "low"]
@@ -271,11 +347,17 @@ def test_worker_pool(spawn, redis, eventually, outcome):
     assert not redis.zcard(ledger.WORKERS)
 
 
-def test_what_a_stock_worker_left_behind_is_put_back(spawn, worker, redis, eventually, kill, outcome):
+def test_what_a_stock_worker_left_behind_is_put_back(
+    spawn, worker, redis, eventually, kill, outcome
+):
     """Jobs of a plain `rq worker` that was killed: RQ would fail them, or lose them."""
     job = rqjobs.enqueue(faults.hang, "gate")
-    stock = worker("default", "low", worker_class="rq.worker.Worker",
-                   options=["--serializer", "rqjobs.serializers.Configured"])
+    stock = worker(
+        "default",
+        "low",
+        worker_class="rq.worker.Worker",
+        options=["--serializer", "rqjobs.serializers.Configured"],
+    )
     horse = int(eventually(lambda: redis.lrange("gate:reached", 0, -1))[0])
     kill(stock.pid)
     kill(horse)  # it outlives its worker
@@ -289,21 +371,34 @@ def test_what_a_stock_worker_left_behind_is_put_back(spawn, worker, redis, event
 
 def test_a_storm_of_kills_loses_nothing(worker, redis, eventually, kill):
     """Workers killed at random instants over many jobs: every job ends, none stands anywhere twice."""
-    jobs = rqjobs.enqueue_many([(faults.progress, 3) if n % 3 else (faults.urgent, n) for n in range(300)])
+    jobs = rqjobs.enqueue_many(
+        [(faults.progress, 3) if n % 3 else (faults.urgent, n) for n in range(300)]
+    )
     for _ in range(6):
         process = worker()
         done = redis.zcard("rq:finished:default") + redis.zcard("rq:finished:high")
-        eventually(lambda done=done: redis.zcard("rq:finished:default") + redis.zcard("rq:finished:high") >= done + 3)
+        eventually(
+            lambda done=done: (
+                redis.zcard("rq:finished:default") + redis.zcard("rq:finished:high") >= done + 3
+            )
+        )
         kill(process.pid)
     worker()
 
     def nothing_moves():
-        return not any(redis.exists(f"rq:queue:{name}", f"rq:wip:{name}") for name in ("default", "high"))
+        return not any(
+            redis.exists(f"rq:queue:{name}", f"rq:wip:{name}") for name in ("default", "high")
+        )
 
     eventually(nothing_moves, timeout=60)
-    for job in jobs:  # one may have been popped and held by nobody: make that long ago, and look twice
+    for (
+        job
+    ) in jobs:  # one may have been popped and held by nobody: make that long ago, and look twice
         if not ended(job):
-            redis.hset(job.key, mapping=dict.fromkeys(("created_at", "enqueued_at"), "2026-01-01T00:00:00.000000Z"))
+            redis.hset(
+                job.key,
+                mapping=dict.fromkeys(("created_at", "enqueued_at"), "2026-01-01T00:00:00.000000Z"),
+            )
     orphans.sweep(redis, force=True)
     for job_id, since in redis.hgetall("rqjobs:strays:seen").items():
         redis.hset("rqjobs:strays:seen", job_id, float(since) - orphans.STRAY_GRACE)
@@ -321,7 +416,11 @@ def test_snapshot_tells_what_is_going_on(worker, redis, eventually):
     rqjobs.queue("low").enqueue(faults.ok)
     found = stats.snapshot(redis)
     by_name = {queue.name: queue for queue in found.queues}
-    assert (by_name["default"].queued, by_name["default"].running, by_name["default"].workers) == (1, 1, 1)
+    assert (by_name["default"].queued, by_name["default"].running, by_name["default"].workers) == (
+        1,
+        1,
+        1,
+    )
     assert by_name["default"].oldest is not None and found.unserved == ["low"]
     (one,) = found.workers
     assert (one.name, one.pid, one.alive, one.ours) == (process.name, process.pid, True, True)
@@ -335,13 +434,15 @@ def test_find_by_key_and_rq_s_worker_listing(worker, redis):
 
 
 @pytest.mark.parametrize("busy", [True, False])
-def test_a_worker_that_is_told_to_go_while_redis_hangs_goes(executable, tmp_path, spawn, eventually, busy):
+def test_a_worker_that_is_told_to_go_while_redis_hangs_goes(
+    executable, tmp_path, spawn, eventually, busy
+):
     """Each command waited for ten seconds, and a goodbye has many."""
     with embedded.server(tmp_path / "redis", executable=executable) as url:
         redis = connection.connect(url)
         config.use(redis_url=url)
         rqjobs.enqueue(faults.hang, "gate") if busy else None
-        env = {"REDIS_URL": url, "RQJOBS_GRACE": "1"}
+        env = {"REDIS_URL": url, "RQJOBS_SHUTDOWN_TIMEOUT": "1"}
         process = spawn(sys.executable, "-m", "rqjobs", "worker", "default", env=env)
         eventually(lambda: redis.llen("gate:reached") if busy else redis.scard("rq:workers"))
         family = psutil.Process(process.pid).children()
@@ -351,8 +452,12 @@ def test_a_worker_that_is_told_to_go_while_redis_hangs_goes(executable, tmp_path
             process.terminate()
             asked = time.monotonic()
             assert process.wait(60) == 1, process.output()
-            assert time.monotonic() - asked < 15, "the grace, and five seconds; ten more are for a loaded machine"
-            assert not [one for one in family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+            assert time.monotonic() - asked < 15, (
+                "the grace, and five seconds; ten more are for a loaded machine"
+            )
+            assert not [
+                one for one in family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE
+            ]
         finally:
             server.resume()
         redis.close()
@@ -365,8 +470,15 @@ def test_after_a_horse_that_was_replaced_crashes_are_not_followed_by_the_next_at
     pauses = []
     for _ in range(3):
         worker._rehire_pause = 0.0 if not pauses else worker._rehire_pause
-        worker.horse_board, worker.handover, (worker.control, theirs) = Board(), Handover(), socket.socketpair()
-        worker._hired, worker._horse_pid = time.monotonic(), os.spawnlp(os.P_NOWAIT, "false", "false")
+        worker.horse_board, worker.handover, (worker.control, theirs) = (
+            Board(),
+            Handover(),
+            socket.socketpair(),
+        )
+        worker._hired, worker._horse_pid = (
+            time.monotonic(),
+            os.spawnlp(os.P_NOWAIT, "false", "false"),
+        )
         os.waitid(os.P_PID, worker._horse_pid, os.WEXITED | os.WNOWAIT)
         worker._reap(Terms())
         theirs.close()

@@ -32,7 +32,11 @@ def outcome(eventually):
 def given_in(tmp_path, server):
     """The options and the environment by which RQ is told the test's Redis, without a REDIS_URL."""
     (tmp_path / "rq_settings.py").write_text(f"REDIS_URL = {server!r}\nQUEUES = ['default']\n")
-    options = {"--url": ["--url", server], "RQ_REDIS_URL": [], "--config": ["--config", "rq_settings"]}
+    options = {
+        "--url": ["--url", server],
+        "RQ_REDIS_URL": [],
+        "--config": ["--config", "rq_settings"],
+    }
 
     def choose(way):
         return options[way], {"REDIS_URL": "", **({way: server} if way == "RQ_REDIS_URL" else {})}
@@ -52,17 +56,26 @@ def test_a_redis_that_rq_was_told_is_used_without_a_redis_url(spawn, redis, give
 
 def test_a_client_that_a_program_gives_is_used_without_a_redis_url(spawn, server, outcome):
     job = rqjobs.enqueue(faults.pass_on, 7)
-    program = (f"import redis, rqjobs; client = redis.Redis.from_url({server!r}); "
-               f"rqjobs.Worker(['default'], connection=client).work(burst=True)")
+    program = (
+        f"import redis, rqjobs; client = redis.Redis.from_url({server!r}); "
+        f"rqjobs.Worker(['default'], connection=client).work(burst=True)"
+    )
     worker = spawn(sys.executable, "-c", program, env={"REDIS_URL": ""})
     assert worker.wait(30) == 0, worker.output()
     assert outcome(job)
 
 
-def test_an_explicit_url_that_differs_from_redis_url_is_an_error_even_if_it_is_rq_s_default(spawn, server):
-    worker = spawn(*RQ_WORKER, "--url", "redis://localhost:6379", "default", env={"REDIS_URL": server})
+def test_an_explicit_url_that_differs_from_redis_url_is_an_error_even_if_it_is_rq_s_default(
+    spawn, server
+):
+    worker = spawn(
+        *RQ_WORKER, "--url", "redis://localhost:6379", "default", env={"REDIS_URL": server}
+    )
     assert worker.wait(30) == 1
-    assert "told to use the Redis at localhost:6379, database 0, but REDIS_URL names" in worker.output()
+    assert (
+        "told to use the Redis at localhost:6379, database 0, but REDIS_URL names"
+        in worker.output()
+    )
 
 
 def test_one_server_is_the_same_by_any_of_its_names():
@@ -71,18 +84,31 @@ def test_one_server_is_the_same_by_any_of_its_names():
 
     assert foreign_clients.is_same_server(client(host="localhost"), client(host="127.0.0.1"))
     assert foreign_clients.is_same_server(client(host="127.0.0.1", db=2), client(host="::1", db=2))
-    assert not foreign_clients.is_same_server(client(host="localhost"), client(host="localhost", port=6380))
-    assert not foreign_clients.is_same_server(client(host="localhost"), client(host="localhost", db=1))
-    assert not foreign_clients.is_same_server(client(unix_socket_path="/a.sock"), client(unix_socket_path="/b.sock"))
-    assert not foreign_clients.is_same_server(client(host="no-such-host.invalid"), client(host="localhost"))
+    assert not foreign_clients.is_same_server(
+        client(host="localhost"), client(host="localhost", port=6380)
+    )
+    assert not foreign_clients.is_same_server(
+        client(host="localhost"), client(host="localhost", db=1)
+    )
+    assert not foreign_clients.is_same_server(
+        client(unix_socket_path="/a.sock"), client(unix_socket_path="/b.sock")
+    )
+    assert not foreign_clients.is_same_server(
+        client(host="no-such-host.invalid"), client(host="localhost")
+    )
 
 
 def test_a_client_that_is_adopted_keeps_what_it_was_given_and_gets_our_time_outs(server):
     given = redis_py.Redis.from_url(server, socket_timeout=300, client_name="mine")
     adopted = foreign_clients.adopt(given)
     options = adopted.connection_pool.connection_kwargs
-    assert options["socket_timeout"] == connection.COMMAND_TIMEOUT and options["client_name"] == "mine"
-    assert issubclass(adopted.connection_pool.connection_class, connection.Reconnect) and adopted.ping()
+    assert (
+        options["socket_timeout"] == connection.COMMAND_TIMEOUT and options["client_name"] == "mine"
+    )
+    assert (
+        issubclass(adopted.connection_pool.connection_class, connection.Reconnect)
+        and adopted.ping()
+    )
     assert foreign_clients.adopt(adopted) is adopted
     with pytest.raises(config.ConfigError, match="decode_responses"):
         foreign_clients.adopt(redis_py.Redis.from_url(server, decode_responses=True))
@@ -106,8 +132,14 @@ class OwnQueue(rqjobs.Queue):
 def test_subclasses_of_ours_are_honoured_and_others_are_refused(redis, settings):
     worker = rqjobs.Worker(["default"], job_class=OwnJob, queue_class=f"{__name__}.OwnQueue")
     assert worker.job_class is OwnJob and type(worker.queues[0]) is OwnQueue
-    assert rqjobs.Worker(["default"], job_class=rq.job.Job, queue_class=rq.Queue).job_class is rqjobs.Job
-    for wrong in ({"job_class": type("Stock", (rq.job.Job,), {})}, {"queue_class": type("Stock", (rq.Queue,), {})}):
+    assert (
+        rqjobs.Worker(["default"], job_class=rq.job.Job, queue_class=rq.Queue).job_class
+        is rqjobs.Job
+    )
+    for wrong in (
+        {"job_class": type("Stock", (rq.job.Job,), {})},
+        {"queue_class": type("Stock", (rq.Queue,), {})},
+    ):
         with pytest.raises(SystemExit, match="is not derived from rqjobs"):
             rqjobs.Worker(["default"], **wrong)
     with pytest.raises(SystemExit, match="is not derived from rqjobs"):
@@ -127,7 +159,8 @@ def test_a_job_class_of_the_command_line_runs_the_jobs(spawn, tmp_path, outcome,
         "    def perform(self):\n"
         "        return super().perform() + self.loudness\n"
         "class Mine(rqjobs.Worker):\n"
-        "    job_class = Loud\n")
+        "    job_class = Loud\n"
+    )
     path = {"PYTHONPATH": f"{environ['PYTHONPATH']}:{tmp_path}"}
     for options in (["--job-class", "mine.Loud"], ["--worker-class", "mine.Mine"]):
         job = rqjobs.enqueue(faults.ok, "hey")
@@ -138,9 +171,11 @@ def test_a_job_class_of_the_command_line_runs_the_jobs(spawn, tmp_path, outcome,
 def test_work_can_be_called_again(spawn, redis):
     for _ in range(12):
         rqjobs.enqueue(faults.ok)
-    program = ("import rqjobs; worker = rqjobs.Worker(['default'])\n"
-               "for _ in range(4):\n"
-               "    print(worker.work(burst=True, max_jobs=4), len(worker.queues[0]), flush=True)\n")
+    program = (
+        "import rqjobs; worker = rqjobs.Worker(['default'])\n"
+        "for _ in range(4):\n"
+        "    print(worker.work(burst=True, max_jobs=4), len(worker.queues[0]), flush=True)\n"
+    )
     process = spawn(sys.executable, "-c", program)
     assert process.wait(60) == 0, process.output()
     said = [line for line in process.output().splitlines() if line.startswith(("True", "False"))]
@@ -194,7 +229,12 @@ def test_a_function_that_a_decorator_wraps_is_a_job(spawn, outcome):
     assert outcome(job) == 5
     wrapped = Wrapped(faults.add)
     assert catalog._is_function(wrapped) and rqjobs.job(queue="low")(wrapped) is wrapped
-    for no_job in (functools.partial(faults.ok), Wrapped, Wrapped(Wrapped), functools.lru_cache(max)):
+    for no_job in (
+        functools.partial(faults.ok),
+        Wrapped,
+        Wrapped(Wrapped),
+        functools.lru_cache(max),
+    ):
         assert not catalog._is_function(no_job)
         with pytest.raises(rqjobs.NotAJob):
             rqjobs.enqueue(no_job)
@@ -205,16 +245,26 @@ def test_a_function_that_a_decorator_wraps_is_a_job(spawn, outcome):
 def test_queues_take_what_rq_s_take(redis):
     queue = rqjobs.Queue("default", redis, 100)
     assert queue.enqueue(faults.ok, at_front=None).timeout == 100
-    assert type(rqjobs.Queue("default", redis, job_class=rq.job.Job).enqueue(faults.ok)) is rqjobs.Job
-    assert queue.enqueue_in(time_delta=timedelta(hours=1), func=faults.ok).get_status() == "scheduled"
+    assert (
+        type(rqjobs.Queue("default", redis, job_class=rq.job.Job).enqueue(faults.ok)) is rqjobs.Job
+    )
+    assert (
+        queue.enqueue_in(time_delta=timedelta(hours=1), func=faults.ok).get_status() == "scheduled"
+    )
 
 
 def test_an_option_that_is_a_parameter_is_refused_with_the_way_out(redis):
-    for enqueue in (rqjobs.enqueue, rqjobs.queue("default").enqueue, functools.partial(rqjobs.enqueue_in, 60)):
+    for enqueue in (
+        rqjobs.enqueue,
+        rqjobs.queue("default").enqueue,
+        functools.partial(rqjobs.enqueue_in, 60),
+    ):
         with pytest.raises(TypeError, match=r"parameter 'description'.*args=.*kwargs="):
             enqueue(faults.describe, description="mine")
     assert not redis.keys("rq:job:*")
-    job = rqjobs.enqueue(faults.describe, kwargs={"description": "mine"}, description="what people see")
+    job = rqjobs.enqueue(
+        faults.describe, kwargs={"description": "mine"}, description="what people see"
+    )
     assert job.kwargs == {"description": "mine"} and job.description == "what people see"
     job = rqjobs.enqueue_in(60, faults.describe, "mine", delay=2, function="f")
     assert job.kwargs == {"delay": 2, "function": "f"}, "no parameter of enqueue_in takes its place"
@@ -223,12 +273,22 @@ def test_an_option_that_is_a_parameter_is_refused_with_the_way_out(redis):
 
 
 def test_a_simple_worker_runs_jobs_in_the_process_that_calls_it(redis, settings):
-    jobs = [rqjobs.enqueue(faults.ok, {1, 2}), rqjobs.enqueue(faults.boom),
-            rqjobs.queue("default").enqueue(faults.flaky, "tries", 1, retry=Retry(max=2))]
+    jobs = [
+        rqjobs.enqueue(faults.ok, {1, 2}),
+        rqjobs.enqueue(faults.boom),
+        rqjobs.queue("default").enqueue(faults.flaky, "tries", 1, retry=Retry(max=2)),
+    ]
     child = rqjobs.enqueue(faults.ok, "after", depends_on=jobs[0])
     options = dict(redis.connection_pool.connection_kwargs)
     assert rqjobs.SimpleWorker(["default"]).work(burst=True)
-    assert [job.get_status() for job in (*jobs, child)] == ["finished", "failed", "finished", "finished"]
+    assert [job.get_status() for job in (*jobs, child)] == [
+        "finished",
+        "failed",
+        "finished",
+        "finished",
+    ]
     assert jobs[0].return_value() == {1, 2} and child.return_value() == "after"
-    assert redis.connection_pool.connection_kwargs == options, "RQ's time-out is not for the client of everybody"
+    assert redis.connection_pool.connection_kwargs == options, (
+        "RQ's time-out is not for the client of everybody"
+    )
     assert not rqjobs.orphans.audit(redis, settle=0).breaches

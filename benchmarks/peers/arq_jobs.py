@@ -17,7 +17,9 @@ ABOUT = {
     "results": "kept 1 h",
     "log": "WARNING",
     "jobs": 5000,
-    "systems": {"arq 2x5": {"run": "arq arq_jobs.Settings --custom-log-dict arq_jobs.LOG", "start": 2}},
+    "systems": {
+        "arq 2x5": {"run": "arq arq_jobs.Settings --custom-log-dict arq_jobs.LOG", "start": 2}
+    },
 }
 LOG = {"version": 1, "loggers": {"arq": {"level": "WARNING"}}}
 _url = urlsplit(os.environ["REDIS_URL"])

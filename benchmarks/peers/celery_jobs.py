@@ -13,15 +13,32 @@ ABOUT = {
     "log": "WARNING",
     "jobs": 5000,
     "systems": {
-        "Celery prefork": {"run": "celery -A celery_jobs worker --pool prefork -c 10 -l WARNING", "acks": "before"},
-        "Celery prefork, acks_late": {"run": "celery -A celery_jobs worker --pool prefork -c 10 -l WARNING",
-                                      "acks": "after", "env": {"CELERY_LATE": "1"}},
-        "Celery threads": {"run": "celery -A celery_jobs worker --pool threads -c 10 -l WARNING", "acks": "before"},
+        "Celery prefork": {
+            "run": "celery -A celery_jobs worker --pool prefork -c 10 -l WARNING",
+            "acks": "before",
+        },
+        "Celery prefork, acks_late": {
+            "run": "celery -A celery_jobs worker --pool prefork -c 10 -l WARNING",
+            "acks": "after",
+            "env": {"CELERY_LATE": "1"},
+        },
+        "Celery threads": {
+            "run": "celery -A celery_jobs worker --pool threads -c 10 -l WARNING",
+            "acks": "before",
+        },
     },
 }
-app = celery.Celery("celery_jobs", broker=os.environ["REDIS_URL"].replace("unix://", "redis+socket://")
-                    .replace("?db=", "?virtual_host="))
-app.conf.update(task_ignore_result=True, worker_prefetch_multiplier=64, task_acks_late="CELERY_LATE" in os.environ)
+app = celery.Celery(
+    "celery_jobs",
+    broker=os.environ["REDIS_URL"]
+    .replace("unix://", "redis+socket://")
+    .replace("?db=", "?virtual_host="),
+)
+app.conf.update(
+    task_ignore_result=True,
+    worker_prefetch_multiplier=64,
+    task_acks_late="CELERY_LATE" in os.environ,
+)
 
 
 @app.task(name="noop")

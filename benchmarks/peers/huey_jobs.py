@@ -12,8 +12,12 @@ ABOUT = {
     "results": "none",
     "log": "ERROR (--quiet)",
     "systems": {
-        "Huey processes": {"run": "huey_consumer huey_jobs.huey --worker-type process --workers 10 --quiet"},
-        "Huey threads": {"run": "huey_consumer huey_jobs.huey --worker-type thread --workers 10 --quiet"},
+        "Huey processes": {
+            "run": "huey_consumer huey_jobs.huey --worker-type process --workers 10 --quiet"
+        },
+        "Huey threads": {
+            "run": "huey_consumer huey_jobs.huey --worker-type thread --workers 10 --quiet"
+        },
     },
 }
 huey = RedisHuey("bench", url=os.environ["REDIS_URL"])

@@ -15,16 +15,41 @@ ABOUT = {
     "results": "kept 500 s",
     "log": "WARNING (--quiet)",
     "systems": {
-        "rqjobs": {"run": "rq worker --worker-class rqjobs.Worker --quiet high default low", "start": 10,
-                   "version": "rqjobs", "acks": "after", "env": {"BENCH_OURS": "1", "RQJOBS_MODULES": "rq_jobs"}},
+        "rqjobs": {
+            "run": "rq worker --worker-class rqjobs.Worker --quiet high default low",
+            "start": 10,
+            "version": "rqjobs",
+            "acks": "after",
+            "env": {"BENCH_OURS": "1", "RQJOBS_MODULES": "rq_jobs"},
+        },
         "rqjobs, long horses": {
-            "run": "rq worker --worker-class rqjobs.Worker --quiet high default low", "start": 10, "version": "rqjobs",
-            "acks": "after", "env": {"BENCH_OURS": "1", "RQJOBS_MODULES": "rq_jobs",
-                                     "RQJOBS_MAX_JOBS_PER_HORSE": "100000"}},
-        "rq": {"run": "rq worker --quiet high default low", "start": 10, "acks": "before", "jobs": 1000},
-        "rq SimpleWorker": {"run": "rq worker --worker-class rq.SimpleWorker --quiet high default low", "start": 10,
-                            "acks": "before", "jobs": 5000},
-        "rq worker-pool": {"run": "rq worker-pool --quiet -n 10 high default low", "acks": "before", "jobs": 1000},
+            "run": "rq worker --worker-class rqjobs.Worker --quiet high default low",
+            "start": 10,
+            "version": "rqjobs",
+            "acks": "after",
+            "env": {
+                "BENCH_OURS": "1",
+                "RQJOBS_MODULES": "rq_jobs",
+                "RQJOBS_MAX_JOBS_PER_CHILD": "100000",
+            },
+        },
+        "rq": {
+            "run": "rq worker --quiet high default low",
+            "start": 10,
+            "acks": "before",
+            "jobs": 1000,
+        },
+        "rq SimpleWorker": {
+            "run": "rq worker --worker-class rq.SimpleWorker --quiet high default low",
+            "start": 10,
+            "acks": "before",
+            "jobs": 5000,
+        },
+        "rq worker-pool": {
+            "run": "rq worker-pool --quiet -n 10 high default low",
+            "acks": "before",
+            "jobs": 1000,
+        },
     },
 }
 OURS = "BENCH_OURS" in os.environ
@@ -74,11 +99,16 @@ def send(number, kind="noop"):
     target = queue("default")
     if kind in ("failing", "retried"):
         for _ in range(number):
-            target.enqueue(failing if kind == "failing" else retried, retry=rq.Retry(1) if kind == "retried" else None)
+            target.enqueue(
+                failing if kind == "failing" else retried,
+                retry=rq.Retry(1) if kind == "retried" else None,
+            )
     elif kind == "dependent":
         for _ in range(number):
             target.enqueue(noop, depends_on=target.enqueue(noop))
-    elif number <= 100:  # perhaps to workers that wait for them: the first would have ended before it is copied
+    elif (
+        number <= 100
+    ):  # perhaps to workers that wait for them: the first would have ended before it is copied
         for _ in range(number):
             target.enqueue(noop) if kind == "noop" else target.enqueue(nap, float(kind))
     else:
@@ -99,7 +129,9 @@ def crowd(number):
     for start in range(0, number, 1000):
         with target.connection.pipeline() as pipe:
             for _ in range(min(1000, number - start)):
-                target.enqueue_at(datetime.datetime.fromtimestamp(due, datetime.timezone.utc), noop, pipeline=pipe)
+                target.enqueue_at(
+                    datetime.datetime.fromtimestamp(due, datetime.timezone.utc), noop, pipeline=pipe
+                )
             pipe.execute()
     return due
 
@@ -124,6 +156,9 @@ def costs(number):
     connection = target.connection.connection_pool.get_connection()
     target.connection.connection_pool.release(connection)
     kind, plain = type(connection), type(connection).send_packed_command
-    kind.send_packed_command = lambda self, *args, **named: (trips.append(1), plain(self, *args, **named))[1]
+    kind.send_packed_command = lambda self, *args, **named: (
+        trips.append(1),
+        plain(self, *args, **named),
+    )[1]
     target.enqueue(noop)
     return {"one": times, "many": many, "trips": len(trips)}

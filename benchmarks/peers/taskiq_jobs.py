@@ -14,18 +14,33 @@ ABOUT = {
     "results": "none",
     "log": "WARNING",
     "systems": {
-        "taskiq list 2x5": {"run": "taskiq worker taskiq_jobs:broker --workers 2 --max-async-tasks 5 "
-                                   "--log-level WARNING", "acks": "before"},
-        "taskiq stream 2x5": {"run": "taskiq worker taskiq_jobs:broker --workers 2 --max-async-tasks 5 "
-                                     "--log-level WARNING", "acks": "after", "env": {"TASKIQ_STREAM": "1"}},
-        "taskiq stream 2x5, results": {"run": "taskiq worker taskiq_jobs:broker --workers 2 --max-async-tasks 5 "
-                                              "--log-level WARNING", "acks": "after", "results": "kept 500 s",
-                                       "env": {"TASKIQ_STREAM": "1", "TASKIQ_RESULTS": "1"}},
+        "taskiq list 2x5": {
+            "run": "taskiq worker taskiq_jobs:broker --workers 2 --max-async-tasks 5 "
+            "--log-level WARNING",
+            "acks": "before",
+        },
+        "taskiq stream 2x5": {
+            "run": "taskiq worker taskiq_jobs:broker --workers 2 --max-async-tasks 5 "
+            "--log-level WARNING",
+            "acks": "after",
+            "env": {"TASKIQ_STREAM": "1"},
+        },
+        "taskiq stream 2x5, results": {
+            "run": "taskiq worker taskiq_jobs:broker --workers 2 --max-async-tasks 5 "
+            "--log-level WARNING",
+            "acks": "after",
+            "results": "kept 500 s",
+            "env": {"TASKIQ_STREAM": "1", "TASKIQ_RESULTS": "1"},
+        },
     },
 }
-broker = (RedisStreamBroker if "TASKIQ_STREAM" in os.environ else ListQueueBroker)(os.environ["REDIS_URL"])
+broker = (RedisStreamBroker if "TASKIQ_STREAM" in os.environ else ListQueueBroker)(
+    os.environ["REDIS_URL"]
+)
 if "TASKIQ_RESULTS" in os.environ:
-    broker = broker.with_result_backend(RedisAsyncResultBackend(os.environ["REDIS_URL"], result_ex_time=500))
+    broker = broker.with_result_backend(
+        RedisAsyncResultBackend(os.environ["REDIS_URL"], result_ex_time=500)
+    )
 
 
 @broker.task

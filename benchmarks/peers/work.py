@@ -27,7 +27,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 BLOCK = mmap.ALLOCATIONGRANULARITY  # bytes that are reserved at a time
-TIMES = struct.Struct("qq")  # nanoseconds of the monotonic clock, which is the same in all processes
+TIMES = struct.Struct(
+    "qq"
+)  # nanoseconds of the monotonic clock, which is the same in all processes
 EACH = BLOCK // TIMES.size
 
 
@@ -39,7 +41,9 @@ class Mine(threading.local):
 
 
 mine = Mine()
-os.register_at_fork(after_in_child=lambda: setattr(mine, "room", 0))  # a child must not write where its parent does
+os.register_at_fork(
+    after_in_child=lambda: setattr(mine, "room", 0)
+)  # a child must not write where its parent does
 
 
 def noop() -> None:
@@ -77,7 +81,9 @@ def count() -> int:
 
 def marks(since: int = 0) -> list[tuple[int, int]]:
     """Begin and end, in nanoseconds, of the jobs that have begun after `since`; sorted."""
-    return sorted(times for _, block in _written() for times in _until_empty(block) if times[0] >= since)
+    return sorted(
+        times for _, block in _written() for times in _until_empty(block) if times[0] >= since
+    )
 
 
 def latency(send: Callable[[int], Any], number: int) -> list[int]:

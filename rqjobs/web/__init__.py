@@ -26,10 +26,13 @@ def create_app() -> Flask:
     settings = config.current()
     config.refuse_open_door(settings)
     app = Flask("rqjobs.web")
-    largest = 4 * settings.max_payload + 64 * 1024  # a form may take three bytes for one, and has more fields
+    largest = (
+        4 * settings.max_payload_bytes + 64 * 1024
+    )  # a form may take three bytes for one, and has more fields
     app.config.update(
         SESSION_COOKIE_NAME="rqjobs_session",  # browsers do not tell ports apart: not every app's "session"
-        MAX_CONTENT_LENGTH=largest, MAX_FORM_MEMORY_SIZE=largest,
+        MAX_CONTENT_LENGTH=largest,
+        MAX_FORM_MEMORY_SIZE=largest,
     )
     init_app(app)
     return app

@@ -37,14 +37,24 @@ def _home(name: str, given: Mapping[str, str], errors: dict[str, str], status: i
     modules: dict[str, list[str]] = {}
     for known, _ in jobs:
         modules.setdefault(known.rpartition(".")[0], []).append(known)
-    form: dict[str, Any] = {"modules": modules, "broken": jobs.errors, "name": name, "known": function is not None}
+    form: dict[str, Any] = {
+        "modules": modules,
+        "broken": jobs.errors,
+        "name": name,
+        "known": function is not None,
+    }
     if function:
         own = catalog.options(function)
         form |= {
-            "summary": forms.documentation(function)[0], "fields": forms.fields(function),
-            "queues": forms.queue_choices(), "own_queue": queues.queue_for(function).name, "units": forms.UNITS,
-            "own_retry": getattr(own.get("retry"), "max", 0), "own_repeat": getattr(own.get("repeat"), "times", 0),
-            "job_id": given.get("job_id") or str(uuid4()), "zone": datetime.now().astimezone().tzname(),
+            "summary": forms.documentation(function)[0],
+            "fields": forms.fields(function),
+            "queues": forms.queue_choices(),
+            "own_queue": queues.queue_for(function).name,
+            "units": forms.UNITS,
+            "own_retry": getattr(own.get("retry"), "max", 0),
+            "own_repeat": getattr(own.get("repeat"), "times", 0),
+            "job_id": given.get("job_id") or str(uuid4()),
+            "zone": datetime.now().astimezone().tzname(),
         }
     return page("home.html", status, form=form, given=given, errors=errors, **_activity())
 
@@ -56,13 +66,17 @@ def live() -> Any:
 
 
 def _activity() -> dict[str, Any]:
-    now, jobs = stats.overview(connection.client(), {"running": 8, "queued": 4, "scheduled": 4, "finished": 8,
-                                                     "failed": 5})
+    now, jobs = stats.overview(
+        connection.client(), {"running": 8, "queued": 4, "scheduled": 4, "finished": 8, "failed": 5}
+    )
     failed = jobs.pop("failed")
     rows = {job.id: row(job) for recent in jobs.values() for job in recent}
     now.queues.sort(key=lambda queue: [*config.current().queues, queue.name].index(queue.name))
-    return {"now": now, "failed": [row(job) for job in failed],
-            "recent": sorted(rows.values(), key=lambda job: job["when"], reverse=True)[:15]}
+    return {
+        "now": now,
+        "failed": [row(job) for job in failed],
+        "recent": sorted(rows.values(), key=lambda job: job["when"], reverse=True)[:15],
+    }
 
 
 @pages.post("/jobs")
@@ -83,7 +97,10 @@ def enqueue() -> Any:
                 queue.enqueue(function, args=args, kwargs=kwargs, unique=True, **options)
         except DuplicateJobError:
             pass  # the same form, sent twice
-        except (TypeError, ValueError) as error:  # everything that create_job refuses is one of these
+        except (
+            TypeError,
+            ValueError,
+        ) as error:  # everything that create_job refuses is one of these
             errors[""] = str(error)
     if errors:
         return _home(name, request.form, errors, 422)
@@ -99,8 +116,12 @@ def job(job_id: str) -> Any:
 def state(job_id: str) -> Any:
     """The job's status, whether it has ended, and what its page shows below."""
     shown = describe(job_id)
-    return {"id": job_id, "status": shown["status"], "ended": shown["ended"],
-            "html": render_template("rqjobs/_job.html", job=shown)}
+    return {
+        "id": job_id,
+        "status": shown["status"],
+        "ended": shown["ended"],
+        "html": render_template("rqjobs/_job.html", job=shown),
+    }
 
 
 @pages.post("/jobs/<job_id>/<action>")
@@ -117,7 +138,9 @@ def act(job_id: str, action: str) -> Any:
             target = _act(found, action)
     except (redis.ConnectionError, redis.TimeoutError, HTTPException):
         raise
-    except Exception as error:  # the job's state forbids it; or whatever a hostile or damaged hash makes RQ raise
+    except (
+        Exception
+    ) as error:  # the job's state forbids it; or whatever a hostile or damaged hash makes RQ raise
         if connection.refusal(error):
             raise
         note = f"Nothing was done: {cut(str(error), 500)}"
@@ -138,9 +161,18 @@ def _act(job: Job, action: str) -> str:
     elif action == "stop":
         send_stop_job_command(job.connection, job.id, serializer=job.serializer)
     elif action == "again":
-        return str(queues.queue(job.origin).enqueue(
-            str(job.func_name), args=job.args, kwargs=job.kwargs, job_timeout=job.timeout, result_ttl=job.result_ttl,
-            failure_ttl=job.failure_ttl).id)
+        return str(
+            queues.queue(job.origin)
+            .enqueue(
+                str(job.func_name),
+                args=job.args,
+                kwargs=job.kwargs,
+                job_timeout=job.timeout,
+                result_ttl=job.result_ttl,
+                failure_ttl=job.failure_ttl,
+            )
+            .id
+        )
     elif action == "delete":
         if ledger.delete(job.connection, [job.id], job.origin) != ["deleted"]:
             raise InvalidJobOperation("the job is running or gone by now")
@@ -162,9 +194,13 @@ def _bury(job_id: str, action: str) -> None:
     """Delete a job that cannot be read from the failed jobs."""
     queue = failed_in(job_id)
     if action != "delete" or queue is None:
-        raise InvalidJobOperation("the job's hash cannot be read, and it is not among the failed jobs")
+        raise InvalidJobOperation(
+            "the job's hash cannot be read, and it is not among the failed jobs"
+        )
     ledger.delete(connection.client(), [job_id], queue)
-    connection.client().delete(Job.key_for(job_id))  # what it says of its queue may be unreadable too
+    connection.client().delete(
+        Job.key_for(job_id)
+    )  # what it says of its queue may be unreadable too
 
 
 @pages.get("/failed")
@@ -174,17 +210,38 @@ def failed() -> Any:
     client = connection.client()
     queues = stats.snapshot(client).queues
     counts = {queue.name: queue.failed for queue in queues}
-    stopped = [job_id for queue in queues if queue.stopped and chosen in ("", queue.name)
-               for _, job_id in ledger.failed(client, queue.name, which="stopped")]
+    stopped = [
+        job_id
+        for queue in queues
+        if queue.stopped and chosen in ("", queue.name)
+        for _, job_id in ledger.failed(client, queue.name, which="stopped")
+    ]
     total = sum(count for name, count in counts.items() if chosen in ("", name))
     number, pages = part(total, PER_PAGE)
     newest: list[tuple[float, str]] = []
     for name in [name for name, count in counts.items() if count and chosen in ("", name)]:
         newest += ledger.failed(client, name, number * PER_PAGE, "newest")
-    ids = [job_id for _, job_id in sorted(newest, reverse=True)[(number - 1) * PER_PAGE:number * PER_PAGE]]
-    jobs = [row(job) if job else {"id": job_id} for job_id in ids for job in [stats.fetch(client, job_id)]]
-    return page("failed.html", jobs=jobs, counts=counts, chosen=chosen, total=total, number=number, at_once=AT_ONCE,
-                pages=pages, stopped=stopped[-PER_PAGE:], stopped_total=len(stopped))
+    ids = [
+        job_id
+        for _, job_id in sorted(newest, reverse=True)[(number - 1) * PER_PAGE : number * PER_PAGE]
+    ]
+    jobs = [
+        row(job) if job else {"id": job_id}
+        for job_id in ids
+        for job in [stats.fetch(client, job_id)]
+    ]
+    return page(
+        "failed.html",
+        jobs=jobs,
+        counts=counts,
+        chosen=chosen,
+        total=total,
+        number=number,
+        at_once=AT_ONCE,
+        pages=pages,
+        stopped=stopped[-PER_PAGE:],
+        stopped_total=len(stopped),
+    )
 
 
 @pages.post("/failed/requeue")
@@ -192,8 +249,12 @@ def requeue_all() -> Any:
     """Put back the failed jobs of all queues or of one, the oldest first, each in one atomic step."""
     chosen, client, done = request.form.get("queue", ""), connection.client(), 0
     names = stats.queue_names(client)
-    found = [(name, job_id) for name in names if chosen in ("", name)
-             for _, job_id in ledger.failed(client, name, AT_ONCE)][:AT_ONCE]
+    found = [
+        (name, job_id)
+        for name in names
+        if chosen in ("", name)
+        for _, job_id in ledger.failed(client, name, AT_ONCE)
+    ][:AT_ONCE]
     for name, job_id in found:
         try:
             ledger.requeue(client, job_id)
@@ -206,8 +267,12 @@ def requeue_all() -> Any:
             if connection.refusal(error):
                 raise
             continue  # its queue's key, for example, is no list
-    left = sum(queue.failed for queue in stats.snapshot(client).queues if chosen in ("", queue.name))
-    session["rqjobs_note"] = f"{done:,} jobs are back in their queues." + (f" {left:,} are left." if left else "")
+    left = sum(
+        queue.failed for queue in stats.snapshot(client).queues if chosen in ("", queue.name)
+    )
+    session["rqjobs_note"] = f"{done:,} jobs are back in their queues." + (
+        f" {left:,} are left." if left else ""
+    )
     return redirect(url_for("rqjobs.failed", queue=chosen or None), 303)
 
 

@@ -45,27 +45,45 @@ from rqjobs.queues import Queue
 FILES = Path(upstream.__file__).parent
 POLL_INTERVAL = 2500  # milliseconds
 OUTAGE = (redis.ConnectionError, redis.TimeoutError)
-REGISTRIES = {"queued": "queue", "scheduled": "scheduled", "deferred": "deferred", "started": "wip",
-              "finished": "finished", "failed": "failed", "canceled": "canceled"}
+REGISTRIES = {
+    "queued": "queue",
+    "scheduled": "scheduled",
+    "deferred": "deferred",
+    "started": "wip",
+    "finished": "finished",
+    "failed": "failed",
+    "canceled": "canceled",
+}
 MOMENTS = ("created_at", "enqueued_at", "started_at", "ended_at")
 REGISTRY = f"<path:queue_name>/<any({','.join(REGISTRIES)}):registry_name>"
 LIST = f"{REGISTRY}/<int(min=1,max=1000):per_page>/<any(asc,dsc):order>/<int(min=1,max=1000000000):page>"
-CSP = ("default-src 'none'; script-src 'self' 'nonce-{}' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-       "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+CSP = (
+    "default-src 'none'; script-src 'self' 'nonce-{}' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 
 
 class Repaired(FileSystemLoader):
     """Upstream's templates, with these patterns replaced."""
 
     REPAIRS = (
-        (r"\$\('<div/>'\)\.text\(([\w.]+)\)\.html\(\)", r"\1"),  # escaped by the next one; twice would show entities
+        (
+            r"\$\('<div/>'\)\.text\(([\w.]+)\)\.html\(\)",
+            r"\1",
+        ),  # escaped by the next one; twice would show entities
         (r"<%=", "<%-"),
         (r"'{{ ([\w.]+) }}'", r"{{ \1|tojson }}"),
         (r'<script type="text/javascript">', '<script nonce="{{ nonce }}">'),
-        (r"url_for\('static'", "url_for('rq_dashboard.static'"),  # the host application may have no such folder
-        (r"(var AUTOREFRESH_FLAG = 1;)", r"\1 $(document).ajaxError((event, reply, sent) => { "
-                                         r"if (sent.type === 'POST') alert(reply.responseJSON?.message || 'Refused'); "
-                                         r"});"),  # upstream ignores that a button was refused
+        (
+            r"url_for\('static'",
+            "url_for('rq_dashboard.static'",
+        ),  # the host application may have no such folder
+        (
+            r"(var AUTOREFRESH_FLAG = 1;)",
+            r"\1 $(document).ajaxError((event, reply, sent) => { "
+            r"if (sent.type === 'POST') alert(reply.responseJSON?.message || 'Refused'); "
+            r"});",
+        ),  # upstream ignores that a button was refused
     )
 
     def get_source(self, environment: Environment, template: str) -> Any:
@@ -90,8 +108,10 @@ def mount(app: Flask, url_prefix: str) -> None:
         ConfigError: the app has a dashboard already.
     """
     if dashboard.name in app.blueprints:
-        raise config.ConfigError("this app has rq-dashboard already; do not register it yourself: rqjobs serves it, "
-                                 "repaired and behind its login, at /rq/")
+        raise config.ConfigError(
+            "this app has rq-dashboard already; do not register it yourself: rqjobs serves it, "
+            "repaired and behind its login, at /rq/"
+        )
     install(shared=True)
     upstream.config.serializer = serializers.Configured
     app.register_blueprint(dashboard, url_prefix=f"{url_prefix.rstrip('/')}/rq")
@@ -127,11 +147,19 @@ def refused(error: Exception) -> Response:
 def show(template: str, **context: Any) -> Response:
     connection.client().ping()  # without Redis there is nothing to show
     nonce = secrets.token_urlsafe(16)
-    response = make_response(TEMPLATES.get_template(f"rq_dashboard/{template}.html").render(
-        nonce=nonce, current_instance=0, instance_list=[connection.without_password(connection.url())],
-        rq_url_prefix=url_for(".queues_overview"), rq_dashboard_version=upstream.rq_dashboard_version,
-        rq_version=rq.VERSION, poll_interval=POLL_INTERVAL, active_tab=template, **context,
-    ))
+    response = make_response(
+        TEMPLATES.get_template(f"rq_dashboard/{template}.html").render(
+            nonce=nonce,
+            current_instance=0,
+            instance_list=[connection.without_password(connection.url())],
+            rq_url_prefix=url_for(".queues_overview"),
+            rq_dashboard_version=upstream.rq_dashboard_version,
+            rq_version=rq.VERSION,
+            poll_interval=POLL_INTERVAL,
+            active_tab=template,
+            **context,
+        )
+    )
     response.headers["Content-Security-Policy"] = CSP.format(nonce)
     response.headers["Cache-Control"] = "no-store"
     return response
@@ -152,13 +180,25 @@ def workers_overview() -> Response:
 
 @dashboard.get("/0/view/jobs")
 @dashboard.get(f"/0/view/jobs/{LIST}")
-def jobs_overview(queue_name: str = "", registry_name: str = "queued", per_page: int = 8, order: str = "asc",
-                  page: int = 1) -> Response:
+def jobs_overview(
+    queue_name: str = "",
+    registry_name: str = "queued",
+    per_page: int = 8,
+    order: str = "asc",
+    page: int = 1,
+) -> Response:
     names = config.current().queues
     queue = {"name": queue_name or ("default" if "default" in names else names[0])}
-    return show("jobs", queue=queue, queues=[{"name": name} for name in queue_names(connection.client())],
-                registry_name=registry_name, per_page=per_page, order=order, page=page,
-                enable_delete=registry_name != "started")
+    return show(
+        "jobs",
+        queue=queue,
+        queues=[{"name": name} for name in queue_names(connection.client())],
+        registry_name=registry_name,
+        per_page=per_page,
+        order=order,
+        page=page,
+        enable_delete=registry_name != "started",
+    )
 
 
 @dashboard.get("/0/view/job/<job_id>")
@@ -174,8 +214,14 @@ def key(registry: str, queue: str) -> str:
 
 
 def link(queue: str, registry: str, per_page: int = 8, order: str = "asc", page: int = 1) -> str:
-    return url_for(".jobs_overview", queue_name=queue, registry_name=registry, per_page=per_page, order=order,
-                   page=page)
+    return url_for(
+        ".jobs_overview",
+        queue_name=queue,
+        registry_name=registry,
+        per_page=per_page,
+        order=order,
+        page=page,
+    )
 
 
 @dashboard.get("/0/data/queues.json")
@@ -185,23 +231,35 @@ def list_queues() -> Response:
     rows: list[dict[str, Any]] = [{"name": name} for name in names]
     for row in rows:
         for registry in REGISTRIES:
-            row["count" if registry == "queued" else f"{registry}_job_registry_count"] = next(counts)
+            row["count" if registry == "queued" else f"{registry}_job_registry_count"] = next(
+                counts
+            )
             row[f"{registry}_url"] = link(row["name"], registry)
     return reply({"queues": rows})
 
 
 def sizes(places: list[tuple[str, str]]) -> list[int]:
     """How many jobs each (queue, registry) has; where something else stands, none."""
-    commands = [("LLEN" if registry == "queued" else "ZCARD", key(registry, name)) for name, registry in places]
-    return [size if isinstance(size, int) else 0 for size in ledger.together(connection.client(), commands)]
+    commands = [
+        ("LLEN" if registry == "queued" else "ZCARD", key(registry, name))
+        for name, registry in places
+    ]
+    return [
+        size if isinstance(size, int) else 0
+        for size in ledger.together(connection.client(), commands)
+    ]
 
 
-def job_ids(queue: str, registry: str, first: int = 0, last: int = -1, backwards: bool = False) -> list[str]:
+def job_ids(
+    queue: str, registry: str, first: int = 0, last: int = -1, backwards: bool = False
+) -> list[str]:
     """The ids from `first` to `last` in the order of the registry, or backwards."""
     command: tuple[Any, ...] = ("ZRANGE", first, last, *["REV"] * backwards)
     if registry == "queued":
         command = ("LRANGE", -1 - last, -1 - first) if backwards else ("LRANGE", first, last)
-    (members,) = ledger.together(connection.client(), [(command[0], key(registry, queue), *command[1:])])
+    (members,) = ledger.together(
+        connection.client(), [(command[0], key(registry, queue), *command[1:])]
+    )
     if isinstance(members, Exception):
         return []
     if registry == "queued" and backwards:
@@ -210,9 +268,13 @@ def job_ids(queue: str, registry: str, first: int = 0, last: int = -1, backwards
 
 
 @dashboard.get(f"/0/data/jobs/{LIST}.json")
-def list_jobs(queue_name: str, registry_name: str, per_page: int, order: str, page: int) -> Response:
+def list_jobs(
+    queue_name: str, registry_name: str, per_page: int, order: str, page: int
+) -> Response:
     (total,), jobs = sizes([(queue_name, registry_name)]), []
-    for job_id in job_ids(queue_name, registry_name, (page - 1) * per_page, page * per_page - 1, order == "dsc"):
+    for job_id in job_ids(
+        queue_name, registry_name, (page - 1) * per_page, page * per_page - 1, order == "dsc"
+    ):
         with contextlib.suppress(NoSuchJobError):
             job = facts(job_id, whole=False)
             jobs.append({name: job[name] for name in ("id", "description", "exc_info", *MOMENTS)})
@@ -222,11 +284,19 @@ def list_jobs(queue_name: str, registry_name: str, per_page: int, order: str, pa
         return {"number": number, "url": link(queue_name, registry_name, per_page, order, number)}
 
     pagination = {
-        "current_page": page, "num_pages": pages, "first_page": to(1), "last_page": to(pages or 1),
-        "pages_in_window": [to(number) for number in upstream.pagination_window(total, page, per_page)],
-        **({"prev_page": to(page - 1)} if page > 1 else {}), **({"next_page": to(page + 1)} if page < pages else {}),
+        "current_page": page,
+        "num_pages": pages,
+        "first_page": to(1),
+        "last_page": to(pages or 1),
+        "pages_in_window": [
+            to(number) for number in upstream.pagination_window(total, page, per_page)
+        ],
+        **({"prev_page": to(page - 1)} if page > 1 else {}),
+        **({"next_page": to(page + 1)} if page < pages else {}),
     }
-    return reply({"name": queue_name, "registry_name": registry_name, "jobs": jobs, "pagination": pagination})
+    return reply(
+        {"name": queue_name, "registry_name": registry_name, "jobs": jobs, "pagination": pagination}
+    )
 
 
 @dashboard.get("/0/data/job/<job_id>.json")
@@ -239,15 +309,24 @@ def job_info(job_id: str) -> Response:
 def list_workers() -> Response:
     rows = []
     for worker in stats.snapshot(connection.client()).workers:
-        row = {"name": worker.name, "pid": worker.pid, "queues": worker.queues, "state": worker.state,
-               "successful_job_count": worker.succeeded, "failed_job_count": worker.failed, "current_job": "idle"}
+        row = {
+            "name": worker.name,
+            "pid": worker.pid,
+            "queues": worker.queues,
+            "state": worker.state,
+            "successful_job_count": worker.succeeded,
+            "failed_job_count": worker.failed,
+            "current_job": "idle",
+        }
         for name in ("version", "python_version"):
             row[name] = text(connection.client().hget(f"rq:worker:{worker.name}", name) or b"")
         if worker.job_id:
             with contextlib.suppress(NoSuchJobError):
                 row["current_job"] = facts(worker.job_id)
         rows.append(row)
-    return reply({"workers": sorted(rows, key=lambda row: (row["state"], row["queues"], row["name"]))})
+    return reply(
+        {"workers": sorted(rows, key=lambda row: (row["state"], row["queues"], row["name"]))}
+    )
 
 
 def facts(job_id: str, whole: bool = True) -> dict[str, Any]:
@@ -257,14 +336,25 @@ def facts(job_id: str, whole: bool = True) -> dict[str, Any]:
     Raises:
         NoSuchJobError: it is gone.
     """
-    found: dict[str, Any] = {"id": job_id, "job_id": job_id, "origin": "", "status": "unreadable", "result": None,
-                             "exc_info": None, "metadata": "{}", **dict.fromkeys(MOMENTS), "created_at": "unknown"}
+    found: dict[str, Any] = {
+        "id": job_id,
+        "job_id": job_id,
+        "origin": "",
+        "status": "unreadable",
+        "result": None,
+        "exc_info": None,
+        "metadata": "{}",
+        **dict.fromkeys(MOMENTS),
+        "created_at": "unknown",
+    }
     try:
         job = Job.fetch(job_id, connection=connection.client())
     except (NoSuchJobError, *OUTAGE):
         raise
     except Exception as error:
-        if not connection.client().exists(f"rq:job:{job_id}"):  # RQ refuses some ids before it looks
+        if not connection.client().exists(
+            f"rq:job:{job_id}"
+        ):  # RQ refuses some ids before it looks
             raise NoSuchJobError from None
         return found | dict.fromkeys(("description", "call_string", "call"), unreadable(error))
     found |= {name: moment(getattr(job, name)) for name in MOMENTS}
@@ -286,12 +376,21 @@ def facts(job_id: str, whole: bool = True) -> dict[str, Any]:
             call = f"{job.description}: {call}"
     except Exception as error:
         short, call = job.description, f"{job.description} {unreadable(error)}"
-    found |= {"origin": (job.origin or "")[:260], "status": status, "description": job.description or short,
-              "call_string": short, "call": call, "metadata": json.dumps(plain(job.meta), ensure_ascii=False)}
+    found |= {
+        "origin": (job.origin or "")[:260],
+        "status": status,
+        "description": job.description or short,
+        "call_string": short,
+        "call": call,
+        "metadata": json.dumps(plain(job.meta), ensure_ascii=False),
+    }
     if isinstance(job._dependency_ids, list) and job._dependency_ids:
         parents = [str(parent) for parent in job._dependency_ids]
         there = [connection.client().exists(f"rq:job:{parent}") for parent in parents]
-        found |= {"depends_on": parents, "depends_on_status": ["active" if one else "expired" for one in there]}
+        found |= {
+            "depends_on": parents,
+            "depends_on_status": ["active" if one else "expired" for one in there],
+        }
     return found
 
 
@@ -324,7 +423,11 @@ def plain(value: Any) -> Any:
 @dashboard.post("/job/<job_id>/delete")
 def delete_job_view(job_id: str) -> Response:
     origin = connection.client().hget(f"rq:job:{job_id}", "origin")
-    outcome = ledger.delete(connection.client(), [job_id], text(origin))[0] if origin is not None else "gone"
+    outcome = (
+        ledger.delete(connection.client(), [job_id], text(origin))[0]
+        if origin is not None
+        else "gone"
+    )
     if outcome == "gone":
         raise NoSuchJobError
     if outcome == "running":
@@ -351,7 +454,9 @@ def requeue_all(queue_name: str) -> Response:
 @dashboard.post(f"/queue/{REGISTRY}/empty")
 def empty_queue(queue_name: str, registry_name: str) -> Response:
     if registry_name == "started":
-        raise InvalidJobOperation("These jobs are running, so they were not deleted. Stop them instead.")
+        raise InvalidJobOperation(
+            "These jobs are running, so they were not deleted. Stop them instead."
+        )
     outcomes = ledger.delete(connection.client(), job_ids(queue_name, registry_name), queue_name)
     return reply({"status": "OK", "count": outcomes.count("deleted")})
 

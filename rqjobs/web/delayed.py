@@ -37,9 +37,22 @@ def _waiting() -> dict[str, Any]:
     total = sum(count for name, count in counts.items() if chosen in ("", name))
     number, pages = part(total, PER_PAGE)
     jobs = delayed.jobs(chosen or None, (number - 1) * PER_PAGE, PER_PAGE)
-    return {"jobs": [{"id": job.job_id, "queue": job.queue, "due": job.due,
-                      "label": cut(job.description or job.job_id, 160)} for job in jobs],
-            "counts": counts, "chosen": chosen, "total": total, "number": number, "pages": pages}
+    return {
+        "jobs": [
+            {
+                "id": job.job_id,
+                "queue": job.queue,
+                "due": job.due,
+                "label": cut(job.description or job.job_id, 160),
+            }
+            for job in jobs
+        ],
+        "counts": counts,
+        "chosen": chosen,
+        "total": total,
+        "number": number,
+        "pages": pages,
+    }
 
 
 @pages.post("/jobs/<job_id>/reschedule")
@@ -51,7 +64,9 @@ def reschedule(job_id: str) -> Any:
         return page("job.html", 422, job=describe(job_id), **reschedule_form(reader.errors))
     try:
         moment = delayed.reschedule(job_id, 0 if due is None else due)
-        note = f"The job is due at {moment:%Y-%m-%d %H:%M:%S} UTC." if due else "The job is due now."
+        note = (
+            f"The job is due at {moment:%Y-%m-%d %H:%M:%S} UTC." if due else "The job is due now."
+        )
     except (InvalidJobOperation, NoSuchJobError, ResponseError) as error:
         note = f"Nothing was done: {error}"
     session["rqjobs_note"] = note
@@ -60,4 +75,9 @@ def reschedule(job_id: str) -> Any:
 
 def reschedule_form(errors: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
     """What the form on a job's page needs."""
-    return {"given": request.form, "errors": errors, "units": forms.UNITS, "zone": datetime.now().astimezone().tzname()}
+    return {
+        "given": request.form,
+        "errors": errors,
+        "units": forms.UNITS,
+        "zone": datetime.now().astimezone().tzname(),
+    }

@@ -18,7 +18,16 @@ from rq import Repeat, Retry
 from rqjobs import catalog, config, convert
 from rqjobs.convert import ANYTHING, SCALARS, UNIONS, ConversionError, real, whole
 
-LONG = {"text", "body", "prompt", "content", "message", "description", "html", "markdown"}  # names of long texts
+LONG = {
+    "text",
+    "body",
+    "prompt",
+    "content",
+    "message",
+    "description",
+    "html",
+    "markdown",
+}  # names of long texts
 UNITS = {"seconds": 1, "minutes": 60, "hours": 3600, "days": 86400}
 YEARS = 10 * 365 * 86400  # seconds; the furthest that a job may be put off
 INTERVAL = 30 * 86400  # seconds; the longest between two retries or repeats
@@ -68,13 +77,19 @@ def _show_loose(value: Any) -> str:
     return value if convert.read(value, Any, "") == value else _show_json(value)
 
 
-CONTROLS: dict[Any, tuple[str, Callable[[Any], str], str, str]] = {  # for each scalar: control, writer, hint, step
+CONTROLS: dict[
+    Any, tuple[str, Callable[[Any], str], str, str]
+] = {  # for each scalar: control, writer, hint, step
     bool: ("checkbox", lambda value: "on" if value else "", "", ""),
     int: ("number", str, "", "1"),
     float: ("number", str, "", "any"),
     bytes: ("textarea", bytes.decode, "sent as the UTF-8 bytes of this text", ""),
-    datetime: ("datetime-local", lambda value: value.isoformat(timespec="seconds"), "as typed, without a time zone",
-               "1"),
+    datetime: (
+        "datetime-local",
+        lambda value: value.isoformat(timespec="seconds"),
+        "as typed, without a time zone",
+        "1",
+    ),
     date: ("date", date.isoformat, "", ""),
     timedelta: ("number", lambda value: f"{value.total_seconds():g}", "in seconds", "any"),
 }
@@ -85,35 +100,70 @@ def _kind(annotation: Any, name: str) -> Kind:
     bare = convert.bare(annotation)
     if typing.get_origin(bare) is Literal:
         values = {str(value): value for value in typing.get_args(bare)}
-        return Kind("select", values.__getitem__, "one of these", choices=tuple((key, key) for key in values))
+        return Kind(
+            "select",
+            values.__getitem__,
+            "one of these",
+            choices=tuple((key, key) for key in values),
+        )
     if inspect.isclass(bare) and issubclass(bare, Enum):
-        choices = tuple((key, key if key.lower() == str(member.value).lower() else f"{key} ({member.value})")
-                        for key, member in bare.__members__.items())
-        return Kind("select", bare.__members__.__getitem__, "one of these", lambda member: member.name, choices=choices)
+        choices = tuple(
+            (key, key if key.lower() == str(member.value).lower() else f"{key} ({member.value})")
+            for key, member in bare.__members__.items()
+        )
+        return Kind(
+            "select",
+            bare.__members__.__getitem__,
+            "one of these",
+            lambda member: member.name,
+            choices=choices,
+        )
     if inspect.isclass(bare) and bare in SCALARS:
         control, show, hint, step = CONTROLS.get(bare, ("text", str, "", ""))
-        return Kind(control, bool if bare is bool else SCALARS[bare].read, SCALARS[bare].what, show, hint, step)
+        return Kind(
+            control,
+            bool if bare is bool else SCALARS[bare].read,
+            SCALARS[bare].what,
+            show,
+            hint,
+            step,
+        )
     if bare in ANYTHING:
         return LOOSE
     if typing.get_origin(bare) in UNIONS:
         simple = all(convert.bare(one) in (*SCALARS, type(None)) for one in typing.get_args(bare))
-        return dataclasses.replace(LOOSE, control="text" if simple else "textarea",
-                                   read=lambda text: convert.read(text, bare, name))
+        return dataclasses.replace(
+            LOOSE,
+            control="text" if simple else "textarea",
+            read=lambda text: convert.read(text, bare, name),
+        )
     example = json.dumps(convert.sample(bare), ensure_ascii=False)
-    return Kind("textarea", lambda text: convert.convert(convert.parse(text), bare, name), "JSON", _show_json,
-                f"JSON, for example {example:.300}")
+    return Kind(
+        "textarea",
+        lambda text: convert.convert(convert.parse(text), bare, name),
+        "JSON",
+        _show_json,
+        f"JSON, for example {example:.300}",
+    )
 
 
-LOOSE = Kind("text", lambda text: convert.read(text, Any, ""), "a text", _show_loose,
-             "read as JSON if it is JSON, else as text: 3 is a number, \"3\" and abc are texts")
+LOOSE = Kind(
+    "text",
+    lambda text: convert.read(text, Any, ""),
+    "a text",
+    _show_loose,
+    'read as JSON if it is JSON, else as text: 3 is a number, "3" and abc are texts',
+)
 
 
 def fields(function: Callable[..., Any]) -> list[Field]:
     """The fields for calling `function`, in the order of its parameters."""
     takes, written = convert.parameters(function), convert.hints(function)
     _, helps = documentation(function)
-    return [_field(parameter, takes[name], written.get(name, EMPTY), helps.get(name, ""))
-            for name, parameter in inspect.signature(function).parameters.items()]
+    return [
+        _field(parameter, takes[name], written.get(name, EMPTY), helps.get(name, ""))
+        for name, parameter in inspect.signature(function).parameters.items()
+    ]
 
 
 def _field(parameter: inspect.Parameter, annotation: Any, written: Any, help: str) -> Field:
@@ -136,12 +186,18 @@ def _field(parameter: inspect.Parameter, annotation: Any, written: Any, help: st
             hints.append(f"left empty: {default!r:.100}")
     if kind.control == "checkbox" and nullable:
         shown = {True: "yes", False: "no"}.get(default, "")
-        kind = Kind("select", {"yes": True, "no": False}.__getitem__, "yes or no",
-                    choices=(("yes", "yes"), ("no", "no")))
+        kind = Kind(
+            "select",
+            {"yes": True, "no": False}.__getitem__,
+            "yes or no",
+            choices=(("yes", "yes"), ("no", "no")),
+        )
     elif kind.control == "text" and (parameter.name in LONG or "\n" in shown or len(shown) > 80):
         kind = dataclasses.replace(kind, control="textarea")
     elif kind.control == "datetime-local" and getattr(default, "tzinfo", None):
-        kind = dataclasses.replace(kind, control="text", hint="ISO 8601, for example 2030-12-31T12:00:00+01:00")
+        kind = dataclasses.replace(
+            kind, control="text", hint="ISO 8601, for example 2030-12-31T12:00:00+01:00"
+        )
         hints = [kind.hint]
     if nullable:
         hints.append("left empty: None")
@@ -149,24 +205,44 @@ def _field(parameter: inspect.Parameter, annotation: Any, written: Any, help: st
         hints.append("left empty: the default")
     required = default is EMPTY and not (nullable or stars or kind.control == "checkbox")
     name = "" if written is EMPTY else convert.name(written)
-    return Field(parameter.name, kind, stars + name, required, nullable, shown, help, " · ".join(filter(None, hints)))
+    return Field(
+        parameter.name,
+        kind,
+        stars + name,
+        required,
+        nullable,
+        shown,
+        help,
+        " · ".join(filter(None, hints)),
+    )
 
 
 def documentation(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
     """The first paragraph of the docstring, and what it says of each parameter (`Args:` or `:param x:`)."""
     doc = inspect.getdoc(function) or ""
-    first = re.split(r"\n\s*\n|^\s*(?::param|Args:|Arguments:|Parameters:)", doc, maxsplit=1, flags=re.M)[0]
+    first = re.split(
+        r"\n\s*\n|^\s*(?::param|Args:|Arguments:|Parameters:)", doc, maxsplit=1, flags=re.M
+    )[0]
     found = re.findall(r"^:param (?:[^:\n]* )?\**(\w+):[ ]*(.*(?:\n[ \t]+\S.*)*)", doc, re.M)
-    section = re.search(r"^(?:Args|Arguments|Parameters):[ ]*\n((?:[ \t]+\S.*\n?|[ \t]*\n)+)", doc, re.M)
+    section = re.search(
+        r"^(?:Args|Arguments|Parameters):[ ]*\n((?:[ \t]+\S.*\n?|[ \t]*\n)+)", doc, re.M
+    )
     if section:
         block = inspect.cleandoc("\n" + section[1])
-        found += re.findall(r"^([*\w, ]+?)(?: ?\([^)\n]*\))?:[ ]*(.*(?:\n[ \t]+\S.*)*)", block, re.M)
-    helps = {name.strip(" *"): " ".join(text.split()) for names, text in found for name in names.split(",")}
+        found += re.findall(
+            r"^([*\w, ]+?)(?: ?\([^)\n]*\))?:[ ]*(.*(?:\n[ \t]+\S.*)*)", block, re.M
+        )
+    helps = {
+        name.strip(" *"): " ".join(text.split())
+        for names, text in found
+        for name in names.split(",")
+    }
     return " ".join(first.split()), helps
 
 
 def read(
-    function: Callable[..., Any], form: Mapping[str, str],
+    function: Callable[..., Any],
+    form: Mapping[str, str],
 ) -> tuple[tuple[Any, ...], dict[str, Any], dict[str, str]]:
     """The arguments that `form` has for `function`: positional, by keyword, and the errors by name of input."""
     values: dict[str, Any] = {}
@@ -180,8 +256,10 @@ def read(
             values[field.name] = None
         elif not text and field.required:
             errors[field.input] = f"{field.name} is required"
-        elif len(text) > config.current().max_payload:
-            errors[field.input] = f"longer than RQJOBS_MAX_PAYLOAD allows ({config.current().max_payload:,} bytes)"
+        elif len(text) > config.current().max_payload_bytes:
+            errors[field.input] = (
+                f"longer than RQJOBS_MAX_PAYLOAD_BYTES allows ({config.current().max_payload_bytes:,} bytes)"
+            )
         elif text:
             try:
                 values[field.name] = field.kind.read(text)
@@ -195,8 +273,11 @@ def read(
     signature = inspect.signature(function)
     bound = inspect.BoundArguments(signature, values)
     kinds = {name: parameter.kind for name, parameter in signature.parameters.items()}
-    if any(kind is inspect.Parameter.POSITIONAL_ONLY or (kind is inspect.Parameter.VAR_POSITIONAL and values.get(name))
-           for name, kind in kinds.items()):
+    if any(
+        kind is inspect.Parameter.POSITIONAL_ONLY
+        or (kind is inspect.Parameter.VAR_POSITIONAL and values.get(name))
+        for name, kind in kinds.items()
+    ):
         bound.apply_defaults()  # what comes later can only be passed by position if nothing before is left out
     return bound.args, bound.kwargs, {}
 
@@ -210,7 +291,9 @@ class Reader:
     def text(self, name: str) -> str:
         return self.form.get(name, "").strip()
 
-    def number(self, name: str, low: float, high: float, unit: str = "", read: Callable[[str], Any] = whole) -> Any:
+    def number(
+        self, name: str, low: float, high: float, unit: str = "", read: Callable[[str], Any] = whole
+    ) -> Any:
         """The number in an input; None if that is empty or wrong."""
         text = self.text(name)
         try:
@@ -218,14 +301,18 @@ class Reader:
         except ValueError:
             value = high + 1
         if value is not None and not low <= value <= high:
-            self.errors[name] = f"Give a {'whole ' if read is whole else ''}number from {low:,} to {high:,}{unit}."
+            self.errors[name] = (
+                f"Give a {'whole ' if read is whole else ''}number from {low:,} to {high:,}{unit}."
+            )
             return None
         return value
 
     def duration(self, name: str, unit_name: str) -> timedelta | None:
         """So many of a unit; None if that is empty or wrong."""
         unit = self.form.get(unit_name, "seconds")
-        number = self.number(name, 0, YEARS // UNITS.get(unit, 1), f" {unit}" if unit in UNITS else "", real)
+        number = self.number(
+            name, 0, YEARS // UNITS.get(unit, 1), f" {unit}" if unit in UNITS else "", real
+        )
         return None if number is None else timedelta(seconds=number * UNITS.get(unit, 1))
 
     def moment(self, name: str, offset_name: str) -> datetime | None:
@@ -253,7 +340,9 @@ class Reader:
             due = self.moment("at", "offset")
             ahead = (due - datetime.now(timezone.utc)).total_seconds() if due else 0
             if not -60 <= ahead <= YEARS:
-                self.errors["at"] = "That is past." if ahead < 0 else "That is more than 10 years away."
+                self.errors["at"] = (
+                    "That is past." if ahead < 0 else "That is more than 10 years away."
+                )
             return due
         if when != "now":
             self.errors["when"] = "Now, in, or at?"
@@ -272,10 +361,14 @@ def read_options(form: Mapping[str, str]) -> tuple[dict[str, Any], datetime | No
     options: dict[str, Any] = {}
     retries = number("retries", 0, 100)
     if retries is not None:  # 0 turns off what the function has of its own
-        options["retry"] = retries > 0 and Retry(retries, number("retry_interval", 0, INTERVAL, " seconds") or 0)
+        options["retry"] = retries > 0 and Retry(
+            retries, number("retry_interval", 0, INTERVAL, " seconds") or 0
+        )
     repeats = number("repeats", 0, 10_000)
     if repeats is not None:
-        options["repeat"] = repeats > 0 and Repeat(repeats, number("repeat_interval", 0, INTERVAL, " seconds") or 0)
+        options["repeat"] = repeats > 0 and Repeat(
+            repeats, number("repeat_interval", 0, INTERVAL, " seconds") or 0
+        )
     due = reader.due()
     if isinstance(due, timedelta):
         due = datetime.now(timezone.utc) + due
@@ -285,18 +378,26 @@ def read_options(form: Mapping[str, str]) -> tuple[dict[str, Any], datetime | No
     return options, due, reader.errors
 
 
-def shown(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, str] | None:
+def shown(
+    function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> dict[str, str] | None:
     """The inputs that `read` makes these arguments of, to fill in the form; None if no inputs do."""
     try:
         bound = inspect.signature(function).bind(*args, **kwargs)
         bound.apply_defaults()
-        form = {field.input: _shown(field, bound.arguments[field.name]) for field in fields(function)}
+        form = {
+            field.input: _shown(field, bound.arguments[field.name]) for field in fields(function)
+        }
         args, kwargs, errors = read(function, form)
         again = inspect.signature(function).bind(*args, **kwargs)
         again.apply_defaults()
-        same = all(again.arguments[name] == value and type(again.arguments[name]) is type(value)
-                   for name, value in bound.arguments.items())
-    except Exception:  # a value of a type that its field does not expect; a Decimal("sNaN") refuses to be compared
+        same = all(
+            again.arguments[name] == value and type(again.arguments[name]) is type(value)
+            for name, value in bound.arguments.items()
+        )
+    except (
+        Exception
+    ):  # a value of a type that its field does not expect; a Decimal("sNaN") refuses to be compared
         return None
     return form if same and not errors else None
 
@@ -311,5 +412,7 @@ def _shown(field: Field, value: Any) -> str:
 
 def queue_choices() -> list[str]:
     """The queues that a job may go to: the configured ones, and those that functions name for themselves."""
-    named = {str(catalog.options(known).get("queue") or "") for _, known in catalog.current()} - {""}
+    named = {str(catalog.options(known).get("queue") or "") for _, known in catalog.current()} - {
+        ""
+    }
     return [*config.current().queues, *sorted(named - set(config.current().queues))]

@@ -17,7 +17,18 @@ from urllib.parse import urlsplit
 
 import itsdangerous
 import redis
-from flask import Blueprint, Flask, Response, current_app, g, redirect, render_template, request, session, url_for
+from flask import (
+    Blueprint,
+    Flask,
+    Response,
+    current_app,
+    g,
+    redirect,
+    render_template,
+    request,
+    session,
+    url_for,
+)
 from flask.sessions import SecureCookieSessionInterface
 from rq.suspension import WORKERS_SUSPENDED
 from werkzeug.exceptions import BadRequest, HTTPException, NotFound
@@ -29,18 +40,40 @@ SAFE = ("GET", "HEAD", "OPTIONS")
 OPEN = ("rqjobs.login", "rqjobs.healthz")
 LIFETIME = 12 * 3600  # seconds that a login lasts
 DEVICE_LIFETIME = 180 * 24 * 3600  # seconds that a browser is remembered as one that has logged in
-FREE_TRIES, FREE_TRIES_OF_ALL = 3, 30  # wrong passwords without a pause, of one address and of all together
+FREE_TRIES, FREE_TRIES_OF_ALL = (
+    3,
+    30,
+)  # wrong passwords without a pause, of one address and of all together
 LONGEST_PAUSE, LONGEST_PAUSE_OF_ALL = 60, 2  # seconds
 REMEMBERED = 900  # seconds after the last wrong password for which they are counted
 FULL = 0.98  # of maxmemory; at about that Redis refuses writes
-PROXIES = ("forwarded", "via", "x-real-ip", "cf-connecting-ip", "true-client-ip", "x-client-ip")  # what proxies add
-HEADERS = {"X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Referrer-Policy": "same-origin"}
-CSP = ("default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; form-action 'self'; "
-       "frame-ancestors 'none'")
+PROXIES = (
+    "forwarded",
+    "via",
+    "x-real-ip",
+    "cf-connecting-ip",
+    "true-client-ip",
+    "x-client-ip",
+)  # what proxies add
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "same-origin",
+}
+CSP = (
+    "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; form-action 'self'; "
+    "frame-ancestors 'none'"
+)
 
 SESSIONS = "rqjobs:sessions"  # sorted set, login -> when it ends, in Redis's clock
 
-pages = Blueprint("rqjobs", __name__, template_folder="templates", static_folder="static", static_url_path="/assets")
+pages = Blueprint(
+    "rqjobs",
+    __name__,
+    template_folder="templates",
+    static_folder="static",
+    static_url_path="/assets",
+)
 
 
 class Session(SecureCookieSessionInterface):
@@ -86,20 +119,29 @@ class Guard:
 
     @cached_property
     def devices(self) -> itsdangerous.URLSafeTimedSerializer:
-        return itsdangerous.URLSafeTimedSerializer(key_of(self.app), salt=f"rqjobs.device.{self.fingerprint}")
+        return itsdangerous.URLSafeTimedSerializer(
+            key_of(self.app), salt=f"rqjobs.device.{self.fingerprint}"
+        )
 
     def say_password(self) -> None:
         """Tell whoever started this server the password that nobody set; once, and only when somebody asks to log in:
         what imports the app without serving it has no business with it."""
         if not (self.given or self.said):
             self.said = True
-            print(f"rqjobs: no RQJOBS_ADMIN_PASSWORD is set, so only this machine is served. "
-                  f"Log in as {self.user} with: {self.password}", file=sys.stderr, flush=True)
+            print(
+                f"rqjobs: no RQJOBS_ADMIN_PASSWORD is set, so only this machine is served. "
+                f"Log in as {self.user} with: {self.password}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def covers(self) -> bool:
         """Whether this request is for what we guard; by its path, and by the rule that would answer it."""
         rule = request.url_rule.rule if request.url_rule else ""
-        return any(path == self.prefix or path.startswith(self.prefix + "/") for path in (request.path, rule))
+        return any(
+            path == self.prefix or path.startswith(self.prefix + "/")
+            for path in (request.path, rule)
+        )
 
     def check(self) -> Any:
         """None to let the request in, else what is answered instead."""
@@ -107,11 +149,16 @@ class Guard:
             return None
         g.rqjobs_refused = True
         error = request.routing_exception
-        if isinstance(error, BadRequest):  # by a Host that is no name of a host; no address can be made for a link
+        if isinstance(
+            error, BadRequest
+        ):  # by a Host that is no name of a host; no address can be made for a link
             return Response("The Host header is no host name.\n", 400, mimetype="text/plain")
         if self.local_only and not from_this_machine():
-            return message(403, "Only this machine is served", "Set RQJOBS_ADMIN_PASSWORD to serve a network, or "
-                                                               "through a proxy.")
+            return message(
+                403,
+                "Only this machine is served",
+                "Set RQJOBS_ADMIN_PASSWORD to serve a network, or through a proxy.",
+            )
         if request.method not in SAFE and not from_our_pages():
             return message(403, "Refused", why_refused())
         try:
@@ -121,9 +168,13 @@ class Guard:
                 raise
             return no_redis(trouble)
         if not may_enter:
-            if request.method in SAFE[:2] and request.accept_mimetypes.best_match(
-                ["text/html", "application/json"], "application/json"
-            ) == "text/html":
+            if (
+                request.method in SAFE[:2]
+                and request.accept_mimetypes.best_match(
+                    ["text/html", "application/json"], "application/json"
+                )
+                == "text/html"
+            ):
                 return redirect(url_for("rqjobs.login", next=request.full_path.rstrip("?")), 303)
             return message(401, "Log in first", "You are not logged in, or not any more.")
         if isinstance(error, HTTPException) and (error.code or 0) >= 400:
@@ -134,7 +185,9 @@ class Guard:
     def is_open(self) -> bool:
         """Whether a stranger may see this."""
         return request.endpoint in OPEN or (
-            request.endpoint == "rqjobs.static" and (request.view_args or {}).get("filename") == "rqjobs.css")
+            request.endpoint == "rqjobs.static"
+            and (request.view_args or {}).get("filename") == "rqjobs.css"
+        )
 
     def protect(self, response: Response) -> Response:
         """Set the headers that keep browsers strict; the dashboard brings a content policy of its own."""
@@ -149,9 +202,16 @@ class Guard:
     def login_id(self) -> str | None:
         """The login that the request's cookie is for; whether that has ended, only Redis knows."""
         entry = session.get("rqjobs")
-        if not (isinstance(entry, list) and len(entry) == 3 and all(isinstance(part, str) for part in entry[::2])):
+        if not (
+            isinstance(entry, list)
+            and len(entry) == 3
+            and all(isinstance(part, str) for part in entry[::2])
+        ):
             return None
-        right = hmac.compare_digest(entry[0], self.fingerprint) and 0 <= time.time() - float(entry[1]) < LIFETIME
+        right = (
+            hmac.compare_digest(entry[0], self.fingerprint)
+            and 0 <= time.time() - float(entry[1]) < LIFETIME
+        )
         return entry[2] if right else None
 
     def logged_in(self) -> bool:
@@ -183,11 +243,17 @@ class Guard:
         from the same address (everybody has the same one behind a proxy).
         """
         try:
-            device = str(self.devices.loads(request.cookies.get("rqjobs_device", ""), max_age=DEVICE_LIFETIME))
+            device = str(
+                self.devices.loads(
+                    request.cookies.get("rqjobs_device", ""), max_age=DEVICE_LIFETIME
+                )
+            )
             return [(f"rqjobs:login:device:{device}", FREE_TRIES, LONGEST_PAUSE)]
         except itsdangerous.BadData:
-            return [(f"rqjobs:login:{network(request.remote_addr)}", FREE_TRIES, LONGEST_PAUSE),
-                    ("rqjobs:login", FREE_TRIES_OF_ALL, LONGEST_PAUSE_OF_ALL)]
+            return [
+                (f"rqjobs:login:{network(request.remote_addr)}", FREE_TRIES, LONGEST_PAUSE),
+                ("rqjobs:login", FREE_TRIES_OF_ALL, LONGEST_PAUSE_OF_ALL),
+            ]
 
 
 def guard() -> Guard:
@@ -206,27 +272,44 @@ def login() -> Any:
     wait = int(ledger.TRY_LOGIN.run(connection.client(), keys, [REMEMBERED, *limits]))
     if wait:
         seconds = -(-wait // 1000)
-        answer = page("login.html", 429, wanted=wanted, error=f"Too many wrong passwords. Wait {seconds} s, then try "
-                                                              f"again; what you typed was not looked at.")
+        answer = page(
+            "login.html",
+            429,
+            wanted=wanted,
+            error=f"Too many wrong passwords. Wait {seconds} s, then try "
+            f"again; what you typed was not looked at.",
+        )
         answer.headers["Retry-After"] = str(seconds)
         return answer
     if not guard().are_right(request.form.get("user", ""), request.form.get("password", "")):
         return page("login.html", 401, wanted=wanted, error="Wrong name or password.")
     login = secrets.token_hex(16)
     ledger.LOG_IN.run(connection.client(), [SESSIONS, *keys[:2]], [login, LIFETIME])
-    if current_app.import_name == "rqjobs.web":  # in somebody else's app the rest of the session is theirs
+    if (
+        current_app.import_name == "rqjobs.web"
+    ):  # in somebody else's app the rest of the session is theirs
         session.clear()
     session["rqjobs"] = [guard().fingerprint, int(time.time()), login]
-    welcome = redirect(request.script_root + wanted if is_ours(wanted) else url_for("rqjobs.home"), 303)
-    welcome.set_cookie("rqjobs_device", str(guard().devices.dumps(secrets.token_hex(8))),
-                       max_age=DEVICE_LIFETIME, httponly=True, samesite="Lax", secure=over_https(),
-                       path=url_for("rqjobs.login"))
+    welcome = redirect(
+        request.script_root + wanted if is_ours(wanted) else url_for("rqjobs.home"), 303
+    )
+    welcome.set_cookie(
+        "rqjobs_device",
+        str(guard().devices.dumps(secrets.token_hex(8))),
+        max_age=DEVICE_LIFETIME,
+        httponly=True,
+        samesite="Lax",
+        secure=over_https(),
+        path=url_for("rqjobs.login"),
+    )
     return welcome
 
 
 @pages.post("/logout")
 def logout() -> Any:
-    connection.client().zrem(SESSIONS, guard().login_id() or "")  # the cookie opens nothing any more, whoever has it
+    connection.client().zrem(
+        SESSIONS, guard().login_id() or ""
+    )  # the cookie opens nothing any more, whoever has it
     session.pop("rqjobs", None)
     return redirect(url_for("rqjobs.login"), 303)
 
@@ -244,24 +327,38 @@ def healthz() -> Any:
 def no_redis(error: redis.RedisError) -> Any:
     if isinstance(error, redis.ResponseError) and not connection.refusal(error):
         return message(409, "Something else stands there", connection.explain(error))
-    return message(503, "Redis refuses this" if connection.refusal(error) else "Redis does not answer",
-                   connection.explain(error))
+    return message(
+        503,
+        "Redis refuses this" if connection.refusal(error) else "Redis does not answer",
+        connection.explain(error),
+    )
 
 
 @pages.errorhandler(HTTPException)
 def refused(error: HTTPException) -> Any:
     if isinstance(error, NotFound):
-        return message(404, "Not here", "There is no such page, or the job is gone: jobs that have ended are kept for "
-                                        "a while only.")
+        return message(
+            404,
+            "Not here",
+            "There is no such page, or the job is gone: jobs that have ended are kept for "
+            "a while only.",
+        )
     return message(error.code or 500, error.name, error.description or "")
 
 
 def page(template: str, status: int = 200, **values: Any) -> Response:
     """Our template `template`, with what every page shows."""
     note = session.pop("rqjobs_note", None) if "rqjobs_note" in session else None
-    html = render_template(f"rqjobs/{template}", nav=g.get("rqjobs_nav", False), note=note,
-                           warnings=g.get("rqjobs_warnings", []), **values)
-    return Response(html.encode(errors="backslashreplace"), status, mimetype="text/html")  # half an emoji, for example
+    html = render_template(
+        f"rqjobs/{template}",
+        nav=g.get("rqjobs_nav", False),
+        note=note,
+        warnings=g.get("rqjobs_warnings", []),
+        **values,
+    )
+    return Response(
+        html.encode(errors="backslashreplace"), status, mimetype="text/html"
+    )  # half an emoji, for example
 
 
 def message(status: int, title: str, text: str) -> Response:
@@ -272,14 +369,22 @@ def message(status: int, title: str, text: str) -> Response:
 def warnings(suspended: Any, memory: Any) -> list[str]:
     """What every page says about the Redis: `memory` is what it says of that, or why it does not."""
     found = [stats.SUSPENDED] if isinstance(suspended, int) and suspended else []
-    if isinstance(memory, dict) and memory.get("maxmemory") and memory.get("maxmemory_policy") == "noeviction":
+    if (
+        isinstance(memory, dict)
+        and memory.get("maxmemory")
+        and memory.get("maxmemory_policy") == "noeviction"
+    ):
         used = memory.get("used_memory", 0) - memory.get("mem_not_counted_for_evict", 0)
         if used >= FULL * memory["maxmemory"]:
             found.append(connection.MEANINGS["OOM"])
     return found
 
 
-LISTS = {"failed": "rqjobs.failed", "delayed": "rqjobs.delayed_jobs", "schedules": "rqjobs.schedules"}
+LISTS = {
+    "failed": "rqjobs.failed",
+    "delayed": "rqjobs.delayed_jobs",
+    "schedules": "rqjobs.schedules",
+}
 
 
 def back(endpoint: str, **values: Any) -> Any:
@@ -304,7 +409,11 @@ def network(address: str | None) -> str:
         ip = ipaddress.ip_address(address or "")
     except ValueError:
         return "local"
-    return str(ip) if ip.version == 4 else str(ipaddress.ip_network((ip, 64), strict=False).network_address)
+    return (
+        str(ip)
+        if ip.version == 4
+        else str(ipaddress.ip_network((ip, 64), strict=False).network_address)
+    )
 
 
 def from_this_machine() -> bool:
@@ -314,21 +423,29 @@ def from_this_machine() -> bool:
     and nginx does by default. One that hides all of it looks like a program on this machine: the password remains.
     """
     headers = request.headers
-    forwarded = any(name.lower().startswith("x-forwarded") or name.lower() in PROXIES for name, _ in headers)
+    forwarded = any(
+        name.lower().startswith("x-forwarded") or name.lower() in PROXIES for name, _ in headers
+    )
     origin = headers.get("Origin", "null")
     try:
         names = {urlsplit("//" + headers.get("Host", "")).hostname}
         names |= set() if origin == "null" else {urlsplit(origin).hostname}
     except ValueError:
         return False
-    return (not forwarded and request.environ.get("SERVER_PROTOCOL") != "HTTP/1.0"
-            and config.is_loopback(request.remote_addr) and names <= {"localhost", "127.0.0.1", "::1"})
+    return (
+        not forwarded
+        and request.environ.get("SERVER_PROTOCOL") != "HTTP/1.0"
+        and config.is_loopback(request.remote_addr)
+        and names <= {"localhost", "127.0.0.1", "::1"}
+    )
 
 
 def source() -> str:
     """The host of the page that sends this, by Origin or Referer; "" if they do not say."""
     try:
-        return urlsplit(request.headers.get("Origin") or request.headers.get("Referer") or "").netloc
+        return urlsplit(
+            request.headers.get("Origin") or request.headers.get("Referer") or ""
+        ).netloc
     except ValueError:
         return ""
 
@@ -344,13 +461,19 @@ def from_our_pages() -> bool:
 def why_refused() -> str:
     """What `from_our_pages` found, and what to do if it was wrong."""
     if "Sec-Fetch-Site" in request.headers or not source():
-        return ("This did not come from a page of this site (by its Sec-Fetch-Site, Origin and Referer headers). A "
-                "script must send Origin.")
-    return (f"The browser says that this comes from a page of {source()[:100]} (by Origin or Referer), but this app "
-            f"was asked as {request.host[:100]} (by Host). A proxy between them must pass on the Host that the browser "
-            f"sent; nginx does it with: proxy_set_header Host $http_host;")
+        return (
+            "This did not come from a page of this site (by its Sec-Fetch-Site, Origin and Referer headers). A "
+            "script must send Origin."
+        )
+    return (
+        f"The browser says that this comes from a page of {source()[:100]} (by Origin or Referer), but this app "
+        f"was asked as {request.host[:100]} (by Host). A proxy between them must pass on the Host that the browser "
+        f"sent; nginx does it with: proxy_set_header Host $http_host;"
+    )
 
 
 def over_https() -> bool:
     """Whether the browser speaks https, as far as we can tell; only ever used to make a cookie stricter."""
-    return request.is_secure or request.headers.get("X-Forwarded-Proto", "").lower().startswith("https")
+    return request.is_secure or request.headers.get("X-Forwarded-Proto", "").lower().startswith(
+        "https"
+    )

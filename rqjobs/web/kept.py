@@ -36,6 +36,10 @@ def kept(name: str, setting: str) -> str:
                 file.write(found)
             return found
     except (OSError, UnicodeError) as error:
-        print(f"rqjobs: {error}; so this process has a secret of its own, and no other process takes its logins. "
-              f"Set {setting}", file=sys.stderr, flush=True)
+        print(
+            f"rqjobs: {error}; so this process has a secret of its own, and no other process takes its logins. "
+            f"Set {setting}",
+            file=sys.stderr,
+            flush=True,
+        )
         return made

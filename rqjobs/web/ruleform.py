@@ -39,13 +39,23 @@ def times(ticks: list[Any]) -> list[Any]:
 def given(rule: Rule) -> dict[str, str]:
     """The inputs for a rule. Moments are in the server's time zone; the browser brings them to its own."""
     unit = next(unit for unit, size in reversed(forms.UNITS.items()) if rule.seconds % size == 0)
-    shown = {"kind": rule.kind, "missed": rule.missed, "overlap": "on" if rule.overlap else "",
-             "jitter": f"{rule.jitter:g}" if rule.jitter else "", "times": str(rule.times or "")}
-    shown |= {"interval": str(rule.seconds // forms.UNITS[unit]), "unit": unit} if rule.kind == "every" else {
-        "line": rule.line, "tz": rule.tz}
+    shown = {
+        "kind": rule.kind,
+        "missed": rule.missed,
+        "overlap": "on" if rule.overlap else "",
+        "jitter": f"{rule.jitter:g}" if rule.jitter else "",
+        "times": str(rule.times or ""),
+    }
+    shown |= (
+        {"interval": str(rule.seconds // forms.UNITS[unit]), "unit": unit}
+        if rule.kind == "every"
+        else {"line": rule.line, "tz": rule.tz}
+    )
     for name, moment in (("start", rule.start), ("end", rule.end)):
         usual = moment and 1970 <= moment.year < 9999
-        shown[name] = f"{moment.astimezone() if usual else moment:%Y-%m-%dT%H:%M:%S}" if moment else ""
+        shown[name] = (
+            f"{moment.astimezone() if usual else moment:%Y-%m-%dT%H:%M:%S}" if moment else ""
+        )
     return shown
 
 
@@ -54,7 +64,10 @@ def read(reader: forms.Reader, before: Rule | None = None) -> Rule | None:
 
     What the form cannot show of the rule `before` (fractions of a second) stays as it was.
     """
-    terms: dict[str, Any] = {"missed": reader.text("missed"), "overlap": bool(reader.text("overlap"))}
+    terms: dict[str, Any] = {
+        "missed": reader.text("missed"),
+        "overlap": bool(reader.text("overlap")),
+    }
     terms["jitter"] = reader.number("jitter", 0, 86400, " seconds", float) or 0
     terms["times"] = reader.number("times", 1, 1_000_000)
     for name in ("start", "end"):
@@ -66,7 +79,9 @@ def read(reader: forms.Reader, before: Rule | None = None) -> Rule | None:
     kind, where = reader.text("kind"), "interval"
     try:
         if kind == "every":
-            parts: dict[str, Any] = {"seconds": (reader.duration("interval", "unit") or timedelta()).total_seconds()}
+            parts: dict[str, Any] = {
+                "seconds": (reader.duration("interval", "unit") or timedelta()).total_seconds()
+            }
             every(**parts)
         elif kind == "cron":
             parts, where = {"line": reader.text("line")}, "line"

@@ -26,11 +26,17 @@ from rqjobs.web.shown import cut, is_id, part
 
 PER_PAGE = 50
 NAME = re.compile(r"[A-Za-z0-9_-]{1,80}")
-ODD = (ValueError, OverflowError, RecursionError)  # what foreign numbers and JSON in a hash may raise
+ODD = (
+    ValueError,
+    OverflowError,
+    RecursionError,
+)  # what foreign numbers and JSON in a hash may raise
 UNREADABLE = "unreadable"
 DECLARED = "it is declared in the code, so it is changed and removed there."
 MISSED = {"once": "run once for all of them", "all": "run once for each", "skip": "skip them"}
-ACTIONS: dict[str, tuple[Callable[[str], Any], str]] = {  # what can be done, by what, and what is said then
+ACTIONS: dict[
+    str, tuple[Callable[[str], Any], str]
+] = {  # what can be done, by what, and what is said then
     "run": (stored.run_now, "One of its jobs is in the queue."),
     "pause": (stored.pause, "The schedule rests until it is resumed."),
     "resume": (stored.resume, "The schedule goes on with its next time."),
@@ -53,8 +59,12 @@ def live_schedules() -> Any:
     return page("_schedules.html", **_table())
 
 
-def _list(function: str, given: Mapping[str, str], errors: dict[str, str], status: int = 200) -> Any:
-    return page("schedules.html", status, form=_form(function), given=given, errors=errors, **_table())
+def _list(
+    function: str, given: Mapping[str, str], errors: dict[str, str], status: int = 200
+) -> Any:
+    return page(
+        "schedules.html", status, form=_form(function), given=given, errors=errors, **_table()
+    )
 
 
 def _table() -> dict[str, Any]:
@@ -62,10 +72,15 @@ def _table() -> dict[str, Any]:
     known = ledger.together(client, [("ZRANGE", SCHEDULES, 0, -1)])[0]
     names = sorted(map(text, known)) if isinstance(known, list) else []
     number, pages = part(len(names), PER_PAGE)
-    shown = names[(number - 1) * PER_PAGE:number * PER_PAGE]
+    shown = names[(number - 1) * PER_PAGE : number * PER_PAGE]
     found = _read(shown)
-    return {"schedules": [_describe(name, found.get(name), 5, 0) for name in shown], "total": len(names),
-            "number": number, "pages": pages, "clock": bool(client.exists(TICKS_LOCK))}
+    return {
+        "schedules": [_describe(name, found.get(name), 5, 0) for name in shown],
+        "total": len(names),
+        "number": number,
+        "pages": pages,
+        "clock": bool(client.exists(TICKS_LOCK)),
+    }
 
 
 @pages.get("/schedules/<name>")
@@ -86,15 +101,30 @@ def live_schedule(name: str) -> Any:
     return page("_schedule.html", schedule=_describe(name, _find(name), 10, 5), clock=_clock())
 
 
-def _one(name: str, found: Schedule | None, function: str, given: Mapping[str, str], errors: dict[str, str],
-         keep: bool = False, status: int = 200) -> Any:
+def _one(
+    name: str,
+    found: Schedule | None,
+    function: str,
+    given: Mapping[str, str],
+    errors: dict[str, str],
+    keep: bool = False,
+    status: int = 200,
+) -> Any:
     form, shown = None, _describe(name, found, 10, 5)
     if found and found.source != "code" and shown["state"] != UNREADABLE:
         moments = {} if errors else {"start": found.rule.start, "end": found.rule.end}
         form = _form(function) | {"keep": keep, "revision": found.revision, "moments": moments}
         if found.queue not in form["queues"]:
             form["queues"] = [*form["queues"], found.queue]
-    return page("schedule.html", status, schedule=shown, form=form, given=given, errors=errors, clock=_clock())
+    return page(
+        "schedule.html",
+        status,
+        schedule=shown,
+        form=form,
+        given=given,
+        errors=errors,
+        clock=_clock(),
+    )
 
 
 def _clock() -> bool:
@@ -127,8 +157,13 @@ def _read(names: list[str]) -> dict[str, Schedule]:
 
 def _describe(name: str, found: Schedule | None, runs: int, times: int) -> dict[str, Any]:
     """A schedule as texts of bounded length, with so many of its last runs and next times."""
-    shown: dict[str, Any] = {"name": cut(name, 100), "linked": bool(NAME.fullmatch(name)), "state": UNREADABLE,
-                             "runs": [], "actions": ["remove"]}
+    shown: dict[str, Any] = {
+        "name": cut(name, 100),
+        "linked": bool(NAME.fullmatch(name)),
+        "state": UNREADABLE,
+        "runs": [],
+        "actions": ["remove"],
+    }
     if found is None:
         return shown
     try:
@@ -142,17 +177,38 @@ def _describe(name: str, found: Schedule | None, runs: int, times: int) -> dict[
     rests = {"active": ["pause"], "paused": ["resume"]}.get(found.state, [])
     removable = found.source != "code" or found.state == "withdrawn"
     return shown | {
-        "state": cut(found.state, 40), "sentence": cut(sentence, 300), "call": cut(found.description, 300),
-        "function": cut(found.function, 200), "known": found.function in catalog.current().functions,
-        "queue": cut(found.queue, 100), "declared": found.source == "code",
-        "rule": cut(f"{found.rule.line} ({found.rule.tz})" if found.rule.line else "", 300), "zone": found.rule.tz,
+        "state": cut(found.state, 40),
+        "sentence": cut(sentence, 300),
+        "call": cut(found.description, 300),
+        "function": cut(found.function, 200),
+        "known": found.function in catalog.current().functions,
+        "queue": cut(found.queue, 100),
+        "declared": found.source == "code",
+        "rule": cut(f"{found.rule.line} ({found.rule.tz})" if found.rule.line else "", 300),
+        "zone": found.rule.tz,
         "upcoming": ruleform.times(upcoming),
-        "next": found.next, "due": found.due, "last": found.last, "jitter": found.rule.jitter, "left": found.left,
-        "made": found.made, "missed": found.missed, "overlapped": found.overlapped,
-        "created": found.created, "changed": found.changed, "actions": ["run", *rests, *["remove"] * removable],
-        "runs": [{"id": cut(run.job_id, 260), "outcome": cut(run.outcome, 40), "tick": run.tick, "ended": run.ended,
-                  "enqueued": run.enqueued, "linked": is_id(run.job_id)}
-                 for run in last],
+        "next": found.next,
+        "due": found.due,
+        "last": found.last,
+        "jitter": found.rule.jitter,
+        "left": found.left,
+        "made": found.made,
+        "missed": found.missed,
+        "overlapped": found.overlapped,
+        "created": found.created,
+        "changed": found.changed,
+        "actions": ["run", *rests, *["remove"] * removable],
+        "runs": [
+            {
+                "id": cut(run.job_id, 260),
+                "outcome": cut(run.outcome, 40),
+                "tick": run.tick,
+                "ended": run.ended,
+                "enqueued": run.enqueued,
+                "linked": is_id(run.job_id),
+            }
+            for run in last
+        ],
     }
 
 
@@ -179,7 +235,9 @@ def add_schedule() -> Any:
     chosen, name = request.form.get("function", ""), request.form.get("name", "").strip()
     function = catalog.current().functions.get(chosen)
     if function is None:
-        return _list(chosen, request.form, {"function": "There is no such job function; choose one."}, 422)
+        return _list(
+            chosen, request.form, {"function": "There is no such job function; choose one."}, 422
+        )
     args, kwargs, errors = forms.read(function, request.form)
     reader = forms.Reader(request.form)
     rule, queue = ruleform.read(reader), reader.queue()
@@ -203,8 +261,13 @@ def add_schedule() -> Any:
 def _same(name: str, rule: Rule, function: str, queue: str, args: Any, kwargs: Any) -> bool:
     """Whether there is such a schedule already: the same form was sent twice."""
     found = _read([name]).get(name)
-    return found is not None and (found.rule, found.function, found.queue, found.args, found.kwargs) == (
-        rule, function, queue, list(args), kwargs)
+    return found is not None and (
+        found.rule,
+        found.function,
+        found.queue,
+        found.args,
+        found.kwargs,
+    ) == (rule, function, queue, list(args), kwargs)
 
 
 @pages.post("/schedules/<name>")
@@ -217,9 +280,13 @@ def edit_schedule(name: str) -> Any:
     reader = forms.Reader(request.form)
     rule, change = ruleform.read(reader, found.rule), dict[str, Any]()
     if request.form.get("queue") != found.queue or chosen != found.function:
-        change["queue"] = found.queue if request.form.get("queue") == found.queue else reader.queue()
+        change["queue"] = (
+            found.queue if request.form.get("queue") == found.queue else reader.queue()
+        )
     if request.form.get("revision") != str(found.revision):
-        reader.errors[""] = "It was changed meanwhile, so nothing was done. Save again to write this over it."
+        reader.errors[""] = (
+            "It was changed meanwhile, so nothing was done. Save again to write this over it."
+        )
     function = catalog.current().functions.get(chosen)
     errors = reader.errors
     if function is None and not keep:
@@ -252,10 +319,20 @@ def _form(chosen: str) -> dict[str, Any]:
     modules: dict[str, list[str]] = {}
     for known, _ in jobs:
         modules.setdefault(known.rpartition(".")[0], []).append(known)
-    return {"modules": modules, "name": chosen, "known": function is not None, "queues": forms.queue_choices(),
-            "summary": forms.documentation(function)[0] if function else "", "units": forms.UNITS,
-            "fields": forms.fields(function) if function else [], "missed": MISSED,
-            "zone": datetime.now().astimezone().tzname(), "zones": ruleform.zones(), "moments": {}, "keep": False}
+    return {
+        "modules": modules,
+        "name": chosen,
+        "known": function is not None,
+        "queues": forms.queue_choices(),
+        "summary": forms.documentation(function)[0] if function else "",
+        "units": forms.UNITS,
+        "fields": forms.fields(function) if function else [],
+        "missed": MISSED,
+        "zone": datetime.now().astimezone().tzname(),
+        "zones": ruleform.zones(),
+        "moments": {},
+        "keep": False,
+    }
 
 
 def _defaults(function: Callable[..., Any] | None) -> dict[str, str]:
@@ -269,8 +346,15 @@ def _fresh(chosen: str) -> dict[str, str]:
         return {}
     name = chosen.rpartition(".")[2]
     free = NAME.fullmatch(name) and not _is_known(name)
-    return _defaults(function) | {"name": name if free else "", "kind": "every", "interval": "5", "unit": "minutes",
-                                  "missed": "once", "overlap": "on", "queue": queues.queue_for(function).name}
+    return _defaults(function) | {
+        "name": name if free else "",
+        "kind": "every",
+        "interval": "5",
+        "unit": "minutes",
+        "missed": "once",
+        "overlap": "on",
+        "queue": queues.queue_for(function).name,
+    }
 
 
 def _arguments(found: Schedule) -> dict[str, str] | None:

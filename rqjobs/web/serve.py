@@ -16,7 +16,9 @@ except NoRedis:
 except ConfigError as error:
     sys.exit(f"rqjobs: {error}")
 # Behind a password all interfaces are served, as a platform that sets PORT expects; without one only this machine.
-bind = f"{_settings.host or ('0.0.0.0' if _settings.admin_password else '127.0.0.1')}:{_settings.port}"
+bind = (
+    f"{_settings.host or ('0.0.0.0' if _settings.admin_password else '127.0.0.1')}:{_settings.port}"
+)
 workers = 1  # one process with threads: the pages only wait for Redis
 threads = 32  # a slow client has one for at most so long as threads.py says
 worker_class = "rqjobs.web.threads.Worker"

@@ -42,8 +42,12 @@ def is_id(job_id: str) -> bool:
 def failed_in(job_id: str) -> str | None:
     """The queue among whose failed jobs it is."""
     names = stats.queue_names(connection.client())
-    scores = ledger.together(connection.client(), [("ZSCORE", f"rq:failed:{name}", job_id) for name in names])
-    return next((name for name, score in zip(names, scores, strict=True) if isinstance(score, float)), None)
+    scores = ledger.together(
+        connection.client(), [("ZSCORE", f"rq:failed:{name}", job_id) for name in names]
+    )
+    return next(
+        (name for name, score in zip(names, scores, strict=True) if isinstance(score, float)), None
+    )
 
 
 def row(job: Job) -> dict[str, Any]:
@@ -51,8 +55,14 @@ def row(job: Job) -> dict[str, Any]:
     moments = [job.ended_at, job.started_at, job.enqueued_at, job.created_at]
     when = next(moment for moment in [*moments, datetime.fromtimestamp(0, timezone.utc)] if moment)
     status = job.get_status(refresh=False).value
-    return {"id": job.id, "status": status, "queue": cut(job.origin, 260), "when": when, "actions": actions_in(status),
-            "label": cut(job.description or _try(lambda: job.func_name), 160)}
+    return {
+        "id": job.id,
+        "status": status,
+        "queue": cut(job.origin, 260),
+        "when": when,
+        "actions": actions_in(status),
+        "label": cut(job.description or _try(lambda: job.func_name), 160),
+    }
 
 
 def part(total: int, size: int) -> tuple[int, int]:
@@ -91,8 +101,13 @@ def describe(job_id: str) -> dict[str, Any]:
     job = fetch(job_id)
     if isinstance(job, Exception):
         why = cut(f"{type(job).__name__}: {job}", 500)
-        return {"id": job_id, "status": "unreadable", "ended": True, "unreadable": why,
-                "actions": ["delete"] if failed_in(job_id) is not None else []}
+        return {
+            "id": job_id,
+            "status": "unreadable",
+            "ended": True,
+            "unreadable": why,
+            "actions": ["delete"] if failed_in(job_id) is not None else [],
+        }
     with job.connection.pipeline(transaction=False) as pipe:
         pipe.hget(job.key, "rqjobs_deaths")
         pipe.zscore(f"rq:scheduled:{job.origin}", job.id)
@@ -102,30 +117,51 @@ def describe(job_id: str) -> dict[str, Any]:
     result = _try(job.latest_result)
     trouble = result if isinstance(result, str) else ""
     result = None if isinstance(result, str) else result
-    times = [("Created", job.created_at), ("Enqueued", job.enqueued_at),
-             ("Due", _try(lambda: datetime.fromtimestamp(due, timezone.utc))),
-             ("Started", job.started_at), ("Ended", job.ended_at)]
+    times = [
+        ("Created", job.created_at),
+        ("Enqueued", job.enqueued_at),
+        ("Due", _try(lambda: datetime.fromtimestamp(due, timezone.utc))),
+        ("Started", job.started_at),
+        ("Ended", job.ended_at),
+    ]
     blocked = orphans.deferred_for_ever(job.connection, [job.id]) if status == "deferred" else ()
     parents = job._dependency_ids if isinstance(job._dependency_ids, list) else []
     meta = job.meta if isinstance(job.meta, dict) else {}
-    done, total = (meta.get(key) if type(meta.get(key)) in (int, float) else None for key in ("done", "total"))
+    done, total = (
+        meta.get(key) if type(meta.get(key)) in (int, float) else None for key in ("done", "total")
+    )
     return {
-        "id": job.id, "status": status, "ended": status in ENDED, "actions": actions_in(status),
-        "function": cut(_try(lambda: job.func_name), 300), "description": cut(job.description, 1000),
+        "id": job.id,
+        "status": status,
+        "ended": status in ENDED,
+        "actions": actions_in(status),
+        "function": cut(_try(lambda: job.func_name), 300),
+        "description": cut(job.description, 1000),
         "schedule": cut(text(schedule or b""), 100),
-        "queue": cut(job.origin, 260), "worker": cut(job.worker_name, 260), "timeout": job.timeout,
+        "queue": cut(job.origin, 260),
+        "worker": cut(job.worker_name, 260),
+        "timeout": job.timeout,
         "arguments": _arguments(job),
         "times": [(label, moment) for label, moment in times if isinstance(moment, datetime)],
         "running": job.started_at if status == "started" else None,
-        "took": (job.ended_at - job.started_at).total_seconds() if job.ended_at and job.started_at else None,
+        "took": (job.ended_at - job.started_at).total_seconds()
+        if job.ended_at and job.started_at
+        else None,
         "deaths": len(text(deaths).split(",")) if deaths else 0,
-        "retries_left": job.retries_left, "repeats_left": job.repeats_left,
+        "retries_left": job.retries_left,
+        "repeats_left": job.repeats_left,
         "depends_on": [(cut(str(parent), 260), is_id(str(parent))) for parent in parents[:50]],
-        "blocked": [(cut(parent, 260), how, orphans.REMEDIES[how]) for _, parent, how in islice(blocked, 10)],
+        "blocked": [
+            (cut(parent, 260), how, orphans.REMEDIES[how]) for _, parent, how in islice(blocked, 10)
+        ],
         "meta": cut(pretty(job.meta)) if job.meta else "",
         "progress": (done, total) if done is not None and total and 0 <= done <= total else None,
-        "result": cut(pretty(result.return_value)) if result and result.type is Result.Type.SUCCESSFUL else None,
-        "traceback": cut((result.exc_string if result else "") or ("" if result else job._exc_info) or ""),
+        "result": cut(pretty(result.return_value))
+        if result and result.type is Result.Type.SUCCESSFUL
+        else None,
+        "traceback": cut(
+            (result.exc_string if result else "") or ("" if result else job._exc_info) or ""
+        ),
         "trouble": cut(trouble, 500),
     }
 
@@ -164,12 +200,18 @@ def pretty(value: Any) -> str:
     try:
         return json.dumps(value, indent=2, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError):
-        return _try(lambda: pformat(value, width=100))  # a dataclass of the user's may have a `__repr__` that raises
+        return _try(
+            lambda: pformat(value, width=100)
+        )  # a dataclass of the user's may have a `__repr__` that raises
 
 
 def cut(value: str | None, length: int = CUT) -> str:
     value = value or ""
-    return value if len(value) <= length else f"{value[:length]}… ({len(value) - length:,} more characters)"
+    return (
+        value
+        if len(value) <= length
+        else f"{value[:length]}… ({len(value) - length:,} more characters)"
+    )
 
 
 @pages.app_template_filter("rqjobs_time")

@@ -11,7 +11,9 @@ from typing import Any
 from gunicorn.workers.gthread import ThreadWorker
 
 HEAD_SECONDS = 5  # in which the head of a request must have come
-REQUEST_SECONDS = 30  # in which then its body must have come, and the answer have been made and taken
+REQUEST_SECONDS = (
+    30  # in which then its body must have come, and the answer have been made and taken
+)
 
 
 class Worker(ThreadWorker):
@@ -37,4 +39,6 @@ class Worker(ThreadWorker):
         for conn, end in list(self.ends.items()):
             if time.monotonic() > end:
                 with contextlib.suppress(OSError):  # it is gone by itself
-                    conn.sock.shutdown(socket.SHUT_RDWR)  # its thread, which waits for it, sees the end of it
+                    conn.sock.shutdown(
+                        socket.SHUT_RDWR
+                    )  # its thread, which waits for it, sees the end of it

@@ -30,7 +30,9 @@ def python():
 
     def make(*requirements, alone=False):
         below = sysconfig.get_path("purelib")
-        key = hashlib.sha256(repr((requirements, alone, sys.version, below)).encode()).hexdigest()[:12]
+        key = hashlib.sha256(repr((requirements, alone, sys.version, below)).encode()).hexdigest()[
+            :12
+        ]
         home = ENVIRONMENTS / key
         home.parent.mkdir(parents=True, exist_ok=True)
         with home.with_suffix(".lock").open("w") as lock:
@@ -49,8 +51,21 @@ def _install(home, requirements, below):
         own = next(home.glob("lib/python*/site-packages"))
         (own / "below.pth").write_text(f"{below}\n{CHECKOUT}\n")
     done = subprocess.run(
-        [home / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements],
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=INSTALL_SECONDS)
+        [
+            home / "bin" / "python",
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            *requirements,
+        ],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=INSTALL_SECONDS,
+    )
     assert done.returncode == 0, f"pip could not install {', '.join(requirements)}:\n{done.stdout}"
 
 
@@ -59,8 +74,14 @@ def run(environ):
     """Run a Python program in an environment, with this folder on its path; returns what it printed to stdout."""
 
     def call(executable, *arguments, env=None):
-        done = subprocess.run([executable, *arguments], env={**environ, **(env or {})}, text=True, timeout=RUN_SECONDS,
-                              stdin=subprocess.DEVNULL, capture_output=True)
+        done = subprocess.run(
+            [executable, *arguments],
+            env={**environ, **(env or {})},
+            text=True,
+            timeout=RUN_SECONDS,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

@@ -12,9 +12,19 @@ class ToFile(TraceFilter):
         with open(os.environ["SPANS"], "a") as file:
             for span in trace:
                 tags = span.get_tags()
-                file.write(json.dumps({"name": span.name, "trace": span.trace_id, "error": span.error,
-                                       "job": tags.get("job.id"), "status": tags.get("job.status"),
-                                       "message": tags.get("error.message")}) + "\n")
+                file.write(
+                    json.dumps(
+                        {
+                            "name": span.name,
+                            "trace": span.trace_id,
+                            "error": span.error,
+                            "job": tags.get("job.id"),
+                            "status": tags.get("job.status"),
+                            "message": tags.get("error.message"),
+                        }
+                    )
+                    + "\n"
+                )
         return None
 
 

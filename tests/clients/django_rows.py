@@ -8,8 +8,15 @@ from django.conf import settings
 from django.db import connection, connections, models, transaction
 from django.db.backends.sqlite3.base import DatabaseWrapper
 
-settings.configure(DATABASES={"default": {
-    "ENGINE": "django.db.backends.sqlite3", "NAME": os.environ["ROWS"], "CONN_MAX_AGE": None}})
+settings.configure(
+    DATABASES={
+        "default": {
+            "ENGINE": "django.db.backends.sqlite3",
+            "NAME": os.environ["ROWS"],
+            "CONN_MAX_AGE": None,
+        }
+    }
+)
 django.setup()
 
 
@@ -31,9 +38,13 @@ def _is_usable(wrapper) -> bool:
 
 DatabaseWrapper.is_usable = _is_usable
 with connection.cursor() as _cursor:
-    _cursor.execute("CREATE TABLE IF NOT EXISTS rows_row (id integer PRIMARY KEY, name varchar(20))")
+    _cursor.execute(
+        "CREATE TABLE IF NOT EXISTS rows_row (id integer PRIMARY KEY, name varchar(20))"
+    )
 _opened = connection.connection
-DatabaseWrapper._connection_pools = {"default": object()}  # as PostgreSQL's have, with the option "pool"
+DatabaseWrapper._connection_pools = {
+    "default": object()
+}  # as PostgreSQL's have, with the option "pool"
 
 
 def pools() -> int:

@@ -4,7 +4,14 @@ import os
 
 from sqlalchemy import create_engine, select, text
 from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session, sessionmaker
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    Session,
+    mapped_column,
+    scoped_session,
+    sessionmaker,
+)
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 engine = create_engine(f"sqlite:///{os.environ['ROWS']}")
@@ -35,7 +42,10 @@ with engine.connect() as _connection:
 def shared() -> bool:
     """Whether a connection is one that was opened before the fork."""
     with engine.connect() as connection:
-        used = [one.connection.dbapi_connection for one in (connection, session.connection(), plain.connection(), raw)]
+        used = [
+            one.connection.dbapi_connection
+            for one in (connection, session.connection(), plain.connection(), raw)
+        ]
     return any(one is opened for one in used for opened in (_opened, _held, *_unended))
 
 
@@ -67,7 +77,9 @@ def names() -> list[str]:
 
 async def pooled() -> int:
     """Use an engine of a loop; returns how many connections its pool had before."""
-    before = engines.setdefault("async", create_async_engine("sqlite+aiosqlite:///", poolclass=AsyncAdaptedQueuePool))
+    before = engines.setdefault(
+        "async", create_async_engine("sqlite+aiosqlite:///", poolclass=AsyncAdaptedQueuePool)
+    )
     count = before.pool.checkedin()
     async with before.connect() as connection:
         await connection.execute(text("SELECT 1"))

@@ -13,10 +13,20 @@ class ToFile(SpanExporter):
     def export(self, spans):
         with open(os.environ["SPANS"], "a") as file:
             for span in spans:
-                file.write(json.dumps({
-                    "name": span.name, "status": span.status.status_code.name, "job": span.attributes.get("rq.job.id"),
-                    "trace": trace.format_trace_id(span.context.trace_id),
-                    "events": [event.attributes["exception.message"] for event in span.events]}) + "\n")
+                file.write(
+                    json.dumps(
+                        {
+                            "name": span.name,
+                            "status": span.status.status_code.name,
+                            "job": span.attributes.get("rq.job.id"),
+                            "trace": trace.format_trace_id(span.context.trace_id),
+                            "events": [
+                                event.attributes["exception.message"] for event in span.events
+                            ],
+                        }
+                    )
+                    + "\n"
+                )
         return SpanExportResult.SUCCESS
 
 

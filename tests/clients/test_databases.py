@@ -15,49 +15,82 @@ def environ(environ, tmp_path):
 def outcomes(python, run, redis, module, calls, **env):
     """Run `calls`, the arguments of functions of `module` by name, one after the other in one horse."""
     env = {"RQJOBS_MODULES": module, **env}
-    code = (f"import rqjobs, {module} as jobs\n"
-            f"for name, *args in {calls!r}: print(rqjobs.enqueue(getattr(jobs, name), *args).id)")
+    code = (
+        f"import rqjobs, {module} as jobs\n"
+        f"for name, *args in {calls!r}: print(rqjobs.enqueue(getattr(jobs, name), *args).id)"
+    )
     ids = run(python, "-c", code, env=env).split()
     run(python, "-m", "rqjobs", "worker", "--burst", "default", env=env)
     jobs = rqjobs.Job.fetch_many(ids, connection=redis)
-    return [job.return_value() if job.is_finished else job.latest_result().exc_string.splitlines()[-1] for job in jobs]
+    return [
+        job.return_value() if job.is_finished else job.latest_result().exc_string.splitlines()[-1]
+        for job in jobs
+    ]
 
 
-def test_django_has_its_own_connections_in_each_horse_and_a_broken_one_fails_one_job(python, run, redis):
-    found = outcomes(python("django>=5.2,<6"), run, redis, "django_rows",
-                     [("add", "a"), ("lose",), ("add", "b"), ("count",), ("pools",)])
+def test_django_has_its_own_connections_in_each_horse_and_a_broken_one_fails_one_job(
+    python, run, redis
+):
+    found = outcomes(
+        python("django>=5.2,<6"),
+        run,
+        redis,
+        "django_rows",
+        [("add", "a"), ("lose",), ("add", "b"), ("count",), ("pools",)],
+    )
     assert found[0] is False and "closed database" in found[1] and found[2:] == [False, 2, 0]
 
 
 def test_a_django_transaction_that_a_job_left_open_is_not_the_next_ones(python, run, redis):
     """Django leaves a connection alone in the middle of a transaction, and all later jobs of the horse failed."""
-    found = outcomes(python("django>=5.2,<6"), run, redis, "django_rows", [("leave",), ("add", "a"), ("count",)])
+    found = outcomes(
+        python("django>=5.2,<6"), run, redis, "django_rows", [("leave",), ("add", "a"), ("count",)]
+    )
     assert found == [None, False, 1]
 
 
-def test_sqlalchemy_has_its_own_connections_in_each_horse_and_a_broken_session_fails_one_job(python, run, redis):
-    found = outcomes(python(*ALCHEMY), run, redis, "sqlalchemy_rows",
-                     [("shared",), ("add", "a"), ("add", "a"), ("add", "b", False), ("add", "c"), ("names",)])
+def test_sqlalchemy_has_its_own_connections_in_each_horse_and_a_broken_session_fails_one_job(
+    python, run, redis
+):
+    found = outcomes(
+        python(*ALCHEMY),
+        run,
+        redis,
+        "sqlalchemy_rows",
+        [("shared",), ("add", "a"), ("add", "a"), ("add", "b", False), ("add", "c"), ("names",)],
+    )
     assert found[:2] == [False, None] and "rolled back" not in found[2]
-    assert found[3:] == [None, None, ["a", "c"]], "what one job did not commit, the next one does not either"
+    assert found[3:] == [None, None, ["a", "c"]], (
+        "what one job did not commit, the next one does not either"
+    )
 
 
 @pytest.mark.parametrize("kind", ["plain", "later", "raw"])
 def test_a_session_or_connection_that_a_module_holds_breaks_for_one_job(python, run, redis, kind):
     """Also a session that is no `scoped_session`, and one that a job made."""
-    found = outcomes(python(*ALCHEMY), run, redis, "sqlalchemy_rows",
-                     [("insert", kind, number) for number in range(4)])
+    found = outcomes(
+        python(*ALCHEMY),
+        run,
+        redis,
+        "sqlalchemy_rows",
+        [("insert", kind, number) for number in range(4)],
+    )
     assert found[0] is None and "invalid transaction" in found[1] and found[2:] == [None, None]
 
 
 def test_an_async_engine_has_no_connections_of_an_earlier_jobs_loop(python, run, redis):
     """Those of asyncpg fail in another loop than the one in which they were made: each job but the first one failed."""
-    found = outcomes(python(*ALCHEMY), run, redis, "sqlalchemy_rows",
-                     [("pooled",), ("pooled",)])
+    found = outcomes(python(*ALCHEMY), run, redis, "sqlalchemy_rows", [("pooled",), ("pooled",)])
     assert found == [0, 0]
 
 
 def test_flask_sqlalchemy_has_its_own_connections_in_each_horse(python, run, redis):
-    found = outcomes(python("flask-sqlalchemy>=3.1,<4"), run, redis, "flask_rows", [("add", "a"), ("add", "b")],
-                     RQJOBS_APP="flask_rows:app")
+    found = outcomes(
+        python("flask-sqlalchemy>=3.1,<4"),
+        run,
+        redis,
+        "flask_rows",
+        [("add", "a"), ("add", "b")],
+        RQJOBS_FLASK_APP="flask_rows:app",
+    )
     assert found == [False, False]

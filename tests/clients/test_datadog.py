@@ -12,13 +12,21 @@ def datadog(python):
 
 @pytest.fixture
 def environ(environ, tmp_path):
-    return {**environ, "RQJOBS_MODULES": "faults,datadog_jobs", "SPANS": str(tmp_path / "spans"),
-            "DD_INSTRUMENTATION_TELEMETRY_ENABLED": "false", "DD_REMOTE_CONFIGURATION_ENABLED": "false",
-            "DD_RQ_DISTRIBUTED_TRACING_ENABLED": "true"}
+    return {
+        **environ,
+        "RQJOBS_MODULES": "faults,datadog_jobs",
+        "SPANS": str(tmp_path / "spans"),
+        "DD_INSTRUMENTATION_TELEMETRY_ENABLED": "false",
+        "DD_REMOTE_CONFIGURATION_ENABLED": "false",
+        "DD_RQ_DISTRIBUTED_TRACING_ENABLED": "true",
+    }
 
 
 def test_a_trace_goes_on_in_the_worker_however_the_job_was_enqueued(datadog, run, tmp_path):
-    *ids, failed = run(datadog, "-c", """
+    *ids, failed = run(
+        datadog,
+        "-c",
+        """
 import rq.utils, rqjobs, datadog_jobs
 queue = rqjobs.queue("default")
 jobs = [
@@ -29,7 +37,8 @@ jobs = [
     rqjobs.enqueue(datadog_jobs.fail, "why"),
 ]
 print(*(job.id for job in jobs))
-""").split()
+""",
+    ).split()
     run(datadog, "-m", "rqjobs", "worker", "--burst", "default")
     spans = [json.loads(line) for line in (tmp_path / "spans").read_text().splitlines()]
     for job_id in (*ids, failed):
@@ -37,5 +46,7 @@ print(*(job.id for job in jobs))
         names = sorted(span["name"] for span in own)
         assert names == ["rq.job.perform", "rq.queue.enqueue_job", "rq.worker.perform_job"]
         assert len({span["trace"] for span in own}) == 1, own
-    errors = [(span["name"], span["job"]) for span in spans if span["error"] and span["message"] == "why"]
+    errors = [
+        (span["name"], span["job"]) for span in spans if span["error"] and span["message"] == "why"
+    ]
     assert ("rq.job.perform", failed) in errors and {job_id for _, job_id in errors} == {failed}

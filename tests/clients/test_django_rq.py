@@ -16,11 +16,18 @@ def django(python):
 
 @pytest.fixture
 def environ(environ, tmp_path):
-    return {**environ, "DJANGO_SETTINGS_MODULE": "django_project", "DATABASE": str(tmp_path / "database")}
+    return {
+        **environ,
+        "DJANGO_SETTINGS_MODULE": "django_project",
+        "DATABASE": str(tmp_path / "database"),
+    }
 
 
 def test_what_django_rq_enqueues_our_worker_runs_from_rqworker(django, run, redis):
-    ids = run(django, "-c", f"""{SETUP}
+    ids = run(
+        django,
+        "-c",
+        f"""{SETUP}
 from django.db import transaction
 jobs = [django_rq.enqueue(faults.add, 2, b=3), django_rq.get_queue("high").enqueue(faults.boom)]
 with transaction.atomic():
@@ -29,20 +36,26 @@ with transaction.atomic():
 with_decorator = django_rq.job("low")(faults.ok)
 jobs.append(with_decorator.delay(1))
 print(*(job.id for job in jobs), "committed")
-""").split()
+""",
+    ).split()
     run(django, "-m", "django", "rqworker", "--burst", "--with-scheduler", "high", "default", "low")
     jobs = rqjobs.Job.fetch_many(ids, connection=redis)
     assert [job.get_status() for job in jobs] == ["finished", "failed", "finished", "finished"]
     assert [job.return_value() for job in jobs] == [5, None, 1, 7]
 
 
-def test_its_admin_pages_show_our_jobs_and_workers_and_act_on_them(django, run, worker, redis, eventually):
+def test_its_admin_pages_show_our_jobs_and_workers_and_act_on_them(
+    django, run, worker, redis, eventually
+):
     process = worker("default", python=django)
     failed = rqjobs.enqueue("faults.flaky", "once", 1, meta={"team": "a"})
     waiting = rqjobs.queue("low").enqueue("faults.ok", {"deep": [1]})
     later = rqjobs.queue("low").enqueue_in(timedelta(hours=1), "faults.ok")
     eventually(lambda: failed.get_status() == "failed")
-    run(django, "-c", f"""{SETUP}
+    run(
+        django,
+        "-c",
+        f"""{SETUP}
 from django.core.management import call_command
 call_command("migrate", verbosity=0)
 from django.contrib.auth.models import User
@@ -67,7 +80,8 @@ page("queues/2/scheduled/", {later.id!r})
 page("workers/0/", {process.name!r})
 page("queues/0/{failed.id}/requeue/", post={{"requeue": "1"}})
 page("queues/2/{waiting.id}/delete/", post={{"post": "yes"}})
-""")
+""",
+    )
     eventually(lambda: failed.get_status() == "finished")
     assert failed.return_value() == "once" and failed.get_meta() == {"team": "a"}
     assert not rqjobs.Job.exists(waiting.id, connection=redis)

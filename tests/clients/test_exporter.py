@@ -14,26 +14,44 @@ def exporter(python):
 
 def test_its_metrics_count_our_jobs_and_workers(exporter, run, worker, redis, eventually):
     process = worker("high", "default")
-    jobs = [rqjobs.enqueue("faults.ok", 1), rqjobs.enqueue("faults.boom"), rqjobs.enqueue("faults.hang", "gate")]
+    jobs = [
+        rqjobs.enqueue("faults.ok", 1),
+        rqjobs.enqueue("faults.boom"),
+        rqjobs.enqueue("faults.hang", "gate"),
+    ]
     rqjobs.queue("low").enqueue("faults.ok", depends_on=jobs[2])
     rqjobs.queue("low").enqueue("faults.ok")
     rqjobs.queue("low").enqueue_at(jobs[0].created_at.replace(year=2999), "faults.ok")
     eventually(lambda: redis.exists("gate:reached"))
     counts = "failed_job_count", "successful_job_count"
     eventually(lambda: redis.hmget(process.key, counts) == [b"1", b"1"])
-    text = run(exporter, "-c", """
+    text = run(
+        exporter,
+        "-c",
+        """
 import os, redis, rq_exporter.collector
 from prometheus_client import CollectorRegistry, generate_latest
 registry = CollectorRegistry()
 registry.register(rq_exporter.collector.RQCollector(redis.Redis.from_url(os.environ["REDIS_URL"])))
 print(generate_latest(registry).decode())
-""")
+""",
+    )
     metrics = dict(re.findall(r"^(rq_\w+{.*}) ([\d.e+-]+)$", text, re.M))
-    for queue, status in (("default", "finished"), ("default", "failed"), ("default", "started"), ("low", "queued"),
-                          ("low", "deferred"), ("low", "scheduled")):
+    for queue, status in (
+        ("default", "finished"),
+        ("default", "failed"),
+        ("default", "started"),
+        ("low", "queued"),
+        ("low", "deferred"),
+        ("low", "scheduled"),
+    ):
         assert metrics[f'rq_jobs{{queue="{queue}",status="{status}"}}'] == "1.0", text
     labels = f'name="{process.name}",queues="high,default"'
-    assert metrics[f"rq_workers_success_total{{{labels}}}"] == metrics[f"rq_workers_failed_total{{{labels}}}"] == "1.0"
+    assert (
+        metrics[f"rq_workers_success_total{{{labels}}}"]
+        == metrics[f"rq_workers_failed_total{{{labels}}}"]
+        == "1.0"
+    )
     assert f'rq_workers{{name="{process.name}",queues="high,default",state="busy"}} 1.0' in text
     redis.rpush("gate:open", 1)
     eventually(lambda: jobs[2].get_status() == "finished")

@@ -14,7 +14,10 @@ def environ(environ):
 
 
 def test_jobs_are_enqueued_run_and_looked_at_without_a_server(fake, run):
-    assert run(fake, "-c", """
+    assert run(
+        fake,
+        "-c",
+        """
 import fakeredis, faults, rqjobs
 rqjobs.connection.use(fakeredis.FakeRedis())
 queue = rqjobs.queue("default")
@@ -33,15 +36,20 @@ rqjobs.every(hours=1).add("hourly", faults.ok, 8)
 run = rqjobs.schedules.run_now("hourly")
 rqjobs.SimpleWorker(["default"]).work(burst=True, logging_level="CRITICAL")
 print(run.return_value(), later.get_status().value)
-""").splitlines() == ["2 once 3 4 5 6 7", "True", "8 canceled"]
+""",
+    ).splitlines() == ["2 once 3 4 5 6 7", "True", "8 canceled"]
 
 
 def test_a_worker_whose_processes_would_not_share_it_is_refused(fake, run):
-    assert "FakeRedisConnection" in run(fake, "-c", """
+    assert "FakeRedisConnection" in run(
+        fake,
+        "-c",
+        """
 import fakeredis, rqjobs
 rqjobs.connection.use(fakeredis.FakeRedis())
 try:
     rqjobs.Worker(["default"])
 except SystemExit as error:
     print(error)
-""")
+""",
+    )

@@ -12,17 +12,26 @@ def flask(python):
 
 @pytest.fixture
 def environ(environ):
-    return {**environ, "RQJOBS_MODULES": "flask_jobs", "RQJOBS_APP": "flask_jobs:app"}
+    return {**environ, "RQJOBS_MODULES": "flask_jobs", "RQJOBS_FLASK_APP": "flask_jobs:app"}
 
 
 def test_its_job_functions_are_jobs_by_its_own_methods_and_ours(flask, run, redis):
-    ids = run(flask, "-c", """
+    ids = run(
+        flask,
+        "-c",
+        """
 import flask_jobs, rqjobs
 with flask_jobs.app.app_context():
     print(flask_jobs.greet.enqueue("Ann").id, flask_jobs.slow.enqueue("Bob").id)
     print(rqjobs.enqueue(flask_jobs.greet, "Cy").id, flask_jobs.greet.enqueue_in(0, "Dee").id)
-""").split()
+""",
+    ).split()
     run(flask, "-m", "rqjobs", "worker", "--burst", "default", "low")
     jobs = rqjobs.Job.fetch_many(ids, connection=redis)
-    assert [job.return_value() for job in jobs] == ["Ann in shop", "Bob", "Cy in shop", "Dee in shop"]
+    assert [job.return_value() for job in jobs] == [
+        "Ann in shop",
+        "Bob",
+        "Cy in shop",
+        "Dee in shop",
+    ]
     assert [job.origin for job in jobs] == ["default", "low", "default", "default"]

@@ -49,8 +49,11 @@ def sentry(python):
 
 @pytest.fixture
 def environ(environ, collector):
-    return {**environ, "RQJOBS_MODULES": "faults,sentry_jobs",
-            "SENTRY_DSN": f"http://key@127.0.0.1:{collector.server_port}/1"}
+    return {
+        **environ,
+        "RQJOBS_MODULES": "faults,sentry_jobs",
+        "SENTRY_DSN": f"http://key@127.0.0.1:{collector.server_port}/1",
+    }
 
 
 @pytest.fixture
@@ -59,7 +62,10 @@ def work(sentry, run):
 
 
 def test_every_way_to_enqueue_works_with_sentry_in_the_process(sentry, run, redis):
-    assert run(sentry, "-c", """
+    assert run(
+        sentry,
+        "-c",
+        """
 import datetime, sentry_sdk, faults, rqjobs
 sentry_sdk.init(dsn="http://key@127.0.0.1:9/1")
 queue = rqjobs.queue("default")
@@ -78,11 +84,15 @@ with queue.connection.pipeline() as pipe:
     jobs.append(queue.enqueue(faults.ok, 1, pipeline=pipe))
     pipe.execute()
 print(len({job.id for job in jobs}), queue.count)
-""").split() == ["11", "7"]
+""",
+    ).split() == ["11", "7"]
 
 
 def test_a_trace_goes_on_in_the_worker_however_the_job_was_enqueued(sentry, run, work, collector):
-    trace = run(sentry, "-c", """
+    trace = run(
+        sentry,
+        "-c",
+        """
 import datetime, rq.utils, rqjobs, sentry_sdk, sentry_jobs
 queue = rqjobs.queue("default")
 with sentry_sdk.start_transaction(name="request") as request:
@@ -92,38 +102,54 @@ with sentry_sdk.start_transaction(name="request") as request:
     queue.enqueue_many([queue.prepare_data(sentry_jobs.fine, ("many",))])
     queue.enqueue_at(rq.utils.now(), sentry_jobs.fine, "delayed")
 print(request.trace_id)
-""").strip()
+""",
+    ).strip()
     work()
     runs = [item for item in collector.items if item["transaction"] == "sentry_jobs.fine"]
     assert len(runs) == 6 and {item["contexts"]["trace"]["trace_id"] for item in runs} == {trace}
 
 
 def test_each_run_of_a_schedule_is_a_trace_of_its_own(sentry, run, work, collector):
-    trace = run(sentry, "-c", """
+    trace = run(
+        sentry,
+        "-c",
+        """
 import rqjobs, sentry_sdk, sentry_jobs
 with sentry_sdk.start_transaction(name="deployment") as deployment:
     rqjobs.every(hours=1).add("hourly", sentry_jobs.fine, "scheduled")
 for _ in range(2):
     rqjobs.schedules.run_now("hourly")
 print(deployment.trace_id)
-""").strip()
+""",
+    ).strip()
     work()
     runs = [item for item in collector.items if item["transaction"] == "sentry_jobs.fine"]
     assert len({trace, *(item["contexts"]["trace"]["trace_id"] for item in runs)}) == 3
 
 
 def test_a_failed_job_is_an_event_with_nothing_of_the_jobs_before_it(sentry, run, work, collector):
-    ids = run(sentry, "-c", """
+    ids = run(
+        sentry,
+        "-c",
+        """
 import rqjobs, sentry_jobs
 print(*(rqjobs.enqueue(sentry_jobs.fail, name).id for name in "abc"))
-""").split()
+""",
+    ).split()
     work()
     events = [item for item in collector.items if item.get("level") == "error"]
     assert [event["extra"]["rq-job"]["job_id"] for event in events] == ids
     for name, event in zip("abc", events, strict=True):
         assert event["exception"]["values"][-1]["value"] == name
-        assert event["tags"] == {"module": "here", f"tag of {name}": name} and event["user"]["id"] == name
+        assert (
+            event["tags"] == {"module": "here", f"tag of {name}": name}
+            and event["user"]["id"] == name
+        )
         crumbs = [crumb.get("message", "") for crumb in event["breadcrumbs"]["values"]]
         assert [crumb for crumb in crumbs if crumb.startswith("crumb of")] == [f"crumb of {name}"]
-    runs = [item for item in collector.items if item["transaction"] == "sentry_jobs.fail" and "spans" in item]
+    runs = [
+        item
+        for item in collector.items
+        if item["transaction"] == "sentry_jobs.fail" and "spans" in item
+    ]
     assert len(runs) == 3

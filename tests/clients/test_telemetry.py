@@ -6,7 +6,9 @@ import pytest
 
 import rqjobs
 
-DEPENDENT = "setup dependencies default"  # RQ's name for the step that stores a job which waits for another
+DEPENDENT = (
+    "setup dependencies default"  # RQ's name for the step that stores a job which waits for another
+)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +28,9 @@ def spans(telemetry, run, tmp_path):
     def collect(program):
         printed = run(telemetry, "-c", program)
         run(telemetry, "-m", "rqjobs", "worker", "--burst", "default")
-        return printed.split(), [json.loads(line) for line in (tmp_path / "spans").read_text().splitlines()]
+        return printed.split(), [
+            json.loads(line) for line in (tmp_path / "spans").read_text().splitlines()
+        ]
 
     return collect
 
@@ -49,15 +53,23 @@ print(*(job.id for job in jobs))
         own = [span for span in found if span["job"] == job_id]
         names = [span["name"] for span in own]
         assert names[1:] == ["perform", "handle_job_success default", "consume default"], names
-        assert names[0] == "schedule default" if number == 5 else names[0] in ("publish default", DEPENDENT), names
+        assert (
+            names[0] == "schedule default"
+            if number == 5
+            else names[0] in ("publish default", DEPENDENT)
+        ), names
         assert len({span["trace"] for span in own}) == 1, own
         assert all(span["status"] == "OK" for span in own)
 
 
 def test_a_failed_job_has_a_span_with_its_error(spans):
-    (job_id,), found = spans("import rqjobs, telemetry_jobs; print(rqjobs.enqueue(telemetry_jobs.fail, 'why').id)")
+    (job_id,), found = spans(
+        "import rqjobs, telemetry_jobs; print(rqjobs.enqueue(telemetry_jobs.fail, 'why').id)"
+    )
     failed = [span for span in found if span["status"] == "ERROR"]
-    assert [(span["name"], span["job"], span["events"]) for span in failed] == [("perform", job_id, ["why"])]
+    assert [(span["name"], span["job"], span["events"]) for span in failed] == [
+        ("perform", job_id, ["why"])
+    ]
 
 
 def test_what_one_job_attaches_to_its_context_ends_with_it(spans, redis):
@@ -65,4 +77,8 @@ def test_what_one_job_attaches_to_its_context_ends_with_it(spans, redis):
 import rqjobs, telemetry_jobs
 print(*(rqjobs.enqueue(telemetry_jobs.leave_baggage, name).id for name in "abc"))
 """)
-    assert [rqjobs.Job.fetch(job_id, connection=redis).return_value() for job_id in ids] == [None, None, None]
+    assert [rqjobs.Job.fetch(job_id, connection=redis).return_value() for job_id in ids] == [
+        None,
+        None,
+        None,
+    ]
