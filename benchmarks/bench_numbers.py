@@ -22,7 +22,8 @@ import redis
 from bench_stage import Stage, stage
 
 import rqjobs
-from rqjobs import config, connection, every, orphans, stats
+from rqjobs import config, connection, every, stats
+from rqjobs.maintenance import audit as maintenance_audit
 from rqjobs.web import create_app
 
 HERE = Path(__file__).parent
@@ -178,7 +179,7 @@ def audit(here: Stage) -> None:
     rqjobs.Worker(["default"]).work(burst=True, logging_level="CRITICAL")
     for _ in range(JOBS // 2 // 5_000):
         rqjobs.enqueue_many([(nothing,)] * 5_000)
-    took = [timed(lambda: orphans.audit(here.redis)) for _ in range(3)]
+    took = [timed(lambda: maintenance_audit.audit(here.redis)) for _ in range(3)]
     say(f"audit of {JOBS:,} jobs", f"{statistics.median(took):.2f} s", "3 s")
 
 

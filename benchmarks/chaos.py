@@ -27,7 +27,8 @@ from chaos_clock import Ticking
 from chaos_count import Row, count, drain
 from chaos_stage import FOREVER, HERE, Load, Server, Team
 
-from rqjobs import orphans, queues
+from rqjobs import queues
+from rqjobs.maintenance import sweep as maintenance_sweep
 
 PACE = 0.02  # seconds that a job takes, in the mean
 
@@ -294,7 +295,7 @@ def main(short: bool, only: tuple[int, ...], seed: int | None, keep: bool, sweep
     logging.getLogger("rqjobs").setLevel(logging.CRITICAL)
     if sweep:
         while True:
-            orphans.sweep(queues.connection.client(), force=True)
+            maintenance_sweep.sweep(queues.connection.client(), force=True)
     seed = seed if seed is not None else random.randrange(10**6)
     random.seed(seed)
     began, rows = time.monotonic(), []

@@ -8,7 +8,7 @@ import chaos_jobs
 from chaos_stage import FOREVER, Load, Server
 
 from rqjobs import every, schedules
-from rqjobs.ledger import text
+from rqjobs.broker.keys import decode
 
 RULES = {
     "tick-all": every(seconds=1, missed="all"),
@@ -35,7 +35,7 @@ class Ticking:
             schedules.pause(name)
             one = schedules.get(name)
             ids = [
-                text(key).removeprefix("rq:job:")
+                decode(key).removeprefix("rq:job:")
                 for key in self.server.client.scan_iter(f"rq:job:{name}-r*", 1000)
                 if key.count(b":") == 2
             ]

@@ -11,8 +11,9 @@ from pathlib import Path
 import redis
 from chaos_stage import QUEUES, Load, Server, Team
 
-from rqjobs import ledger, orphans
-from rqjobs.ledger import text
+from rqjobs.broker import keys, places, recovery
+from rqjobs.broker.keys import decode
+from rqjobs.maintenance import audit as maintenance_audit
 
 ENDED = ("finished", "failed")
 # kind -> how it ends, the types of its results (1 success, 2 failure, 4 retried), and how often it runs
@@ -101,13 +102,13 @@ def read(client: redis.Redis, ids: list[str]) -> dict[str, Job]:
             (status, deaths), entries = replies[2 * at], replies[2 * at + 1]
             results = [int(fields[b"type"]) for _, fields in entries]
             jobs[job_id] = Job(
-                text(status or b""), text(deaths or b"").count(",") + bool(deaths), results
+                decode(status or b""), decode(deaths or b"").count(",") + bool(deaths), results
             )
     return jobs
 
 
 def is_buried(job: Job) -> bool:
-    return job.status == "failed" and job.deaths >= ledger.MAX_DEATHS
+    return job.status == "failed" and job.deaths >= recovery.MAX_CRASHES
 
 
 def has_ended(job: Job, kind: str) -> bool:
@@ -156,10 +157,14 @@ def count(row: Row, server: Server, load: Load, team: Team, unfinished: set[str]
     """Fill `row` from what is in Redis and in the file of runs, when all workers have left."""
     client = server.client
     ran, jobs = runs(team.runs), read(client, [*load.accepted, *load.unsure])
-    active = Counter(job_id for queue in QUEUES for job_id in orphans._places(client, queue))
-    active.update(Counter(orphans._claimed(client)))
+    active = Counter(job_id for queue in QUEUES for job_id in places.ids_in_places(client, queue))
+    active.update(Counter(places.claimed_ids(client)))
     finished, failed = (
-        {text(member) for queue in QUEUES for member in client.zrange(f"rq:{name}:{queue}", 0, -1)}
+        {
+            decode(member)
+            for queue in QUEUES
+            for member in client.zrange(f"rq:{name}:{queue}", 0, -1)
+        }
         for name in ENDED
     )
     row.accepted = len(load.accepted)
@@ -209,7 +214,7 @@ def count(row: Row, server: Server, load: Load, team: Team, unfinished: set[str]
 
 def check_audit(row: Row, client: redis.Redis) -> None:
     """`rqjobs audit` must be clean; a job that waits for a failed one is where RQ leaves it."""
-    audit = orphans.audit(client, settle=0.5)
+    audit = maintenance_audit.audit(client, settle=0.5)
     row.faults += [f"audit: {job_id}: {reason}" for job_id, reason in audit.breaches.items()]
     row.faults += [
         f"audit: {remark}" for remark in audit.remarks if not remark.startswith("deferred:")
@@ -219,6 +224,6 @@ def check_audit(row: Row, client: redis.Redis) -> None:
         *(client.keys("rq:wip:*")),
         *client.keys("rq:queue:*"),
     ]
-    row.faults += [f"left in Redis: {text(key)}" for key in left]
-    if client.zcard(ledger.WORKERS) or client.scard("rq:workers"):
+    row.faults += [f"left in Redis: {decode(key)}" for key in left]
+    if client.zcard(keys.LEASES) or client.scard("rq:workers"):
         row.faults.append("workers that have left are still registered")

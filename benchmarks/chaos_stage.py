@@ -20,7 +20,8 @@ import redis
 from rq import Repeat, Retry
 from rq.exceptions import DuplicateJobError
 
-from rqjobs import config, connection, embedded, ledger, queues
+from rqjobs import config, connection, embedded, queues
+from rqjobs.broker import keys
 
 HERE = Path(__file__).parent
 QUEUES = ("high", "default", "low")
@@ -151,7 +152,7 @@ class Team:
     def name_of(self, process: subprocess.Popen[bytes]) -> str:
         for key in self.server.client.smembers("rq:workers"):
             if self.server.client.hget(key, "pid") == str(process.pid).encode():
-                return ledger.text(key).removeprefix("rq:worker:")
+                return keys.decode(key).removeprefix("rq:worker:")
         return ""
 
     def strike(self, process: subprocess.Popen[bytes], what: str) -> bool:
@@ -184,7 +185,7 @@ class Team:
         if what == "parent":
             process.wait()
         self.kills += 1
-        self.hits += [(ledger.text(job_id), now, what) for job_id in held]
+        self.hits += [(keys.decode(job_id), now, what) for job_id in held]
         return bool(held)
 
     def dismiss(self, process: subprocess.Popen[bytes]) -> None:

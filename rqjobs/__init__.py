@@ -10,13 +10,14 @@ from rqjobs import delayed, schedules
 from rqjobs.catalog import NotAJob, job
 from rqjobs.config import Config, ConfigError
 from rqjobs.connection import NoRedis, client
-from rqjobs.cronline import ScheduleError
-from rqjobs.jobs import Job, PayloadTooLarge, RefusedWebhook
+from rqjobs.jobs import Job, PayloadTooLarge
 from rqjobs.queues import Queue, enqueue, enqueue_at, enqueue_in, enqueue_many, queue
-from rqjobs.rules import cron, every
+from rqjobs.schedules.cron import ScheduleError
+from rqjobs.schedules.rules import cron, every
 from rqjobs.serializers import PayloadError
-from rqjobs.simple_worker import SimpleWorker
+from rqjobs.webhooks import RefusedWebhook
 from rqjobs.worker import Worker
+from rqjobs.worker.simple_worker import SimpleWorker
 
 if TYPE_CHECKING:
     from rqjobs import web

@@ -14,27 +14,20 @@ import rq.cli.workers
 from rq.exceptions import InvalidJobOperation, NoSuchJobError
 
 import rqjobs
-from rqjobs import (
-    catalog,
-    clock_commands,
-    config,
-    connection,
-    demo,
-    dev,
-    doctor,
-    ledger,
-    orphans,
-    stats,
-)
+from rqjobs import catalog, clock_commands, config, connection, demo, dev, stats
+from rqjobs.broker import keys, places, recovery, transitions
 from rqjobs.jobs import install
-from rqjobs.terminal import any_encoding, one_line, paragraph, plain, say, table
+from rqjobs.logs import tolerate_any_encoding
+from rqjobs.maintenance import audit as maintenance_audit
+from rqjobs.maintenance import doctor, sweep
+from rqjobs.terminal import one_line, paragraph, plain, say, table
 
 
 class Group(click.Group):
     """Turns the errors that teach into one line and an exit code."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        any_encoding()
+        tolerate_any_encoding()
         return super().main(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -130,12 +123,12 @@ def recover() -> None:
     Live workers do the same every few seconds. A job in no place at all (a stray) is put back only when it was seen
     twice, half a minute apart.
     """
-    result = orphans.sweep(connection.client(), force=True)
+    result = sweep.sweep(connection.client(), force=True)
     assert result is not None
     for job_id in result.requeued:
         say(f"requeued  {job_id}")
     for job_id in result.buried:
-        say(f"failed    {job_id}  (its process died {ledger.MAX_DEATHS} times)")
+        say(f"failed    {job_id}  (its process died {recovery.MAX_CRASHES} times)")
     say(f"{len(result.requeued)} requeued, {len(result.buried)} failed")
 
 
@@ -143,12 +136,12 @@ def recover() -> None:
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def audit(as_json: bool) -> None:
     """Count the jobs in every place, and name each one that is lost or in two places. Exits 1 if there is one."""
-    found = orphans.audit(connection.client())
+    found = maintenance_audit.audit(connection.client())
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(found), indent=2))
     else:
         table(
-            ["queue", *orphans.PLACES],
+            ["queue", *places.PLACES],
             [[queue, *counts.values()] for queue, counts in found.places.items()],
         )
         for remark in found.remarks:
@@ -212,8 +205,8 @@ def _failed_ids(client: redis.Redis, ids: Sequence[str], everything: bool) -> li
         return list(ids)
     return [
         job_id
-        for queue in orphans.queue_names(client)
-        for _, job_id in ledger.failed(client, queue)
+        for queue in places.queue_names(client)
+        for _, job_id in transitions.failed_jobs(client, queue)
     ]
 
 
@@ -241,7 +234,7 @@ def requeue_failed(ids: Sequence[str], everything: bool) -> None:
     _each(
         _failed_ids(client, ids, everything),
         "requeueing",
-        lambda job_id: ledger.requeue(client, job_id),
+        lambda job_id: transitions.requeue(client, job_id),
     )
 
 
@@ -257,7 +250,7 @@ def delete_failed(ids: Sequence[str], everything: bool) -> None:
         status, origin = client.hmget(f"rq:job:{job_id}", "status", "origin")
         if status and status not in (b"failed", b"stopped"):
             raise InvalidJobOperation(f"job {job_id} has not failed, so it was not deleted")
-        if not origin or ledger.delete(client, [job_id], ledger.text(origin)) != ["deleted"]:
+        if not origin or transitions.delete(client, [job_id], keys.decode(origin)) != ["deleted"]:
             raise NoSuchJobError(f"No such job: {job_id}")
 
     _each(_failed_ids(client, ids, everything), "deleting", delete)

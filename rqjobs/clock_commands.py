@@ -12,11 +12,11 @@ from typing import Any
 import click
 from rq.exceptions import InvalidJobOperation, NoSuchJobError
 
-from rqjobs import catalog, convert
+from rqjobs import catalog, conversion
 from rqjobs import delayed as delayed_jobs
 from rqjobs import schedules as api
-from rqjobs.cronline import ScheduleError
-from rqjobs.rules import Rule, cron, every
+from rqjobs.schedules.cron import ScheduleError
+from rqjobs.schedules.rules import Rule, cron, every
 from rqjobs.terminal import plain, say, table
 
 UNITS = {"w": 604_800, "d": 86_400, "h": 3_600, "m": 60, "s": 1}
@@ -192,7 +192,7 @@ def _arguments(
             kwargs[name] = value
         else:
             args.append(word)
-    return convert.call(function, args, kwargs)
+    return conversion.call(function, args, kwargs)
 
 
 def _options(given: dict[str, Any]) -> dict[str, Any]:

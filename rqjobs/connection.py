@@ -31,8 +31,10 @@ from redis.exceptions import (
     ConnectionError,
     MasterDownError,
     NoPermissionError,
+    NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
+    ResponseError,
     TimeoutError,
 )
 from redis.retry import Retry
@@ -227,7 +229,7 @@ def _sentinel(url: str) -> redis.Redis:
     )
 
 
-def line(client: redis.Redis, seconds: float) -> Any:
+def dedicated_connection(client: redis.Redis, seconds: float) -> Any:
     """A connection of its own beside `client`'s pool, whose replies may take up to `seconds`.
 
     RESP2 and no health checks: nothing but replies may come in on it.
@@ -377,3 +379,20 @@ class Client:
     """What `rq … --connection-class rqjobs.connection.Client` calls, so that RQ's commands take our URLs too."""
 
     from_url = staticmethod(connect)
+
+
+# Redis's words for "not now", at the start of an error, inside what 6.2 says of an error in a script, or after what
+# redis-py says of an error in a pipeline.
+TRANSIENT_ERRORS = re.compile(
+    r"(?:^|-|caused error: )(?:BUSY|CLUSTERDOWN|LOADING|MASTERDOWN|MISCONF|NOREPLICAS|OOM|READONLY|TRYAGAIN)\b"
+)
+
+
+def is_transient(error: Exception) -> bool:
+    """Whether it is worth asking again: Redis is away or refuses for now. Anything else is our mistake or a job's."""
+    if isinstance(error, ResponseError) and TRANSIENT_ERRORS.search(str(error)):
+        return True
+    return not is_our_own(error) and isinstance(
+        error,
+        ConnectionError | TimeoutError | NoScriptError | OutOfMemoryError | ReadOnlyError | OSError,
+    )

@@ -14,9 +14,11 @@ import redis
 from rq.exceptions import InvalidJobOperation, NoSuchJobError
 
 from rqjobs import connection as connections
-from rqjobs import ledger
-from rqjobs.ledger import DELAYED, text
-from rqjobs.walls import FAR
+from rqjobs.broker import keys as broker_keys
+from rqjobs.broker import scripts, transitions
+from rqjobs.broker.keys import decode
+from rqjobs.broker.scripts import CHANGE_DELAYED
+from rqjobs.times import MAX_TIMESTAMP
 
 
 @dataclass(frozen=True)
@@ -33,16 +35,16 @@ def _in_order(connection: redis.Redis, queue: str | None, *command: Any) -> list
     """(queue, what Redis says of its delayed jobs), in one round trip; a key of the wrong type is left out."""
     names = [queue]
     if not queue:
-        known = ledger.together(connection, [("SMEMBERS", ledger.QUEUES)])[0]
+        known = scripts.read_together(connection, [("SMEMBERS", broker_keys.QUEUES)])[0]
         names = (
-            [text(key).removeprefix("rq:queue:") for key in known]
+            [decode(key).removeprefix("rq:queue:") for key in known]
             if isinstance(known, set | list)
             else []
         )
     asked = [(command[0], f"rq:scheduled:{name}", *command[1:]) for name in names]
     return [
         (str(name), reply)
-        for name, reply in zip(names, ledger.together(connection, asked), strict=True)
+        for name, reply in zip(names, scripts.read_together(connection, asked), strict=True)
         if not isinstance(reply, Exception)
     ]
 
@@ -70,15 +72,15 @@ def jobs(
             else first
         )
         found += [
-            (float(due), text(job_id), name)
+            (float(due), decode(job_id), name)
             for job_id, due in zip(flat[::2], flat[1::2], strict=True)
         ]
     page = heapq.nsmallest(offset + limit, found)[offset:]
-    words = ledger.together(
+    words = scripts.read_together(
         client, [("HGET", f"rq:job:{job_id}", "description") for _, job_id, _ in page]
     )
     return [
-        Delayed(job_id, name, _moment(due), text(said) if isinstance(said, bytes) else "")
+        Delayed(job_id, name, _moment(due), decode(said) if isinstance(said, bytes) else "")
         for (due, job_id, name), said in zip(page, words, strict=True)
     ]
 
@@ -112,7 +114,7 @@ def reschedule(
             seconds = when.timestamp()
         elif isinstance(when, timedelta):
             seconds = when.total_seconds()
-        if isinstance(when, bool) or not abs(seconds) < FAR:
+        if isinstance(when, bool) or not abs(seconds) < MAX_TIMESTAMP:
             raise ValueError
     except (TypeError, ValueError, OverflowError):
         raise ValueError(
@@ -140,15 +142,19 @@ def _change(connection: redis.Redis | None, job_id: str, what: str, seconds: Any
         origin = None
     if origin is None:
         raise NoSuchJobError(f"No such job: {job_id}")
-    queue = text(origin)
+    queue = decode(origin)
     keys = [
         f"rq:job:{job_id}",
         f"rq:scheduled:{queue}",
         f"rqjobs:crashed:{queue}",
         f"rq:canceled:{queue}",
-        ledger.BELL + queue,
+        broker_keys.WAKEUP_CHANNEL + queue,
     ]
-    outcome = text(DELAYED.run(client, keys, [job_id, what, repr(float(seconds)), ledger.LOOK]))
+    outcome = decode(
+        CHANGE_DELAYED.run(
+            client, keys, [job_id, what, repr(float(seconds)), transitions.SCHEDULER_POLL_SECONDS]
+        )
+    )
     if outcome == "not delayed":
         raise InvalidJobOperation(
             f"job {job_id} of {queue!r} does not wait for a time (any more), so nothing was done"

@@ -22,7 +22,7 @@ from typing import IO
 
 from rqjobs import catalog, config, connection, embedded
 from rqjobs.processes import die_with_parent, pause
-from rqjobs.supervisor import DOUBLED
+from rqjobs.worker.supervisor import DUPLICATE_SIGNAL_SECONDS
 
 TICK = 0.5  # seconds between two looks at the children and the job modules
 LEAVING = 5  # seconds beyond RQJOBS_SHUTDOWN_TIMEOUT in which a worker gives back what it has
@@ -131,7 +131,7 @@ def stop(
                 child.process.kill()
                 child.process.wait()
         elif (
-            len(stopped) > 1 and not hurried and age > DOUBLED + TICK / 5
+            len(stopped) > 1 and not hurried and age > DUPLICATE_SIGNAL_SECONDS + TICK / 5
         ):  # earlier, a worker takes it for the first
             hurried = True
             for child in children:

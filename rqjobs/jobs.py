@@ -9,12 +9,10 @@ import zlib
 from base64 import b64decode
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterable
 from contextlib import nullcontext
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import lru_cache
 from operator import attrgetter
 from typing import Any
-from urllib.error import HTTPError
-from urllib.parse import urlsplit
 
 import redis
 import rq
@@ -31,10 +29,13 @@ from rq.serializers import resolve_serializer
 from rq.timeouts import BaseTimeoutException
 from rq.utils import as_text, now
 
-from rqjobs import catalog, config, inherited, ledger, logs, serializers, texts
-from rqjobs.instrumented import Claimed, is_wrapped
-from rqjobs.ledger import SAVE
+from rqjobs import catalog, config, inherited_resources, logs, serializers, texts
+from rqjobs.broker import transitions
+from rqjobs.broker.scripts import SAVE_FIELDS
+from rqjobs.instrumentation import Claimed, is_wrapped
 from rqjobs.serializers import PLAIN, Configured, PayloadError, ValueTooLarge, encode
+from rqjobs.times import format_date, parse_date
+from rqjobs.webhooks import AllowedRedirects, RefusedWebhook, is_allowed
 
 DESCRIPTION_MAX_CHARACTERS = 10_000
 JSON_FIELD_MAX_BYTES = (
@@ -42,10 +43,15 @@ JSON_FIELD_MAX_BYTES = (
 )  # of a job's hash: what it depends on, its webhooks and intervals
 UNREAD_META_MAX_BYTES = 1000  # that are shown of a meta which cannot be read
 JSON_FIELDS = (b"dependency_ids", b"webhooks", b"retry_intervals", b"repeat_intervals")
-READY = PLAIN | {list, dict, tuple, set}  # types of results of which nothing is left to be run
-UNRUN = (Generator, AsyncGenerator, Awaitable, map, filter)
-OF_WORKER = ("status", "started_at", "ended_at", "last_heartbeat", "worker_name")  # fields
-SMALL = 512  # bytes of a job's data that are not worth compressing
+PLAIN_RESULT_TYPES = PLAIN | {
+    list,
+    dict,
+    tuple,
+    set,
+}  # types of results of which nothing is left to be run
+UNRUN_RESULT_TYPES = (Generator, AsyncGenerator, Awaitable, map, filter)
+WORKER_FIELDS = ("status", "started_at", "ended_at", "last_heartbeat", "worker_name")  # fields
+UNCOMPRESSED_MAX_BYTES = 512  # bytes of a job's data that are not worth compressing
 
 signature = lru_cache(maxsize=1024)(inspect.signature)
 
@@ -56,10 +62,6 @@ class PayloadTooLarge(ValueError):
 
 class ResultTooLarge(ValueError):
     """A job's result, or its meta, is more than RQJOBS_MAX_RESULT_BYTES bytes."""
-
-
-class RefusedWebhook(ValueError):
-    """A webhook's host is not in RQJOBS_WEBHOOK_HOSTS."""
 
 
 class StartedJobRegistry(rq.registry.StartedJobRegistry):
@@ -186,7 +188,7 @@ class Job(rq.job.Job):
 
     def stored(self) -> bytes:
         """The data as they are written: compressed, as RQ does, if that is worth the time. RQ reads both."""
-        return self.data if len(self.data) < SMALL else zlib.compress(self.data, 1)
+        return self.data if len(self.data) < UNCOMPRESSED_MAX_BYTES else zlib.compress(self.data, 1)
 
     def to_dict(self, include_meta: bool = True, include_result: bool = True) -> dict[str, Any]:
         meta = include_meta and self.meta is not self.unread_meta
@@ -216,7 +218,9 @@ class Job(rq.job.Job):
         state = vars(self)  # RQ's way compresses the data, whatever they are
         fields = {field: state[name] for field, name in _OF_PLAIN if state[name] not in (None, "")}
         dates = {
-            field: written(state[field]) for field in ("created_at", "enqueued_at") if state[field]
+            field: format_date(state[field])
+            for field in ("created_at", "enqueued_at")
+            if state[field]
         }
         return {**fields, **dates, "data": self.stored()}
 
@@ -235,7 +239,7 @@ class Job(rq.job.Job):
         fields = self.to_dict(include_meta=include_meta, include_result=include_result)
         changed = {name: value for name, value in fields.items() if value != before.get(name, "")}
         if rq.job._job_stack.top is self:  # while it runs, these are its worker's to write
-            changed = {name: value for name, value in changed.items() if name not in OF_WORKER}
+            changed = {name: value for name, value in changed.items() if name not in WORKER_FIELDS}
         self.as_written = {**before, **changed}
         self._save(changed, pipeline)
 
@@ -252,9 +256,9 @@ class Job(rq.job.Job):
     def _save(self, fields: dict[str, Any], pipeline: Any = None) -> None:
         words = [word for pair in fields.items() for word in pair]
         if words and pipeline is None:
-            SAVE.run(self.connection, [self.key], words)
+            SAVE_FIELDS.run(self.connection, [self.key], words)
         elif words:
-            pipeline.execute_command("EVAL", SAVE.source, 1, self.key, *words)
+            pipeline.execute_command("EVAL", SAVE_FIELDS.source, 1, self.key, *words)
 
     def restore(self, raw_data: Any) -> Any:
         self.as_read, self.as_written = raw_data, None
@@ -345,7 +349,7 @@ class Job(rq.job.Job):
                     f"nothing; make a plain function that calls asyncio.run the callback"
                 )
         for webhook in self.webhooks:
-            if not _allowed(webhook.url):
+            if not is_allowed(webhook.url):
                 raise RefusedWebhook(
                     f"the webhook {webhook.url!r} is refused: its host is not in RQJOBS_WEBHOOK_HOSTS"
                 )
@@ -389,9 +393,9 @@ class Job(rq.job.Job):
         app = catalog.flask_app()
         with app.app_context() if app else _NO_APP:
             result = self.func(*self.args, **self.kwargs)
-            if type(result) not in READY and issubclass(type(result), Coroutine):
+            if type(result) not in PLAIN_RESULT_TYPES and issubclass(type(result), Coroutine):
                 result = run_coroutine(result)
-        if type(result) not in READY and issubclass(type(result), UNRUN):
+        if type(result) not in PLAIN_RESULT_TYPES and issubclass(type(result), UNRUN_RESULT_TYPES):
             raise TypeError(
                 f"{self.func_name} returned a {texts.name_of(type(result))}, of which nothing has run; "
                 f"loop over it, or await it, inside the job"
@@ -437,7 +441,7 @@ class Job(rq.job.Job):
         """
         meta = self.serializer.dumps(self.meta)
         check_size("meta", meta)
-        ledger.save_meta(self.connection, self.id, meta)
+        transitions.save_meta(self.connection, self.id, meta)
 
     @property
     def stopped_callback(self) -> Any:
@@ -449,7 +453,7 @@ class Job(rq.job.Job):
 
     def send_webhooks(self, status: Any, *, exc_string: str | None = None) -> None:
         if self.webhooks:
-            self.webhooks = [webhook for webhook in self.webhooks if _allowed(webhook.url)]
+            self.webhooks = [webhook for webhook in self.webhooks if is_allowed(webhook.url)]
             super().send_webhooks(status, exc_string=exc_string)
 
     @property
@@ -463,7 +467,7 @@ class Job(rq.job.Job):
 
     def requeue(self, at_front: bool = False) -> Job:
         """Bring the job back from the dead letters in one atomic step; raises as `ledger.requeue` does."""
-        ledger.requeue(self.connection, self.id, at_front)
+        transitions.requeue(self.connection, self.id, at_front)
         self.refresh()
         return self
 
@@ -481,7 +485,7 @@ def run_coroutine(coroutine: Any) -> Any:
     finally:
         try:
             _cancel_tasks(loop)
-            inherited.close_async_engines(loop)
+            inherited_resources.close_async_engines(loop)
             loop.run_until_complete(loop.shutdown_asyncgens())
             loop.run_until_complete(loop.shutdown_default_executor())
         finally:
@@ -526,23 +530,6 @@ class BoundedResult(Result):
     restore = classmethod(restore_result)
 
 
-class _NoStrangers(urllib.request.HTTPRedirectHandler):
-    """Follows a webhook's redirect only to a host that is allowed itself."""
-
-    def redirect_request(
-        self, request: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
-    ) -> Any:
-        if not _allowed(newurl):
-            raise HTTPError(
-                newurl,
-                code,
-                "redirected to a host that is not in RQJOBS_WEBHOOK_HOSTS",
-                headers,
-                fp,
-            )
-        return super().redirect_request(request, fp, code, msg, headers, newurl)
-
-
 def repeat(job: Any, queue: Any, pipeline: Any = None) -> None:
     """Enqueue a job that has an `rq.Repeat` for its next run, in the place of RQ's `Repeat.schedule`.
 
@@ -578,26 +565,9 @@ def install(shared: bool = False) -> None:
     logs.install()
     rq.results.Result.restore = BoundedResult.restore  # type: ignore[method-assign]
     rq.worker.base.traceback = rq.queue.traceback = texts
-    rq.job.str_to_date = read_date  # type: ignore[assignment]
+    rq.job.str_to_date = parse_date  # type: ignore[assignment]
     rq.repeat.Repeat.schedule = staticmethod(repeat)  # type: ignore[method-assign]
-    rq.webhook.urlopen = urllib.request.build_opener(_NoStrangers).open  # type: ignore[assignment]
-
-
-def read_date(written: bytes | str) -> datetime:
-    """A moment as RQ writes it."""
-    try:
-        moment = datetime.fromisoformat(as_text(written).replace("Z", "+00:00", 1))
-        return moment if moment.tzinfo else _str_to_date(written)
-    except (ValueError, TypeError):
-        return _str_to_date(written)  # which says what is wrong with it
-
-
-def written(moment: datetime) -> str:
-    """A UTC moment as RQ writes it; its `utcformat` takes ten times as long."""
-    return f"{moment.isoformat(timespec='microseconds')[:26]}Z"
-
-
-_str_to_date = rq.job.str_to_date
+    rq.webhook.urlopen = urllib.request.build_opener(AllowedRedirects).open  # type: ignore[assignment]
 
 
 def check_size(what: str, data: bytes) -> None:
@@ -607,11 +577,6 @@ def check_size(what: str, data: bytes) -> None:
             f"the job's {what} is {len(data):,} bytes, more than RQJOBS_MAX_RESULT_BYTES ({limit:,}); store "
             f"it elsewhere, and keep its name or its key"
         )
-
-
-def _allowed(url: str) -> bool:
-    parts = urlsplit(url)
-    return parts.scheme in ("http", "https") and parts.hostname in config.current().webhook_hosts
 
 
 def _unpack(value: bytes) -> tuple[bytes, bool]:
@@ -667,8 +632,8 @@ def check_description(description: Any) -> str:
 
 _PLAIN: dict[bytes, tuple[str, Callable[[bytes], Any]]] = {
     b"data": ("_data", _inflate),
-    b"created_at": ("created_at", read_date),
-    b"enqueued_at": ("enqueued_at", read_date),
+    b"created_at": ("created_at", parse_date),
+    b"enqueued_at": ("enqueued_at", parse_date),
     b"origin": ("origin", bytes.decode),
     b"description": ("description", read_description),
     b"timeout": ("timeout", int),
@@ -683,7 +648,7 @@ _PLAIN: dict[bytes, tuple[str, Callable[[bytes], Any]]] = {
 _OF_PLAIN = [
     (field.decode(), name)
     for field, (name, read) in _PLAIN.items()
-    if read not in (_inflate, read_date)
+    if read not in (_inflate, parse_date)
 ]
 # What a job may have besides, of that which is written: all attributes but those and these.
 _more = attrgetter(

@@ -143,3 +143,10 @@ def _log_within_limit(
 
 def _end(signum: int, frame: Any) -> None:
     raise _TooSlow
+
+
+def tolerate_any_encoding() -> None:
+    """Have a character that the terminal's encoding does not know printed as an escape, instead of an error."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):  # somebody put another object there
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

@@ -25,10 +25,11 @@ from rq.queue import EnqueueArgs, EnqueueData
 from rq.serializers import resolve_serializer
 from rq.utils import now
 
-from rqjobs import catalog, config, connection, ledger
-from rqjobs.instrumented import ShownQueue, WrappedQueue, is_wrapped
+from rqjobs import catalog, config, connection
+from rqjobs.broker import scripts, transitions
+from rqjobs.broker.transitions import Placement
+from rqjobs.instrumentation import ShownQueue, WrappedQueue, is_wrapped
 from rqjobs.jobs import Job, StartedJobRegistry, signature
-from rqjobs.ledger import Entry
 from rqjobs.serializers import Configured, PayloadError
 
 log = logging.getLogger("rqjobs")
@@ -155,10 +156,10 @@ class Queue(rq.Queue):
         pipe.sadd(self.redis_queues_keys, self.key)
         self._persist_job(job, pipe, status=JobStatus.SCHEDULED)
         here = time.time()
-        due += ledger.clock(self.connection) - here
+        due += scripts.redis_time(self.connection) - here
         pipe.zadd(f"rq:scheduled:{self.name}", {job.id: due})
-        if due < here + ledger.LOOK:
-            ledger.announce_due(self.connection, self.name, due)
+        if due < here + transitions.SCHEDULER_POLL_SECONDS:
+            transitions.publish_due(self.connection, self.name, due)
 
     def enqueue(self, f: Any, *args: Any, **kwargs: Any) -> Any:
         return super().enqueue(f, **_split(f, args, kwargs))
@@ -167,7 +168,7 @@ class Queue(rq.Queue):
         return super().enqueue_at(datetime, f, **_split(f, args, kwargs))
 
     def enqueue_in(self, time_delta: timedelta, func: Any, *args: Any, **kwargs: Any) -> Any:
-        moment = datetime.fromtimestamp(ledger.clock(self.connection), timezone.utc)
+        moment = datetime.fromtimestamp(scripts.redis_time(self.connection), timezone.utc)
         return self.enqueue_at(moment + time_delta, func, *args, **kwargs)
 
     def enqueue_job(
@@ -239,9 +240,9 @@ class Queue(rq.Queue):
             ShownQueue(self).enqueue_job(job)
         return job
 
-    def _entry(self, job: Job, place: str, parents: Iterable[str] = ()) -> Entry:
+    def _entry(self, job: Job, place: str, parents: Iterable[str] = ()) -> Placement:
         waits_for = ("1" if job.allow_dependency_failures else "", *parents) if parents else ()
-        return Entry(self.name, job.id, place, job.ttl, *job.fields(), waits_for)
+        return Placement(self.name, job.id, place, job.ttl, *job.fields(), waits_for)
 
     def _enter(
         self, job: Job, place: str, pipeline: Any = None, parents: Iterable[str] = ()
@@ -249,11 +250,11 @@ class Queue(rq.Queue):
         """Put the job into its place, unless it waits for one of its parents."""
         self._enter_all([self._entry(job, place, parents)], [job], pipeline)
 
-    def _enter_all(self, entries: list[Entry], jobs: list[Job], pipeline: Any) -> None:
+    def _enter_all(self, entries: list[Placement], jobs: list[Job], pipeline: Any) -> None:
         if pipeline is not None:
-            ledger.enqueue_with(pipeline, entries)
+            transitions.enqueue_in_pipeline(pipeline, entries)
             return
-        deferred = ledger.enqueue(self.connection, entries)
+        deferred = transitions.enqueue(self.connection, entries)
         for job in jobs if deferred else ():
             if job.id in deferred:
                 job._status = JobStatus.DEFERRED
@@ -300,7 +301,9 @@ class Queue(rq.Queue):
                     pipe.exists(b"rq:job:" + job_id)
                 exist = pipe.execute()
             for job_id in (job_id for job_id, there in zip(ids, exist, strict=True) if not there):
-                ledger.DROP.run(self.connection, [self.key, b"rq:job:" + job_id], [job_id])
+                scripts.REMOVE_DANGLING.run(
+                    self.connection, [self.key, b"rq:job:" + job_id], [job_id]
+                )
 
 
 RQ_OPTIONS = frozenset(
@@ -437,10 +440,10 @@ def enqueue_many(calls: Iterable[tuple[Any, ...] | EnqueueData]) -> list[Any]:
         if not wrapped and not isinstance(call, EnqueueData):
             models[call[0]] = prepared[-1]
     for start in range(0, len(prepared), CHUNK):
-        ledger.enqueue(
+        transitions.enqueue(
             connection.client(),
             [
-                Entry(job.origin, job.id, "front" if at_front else "back", job.ttl, new, fields)
+                Placement(job.origin, job.id, "front" if at_front else "back", job.ttl, new, fields)
                 for job, at_front, new, fields in prepared[start : start + CHUNK]
             ],
         )

@@ -16,16 +16,19 @@ from rq.scheduler import RQScheduler
 from rq.scripts import release_lock
 from rq.utils import now
 
-from rqjobs import connection, ledger, processes, ticker
-from rqjobs.ledger import LOOK
+from rqjobs import connection, processes
+from rqjobs.broker import keys as broker_keys
+from rqjobs.broker import scripts, transitions
+from rqjobs.broker.transitions import SCHEDULER_POLL_SECONDS
 from rqjobs.queues import Queue
+from rqjobs.schedules import declared, history, ticker
 
 LOCK_TTL = 2.0  # seconds; with an idle worker's heartbeat, after which it is tried, less than five. RQ's has 61
 LONGEST_LOCK = 86_400  # seconds that a stock scheduler's may have
-BEAT = 1.0  # seconds between two renewals of the locks
+SCHEDULER_HEARTBEAT_SECONDS = 1.0  # seconds between two renewals of the locks
 UPKEEP = 2.0  # seconds between two looks at what the code declares, and at how the jobs of schedules ended
-TICKS = ""  # among the names of queues: the schedules, which one of all clocks ticks
-TICKS_LOCK = "rqjobs:schedules:clock"
+SCHEDULES_QUEUE = ""  # among the names of queues: the schedules, which one of all clocks ticks
+SCHEDULES_LOCK = "rqjobs:schedules:clock"
 PAUSE = 0.005  # seconds between two looks: what comes due meanwhile is moved together
 STEP_SECONDS = 0.01  # of ticks, and of upkeep, between two looks
 
@@ -36,7 +39,7 @@ class Scheduler(RQScheduler):
 
     Any number may run: RQ's own lock picks one per queue, and a lock of ours the one that ticks. Another takes over
     within five seconds when it dies, and should two ever believe that they hold a lock, no job is enqueued twice
-    (`lua/promote.lua`, `lua/tick.lua`).
+    (`lua/promote_due.lua`, `lua/run_schedule.lua`).
 
     Overrides: `acquire_locks`, `release_locks` and `heartbeat` (short locks, all tried at each beat, not every ten
     minutes), `enqueue_scheduled_jobs` (the scripts), `work` (sleeps until something is due; ends with its worker;
@@ -44,7 +47,7 @@ class Scheduler(RQScheduler):
     """
 
     _parent = 0
-    _minded = -BEAT  # when the worker last looked after the clock
+    _minded = -SCHEDULER_HEARTBEAT_SECONDS  # when the worker last looked after the clock
     _worker = ""  # whose code declares schedules
     _declared = ""
     _held: set[str] = set()  # noqa: RUF012  # the queues that this clock serves, and `TICKS` if it ticks
@@ -55,17 +58,17 @@ class Scheduler(RQScheduler):
 
     def declare(self, worker: str) -> None:
         """Tell all clocks what schedules the code of `worker` declares. Raises as `ticker.declarations` does."""
-        self._worker, self._declared = worker, ticker.statement(self.connection)
-        ticker.announce(self.connection, worker, self._declared)
+        self._worker, self._declared = worker, declared.declaration_json(self.connection)
+        declared.publish_declarations(self.connection, worker, self._declared)
 
     def mind(self) -> None:
         """See to it that this worker's clock runs if one is needed; called at each heartbeat, and when it dies."""
         alive = self._process is not None and self._process.is_alive()
         died = self._process is not None and not alive
-        if time.monotonic() - self._minded < BEAT / (10 if died else 2):
+        if time.monotonic() - self._minded < SCHEDULER_HEARTBEAT_SECONDS / (10 if died else 2):
             return
         self._minded = time.monotonic()
-        ticker.announce(self.connection, self._worker, self._declared, again=True)
+        declared.publish_declarations(self.connection, self._worker, self._declared, again=True)
         if not alive:
             self.acquire_locks(auto_start=True)
 
@@ -76,12 +79,12 @@ class Scheduler(RQScheduler):
     # In both
 
     def acquire_locks(self, auto_start: bool = False) -> set[str]:
-        before, names = self._acquired_locks, [TICKS, *sorted(self._queue_names)]
-        keys = [TICKS_LOCK, *(self.get_locking_key(name) for name in names[1:])]
+        before, names = self._acquired_locks, [SCHEDULES_QUEUE, *sorted(self._queue_names)]
+        keys = [SCHEDULES_LOCK, *(self.get_locking_key(name) for name in names[1:])]
         args = [self.name, int(LOCK_TTL * 1000), LONGEST_LOCK * 1000]
-        held = ledger.LOCK.run(self.connection, keys, args)
+        held = scripts.TAKE_LOCKS.run(self.connection, keys, args)
         self._held = {names[index - 1] for index in held}
-        self._acquired_locks = self._held - {TICKS}
+        self._acquired_locks = self._held - {SCHEDULES_QUEUE}
         if self._acquired_locks - before:
             some = sorted(self._acquired_locks)
             more = f" and {len(some) - 20} more" if len(some) > 20 else ""
@@ -92,14 +95,14 @@ class Scheduler(RQScheduler):
 
     def release_locks(self) -> None:
         super().release_locks()
-        release_lock(self.connection, TICKS_LOCK, self.name)
+        release_lock(self.connection, SCHEDULES_LOCK, self.name)
         self._held = set()
 
     def enqueue_scheduled_jobs(self) -> None:
         for name in self._acquired_locks:
-            ledger.promote(self.connection, name, Queue.DEFAULT_TIMEOUT)
-        if TICKS in self._held:
-            ticker.tick(self.connection)
+            transitions.promote(self.connection, name, Queue.DEFAULT_TIMEOUT)
+        if SCHEDULES_QUEUE in self._held:
+            ticker.run_due(self.connection)
 
     # In the clock's own process
 
@@ -127,7 +130,7 @@ class Scheduler(RQScheduler):
                 if not failing:
                     self.log.error("Scheduler %s: waits for Redis: %s", self.name, error)
                 failing = True
-                processes.pause(LOOK, lambda: self._stop_requested)
+                processes.pause(SCHEDULER_POLL_SECONDS, lambda: self._stop_requested)
         try:
             self.stop()
         except redis.RedisError as error:
@@ -144,7 +147,12 @@ class Scheduler(RQScheduler):
                 self._bell.close()
         if self._may_subscribe:
             self._bell = self.connection.pubsub(ignore_subscribe_messages=True)
-            self._bell.subscribe(*(ledger.BELL + name for name in {TICKS, *self._queue_names}))
+            self._bell.subscribe(
+                *(
+                    broker_keys.WAKEUP_CHANNEL + name
+                    for name in {SCHEDULES_QUEUE, *self._queue_names}
+                )
+            )
         self._next: dict[
             str, float
         ] = {}  # queue or `TICKS` -> when to look, in this machine's monotonic time
@@ -153,7 +161,7 @@ class Scheduler(RQScheduler):
         ] = {}  # queue -> due ids that were passed over, for there was no job yet
         self._ahead = 0.0  # Redis's clock less this machine's monotonic time
         self._next_beat = self._next_upkeep = 0.0
-        self._declarations = ticker.Declarations(self.connection)
+        self._declarations = declared.Declarations(self.connection)
         self._upkeep: list[Iterator[None]] = []  # what is left of it
 
     def _look(self) -> None:
@@ -161,22 +169,22 @@ class Scheduler(RQScheduler):
         self._status = self.Status.WORKING
         self._looked = time.monotonic()
         if self._looked >= self._next_beat:
-            self._next_beat = self._looked + BEAT
+            self._next_beat = self._looked + SCHEDULER_HEARTBEAT_SECONDS
             self.heartbeat()
-            self._ahead = ledger.clock(self.connection) - time.monotonic()
+            self._ahead = scripts.redis_time(self.connection) - time.monotonic()
         names = [
             name for name in sorted(self._held) if self._next.get(name, 0.0) <= time.monotonic()
         ]
         for name in names:
-            self._next[name] = time.monotonic() + LOOK
-        queues = [name for name in names if name != TICKS]
-        now, dues = ledger.first_due(self.connection, queues) if queues else (0.0, {})
+            self._next[name] = time.monotonic() + SCHEDULER_POLL_SECONDS
+        queues = [name for name in names if name != SCHEDULES_QUEUE]
+        now, dues = transitions.first_due(self.connection, queues) if queues else (0.0, {})
         for name, due in dues.items():
             if due <= now:
                 self._try(f"the scheduled jobs of {name}", partial(self._promote, name))
             else:
                 self._expect(name, due)
-        if TICKS in names:
+        if SCHEDULES_QUEUE in names:
             self._try("the schedules", self._tick)
         self._status = self.Status.STARTED
 
@@ -191,7 +199,7 @@ class Scheduler(RQScheduler):
 
     def _promote(self, name: str) -> None:
         kept = self._kept.get(name, 0)
-        some = ledger.promote_some(
+        some = transitions.promote_batch(
             self.connection, name, Queue.DEFAULT_TIMEOUT, skip=kept, holder=self.name
         )
         self._kept[name] = kept + some.kept if some.full else 0
@@ -199,21 +207,24 @@ class Scheduler(RQScheduler):
             self._expect(name, some.now if some.full else some.next or 0.0)
 
     def _tick(self) -> None:
-        due = ticker.tick(self.connection, STEP_SECONDS)
+        due = ticker.run_due(self.connection, STEP_SECONDS)
         if due is not None:
-            self._expect(TICKS, due)
+            self._expect(SCHEDULES_QUEUE, due)
         if not self._upkeep and time.monotonic() >= self._next_upkeep:
             self._next_upkeep = time.monotonic() + UPKEEP
-            self._upkeep = [self._declarations.reconcile(), ticker.outcomes(self.connection)]
+            self._upkeep = [
+                self._declarations.reconcile(),
+                history.note_outcomes_in_steps(self.connection),
+            ]
         until = time.monotonic() + STEP_SECONDS
         while self._upkeep and time.monotonic() < until:
             self._try("the schedules", self._step)
         if self._upkeep:
-            self._next[TICKS] = 0.0
+            self._next[SCHEDULES_QUEUE] = 0.0
 
     def _step(self) -> None:
         """The next step of upkeep; what has failed has come to its end."""
-        if next(self._upkeep[0], TICKS) is TICKS:
+        if next(self._upkeep[0], SCHEDULES_QUEUE) is SCHEDULES_QUEUE:
             self._upkeep.pop(0)
 
     def _expect(self, name: str, due: float) -> None:
@@ -229,7 +240,7 @@ class Scheduler(RQScheduler):
             left = max(min(times), self._looked + PAUSE) - time.monotonic()
             if left <= 0:
                 break
-            if self._wakeup[0] in processes.readable(sockets, min(left, LOOK)):
+            if self._wakeup[0] in processes.readable(sockets, min(left, SCHEDULER_POLL_SECONDS)):
                 self._wakeup[0].recv(4096)
             self._read_channel()
 
@@ -237,7 +248,8 @@ class Scheduler(RQScheduler):
         try:
             while self._bell and (message := self._bell.get_message(timeout=0)):
                 self._hear(
-                    ledger.text(message["channel"]).removeprefix(ledger.BELL), message["data"]
+                    broker_keys.decode(message["channel"]).removeprefix(broker_keys.WAKEUP_CHANNEL),
+                    message["data"],
                 )
         except redis.exceptions.NoPermissionError:
             self._may_subscribe = False
@@ -246,7 +258,7 @@ class Scheduler(RQScheduler):
             connection.warn_of_channels(
                 self.log,
                 f"Scheduler {self.name}",
-                f"a job that is due in less than {LOOK:.0f} s comes up to that late",
+                f"a job that is due in less than {SCHEDULER_POLL_SECONDS:.0f} s comes up to that late",
             )
 
     def _hear(self, name: str, data: Any) -> None:

@@ -10,10 +10,11 @@ import redis
 from rq.suspension import WORKERS_SUSPENDED
 from rq.utils import now, str_to_date
 
-from rqjobs import ledger
+from rqjobs.broker import keys as broker_keys
+from rqjobs.broker import scripts
+from rqjobs.broker.keys import decode, queue_names_in
+from rqjobs.broker.places import PLACES, queue_names
 from rqjobs.jobs import Job
-from rqjobs.ledger import text
-from rqjobs.orphans import PLACES, names_in, queue_names
 
 REGISTRIES = {
     "running": "wip",
@@ -88,34 +89,37 @@ def overview(
 
     Three round trips, however many queues, workers and jobs there are.
     """
-    first = ledger.together(
+    first = scripts.read_together(
         connection,
         [
-            ("SMEMBERS", ledger.QUEUES),
+            ("SMEMBERS", broker_keys.QUEUES),
             ("SMEMBERS", "rq:workers"),
             ("TIME",),
             ("EXISTS", WORKERS_SUSPENDED),
         ],
     )
-    names, (seconds, _), suspended = names_in(first[0]), first[2], bool(first[3])
-    keys = sorted(map(text, first[1])) if isinstance(first[1], set | list) else []
-    portions = ledger.chunks(names)
+    names, (seconds, _), suspended = queue_names_in(first[0]), first[2], bool(first[3])
+    keys = sorted(map(decode, first[1])) if isinstance(first[1], set | list) else []
+    portions = scripts.in_chunks(names)
     facts = [
         fact
         for key in keys
-        for fact in (("HGETALL", key), ("ZSCORE", ledger.WORKERS, key.removeprefix("rq:worker:")))
+        for fact in (
+            ("HGETALL", key),
+            ("ZSCORE", broker_keys.LEASES, key.removeprefix("rq:worker:")),
+        )
     ]
-    counts = [ledger.CENSUS.call([], portion) for portion in portions]
+    counts = [scripts.COUNT_PLACES.call([], portion) for portion in portions]
     asked = [
         (registry, _newest(registry, limit, portion))
         for registry, limit in newest.items()
         for portion in portions
     ]
-    second = ledger.together(
+    second = scripts.read_together(
         connection,
         [*facts, *counts, *(command for _, command in asked)],
-        ledger.CENSUS,
-        ledger.NEWEST,
+        scripts.COUNT_PLACES,
+        scripts.NEWEST_JOBS,
     )
     workers = _workers(keys, second[: len(facts)], seconds)
     census = [one for reply in second[len(facts) : len(facts) + len(counts)] for one in reply]
@@ -129,7 +133,7 @@ def overview(
 
 def _queues(names: list[str], census: list[Any], workers: list[WorkerStats]) -> list[QueueStats]:
     listening = Counter(name for worker in workers if worker.alive for name in set(worker.queues))
-    found = {text(name): (_age(since), counts) for name, since, *counts in census}
+    found = {decode(name): (_age(since), counts) for name, since, *counts in census}
     nothing = (None, [0] * len(PLACES))
     queues = []
     for name in names:
@@ -152,7 +156,7 @@ def _workers(keys: list[str], facts: list[Any], seconds: float) -> list[WorkerSt
     for key, raw, lease in zip(keys, facts[::2], facts[1::2], strict=True):
         if not isinstance(raw, dict) or isinstance(lease, Exception):
             continue  # somebody else wrote there
-        data = {text(name): text(value) for name, value in raw.items()}
+        data = {decode(name): decode(value) for name, value in raw.items()}
         found.append(
             WorkerStats(
                 name=key.removeprefix("rq:worker:"),
@@ -184,14 +188,20 @@ def recent(
     """
     commands = [
         _newest(registry, limit, portion)
-        for portion in ledger.chunks(queues or queue_names(connection))
+        for portion in scripts.in_chunks(queues or queue_names(connection))
     ]
-    found = [one for reply in ledger.together(connection, commands, ledger.NEWEST) for one in reply]
+    found = [
+        one
+        for reply in scripts.read_together(connection, commands, scripts.NEWEST_JOBS)
+        for one in reply
+    ]
     return _read(connection, {registry: found}, {registry: limit})[registry]
 
 
 def _newest(registry: str, limit: int, portion: list[str]) -> tuple[Any, ...]:
-    return ledger.NEWEST.call([], [{"queued": "queue", **REGISTRIES}[registry], limit, *portion])
+    return scripts.NEWEST_JOBS.call(
+        [], [{"queued": "queue", **REGISTRIES}[registry], limit, *portion]
+    )
 
 
 SHOWN = (
@@ -213,12 +223,12 @@ def _read(
     """The newest of the jobs that were `found` ([moment, id]), by registry; without what lists do not show of them."""
     ids = {
         registry: [
-            text(job_id) for _, job_id in sorted(pairs, key=lambda pair: pair[0], reverse=True)
+            decode(job_id) for _, job_id in sorted(pairs, key=lambda pair: pair[0], reverse=True)
         ][: limits[registry]]
         for registry, pairs in found.items()
     }
     flat = list(dict.fromkeys(job_id for some in ids.values() for job_id in some))
-    replies = ledger.together(
+    replies = scripts.read_together(
         connection, [("HMGET", f"rq:job:{job_id}", *SHOWN) for job_id in flat]
     )
     jobs = {

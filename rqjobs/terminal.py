@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -38,10 +36,3 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     widths = [max(len(line[index]) for line in lines) for index in range(len(head))]
     for line in lines:
         say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-
-
-def any_encoding() -> None:
-    """Have a character that the terminal's encoding does not know printed as an escape, instead of an error."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError):  # somebody put another object there
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

@@ -12,18 +12,19 @@ import time
 
 from rq import Retry, get_current_job
 
-from rqjobs import horse, job, queues, settling, worker
+from rqjobs import job, queues
+from rqjobs.worker import horse, settlement, worker
 
 if (
     "FAULTS_SPAN" in os.environ
 ):  # how long the jobs that are claimed at once may take: chance must not decide it
-    horse.SPAN = float(os.environ["FAULTS_SPAN"])
+    horse.BATCH_SECONDS = float(os.environ["FAULTS_SPAN"])
 
 
 if "FAULTS_BEAT" in os.environ:  # seconds between two heartbeats
-    worker.BEAT = float(os.environ["FAULTS_BEAT"])
+    worker.HEARTBEAT_SECONDS = float(os.environ["FAULTS_BEAT"])
 if "FAULTS_HANDLER_SECONDS" in os.environ:
-    settling.HANDLER_SECONDS = float(os.environ["FAULTS_HANDLER_SECONDS"])
+    settlement.HANDLER_SECONDS = float(os.environ["FAULTS_HANDLER_SECONDS"])
 
 
 class Color(enum.Enum):

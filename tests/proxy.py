@@ -330,20 +330,19 @@ class Line:
 
 def serve_workers() -> None:
     """The program: fork a worker for each line of JSON, {"queues": […], "options": {…}, "env": {…}, "log": path}."""
-    import rqjobs.connection
-    import rqjobs.waits
-    import rqjobs.worker
-    from rqjobs import catalog, config, ledger, processes
+    from rqjobs import catalog, config, connection, processes
+    from rqjobs.broker import leases
+    from rqjobs.worker import listener, supervisor, worker
 
     timeout, block = map(float, sys.argv[1:])
-    ledger.BEAT = 1  # the sweep's lock lasts for half a second then
-    rqjobs.worker.BEAT = 0.25
-    rqjobs.worker.TICK = 0.1
-    rqjobs.supervisor.CRASH_DELAY = 0.05
-    rqjobs.supervisor.STUCK_SETTLING = 10 * timeout + 3
-    rqjobs.supervisor.REHIRE_PAUSE = (0.01, 0.1)
-    rqjobs.connection.OPTIONS["socket_timeout"] = timeout
-    rqjobs.waits.BLOCK = block
+    leases.HEARTBEAT_SECONDS = 1  # the sweep's lock lasts for half a second then
+    worker.HEARTBEAT_SECONDS = 0.25
+    worker.MAX_SLEEP_SECONDS = 0.1
+    supervisor.CRASH_DELAY_SECONDS = 0.05
+    supervisor.UNRESPONSIVE_SETTLING_SECONDS = 10 * timeout + 3
+    supervisor.RESPAWN_BACKOFF_SECONDS = (0.01, 0.1)
+    connection.OPTIONS["socket_timeout"] = timeout
+    listener.BLOCK_SECONDS = block
     config.use(config.Config(modules=("faults",), shutdown_timeout=2))
     catalog.must_load()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -364,7 +363,7 @@ def serve_workers() -> None:
         code = 1
         try:
             config.use(redis_url=order["url"])
-            rqjobs.Worker(order["queues"], **order.get("options", {})).work(logging_level="INFO")
+            worker.Worker(order["queues"], **order.get("options", {})).work(logging_level="INFO")
             code = 0
         except BaseException:
             import traceback

@@ -13,7 +13,9 @@ import redis as redis_py
 from redis.exceptions import NoPermissionError
 
 import rqjobs
-from rqjobs import config, connection, delayed, embedded, ledger, orphans, stats
+from rqjobs import config, connection, delayed, embedded, stats
+from rqjobs.broker import transitions
+from rqjobs.maintenance import audit
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 SMALLEST = re.search(r"^ACL SETUSER rqjobs on >secret (.*)$", README, re.M)[1].split()
@@ -86,10 +88,10 @@ def test_the_rights_that_the_readme_names_are_enough(user, start, eventually):
     later = rqjobs.enqueue_in(3600, faults.ok)
     delayed.reschedule(later.id, 7200)
     delayed.cancel(later.id)
-    ledger.requeue(client, failed.id)
+    transitions.requeue(client, failed.id)
     rqjobs.schedules.remove("often")
     eventually(lambda: failed.is_failed)
-    assert stats.snapshot(client).queues and not orphans.audit(client, settle=0.2).breaches
+    assert stats.snapshot(client).queues and not audit.audit(client, settle=0.2).breaches
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 0
     assert "may not use channels" not in process.output() and "NOPERM" not in process.output()

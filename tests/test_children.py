@@ -15,9 +15,11 @@ from redis.exceptions import ConnectionError
 from rq.job import JobStatus
 
 import rqjobs
-from rqjobs import children, config, orphans, processes
-from rqjobs.horse import Terms
-from rqjobs.settling import passes
+from rqjobs import config, processes
+from rqjobs.connection import is_transient
+from rqjobs.maintenance import audit
+from rqjobs.worker import job_processes
+from rqjobs.worker.horse import Limits
 
 ENV = {"RQJOBS_MODULES": "faults,family"}
 
@@ -79,7 +81,7 @@ def test_exit_functions_run_when_a_horse_ends_and_only_there(redis, tmp_path):
 
 
 def test_an_exit_function_that_hangs_is_cut_off(redis, tmp_path, monkeypatch):
-    monkeypatch.setattr(children, "EXIT_SECONDS", 0.5)
+    monkeypatch.setattr(job_processes, "EXIT_SECONDS", 0.5)
     burst((family.at_exit, str(tmp_path / "exit"), 60), faults.ok)
     assert not (tmp_path / "exit").exists()
 
@@ -125,7 +127,7 @@ def test_a_group_that_is_another_s_now_is_left_alone(redis, spawn, eventually):
 
 
 def test_forgotten_children_leave_no_zombies_and_who_is_waited_for_is_left(redis, monkeypatch):
-    monkeypatch.setattr(children, "REAP_SECONDS", 0)
+    monkeypatch.setattr(job_processes, "REAP_SECONDS", 0)
     found = burst((family.keep, 7), family.forget, *[faults.ok] * 5, family.zombies, family.wait)
     assert found[-2:] == [1, 7], "the program that a module keeps, and nothing else"
 
@@ -172,10 +174,10 @@ def test_a_worker_that_forks_without_descriptors_waits_for_some(redis, monkeypat
         monkeypatch.undo()
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr("rqjobs.supervisor.socket.socketpair", refuse)
+    monkeypatch.setattr("rqjobs.worker.supervisor.socket.socketpair", refuse)
     worker = rqjobs.Worker(["default"])
     before = len(os.listdir("/proc/self/fd"))
-    worker._hire(Terms())
+    worker._hire(Limits())
     assert worker.horse_pid == 0 and len(os.listdir("/proc/self/fd")) == before
 
 
@@ -218,7 +220,7 @@ def test_a_horse_runs_as_many_jobs_as_there_are_and_is_replaced_when_it_has_grow
     redis, monkeypatch
 ):
     """State that leaks is what the limit on memory is for; what was there before the horse does not count."""
-    monkeypatch.setattr("rqjobs.horse.MEMORY_LOOK_SECONDS", 0)
+    monkeypatch.setattr("rqjobs.worker.horse.MEMORY_CHECK_SECONDS", 0)
     ballast = bytearray(os.urandom(1)) * (64 * 2**20)
     config.use(max_memory_per_child=32 * 2**20)
     assert len(set(burst(*[(family.leak, 1)] * 30))) == 1
@@ -229,26 +231,26 @@ def test_a_horse_runs_as_many_jobs_as_there_are_and_is_replaced_when_it_has_grow
 
 
 def test_without_a_setting_a_horse_that_must_be_large_is_not_replaced_for_ever(redis, monkeypatch):
-    monkeypatch.setattr("rqjobs.horse.MEMORY_LOOK_SECONDS", 0)
-    monkeypatch.setattr("rqjobs.supervisor.GROWTH_BYTES", 8 * 2**20)
+    monkeypatch.setattr("rqjobs.worker.horse.MEMORY_CHECK_SECONDS", 0)
+    monkeypatch.setattr("rqjobs.worker.supervisor.GROWTH_BYTES", 8 * 2**20)
     pids = burst(
         *[(family.leak, 20 * 2**20)] + [(family.leak, 1)] * 3, *[(family.leak, 20 * 2**20)] * 2
     )
     assert len(set(pids)) == 3, "after 8, 16 and 32 MiB"
-    assert not orphans.audit(redis).breaches
+    assert not audit.audit(redis).breaches
 
 
 def test_a_horse_that_has_no_descriptor_left_ends_and_its_job_runs_again(
     redis, tmp_path, monkeypatch
 ):
     """That counted as Redis being away: it was tried again for ever, and the queue stood still."""
-    monkeypatch.setattr("rqjobs.supervisor.CRASH_DELAY", 0)
+    monkeypatch.setattr("rqjobs.worker.supervisor.CRASH_DELAY_SECONDS", 0)
     assert burst((family.exhaust, str(tmp_path / "first")), faults.ok) == ["done", None]
-    assert not orphans.audit(redis).breaches
+    assert not audit.audit(redis).breaches
 
 
 def test_a_job_that_takes_all_descriptors_each_time_is_poison(redis, monkeypatch):
-    monkeypatch.setattr("rqjobs.supervisor.CRASH_DELAY", 0)
+    monkeypatch.setattr("rqjobs.worker.supervisor.CRASH_DELAY_SECONDS", 0)
     job = rqjobs.queue("default").enqueue(family.exhaust, "")
     (after,) = burst(faults.ok)
     assert "process died 3 times" in job.latest_result().exc_string and after is None
@@ -256,8 +258,8 @@ def test_a_job_that_takes_all_descriptors_each_time_is_poison(redis, monkeypatch
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EBADF])
 def test_an_error_of_our_own_process_is_not_redis_being_away(number):
-    assert not passes(OSError(number, os.strerror(number)))
-    assert not passes(
+    assert not is_transient(OSError(number, os.strerror(number)))
+    assert not is_transient(
         ConnectionError(f"Error {number} connecting to redis:6379. {os.strerror(number)}.")
     )
     for away in (
@@ -267,15 +269,15 @@ def test_an_error_of_our_own_process_is_not_redis_being_away(number):
         errno.EPIPE,
         errno.EHOSTUNREACH,
     ):
-        assert passes(OSError(away, "")) and passes(
+        assert is_transient(OSError(away, "")) and is_transient(
             ConnectionError(f"Error {away} connecting to redis:6379.")
         )
 
 
 def test_a_horse_that_alone_does_not_reach_redis_is_replaced(redis, monkeypatch):
     """Whatever the reason: here a job has broken the sockets of its process."""
-    monkeypatch.setattr("rqjobs.supervisor.STUCK", 1.5)
-    monkeypatch.setattr("rqjobs.supervisor.CRASH_DELAY", 0)
+    monkeypatch.setattr("rqjobs.worker.supervisor.UNRESPONSIVE_SECONDS", 1.5)
+    monkeypatch.setattr("rqjobs.worker.supervisor.CRASH_DELAY_SECONDS", 0)
     broken, after = (
         rqjobs.queue("default").enqueue(family.break_sockets),
         rqjobs.queue("default").enqueue(faults.ok),
@@ -290,7 +292,7 @@ def test_a_horse_that_alone_does_not_reach_redis_is_replaced(redis, monkeypatch)
 
 def test_a_job_whose_hash_kills_who_reads_it_is_poison(redis, monkeypatch):
     """The death was not counted, because the job had not begun: it went on for ever."""
-    monkeypatch.setattr("rqjobs.supervisor.CRASH_DELAY", 0)
+    monkeypatch.setattr("rqjobs.worker.supervisor.CRASH_DELAY_SECONDS", 0)
     found = rqjobs.Job.found.__func__
 
     def read(cls, job_id, fields, connection):
@@ -305,7 +307,7 @@ def test_a_job_whose_hash_kills_who_reads_it_is_poison(redis, monkeypatch):
 
 
 def test_a_job_that_closes_all_descriptors_harms_no_other(redis, monkeypatch):
-    monkeypatch.setattr("rqjobs.supervisor.CRASH_DELAY", 0)
+    monkeypatch.setattr("rqjobs.worker.supervisor.CRASH_DELAY_SECONDS", 0)
     jobs = [
         rqjobs.queue("default").enqueue(function)
         for function in (family.close_all, faults.ok, faults.boom)
@@ -313,4 +315,4 @@ def test_a_job_that_closes_all_descriptors_harms_no_other(redis, monkeypatch):
     rqjobs.Worker(["default"]).work(burst=True, logging_level="WARNING")
     assert [job.get_status() for job in jobs] == ["finished", "finished", "failed"]
     assert jobs[2].latest_result().exc_string.endswith("ValueError: boom\n")
-    assert not orphans.audit(redis).breaches
+    assert not audit.audit(redis).breaches

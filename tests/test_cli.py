@@ -11,8 +11,10 @@ import pytest
 from rq.suspension import suspend
 
 import rqjobs
-from rqjobs import config, connection, orphans
-from rqjobs.doctor import examine
+from rqjobs import config, connection
+from rqjobs.maintenance import audit
+from rqjobs.maintenance import doctor as doctor_module
+from rqjobs.maintenance.doctor import examine
 
 
 @pytest.fixture
@@ -107,7 +109,7 @@ def test_failed_lists_shows_requeues_and_deletes(run, broken, redis):
     assert code == 0 and "1 of 1 done" in output
     assert run("failed", "requeue")[0] == 2
     assert run("failed", "show", "nobody")[0] == 1
-    assert not orphans.audit(redis).breaches
+    assert not audit.audit(redis).breaches
 
 
 def test_stats(run, redis):
@@ -160,7 +162,7 @@ def test_the_doctor_tells_of_a_full_redis_and_of_one_that_soon_will_be(doctor, r
     try:
         redis.config_set("maxmemory", 2**40)  # the memory in use may change at any moment
         assert not any(line.startswith("note Redis uses ") for line in doctor())
-        monkeypatch.setattr(rqjobs.doctor, "FULL", 1e-9)
+        monkeypatch.setattr(doctor_module, "FULL", 1e-9)
         assert any(line.startswith("note Redis uses ") for line in doctor())
         redis.config_set("maxmemory", 1)
         assert any(

@@ -18,9 +18,12 @@ from click.testing import CliRunner
 from rq.scheduler import RQScheduler
 
 import rqjobs
-from rqjobs import ScheduleError, cli, config, every, ledger, orphans, schedules, ticker
-from rqjobs.scheduler import TICKS_LOCK
-from rqjobs.timetable import SCHEDULES
+from rqjobs import ScheduleError, cli, config, every, schedules
+from rqjobs.broker import leases, scripts
+from rqjobs.maintenance import audit
+from rqjobs.scheduler import SCHEDULES_LOCK
+from rqjobs.schedules import declared, store, ticker
+from rqjobs.schedules.store import SCHEDULES
 
 CLOCK = """
 import os, rqjobs
@@ -41,11 +44,11 @@ def timed(settings):
 def version(redis):
     """A worker with a lease, whose code declares these schedules: {name: rule}."""
 
-    def start(worker, declared, **call):
-        ledger.beat(redis, worker, {"pid": 1})
-        began = ledger.clock(redis)
-        made = ticker.call(call.get("function", faults.note), call.get("args", ()), {})
-        fields = {field: ticker.text_of(value) for field, value in made.fields.items()}
+    def start(worker, rules, **call):
+        leases.renew_lease(redis, worker, {"pid": 1})
+        began = scripts.redis_time(redis)
+        made = store.build_template(call.get("function", faults.note), call.get("args", ()), {})
+        fields = {field: declared.latin1_text(value) for field, value in made.fields.items()}
         words = json.dumps(
             {
                 "started": began,
@@ -58,12 +61,12 @@ def version(redis):
                         "digest": made.digest,
                         "fields": fields,
                     }
-                    for name, rule in declared.items()
+                    for name, rule in rules.items()
                 ],
             }
         )
-        ticker.announce(redis, worker, words)
-        ticker.reconcile(redis)
+        declared.publish_declarations(redis, worker, words)
+        declared.reconcile(redis)
         return words
 
     return start
@@ -74,7 +77,7 @@ def states():
 
 
 def test_what_a_module_declares(timed):
-    found = {one["name"]: one for one in ticker.declarations()}
+    found = {one["name"]: one for one in declared.declarations()}
     assert set(found) == {"timed-pulse", "low-pulse", "timed-report", "timed-report-2"}
     assert found["low-pulse"]["queue"] == "low" and found["low-pulse"]["fields"]["timeout"] == "20"
     early = found["timed-report"]
@@ -90,7 +93,7 @@ def test_two_declared_with_one_name_are_refused(settings, timed, monkeypatch):
     with pytest.raises(
         ScheduleError, match=r"timed\.other and of timed\.plain; give one of them a name"
     ):
-        ticker.declarations()
+        declared.declarations()
 
 
 def test_declared_schedules_follow_the_code(redis, version):
@@ -114,22 +117,22 @@ def test_in_a_rolling_deploy_the_version_that_started_last_is_right_and_none_tak
     version("new", {"kept": every(hours=2), "added": every(hours=1)})
     revision = schedules.get("kept").revision
     for _ in range(3):  # whoever reconciles, it does not go back and forth
-        ledger.leave(redis, "old")  # it was believed dead...
-        ticker.reconcile(redis)
-        ledger.beat(redis, "old", {"pid": 1})  # ...and is back
-        ticker.announce(redis, "old", old, again=True)
-        ticker.reconcile(redis)
+        leases.end_lease(redis, "old")  # it was believed dead...
+        declared.reconcile(redis)
+        leases.renew_lease(redis, "old", {"pid": 1})  # ...and is back
+        declared.publish_declarations(redis, "old", old, again=True)
+        declared.reconcile(redis)
     assert states() == {"kept": "active", "dropped": "active", "added": "active"}
     assert schedules.get("kept").rule.seconds == 7200 and schedules.get("kept").revision == revision
-    ledger.leave(redis, "old")
-    ticker.reconcile(redis)
+    leases.end_lease(redis, "old")
+    declared.reconcile(redis)
     assert states() == {"kept": "active", "dropped": "withdrawn", "added": "active"}
 
 
 def test_what_no_worker_declares_rests_and_goes_on_where_it_was(redis, version):
     version("shop", {"daily": every(hours=1, missed="all")})
-    ledger.leave(redis, "shop")
-    ticker.reconcile(redis)
+    leases.end_lease(redis, "shop")
+    declared.reconcile(redis)
     assert states() == {"daily": "active"}  # nobody is there who could know
     redis.hset(
         "rqjobs:schedule:daily",
@@ -139,11 +142,11 @@ def test_what_no_worker_declares_rests_and_goes_on_where_it_was(redis, version):
     version("mail", {"letters": every(hours=1)})
     assert states() == {"daily": "withdrawn", "letters": "active"}
     assert redis.zscore(SCHEDULES, "daily") == float("inf")
-    ticker.tick(redis)
+    ticker.run_due(redis)
     assert rqjobs.queue("default").job_ids == []
     version("shop", {"daily": every(hours=1, missed="all")})
     assert states() == {"daily": "active", "letters": "active"}
-    ticker.tick(redis)
+    ticker.run_due(redis)
     assert (
         len(rqjobs.queue("default").job_ids) == 3
         and schedules.get("daily").last.timestamp() == tick + 2 * 3600
@@ -156,17 +159,17 @@ def test_a_pause_outlives_a_deploy_and_what_is_gone_is_forgotten_after_a_day(red
     version("w2", {"a": every(hours=2)}, args=["changed"])
     assert states() == {"a": "paused"}
     for worker in ("w1", "w2"):
-        ledger.leave(redis, worker)
+        leases.end_lease(redis, worker)
     version("w3", {})
     assert states() == {"a": "withdrawn"}
     with pytest.raises(ScheduleError, match="is withdrawn"):
         schedules.resume("a")
     version("w4", {"a": every(hours=2)}, args=["changed"])
     assert states() == {"a": "paused"}
-    ledger.leave(redis, "w4")
-    ticker.reconcile(redis)
-    redis.hset("rqjobs:schedule:a", "changed", time.time() - ticker.KEPT_WITHDRAWN - 5)
-    ticker.reconcile(redis)
+    leases.end_lease(redis, "w4")
+    declared.reconcile(redis)
+    redis.hset("rqjobs:schedule:a", "changed", time.time() - declared.UNDECLARED_SECONDS - 5)
+    declared.reconcile(redis)
     assert states() == {} and not redis.keys("rqjobs:schedule:*")
 
 
@@ -195,7 +198,7 @@ def test_a_worker_runs_what_its_code_declares_and_another_goes_on_when_it_is_kil
             assert ticks == [
                 ticks[0] + timedelta(seconds=step * number) for number in range(len(ticks))
             ]
-    eventually(lambda: not orphans.audit(redis).breaches)
+    eventually(lambda: not audit.audit(redis).breaches)
 
 
 def test_a_worker_whose_declared_schedule_cannot_be_says_so_and_does_not_start(
@@ -229,12 +232,16 @@ def holder(redis, key):
 def test_ten_clocks_and_a_hundred_takeovers_double_nothing_and_lose_nothing(
     spawn, redis, kill, eventually
 ):
-    locks = [RQScheduler.get_locking_key("default"), RQScheduler.get_locking_key("low"), TICKS_LOCK]
+    locks = [
+        RQScheduler.get_locking_key("default"),
+        RQScheduler.get_locking_key("low"),
+        SCHEDULES_LOCK,
+    ]
     clocks = [spawn(sys.executable, "-c", CLOCK) for _ in range(10)]
     eventually(lambda: all(holder(redis, key) for key in locks), timeout=30)
     jobs = rqjobs.enqueue_many([(faults.ok, number) for number in range(6000)])
     redis.delete("rq:queue:default")
-    begin = int(ledger.clock(redis))
+    begin = int(scripts.redis_time(redis))
     every(seconds=1, missed="all").add("pulse", faults.note)
     with redis.pipeline() as pipe:
         for number, job in enumerate(jobs):
@@ -280,9 +287,9 @@ def test_a_declaration_that_cannot_be_read_stops_no_other(redis, version):
     words["schedules"][0]["rule"] = '{"seconds": 5, "moon": "full"}'
     del words["schedules"][1]["fields"]
     words["schedules"][2]["digest"] = "another"
-    ticker.announce(redis, "w1", json.dumps(words))
+    declared.publish_declarations(redis, "w1", json.dumps(words))
     revision = schedules.get("c").revision
-    ticker.reconcile(redis)
+    declared.reconcile(redis)
     assert states() == dict.fromkeys("abc", "active") and schedules.get("c").revision > revision
 
 
@@ -300,12 +307,12 @@ def test_a_declaration_that_cannot_be_read_stops_no_other(redis, version):
 )
 def test_what_is_no_declaration_is_told_once_and_takes_nothing_away(redis, version, words, caplog):
     said = version("w1", {"a": every(hours=1)})
-    ledger.beat(redis, "w2", {"pid": 1})
+    leases.renew_lease(redis, "w2", {"pid": 1})
     redis.hset("rqjobs:schedules:declared", mapping={"w1": words, "w2": said.replace('"a"', '"b"')})
-    ticker.reconcile(redis)
+    declared.reconcile(redis)
     assert states() == {"a": "active", "b": "active"}
-    ticker.announce(redis, "w1", said, again=True)
-    ticker.reconcile(redis)
+    declared.publish_declarations(redis, "w1", said, again=True)
+    declared.reconcile(redis)
     assert states() == {"a": "active", "b": "active"} and caplog.text.count("cannot be read") == 1
 
 
@@ -316,7 +323,7 @@ def test_the_example_in_the_readme_declares_what_it_says(settings, tmp_path, mon
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "tasks", raising=False)
     config.use(dataclasses.replace(settings, modules=("tasks",)))
-    found = {one["name"]: one for one in ticker.declarations()}
+    found = {one["name"]: one for one in declared.declarations()}
     assert set(found) == {"tasks-refresh", "tasks-report", "monthly"}
     assert found["monthly"]["queue"] == "low" and "overlap" in found["tasks-report"]["rule"]
     later = readme.split("With arguments that only your program knows", 1)[1]

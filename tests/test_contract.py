@@ -13,7 +13,8 @@ from rq.group import Group
 from rq.job import Dependency, JobStatus
 
 import rqjobs
-from rqjobs import Callback, Retry, orphans
+from rqjobs import Callback, Retry
+from rqjobs.maintenance import audit as maintenance_audit
 
 
 @pytest.fixture
@@ -197,7 +198,7 @@ def test_dependents_of_failed_canceled_and_finished_jobs(worker, redis, eventual
     worker()
     finished(after, *fan, join)
     assert never.get_status() == JobStatus.DEFERRED
-    audit = orphans.audit(redis)
+    audit = maintenance_audit.audit(redis)
     assert not audit.breaches and audit.remarks == [
         f"deferred: {never.id} waits for {failing.id}, which is failed"
     ]

@@ -22,12 +22,15 @@ from redis.exceptions import RedisError, ResponseError
 from rq.job import Dependency, JobStatus
 
 import rqjobs
-from rqjobs import Callback, Repeat, Retry, config, embedded, ledger, orphans
+from rqjobs import Callback, Repeat, Retry, config, embedded
+from rqjobs.broker import keys as broker_keys
+from rqjobs.broker import scripts
+from rqjobs.maintenance import audit as maintenance_audit
 
 SCRIPTS = {
-    script.sha: name for name, script in vars(ledger).items() if isinstance(script, ledger.Script)
+    script.sha: name for name, script in vars(scripts).items() if isinstance(script, scripts.Script)
 }
-SETTLE = ledger.SETTLE.sha.encode()
+SETTLE = scripts.SETTLE.sha.encode()
 KINDS = {  # what `noted` does, its options, and how often it runs
     "plain": ("ok", {}, 1),
     "failing": ("boom", {}, 1),
@@ -164,7 +167,9 @@ class Stage:
         """What Redis says of these jobs, but for ids and times."""
         redis, found = self.redis, {}
         for number, job in enumerate(jobs):
-            fields = {ledger.text(name): value for name, value in redis.hgetall(job.key).items()}
+            fields = {
+                broker_keys.decode(name): value for name, value in redis.hgetall(job.key).items()
+            }
             results = [entry[b"type"] for _, entry in redis.xrange(f"rq:results:{job.id}")]
             places = [
                 name
@@ -246,7 +251,7 @@ class Stage:
         if "callback" in kind:
             assert 0 <= self.runs(".end") - 1 <= extra, case
         assert not self.redis.keys("rqjobs:claims:*"), case
-        audit = orphans.audit(self.redis, settle=0.2)
+        audit = maintenance_audit.audit(self.redis, settle=0.2)
         assert not audit.breaches and not audit.remarks, f"{case}: {audit}"
         self.clear()
         return found
@@ -410,7 +415,7 @@ def test_a_kill_of_the_whole_worker_at_every_command_of_a_job_s_life(stage, kind
             stage.play(kind, fault, expected, extra=1, rescue=True)
             if not fault.fired.is_set():
                 break
-    assert not stage.redis.keys("rqjobs:claims:*") and stage.redis.zcard(ledger.WORKERS) == 1
+    assert not stage.redis.keys("rqjobs:claims:*") and stage.redis.zcard(broker_keys.LEASES) == 1
 
 
 @pytest.mark.slow
@@ -448,7 +453,7 @@ def test_a_kill_between_the_burial_of_a_job_and_the_waking_of_what_waits_for_it(
     child = rqjobs.queue("default").enqueue(
         faults.noted, str(stage.file), depends_on=Dependency(jobs=[poison], allow_failure=True)
     )
-    waking = (b"EVALSHA", redis.script_load(ledger.WAKE.source).encode())
+    waking = (b"EVALSHA", redis.script_load(scripts.ENQUEUE_DEPENDENTS.source).encode())
     fault = stage.proxy.arm(Fault(0, "kill", after, lambda pid, words: tuple(words[:2]) == waking))
     rqjobs.queue("default").enqueue_job(poison)
     stage.eventually(fault.fired.is_set, what=stage.text)
@@ -456,7 +461,7 @@ def test_a_kill_between_the_burial_of_a_job_and_the_waking_of_what_waits_for_it(
     assert child.get_status() == (JobStatus.QUEUED if after else JobStatus.DEFERRED)
     stage.start()
     stage.eventually(lambda: child.is_finished)
-    assert stage.runs() == 1 and poison.is_failed and not redis.exists(ledger.WAKING)
+    assert stage.runs() == 1 and poison.is_failed and not redis.exists(broker_keys.ENDED_PARENTS)
 
 
 @contextlib.contextmanager
@@ -724,7 +729,7 @@ def test_redis_killed_and_restarted_under_a_job(stage, own_redis, kind):
     stage.eventually(lambda: stage.settled(kind, jobs), what=stage.text)
     assert jobs[0].get_status() == JobStatus.FINISHED, stage.text()
     assert (stage.runs(), stage.horse()) == (KINDS[kind][2], horse)
-    assert not orphans.audit(own_redis.redis, settle=0.2).breaches
+    assert not maintenance_audit.audit(own_redis.redis, settle=0.2).breaches
 
 
 def test_what_arrives_while_a_job_runs_goes_back(stage, redis):
@@ -734,7 +739,7 @@ def test_what_arrives_while_a_job_runs_goes_back(stage, redis):
     stage.start()
     (running,) = stage.enqueue("plain", "wait")
     stage.eventually(lambda: stage.runs() == 1)
-    (worker,) = map(ledger.text, redis.zrange(ledger.WORKERS, 0, -1))
+    (worker,) = map(broker_keys.decode, redis.zrange(broker_keys.LEASES, 0, -1))
     stray = rqjobs.queue("default").enqueue(faults.ok)
     assert (
         redis.lmove("rq:queue:default", f"rqjobs:claims:{worker}", "LEFT", "RIGHT")
@@ -785,7 +790,7 @@ def test_an_outcome_that_cannot_be_written_is_a_dead_letter(redis):
     rqjobs.Worker(["default"]).work(burst=True, logging_level="CRITICAL")
     assert job.is_failed and redis.zscore("rq:failed:default", job.id) is not None
     assert not redis.exists("rq:wip:default") and not redis.keys("rqjobs:claims:*")
-    assert not orphans.audit(redis, settle=0.1).breaches
+    assert not maintenance_audit.audit(redis, settle=0.1).breaches
 
 
 @pytest.mark.parametrize("what", ["deaf", "mute"])

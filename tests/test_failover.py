@@ -13,7 +13,9 @@ import redis as redis_py
 from rq.job import JobStatus
 
 import rqjobs
-from rqjobs import Repeat, Retry, config, connection, ledger, orphans
+from rqjobs import Repeat, Retry, config, connection
+from rqjobs.broker import keys
+from rqjobs.maintenance import audit as maintenance_audit
 
 
 @pytest.fixture
@@ -100,7 +102,7 @@ def worker(cluster, spawn, eventually):
         "default",
         env={"REDIS_URL": cluster.url},
     )
-    eventually(lambda: cluster.clients[0].zcard(ledger.WORKERS) or process.poll() is not None)
+    eventually(lambda: cluster.clients[0].zcard(keys.LEASES) or process.poll() is not None)
     assert process.poll() is None, process.output()
     return process
 
@@ -123,11 +125,11 @@ def all_ended(jobs):
 def judge(worker, replica):
     """The worker that was there before is there still, nothing stands where it should not, and it goes when told."""
     assert worker.poll() is None
-    audit = orphans.audit(connection.client(), settle=0.2)
+    audit = maintenance_audit.audit(connection.client(), settle=0.2)
     assert not audit.breaches and not audit.remarks
     worker.terminate()
     assert worker.wait(30) == 0, worker.output()
-    assert not replica.exists(ledger.WORKERS, "rq:workers") and not replica.keys("rqjobs:claims:*")
+    assert not replica.exists(keys.LEASES, "rq:workers") and not replica.keys("rqjobs:claims:*")
 
 
 def test_a_failover_under_a_running_job(cluster, worker, eventually, tmp_path):

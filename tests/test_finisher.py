@@ -14,7 +14,9 @@ from rq.job import JobStatus
 from rq.webhook import Webhook
 
 import rqjobs
-from rqjobs import Callback, cli, ledger, orphans, stats
+from rqjobs import Callback, cli, stats
+from rqjobs.broker import keys, leases, transitions
+from rqjobs.maintenance import audit
 
 QUICK = {"FAULTS_BEAT": "0.5", "RQJOBS_SHUTDOWN_TIMEOUT": "1"}
 
@@ -31,7 +33,7 @@ def longest_silence(redis, process, eventually):
     leases = []
 
     def renewed():
-        lease = redis.zscore(ledger.WORKERS, process.name)
+        lease = redis.zscore(keys.LEASES, process.name)
         if lease not in leases:
             leases.append(lease)
         assert not redis.exists("over"), f"it did not hang long enough: {leases}"
@@ -81,7 +83,7 @@ def test_the_lease_is_kept_whatever_hangs_after_a_job(worker, redis, eventually,
     )
     job, status = end(redis, eventually, dead_host)
     assert (
-        longest_silence(redis, process, eventually) < ledger.LEASE / 2
+        longest_silence(redis, process, eventually) < leases.LEASE_SECONDS / 2
     )  # under 2 s unless the machine is busy
     following = rqjobs.enqueue(faults.ok)
     eventually(lambda: following.is_finished, what="the next job")
@@ -111,7 +113,7 @@ def test_the_lease_is_kept_when_a_log_handler_hangs(worker, redis, eventually, t
     )
     job = rqjobs.enqueue(faults.kill_self)
     eventually((tmp_path / "reached").exists)
-    assert longest_silence(redis, process, eventually) < ledger.LEASE / 2
+    assert longest_silence(redis, process, eventually) < leases.LEASE_SECONDS / 2
     eventually(lambda: job.is_failed, what="the third death")
     assert "a log handler took longer than 1 s" in process.output()
     assert f"job {job.id}, which it ran, is" in process.output(), "further lines are not lost"
@@ -143,7 +145,7 @@ def test_a_callback_that_hangs_does_not_hide_how_its_job_ended(worker, redis, ev
         eventually(lambda: job.is_failed, what=process.output)
         assert job.latest_result().exc_string.endswith("ValueError: the real reason\n")
     assert "a callback or handler ignored its time limit" in process.output()
-    assert not orphans.audit(redis, settle=0.1).breaches and not redis.exists("over")
+    assert not audit.audit(redis, settle=0.1).breaches and not redis.exists("over")
 
 
 def test_a_webhook_that_never_ends_ends_neither_the_job_nor_the_horse_s_work(
@@ -225,7 +227,9 @@ def test_a_stopped_job_is_no_failed_one_and_requeued_only_by_its_name(stopped_an
     assert [int(redis.hget(key, "failed_job_count")) for key in redis.smembers("rq:workers")] == [1]
     assert counts(redis) == (1, 1)
     assert [one.id for one in stats.recent(redis, "failed", 1)] == [failing.id]
-    assert [job_id for _, job_id in ledger.failed(redis, "default", 1, "newest")] == [failing.id]
+    assert [job_id for _, job_id in transitions.failed_jobs(redis, "default", 1, "newest")] == [
+        failing.id
+    ]
     run = CliRunner().invoke(cli.main, ["failed", "requeue", "--all"])
     assert (
         run.exit_code == 0 and "1 of 1 done" in run.output and job.get_status() == JobStatus.STOPPED

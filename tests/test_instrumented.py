@@ -17,7 +17,7 @@ from redis.exceptions import ResponseError
 from rq.group import Group
 
 import rqjobs
-from rqjobs import instrumented
+from rqjobs import instrumentation
 
 
 def work():
@@ -194,8 +194,8 @@ def test_context_variables_end_with_their_job(redis):
 
 
 def test_nothing_is_wrapped_unless_somebody_does_it(wrap):
-    assert not instrumented.is_wrapped(rq.Queue, "enqueue_job", "_enqueue_job", "schedule_job")
-    assert not instrumented.is_wrapped(rq.job.Job, "perform")
-    assert not instrumented.is_wrapped(rq.Worker, "handle_job_success")
+    assert not instrumentation.is_wrapped(rq.Queue, "enqueue_job", "_enqueue_job", "schedule_job")
+    assert not instrumentation.is_wrapped(rq.job.Job, "perform")
+    assert not instrumentation.is_wrapped(rq.Worker, "handle_job_success")
     wrap(rq.Queue, "schedule_job")
-    assert instrumented.is_wrapped(rq.Queue, "enqueue_job", "schedule_job")
+    assert instrumentation.is_wrapped(rq.Queue, "enqueue_job", "schedule_job")

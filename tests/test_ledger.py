@@ -14,12 +14,14 @@ from rq.job import JobStatus
 
 import rqjobs
 import rqjobs.worker
-from rqjobs import Callback, Repeat, Retry, ledger, orphans
-from rqjobs.board import Board
-from rqjobs.horse import Handover
+from rqjobs import Callback, Repeat, Retry
+from rqjobs.broker import keys, leases, recovery, scripts, transitions
+from rqjobs.broker.scripts import load_scripts
 from rqjobs.jobs import Job
-from rqjobs.settling import load_scripts
-from rqjobs.waits import Waits
+from rqjobs.maintenance import audit, sweep
+from rqjobs.worker.listener import QueueListener
+from rqjobs.worker.prefetch import PrefetchPipe
+from rqjobs.worker.shared_state import HorseState
 
 
 def outcome_keys(redis):
@@ -74,9 +76,9 @@ def test_the_outcome_of_a_worker_that_wakes_up_late_is_refused(
     os.kill(late.pid, signal.SIGSTOP)
     os.kill(horse, signal.SIGSTOP)
     eventually(lambda: not blocked(redis), what="the end of the frozen job's last wait")
-    redis.zadd(ledger.WORKERS, {late.name: time.time() - 1})
+    redis.zadd(keys.LEASES, {late.name: time.time() - 1})
     redis.set("rqjobs:swept", time.time())
-    assert orphans.sweep(redis, force=True).requeued == [job.id]
+    assert sweep.sweep(redis, force=True).requeued == [job.id]
 
     other = worker("default", options=["--max-jobs", "1"])
     eventually(lambda: redis.llen("gate:reached") == 2)
@@ -94,7 +96,7 @@ def test_the_outcome_of_a_worker_that_wakes_up_late_is_refused(
         what="the refusal in the log",
     )
     assert outcome_keys(redis) == done
-    assert not orphans.audit(redis, settle=0.5).breaches
+    assert not audit.audit(redis, settle=0.5).breaches
 
 
 def blocked(redis):
@@ -116,9 +118,9 @@ def test_only_the_parent_frozen(worker, redis, eventually):
     late = worker("default")
     eventually(lambda: redis.llen("gate:reached") == 1)
     os.kill(late.pid, signal.SIGSTOP)
-    redis.zadd(ledger.WORKERS, {late.name: time.time() - 1})
+    redis.zadd(keys.LEASES, {late.name: time.time() - 1})
     redis.set("rqjobs:swept", time.time())
-    assert orphans.sweep(redis, force=True).requeued == [job.id]
+    assert sweep.sweep(redis, force=True).requeued == [job.id]
     redis.rpush("gate:open", 1)
     eventually(lambda: "is refused" in late.output())
     assert job.get_status() == JobStatus.QUEUED and redis.llen("gate:reached") == 1
@@ -143,11 +145,11 @@ def test_an_idle_horse_that_is_frozen_is_replaced(worker, redis, eventually, mon
 def test_a_horse_frozen_in_the_middle_of_a_posting_is_replaced(settings, spawn, monkeypatch):
     """What cannot be read was waited for, for ever, and the worker did not even stop when it was told to."""
     parent, horse = rqjobs.Worker(["default"]), spawn("sleep", "60")
-    parent._horse_pid, parent.horse_board = horse.pid, Board()
+    parent._horse_pid, parent.horse_board = horse.pid, HorseState()
     parent.horse_board.memory[0] |= 1
     parent._police()
     assert horse.poll() is None
-    monkeypatch.setattr("rqjobs.supervisor.STUCK", 0)
+    monkeypatch.setattr("rqjobs.worker.supervisor.UNRESPONSIVE_SECONDS", 0)
     parent._police()
     assert horse.wait(10) == -signal.SIGKILL
 
@@ -181,7 +183,7 @@ def test_a_deploy_puts_the_running_job_back_without_spending_anything(worker, re
     assert rqjobs.queue("default").job_ids == [job.id, waiting.id]
     job.refresh()
     assert job.retries_left == 1 and not redis.hexists(job.key, "rqjobs_deaths")
-    assert not redis.keys("rqjobs:claims:*") and not redis.zcard(ledger.WORKERS)
+    assert not redis.keys("rqjobs:claims:*") and not redis.zcard(keys.LEASES)
 
 
 def test_a_second_signal_does_it_at_once_and_a_doubled_one_does_not(worker, redis, eventually):
@@ -245,8 +247,10 @@ def test_jobs_arriving_on_several_queues_at_once_all_run(worker, redis, eventual
 @pytest.mark.parametrize(("at_once", "trips", "commands"), [(1, 1, 23), (16, 1, 18)])
 def test_what_a_plain_job_costs(redis, monkeypatch, at_once, trips, commands):
     """The budget: one round trip, and the documented commands; a slow path cannot creep in unseen."""
-    monkeypatch.setattr("rqjobs.horse.AT_ONCE", at_once)
-    monkeypatch.setattr("rqjobs.horse.SPAN", 60)  # by their pace so many can be claimed
+    monkeypatch.setattr("rqjobs.worker.horse.CLAIM_BATCH_MAX_JOBS", at_once)
+    monkeypatch.setattr(
+        "rqjobs.worker.horse.BATCH_SECONDS", 60
+    )  # by their pace so many can be claimed
     count = 160
     rqjobs.enqueue_many([(faults.ok, n) for n in range(count)])
     load_scripts(redis)
@@ -271,16 +275,16 @@ def test_a_crashed_job_comes_back_without_a_scheduler_however_many_jobs_are_due(
 ):
     """It stood behind a thousand scheduled jobs that were due and that no scheduler fetched, and was never seen; and
     then it came to the end of its queue, behind all that had been enqueued after it."""
-    monkeypatch.setattr(ledger, "AT_ONCE", 3)
+    monkeypatch.setattr(transitions, "BATCH_MAX_JOBS", 3)
     for _ in range(3):
         rqjobs.enqueue_in(0, faults.ok)
     job, younger = rqjobs.enqueue(faults.ok), rqjobs.enqueue(faults.ok)
-    ledger.beat(redis, "one", {"host": ""})
-    (claim,) = ledger.claim(redis, "one", ["default"])
-    assert ledger.reclaim(redis, "one", ["default"], "horse", claim.job_id, delay=0.01) == {
+    leases.renew_lease(redis, "one", {"host": ""})
+    (claim,) = transitions.claim(redis, "one", ["default"])
+    assert recovery.reclaim(redis, "one", ["default"], "horse", claim.job_id, delay=0.01) == {
         job.id: "delayed"
     }
-    eventually(lambda: ledger.promote(redis, "default", 180, crashed_only=True) == 1)
+    eventually(lambda: transitions.promote(redis, "default", 180, crashed_only=True) == 1)
     assert rqjobs.queue("default").job_ids == [job.id, younger.id] and not redis.exists(
         "rqjobs:crashed:default"
     )
@@ -292,40 +296,40 @@ def test_a_name_is_taken_once(redis):
     """Of two workers that start under one name the second is refused in the same step; who asks again, because the
     reply was lost, is not."""
     here, there = {"host": "a", "pid": 1, "started": "5"}, {"host": "a", "pid": 2, "started": "6"}
-    assert ledger.beat(redis, "one", here, first=True)
-    assert not ledger.beat(redis, "one", here, first=True)
-    with pytest.raises(ledger.NameTaken, match="'one' runs already"):
-        ledger.beat(redis, "one", there, first=True)
+    assert leases.renew_lease(redis, "one", here, first=True)
+    assert not leases.renew_lease(redis, "one", here, first=True)
+    with pytest.raises(leases.NameTaken, match="'one' runs already"):
+        leases.renew_lease(redis, "one", there, first=True)
     assert redis.hget("rqjobs:worker:one", "pid") == b"1"
 
 
 def test_who_finds_its_name_taken_touches_nothing(redis):
     """A worker that was frozen past its lease, while another was started as `--name` says, goes on."""
     here, there = {"host": "a", "pid": 1, "started": "5"}, {"host": "a", "pid": 2, "started": "6"}
-    ours, theirs = map(ledger.process_of, (here, there))
+    ours, theirs = map(leases.process_id, (here, there))
     first, second = rqjobs.enqueue(faults.ok), rqjobs.enqueue(faults.ok)
-    ledger.beat(redis, "one", here, first=True)
-    ledger.claim(redis, "one", ["default"])
-    redis.zadd(ledger.WORKERS, {"one": 1})
-    assert ledger.reclaim(redis, "one", ["default"], "dead") == {first.id: "requeued"}
-    ledger.beat(redis, "one", there, first=True)
-    (claim,) = ledger.claim(redis, "one", ["default"])
-    lease = redis.zscore(ledger.WORKERS, "one")
+    leases.renew_lease(redis, "one", here, first=True)
+    transitions.claim(redis, "one", ["default"])
+    redis.zadd(keys.LEASES, {"one": 1})
+    assert recovery.reclaim(redis, "one", ["default"], "dead") == {first.id: "requeued"}
+    leases.renew_lease(redis, "one", there, first=True)
+    (claim,) = transitions.claim(redis, "one", ["default"])
+    lease = redis.zscore(keys.LEASES, "one")
 
-    with pytest.raises(ledger.NameTaken):
-        ledger.beat(redis, "one", here)
-    with pytest.raises(ledger.NoLease):
-        ledger.read_claims(
-            ledger.CLAIM.run(redis, *ledger.claim_arguments("one", ["default"], process=ours))
+    with pytest.raises(leases.NameTaken):
+        leases.renew_lease(redis, "one", here)
+    with pytest.raises(leases.NoLease):
+        transitions.read_claims(
+            scripts.CLAIM.run(redis, *transitions.claim_arguments("one", ["default"], process=ours))
         )
-    assert redis.execute_command(*ledger.announcement("one", ours, 9, "9")) == 0
-    assert ledger.release(redis, "one", process=ours) == []
-    assert ledger.reclaim(redis, "one", ["default"], "horse", process=ours) == {}
+    assert redis.execute_command(*leases.horse_registration("one", ours, 9, "9")) == 0
+    assert transitions.release(redis, "one", process=ours) == []
+    assert recovery.reclaim(redis, "one", ["default"], "horse", process=ours) == {}
     assert redis.lrange("rqjobs:claims:one", 0, -1) == [claim.job_id.encode()]
-    assert redis.zscore(ledger.WORKERS, "one") == lease
+    assert redis.zscore(keys.LEASES, "one") == lease
 
-    assert not ledger.beat(redis, "one", there)
-    assert ledger.release(redis, "one", process=theirs) == [first.id]
+    assert not leases.renew_lease(redis, "one", there)
+    assert transitions.release(redis, "one", process=theirs) == [first.id]
     assert rqjobs.queue("default").job_ids == [first.id, second.id]
 
 
@@ -336,7 +340,7 @@ def test_a_worker_whose_name_is_another_s_by_now_leaves(worker, redis, eventuall
     eventually(lambda: redis.llen("gate:reached") == 1)
     for process in [psutil.Process(frozen.pid), *psutil.Process(frozen.pid).children()]:
         process.suspend()
-    redis.zadd(ledger.WORKERS, {"fixed": 1})
+    redis.zadd(keys.LEASES, {"fixed": 1})
     second = worker("default", options=["--name", "fixed"])
     eventually(lambda: redis.llen("gate:reached") == 2)
     for process in [psutil.Process(frozen.pid), *psutil.Process(frozen.pid).children()]:
@@ -350,7 +354,7 @@ def test_a_worker_whose_name_is_another_s_by_now_leaves(worker, redis, eventuall
     assert redis.hget("rqjobs:worker:fixed", "pid") == b"%d" % second.pid and redis.exists(
         "rq:worker:fixed"
     )
-    assert not orphans.audit(redis).breaches
+    assert not audit.audit(redis).breaches
 
 
 @pytest.fixture
@@ -379,7 +383,7 @@ def test_no_job_waits_behind_a_slow_one_that_was_claimed_with_it(batch, redis, e
         lambda: redis.lrange("rq:queue:default", 0, -1) == [job.id.encode() for job in others]
     )
     assert redis.lrange(f"rqjobs:claims:{process.name}", 0, -1) == [hanging.id.encode()]
-    assert not orphans.audit(redis, settle=0).breaches
+    assert not audit.audit(redis, settle=0).breaches
     redis.rpush("batch:open", 1)
     eventually(lambda: all(job.get_status() == JobStatus.FINISHED for job in [hanging, *others]))
     assert {len(job.results()) for job in [hanging, *others]} == {1}
@@ -396,7 +400,7 @@ def test_no_job_waits_behind_many_that_were_claimed_with_it(worker, redis, event
     psutil.Process(process.pid).resume()
     tokens = [redis.xrange(f"rq:results:{job.id}")[0][1][b"execution_id"] for job in jobs]
     assert len({token[:-2] for token in tokens}) > 2, "they were claimed at once"
-    assert not orphans.audit(redis, settle=0).breaches
+    assert not audit.audit(redis, settle=0).breaches
 
 
 def test_a_job_in_another_queue_than_its_hash_says_leaves_nothing(worker, redis, eventually):
@@ -406,7 +410,7 @@ def test_a_job_in_another_queue_than_its_hash_says_leaves_nothing(worker, redis,
     eventually(lambda: job.get_status() == JobStatus.FINISHED)
     eventually(lambda: redis.zcard("rq:finished:default") == 1)
     assert not redis.exists("rq:wip:default", "rq:wip:low", "rq:finished:low")
-    assert not orphans.audit(redis, settle=0).breaches
+    assert not audit.audit(redis, settle=0).breaches
 
 
 def test_a_horse_that_dies_with_several_claims_has_died_under_one(batch, redis, eventually, kill):
@@ -431,13 +435,13 @@ def test_what_has_not_begun_is_given_back_when_the_worker_is_told_to_go(batch, r
     )
     redis.rpush("batch:open", 1)
     assert process.wait(20) == 0 and hanging.get_status() == JobStatus.FINISHED
-    assert redis.llen("rq:queue:default") == 5 and not orphans.audit(redis, settle=0).breaches
+    assert redis.llen("rq:queue:default") == 5 and not audit.audit(redis, settle=0).breaches
 
 
 def test_each_job_that_is_handed_over_has_one_taker():
     """Two processes read from one end; a token goes to one of them, whole."""
-    handover, count, taken = Handover(), 20_000, []
-    ready, answer, end = os.pipe(), os.pipe(), "f" * ledger.TOKEN
+    handover, count, taken = PrefetchPipe(), 20_000, []
+    ready, answer, end = os.pipe(), os.pipe(), "f" * transitions.TOKEN_CHARACTERS
     child = os.fork()
     if child == 0:
         os.read(ready[0], 1)
@@ -449,7 +453,9 @@ def test_each_job_that_is_handed_over_has_one_taker():
         os._exit(0)
     os.write(ready[1], b"x")
     for number in range(0, count, 10):
-        handover.offer(f"{one:0{ledger.TOKEN}}" for one in range(number, number + 10))
+        handover.offer(
+            f"{one:0{transitions.TOKEN_CHARACTERS}}" for one in range(number, number + 10)
+        )
         while len(taken) <= number // 3 and (one := handover.take()):
             taken.append(int(one))
     handover.offer([end])
@@ -467,13 +473,15 @@ def test_an_id_that_was_pushed_twice_is_run_once(redis):
     jobs = rqjobs.enqueue_many([(faults.ok,)] * 3)
     redis.rpush("rq:queue:default", *[job.id for job in jobs])
     for name in ("one", "two"):
-        ledger.beat(redis, name, {"host": ""})
-    first = ledger.claim(redis, "one", ["default"], 2)
+        leases.renew_lease(redis, name, {"host": ""})
+    first = transitions.claim(redis, "one", ["default"], 2)
     assert [claim.job_id for claim in first] == [job.id for job in jobs[:2]]
-    assert [claim.job_id for claim in ledger.claim(redis, "two", ["default"], 5)] == [jobs[2].id]
+    assert [claim.job_id for claim in transitions.claim(redis, "two", ["default"], 5)] == [
+        jobs[2].id
+    ]
     redis.rpush("rqjobs:claims:two", jobs[0].id)  # a wake-up brought it
-    assert ledger.claim(redis, "two", ["default"], 5, [jobs[2].id]) == []
-    assert redis.zcard("rq:wip:default") == 3 and not orphans.audit(redis, settle=0).breaches
+    assert transitions.claim(redis, "two", ["default"], 5, [jobs[2].id]) == []
+    assert redis.zcard("rq:wip:default") == 3 and not audit.audit(redis, settle=0).breaches
 
 
 def test_a_job_that_is_enqueued_again_while_it_runs_runs_again(worker, redis, eventually):
@@ -482,7 +490,7 @@ def test_a_job_that_is_enqueued_again_while_it_runs_runs_again(worker, redis, ev
     process = worker("default")
     eventually(lambda: redis.llen("first:reached") == 1)
     second = rqjobs.enqueue(faults.ok, "second", job_id="same")
-    assert not orphans.audit(redis, settle=0).breaches
+    assert not audit.audit(redis, settle=0).breaches
     redis.rpush("first:open", 1)
     eventually(lambda: second.get_status() == JobStatus.FINISHED)
     assert [result.return_value for result in first.results()] == ["second"]
@@ -501,7 +509,7 @@ def test_a_job_that_plans_its_own_next_run_goes_on(worker, redis, eventually, wa
     )
     assert [result.return_value for result in job.results()] == [0]
     eventually(lambda: not redis.exists("rq:wip:default", f"rqjobs:claims:{process.name}"))
-    assert not orphans.audit(redis, settle=0).breaches
+    assert not audit.audit(redis, settle=0).breaches
 
 
 def test_what_a_job_decides_late_does_not_wait_behind_the_next_of_its_batch(
@@ -523,10 +531,10 @@ def test_what_a_job_decides_late_does_not_wait_behind_the_next_of_its_batch(
 
 def test_what_goes_back_to_its_queue_may_expire_there_again(redis):
     job = rqjobs.enqueue(faults.ok, ttl=100)
-    ledger.beat(redis, "one", {"host": ""})
-    ledger.claim(redis, "one", ["default"])
+    leases.renew_lease(redis, "one", {"host": ""})
+    transitions.claim(redis, "one", ["default"])
     assert redis.ttl(job.key) == -1
-    ledger.release(redis, "one")
+    transitions.release(redis, "one")
     assert 0 < redis.ttl(job.key) <= 100
 
 
@@ -535,8 +543,8 @@ def test_an_id_that_is_none_of_rq_s_goes_to_the_dead_letters(redis, job_id):
     """Its letters were replaced, so its outcome was another job's, and it ran two thousand times a second."""
     redis.hset(b"rq:job:" + job_id, mapping={"data": "[]", "origin": "default", "status": "queued"})
     redis.rpush("rq:queue:default", job_id)
-    ledger.beat(redis, "one", {"host": ""})
-    assert ledger.claim(redis, "one", ["default"]) == []
+    leases.renew_lease(redis, "one", {"host": ""})
+    assert transitions.claim(redis, "one", ["default"]) == []
     assert redis.zrange("rq:failed:default", 0, -1) == [job_id] and not redis.exists(
         "rqjobs:claims:one"
     )
@@ -567,7 +575,7 @@ def waits(redis):
     """Waits of a worker called w, and the word from its parent that ends them at once."""
     word, control = socket.socketpair()
     with word, control:
-        waits = Waits(redis, "rqjobs:claims:w")
+        waits = QueueListener(redis, "rqjobs:claims:w")
         waits.wait_now = lambda *of: (
             word.send(b"!"),
             waits.wait([f"rq:queue:{name}" for name in of], 5, control),
@@ -626,7 +634,7 @@ def test_a_wait_that_cannot_be_ended_is_given_up(waits, redis, eventually, monke
     waits.wait_now("high")
     line = waits.lines[0]
     waits.ids[0] = 2**40
-    monkeypatch.setattr("rqjobs.waits.ANSWER", 0.2)
+    monkeypatch.setattr("rqjobs.worker.listener.UNBLOCK_SECONDS", 0.2)
     eventually(lambda: not ask(waits, redis)[0] and not waits.lines)
     assert line._sock is None and ask(waits, redis) == (True, [])
     monkeypatch.undo()

@@ -11,7 +11,7 @@ from rq.job import JobStatus
 
 import rqjobs
 from rqjobs import config
-from rqjobs.leftovers import Leftovers
+from rqjobs.worker.leftovers import Leftovers
 
 
 @pytest.mark.parametrize("kind", family.LEFTOVERS)

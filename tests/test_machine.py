@@ -18,9 +18,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from rq.exceptions import InvalidJobOperation
 
 import rqjobs
-from rqjobs import ledger, orphans
+from rqjobs.broker import keys, leases, recovery, transitions
+from rqjobs.broker.keys import decode
+from rqjobs.broker.scripts import SETTLE, SETTLE_SUCCESS
+from rqjobs.broker.transitions import Claim
 from rqjobs.jobs import Job
-from rqjobs.ledger import FINISH, SETTLE, Claim, text
+from rqjobs.maintenance import sweep, sweep_result
 
 QUEUES = ("high", "default", "low")
 WORKERS = ("a", "b", "c")
@@ -84,7 +87,7 @@ class Ledger(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(WORKERS))
     def beat(self, name):
-        ledger.beat(self.redis, name, {"host": "elsewhere", "pid": 1, "started": "1"})
+        leases.renew_lease(self.redis, name, {"host": "elsewhere", "pid": 1, "started": "1"})
         self.alive.add(name)
 
     @rule(name=st.sampled_from(WORKERS))
@@ -95,7 +98,7 @@ class Ledger(RuleBasedStateMachine):
     @rule(name=st.sampled_from(WORKERS), really=st.sampled_from([False, False, True]))
     def lease_ends(self, name, really):
         if name in self.alive and really:
-            self.redis.zadd(ledger.WORKERS, {name: time.time() - 1})
+            self.redis.zadd(keys.LEASES, {name: time.time() - 1})
             self.alive.discard(name)
 
     @rule(
@@ -108,8 +111,8 @@ class Ledger(RuleBasedStateMachine):
         """`lost`: the reply is, so the worker does not know of what it got."""
         held = [claim.job_id for claim in self.known[name]]
         try:
-            got = ledger.claim(self.redis, name, list(order), room, held)
-        except ledger.NoLease:
+            got = transitions.claim(self.redis, name, list(order), room, held)
+        except leases.NoLease:
             assert name not in self.alive
             return
         assert name in self.alive
@@ -150,7 +153,7 @@ class Ledger(RuleBasedStateMachine):
             assert (moved is not None) == bool(self.queues[queue])
             if moved is not None:
                 job_id = self.queues[queue].pop(0)
-                assert text(moved) == job_id
+                assert decode(moved) == job_id
                 self.claims[name].append(job_id)
                 self.jobs[job_id].place, self.jobs[job_id].owner, self.jobs[job_id].token = (
                     "claimed",
@@ -209,7 +212,7 @@ class Ledger(RuleBasedStateMachine):
         tokens = [claim.token for claim in self.known[name]][1:]
         if only_some and not tokens:
             return
-        back = ledger.release(self.redis, name, tokens if only_some else "all")
+        back = transitions.release(self.redis, name, tokens if only_some else "all")
         self.known[name] = self.known[name][:1] if only_some else []
         expected = [
             one
@@ -223,7 +226,7 @@ class Ledger(RuleBasedStateMachine):
     def disown(self, name):
         """What the worker's parent does while its horse runs a job: what came with a wake-up goes back."""
         unknown = [one for one in reversed(self.claims[name]) if not self.jobs[one].token]
-        assert ledger.release(self.redis, name, "unknown") == [
+        assert transitions.release(self.redis, name, "unknown") == [
             one for one in unknown if self.jobs[one].place == "claimed"
         ]
         self.let_go(name, unknown)
@@ -238,7 +241,7 @@ class Ledger(RuleBasedStateMachine):
         running = "?" if kind != "horse" else data.draw(st.sampled_from(["", *held]))
         delay = 3600.0 if kind == "horse" else 0
         where = [
-            ledger.text(word or b"")
+            keys.decode(word or b"")
             for word in self.redis.hmget(f"rqjobs:worker:{name}", "pid", "started")
         ]
         names = (
@@ -248,7 +251,7 @@ class Ledger(RuleBasedStateMachine):
         )
         process = data.draw(st.sampled_from(names))
         known = self.redis.exists(f"rqjobs:worker:{name}")
-        outcomes = ledger.reclaim(self.redis, name, list(QUEUES), kind, running, delay, process)
+        outcomes = recovery.reclaim(self.redis, name, list(QUEUES), kind, running, delay, process)
         if kind == "gone" and process != ":".join(where):
             assert not outcomes, "P5: the claims of another process were taken"
             return
@@ -274,7 +277,7 @@ class Ledger(RuleBasedStateMachine):
         job_id = data.draw(st.sampled_from(among))
         job = self.jobs[job_id]
         try:
-            ledger.requeue(self.redis, job_id, front)
+            transitions.requeue(self.redis, job_id, front)
         except InvalidJobOperation:
             assert job.place != "failed"
             return
@@ -288,10 +291,10 @@ class Ledger(RuleBasedStateMachine):
             for member in self.redis.zrange(f"rq:scheduled:{queue}", 0, -1):
                 self.redis.zadd(f"rq:scheduled:{queue}", {member: time.time() - 1})
         due = [
-            text(one) for one in self.redis.zrangebyscore(f"rq:scheduled:{queue}", 0, time.time())
+            decode(one) for one in self.redis.zrangebyscore(f"rq:scheduled:{queue}", 0, time.time())
         ]
         back = [one for one in due if self.redis.zscore(f"rqjobs:crashed:{queue}", one) is not None]
-        assert ledger.promote(self.redis, queue, 180) == len(due)
+        assert transitions.promote(self.redis, queue, 180) == len(due)
         for job_id in due:
             self.jobs[job_id].place = "queued"
         self.queues[queue] = back + self.queues[queue] + [one for one in due if one not in back]
@@ -315,10 +318,10 @@ class Ledger(RuleBasedStateMachine):
         queue = data.draw(st.sampled_from([name for name in QUEUES if self.queues[name]]))
         job_id = self.queues[queue].pop(0)
         key = f"rq:queue:{queue}"
-        assert text(self.redis.lpop(key)) == job_id
+        assert decode(self.redis.lpop(key)) == job_id
         if found == "intermediate":
             self.redis.lpush(f"{key}:intermediate", job_id)
-        assert ledger.recover(self.redis, job_id, queue, found) == "requeued"
+        assert recovery.recover(self.redis, job_id, queue, found) == "requeued"
         self.queues[queue].insert(0, job_id)
 
     @precondition(lambda self: self.jobs)
@@ -328,7 +331,7 @@ class Ledger(RuleBasedStateMachine):
         job_id = data.draw(st.sampled_from(list(self.jobs)))
         job = self.jobs[job_id]
         before = self.dump()
-        outcome = ledger.recover(self.redis, job_id, job.queue, found, "old", job.owner)
+        outcome = recovery.recover(self.redis, job_id, job.queue, found, "old", job.owner)
         if job.place not in ENDED:
             assert outcome in ("moved", "placed", "alive"), outcome
         assert outcome != "requeued" and self.dump() == before
@@ -337,10 +340,10 @@ class Ledger(RuleBasedStateMachine):
     def sweep(self, count):
         """All of it: leases, orphans, what crashed. It may hold no lease to have ended after a long silence."""
         self.redis.set("rqjobs:swept", time.time() - (0 if count else 3600))
-        orphans.sweep(self.redis, force=True)
+        sweep.sweep(self.redis, force=True)
         for name in WORKERS:
-            known = self.redis.zscore(ledger.WORKERS, name) is not None or self.claims[name]
-            if not count and self.redis.zscore(ledger.WORKERS, name) is not None:
+            known = self.redis.zscore(keys.LEASES, name) is not None or self.claims[name]
+            if not count and self.redis.zscore(keys.LEASES, name) is not None:
                 self.alive.add(name)
             elif name not in self.alive and known:
                 held = list(self.claims[name])
@@ -369,7 +372,7 @@ class Ledger(RuleBasedStateMachine):
             if job.place == "claimed":
                 died = job_id == counted and job.token
                 job.deaths += bool(died)
-                if died and job.deaths >= ledger.MAX_DEATHS:
+                if died and job.deaths >= recovery.MAX_CRASHES:
                     expected = "buried"
                     job.stale.append(Claim(job_id, job.queue, job.token, {}))
                     job.place, job.owner, job.token, job.outcomes = (
@@ -391,8 +394,8 @@ class Ledger(RuleBasedStateMachine):
         """Send an outcome, as the horse does. Returns the answer, and whether anything in Redis has changed."""
         before, place = self.dump(), f"rq:{how}:{claim.queue}"
         if how == "plain":
-            outcome = text(
-                FINISH.run(
+            outcome = decode(
+                SETTLE_SUCCESS.run(
                     self.redis,
                     [f"rqjobs:claims:{name}"],
                     [
@@ -423,7 +426,7 @@ class Ledger(RuleBasedStateMachine):
         ]
         if how in ("finished", "failed"):
             writes.append(("XADD", f"rq:results:{claim.job_id}", "*", "type", 1))
-        outcome = text(SETTLE.run(self.redis, *ledger.settle_arguments(name, claim, writes)))
+        outcome = decode(SETTLE.run(self.redis, *transitions.settle_arguments(name, claim, writes)))
         return outcome, self.dump() != before
 
     def ended(self, claim, how):
@@ -448,16 +451,16 @@ class Ledger(RuleBasedStateMachine):
         """P1: every job that has not ended is in exactly one place, and it is the model's; P3 and P4: its counts."""
         redis, places = self.redis, {job_id: [] for job_id in self.jobs}
         for queue in QUEUES:
-            queued = [text(one) for one in redis.lrange(f"rq:queue:{queue}", 0, -1)]
+            queued = [decode(one) for one in redis.lrange(f"rq:queue:{queue}", 0, -1)]
             assert queued == self.queues[queue]
             for job_id in queued:
                 places[job_id].append("queued")
             for place in ("scheduled", "deferred"):
                 for member in redis.zrange(f"rq:{place}:{queue}", 0, -1):
-                    places[text(member)].append(place)
+                    places[decode(member)].append(place)
             assert not redis.exists(f"rq:queue:{queue}:intermediate")
         for name in WORKERS:
-            claims = [text(one) for one in redis.lrange(f"rqjobs:claims:{name}", 0, -1)]
+            claims = [decode(one) for one in redis.lrange(f"rqjobs:claims:{name}", 0, -1)]
             assert claims == self.claims[name]
             for job_id in claims:
                 if self.jobs[job_id].place == "claimed":
@@ -470,18 +473,18 @@ class Ledger(RuleBasedStateMachine):
             assert places[job_id] == ([] if job.place in ENDED else [job.place]), job
             fields = redis.hgetall(f"rq:job:{job_id}")
             deaths = [one for one in fields.get(b"rqjobs_deaths", b"").split(b",") if one]
-            assert len(deaths) == job.deaths and job.deaths <= ledger.MAX_DEATHS
+            assert len(deaths) == job.deaths and job.deaths <= recovery.MAX_CRASHES
             assert redis.xlen(f"rq:results:{job_id}") == job.outcomes, "P3"
-            status = text(fields[b"status"])
+            status = decode(fields[b"status"])
             if job.place in (*ENDED, "scheduled"):
                 assert status == job.place
             if job.place == "claimed" and job.token:
-                assert text(fields[b"rqjobs_token"]) == job.token and status == "started"
+                assert decode(fields[b"rqjobs_token"]) == job.token and status == "started"
                 assert running.pop(f"{job_id}:{job.token}".encode()) == 1
             elif job.place != "canceled":
                 assert not fields.get(b"rqjobs_token") or not job.token
         for member in running:
-            job_id = text(member).partition(":")[0]
+            job_id = decode(member).partition(":")[0]
             assert self.jobs[job_id].place == "canceled" and any(
                 job_id in ids for ids in self.claims.values()
             ), f"{member} is in the registry of what runs, in nobody's claims"
@@ -490,7 +493,7 @@ class Ledger(RuleBasedStateMachine):
 @pytest.mark.slow
 def test_the_ledger_keeps_its_promises_in_any_order(redis, monkeypatch):
     monkeypatch.setattr(Ledger, "redis", redis)
-    monkeypatch.setattr(orphans.log, "disabled", True)
+    monkeypatch.setattr(sweep_result.log, "disabled", True)
     Ledger.TestCase.settings = settings(
         derandomize=True,
         max_examples=50,

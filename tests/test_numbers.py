@@ -11,8 +11,11 @@ import pytest
 import redis as redis_py
 
 import rqjobs
-from rqjobs import config, every, ledger, orphans, schedules, stats, ticker
-from rqjobs.scheduler import TICKS, Scheduler
+from rqjobs import config, every, schedules, stats
+from rqjobs.broker import leases, places, scripts
+from rqjobs.maintenance import audit, sweep
+from rqjobs.scheduler import SCHEDULES_QUEUE, Scheduler
+from rqjobs.schedules import declared, history
 from rqjobs.web import create_app
 
 NAMES = 2000
@@ -60,20 +63,20 @@ def round_trips(monkeypatch):
 
 def test_a_sweep_looks_only_at_queues_in_which_something_may_be_wrong(redis, many, round_trips):
     """It asked five times for each name, and of 25,000 names a sweep outlasted the lease."""
-    orphans.sweep(redis, force=True)
+    sweep.sweep(redis, force=True)
     with round_trips() as asked:
-        assert orphans.sweep(redis, force=True).requeued == []
+        assert sweep.sweep(redis, force=True).requeued == []
     assert len(asked) < 20, asked
     redis.lmove("rq:queue:customer-5", "rq:queue:customer-5:intermediate", "LEFT", "RIGHT")
     with round_trips() as asked:
-        assert orphans.sweep(redis, force=True).requeued == [many[0].id]
+        assert sweep.sweep(redis, force=True).requeued == [many[0].id]
     assert len(asked) < 30, asked
 
 
 def test_a_sweep_of_many_queues_gives_signs_of_life(redis, many, monkeypatch):
-    monkeypatch.setattr(orphans, "CHUNK", 100)
+    monkeypatch.setattr(places, "SCAN_COUNT", 100)
     signs = []
-    orphans.sweep(redis, force=True, pulse=lambda: signs.append(1))
+    sweep.sweep(redis, force=True, pulse=lambda: signs.append(1))
     assert len(signs) >= NAMES / 100 / 2
 
 
@@ -108,9 +111,9 @@ def test_the_home_page_takes_at_most_eight_round_trips(redis, many, round_trips)
 
 def test_an_audit_asks_by_the_thousand(redis, many, round_trips):
     rqjobs.enqueue_many([(faults.ok, number) for number in range(3000)])
-    orphans.audit(redis, settle=0)
+    audit.audit(redis, settle=0)
     with round_trips() as asked:
-        found = orphans.audit(redis, settle=0)
+        found = audit.audit(redis, settle=0)
     assert not found.breaches and found.places["default"]["queued"] == 3000
     assert len(asked) < 40, asked
 
@@ -124,7 +127,7 @@ def test_the_maintenance_of_many_queues_asks_only_where_jobs_have_ended(redis, m
     redis.zadd("rq:finished:customer-5", {"long-over": 1})
     worker = rqjobs.Worker([f"customer-{number}" for number in range(NAMES)])
     worker._beaten = time.monotonic()
-    orphans.census(redis, ["default"])
+    places.count_places(redis, ["default"])
     with round_trips() as asked:
         worker.clean_registries()
     assert len(asked) < 30, asked
@@ -148,15 +151,15 @@ def scheduler(redis):
 def turn(scheduler):
     """Its loop, until it would sleep."""
     scheduler._look()
-    while scheduler._next[TICKS] <= 0:
+    while scheduler._next[SCHEDULES_QUEUE] <= 0:
         scheduler._look()
 
 
 def declare(redis, names):
-    ledger.beat(redis, "w1", {"pid": 1})
-    made = ticker.call(faults.note)
+    leases.renew_lease(redis, "w1", {"pid": 1})
+    made = declared.call(faults.note)
     words = {
-        "started": ledger.clock(redis),
+        "started": scripts.redis_time(redis),
         "schedules": [
             {
                 "name": name,
@@ -164,12 +167,14 @@ def declare(redis, names):
                 "function": made.function,
                 "queue": made.queue,
                 "digest": made.digest,
-                "fields": {field: ticker.text_of(value) for field, value in made.fields.items()},
+                "fields": {
+                    field: declared.latin1_text(value) for field, value in made.fields.items()
+                },
             }
             for name in names
         ],
     }
-    ticker.announce(redis, "w1", json.dumps(words))
+    declared.publish_declarations(redis, "w1", json.dumps(words))
 
 
 def test_a_scheduler_that_has_nothing_to_do_reads_no_schedule_and_asks_once_for_all_queues(
@@ -202,7 +207,7 @@ def test_what_is_declared_or_was_removed_is_compared_at_once_and_a_stranger_s_ch
     redis.zrem("rqjobs:schedules", "mine")
     ticker_look(scheduler)
     assert [found.name for found in schedules.all()] == []
-    monkeypatch.setattr(ticker, "COMPARE_SECONDS", 0)
+    monkeypatch.setattr(declared, "COMPARE_SECONDS", 0)
     ticker_look(scheduler)
     ticker_look(scheduler)
     assert {(found.name, found.due == found.next) for found in schedules.all()} == {
@@ -212,9 +217,9 @@ def test_what_is_declared_or_was_removed_is_compared_at_once_and_a_stranger_s_ch
 
 
 def ticker_look(scheduler):
-    scheduler._next_upkeep = scheduler._next[TICKS] = 0.0
+    scheduler._next_upkeep = scheduler._next[SCHEDULES_QUEUE] = 0.0
     turn(scheduler)
-    scheduler._next[TICKS] = 0.0
+    scheduler._next[SCHEDULES_QUEUE] = 0.0
     scheduler._next_upkeep = time.monotonic() + 60
     scheduler._look()
 
@@ -239,7 +244,7 @@ def test_outcomes_are_noted_of_what_has_ended_only(redis, round_trips):
         f"rq:job:{ids[3]}", mapping={"status": "finished", "ended_at": "2026-01-01T00:00:00Z"}
     )
     with round_trips() as asked:
-        ticker.note_outcomes(redis)
+        history.note_outcomes(redis)
     assert len(asked) < 6, asked
     assert redis.hgetall("rqjobs:schedule:many:outcomes") == {
         ids[3].encode(): b"finished 2026-01-01T00:00:00Z"

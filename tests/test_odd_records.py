@@ -12,8 +12,12 @@ import pytest
 import redis as redis_py
 
 import rqjobs
-from rqjobs import config, doctor, every, ledger, odd_keys, orphans, schedules, stats, ticker
-from rqjobs.scheduler import TICKS, Scheduler
+from rqjobs import config, every, schedules, stats
+from rqjobs.broker import keys as broker_keys
+from rqjobs.broker import leases, odd_keys, transitions
+from rqjobs.maintenance import audit, doctor, sweep
+from rqjobs.scheduler import SCHEDULES_QUEUE, Scheduler
+from rqjobs.schedules import declared, history, ticker
 from rqjobs.web import create_app
 
 PLANT = {
@@ -68,7 +72,7 @@ SCORES = [0, float("inf"), float("-inf"), 1e308, -1e308]
 @pytest.fixture
 def odd(redis):
     """A worker `odd`, dead; a job `odd` in a queue `odd`; a schedule `odd`, due: all that one key may be of."""
-    redis.zadd(ledger.WORKERS, {"odd": 1})
+    redis.zadd(broker_keys.LEASES, {"odd": 1})
     redis.hset("rqjobs:worker:odd", "pid", 1)
     redis.hset("rq:worker:odd", mapping={"state": "busy", "queues": "odd", "current_job": "odd"})
     redis.sadd("rq:workers", "rq:worker:odd")
@@ -83,27 +87,27 @@ def goes_on(redis):
     """What must go through whatever stands in some key."""
     stats.overview(redis, {"queued": 5, "running": 5, "failed": 5, "finished": 5, "scheduled": 5})
     list(doctor.examine())
-    orphans.audit(redis, settle=0)
+    audit.audit(redis, settle=0)
     schedules.all()
     schedules.runs("odd")
-    ledger.promote(redis, "high", 180)
-    ledger.first_due(redis, ["odd", "high"])
-    for step in (ticker.tick, ticker.reconcile, ticker.note_outcomes):
+    transitions.promote(redis, "high", 180)
+    transitions.first_due(redis, ["odd", "high"])
+    for step in (ticker.run_due, declared.reconcile, history.note_outcomes):
         with contextlib.suppress(redis_py.ResponseError):  # until the next sweep
             step(redis)
     for _ in range(2):
-        orphans.sweep(redis, force=True)
+        sweep.sweep(redis, force=True)
 
 
 def a_good_job_runs(redis):
     """It is claimed beside the odd queue by a worker that starts now, and ends."""
     job = rqjobs.queue("high").enqueue(faults.ok)
-    ledger.beat(redis, "good", {"pid": 1})
-    claims = ledger.claim(redis, "good", ["odd", "high"], room=50)
+    leases.renew_lease(redis, "good", {"pid": 1})
+    claims = transitions.claim(redis, "good", ["odd", "high"], room=50)
     assert job.id in [claim.job_id for claim in claims]
-    ledger.release(redis, "good", "all")
+    transitions.release(redis, "good", "all")
     redis.delete("rq:suspended")
-    ledger.leave(redis, "good")
+    leases.end_lease(redis, "good")
 
 
 @pytest.mark.parametrize(("key", "kind"), [*OURS.items(), *OTHERS.items()])
@@ -130,12 +134,12 @@ def test_a_key_of_the_wrong_type_is_passed_over_set_aside_and_told(redis, odd, k
 
 def claimed_beside(redis, job):
     """By a worker that lives already, before any sweep."""
-    ledger.beat(redis, "alive", {"pid": 1})
+    leases.renew_lease(redis, "alive", {"pid": 1})
     assert job.id in [
-        claim.job_id for claim in ledger.claim(redis, "alive", ["odd", "high"], room=50)
+        claim.job_id for claim in transitions.claim(redis, "alive", ["odd", "high"], room=50)
     ]
-    assert job.id in ledger.release(redis, "alive", "all")
-    redis.zrem(ledger.WORKERS, "alive")
+    assert job.id in transitions.release(redis, "alive", "all")
+    redis.zrem(broker_keys.LEASES, "alive")
 
 
 @pytest.mark.parametrize(("key", "kind"), [*OURS.items(), *OTHERS.items()])
@@ -199,10 +203,10 @@ def test_a_worker_starts_and_works_whatever_all_keys_are(redis, odd, wrong):
 def test_what_a_worker_declares_is_announced_when_the_key_is_free_again(redis, caplog):
     """Somebody wrote there between a worker's first sweep and its announcement: it ended with a traceback."""
     redis.set("rqjobs:schedules:declared", "evil")
-    ticker.announce(redis, "w1", "{}")
+    declared.publish_declarations(redis, "w1", "{}")
     assert "not announced yet" in caplog.text
-    orphans.sweep(redis, force=True)
-    ticker.announce(redis, "w1", "{}", again=True)
+    sweep.sweep(redis, force=True)
+    declared.publish_declarations(redis, "w1", "{}", again=True)
     assert redis.hgetall("rqjobs:schedules:declared") == {b"w1": b"{}"}
 
 
@@ -243,10 +247,10 @@ def test_a_worker_whose_own_keys_somebody_overwrites_goes_on(worker, redis, even
 def test_a_lock_without_an_end_or_for_years_is_nobody_s(redis, key, seconds):
     """Ours are short; `SET rqjobs:sweep 1` stopped every sweep for ever, and with `EX 100000000` for three years."""
     redis.set(key, "somebody's", ex=seconds)
-    assert orphans.sweep(redis)
+    assert sweep.sweep(redis)
     scheduler = Scheduler(["default"], connection=redis)
     scheduler.acquire_locks()
-    assert scheduler._held == {TICKS, "default"}
+    assert scheduler._held == {SCHEDULES_QUEUE, "default"}
     scheduler.release_locks()
     assert redis.ttl(key) != -1 and redis.ttl(key) <= 60
 
@@ -258,9 +262,9 @@ def test_a_schedule_whose_next_tick_is_of_another_age_stops_no_other(redis, mome
         redis.hset(f"rqjobs:schedule:{name}", "next", int(redis.time()[0]) // 3600 * 3600 - 3600)
         redis.zadd("rqjobs:schedules", {name: 1})
     redis.hset("rqjobs:schedule:odd", "next", moment)
-    ticker.tick(redis)
+    ticker.run_due(redis)
     assert schedules.get("fine").made == 1 and [found.name for found in schedules.all()] == ["fine"]
-    assert ticker.tick(redis) > redis.time()[0]
+    assert ticker.run_due(redis) > redis.time()[0]
 
 
 @pytest.mark.parametrize("source", ["code", "added"])
@@ -271,7 +275,7 @@ def test_a_schedule_whose_revision_is_no_text_can_be_removed(redis, source):
     if source == "added":
         schedules.remove("odd")
     else:
-        assert ticker._make_room(redis, "odd")
+        assert declared._make_room(redis, "odd")
     assert not redis.exists("rqjobs:schedule:odd")
 
 
@@ -280,8 +284,8 @@ def test_a_rule_and_a_declaration_of_millions_of_parts_are_not_read(redis, monke
     brackets = b"[" + b"[]," * 2_000_000 + b"[]]"
     every(hours=1).add("odd", faults.ok)
     redis.hset("rqjobs:schedule:odd", "rule", b'{"seconds": ' + brackets + b"}")
-    redis.zadd(ledger.WORKERS, {"odd": redis.time()[0] + 15})
-    redis.hset(ticker.DECLARED, "odd", b'{"started": 1, "schedules": ' + brackets + b"}")
+    redis.zadd(broker_keys.LEASES, {"odd": redis.time()[0] + 15})
+    redis.hset(declared.DECLARED, "odd", b'{"started": 1, "schedules": ' + brackets + b"}")
     read, lengths = json.loads, []
     monkeypatch.setattr(
         json,
@@ -289,6 +293,6 @@ def test_a_rule_and_a_declaration_of_millions_of_parts_are_not_read(redis, monke
         lambda words, **options: (lengths.append(len(words)), read(words, **options))[1],
     )
     assert schedules.all() == []
-    ticker.reconcile(redis)
+    declared.reconcile(redis)
     assert max(lengths, default=0) < len(brackets)
     assert "what the code of the worker odd declares cannot be read" in caplog.text

@@ -18,9 +18,11 @@ from rq.group import Group
 from rq.serializers import JSONSerializer
 
 import rqjobs
-from rqjobs import ledger, orphans
+from rqjobs.broker import keys, leases, recovery, scripts, transitions
+from rqjobs.broker.keys import decode
+from rqjobs.broker.scripts import SETTLE_SUCCESS
 from rqjobs.jobs import Job
-from rqjobs.ledger import FINISH, text
+from rqjobs.maintenance import audit, strays, sweep
 
 QUEUES = ["default", "low"]
 SOON = timedelta(hours=1)
@@ -34,7 +36,7 @@ class House:
         self.redis = redis
         redis.flushdb()
         for name in "ab":
-            ledger.beat(redis, name, {"host": "elsewhere", "pid": 1, "started": "1"})
+            leases.renew_lease(redis, name, {"host": "elsewhere", "pid": 1, "started": "1"})
         self.history, self.begun = [], 0
         self.run = None  # the claim of the run in progress
         self.ran = []  # the argument of each run that began
@@ -52,14 +54,14 @@ class House:
         return job
 
     def claim(self, worker="a"):
-        got = ledger.claim(self.redis, worker, QUEUES, 1)
+        got = transitions.claim(self.redis, worker, QUEUES, 1)
         for claim in got:
             self.ran.append(Job.found(claim.job_id, claim.fields, self.redis).args[0])
         return got[0] if got else None
 
     def finish(self, worker, claim):
-        return text(
-            FINISH.run(
+        return decode(
+            SETTLE_SUCCESS.run(
                 self.redis,
                 [f"rqjobs:claims:{worker}"],
                 [
@@ -115,16 +117,16 @@ class House:
         for queue in QUEUES:
             if self.redis.zscore(f"rq:scheduled:{queue}", "x") is not None:
                 self.redis.zadd(f"rq:scheduled:{queue}", {"x": time.time() - 1})
-            ledger.promote(self.redis, queue, 180)
+            transitions.promote(self.redis, queue, 180)
             if self.redis.hexists(
                 f"rqjobs:missing:{queue}", "x"
             ):  # kept for a minute, which is over
                 self.redis.hset(f"rqjobs:missing:{queue}", "x", 1)
-                ledger.promote(self.redis, queue, 180)
+                transitions.promote(self.redis, queue, 180)
 
     def end_parent(self):
         self.redis.hset(self.parent.key, "status", "finished")
-        ledger.wake(self.redis, "parent", 180)
+        recovery.enqueue_dependents(self.redis, "parent", 180)
 
     def drain(self):
         """Both workers work until there is nothing to do, and what waits for a time or another job gets that."""
@@ -182,9 +184,9 @@ def finished(house):
 
 def failed(house):
     running(house)
-    writes = ledger.failure(house.run, "a", "no")
-    ledger.SETTLE.run(house.redis, *ledger.settle_arguments("a", house.run, writes))
-    house.redis.srem(ledger.WAKING, "x")
+    writes = transitions.failure_writes(house.run, "a", "no")
+    scripts.SETTLE.run(house.redis, *transitions.settle_arguments("a", house.run, writes))
+    house.redis.srem(keys.ENDED_PARENTS, "x")
     house.run = None
 
 
@@ -342,7 +344,7 @@ def ends_late(house):
 
 def ends_beside_its_successor(house):
     """Its worker has claimed the next one too: the outcome was sent, and the connection broke."""
-    got = ledger.claim(house.redis, "a", QUEUES, 1, ["x"])
+    got = transitions.claim(house.redis, "a", QUEUES, 1, ["x"])
     house.ran += [Job.found("x", claim.fields, house.redis).args[0] for claim in got]
     outcome = house.finish("a", house.run)
     for claim in got:
@@ -351,14 +353,14 @@ def ends_beside_its_successor(house):
 
 
 def its_worker_is_gone(house):
-    ledger.reclaim(house.redis, "a", QUEUES, "gone", process="1:1")
-    ledger.beat(house.redis, "a", {"host": "elsewhere", "pid": 1, "started": "1"})
+    recovery.reclaim(house.redis, "a", QUEUES, "gone", process="1:1")
+    leases.renew_lease(house.redis, "a", {"host": "elsewhere", "pid": 1, "started": "1"})
     return house.finish("a", house.run)
 
 
 def its_worker_lets_go(house):
-    ledger.release(house.redis, "a", "unknown")
-    ledger.release(house.redis, "a", "all")
+    transitions.release(house.redis, "a", "unknown")
+    transitions.release(house.redis, "a", "all")
     return house.finish("a", house.run)
 
 
@@ -375,7 +377,7 @@ def check(house, name, place=None):
         assert (places, house.history) == ([], ["finished"]), name
     elif places:  # nobody knows where else it stood; audit says so
         assert (
-            orphans.audit(house.redis, settle=0).breaches["x"]
+            audit.audit(house.redis, settle=0).breaches["x"]
             == "finished, yet in: deferred in default"
         ), name
 
@@ -457,10 +459,10 @@ def test_a_stale_save_starts_and_ends_no_job(redis):
                 else {"seen": 1},
             )
             for _ in range(2):
-                orphans.sweep(redis, force=True)
+                sweep.sweep(redis, force=True)
                 for job_id, since in redis.hgetall("rqjobs:strays:seen").items():
-                    redis.hset("rqjobs:strays:seen", job_id, float(since) - orphans.STRAY_GRACE)
-            assert "x" not in orphans.audit(redis, settle=0).breaches or stock_client, what
+                    redis.hset("rqjobs:strays:seen", job_id, float(since) - strays.STRAY_SECONDS)
+            assert "x" not in audit.audit(redis, settle=0).breaches or stock_client, what
             house.drain()
             expected = ran + ["old"] * (state in WAITING)
             assert house.ran == expected or (stock_client and state in (scheduled, deferred)), what
@@ -494,7 +496,7 @@ def test_the_deaths_of_an_earlier_life_do_not_count(redis):
     assert house.finish("a", house.claim()) == "settled"
     rqjobs.enqueue(faults.ok, "new", job_id="x")
     house.claim()
-    assert ledger.reclaim(redis, "a", QUEUES, "horse", "x", 0) == {"x": "requeued"}
+    assert recovery.reclaim(redis, "a", QUEUES, "horse", "x", 0) == {"x": "requeued"}
     assert len(redis.hget("rq:job:x", "rqjobs_deaths").split(b",")) == 1
 
 
@@ -505,7 +507,7 @@ def test_an_entry_of_a_failure_in_another_queue_goes_when_it_is_requeued(redis):
     stock(redis, "low").enqueue("faults.ok", "new", job_id="x")
     assert house.finish("a", house.claim()) == "settled"
     with pytest.raises(InvalidJobOperation):
-        ledger.requeue(redis, "x")
+        transitions.requeue(redis, "x")
     assert house.places() == [] and house.history == ["finished"]
 
 

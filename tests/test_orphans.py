@@ -17,8 +17,10 @@ from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 
 import rqjobs
-from rqjobs import ledger, orphans, processes
+from rqjobs import processes
+from rqjobs.broker import keys, leases, places, recovery, transitions
 from rqjobs.jobs import StartedJobRegistry as OurStartedJobRegistry
+from rqjobs.maintenance import audit, liveness, strays, sweep
 
 
 @pytest.fixture
@@ -27,17 +29,17 @@ def claim(redis):
 
     def make(job, owner, begun=True):
         redis.lrem(f"rq:queue:{job.origin}", 0, job.id)
-        redis.zadd(ledger.WORKERS, {owner: time.time() + 20}, nx=True)
-        before = redis.zscore(ledger.WORKERS, owner)
-        redis.zadd(ledger.WORKERS, {owner: time.time() + 20})
+        redis.zadd(keys.LEASES, {owner: time.time() + 20}, nx=True)
+        before = redis.zscore(keys.LEASES, owner)
+        redis.zadd(keys.LEASES, {owner: time.time() + 20})
         redis.rpush(f"rqjobs:claims:{owner}", job.id)
         token = ""
         if begun:
-            held = [ledger.text(other) for other in redis.lrange(f"rqjobs:claims:{owner}", 0, -2)]
-            (taken,) = ledger.claim(redis, owner, [job.origin], 1, held)
+            held = [keys.decode(other) for other in redis.lrange(f"rqjobs:claims:{owner}", 0, -2)]
+            (taken,) = transitions.claim(redis, owner, [job.origin], 1, held)
             assert taken.job_id == job.id
             token = taken.token
-        redis.zadd(ledger.WORKERS, {owner: before})
+        redis.zadd(keys.LEASES, {owner: before})
         return token
 
     return make
@@ -64,8 +66,8 @@ def lease(redis):
     """Give a worker a lease that ends `seconds` from now, and a recent sweep, so that leases count."""
 
     def make(name, seconds, where=None):
-        ledger.beat(redis, name, where or {"host": "elsewhere", "pid": 1, "started": "1"})
-        redis.zadd(ledger.WORKERS, {name: time.time() + seconds})
+        leases.renew_lease(redis, name, where or {"host": "elsewhere", "pid": 1, "started": "1"})
+        redis.zadd(keys.LEASES, {name: time.time() + seconds})
         redis.set("rqjobs:swept", time.time())
 
     return make
@@ -80,21 +82,21 @@ def test_orphans_go_back_in_order_before_the_rest(redis, claim, lease):
     for job in (first, second):
         claim(job, "dead")
     lease("dead", -1)
-    result = orphans.sweep(redis)
+    result = sweep.sweep(redis)
     assert set(result.requeued) == {first.id, second.id}
     assert order() == [first.id, second.id, waiting.id]
     assert first.get_status() == JobStatus.QUEUED
     assert redis.zcard("rq:wip:default") == 0 and not redis.keys("rq:execution*")
-    assert not redis.zcard(ledger.WORKERS) and not redis.exists("rqjobs:worker:dead")
-    assert not orphans.audit(redis).breaches
+    assert not redis.zcard(keys.LEASES) and not redis.exists("rqjobs:worker:dead")
+    assert not audit.audit(redis).breaches
 
 
 def test_a_live_worker_s_job_is_never_touched(redis, claim, lease):
     job = rqjobs.enqueue(faults.ok)
     claim(job, "alive")
     lease("alive", 5)
-    assert orphans.sweep(redis, force=True).requeued == []
-    assert ledger.reclaim(redis, "alive", ["default"], "dead") == {}
+    assert sweep.sweep(redis, force=True).requeued == []
+    assert recovery.reclaim(redis, "alive", ["default"], "dead") == {}
     assert order() == [] and redis.zcard("rq:wip:default") == 1
 
 
@@ -102,7 +104,7 @@ def test_a_process_that_is_gone_is_found_before_its_lease_ends(redis, claim, lea
     job = rqjobs.enqueue(faults.ok)
     claim(job, "crashed")
     lease("crashed", 15, {"host": processes.host(), "pid": 2**22 + 1, "started": "12345"})
-    assert orphans.sweep(redis, force=True).requeued == [job.id]
+    assert sweep.sweep(redis, force=True).requeued == [job.id]
 
 
 def test_the_next_worker_of_that_name_is_not_taken_for_the_one_that_is_gone(
@@ -112,16 +114,16 @@ def test_the_next_worker_of_that_name_is_not_taken_for_the_one_that_is_gone(
     job = rqjobs.enqueue(faults.ok)
     claim(job, "crashed")
     lease("crashed", 15, {"host": processes.host(), "pid": 2**22 + 1, "started": "12345"})
-    judge = orphans.Owners.judge
+    judge = liveness.WorkerLiveness.judge
 
     def judge_and_be_late(owners, names):
         judge(owners, names)
         redis.delete("rqjobs:worker:crashed")
         lease("crashed", 15, {"host": processes.host(), "pid": 2**22 + 2, "started": "12346"})
 
-    monkeypatch.setattr(orphans.Owners, "judge", judge_and_be_late)
-    assert orphans.sweep(redis, force=True).requeued == []
-    assert redis.zscore(ledger.WORKERS, "crashed") and redis.zcard("rq:wip:default") == 1
+    monkeypatch.setattr(liveness.WorkerLiveness, "judge", judge_and_be_late)
+    assert sweep.sweep(redis, force=True).requeued == []
+    assert redis.zscore(keys.LEASES, "crashed") and redis.zcard("rq:wip:default") == 1
 
 
 def test_a_worker_whose_horse_lives_on_is_not_gone(redis, claim, lease):
@@ -131,9 +133,9 @@ def test_a_worker_whose_horse_lives_on_is_not_gone(redis, claim, lease):
     where = {"host": processes.host(), "pid": 2**22 + 1, "started": "12345"}
     for horse, started in ((os.getpid(), processes.started(os.getpid())), ("?", "")):
         lease("headless", 15, {**where, "horse": horse, "horse_started": started})
-        assert orphans.sweep(redis, force=True).requeued == []
+        assert sweep.sweep(redis, force=True).requeued == []
     lease("headless", 15, {**where, "horse": os.getpid(), "horse_started": "1"})
-    assert orphans.sweep(redis, force=True).requeued == [job.id], "the pid is somebody else's now"
+    assert sweep.sweep(redis, force=True).requeued == [job.id], "the pid is somebody else's now"
 
 
 def test_a_worker_that_vanished_with_its_machine_is_found_when_its_lease_ends(
@@ -143,32 +145,34 @@ def test_a_worker_that_vanished_with_its_machine_is_found_when_its_lease_ends(
     job = rqjobs.enqueue(faults.ok)
     claim(job, "vanished")
     lease("vanished", 0.5, {"host": "another boot/pid:[1]", "pid": 2**22 + 1, "started": "1"})
-    end = redis.zscore(ledger.WORKERS, "vanished")
-    assert orphans.sweep(redis, force=True).requeued == [] and redis.time()[0] < end, (
+    end = redis.zscore(keys.LEASES, "vanished")
+    assert sweep.sweep(redis, force=True).requeued == [] and redis.time()[0] < end, (
         "its lease had not ended"
     )
     eventually(
         lambda: (
-            ledger.may_sweep(redis, force=True) == 1
+            leases.begin_sweep(redis, force=True) == 1
             and float("{}.{:06}".format(*redis.time())) > end
         )
     )
-    assert orphans.sweep(redis, force=True).requeued == [job.id] and order() == [job.id]
-    assert ledger.LEASE + ledger.BEAT <= 25, "the promise of the README, in seconds"
+    assert sweep.sweep(redis, force=True).requeued == [job.id] and order() == [job.id]
+    assert leases.LEASE_SECONDS + leases.HEARTBEAT_SECONDS <= 25, (
+        "the promise of the README, in seconds"
+    )
 
 
 def test_a_reused_pid_is_another_process(redis, claim, lease):
     job = rqjobs.enqueue(faults.ok)
     claim(job, "crashed")
     lease("crashed", 15, {"host": processes.host(), "pid": os.getpid(), "started": "1"})
-    assert orphans.sweep(redis, force=True).requeued == [job.id]
+    assert sweep.sweep(redis, force=True).requeued == [job.id]
     lease(
         "running",
         15,
         {"host": processes.host(), "pid": os.getpid(), "started": processes.started(os.getpid())},
     )
     claim(job, "running")
-    assert orphans.sweep(redis, force=True).requeued == []
+    assert sweep.sweep(redis, force=True).requeued == []
 
 
 def test_when_nobody_could_renew_a_lease_none_is_held_against_anybody(redis, claim, lease):
@@ -177,11 +181,11 @@ def test_when_nobody_could_renew_a_lease_none_is_held_against_anybody(redis, cla
     claim(job, "alive")
     lease("alive", -30)
     redis.set("rqjobs:swept", time.time() - 60)
-    assert orphans.sweep(redis).requeued == []
-    assert redis.zscore(ledger.WORKERS, "alive") > time.time() + 15
-    redis.zadd(ledger.WORKERS, {"alive": time.time() + 1000})
-    assert orphans.sweep(redis, force=True).requeued == []
-    assert redis.zscore(ledger.WORKERS, "alive") < time.time() + ledger.LEASE + 1, (
+    assert sweep.sweep(redis).requeued == []
+    assert redis.zscore(keys.LEASES, "alive") > time.time() + 15
+    redis.zadd(keys.LEASES, {"alive": time.time() + 1000})
+    assert sweep.sweep(redis, force=True).requeued == []
+    assert redis.zscore(keys.LEASES, "alive") < time.time() + leases.LEASE_SECONDS + 1, (
         "a lease from the future is cut"
     )
 
@@ -194,14 +198,14 @@ def test_third_death_within_the_window_is_the_last(redis, claim, lease):
     for _ in range(2):
         claim(poison, "dead")
         lease("dead", -1)
-        assert orphans.sweep(redis, force=True).requeued == [poison.id]
+        assert sweep.sweep(redis, force=True).requeued == [poison.id]
     claim(poison, "dead")
     lease("dead", -1)
-    assert orphans.sweep(redis, force=True).buried == [poison.id]
+    assert sweep.sweep(redis, force=True).buried == [poison.id]
     assert poison.get_status() == JobStatus.FAILED and order() == [healthy.id]
     assert "process died 3 times within 72 hours" in poison.latest_result().exc_string
     assert redis.zscore("rq:failed:default", poison.id) > time.time() + 300 * 24 * 3600
-    assert not orphans.audit(redis).breaches
+    assert not audit.audit(redis).breaches
     poison.requeue()
     assert order() == [healthy.id, poison.id]
     assert child.get_status() == JobStatus.DEFERRED
@@ -215,10 +219,10 @@ def test_deaths_of_long_ago_and_of_jobs_not_begun_do_not_count(redis, claim, lea
     for _ in range(5):
         claim(job, "dead", begun=False)
         lease("dead", -1)
-        assert orphans.sweep(redis, force=True).requeued == [job.id]
+        assert sweep.sweep(redis, force=True).requeued == [job.id]
     claim(job, "dead")
     lease("dead", -1)
-    assert orphans.sweep(redis, force=True).requeued == [job.id]
+    assert sweep.sweep(redis, force=True).requeued == [job.id]
     assert len(redis.hget(job.key, "rqjobs_deaths").split(b",")) == 1
     job.refresh()
     assert job.retries_left == 4, "the user's retries are his own"
@@ -230,7 +234,7 @@ def test_poison_frees_the_jobs_that_may_run_after_a_failure(redis, claim, lease)
     redis.hset(poison.key, "rqjobs_deaths", f"{int(time.time())},{int(time.time())}")
     claim(poison, "dead")
     lease("dead", -1)
-    orphans.sweep(redis, force=True)
+    sweep.sweep(redis, force=True)
     assert order() == [child.id]
 
 
@@ -250,14 +254,14 @@ def test_what_waits_for_a_poison_job_is_woken_also_when_its_burier_dies(redis, c
     redis.hset(poison.key, "rqjobs_deaths", f"{int(time.time())},{int(time.time())}")
     claim(poison, "dead")
     lease("dead", -1)
-    assert ledger.reclaim(redis, "dead", ["default"], "dead") == {poison.id: "buried"}
-    assert child.get_status() == JobStatus.DEFERRED and redis.smembers(ledger.WAKING) == {
+    assert recovery.reclaim(redis, "dead", ["default"], "dead") == {poison.id: "buried"}
+    assert child.get_status() == JobStatus.DEFERRED and redis.smembers(keys.ENDED_PARENTS) == {
         poison.id.encode()
     }
     redis.hset("rq:job:gone", "status", "failed")
     redis.set("rq:job:odd:dependents", "no set")
-    redis.sadd(ledger.WAKING, "gone", "odd")
-    threads = [threading.Thread(target=orphans.sweep, args=(redis, True)) for _ in range(5)]
+    redis.sadd(keys.ENDED_PARENTS, "gone", "odd")
+    threads = [threading.Thread(target=sweep.sweep, args=(redis, True)) for _ in range(5)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -265,9 +269,9 @@ def test_what_waits_for_a_poison_job_is_woken_also_when_its_burier_dies(redis, c
     assert order() == [strict.id, child.id] and order("low") == [first.id, "other"]
     assert child.get_status() == JobStatus.QUEUED and redis.hget(child.key, "timeout") == b"7"
     assert both.get_status() == never.get_status() == JobStatus.DEFERRED
-    assert not redis.exists(ledger.WAKING)
+    assert not redis.exists(keys.ENDED_PARENTS)
     redis.lrem("rq:queue:low", 0, "other")
-    assert not orphans.audit(redis, settle=0).breaches
+    assert not audit.audit(redis, settle=0).breaches
 
 
 def test_waking_twice_is_waking_once(redis, claim, lease):
@@ -279,15 +283,17 @@ def test_waking_twice_is_waking_once(redis, claim, lease):
     redis.hset(poison.key, "status", "failed")
     redis.hset(slow.key, "status", "finished")
     redis.delete("rq:queue:default")
-    assert ledger.wake(redis, poison.id, 180) == [child.id]
+    assert recovery.enqueue_dependents(redis, poison.id, 180) == [child.id]
     redis.sadd(f"rq:job:{poison.id}:dependents", child.id)
-    assert ledger.wake(redis, poison.id, 180) == [] and order() == [child.id]
-    ledger.beat(redis, "one", {"host": ""})
-    ledger.claim(redis, "one", ["default"])
-    assert ledger.wake(redis, poison.id, 180) == [] and order() == []
+    assert recovery.enqueue_dependents(redis, poison.id, 180) == [] and order() == [child.id]
+    leases.renew_lease(redis, "one", {"host": ""})
+    transitions.claim(redis, "one", ["default"])
+    assert recovery.enqueue_dependents(redis, poison.id, 180) == [] and order() == []
     redis.hset(poison.key, "status", "queued")
     redis.hset(child.key, "status", "deferred")
-    assert ledger.wake(redis, poison.id, 180) == [], "it was requeued, and wakes them when it ends"
+    assert recovery.enqueue_dependents(redis, poison.id, 180) == [], (
+        "it was requeued, and wakes them when it ends"
+    )
 
 
 def test_ten_sweeps_at_once_put_each_orphan_back_once(redis, claim, lease):
@@ -297,7 +303,7 @@ def test_ten_sweeps_at_once_put_each_orphan_back_once(redis, claim, lease):
     lease("dead", -1)
     results = []
     threads = [
-        threading.Thread(target=lambda: results.append(orphans.sweep(redis, force=True)))
+        threading.Thread(target=lambda: results.append(sweep.sweep(redis, force=True)))
         for _ in range(10)
     ]
     for thread in threads:
@@ -311,9 +317,9 @@ def test_ten_sweeps_at_once_put_each_orphan_back_once(redis, claim, lease):
 
 
 def test_only_one_sweep_in_a_while_unless_forced(redis):
-    assert orphans.sweep(redis) is not None
-    assert orphans.sweep(redis) is None
-    assert orphans.sweep(redis, force=True) is not None
+    assert sweep.sweep(redis) is not None
+    assert sweep.sweep(redis) is None
+    assert sweep.sweep(redis, force=True) is not None
 
 
 @pytest.mark.parametrize("status", ["finished", "failed", "canceled", "stopped"])
@@ -322,7 +328,7 @@ def test_an_orphan_that_has_ended_only_leaves_the_registry(redis, claim, lease, 
     claim(job, "dead")
     redis.hset(job.key, "status", status)
     lease("dead", -1)
-    assert orphans.sweep(redis, force=True).requeued == []
+    assert sweep.sweep(redis, force=True).requeued == []
     assert order() == [] and redis.zcard("rq:wip:default") == 0 and job.get_status() == status
 
 
@@ -332,7 +338,7 @@ def test_a_stock_orphan_that_waits_elsewhere_already_is_not_doubled(redis, stock
     stock_claim(job, "dead", status="scheduled")
     stock_claim(second, "dead", status="queued")
     redis.rpush("rq:queue:default", second.id)
-    assert orphans.sweep(redis, force=True).requeued == []
+    assert sweep.sweep(redis, force=True).requeued == []
     assert (
         order() == [second.id]
         and redis.zcard("rq:scheduled:default") == 1
@@ -358,29 +364,29 @@ def test_orphans_of_stock_workers_go_back_when_rq_s_key_has_expired(redis, stock
     for job in jobs[1::-1]:
         stock_claim(job, "stock", score=1)
     redis.hset("rq:worker:stock", "state", "busy")
-    assert orphans.sweep(redis, force=True).requeued == []
+    assert sweep.sweep(redis, force=True).requeued == []
     redis.delete("rq:worker:stock")
-    assert len(orphans.sweep(redis, force=True).requeued) == 2
+    assert len(sweep.sweep(redis, force=True).requeued) == 2
     assert order() == [job.id for job in jobs]
     for _ in range(2):
         stock_claim(jobs[0], "stock")
-        orphans.sweep(redis, force=True)
+        sweep.sweep(redis, force=True)
     assert jobs[0].get_status() == JobStatus.FAILED
-    assert not orphans.audit(redis, settle=0).breaches
+    assert not audit.audit(redis, settle=0).breaches
 
 
 def test_what_came_to_a_worker_after_it_had_gone_is_found(redis):
     job = rqjobs.enqueue(faults.ok)
-    ledger.leave(redis, "nobody")
+    leases.end_lease(redis, "nobody")
     redis.lmove("rq:queue:default", "rqjobs:claims:nobody", "LEFT", "RIGHT")
-    assert orphans.sweep(redis, force=True).requeued == [job.id]
+    assert sweep.sweep(redis, force=True).requeued == [job.id]
     assert order() == [job.id]
 
 
 def test_intermediate_ids_go_back_at_once_when_nobody_listens(redis):
     job = rqjobs.enqueue(faults.ok)
     redis.lmove("rq:queue:default", "rq:queue:default:intermediate", "LEFT", "RIGHT")
-    assert orphans.sweep(redis, force=True).requeued == [job.id]
+    assert sweep.sweep(redis, force=True).requeued == [job.id]
     assert order() == [job.id] and not redis.exists("rq:queue:default:intermediate")
 
 
@@ -389,9 +395,9 @@ def test_intermediate_ids_wait_a_minute_while_somebody_listens(redis):
     redis.sadd("rq:workers:default", "rq:worker:stock")
     redis.hset("rq:worker:stock", "state", "idle")
     redis.lmove("rq:queue:default", "rq:queue:default:intermediate", "LEFT", "RIGHT")
-    assert orphans.sweep(redis, force=True).requeued == []
+    assert sweep.sweep(redis, force=True).requeued == []
     redis.hset("rqjobs:seen:default", job.id, time.time() - 61)
-    assert orphans.sweep(redis, force=True).requeued == [job.id]
+    assert sweep.sweep(redis, force=True).requeued == [job.id]
 
 
 def test_what_was_taken_out_of_intermediate_does_not_look_old_the_next_time(redis):
@@ -399,9 +405,9 @@ def test_what_was_taken_out_of_intermediate_does_not_look_old_the_next_time(redi
     redis.sadd("rq:workers:default", "rq:worker:stock")
     redis.hset("rq:worker:stock", "state", "idle")
     redis.hset("rqjobs:seen:default", job.id, time.time() - 61)
-    orphans.sweep(redis, force=True)
+    sweep.sweep(redis, force=True)
     redis.lmove("rq:queue:default", "rq:queue:default:intermediate", "LEFT", "RIGHT")
-    assert orphans.sweep(redis, force=True).requeued == []
+    assert sweep.sweep(redis, force=True).requeued == []
 
 
 def stray(redis, job, idle):
@@ -414,7 +420,7 @@ def stray(redis, job, idle):
 def look_again(redis):
     """Half a minute later."""
     for job_id, since in redis.hgetall("rqjobs:strays:seen").items():
-        redis.hset("rqjobs:strays:seen", job_id, float(since) - orphans.STRAY_GRACE)
+        redis.hset("rqjobs:strays:seen", job_id, float(since) - strays.STRAY_SECONDS)
 
 
 @pytest.mark.parametrize("status", ["queued", "started", "scheduled"])
@@ -422,14 +428,14 @@ def test_a_stray_goes_back_when_it_was_seen_twice(redis, status):
     job = rqjobs.enqueue(faults.ok, job_timeout=10)
     stray(redis, job, idle=60)
     redis.hset(job.key, "status", status)
-    assert orphans.audit(redis, settle=0).breaches == {
+    assert audit.audit(redis, settle=0).breaches == {
         job.id: f"{status}, but in no place (a stray; the sweep puts it back)"
     }
-    assert orphans.sweep(redis, force=True).requeued == []
+    assert sweep.sweep(redis, force=True).requeued == []
     look_again(redis)
-    assert orphans.sweep(redis, force=True).requeued == [job.id]
+    assert sweep.sweep(redis, force=True).requeued == [job.id]
     assert order() == [job.id] and job.get_status() == JobStatus.QUEUED
-    assert not orphans.audit(redis, settle=0).breaches
+    assert not audit.audit(redis, settle=0).breaches
 
 
 @pytest.mark.parametrize("place", ["finished", "failed", "canceled"])
@@ -439,9 +445,9 @@ def test_an_ended_job_whose_status_was_overwritten_is_no_stray(redis, place):
     stray(redis, job, idle=3600)
     redis.zadd(f"rq:{place}:default", {job.id: 9e9})
     redis.xadd(f"rq:results:{job.id}", {"type": 1, "execution_ended_at": time.time() - 3000})
-    assert not orphans.audit(redis, settle=0).breaches
+    assert not audit.audit(redis, settle=0).breaches
     for _ in range(2):
-        assert orphans.sweep(redis, force=True).requeued == []
+        assert sweep.sweep(redis, force=True).requeued == []
         look_again(redis)
     assert order() == [] and job.get_status() == place, "its status is put right"
 
@@ -451,10 +457,10 @@ def test_a_repeating_job_that_was_lost_after_its_first_run_is_a_stray(redis):
     stray(redis, job, idle=3600)
     redis.zadd("rq:finished:default", {job.id: 9e9})
     redis.xadd(f"rq:results:{job.id}", {"type": 1, "execution_ended_at": time.time() - 3700})
-    assert orphans.audit(redis, settle=0).breaches
-    orphans.sweep(redis, force=True)
+    assert audit.audit(redis, settle=0).breaches
+    sweep.sweep(redis, force=True)
     look_again(redis)
-    assert orphans.sweep(redis, force=True).requeued == [job.id]
+    assert sweep.sweep(redis, force=True).requeued == [job.id]
 
 
 @pytest.mark.parametrize("place", ["queued", "intermediate", "scheduled", "deferred"])
@@ -462,16 +468,16 @@ def test_audit_names_an_id_in_a_place_and_in_somebody_s_claims(redis, place):
     """With an entry in RQ's registry too it was named, without one it was not."""
     job = rqjobs.enqueue(faults.ok)
     redis.delete("rq:queue:default")
-    ledger.beat(redis, "w", {"host": "elsewhere", "pid": 1, "started": "1"})
+    leases.renew_lease(redis, "w", {"host": "elsewhere", "pid": 1, "started": "1"})
     redis.rpush("rqjobs:claims:w", job.id)
-    assert not orphans.audit(redis, settle=0).breaches
+    assert not audit.audit(redis, settle=0).breaches
     if place in ("queued", "intermediate"):
         redis.rpush(
             "rq:queue:default" + (":intermediate" if place == "intermediate" else ""), job.id
         )
     else:
         redis.zadd(f"rq:{place}:default", {job.id: 9e9})
-    assert orphans.audit(redis, settle=0).breaches == {
+    assert audit.audit(redis, settle=0).breaches == {
         job.id: f"in more than one place: {place}, claimed"
     }
 
@@ -489,7 +495,7 @@ def test_audit_names_an_id_on_two_queues(redis):
             redis.rpush("rq:queue:low", job.id)
         else:
             redis.zadd(f"rq:{pushed}", {job.id: 9e9})
-        assert orphans.audit(redis, settle=0).breaches == {
+        assert audit.audit(redis, settle=0).breaches == {
             job.id: f"in more than one place: queued, {place}"
         }
 
@@ -518,15 +524,15 @@ def test_audit_names_what_waits_in_vain(redis, state, may_fail, named):
         parent.delete()
     elif state != "queued":
         redis.hset(parent.key, "status", state)
-    found = list(orphans.deferred_for_ever(redis, ["child"]))
+    found = list(audit.blocked_jobs(redis, ["child"]))
     assert found == ([("child", "parent", named)] if named else []) and (
-        not named or orphans.REMEDIES[named]
+        not named or audit.REMEDIES[named]
     )
     if state == "gone":  # counts as finished, when the other has ended
-        assert list(orphans.deferred_for_ever(redis, ["both"])) == []
+        assert list(audit.blocked_jobs(redis, ["both"])) == []
         redis.hset(other.key, "status", "finished")
-        redis.sadd(ledger.WAKING, other.id)
-        orphans.wake(redis)
+        redis.sadd(keys.ENDED_PARENTS, other.id)
+        sweep.enqueue_waiting_dependents(redis)
         assert both.get_status() == JobStatus.QUEUED
 
 
@@ -539,12 +545,12 @@ def test_what_stock_rq_defers_behind_a_job_that_has_ended_is_named(redis):
         "faults.ok", job_id="child", depends_on=Dependency(jobs=[parent], allow_failure=True)
     )
     assert redis.zscore("rq:deferred:default", "child")
-    assert orphans.audit(redis, settle=0).remarks == [
+    assert audit.audit(redis, settle=0).remarks == [
         "deferred: child waits for parent, which is over"
     ]
-    redis.sadd(ledger.WAKING, "parent:failed")  # it is about to be woken
-    assert not orphans.audit(redis, settle=0).remarks
-    assert "queue.enqueue_job(job)" in orphans.REMEDIES["over"]
+    redis.sadd(keys.ENDED_PARENTS, "parent:failed")  # it is about to be woken
+    assert not audit.audit(redis, settle=0).remarks
+    assert "queue.enqueue_job(job)" in audit.REMEDIES["over"]
     queue = rqjobs.queue("default")
     queue.enqueue_job(queue.fetch_job("child"))
     assert redis.lrange("rq:queue:default", 0, -1) == [b"child"] and not redis.zcard(
@@ -566,7 +572,7 @@ def test_what_only_looks_like_a_stray_is_left_alone(redis):
     redis.set("rq:job:strange", "a string where a hash should be")
     redis.hset("rq:job:half", "last_heartbeat", "x")
     for _ in range(3):
-        assert orphans.sweep(redis, force=True).requeued == []
+        assert sweep.sweep(redis, force=True).requeued == []
         look_again(redis)
     assert order() == []
 
@@ -574,22 +580,22 @@ def test_what_only_looks_like_a_stray_is_left_alone(redis):
 def test_a_stray_that_came_back_by_itself_is_not_doubled(redis):
     job = rqjobs.enqueue(faults.ok, job_timeout=1)
     stray(redis, job, idle=60)
-    orphans.sweep(redis, force=True)
+    sweep.sweep(redis, force=True)
     redis.rpush("rq:queue:default", job.id)
     look_again(redis)
-    assert ledger.recover(redis, job.id, "default", "stray") == "moved"
+    assert recovery.recover(redis, job.id, "default", "stray") == "moved"
     assert order() == [job.id]
 
 
 def test_the_hunt_for_strays_goes_on_where_it_ended(redis, monkeypatch):
-    monkeypatch.setattr(orphans, "STRAY_KEYS", 1000)
-    monkeypatch.setattr(orphans, "CHUNK", 10)
+    monkeypatch.setattr(strays, "STRAY_SCAN_KEYS", 1000)
+    monkeypatch.setattr(places, "SCAN_COUNT", 10)
     jobs = rqjobs.enqueue_many([(faults.ok, n) for n in range(500)])
     for job in jobs[::50]:
         stray(redis, job, idle=3600)
     found = set()
     for _ in range(12):
-        found |= set(orphans.sweep(redis, force=True).requeued)
+        found |= set(sweep.sweep(redis, force=True).requeued)
         look_again(redis)
     assert found == {job.id for job in jobs[::50]}
 
@@ -598,7 +604,7 @@ def test_audit_names_a_job_in_two_places_and_one_that_is_there_twice(redis, clai
     twice, both, fine = (rqjobs.enqueue(faults.ok, n) for n in range(3))
     redis.rpush("rq:queue:default", twice.id)
     redis.zadd("rq:scheduled:default", {both.id: 9e9})
-    found = orphans.audit(redis, settle=0)
+    found = audit.audit(redis, settle=0)
     assert found.breaches == {
         twice.id: "in more than one place: queued, queued",
         both.id: "in more than one place: queued, scheduled",
@@ -615,7 +621,7 @@ def test_audit_remarks_on_orphans_and_on_jobs_behind_a_failed_one(redis, claim, 
     held = rqjobs.enqueue(faults.ok)
     claim(held, "dead")
     lease("dead", -1)
-    found = orphans.audit(redis, settle=0)
+    found = audit.audit(redis, settle=0)
     assert not found.breaches
     assert found.remarks == [
         f"orphan: {held.id} of the dead worker dead (rqjobs recover puts it back)",
@@ -644,9 +650,9 @@ def test_a_redis_whose_memory_is_full_refuses_a_move_as_a_whole(redis, claim, le
     redis.config_set("maxmemory", 1)
     try:
         for move in (
-            lambda: orphans.sweep(redis, force=True),
+            lambda: sweep.sweep(redis, force=True),
             failed.requeue,
-            lambda: ledger.promote(redis, "default", 180),
+            lambda: transitions.promote(redis, "default", 180),
         ):
             with pytest.raises(ResponseError, match=r"OOM|maxmemory"):
                 move()
@@ -658,10 +664,10 @@ def test_a_redis_whose_memory_is_full_refuses_a_move_as_a_whole(redis, claim, le
         == redis.zcard("rq:scheduled:default")
         == 1
     )
-    assert orphans.sweep(redis, force=True).requeued == [orphan.id]
+    assert sweep.sweep(redis, force=True).requeued == [orphan.id]
     failed.requeue()
-    assert ledger.promote(redis, "default", 180) == 1
-    assert not orphans.audit(redis).breaches
+    assert transitions.promote(redis, "default", 180) == 1
+    assert not audit.audit(redis).breaches
 
 
 def test_hostile_hashes_hold_up_neither_the_queue_nor_the_scheduler(redis, lease):
@@ -672,7 +678,7 @@ def test_hostile_hashes_hold_up_neither_the_queue_nor_the_scheduler(redis, lease
     redis.set("rq:job:text", "no hash")
     for number, member in enumerate([good[0].id, "text", good[1].id, good[2].id]):
         redis.zadd("rq:scheduled:default", {member: 1 + number})
-    assert ledger.promote(redis, "default", 180) == 3
+    assert transitions.promote(redis, "default", 180) == 3
     assert order() == [job.id for job in good] and not redis.exists("rq:scheduled:default")
     redis.delete("rq:queue:default")
     lease("one", 20)
@@ -683,7 +689,7 @@ def test_hostile_hashes_hold_up_neither_the_queue_nor_the_scheduler(redis, lease
         )
         redis.rpush("rq:queue:default", f"bad-{number}")
     redis.rpush("rq:queue:default", good[0].id)
-    (claim,) = ledger.claim(redis, "one", ["default"])
+    (claim,) = transitions.claim(redis, "one", ["default"])
     assert claim.job_id == good[0].id
     assert redis.zcard("rq:failed:default") == 6
 
@@ -691,7 +697,7 @@ def test_hostile_hashes_hold_up_neither_the_queue_nor_the_scheduler(redis, lease
 def test_audit_names_an_ended_job_that_waits_somewhere(redis):
     job = rqjobs.enqueue_in(60, faults.ok)
     redis.hset(job.key, "status", "finished")
-    assert orphans.audit(redis, settle=0).breaches == {job.id: "finished, yet in: scheduled"}
+    assert audit.audit(redis, settle=0).breaches == {job.id: "finished, yet in: scheduled"}
 
 
 def test_only_what_is_provably_gone_is_gone(monkeypatch):

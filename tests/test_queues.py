@@ -19,8 +19,10 @@ from rq.group import Group
 from rq.job import Dependency, JobStatus
 
 import rqjobs
-from rqjobs import Callback, Repeat, Retry, config, connection, ledger, orphans
+from rqjobs import Callback, Repeat, Retry, config, connection
+from rqjobs.broker import keys, transitions
 from rqjobs.jobs import Job
+from rqjobs.maintenance import audit, sweep
 
 
 class NotCarried:
@@ -129,7 +131,7 @@ def test_enqueue_many_keeps_the_order_over_queues(redis):
     assert rqjobs.queue("high").job_ids == [job.id for job in jobs if job.origin == "high"]
     assert rqjobs.queue("default").count == 1250
     assert rqjobs.Job.fetch("seven", connection=redis).args == ["seven"]
-    assert not orphans.audit(redis).breaches
+    assert not audit.audit(redis).breaches
 
 
 def test_delayed_jobs_land_in_one_step(redis):
@@ -177,11 +179,11 @@ def test_requeue_from_the_dead_letters_is_one_step(redis):
     assert job.get_status() == JobStatus.QUEUED and job.meta == {"kept": 1}
     assert not redis.zcard("rq:failed:default") and not redis.hexists(job.key, "rqjobs_deaths")
     with pytest.raises(NoSuchJobError):
-        ledger.requeue(redis, "nobody")
+        transitions.requeue(redis, "nobody")
     redis.zadd("rq:failed:default", {"expired": 9e9})
     redis.hset("rq:job:expired", "origin", "default")
     with pytest.raises(NoSuchJobError):
-        ledger.requeue(redis, "expired")
+        transitions.requeue(redis, "expired")
     assert not redis.zcard("rq:failed:default")
 
 
@@ -214,7 +216,7 @@ def test_an_enqueue_behind_another_job_whose_reply_is_lost_is_not_repeated(redis
         finally:
             proxy.close()
     assert redis.zrange("rq:deferred:default", 0, -1) == [b"child"]
-    assert not orphans.audit(redis, settle=0).breaches
+    assert not audit.audit(redis, settle=0).breaches
 
 
 def test_an_id_that_is_used_again_does_not_expire_with_the_job_that_had_it(redis):
@@ -409,14 +411,14 @@ def test_a_delayed_job_that_depends_on_another_waits_for_both(redis, first):
     job = rqjobs.enqueue_in(600 if first == "the other job" else -1, faults.ok, depends_on=parent)
     assert job.get_status() == JobStatus.DEFERRED and not redis.exists("rq:scheduled:default")
     end(redis, parent, "finished")
-    redis.sadd(ledger.WAKING, parent.id)
-    orphans.wake(redis)
+    redis.sadd(keys.ENDED_PARENTS, parent.id)
+    sweep.enqueue_waiting_dependents(redis)
     if first == "the other job":
         assert job.get_status() == JobStatus.SCHEDULED and not rqjobs.queue("default").count
         redis.zadd("rq:scheduled:default", {job.id: 1})
-        assert ledger.promote(redis, "default", 180) == 1
+        assert transitions.promote(redis, "default", 180) == 1
     assert rqjobs.queue("default").job_ids == [job.id] and job.get_status() == JobStatus.QUEUED
-    assert not orphans.audit(redis, settle=0).breaches
+    assert not audit.audit(redis, settle=0).breaches
 
 
 def test_a_delayed_job_whose_other_job_has_ended_waits_for_its_time_only(redis):

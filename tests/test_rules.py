@@ -11,8 +11,8 @@ import pytest
 from croniter import croniter
 
 from rqjobs import ScheduleError, cron, every
-from rqjobs.rules import Rule
-from rqjobs.walls import _changes
+from rqjobs.schedules.cron import _changes
+from rqjobs.schedules.rules import Rule
 
 BERLIN = ZoneInfo("Europe/Berlin")
 LINES = [

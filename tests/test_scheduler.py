@@ -17,7 +17,9 @@ from rq.registry import CanceledJobRegistry
 from rq.scheduler import RQScheduler
 
 import rqjobs
-from rqjobs import Repeat, Retry, delayed, ledger, orphans
+from rqjobs import Repeat, Retry, delayed
+from rqjobs.broker import keys, leases, scripts, transitions
+from rqjobs.maintenance import audit
 from rqjobs.scheduler import LOCK_TTL, Scheduler
 
 
@@ -30,11 +32,11 @@ def test_promotion_moves_what_is_due_in_due_order_and_nothing_else(redis):
     late, early, future = (rqjobs.enqueue_in(60, faults.ok, n) for n in range(3))
     due(redis, late, 1)
     due(redis, early, 2)
-    assert ledger.promote(redis, "default", 180) == 2
+    assert transitions.promote(redis, "default", 180) == 2
     assert rqjobs.queue("default").job_ids == [waiting.id, early.id, late.id]
     assert early.get_status() == JobStatus.QUEUED and redis.hexists(early.key, "enqueued_at")
     assert redis.zrange("rq:scheduled:default", 0, -1) == [future.id.encode()]
-    assert not orphans.audit(redis).breaches
+    assert not audit.audit(redis).breaches
 
 
 def test_at_front_and_ttl_hold_for_scheduled_jobs(redis):
@@ -42,7 +44,7 @@ def test_at_front_and_ttl_hold_for_scheduled_jobs(redis):
     front = [rqjobs.enqueue_in(60, faults.ok, n, at_front=True, ttl=500) for n in range(2)]
     for number, job in enumerate(front):
         due(redis, job, 5 - number)
-    ledger.promote(redis, "default", 180)
+    transitions.promote(redis, "default", 180)
     assert rqjobs.queue("default").job_ids[:2] == [job.id for job in front]
     assert 0 < redis.ttl(front[0].key) <= 500
 
@@ -55,16 +57,16 @@ def test_a_canceled_job_is_not_promoted_and_a_missing_one_has_a_grace(redis):
     redis.zadd(
         "rq:scheduled:default", {"not-there-yet": time.time() - 5, "never-came": time.time() - 100}
     )
-    assert ledger.promote(redis, "default", 180) == 0
+    assert transitions.promote(redis, "default", 180) == 0
     assert redis.zrange("rq:scheduled:default", 0, -1) == [b"never-came", b"not-there-yet"]
     redis.hset(
-        "rqjobs:missing:default", "never-came", time.time() - ledger.MISSING_JOB_GRACE - 1
+        "rqjobs:missing:default", "never-came", time.time() - transitions.MISSING_JOB_SECONDS - 1
     )  # first seen then
-    assert ledger.promote(redis, "default", 180) == 0
+    assert transitions.promote(redis, "default", 180) == 0
     assert redis.zrange("rq:scheduled:default", 0, -1) == [b"not-there-yet"]
     rqjobs.enqueue(faults.ok, job_id="not-there-yet")
     redis.delete("rq:queue:default")
-    assert ledger.promote(redis, "default", 180) == 1
+    assert transitions.promote(redis, "default", 180) == 1
     assert rqjobs.queue("default").job_ids == ["not-there-yet"] and not redis.exists(
         "rqjobs:missing:default"
     )
@@ -76,19 +78,21 @@ def test_ids_without_a_job_hold_up_nothing_however_many_they_are(redis):
     due(redis, job)
     redis.zadd(
         "rq:scheduled:default",
-        {f"missing-{n}": time.time() - 10 - n for n in range(2 * ledger.AT_ONCE)},
+        {f"missing-{n}": time.time() - 10 - n for n in range(2 * transitions.BATCH_MAX_JOBS)},
     )
-    assert ledger.promote(redis, "default", 180) == 1
+    assert transitions.promote(redis, "default", 180) == 1
     assert rqjobs.queue("default").job_ids == [job.id]
-    assert redis.zcard("rq:scheduled:default") == 2 * ledger.AT_ONCE
+    assert redis.zcard("rq:scheduled:default") == 2 * transitions.BATCH_MAX_JOBS
 
 
 def test_a_delay_is_counted_by_redis_and_not_by_the_clock_of_this_machine(redis, monkeypatch):
     monkeypatch.setattr("rq.queue.now", lambda: datetime(2001, 1, 1, tzinfo=timezone.utc))
-    before = ledger.clock(redis)
+    before = scripts.redis_time(redis)
     job = rqjobs.enqueue_in(0.25, faults.ok)
     assert (
-        before + 0.25 <= redis.zscore("rq:scheduled:default", job.id) <= ledger.clock(redis) + 0.25
+        before + 0.25
+        <= redis.zscore("rq:scheduled:default", job.id)
+        <= scripts.redis_time(redis) + 0.25
     )
 
 
@@ -131,12 +135,12 @@ def test_who_makes_something_due_soon_tells_the_clock(redis, clock, eventually):
     def told():
         clock._looked = time.monotonic()
         clock._sleep()  # ends for the bell, not before the job is due
-        return redis.zscore("rq:scheduled:default", job.id) <= ledger.clock(redis)
+        return redis.zscore("rq:scheduled:default", job.id) <= scripts.redis_time(redis)
 
     eventually(told)
     eventually(lambda: (clock._look(), rqjobs.queue("default").job_ids)[1] == [job.id])
-    redis.publish(ledger.BELL + "default", "rubbish")
-    redis.publish(ledger.BELL + "default", "nan")
+    redis.publish(keys.WAKEUP_CHANNEL + "default", "rubbish")
+    redis.publish(keys.WAKEUP_CHANNEL + "default", "nan")
     eventually(lambda: (clock._sleep(), clock._next["default"] <= 0.0)[1])
 
 
@@ -144,7 +148,7 @@ def test_what_a_failed_job_waits_for_is_told_to_the_clock_with_its_outcome(
     redis, worker, eventually
 ):
     bell = redis.pubsub(ignore_subscribe_messages=True)
-    bell.subscribe(ledger.BELL + "default")
+    bell.subscribe(keys.WAKEUP_CHANNEL + "default")
     worker()  # no clock: the job stays where it is
     job = rqjobs.enqueue(faults.boom, retry=Retry(max=1, interval=[0.5]))
     eventually(lambda: redis.zscore("rq:scheduled:default", job.id))
@@ -164,7 +168,7 @@ def test_a_delayed_job_is_given_another_time_or_canceled(redis):
     assert [found.job_id for found in delayed.jobs()] == [second.id, first.id]
     assert [found.job_id for found in delayed.jobs(offset=1)] == [first.id]
     assert delayed.reschedule(second.id, datetime(2020, 1, 1, tzinfo=timezone.utc)).year == 2020
-    assert ledger.promote(redis, "low", 180) == 1
+    assert transitions.promote(redis, "low", 180) == 1
     with pytest.raises(InvalidJobOperation, match="does not wait"):
         delayed.cancel(second.id)
     delayed.cancel(first.id)
@@ -174,7 +178,7 @@ def test_a_delayed_job_is_given_another_time_or_canceled(redis):
         delayed.reschedule(first.id, 0)
     with pytest.raises(NoSuchJobError):
         delayed.cancel("nobody")
-    assert not orphans.audit(redis).breaches
+    assert not audit.audit(redis).breaches
 
 
 @pytest.mark.parametrize(
@@ -199,7 +203,7 @@ def test_many_at_once_by_many_schedulers_come_once_each(redis):
         pipe.execute()
     moved = []
     threads = [
-        threading.Thread(target=lambda: moved.append(ledger.promote(redis, "default", 180)))
+        threading.Thread(target=lambda: moved.append(transitions.promote(redis, "default", 180)))
         for _ in range(5)
     ]
     for thread in threads:
@@ -225,16 +229,16 @@ def test_repeat(worker, redis, eventually):
     job = rqjobs.enqueue(faults.mark, "ran", repeat=Repeat(times=3, interval=1))
     eventually(lambda: redis.llen("ran") == 4)
     eventually(lambda: job.get_status() == JobStatus.FINISHED)
-    assert not orphans.audit(redis).breaches
+    assert not audit.audit(redis).breaches
 
 
 def runs_until_scheduled(redis, job):
     """Let a worker do all that is queued; returns how long the job waits for its next run, or None."""
     rqjobs.Worker(["default"]).work(burst=True, logging_level="CRITICAL")
-    score, now = redis.zscore("rq:scheduled:default", job.id), ledger.clock(redis)
+    score, now = redis.zscore("rq:scheduled:default", job.id), scripts.redis_time(redis)
     if score is not None:
         due(redis, job)
-        assert ledger.promote(redis, "default", 180) == 1
+        assert transitions.promote(redis, "default", 180) == 1
     return score and score - now
 
 
@@ -257,7 +261,7 @@ def test_a_failed_run_does_not_end_a_repeat_and_its_retries_come_first(redis, re
     assert job.get_status() == JobStatus.FAILED and redis.zscore("rq:failed:default", job.id)
     failures = [result for result in job.results() if "ValueError: again" in result.exc_string]
     assert len(failures) == 3
-    assert not orphans.audit(redis).breaches
+    assert not audit.audit(redis).breaches
 
 
 def test_to_stop_a_repeating_job_ends_its_chain(redis, worker, eventually):
@@ -294,7 +298,7 @@ def test_after_kill_9_the_next_worker_takes_the_scheduler_over_within_seconds(
     )
     worker(options=["--with-scheduler"])
     rqjobs.enqueue_in(0, faults.mark, "ran")
-    eventually(lambda: redis.llen("ran") == 1, timeout=LOCK_TTL + ledger.BEAT + 5)
+    eventually(lambda: redis.llen("ran") == 1, timeout=LOCK_TTL + leases.HEARTBEAT_SECONDS + 5)
     assert redis.get(RQScheduler.get_locking_key("default")) != holder
 
 
@@ -303,7 +307,7 @@ def test_a_killed_scheduler_is_started_again_by_its_worker(worker, redis, eventu
     (scheduler,) = eventually(lambda: schedulers_of(redis, process))
     kill(scheduler)
     rqjobs.enqueue_in(0, faults.mark, "ran")
-    eventually(lambda: redis.llen("ran") == 1, timeout=3 * ledger.BEAT)
+    eventually(lambda: redis.llen("ran") == 1, timeout=3 * leases.HEARTBEAT_SECONDS)
 
 
 def test_a_worker_without_the_lock_takes_it_when_the_other_goes(worker, redis, eventually):
@@ -311,7 +315,7 @@ def test_a_worker_without_the_lock_takes_it_when_the_other_goes(worker, redis, e
     first.terminate()
     assert first.wait(20) == 0
     rqjobs.enqueue_in(0, faults.mark, "ran")
-    eventually(lambda: redis.llen("ran") == 1, timeout=3 * ledger.BEAT)
+    eventually(lambda: redis.llen("ran") == 1, timeout=3 * leases.HEARTBEAT_SECONDS)
     assert second.poll() is None
 
 

@@ -11,20 +11,11 @@ import pytest
 from rq.job import JobStatus
 
 import rqjobs
-from rqjobs import (
-    NotAJob,
-    PayloadError,
-    Retry,
-    ScheduleError,
-    cron,
-    every,
-    ledger,
-    orphans,
-    schedules,
-    ticker,
-)
-from rqjobs.schedules import NoSuchSchedule
-from rqjobs.timetable import SCHEDULES, jitter, make
+from rqjobs import NotAJob, PayloadError, Retry, ScheduleError, cron, every, schedules
+from rqjobs.broker import scripts
+from rqjobs.maintenance import audit
+from rqjobs.schedules import NoSuchSchedule, history, ticker
+from rqjobs.schedules.store import SCHEDULES, enqueue_ticks, jitter
 
 
 def back(redis, name, seconds):
@@ -37,7 +28,7 @@ def back(redis, name, seconds):
 
 
 def last_tick(redis, step):
-    now = int(ledger.clock(redis))
+    now = int(scripts.redis_time(redis))
     return now - now % step
 
 
@@ -62,11 +53,11 @@ def test_a_tick_makes_one_job_whose_id_names_it(redis):
     assert (
         made.upcoming(2)[0] == made.next == made.due and made.next.minute == made.next.second == 0
     )
-    ticker.tick(redis)
+    ticker.run_due(redis)
     assert ids() == []
     tick = back(redis, "hourly", 3600)
-    ticker.tick(redis)
-    ticker.tick(redis)
+    ticker.run_due(redis)
+    ticker.run_due(redis)
     (job_id,) = ids()
     assert (
         job_id
@@ -78,7 +69,7 @@ def test_a_tick_makes_one_job_whose_id_names_it(redis):
     found = schedules.get("hourly")
     assert (found.made, found.missed, found.overlapped) == (1, 0, 0)
     assert found.last.timestamp() == tick and found.next.timestamp() == tick + 3600
-    assert not orphans.audit(redis).breaches
+    assert not audit.audit(redis).breaches
 
 
 def test_its_job_is_as_an_enqueued_one(redis):
@@ -104,7 +95,7 @@ def test_its_job_is_as_an_enqueued_one(redis):
 def test_ticks_that_were_missed(redis, missed, count, lost):
     every(hours=1, missed=missed).add("hourly", faults.note)
     back(redis, "hourly", 6 * 3600)
-    ticker.tick(redis)
+    ticker.run_due(redis)
     found = schedules.get("hourly")
     assert len(ids()) == found.made == count and found.missed == lost
     assert found.next.timestamp() == last_tick(redis, 3600) + 3600
@@ -124,7 +115,7 @@ def test_skip_makes_a_job_of_each_tick_that_is_at_most_ten_seconds_late():
 def test_skip_counts_what_makes_no_job(redis):
     every(seconds=5, missed="skip").add("quick", faults.note)
     back(redis, "quick", 60)
-    ticker.tick(redis)
+    ticker.run_due(redis)
     found = schedules.get("quick")
     assert (
         found.made in (2, 3)
@@ -138,17 +129,20 @@ def test_what_takes_long_goes_on_at_the_next_look(redis):
     for name in ("first", "second"):
         cron("* * * * *").add(name, faults.note)
         back(redis, name, 7 * 86_400)
-    assert ticker.tick(redis, seconds=-1) <= ledger.clock(redis) and len(ids()) == 1
-    ticker.tick(redis, seconds=-1)
+    assert ticker.run_due(redis, seconds=-1) <= scripts.redis_time(redis) and len(ids()) == 1
+    ticker.run_due(redis, seconds=-1)
     assert len(ids()) == 2 and schedules.get("second").missed in (7 * 1440 - 1, 7 * 1440)
 
 
 def test_all_makes_up_for_a_thousand_at_most(redis):
     every(minutes=1, missed="all").add("busy", faults.note)
     back(redis, "busy", 60 * 1500)
-    ticker.tick(redis)
+    ticker.run_due(redis)
     found = schedules.get("busy")
-    assert found.made == len(ids()) == len(set(ids())) == ticker.MOST and found.missed == 500
+    assert (
+        found.made == len(ids()) == len(set(ids())) == ticker.CATCH_UP_MAX_TICKS
+        and found.missed == 500
+    )
     assert found.last.timestamp() == last_tick(redis, 60)
     assert len(schedules.runs("busy", 100)) == 20 == redis.hlen("rqjobs:schedules:open")
 
@@ -157,20 +151,20 @@ def test_all_makes_up_for_a_thousand_at_most(redis):
 def test_no_overlap_while_a_job_before_has_not_ended(redis, status):
     every(hours=1, overlap=False).add("alone", faults.note)
     back(redis, "alone", 3600)
-    ticker.tick(redis)
+    ticker.run_due(redis)
     (first,) = ids()
     redis.hset(f"rq:job:{first}", "status", status)
     back(redis, "alone", 3600)
-    ticker.tick(redis)
+    ticker.run_due(redis)
     assert ids() == [first]
     redis.hset(f"rq:job:{first}", "status", "failed")
     schedules.edit("alone", timeout=50)  # another revision, for the same tick again
     back(redis, "alone", 3600)
-    ticker.tick(redis)
+    ticker.run_due(redis)
     redis.delete(f"rq:job:{ids()[1]}")  # the job is long gone, or was deleted
     schedules.edit("alone", timeout=60)
     back(redis, "alone", 3600)
-    ticker.tick(redis)
+    ticker.run_due(redis)
     found = schedules.get("alone")
     assert (found.made, found.overlapped) == (3, 1)
 
@@ -179,7 +173,7 @@ def test_it_ends_after_its_times_and_at_its_end(redis):
     every(hours=1, times=2, missed="all").add("twice", faults.note)
     assert len(schedules.get("twice").upcoming(5)) == 2
     back(redis, "twice", 5 * 3600)
-    ticker.tick(redis)
+    ticker.run_due(redis)
     found = schedules.get("twice")
     assert (found.state, found.made, found.next, found.upcoming()) == ("ended", 2, None, [])
     over = every(hours=1, end=datetime(2020, 1, 1)).add("over", faults.note)
@@ -214,12 +208,12 @@ def test_another_jitter_moves_the_next_job_and_drops_no_tick(redis):
     assert found.due.timestamp() == pytest.approx(
         tick + jitter(found.rule, "shaken", tick), abs=0.01
     )
-    first = int(ledger.clock(redis)) + 5
+    first = int(scripts.redis_time(redis)) + 5
     rule = every(seconds=3500, start=datetime.fromtimestamp(first, timezone.utc), jitter=3499)
     schedules.edit("shaken", rule=rule)
     redis.hset("rqjobs:schedule:shaken", "next", first)
     redis.zadd(SCHEDULES, {"shaken": 1})  # as if its rule were another
-    ticker.tick(redis)
+    ticker.run_due(redis)
     found = schedules.get("shaken")
     assert (found.made, found.missed, found.next.timestamp()) == (0, 0, first)
     assert found.due.timestamp() == pytest.approx(first + jitter(rule, "shaken", first), abs=0.01)
@@ -228,12 +222,12 @@ def test_another_jitter_moves_the_next_job_and_drops_no_tick(redis):
 def test_other_times_begin_anew_with_all_their_times(redis):
     every(hours=1, times=1).add("once", faults.note)
     back(redis, "once", 3600)
-    ticker.tick(redis)
+    ticker.run_due(redis)
     assert schedules.get("once").state == "ended"
     found = schedules.edit("once", rule=every(hours=2, times=1))
     assert (found.state, found.left, len(found.upcoming())) == ("active", 1, 1)
     back(redis, "once", 7200)
-    ticker.tick(redis)
+    ticker.run_due(redis)
     assert len(ids()) == 2 and schedules.get("once").state == "ended"
 
 
@@ -241,7 +235,7 @@ def test_a_tick_is_made_once_however_many_tick_at_once(redis):
     for number in range(20):
         every(hours=1, missed="all").add(f"s{number}", faults.note)
         back(redis, f"s{number}", 5 * 3600)
-    threads = [threading.Thread(target=lambda: ticker.tick(redis)) for _ in range(8)]
+    threads = [threading.Thread(target=lambda: ticker.run_due(redis)) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -254,7 +248,7 @@ def test_a_reply_that_was_lost_makes_no_second_job(redis):
     found = every(hours=1).add("cut", faults.note)
     tick = back(redis, "cut", 3600)
     calls = [
-        make(
+        enqueue_ticks(
             redis,
             "cut",
             found.revision,
@@ -270,22 +264,22 @@ def test_a_reply_that_was_lost_makes_no_second_job(redis):
     assert calls == [[1, 0], [-1, 0]] and ids() == ["cut-0"]
     back(redis, "cut", 3600)
     redis.zadd(
-        SCHEDULES, {"cut": ledger.clock(redis) + 50}
+        SCHEDULES, {"cut": scripts.redis_time(redis) + 50}
     )  # nobody may be early, whatever his own clock says
-    assert make(
+    assert enqueue_ticks(
         redis, "cut", found.revision, "default", str(tick), tick + 3600, jobs=[(tick, "cut-2")]
     ) == [-1, 0]
 
 
 def test_more_than_one_look_takes_are_dealt_with_in_several(redis, eventually):
-    for number in range(ticker.AT_ONCE + 5):
+    for number in range(ticker.TICK_BATCH_SCHEDULES + 5):
         every(hours=1).add(f"s{number}", faults.note)
         back(redis, f"s{number}", 3600)
-    assert ticker.tick(redis) < ledger.clock(redis)  # look again at once
+    assert ticker.run_due(redis) < scripts.redis_time(redis)  # look again at once
     eventually(
-        lambda: ticker.tick(redis) > ledger.clock(redis)
+        lambda: ticker.run_due(redis) > scripts.redis_time(redis)
     )  # a look also ends when it has taken long
-    assert len(ids()) == ticker.AT_ONCE + 5
+    assert len(ids()) == ticker.TICK_BATCH_SCHEDULES + 5
 
 
 def test_pause_resume_and_run_now(redis):
@@ -326,7 +320,7 @@ def test_edit_changes_what_is_given_and_keeps_the_rest(redis):
         b"faults.on_done",
     )
     assert fields[b"description"] == b"faults.note('b', number=1)"
-    ticker.tick(redis)
+    ticker.run_due(redis)
     assert len(ids()) == 1 and f"-r{changed.revision}-" in ids()[0]
     back(redis, "edited", 7200)
     moved = schedules.edit("edited", rule=every(minutes=10))
@@ -353,7 +347,7 @@ def test_adding_it_again_changes_nothing_or_what_differs(redis):
     """A program that adds its schedules at each start: its second start was an error."""
     first = every(hours=1).add("hourly", faults.note, "a", number=2)
     back(redis, "hourly", 3600)
-    ticker.tick(redis)
+    ticker.run_due(redis)
     again = every(hours=1).add("hourly", faults.note, "a", number=2)
     assert (again.revision, again.made, again.next) == (first.revision, 1, first.next)
     other_job = every(hours=1).add("hourly", faults.note, "b")
@@ -421,7 +415,7 @@ def test_remove_leaves_its_jobs_and_nothing_else_and_a_second_one_makes_no_old_i
     rule = every(hours=1)
     rule.add("gone", faults.note)
     back(redis, "gone", 3600)
-    ticker.tick(redis)
+    ticker.run_due(redis)
     schedules.remove("gone")
     assert schedules.all() == [] and len(ids()) == 1
     assert sorted(redis.keys("rqjobs:schedule*")) == [
@@ -430,7 +424,7 @@ def test_remove_leaves_its_jobs_and_nothing_else_and_a_second_one_makes_no_old_i
     ]
     rule.add("gone", faults.note)
     back(redis, "gone", 3600)
-    ticker.tick(redis)
+    ticker.run_due(redis)
     assert len(set(ids())) == 2
     for act in (
         schedules.get,
@@ -471,7 +465,7 @@ def test_runs_are_remembered_with_their_outcomes_after_the_jobs_are_gone(worker,
     good, bad = schedules.run_now("good"), schedules.run_now("bad")
     eventually(lambda: bad.get_status() == JobStatus.FAILED)
     eventually(lambda: not redis.exists(good.key))
-    ticker.note_outcomes(redis)
+    history.note_outcomes(redis)
     assert redis.hlen("rqjobs:schedules:open") == 0
     redis.delete(bad.key)
     (first,), (second,) = schedules.runs("good"), schedules.runs("bad")
@@ -481,7 +475,7 @@ def test_runs_are_remembered_with_their_outcomes_after_the_jobs_are_gone(worker,
     ) and second.ended >= second.enqueued
     third = schedules.run_now("good")
     third.delete()
-    ticker.note_outcomes(redis)
+    history.note_outcomes(redis)
     assert schedules.runs("good")[0].outcome in ("unknown", "finished")
 
 
@@ -497,12 +491,12 @@ def test_what_a_stranger_wrote_stops_no_other_schedule(redis):
     redis.set("rq:queue:low", "no list")
     redis.zadd(SCHEDULES, {"nothing": 1})
     redis.set("rqjobs:schedule:nothing", "no hash")
-    ticker.tick(redis)
+    ticker.run_due(redis)
     assert len(ids()) == 1
-    assert ticker.tick(redis) > ledger.clock(redis)  # no hurry
+    assert ticker.run_due(redis) > scripts.redis_time(redis)  # no hurry
     redis.delete("rq:queue:low")
     redis.zadd(SCHEDULES, {"wrong": 1})
-    ticker.tick(redis)
+    ticker.run_due(redis)
     assert len(ids("low")) == 1 and {found.name for found in schedules.all()} == {"fine", "wrong"}
     with pytest.raises(ScheduleError, match="cannot be read"):
         schedules.get("broken")
@@ -524,8 +518,8 @@ def test_a_key_of_the_wrong_type_repeats_no_tick_and_stops_no_other(redis, key, 
     for name in ("odd", "fine"):
         back(redis, name, 3600)
     redis.set(key, "somebody else's")
-    ticker.tick(redis)
-    ticker.note_outcomes(redis)
+    ticker.run_due(redis)
+    history.note_outcomes(redis)
     assert (
         schedules.get("odd").made == made == len(redis.keys("rq:job:odd-*"))
         and schedules.get("fine").made == 1
@@ -536,7 +530,7 @@ def test_a_key_of_the_wrong_type_repeats_no_tick_and_stops_no_other(redis, key, 
     redis.hset("rqjobs:schedule:fine", "made", " 1")
     redis.zadd(SCHEDULES, {"odd": 1, "fine": 1})
     back(redis, "fine", 3600)
-    ticker.tick(redis)
+    ticker.run_due(redis)
     schedules.runs("odd")
     schedules.remove("odd")
     assert (
@@ -548,11 +542,11 @@ def test_a_key_of_the_wrong_type_repeats_no_tick_and_stops_no_other(redis, key, 
 def test_names_that_are_no_text_stop_no_schedule_and_are_told_once(redis, caplog):
     every(hours=1).add("fine", faults.note)
     back(redis, "fine", 3600)
-    redis.zadd(SCHEDULES, {b"\xff%d" % number: 1 for number in range(ticker.AT_ONCE)})
-    ticker.tick(redis)
-    ticker.tick(redis)
-    assert len(ids()) == 1 and ticker.tick(redis) > ledger.clock(redis)
-    assert caplog.text.count("cannot be read") == ticker.AT_ONCE
+    redis.zadd(SCHEDULES, {b"\xff%d" % number: 1 for number in range(ticker.TICK_BATCH_SCHEDULES)})
+    ticker.run_due(redis)
+    ticker.run_due(redis)
+    assert len(ids()) == 1 and ticker.run_due(redis) > scripts.redis_time(redis)
+    assert caplog.text.count("cannot be read") == ticker.TICK_BATCH_SCHEDULES
 
 
 @pytest.mark.parametrize(
@@ -573,7 +567,7 @@ def test_a_schedule_that_cannot_be_read_stops_no_other_and_can_be_removed(redis,
         every(hours=1).add(name, faults.note)
         back(redis, name, 3600)
     redis.hset("rqjobs:schedule:hostile", field, value)
-    ticker.tick(redis)
+    ticker.run_due(redis)
     assert schedules.get("good").made == 1 and [found.name for found in schedules.all()] == ["good"]
     for change in (schedules.pause, schedules.run_now, schedules.get):
         with pytest.raises(schedules.ScheduleError):

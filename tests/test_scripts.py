@@ -13,18 +13,22 @@ from rq.job import Dependency
 from rq.utils import now, utcformat
 
 import rqjobs
-from rqjobs import Repeat, ScheduleError, every, ledger, orphans, schedules, ticker, timetable
+from rqjobs import Repeat, ScheduleError, every, schedules
+from rqjobs.broker import keys as broker_keys
+from rqjobs.broker import leases, recovery, scripts, transitions
+from rqjobs.maintenance import sweep
+from rqjobs.schedules import store, ticker
 
-LUA = sorted((Path(ledger.__file__).parent / "lua").glob("*.lua"))
+LUA = sorted((scripts.LUA_FOLDER).glob("*.lua"))
 
 
 @pytest.fixture
 def lease(redis):
-    ledger.beat(redis, "me", {"pid": 1, "started": 2})
+    leases.renew_lease(redis, "me", {"pid": 1, "started": 2})
 
 
 def claim_one(redis):
-    (claim,) = ledger.claim(redis, "me", ["default"])
+    (claim,) = transitions.claim(redis, "me", ["default"])
     return claim
 
 
@@ -56,8 +60,8 @@ def enqueueing_again(redis):
 def settled(redis, writes, counts_as="finished"):
     family(redis)
     claim = claim_one(redis)
-    return lambda: ledger.SETTLE.run(
-        redis, *ledger.settle_arguments("me", claim, writes, counts_as)
+    return lambda: scripts.SETTLE.run(
+        redis, *transitions.settle_arguments("me", claim, writes, counts_as)
     )
 
 
@@ -77,9 +81,11 @@ def settling(redis):
 def failing(redis):
     family(redis)
     claim = claim_one(redis)
-    return lambda: ledger.SETTLE.run(
+    return lambda: scripts.SETTLE.run(
         redis,
-        *ledger.settle_arguments("me", claim, ledger.failure(claim, "me", "a reason"), "failed"),
+        *transitions.settle_arguments(
+            "me", claim, transitions.failure_writes(claim, "me", "a reason"), "failed"
+        ),
     )
 
 
@@ -101,27 +107,27 @@ def finishing(redis):
         180,
         "MQ==",
     ]
-    return lambda: ledger.FINISH.run(redis, ["rqjobs:claims:me"], arguments)
+    return lambda: scripts.SETTLE_SUCCESS.run(redis, ["rqjobs:claims:me"], arguments)
 
 
 def claiming(redis):
     family(redis)
     rqjobs.enqueue(faults.ok, job_id="other")
     redis.rpush("rq:queue:default", "odd id")
-    return lambda: ledger.claim(redis, "me", ["high", "default"], room=5)
+    return lambda: transitions.claim(redis, "me", ["high", "default"], room=5)
 
 
 def adopting(redis):
     family(redis)
     claim_one(redis)
     redis.rpush("rqjobs:claims:me", "odd id")
-    return lambda: ledger.claim(redis, "me", ["default"])
+    return lambda: transitions.claim(redis, "me", ["default"])
 
 
 def releasing(redis):
     family(redis)
     claim_one(redis)
-    return lambda: ledger.release(redis, "me")
+    return lambda: transitions.release(redis, "me")
 
 
 def reclaiming(redis, delay=0.0, deaths=0):
@@ -130,27 +136,27 @@ def reclaiming(redis, delay=0.0, deaths=0):
     if deaths:
         redis.hset("rq:job:parent", "rqjobs_deaths", ",".join([str(redis.time()[0])] * deaths))
     kind = "horse" if delay else "gone"
-    return lambda: ledger.reclaim(redis, "me", ["default"], kind, delay=delay, process="1:2")
+    return lambda: recovery.reclaim(redis, "me", ["default"], kind, delay=delay, process="1:2")
 
 
 def recovering(redis):
     family(redis)
     redis.lmove("rq:queue:default", "rq:queue:default:intermediate", "LEFT", "RIGHT")
-    return lambda: ledger.recover(redis, "parent", "default", "intermediate")
+    return lambda: recovery.recover(redis, "parent", "default", "intermediate")
 
 
 def recovering_from_wip(redis):
     family(redis)
     redis.delete("rq:queue:default")
     redis.zadd("rq:wip:default", {"parent:x": 9e9})
-    return lambda: ledger.recover(redis, "parent", "default", "wip", "x", "gone")
+    return lambda: recovery.recover(redis, "parent", "default", "wip", "x", "gone")
 
 
 def waking(redis):
     family(redis)
     redis.hset("rq:job:parent", "status", "failed")
-    redis.sadd(ledger.WAKING, "parent")
-    return lambda: ledger.wake(redis, "parent", 180)
+    redis.sadd(broker_keys.ENDED_PARENTS, "parent")
+    return lambda: recovery.enqueue_dependents(redis, "parent", 180)
 
 
 def requeueing(redis):
@@ -158,14 +164,14 @@ def requeueing(redis):
     redis.delete("rq:queue:default")
     redis.hset(parent.key, "status", "failed")
     redis.zadd("rq:failed:default", {"parent": 9e9})
-    return lambda: ledger.requeue(redis, "parent")
+    return lambda: transitions.requeue(redis, "parent")
 
 
 def promoting(redis):
     for name in ("one", "two"):
         rqjobs.enqueue_in(60, faults.ok, job_id=name)
     redis.zadd("rq:scheduled:default", {"one": 1, "two": 2, "missing": 3})
-    return lambda: ledger.promote_some(redis, "default", 180)
+    return lambda: transitions.promote_batch(redis, "default", 180)
 
 
 def canceling(redis):
@@ -178,19 +184,19 @@ def deleting(redis):
     redis.delete("rq:queue:default")
     redis.hset(parent.key, "status", "failed")
     redis.zadd("rq:failed:default", {"parent": 9e9})
-    return lambda: ledger.delete(redis, ["parent"], "default")
+    return lambda: transitions.delete(redis, ["parent"], "default")
 
 
 def sweeping(redis):
-    return lambda: ledger.may_sweep(redis)
+    return lambda: leases.begin_sweep(redis)
 
 
 def ticking(redis):
     every(hours=1).add("hourly", faults.ok)
     tick = int(redis.hget("rqjobs:schedule:hourly", "next")) - 3600
     redis.hset("rqjobs:schedule:hourly", "next", tick)
-    redis.zadd(timetable.SCHEDULES, {"hourly": tick})
-    return lambda: ticker.tick(redis)
+    redis.zadd(store.SCHEDULES, {"hourly": tick})
+    return lambda: ticker.run_due(redis)
 
 
 def running_now(redis):
@@ -250,7 +256,7 @@ def test_a_script_that_meets_a_key_of_the_wrong_type_has_done_nothing_or_all(red
 
     def prepare():
         redis.flushall()
-        ledger.beat(redis, "me", {"pid": 1, "started": 2})
+        leases.renew_lease(redis, "me", {"pid": 1, "started": 2})
         return MOVES[move](redis)
 
     run = prepare()
@@ -268,7 +274,7 @@ def test_a_script_that_meets_a_key_of_the_wrong_type_has_done_nothing_or_all(red
             run()
         except NoSuchJobError:
             pass
-        except (RedisError, InvalidJobOperation, ScheduleError, ledger.NoLease):
+        except (RedisError, InvalidJobOperation, ScheduleError, leases.NoLease):
             if everything(redis) != before:
                 half_done.append(key.decode())
     assert not half_done
@@ -322,7 +328,7 @@ def test_any_number_of_jobs_may_wait_for_one(redis, kind, number):
         b"child-1"
     ]
     assert (
-        not redis.exists(ledger.WAKING)
+        not redis.exists(broker_keys.ENDED_PARENTS)
         and not redis.keys("rqjobs:claims:*")
         and not redis.exists("rq:wip:high")
     )
@@ -331,16 +337,18 @@ def test_any_number_of_jobs_may_wait_for_one(redis, kind, number):
 
 def test_waking_many_goes_on_where_a_death_ended_it(redis, lease):
     parent = with_children(redis, 1200, result_ttl=0)
-    (claim,) = ledger.claim(redis, "me", ["high"])
-    arguments = ledger.settle_arguments("me", claim, [("DEL", parent.key)], "finished")
-    assert ledger.SETTLE.run(redis, *arguments) == b"waking" and not redis.exists("rq:queue:low")
-    ledger.WAKE.run(
-        redis, [ledger.WAKING], [f"{parent.id}:finished", utcformat(now()), 180, "0", 100]
+    (claim,) = transitions.claim(redis, "me", ["high"])
+    arguments = transitions.settle_arguments("me", claim, [("DEL", parent.key)], "finished")
+    assert scripts.SETTLE.run(redis, *arguments) == b"waking" and not redis.exists("rq:queue:low")
+    scripts.ENQUEUE_DEPENDENTS.run(
+        redis,
+        [broker_keys.ENDED_PARENTS],
+        [f"{parent.id}:finished", utcformat(now()), 180, "0", 100],
     )
     assert 0 < redis.llen("rq:queue:low") < 1199
-    orphans.sweep(redis, force=True)
+    sweep.sweep(redis, force=True)
     assert len(set(redis.lrange("rq:queue:low", 0, -1))) == redis.llen("rq:queue:low") == 1199
-    assert not redis.exists(ledger.WAKING, f"{parent.key}:dependents")
+    assert not redis.exists(broker_keys.ENDED_PARENTS, f"{parent.key}:dependents")
 
 
 def test_an_outcome_that_cannot_be_written_whole_is_not_begun(redis, lease):
@@ -356,8 +364,8 @@ def test_an_outcome_that_cannot_be_written_whole_is_not_begun(redis, lease):
         redis.rpush("rq:queue:x", 1)
         before = everything(redis)
         with pytest.raises(ResponseError):
-            ledger.SETTLE.run(
-                redis, *ledger.settle_arguments("me", claim, [("SET", "a", 1), write])
+            scripts.SETTLE.run(
+                redis, *transitions.settle_arguments("me", claim, [("SET", "a", 1), write])
             )
         assert everything(redis) == before, write
 
@@ -367,7 +375,9 @@ def test_the_worker_s_statistics_end_no_job(redis, lease):
     claim = claim_one(redis)
     redis.set("rq:worker:me", "odd")
     writes = [("HINCRBY", "rq:worker:me", "failed_job_count", 1), ("SET", "done", 1)]
-    assert ledger.SETTLE.run(redis, *ledger.settle_arguments("me", claim, writes)) == b"settled"
+    assert (
+        scripts.SETTLE.run(redis, *transitions.settle_arguments("me", claim, writes)) == b"settled"
+    )
     assert redis.get("done") == b"1" and redis.get("rq:worker:me") == b"odd"
 
 
@@ -376,14 +386,14 @@ def test_nothing_is_unpacked_without_a_bound():
     bounded = {
         "claim": 2,
         "enqueue": 2,
-        "finish": 2,
-        "hunt": 1,
-        "promote": 2,
-        "renew": 1,
-        "save": 1,
-        "schedule": 2,
+        "settle_success": 2,
+        "scan_jobs": 1,
+        "promote_due": 2,
+        "renew_lease": 1,
+        "save_fields": 1,
+        "store_schedule": 2,
         "settle": 2,
-        "tick": 1,
+        "run_schedule": 1,
     }
     assert {
         path.stem: count for path in LUA if (count := path.read_text().count("unpack("))
@@ -391,5 +401,5 @@ def test_nothing_is_unpacked_without_a_bound():
 
 
 def test_no_script_stands_in_python():
-    modules = Path(ledger.__file__).parent.rglob("*.py")
+    modules = Path(rqjobs.__file__).parent.rglob("*.py")
     assert not [path.name for path in modules if re.search(r"redis\.p?call\(", path.read_text())]

@@ -7,8 +7,10 @@ import pytest
 from rq.job import JobStatus
 
 import rqjobs
-from rqjobs import Callback, Repeat, Retry, config, ledger, orphans
+from rqjobs import Callback, Repeat, Retry, config
+from rqjobs.broker import leases, recovery, scripts, transitions
 from rqjobs.jobs import ResultTooLarge
+from rqjobs.maintenance import audit
 
 
 def run(*queues):
@@ -102,7 +104,7 @@ def test_an_outcome_that_redis_does_not_take_fails_the_job(small_redis, kind):
     run()
     assert next_one.is_finished
     assert "Redis closed the connection 4 times at an outcome of" in reason(job)
-    assert not orphans.audit(small_redis, settle=0.1).breaches
+    assert not audit.audit(small_redis, settle=0.1).breaches
 
 
 def kept(redis, job):
@@ -123,20 +125,20 @@ def test_a_failed_job_s_hash_and_reason_and_entry_are_kept_equally_long(
     redis, kind, failure_ttl, seconds
 ):
     """Of a poison job with a failure_ttl of 5 the hash stayed for ever, and its reason was gone after 5 s."""
-    ledger.beat(redis, "me", {"pid": 1, "started": 2})
+    leases.renew_lease(redis, "me", {"pid": 1, "started": 2})
     job = rqjobs.enqueue(faults.boom, failure_ttl=failure_ttl)
     if kind == "boom":
         run()
     else:
-        (claim,) = ledger.claim(redis, "me", ["default"])
+        (claim,) = transitions.claim(redis, "me", ["default"])
         if kind == "poison":
             redis.hset(job.key, "rqjobs_deaths", ",".join([str(redis.time()[0])] * 2))
-            assert ledger.reclaim(redis, "me", ["default"], "gone", process="1:2") == {
+            assert recovery.reclaim(redis, "me", ["default"], "gone", process="1:2") == {
                 job.id: "buried"
             }
         else:
-            writes = ledger.failure(claim, "me", "a reason")
-            ledger.SETTLE.run(redis, *ledger.settle_arguments("me", claim, writes, "failed"))
+            writes = transitions.failure_writes(claim, "me", "a reason")
+            scripts.SETTLE.run(redis, *transitions.settle_arguments("me", claim, writes, "failed"))
     assert job.get_status() == JobStatus.FAILED
     for left in kept(redis, job):
         assert left == seconds or seconds - 100 < left <= seconds + 1

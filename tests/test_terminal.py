@@ -13,7 +13,8 @@ import pytest
 from click.testing import CliRunner
 
 import rqjobs
-from rqjobs import cli, every, logs, orphans, processes
+from rqjobs import cli, every, logs, processes
+from rqjobs.maintenance import sweep_result
 
 EVIL = "x\x1b]0;pwned\x07\x1b[8m\u202ey\nforged\x9b2J"
 OURS = re.compile(r"\x1b\[(3[123]|0)m")  # the doctor's colors
@@ -81,7 +82,7 @@ def test_no_command_prints_what_a_terminal_would_obey(run, hostile, command):
 
 def test_no_log_line_says_what_a_terminal_would_obey(redis, caplog, monkeypatch):
     rqjobs.Worker(["default"])
-    orphans.Sweep().note("requeued", EVIL, EVIL, "claimed", EVIL)
+    sweep_result.SweepResult().note("requeued", EVIL, EVIL, "claimed", EVIL)
     log = logging.getLogger("rq.worker")
     caplog.set_level(logging.WARNING, log.name)
     monkeypatch.setattr(log, "propagate", True)
@@ -138,7 +139,7 @@ def test_a_worker_of_rqs_command_line_logs_to_a_terminal_of_any_encoding(spawn, 
 
 
 PROGRAM = """
-import rqjobs.cli, rqjobs.web, rqjobs.doctor, faults
+import rqjobs.cli, rqjobs.web, rqjobs.maintenance.doctor, faults
 rqjobs.web.create_app()
 rqjobs.enqueue(faults.ok)
 rqjobs.Worker(["default"]).work(burst=True)

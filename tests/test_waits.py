@@ -10,7 +10,8 @@ import faults
 import pytest
 
 import rqjobs
-from rqjobs import processes, waits
+from rqjobs import processes
+from rqjobs.worker import listener
 
 
 def test_descriptors_above_1023_can_be_waited_for():
@@ -35,7 +36,7 @@ def test_a_worker_of_more_queues_than_lines_serves_all_of_them(
     spawn, redis, eventually, descriptors
 ):
     """A connection for each of 2,000 queues was more than a process may open, and than Redis takes from a few."""
-    queues = [f"customer-{number}" for number in range(waits.LINES + 36)]
+    queues = [f"customer-{number}" for number in range(listener.MAX_CONNECTIONS + 36)]
     process = spawn(
         "sh",
         "-c",
@@ -54,5 +55,5 @@ def test_a_worker_of_more_queues_than_lines_serves_all_of_them(
         job = rqjobs.queue(queue).enqueue(faults.ok)
         eventually(lambda job=job: job.get_status() == "finished", what=process.output())
     waiting = eventually(lambda: [one for one in redis.client_list() if one["cmd"] == "blmove"])
-    assert len(waiting) <= waits.LINES
+    assert len(waiting) <= listener.MAX_CONNECTIONS
     assert ("raise `ulimit -n`" in process.output()) == (descriptors == 40)

@@ -16,20 +16,13 @@ from rq.job import JobStatus
 from rq.suspension import resume, suspend
 
 import rqjobs
-from rqjobs import (
-    Callback,
-    Repeat,
-    Retry,
-    config,
-    connection,
-    embedded,
-    ledger,
-    orphans,
-    processes,
-    stats,
-)
-from rqjobs.board import Board
-from rqjobs.horse import Handover, Terms
+from rqjobs import Callback, Repeat, Retry, config, connection, embedded, processes, stats
+from rqjobs.broker import keys, leases
+from rqjobs.maintenance import audit as maintenance_audit
+from rqjobs.maintenance import strays, sweep
+from rqjobs.worker.horse import Limits
+from rqjobs.worker.prefetch import PrefetchPipe
+from rqjobs.worker.shared_state import HorseState
 
 
 def ended(job):
@@ -87,7 +80,7 @@ def test_a_killed_worker_s_job_runs_again_in_the_next_one(worker, redis, eventua
     horse = int(eventually(lambda: redis.lrange("gate:reached", 0, -1))[0])
     enqueued_at, lease = (
         redis.hget(job.key, "enqueued_at"),
-        redis.zscore(ledger.WORKERS, first.name),
+        redis.zscore(keys.LEASES, first.name),
     )
     kill(first.pid)
     eventually(lambda: not psutil.pid_exists(horse), what="the horse's death with its worker")
@@ -99,7 +92,7 @@ def test_a_killed_worker_s_job_runs_again_in_the_next_one(worker, redis, eventua
     assert first.key not in redis.smembers("rq:workers"), "the dead worker is forgotten"
     redis.rpush("gate:open", 1)
     assert outcome(job) == "gate" and outcome(second) == 2
-    audit = orphans.audit(redis)
+    audit = maintenance_audit.audit(redis)
     assert not audit.breaches and not audit.remarks
 
 
@@ -129,7 +122,7 @@ def test_a_live_worker_puts_back_what_another_left(worker, redis, eventually, ki
     eventually(lambda: redis.llen("gate:reached") == 1)
     worker()
     kill(first.pid)
-    eventually(lambda: redis.llen("gate:reached") == 2, timeout=2 * ledger.BEAT)
+    eventually(lambda: redis.llen("gate:reached") == 2, timeout=2 * leases.HEARTBEAT_SECONDS)
 
 
 def test_a_slow_job_of_a_healthy_worker_is_left_alone(worker, redis, eventually, outcome):
@@ -139,13 +132,13 @@ def test_a_slow_job_of_a_healthy_worker_is_left_alone(worker, redis, eventually,
     slow = worker()
     eventually(lambda: redis.llen("gate:reached") == 1)
     worker()
-    lease = redis.zscore(ledger.WORKERS, slow.name)
+    lease = redis.zscore(keys.LEASES, slow.name)
     eventually(
-        lambda: redis.zscore(ledger.WORKERS, slow.name) > lease + ledger.LEASE + 1,
+        lambda: redis.zscore(keys.LEASES, slow.name) > lease + leases.LEASE_SECONDS + 1,
         timeout=60,
         what="the lease's renewal for longer than it lasts",
     )
-    orphans.sweep(redis, force=True)
+    sweep.sweep(redis, force=True)
     assert rqjobs.queue("default").started_job_registry.count == 1
     assert redis.llen("gate:reached") == 1
     redis.rpush("gate:open", 1)
@@ -161,7 +154,7 @@ def test_poison_ends_among_the_failed_and_the_healthy_finish(worker, redis, outc
     assert [outcome(job) for job in healthy] == list(range(5))
     assert "process died 3 times within 72 hours" in outcome(poison)
     assert "process died 3 times" in outcome(crash)
-    assert not orphans.audit(redis).breaches
+    assert not maintenance_audit.audit(redis).breaches
 
 
 def test_a_worker_that_dies_three_times_under_a_job(worker, redis, eventually, kill, outcome):
@@ -191,7 +184,7 @@ def test_sigterm_lets_the_job_end(worker, redis, eventually, outcome):
     redis.rpush("gate:open", 1)
     assert process.wait(20) == 0
     assert outcome(job) == "gate"
-    assert not redis.zcard(ledger.WORKERS), "it left in good order"
+    assert not redis.zcard(keys.LEASES), "it left in good order"
 
 
 def test_stop_job_kill_horse_and_shutdown_commands(worker, redis, eventually, outcome):
@@ -246,7 +239,7 @@ def test_callbacks_retries_repeats_and_the_rest_of_rq(worker, redis, eventually,
         f"failed:{bad.id}:no".encode(),
     }
     eventually(lambda: redis.zscore("rq:finished:default", repeated.id))
-    assert not orphans.audit(redis).breaches
+    assert not maintenance_audit.audit(redis).breaches
 
 
 def test_a_job_on_which_others_depend_runs_once(worker, redis, outcome):
@@ -344,7 +337,7 @@ def test_worker_pool(spawn, redis, eventually, outcome):
     assert [outcome(job) for job in jobs] == ["default", "low"]
     pool.send_signal(signal.SIGTERM)
     assert pool.wait(30) == 0, pool.output()
-    assert not redis.zcard(ledger.WORKERS)
+    assert not redis.zcard(keys.LEASES)
 
 
 def test_what_a_stock_worker_left_behind_is_put_back(
@@ -364,7 +357,7 @@ def test_what_a_stock_worker_left_behind_is_put_back(
     ours = worker()
     assert redis.llen("gate:reached") == 1, "RQ's key still says that the stock worker lives"
     redis.delete(stock.key)  # what its expiry does, up to eight minutes later
-    eventually(lambda: redis.llen("gate:reached") == 2, timeout=2 * ledger.BEAT)
+    eventually(lambda: redis.llen("gate:reached") == 2, timeout=2 * leases.HEARTBEAT_SECONDS)
     redis.rpush("gate:open", 1)
     assert outcome(job) == "gate" and ours.poll() is None
 
@@ -399,13 +392,13 @@ def test_a_storm_of_kills_loses_nothing(worker, redis, eventually, kill):
                 job.key,
                 mapping=dict.fromkeys(("created_at", "enqueued_at"), "2026-01-01T00:00:00.000000Z"),
             )
-    orphans.sweep(redis, force=True)
+    sweep.sweep(redis, force=True)
     for job_id, since in redis.hgetall("rqjobs:strays:seen").items():
-        redis.hset("rqjobs:strays:seen", job_id, float(since) - orphans.STRAY_GRACE)
-    orphans.sweep(redis, force=True)
+        redis.hset("rqjobs:strays:seen", job_id, float(since) - strays.STRAY_SECONDS)
+    sweep.sweep(redis, force=True)
     eventually(lambda: all(ended(job) for job in jobs), timeout=60)
     assert all(job.is_finished for job in jobs)
-    assert not orphans.audit(redis).breaches
+    assert not maintenance_audit.audit(redis).breaches
 
 
 def test_snapshot_tells_what_is_going_on(worker, redis, eventually):
@@ -471,8 +464,8 @@ def test_after_a_horse_that_was_replaced_crashes_are_not_followed_by_the_next_at
     for _ in range(3):
         worker._rehire_pause = 0.0 if not pauses else worker._rehire_pause
         worker.horse_board, worker.handover, (worker.control, theirs) = (
-            Board(),
-            Handover(),
+            HorseState(),
+            PrefetchPipe(),
             socket.socketpair(),
         )
         worker._hired, worker._horse_pid = (
@@ -480,7 +473,7 @@ def test_after_a_horse_that_was_replaced_crashes_are_not_followed_by_the_next_at
             os.spawnlp(os.P_NOWAIT, "false", "false"),
         )
         os.waitid(os.P_PID, worker._horse_pid, os.WEXITED | os.WNOWAIT)
-        worker._reap(Terms())
+        worker._reap(Limits())
         theirs.close()
         pauses.append(worker._rehire_pause)
     assert pauses == [0.1, 0.2, 0.4]

@@ -14,7 +14,9 @@ import rq.job
 from rq import Repeat, Retry
 
 import rqjobs
-from rqjobs import catalog, config, connection, foreign_clients
+from rqjobs import catalog, config, connection
+from rqjobs.maintenance import audit
+from rqjobs.worker import foreign_clients
 
 RQ_WORKER = [sys.executable, "-m", "rq.cli", "worker", "--worker-class", "rqjobs.Worker", "--burst"]
 
@@ -291,4 +293,4 @@ def test_a_simple_worker_runs_jobs_in_the_process_that_calls_it(redis, settings)
     assert redis.connection_pool.connection_kwargs == options, (
         "RQ's time-out is not for the client of everybody"
     )
-    assert not rqjobs.orphans.audit(redis, settle=0).breaches
+    assert not audit.audit(redis, settle=0).breaches

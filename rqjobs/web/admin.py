@@ -14,9 +14,10 @@ from rq.command import send_stop_job_command
 from rq.exceptions import DuplicateJobError, InvalidJobOperation, NoSuchJobError
 from werkzeug.exceptions import HTTPException
 
-from rqjobs import catalog, config, connection, delayed, ledger, queues, stats
+from rqjobs import catalog, config, connection, delayed, queues, stats
+from rqjobs.broker import transitions
+from rqjobs.broker.keys import decode
 from rqjobs.jobs import Job
-from rqjobs.ledger import text
 from rqjobs.web import forms
 from rqjobs.web.delayed import reschedule_form
 from rqjobs.web.guard import back, page, pages
@@ -174,12 +175,12 @@ def _act(job: Job, action: str) -> str:
             .id
         )
     elif action == "delete":
-        if ledger.delete(job.connection, [job.id], job.origin) != ["deleted"]:
+        if transitions.delete(job.connection, [job.id], job.origin) != ["deleted"]:
             raise InvalidJobOperation("the job is running or gone by now")
     else:
         with job.connection.pipeline() as pipe:
             pipe.watch(job.key)
-            if text(pipe.hget(job.key, "status") or b"gone") != status:
+            if decode(pipe.hget(job.key, "status") or b"gone") != status:
                 raise InvalidJobOperation("the job went on meanwhile")
             pipe.multi()
             job.cancel(pipeline=pipe)
@@ -197,7 +198,7 @@ def _bury(job_id: str, action: str) -> None:
         raise InvalidJobOperation(
             "the job's hash cannot be read, and it is not among the failed jobs"
         )
-    ledger.delete(connection.client(), [job_id], queue)
+    transitions.delete(connection.client(), [job_id], queue)
     connection.client().delete(
         Job.key_for(job_id)
     )  # what it says of its queue may be unreadable too
@@ -214,13 +215,13 @@ def failed() -> Any:
         job_id
         for queue in queues
         if queue.stopped and chosen in ("", queue.name)
-        for _, job_id in ledger.failed(client, queue.name, which="stopped")
+        for _, job_id in transitions.failed_jobs(client, queue.name, which="stopped")
     ]
     total = sum(count for name, count in counts.items() if chosen in ("", name))
     number, pages = part(total, PER_PAGE)
     newest: list[tuple[float, str]] = []
     for name in [name for name, count in counts.items() if count and chosen in ("", name)]:
-        newest += ledger.failed(client, name, number * PER_PAGE, "newest")
+        newest += transitions.failed_jobs(client, name, number * PER_PAGE, "newest")
     ids = [
         job_id
         for _, job_id in sorted(newest, reverse=True)[(number - 1) * PER_PAGE : number * PER_PAGE]
@@ -253,11 +254,11 @@ def requeue_all() -> Any:
         (name, job_id)
         for name in names
         if chosen in ("", name)
-        for _, job_id in ledger.failed(client, name, AT_ONCE)
+        for _, job_id in transitions.failed_jobs(client, name, AT_ONCE)
     ][:AT_ONCE]
     for name, job_id in found:
         try:
-            ledger.requeue(client, job_id)
+            transitions.requeue(client, job_id)
             done += 1
         except NoSuchJobError:
             client.zrem(f"rq:failed:{name}", job_id)  # its hash has expired

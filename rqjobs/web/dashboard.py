@@ -36,10 +36,11 @@ from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.utils import get_call_string
 from werkzeug.exceptions import default_exceptions
 
-from rqjobs import config, connection, ledger, serializers, stats
+from rqjobs import config, connection, serializers, stats
+from rqjobs.broker import scripts, transitions
+from rqjobs.broker.keys import decode
+from rqjobs.broker.places import queue_names
 from rqjobs.jobs import Job, install
-from rqjobs.ledger import text
-from rqjobs.orphans import queue_names
 from rqjobs.queues import Queue
 
 FILES = Path(upstream.__file__).parent
@@ -246,7 +247,7 @@ def sizes(places: list[tuple[str, str]]) -> list[int]:
     ]
     return [
         size if isinstance(size, int) else 0
-        for size in ledger.together(connection.client(), commands)
+        for size in scripts.read_together(connection.client(), commands)
     ]
 
 
@@ -257,7 +258,7 @@ def job_ids(
     command: tuple[Any, ...] = ("ZRANGE", first, last, *["REV"] * backwards)
     if registry == "queued":
         command = ("LRANGE", -1 - last, -1 - first) if backwards else ("LRANGE", first, last)
-    (members,) = ledger.together(
+    (members,) = scripts.read_together(
         connection.client(), [(command[0], key(registry, queue), *command[1:])]
     )
     if isinstance(members, Exception):
@@ -319,7 +320,7 @@ def list_workers() -> Response:
             "current_job": "idle",
         }
         for name in ("version", "python_version"):
-            row[name] = text(connection.client().hget(f"rq:worker:{worker.name}", name) or b"")
+            row[name] = decode(connection.client().hget(f"rq:worker:{worker.name}", name) or b"")
         if worker.job_id:
             with contextlib.suppress(NoSuchJobError):
                 row["current_job"] = facts(worker.job_id)
@@ -424,7 +425,7 @@ def plain(value: Any) -> Any:
 def delete_job_view(job_id: str) -> Response:
     origin = connection.client().hget(f"rq:job:{job_id}", "origin")
     outcome = (
-        ledger.delete(connection.client(), [job_id], text(origin))[0]
+        transitions.delete(connection.client(), [job_id], decode(origin))[0]
         if origin is not None
         else "gone"
     )
@@ -437,16 +438,16 @@ def delete_job_view(job_id: str) -> Response:
 
 @dashboard.post("/job/<job_id>/requeue")
 def requeue_job_view(job_id: str) -> Response:
-    ledger.requeue(connection.client(), job_id)
+    transitions.requeue(connection.client(), job_id)
     return reply({"status": "OK"})
 
 
 @dashboard.post("/requeue/<path:queue_name>")
 def requeue_all(queue_name: str) -> Response:
     count = 0
-    for _, job_id in ledger.failed(connection.client(), queue_name):
+    for _, job_id in transitions.failed_jobs(connection.client(), queue_name):
         with contextlib.suppress(NoSuchJobError, InvalidJobOperation):
-            ledger.requeue(connection.client(), job_id)
+            transitions.requeue(connection.client(), job_id)
             count += 1
     return reply({"status": "OK", "count": count})
 
@@ -457,7 +458,9 @@ def empty_queue(queue_name: str, registry_name: str) -> Response:
         raise InvalidJobOperation(
             "These jobs are running, so they were not deleted. Stop them instead."
         )
-    outcomes = ledger.delete(connection.client(), job_ids(queue_name, registry_name), queue_name)
+    outcomes = transitions.delete(
+        connection.client(), job_ids(queue_name, registry_name), queue_name
+    )
     return reply({"status": "OK", "count": outcomes.count("deleted")})
 
 

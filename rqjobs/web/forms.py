@@ -15,8 +15,8 @@ from uuid import uuid4
 
 from rq import Repeat, Retry
 
-from rqjobs import catalog, config, convert
-from rqjobs.convert import ANYTHING, SCALARS, UNIONS, ConversionError, real, whole
+from rqjobs import catalog, config, conversion
+from rqjobs.conversion import ANYTHING, SCALARS, UNIONS, ConversionError, real, whole
 
 LONG = {
     "text",
@@ -67,14 +67,14 @@ class Field:
 
 
 def _show_json(value: Any) -> str:
-    return json.dumps(convert.plain(value), ensure_ascii=False)
+    return json.dumps(conversion.plain(value), ensure_ascii=False)
 
 
 def _show_loose(value: Any) -> str:
     """What is read back as `value`, where JSON and texts are both taken."""
     if not isinstance(value, str):
         return _show_json(value)
-    return value if convert.read(value, Any, "") == value else _show_json(value)
+    return value if conversion.read(value, Any, "") == value else _show_json(value)
 
 
 CONTROLS: dict[
@@ -97,7 +97,7 @@ CONTROLS: dict[
 
 def _kind(annotation: Any, name: str) -> Kind:
     """How a value for the parameter `name`, annotated so, is typed in."""
-    bare = convert.bare(annotation)
+    bare = conversion.bare(annotation)
     if typing.get_origin(bare) is Literal:
         values = {str(value): value for value in typing.get_args(bare)}
         return Kind(
@@ -131,16 +131,18 @@ def _kind(annotation: Any, name: str) -> Kind:
     if bare in ANYTHING:
         return LOOSE
     if typing.get_origin(bare) in UNIONS:
-        simple = all(convert.bare(one) in (*SCALARS, type(None)) for one in typing.get_args(bare))
+        simple = all(
+            conversion.bare(one) in (*SCALARS, type(None)) for one in typing.get_args(bare)
+        )
         return dataclasses.replace(
             LOOSE,
             control="text" if simple else "textarea",
-            read=lambda text: convert.read(text, bare, name),
+            read=lambda text: conversion.read(text, bare, name),
         )
-    example = json.dumps(convert.sample(bare), ensure_ascii=False)
+    example = json.dumps(conversion.sample(bare), ensure_ascii=False)
     return Kind(
         "textarea",
-        lambda text: convert.convert(convert.parse(text), bare, name),
+        lambda text: conversion.convert(conversion.parse(text), bare, name),
         "JSON",
         _show_json,
         f"JSON, for example {example:.300}",
@@ -149,7 +151,7 @@ def _kind(annotation: Any, name: str) -> Kind:
 
 LOOSE = Kind(
     "text",
-    lambda text: convert.read(text, Any, ""),
+    lambda text: conversion.read(text, Any, ""),
     "a text",
     _show_loose,
     'read as JSON if it is JSON, else as text: 3 is a number, "3" and abc are texts',
@@ -158,7 +160,7 @@ LOOSE = Kind(
 
 def fields(function: Callable[..., Any]) -> list[Field]:
     """The fields for calling `function`, in the order of its parameters."""
-    takes, written = convert.parameters(function), convert.hints(function)
+    takes, written = conversion.parameters(function), conversion.hints(function)
     _, helps = documentation(function)
     return [
         _field(parameter, takes[name], written.get(name, EMPTY), helps.get(name, ""))
@@ -167,7 +169,7 @@ def fields(function: Callable[..., Any]) -> list[Field]:
 
 
 def _field(parameter: inspect.Parameter, annotation: Any, written: Any, help: str) -> Field:
-    bare, stars = convert.bare(annotation), STARS.get(parameter.kind, "")
+    bare, stars = conversion.bare(annotation), STARS.get(parameter.kind, "")
     options = typing.get_args(bare) if typing.get_origin(bare) in UNIONS else ()
     nullable = type(None) in options
     if nullable and len(options) == 2:
@@ -204,7 +206,7 @@ def _field(parameter: inspect.Parameter, annotation: Any, written: Any, help: st
     elif shown and kind.control not in ("checkbox", "select"):
         hints.append("left empty: the default")
     required = default is EMPTY and not (nullable or stars or kind.control == "checkbox")
-    name = "" if written is EMPTY else convert.name(written)
+    name = "" if written is EMPTY else conversion.name(written)
     return Field(
         parameter.name,
         kind,
@@ -267,7 +269,7 @@ def read(
                 errors[field.input] = str(error)[:350]
             except (ValueError, KeyError, ArithmeticError) as error:
                 why = f": {error}" if field.kind.what == "JSON" else ""
-                errors[field.input] = f"{convert.short(text)} is not {field.kind.what}{why:.200}"
+                errors[field.input] = f"{conversion.short(text)} is not {field.kind.what}{why:.200}"
     if errors:
         return (), {}, errors
     signature = inspect.signature(function)
@@ -319,7 +321,7 @@ class Reader:
         """A date and time, in the zone of the browser if it said its offset, else in ours; None if that is wrong."""
         offset = self.number(offset_name, -14 * 60, 14 * 60)
         try:
-            moment = convert.moment(self.text(name))
+            moment = conversion.moment(self.text(name))
             if moment.tzinfo is None:
                 zone = None if offset is None else timezone(timedelta(minutes=offset))
                 moment = moment.replace(tzinfo=zone) if zone else moment.astimezone()

@@ -33,7 +33,8 @@ from flask.sessions import SecureCookieSessionInterface
 from rq.suspension import WORKERS_SUSPENDED
 from werkzeug.exceptions import BadRequest, HTTPException, NotFound
 
-from rqjobs import config, connection, ledger, stats
+from rqjobs import config, connection, stats
+from rqjobs.broker import scripts
 from rqjobs.web.kept import kept
 
 SAFE = ("GET", "HEAD", "OPTIONS")
@@ -269,7 +270,7 @@ def login() -> Any:
     throttles = guard().throttles()
     keys = [name for key, _, _ in throttles for name in (key, f"{key}:pause")]
     limits = [number for _, free, longest in throttles for number in (free, longest)]
-    wait = int(ledger.TRY_LOGIN.run(connection.client(), keys, [REMEMBERED, *limits]))
+    wait = int(scripts.TRY_LOGIN.run(connection.client(), keys, [REMEMBERED, *limits]))
     if wait:
         seconds = -(-wait // 1000)
         answer = page(
@@ -284,7 +285,7 @@ def login() -> Any:
     if not guard().are_right(request.form.get("user", ""), request.form.get("password", "")):
         return page("login.html", 401, wanted=wanted, error="Wrong name or password.")
     login = secrets.token_hex(16)
-    ledger.LOG_IN.run(connection.client(), [SESSIONS, *keys[:2]], [login, LIFETIME])
+    scripts.LOG_IN.run(connection.client(), [SESSIONS, *keys[:2]], [login, LIFETIME])
     if (
         current_app.import_name == "rqjobs.web"
     ):  # in somebody else's app the rest of the session is theirs

@@ -11,7 +11,7 @@ from typing import Any
 from flask import request
 
 from rqjobs import ScheduleError, cron, every
-from rqjobs.rules import Rule
+from rqjobs.schedules.rules import Rule
 from rqjobs.web import forms
 from rqjobs.web.guard import page, pages
 

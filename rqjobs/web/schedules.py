@@ -14,12 +14,13 @@ import redis
 from flask import abort, redirect, request, session, url_for
 from redis.exceptions import ResponseError
 
-from rqjobs import ScheduleError, catalog, connection, ledger, queues
+from rqjobs import ScheduleError, catalog, connection, queues
 from rqjobs import schedules as stored
-from rqjobs.ledger import text
-from rqjobs.rules import Rule
-from rqjobs.scheduler import TICKS_LOCK
-from rqjobs.timetable import SCHEDULES, Schedule, read
+from rqjobs.broker import scripts
+from rqjobs.broker.keys import decode
+from rqjobs.scheduler import SCHEDULES_LOCK
+from rqjobs.schedules.rules import Rule
+from rqjobs.schedules.store import SCHEDULES, Schedule, read
 from rqjobs.web import forms, ruleform
 from rqjobs.web.guard import back, page, pages
 from rqjobs.web.shown import cut, is_id, part
@@ -69,8 +70,8 @@ def _list(
 
 def _table() -> dict[str, Any]:
     client = connection.client()
-    known = ledger.together(client, [("ZRANGE", SCHEDULES, 0, -1)])[0]
-    names = sorted(map(text, known)) if isinstance(known, list) else []
+    known = scripts.read_together(client, [("ZRANGE", SCHEDULES, 0, -1)])[0]
+    names = sorted(map(decode, known)) if isinstance(known, list) else []
     number, pages = part(len(names), PER_PAGE)
     shown = names[(number - 1) * PER_PAGE : number * PER_PAGE]
     found = _read(shown)
@@ -79,7 +80,7 @@ def _table() -> dict[str, Any]:
         "total": len(names),
         "number": number,
         "pages": pages,
-        "clock": bool(client.exists(TICKS_LOCK)),
+        "clock": bool(client.exists(SCHEDULES_LOCK)),
     }
 
 
@@ -129,7 +130,7 @@ def _one(
 
 def _clock() -> bool:
     """Whether somebody ticks at the moment."""
-    return bool(connection.client().exists(TICKS_LOCK))
+    return bool(connection.client().exists(SCHEDULES_LOCK))
 
 
 def _find(name: str) -> Schedule | None:
@@ -141,7 +142,9 @@ def _find(name: str) -> Schedule | None:
 
 
 def _is_known(name: str) -> bool:
-    return isinstance(ledger.together(connection.client(), [("ZSCORE", SCHEDULES, name)])[0], float)
+    return isinstance(
+        scripts.read_together(connection.client(), [("ZSCORE", SCHEDULES, name)])[0], float
+    )
 
 
 def _read(names: list[str]) -> dict[str, Schedule]:

@@ -18,9 +18,11 @@ from flask import abort, request
 from redis.exceptions import ResponseError
 from rq.results import Result
 
-from rqjobs import catalog, connection, ledger, orphans, queues, stats
+from rqjobs import catalog, connection, queues, stats
+from rqjobs.broker import scripts
+from rqjobs.broker.keys import decode
 from rqjobs.jobs import Job
-from rqjobs.ledger import text
+from rqjobs.maintenance import audit
 from rqjobs.web.guard import pages
 
 CUT = 20_000  # characters of one text that a page shows
@@ -42,7 +44,7 @@ def is_id(job_id: str) -> bool:
 def failed_in(job_id: str) -> str | None:
     """The queue among whose failed jobs it is."""
     names = stats.queue_names(connection.client())
-    scores = ledger.together(
+    scores = scripts.read_together(
         connection.client(), [("ZSCORE", f"rq:failed:{name}", job_id) for name in names]
     )
     return next(
@@ -124,7 +126,7 @@ def describe(job_id: str) -> dict[str, Any]:
         ("Started", job.started_at),
         ("Ended", job.ended_at),
     ]
-    blocked = orphans.deferred_for_ever(job.connection, [job.id]) if status == "deferred" else ()
+    blocked = audit.blocked_jobs(job.connection, [job.id]) if status == "deferred" else ()
     parents = job._dependency_ids if isinstance(job._dependency_ids, list) else []
     meta = job.meta if isinstance(job.meta, dict) else {}
     done, total = (
@@ -137,7 +139,7 @@ def describe(job_id: str) -> dict[str, Any]:
         "actions": actions_in(status),
         "function": cut(_try(lambda: job.func_name), 300),
         "description": cut(job.description, 1000),
-        "schedule": cut(text(schedule or b""), 100),
+        "schedule": cut(decode(schedule or b""), 100),
         "queue": cut(job.origin, 260),
         "worker": cut(job.worker_name, 260),
         "timeout": job.timeout,
@@ -147,12 +149,12 @@ def describe(job_id: str) -> dict[str, Any]:
         "took": (job.ended_at - job.started_at).total_seconds()
         if job.ended_at and job.started_at
         else None,
-        "deaths": len(text(deaths).split(",")) if deaths else 0,
+        "deaths": len(decode(deaths).split(",")) if deaths else 0,
         "retries_left": job.retries_left,
         "repeats_left": job.repeats_left,
         "depends_on": [(cut(str(parent), 260), is_id(str(parent))) for parent in parents[:50]],
         "blocked": [
-            (cut(parent, 260), how, orphans.REMEDIES[how]) for _, parent, how in islice(blocked, 10)
+            (cut(parent, 260), how, audit.REMEDIES[how]) for _, parent, how in islice(blocked, 10)
         ],
         "meta": cut(pretty(job.meta)) if job.meta else "",
         "progress": (done, total) if done is not None and total and 0 <= done <= total else None,

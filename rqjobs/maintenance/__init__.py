@@ -1,0 +1,1 @@
+"""Upkeep: the sweep of orphans and strays, the audit, and the doctor."""

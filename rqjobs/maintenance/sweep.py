@@ -1,0 +1,176 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import redis
+
+from rqjobs import config
+from rqjobs.broker import keys as broker_keys
+from rqjobs.broker import leases, odd_keys, recovery, scripts, transitions
+from rqjobs.broker.keys import decode
+from rqjobs.broker.places import SCAN_COUNT, owners_of, queue_names, started_jobs
+from rqjobs.maintenance.liveness import WorkerLiveness
+from rqjobs.maintenance.strays import is_time_for_strays, sweep_strays
+from rqjobs.maintenance.sweep_result import SweepResult, log, seen_for, skip_wrong_types
+from rqjobs.queues import Queue
+
+INTERMEDIATE_SECONDS = 60  # seconds, while a live worker may be about to take the id out
+
+
+def sweep(
+    connection: redis.Redis, force: bool = False, pulse: Callable[[], None] = lambda: None
+) -> SweepResult | None:
+    """Put every orphan back, in order, at the front of its queue; forget the workers that are dead.
+
+    `pulse` is called between the moves: after a great fire a sweep may take longer than a lease.
+
+    Any number of sweeps may run at once: each move is one atomic step that checks again. None if somebody else has
+    just done it, unless `force`.
+    """
+    permission = leases.begin_sweep(connection, force)
+    if permission < 0:
+        return None
+    odd_keys.set_aside(connection, odd_keys.SINGLE)
+    odd_keys.set_aside(connection, odd_keys.OF_WORKERS, odd_keys.workers(connection))
+    thorough = force or is_time_for_strays(connection)
+    if thorough:
+        odd_keys.set_aside(connection, odd_keys.OF_QUEUES, queue_names(connection))
+    result, owners = SweepResult(pulse), WorkerLiveness(connection, leases_count=permission == 1)
+    ours = _workers_with_lease(connection)
+    owners.judge(ours)
+    for worker in ours:
+        with skip_wrong_types(f"the sweep of worker {worker}"):
+            if owners.verdict(worker) != "alive":
+                owners.end_horse(worker)
+            _sweep_claims(
+                connection, worker, owners.verdict(worker), owners.processes[worker], result
+            )
+    for queue in _busy_queues(connection, result):
+        pulse()
+        with skip_wrong_types(f"the sweep of queue {queue}"):
+            _sweep_started(connection, queue, owners, set(ours), result)
+            _sweep_intermediate(connection, queue, owners, result)
+            transitions.promote(connection, queue, Queue.DEFAULT_TIMEOUT, crashed_only=True)
+    if thorough:
+        for worker in leases.workers_with_claims(
+            connection
+        ):  # something may have come into the hands of one that has gone
+            if worker not in ours and connection.exists(f"rqjobs:claims:{worker}"):
+                with skip_wrong_types(f"the sweep of worker {worker}"):
+                    _sweep_claims(connection, worker, "dead", "", result)
+        sweep_strays(connection, owners.now, result)
+    enqueue_waiting_dependents(connection, pulse)
+    return result
+
+
+def _workers_with_lease(connection: redis.Redis) -> list[str]:
+    """Our workers, dead or alive; what is no name is removed from among them."""
+    members: Any = connection.zrange(broker_keys.LEASES, 0, -1)
+    names = [name for member in members if (name := decode(member)).encode() == member]
+    if odd := [member for member in members if decode(member).encode() != member]:
+        log.error(
+            "%d members of rqjobs:workers are no names, and are removed: somebody else wrote them",
+            len(odd),
+        )
+        connection.zrem(broker_keys.LEASES, *odd)
+    return names
+
+
+def enqueue_waiting_dependents(
+    connection: redis.Redis, pulse: Callable[[], None] = lambda: None
+) -> None:
+    """Let jobs run that waited for one which has ended, and were not woken with its end."""
+    for member in map(decode, connection.smembers(broker_keys.ENDED_PARENTS)):
+        with skip_wrong_types(f"what waits for job {member}"):
+            recovery.enqueue_dependents(connection, member, Queue.DEFAULT_TIMEOUT, pulse)
+
+
+def _sweep_claims(
+    connection: redis.Redis, worker: str, verdict: str, process: str, result: SweepResult
+) -> None:
+    if verdict == "alive":
+        return
+    outcomes = recovery.reclaim(
+        connection, worker, queue_names(connection), verdict, process=process
+    )
+    if connection.zscore(broker_keys.LEASES, worker) is None:
+        log.warning("worker %s died without a word and is forgotten", worker)
+    for job_id, outcome in outcomes.items():
+        queue = decode(connection.hget(f"rq:job:{job_id}", "origin") or b"?")
+        result.note(outcome, job_id, queue, "claimed", worker)
+
+
+def _busy_queues(connection: redis.Redis, result: SweepResult) -> list[str]:
+    """Those at which there is something to sweep: of thousands of queues a few, found in a round trip a thousand."""
+    cursor, besides, found = b"0", list(config.current().queues), dict[str, None]()
+    while True:
+        cursor, *names = scripts.BUSY_QUEUES.run(
+            connection, [broker_keys.QUEUES], [cursor, SCAN_COUNT, *besides]
+        )
+        found.update(dict.fromkeys(map(decode, names)))
+        result.pulse()
+        besides = []
+        if cursor == b"0":
+            return sorted(found)
+
+
+def remove_dead_listeners(connection: redis.Redis, queues: list[str]) -> None:
+    """Remove workers that RQ does not know any more from its lists of who listens to these queues."""
+    replies = scripts.read_together(
+        connection, [("SMEMBERS", f"rq:workers:{queue}") for queue in queues]
+    )
+    listed = {
+        queue: reply
+        for queue, reply in zip(queues, replies, strict=True)
+        if isinstance(reply, set | list)
+    }
+    keys = sorted({key for members in listed.values() for key in members})
+    there = dict(
+        zip(keys, scripts.read_together(connection, [("EXISTS", key) for key in keys]), strict=True)
+    )
+    for queue, members in listed.items():
+        if gone := [key for key in members if there[key] == 0]:
+            connection.srem(f"rq:workers:{queue}", *gone)
+            connection.srem("rq:workers", *gone)
+
+
+def _sweep_started(
+    connection: redis.Redis, queue: str, owners: WorkerLiveness, ours: set[str], result: SweepResult
+) -> None:
+    """The claims of stock workers, which stand only in RQ's registry."""
+    started = started_jobs(connection, queue)
+    dead = []
+    for (job_id, execution), owner in zip(started, owners_of(connection, started), strict=True):
+        if owner not in ours and owners.verdict(owner) != "alive":
+            since = scripts.read_together(
+                connection, [("HGET", f"rq:job:{job_id}", "enqueued_at")]
+            )[0]
+            dead.append((since if isinstance(since, bytes) else b"", job_id, execution, owner))
+    for _, job_id, execution, owner in sorted(
+        dead, reverse=True
+    ):  # each goes in front of the one before
+        outcome = recovery.recover(connection, job_id, queue, "wip", execution, owner)
+        result.note(outcome, job_id, queue, "running", owner)
+
+
+def _sweep_intermediate(
+    connection: redis.Redis, queue: str, owners: WorkerLiveness, result: SweepResult
+) -> None:
+    ids = [decode(job_id) for job_id in connection.lrange(f"rq:queue:{queue}:intermediate", 0, -1)]
+    seen = f"rqjobs:seen:{queue}"
+    left = {decode(field) for field in connection.hkeys(seen)} - set(ids)
+    if left:  # what a worker took out in the meantime must not look old when it comes by again
+        connection.hdel(seen, *left)
+    if not ids:
+        return
+    listeners = connection.smembers(f"rq:workers:{queue}")
+    served = any(
+        owners.verdict(decode(key).removeprefix("rq:worker:")) == "alive" for key in listeners
+    )
+    for job_id in ids:  # LMOVE put the newest first, so the oldest ends up in front
+        if not served or seen_for(connection, seen, job_id, owners.now, INTERMEDIATE_SECONDS):
+            outcome = recovery.recover(connection, job_id, queue, "intermediate")
+            result.note(outcome, job_id, queue, "popped by nobody who lives")

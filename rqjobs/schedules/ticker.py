@@ -1,0 +1,120 @@
+"""The ticker: enqueues the jobs of schedules that are due."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from typing import Any
+
+import redis
+
+from rqjobs.broker import scripts
+from rqjobs.broker.keys import decode
+from rqjobs.schedules.rules import Rule
+from rqjobs.schedules.store import SCHEDULES, Schedule, enqueue_ticks, jitter, read, write
+from rqjobs.times import utc
+
+log = logging.getLogger("rqjobs")
+CATCH_UP_MAX_TICKS = 1000  # ticks that missed="all" makes up for
+# With missed="skip" a later tick is missed. Another scheduler takes over within this time.
+SKIP_AFTER_SECONDS = 10
+TICK_BATCH_SCHEDULES = 25  # schedules
+RETRY_SECONDS = 5  # seconds after which a tick that Redis refused is tried again
+
+
+def run_due(connection: redis.Redis, seconds: float = 60) -> float | None:
+    """Make the jobs of ticks that are due, of up to `AT_ONCE` schedules and for about so many seconds; returns when
+    (Unix seconds, by Redis's clock) it is worth while again, None if never."""
+    began, now = time.monotonic(), scripts.redis_time(connection)
+    due: Any = connection.zrangebyscore(SCHEDULES, "-inf", now, 0, TICK_BATCH_SCHEDULES)
+    found = read(connection, map(decode, due))
+    for member in due:
+        name = decode(member)
+        if name not in found or name.encode() != member:
+            log.error("the schedule %s in Redis cannot be read, and does not tick", name)
+            connection.zadd(SCHEDULES, {member: "+inf"}, xx=True)
+            continue
+        try:
+            done = _run_schedule(connection, found[name], now)
+        except (redis.ConnectionError, redis.TimeoutError):
+            raise
+        except Exception as error:  # of what a stranger wrote; one must not stop the others
+            log.error("the schedule %s: %s: %s", name, type(error).__name__, error)
+            done = False
+        if not done:
+            connection.zadd(SCHEDULES, {name: now + RETRY_SECONDS}, xx=True)
+        if time.monotonic() > began + seconds:
+            return now
+    later: Any = connection.zrangebyscore(SCHEDULES, f"({now}", "(+inf", 0, 1, withscores=True)
+    return now if len(due) == TICK_BATCH_SCHEDULES else later[0][1] if later else None
+
+
+def _run_schedule(connection: redis.Redis, schedule: Schedule, now: float) -> bool:
+    assert schedule.next
+    rule, name, first = schedule.rule, schedule.name, int(schedule.next.timestamp())
+    jobs, last = due_ticks(rule, name, first, now)
+    if (
+        last is None and first + jitter(rule, name, first) > now
+    ):  # its score is not that of its rule
+        write(
+            connection, name, schedule.revision, repr(first + jitter(rule, name, first)), "same", {}
+        )
+        return True
+    last = first if last is None else last
+    missed = rule.count(first, last) - len(jobs)
+    following = rule.after(last)
+    made, skipped = enqueue_ticks(
+        connection,
+        name,
+        schedule.revision,
+        schedule.queue,
+        str(first),
+        following,
+        0.0 if following is None else following + jitter(rule, name, following),
+        rule.overlap,
+        missed,
+        last,
+        [(tick, job_id(name, schedule.revision, tick)) for tick in jobs],
+    )
+    if made == -2:
+        log.error(
+            "the schedule %s waits: the key of its queue %s, of its runs or of their outcomes, or rq:queues, is "
+            "of the wrong type",
+            name,
+            schedule.queue,
+        )
+    elif made >= 0 and (missed or skipped):
+        log.warning(
+            "the schedule %s: %d ticks were missed and make no job, %d were skipped because a job before has "
+            "not ended",
+            name,
+            missed,
+            skipped,
+        )
+    return made != -2
+
+
+def job_id(name: str, revision: int, tick: int) -> str:
+    """The id of the one job of this tick."""
+    return f"{name}-r{revision}-{utc(tick):%Y%m%dT%H%M%S}"
+
+
+def due_ticks(rule: Rule, name: str, first: int, now: float) -> tuple[list[int], int | None]:
+    """The ticks from `first` on that are due and make a job, and the last one that is due (None if none is)."""
+    skip, most = rule.missed == "skip", 1 if rule.missed == "once" else CATCH_UP_MAX_TICKS
+    # a tick since then may have to wait for its jitter, or is not too late for "skip"
+    recent = max(first, math.ceil(now - rule.jitter - (SKIP_AFTER_SECONDS if skip else 0)))
+    jobs = rule.latest(first, recent - 1, 1 if skip else most) if recent > first else []
+    last = jobs[-1] if jobs else None
+    if skip:
+        jobs = []
+    due = 0.0
+    for tick in rule.between(recent, now):
+        due = max(due, tick + jitter(rule, name, tick))  # one comes after the other
+        if due > now:
+            break
+        last = tick
+        if not skip or now - due <= SKIP_AFTER_SECONDS:
+            jobs.append(tick)
+    return jobs[-most:], last
