@@ -129,7 +129,7 @@ def names(here: Stage) -> None:
 
 def home(here: Stage) -> None:
     """The home page: its data, its round trips, and all of it."""
-    from rqjobs.web import admin
+    from rqjobs.web.views import home as admin
 
     asked: list[Any] = []
     command, batch = redis.Redis.execute_command, redis.client.Pipeline.execute

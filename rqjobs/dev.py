@@ -43,7 +43,7 @@ WEB = [
     "-m",
     "gunicorn",
     "--config",
-    "python:rqjobs.web.serve",
+    "python:rqjobs.web.gunicorn_config",
     "rqjobs.web:create_app()",
 ]
 

@@ -249,7 +249,7 @@ def test_an_option_that_redis_py_does_not_have_is_one_line_in_every_process(spaw
         ["rqjobs", "worker"],
         ["rqjobs", "dev"],
         ["rq.cli", "worker", "--worker-class", "rqjobs.Worker"],
-        ["gunicorn", "--config", "python:rqjobs.web.serve", "rqjobs.web:create_app()"],
+        ["gunicorn", "--config", "python:rqjobs.web.gunicorn_config", "rqjobs.web:create_app()"],
     ]
     processes = [
         spawn(

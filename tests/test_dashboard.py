@@ -26,7 +26,7 @@ import rqjobs
 import rqjobs.web
 from rqjobs import config, serializers
 from rqjobs.jobs import Job
-from rqjobs.web import dashboard
+from rqjobs.web import rq_dashboard as dashboard
 
 HOSTILE = """<img src=x onerror="window.pwned=1">'"></script><script>window.pwned=1</script>`${window.pwned=1}`\\"""
 

@@ -12,7 +12,7 @@ from uuid import UUID
 import pytest
 from faults import Color, Point, Size, add
 
-from rqjobs.web import forms
+from rqjobs.web.forms import fields as forms
 
 UserId = NewType("UserId", int)
 

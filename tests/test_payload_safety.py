@@ -372,8 +372,8 @@ BOMBS = {
 LOOKS = """
 import resource, sys
 from rqjobs import connection, web
-from rqjobs.web.dashboard import facts
-from rqjobs.web.shown import describe
+from rqjobs.web.rq_dashboard import facts
+from rqjobs.web.job_view import describe
 from rqjobs.cli import main
 app = web.create_app()
 resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))

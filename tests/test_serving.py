@@ -48,7 +48,9 @@ def ask(port, method, path, body=None, **headers):
 def gunicorn(spawn, eventually):
     """Start it with our settings and others; returns its port."""
 
-    def start(*options, app="rqjobs.web:create_app()", config="python:rqjobs.web.serve", **env):
+    def start(
+        *options, app="rqjobs.web:create_app()", config="python:rqjobs.web.gunicorn_config", **env
+    ):
         (port,) = free_ports(1)
         process = spawn(
             sys.executable,
@@ -203,7 +205,7 @@ def test_without_a_password_nginx_with_its_defaults_serves_nobody(gunicorn, ngin
 def test_slow_clients_do_not_keep_others_out(gunicorn, tmp_path, eventually, sent):
     """Eight that sent a byte a second had all threads for as long as they liked."""
     (tmp_path / "quick.py").write_text(
-        "from rqjobs.web import threads as _times\nfrom rqjobs.web.serve import *\n"
+        "from rqjobs.web import gunicorn_worker as _times\nfrom rqjobs.web.gunicorn_config import *\n"
         "_times.HEAD_SECONDS = _times.REQUEST_SECONDS = 2\n"
     )
     port = gunicorn("--threads", "2", config=str(tmp_path / "quick.py"))

@@ -25,8 +25,8 @@ import rqjobs
 from rqjobs import config, connection
 from rqjobs.jobs import Job
 from rqjobs.web import create_app, init_app
-from rqjobs.web.guard import is_ours
-from rqjobs.web.kept import kept
+from rqjobs.web.auth import is_ours
+from rqjobs.web.generated_secrets import kept
 
 PASSWORD = "correct horse"
 OURS = {"Sec-Fetch-Site": "same-origin"}
@@ -293,7 +293,7 @@ def test_a_folder_that_cannot_keep_a_secret(folder, capsys, spoil):
 
 
 def test_processes_that_start_at_once_keep_one_secret(spawn, tmp_path):
-    code = "from rqjobs.web.kept import kept; print(kept('secret-key', 'X'))"
+    code = "from rqjobs.web.generated_secrets import kept; print(kept('secret-key', 'X'))"
     processes = [spawn(sys.executable, "-c", code) for _ in range(8)]
     assert all(process.wait(60) == 0 for process in processes)
     assert len({process.output() for process in processes}) == 1

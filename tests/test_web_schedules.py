@@ -14,7 +14,7 @@ import test_web
 import rqjobs
 from rqjobs import catalog, cron, delayed, every, schedules
 from rqjobs.jobs import Job
-from rqjobs.web import forms
+from rqjobs.web.forms import fields as forms
 
 HOSTILE, harmless = test_web.HOSTILE, test_web.harmless
 app, client = test_web.app, test_web.client

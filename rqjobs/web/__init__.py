@@ -10,10 +10,9 @@ from flask.sessions import SecureCookieSessionInterface
 
 from rqjobs import config
 from rqjobs.jobs import install
-from rqjobs.web import dashboard
-from rqjobs.web import schedules as schedules  # its pages
-from rqjobs.web.admin import pages
-from rqjobs.web.guard import Guard, Session
+from rqjobs.web import rq_dashboard as dashboard
+from rqjobs.web import views as views  # its pages
+from rqjobs.web.auth import Guard, Session, pages
 
 
 def create_app() -> Flask:

@@ -21,9 +21,10 @@ from rqjobs.broker.keys import decode
 from rqjobs.scheduler import SCHEDULES_LOCK
 from rqjobs.schedules.rules import Rule
 from rqjobs.schedules.store import SCHEDULES, Schedule, read
-from rqjobs.web import forms, ruleform
-from rqjobs.web.guard import back, page, pages
-from rqjobs.web.shown import cut, is_id, part
+from rqjobs.web.auth import back, page, pages
+from rqjobs.web.forms import fields as forms
+from rqjobs.web.forms import rule as ruleform
+from rqjobs.web.job_view import cut, is_id, part
 
 PER_PAGE = 50
 NAME = re.compile(r"[A-Za-z0-9_-]{1,80}")

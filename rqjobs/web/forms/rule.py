@@ -12,8 +12,8 @@ from flask import request
 
 from rqjobs import ScheduleError, cron, every
 from rqjobs.schedules.rules import Rule
-from rqjobs.web import forms
-from rqjobs.web.guard import page, pages
+from rqjobs.web.auth import page, pages
+from rqjobs.web.forms import fields as forms
 
 TERMS = ("missed", "overlap", "jitter", "start", "end", "times")
 AHEAD = 3  # times that the look ahead shows

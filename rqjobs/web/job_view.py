@@ -23,7 +23,7 @@ from rqjobs.broker import scripts
 from rqjobs.broker.keys import decode
 from rqjobs.jobs import Job
 from rqjobs.maintenance import audit
-from rqjobs.web.guard import pages
+from rqjobs.web.auth import pages
 
 CUT = 20_000  # characters of one text that a page shows
 ENDED = ("finished", "failed", "stopped", "canceled")

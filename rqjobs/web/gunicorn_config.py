@@ -1,4 +1,4 @@
-"""Gunicorn's settings, for the Procfile and `rqjobs dev`: `gunicorn --config python:rqjobs.web.serve …`."""
+"""Gunicorn's settings, for the Procfile and `rqjobs dev`: `gunicorn --config python:rqjobs.web.gunicorn_config …`."""
 
 import sys
 from typing import Any
@@ -20,8 +20,8 @@ bind = (
     f"{_settings.host or ('0.0.0.0' if _settings.admin_password else '127.0.0.1')}:{_settings.port}"
 )
 workers = 1  # one process with threads: the pages only wait for Redis
-threads = 32  # a slow client has one for at most so long as threads.py says
-worker_class = "rqjobs.web.threads.Worker"
+threads = 32  # a slow client has one for at most so long as gunicorn_worker.py says
+worker_class = "rqjobs.web.gunicorn_worker.Worker"
 graceful_timeout = 3  # seconds
 loglevel = "warning"
 control_socket_disable = True  # gunicorn would leave one in the home directory

@@ -35,7 +35,7 @@ from werkzeug.exceptions import BadRequest, HTTPException, NotFound
 
 from rqjobs import config, connection, stats
 from rqjobs.broker import scripts
-from rqjobs.web.kept import kept
+from rqjobs.web.generated_secrets import kept
 
 SAFE = ("GET", "HEAD", "OPTIONS")
 OPEN = ("rqjobs.login", "rqjobs.healthz")

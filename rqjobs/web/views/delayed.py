@@ -12,9 +12,9 @@ from redis.exceptions import ResponseError
 from rq.exceptions import InvalidJobOperation, NoSuchJobError
 
 from rqjobs import connection, delayed, stats
-from rqjobs.web import forms
-from rqjobs.web.guard import back, page, pages
-from rqjobs.web.shown import cut, describe, part
+from rqjobs.web.auth import back, page, pages
+from rqjobs.web.forms import fields as forms
+from rqjobs.web.job_view import cut, describe, part
 
 PER_PAGE = 25
 

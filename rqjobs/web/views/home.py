@@ -18,10 +18,20 @@ from rqjobs import catalog, config, connection, delayed, queues, stats
 from rqjobs.broker import transitions
 from rqjobs.broker.keys import decode
 from rqjobs.jobs import Job
-from rqjobs.web import forms
-from rqjobs.web.delayed import reschedule_form
-from rqjobs.web.guard import back, page, pages
-from rqjobs.web.shown import ACTIONS, actions_in, cut, describe, failed_in, fetch, label, part, row
+from rqjobs.web.auth import back, page, pages
+from rqjobs.web.forms import fields as forms
+from rqjobs.web.job_view import (
+    ACTIONS,
+    actions_in,
+    cut,
+    describe,
+    failed_in,
+    fetch,
+    label,
+    part,
+    row,
+)
+from rqjobs.web.views.delayed import reschedule_form
 
 PER_PAGE = 25
 AT_ONCE = 1000  # failed jobs that one click puts back: it must end within a web server's time-out
