@@ -25,7 +25,7 @@ import click
 import psutil
 from bench_stage import HERE, Failed, Stage, System, Team, p99, seconds, stage, status, systems
 
-from rqjobs import embedded
+from rqjobs.dev import redis_server
 
 KINDS = {
     "failing": (0, 1, 1),
@@ -399,7 +399,7 @@ def machine() -> dict[str, str]:
         "machine": f"{os.cpu_count()} cores ({model}), {psutil.virtual_memory().total / 2**30:.0f} GiB, "
         f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "redis": ".".join(map(str, embedded.version(embedded.binary()))),
+        "redis": ".".join(map(str, redis_server.version(redis_server.binary()))),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     }
 

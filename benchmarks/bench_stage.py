@@ -22,7 +22,7 @@ import psutil
 import redis
 from peers import work
 
-from rqjobs import embedded
+from rqjobs.dev import redis_server
 from rqjobs.processes import die_with_parent
 
 HERE = Path(__file__).parent
@@ -219,7 +219,7 @@ class Stage:
 def stage(setting: str = "off") -> Iterator[Stage]:
     with (
         tempfile.TemporaryDirectory(prefix="rqjobs-bench-") as folder,
-        embedded.server(Path(folder), "--databases", "64", *SETTINGS[setting]) as url,
+        redis_server.server(Path(folder), "--databases", "64", *SETTINGS[setting]) as url,
     ):
         one = Stage(Path(folder), url, setting)
         with one.redis:

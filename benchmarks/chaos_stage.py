@@ -20,8 +20,9 @@ import redis
 from rq import Repeat, Retry
 from rq.exceptions import DuplicateJobError
 
-from rqjobs import config, connection, embedded, queues
+from rqjobs import config, connection, queues
 from rqjobs.broker import keys
+from rqjobs.dev import redis_server
 
 HERE = Path(__file__).parent
 QUEUES = ("high", "default", "low")
@@ -40,7 +41,7 @@ class Server:
         self.start()
 
     def start(self) -> None:
-        self.running = embedded.server(self.home, *self.options)
+        self.running = redis_server.server(self.home, *self.options)
         self.url = self.running.__enter__()
         config.use(config.Config(redis_url=self.url, modules=("chaos_jobs",), queues=QUEUES))
         self.client = connection.client()

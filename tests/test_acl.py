@@ -13,8 +13,9 @@ import redis as redis_py
 from redis.exceptions import NoPermissionError
 
 import rqjobs
-from rqjobs import config, connection, delayed, embedded, stats
+from rqjobs import config, connection, delayed, stats
 from rqjobs.broker import transitions
+from rqjobs.dev import redis_server
 from rqjobs.maintenance import audit
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -24,7 +25,7 @@ KEYS_ONLY = ["~rq:*", "~rqjobs:*", "resetchannels", "+@all"]
 
 @pytest.fixture(scope="module")
 def guarded(executable, tmp_path_factory):
-    with embedded.server(
+    with redis_server.server(
         tmp_path_factory.mktemp("acl"), "--appendfsync", "no", executable=executable
     ) as url:
         yield url

@@ -149,7 +149,7 @@ def test_arguments_become_what_the_annotations_ask_for(run):
 
 def test_a_delayed_job_is_not_moved_beyond_the_calendar(run):
     job = rqjobs.enqueue_in(60, faults.note)
-    code, output = run("delayed", "move", job.id, "999999999999999w")
+    code, output = run("delayed", "reschedule", job.id, "999999999999999w")
     assert code == 1 and "is no time for a job" in output and "Traceback" not in output
 
 
@@ -161,12 +161,12 @@ def test_delayed_jobs_are_listed_moved_and_canceled(run, redis):
     code, output = run("delayed")
     assert code == 0 and output.index(first.id) < output.index(second.id) and "2 delayed" in output
     assert "\x1b" not in output
-    assert run("delayed", "move", first.id, "1h30m")[0] == 0
+    assert run("delayed", "reschedule", first.id, "1h30m")[0] == 0
     assert redis.zscore("rq:scheduled:default", first.id) > redis.time()[0] + 5000
-    assert "2030-01-31 06:00:00" in run("delayed", "move", first.id, "2030-01-31T06:00")[1]
-    assert run("delayed", "move", second.id, "now")[0] == 0
+    assert "2030-01-31 06:00:00" in run("delayed", "reschedule", first.id, "2030-01-31T06:00")[1]
+    assert run("delayed", "reschedule", second.id, "now")[0] == 0
     assert redis.zscore("rq:scheduled:default", second.id) <= redis.time()[0] + 1
     assert run("delayed", "cancel", first.id) == (0, f"{first.id}: canceled\n")
     code, output = run("delayed", "cancel", first.id, "nobody")
     assert code == 1 and "does not wait" in output and "No such job" in output
-    assert run("delayed", "move", second.id, "tomorrow")[0] == 2
+    assert run("delayed", "reschedule", second.id, "tomorrow")[0] == 2

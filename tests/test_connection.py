@@ -15,7 +15,8 @@ import pytest
 import redis as redis_py
 
 import rqjobs
-from rqjobs import config, connection, embedded
+from rqjobs import config, connection
+from rqjobs.dev import redis_server
 
 
 def free_port():
@@ -28,13 +29,13 @@ def serve(spawn, tmp_path, eventually):
     """Start a real server with these options and wait until it answers on `url`; skip if it cannot do that."""
 
     def start(url, *options):
-        process = spawn(embedded.binary(), *options, "--dir", str(tmp_path), "--save", "")
+        process = spawn(redis_server.binary(), *options, "--dir", str(tmp_path), "--save", "")
         client = connection.connect(url)
 
         def answers():
             if process.poll() is not None:
                 pytest.skip(
-                    f"{embedded.binary()} has not what this test needs: {process.output()[-300:]}"
+                    f"{redis_server.binary()} has not what this test needs: {process.output()[-300:]}"
                 )
             with contextlib.suppress(redis_py.ConnectionError):
                 return client.ping()
@@ -393,7 +394,7 @@ def test_sentinel_names_the_master(serve, spawn, tmp_path, eventually):
         f"port {sentinel_port}\nbind 127.0.0.1\ndir {tmp_path}\n"
         f"sentinel monitor mymaster 127.0.0.1 {port} 1\nsentinel auth-pass mymaster pw\n"
     )
-    watcher = spawn(embedded.binary(), str(conf), "--sentinel")
+    watcher = spawn(redis_server.binary(), str(conf), "--sentinel")
     # The second sentinel is down, as one of three may be.
     url = f"redis+sentinel://:pw@127.0.0.1:{free_port()},127.0.0.1:{sentinel_port}/mymaster/3?socket_timeout=5"
     client = connection.connect(url)

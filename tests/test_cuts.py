@@ -22,9 +22,10 @@ from redis.exceptions import RedisError, ResponseError
 from rq.job import Dependency, JobStatus
 
 import rqjobs
-from rqjobs import Callback, Repeat, Retry, config, embedded
+from rqjobs import Callback, Repeat, Retry, config
 from rqjobs.broker import keys as broker_keys
 from rqjobs.broker import scripts
+from rqjobs.dev import redis_server
 from rqjobs.maintenance import audit as maintenance_audit
 
 SCRIPTS = {
@@ -536,11 +537,11 @@ def own_redis(executable):
 
         class Own:
             # Options with which Redis takes two seconds to load 5,000 keys; 6.2 has none.
-            slowly = () if embedded.version(executable) < (7,) else ("--key-load-delay", "400")
+            slowly = () if redis_server.version(executable) < (7,) else ("--key-load-delay", "400")
 
             def start(self, *options):
                 self.url = runs.enter_context(
-                    embedded.server(
+                    redis_server.server(
                         Path(folder), "--appendfsync", "always", *options, executable=executable
                     )
                 )

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import rqjobs
 from rqjobs import catalog, config, demo
+from rqjobs.cli import demo as demo_command
 
 MARKDOWN = """# Lighthouses
 
@@ -178,11 +179,11 @@ def test_run_prints_every_result(worker, tmp_path, monkeypatch):
         demo.unreliable.__rqjobs__, "retry", rqjobs.Retry(max=20)
     )  # at once, and surely
     worker(env={"RQJOBS_MODULES": "rqjobs.demo"})
-    enqueue = demo.enqueue  # two steps of the slow one will do
+    enqueue = demo_command.enqueue  # two steps of the slow one will do
     monkeypatch.setattr(
-        demo, "enqueue", lambda function, *args: enqueue(function, *(args or (2, 0.0)))
+        demo_command, "enqueue", lambda function, *args: enqueue(function, *(args or (2, 0.0)))
     )
-    assert demo._run(str(path), said.append) == 0, said
+    assert demo_command.run(str(path), said.append) == 0, said
     names = [line.partition(":")[0] for line in said]
     assert sorted(name for name in names if " " not in name) == [
         "key_terms",
@@ -198,7 +199,7 @@ def test_run_tells_who_is_missing(tmp_path):
     """Nobody serves the queues: it ends in time, with the command to type."""
     path, said = tmp_path / "README.md", []
     path.write_text("x")
-    assert demo._run(str(path), said.append, limit=0.1) == 1
+    assert demo_command.run(str(path), said.append, limit=0.1) == 1
     hint = "statistics: not done after 0 s; no worker serves the queue 'high', start one with: rqjobs worker high"
     assert hint in said
 
@@ -214,5 +215,5 @@ def test_run_refuses_a_file_that_it_cannot_take(content, expected, tmp_path):
     path, said = tmp_path / "file", []
     if content:
         path.write_bytes(content)
-    assert demo._run(str(path), said.append) == 1
+    assert demo_command.run(str(path), said.append) == 1
     assert len(said) == 1 and expected in said[0]

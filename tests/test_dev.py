@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 import rqjobs
-from rqjobs import config, connection, embedded
-from rqjobs.dev import _watched
+from rqjobs import config, connection
+from rqjobs.dev import _watched, redis_server
 
 
 @pytest.fixture
@@ -165,7 +165,7 @@ def test_a_second_ctrl_c_puts_the_running_job_back_and_ends(dev, eventually, tmp
     eventually(lambda: waits in process.output(), timeout=60)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 0, process.output()
-    with embedded.server(tmp_path / ".rqjobs") as url:
+    with redis_server.server(tmp_path / ".rqjobs") as url:
         redis = connection.connect(url)
         assert redis.lrange("rq:queue:default", 0, -1) == [job.id.encode()]
         assert not redis.keys("rqjobs:claims:*") and b"rqjobs_deaths" not in redis.hgetall(job.key)
@@ -245,7 +245,7 @@ def test_the_redis_of_a_copied_folder_is_left_alone(dev, spawn, tmp_path, eventu
     shutil.copytree(
         tmp_path / ".rqjobs", tmp_path / "copy" / ".rqjobs", ignore=shutil.ignore_patterns("*.sock")
     )
-    with embedded.server(tmp_path / "copy" / ".rqjobs") as other:
+    with redis_server.server(tmp_path / "copy" / ".rqjobs") as other:
         assert redis.ping() and other != config.current().redis_url
     assert redis.ping() and process.poll() is None
 

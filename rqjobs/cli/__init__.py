@@ -11,16 +11,16 @@ from typing import Any
 import click
 import redis
 import rq.cli.workers
-from rq.exceptions import InvalidJobOperation, NoSuchJobError
 
 import rqjobs
-from rqjobs import catalog, clock_commands, config, connection, demo, dev, stats
-from rqjobs.broker import keys, places, recovery, transitions
+from rqjobs import catalog, config, connection, dev, stats
+from rqjobs.broker import places, recovery
+from rqjobs.cli import delayed, demo, failed, schedules
+from rqjobs.cli.output import one_line, paragraph, say, table
 from rqjobs.jobs import install
 from rqjobs.logs import tolerate_any_encoding
 from rqjobs.maintenance import audit as maintenance_audit
 from rqjobs.maintenance import doctor, sweep
-from rqjobs.terminal import one_line, paragraph, plain, say, table
 
 
 class Group(click.Group):
@@ -156,124 +156,6 @@ def audit(as_json: bool) -> None:
     sys.exit(1 if found.breaches else 0)
 
 
-@main.group(invoke_without_command=True)
-@click.option(
-    "-n",
-    "--limit",
-    default=20,
-    show_default=True,
-    type=click.IntRange(1, 10_000),
-    help="At most so many.",
-)
-@click.pass_context
-def failed(ctx: click.Context, limit: int) -> None:
-    """List the failed jobs, newest first; or requeue, show and delete them."""
-    if ctx.invoked_subcommand:
-        return
-    client = connection.client()
-    for job in stats.recent(client, "failed", limit):
-        when = f"{job.ended_at:%Y-%m-%d %H:%M:%S}" if job.ended_at else "?"
-        say(f"{job.id}  {plain(job.origin)}  {when}  {plain(job.description)}")
-        say(f"    {plain((_traceback(job).strip().splitlines() or [''])[-1])}")
-    queues = stats.snapshot(client).queues
-    total, stopped = sum(queue.failed for queue in queues), sum(queue.stopped for queue in queues)
-    say(
-        f"{total} failed; requeue with: rqjobs failed requeue ID … | --all"
-        if total
-        else "no failed jobs"
-    )
-    if stopped:
-        say(
-            f"{stopped} stopped by somebody, which --all leaves alone; requeue one with: rqjobs failed requeue ID"
-        )
-
-
-def _traceback(job: Any) -> str:
-    try:
-        result = job.latest_result()
-        return (result.exc_string if result else None) or ""
-    except redis.ConnectionError:
-        raise
-    except Exception as error:
-        return f"its result cannot be read: {type(error).__name__}: {error}"
-
-
-def _failed_ids(client: redis.Redis, ids: Sequence[str], everything: bool) -> list[str]:
-    if everything == bool(ids):
-        raise click.UsageError("name the jobs, or say --all")
-    if ids:
-        return list(ids)
-    return [
-        job_id
-        for queue in places.queue_names(client)
-        for _, job_id in transitions.failed_jobs(client, queue)
-    ]
-
-
-def _each(ids: list[str], label: str, act: Any) -> None:
-    """Do `act` to each job with a progress bar; say which could not be done, and exit 1 if there was one."""
-    problems = []
-    with click.progressbar(ids, label=label, file=sys.stderr) as bar:
-        for job_id in bar:
-            try:
-                act(job_id)
-            except (NoSuchJobError, InvalidJobOperation, redis.ResponseError) as error:
-                problems.append(connection.explain(error))
-    for problem in problems:
-        say(problem, err=True)
-    say(f"{len(ids) - len(problems)} of {len(ids)} done")
-    sys.exit(1 if problems else 0)
-
-
-@failed.command("requeue")
-@click.argument("ids", nargs=-1)
-@click.option("--all", "everything", is_flag=True, help="Every failed job.")
-def requeue_failed(ids: Sequence[str], everything: bool) -> None:
-    """Bring failed jobs back into their queues, each in one atomic step."""
-    client = connection.client()
-    _each(
-        _failed_ids(client, ids, everything),
-        "requeueing",
-        lambda job_id: transitions.requeue(client, job_id),
-    )
-
-
-@failed.command("delete")
-@click.argument("ids", nargs=-1)
-@click.option("--all", "everything", is_flag=True, help="Every failed job.")
-@click.confirmation_option(prompt="Delete them for good?")
-def delete_failed(ids: Sequence[str], everything: bool) -> None:
-    """Delete failed jobs for good."""
-    client = connection.client()
-
-    def delete(job_id: str) -> None:
-        status, origin = client.hmget(f"rq:job:{job_id}", "status", "origin")
-        if status and status not in (b"failed", b"stopped"):
-            raise InvalidJobOperation(f"job {job_id} has not failed, so it was not deleted")
-        if not origin or transitions.delete(client, [job_id], keys.decode(origin)) != ["deleted"]:
-            raise NoSuchJobError(f"No such job: {job_id}")
-
-    _each(_failed_ids(client, ids, everything), "deleting", delete)
-
-
-@failed.command("show")
-@click.argument("job_id")
-def show_failed(job_id: str) -> None:
-    """Print what one job was, and its last traceback."""
-    try:
-        job = rqjobs.Job.fetch(job_id, connection=connection.client())
-    except redis.ConnectionError:
-        raise
-    except Exception as error:  # whatever a hostile or damaged hash makes RQ raise
-        raise click.ClickException(plain(str(error))) from None
-    say(job.id)
-    say(plain(job.description))
-    say(f"queue {plain(job.origin)}, enqueued {job.enqueued_at}, ended {job.ended_at}")
-    say("")
-    for line in _traceback(job).splitlines() or ["no traceback is kept"]:
-        say(plain(line))
-
-
 @main.command("stats")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def show_stats(as_json: bool) -> None:
@@ -321,14 +203,7 @@ def run_doctor() -> None:
     sys.exit(worst)
 
 
-@main.command("demo")
-@click.argument("path", type=click.Path(exists=True, dir_okay=False))
-def run_demo(path: str) -> None:
-    """Run the demo jobs on the text in PATH and print their results, with a Redis and a worker of their own."""
-    sys.exit(dev.with_worker("rqjobs.demo", lambda: demo._run(path, paragraph)))
-
-
-for command in (clock_commands.schedules, clock_commands.delayed):
+for command in (failed.group, schedules.group, delayed.group, demo.command):
     main.add_command(command)
 
 

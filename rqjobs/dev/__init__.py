@@ -20,7 +20,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO
 
-from rqjobs import catalog, config, connection, embedded
+from rqjobs import catalog, config, connection
+from rqjobs.dev import redis_server
 from rqjobs.processes import die_with_parent, pause
 from rqjobs.worker.supervisor import DUPLICATE_SIGNAL_SECONDS
 
@@ -188,7 +189,7 @@ class Dev:
             )
         while not self.stopped:
             began = time.monotonic()
-            if embedded_url and not embedded.answers(embedded_url):
+            if embedded_url and not redis_server.answers(embedded_url):
                 raise connection.NoRedis(
                     "the embedded Redis has ended, .rqjobs/redis.log says why; nothing it kept is "
                     "lost: start rqjobs dev again"
@@ -267,7 +268,7 @@ def run(workers: int, say: Callable[[str], None]) -> None:
         stack.enter_context(_own_terminal())
         stack.enter_context(_only_one())
         _free_port(settings)
-        url = settings.redis_url or stack.enter_context(embedded.server())
+        url = settings.redis_url or stack.enter_context(redis_server.server())
         connection.connect(url).ping()
         dev = Dev(settings, url, say)
         dev.stopped = stopped
@@ -292,7 +293,7 @@ def with_worker(module: str, act: Callable[[], int]) -> int:
     """
     with contextlib.ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rqjobs-")))
-        url = stack.enter_context(embedded.server(home))
+        url = stack.enter_context(redis_server.server(home))
         config.use(redis_url=url, modules=(module,))
         environment = config.environment(REDIS_URL=url, RQJOBS_MODULES=module)
         log = stack.enter_context((home / "worker.log").open("wb"))
