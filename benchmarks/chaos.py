@@ -165,7 +165,7 @@ def rolling_restarts(scene: Scene) -> None:
         key
         for key in scene.server.client.scan_iter("rq:job:*")
         if scene.server.client.type(key) == b"hash"
-        and scene.server.client.hexists(key, "rqjobs_deaths")
+        and scene.server.client.hexists(key, "rqjobs_crashes")
     ]
     if counted:
         scene.row.faults.append(f"a restart was counted as a death of {len(counted)} jobs")

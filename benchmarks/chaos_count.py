@@ -95,7 +95,7 @@ def read(client: redis.Redis, ids: list[str]) -> dict[str, Job]:
         part = ids[start : start + CHUNK]
         with client.pipeline(transaction=False) as pipe:
             for job_id in part:
-                pipe.hmget(f"rq:job:{job_id}", "status", "rqjobs_deaths")
+                pipe.hmget(f"rq:job:{job_id}", "status", "rqjobs_crashes")
                 pipe.xrange(f"rq:results:{job_id}")
             replies = pipe.execute()
         for at, job_id in enumerate(part):

@@ -14,9 +14,9 @@ import redis
 from rq.exceptions import InvalidJobOperation, NoSuchJobError
 
 from rqjobs import connection as connections
-from rqjobs.broker import keys as broker_keys
-from rqjobs.broker import scripts, transitions
+from rqjobs.broker import keys, scripts, transitions
 from rqjobs.broker.keys import decode
+from rqjobs.broker.places import queue_names as known_queue_names
 from rqjobs.broker.scripts import CHANGE_DELAYED
 from rqjobs.times import MAX_TIMESTAMP
 
@@ -33,17 +33,10 @@ class Delayed:
 
 def _in_order(connection: redis.Redis, queue: str | None, *command: Any) -> list[tuple[str, Any]]:
     """(queue, what Redis says of its delayed jobs), in one round trip; a key of the wrong type is left out."""
-    names = [queue]
-    if not queue:
-        known = scripts.read_together(connection, [("SMEMBERS", broker_keys.QUEUES)])[0]
-        names = (
-            [decode(key).removeprefix("rq:queue:") for key in known]
-            if isinstance(known, set | list)
-            else []
-        )
-    asked = [(command[0], f"rq:scheduled:{name}", *command[1:]) for name in names]
+    names = [queue] if queue else known_queue_names(connection)
+    asked = [(command[0], keys.scheduled(name), *command[1:]) for name in names]
     return [
-        (str(name), reply)
+        (name, reply)
         for name, reply in zip(names, scripts.read_together(connection, asked), strict=True)
         if not isinstance(reply, Exception)
     ]
@@ -77,7 +70,7 @@ def jobs(
         ]
     page = heapq.nsmallest(offset + limit, found)[offset:]
     words = scripts.read_together(
-        client, [("HGET", f"rq:job:{job_id}", "description") for _, job_id, _ in page]
+        client, [("HGET", keys.job(job_id), "description") for _, job_id, _ in page]
     )
     return [
         Delayed(job_id, name, _moment(due), decode(said) if isinstance(said, bytes) else "")
@@ -137,22 +130,24 @@ def _moment(due: float) -> datetime:
 def _change(connection: redis.Redis | None, job_id: str, what: str, seconds: Any) -> str:
     client = connection or connections.client()
     try:
-        origin = client.hget(f"rq:job:{job_id}", "origin")
+        origin = client.hget(keys.job(job_id), "origin")
     except redis.ResponseError:  # no hash stands there
         origin = None
     if origin is None:
         raise NoSuchJobError(f"No such job: {job_id}")
     queue = decode(origin)
-    keys = [
-        f"rq:job:{job_id}",
-        f"rq:scheduled:{queue}",
-        f"rqjobs:crashed:{queue}",
-        f"rq:canceled:{queue}",
-        broker_keys.WAKEUP_CHANNEL + queue,
+    script_keys = [
+        keys.job(job_id),
+        keys.scheduled(queue),
+        keys.crash_backoff(queue),
+        keys.registry("canceled", queue),
+        keys.WAKEUP_CHANNEL + queue,
     ]
     outcome = decode(
         CHANGE_DELAYED.run(
-            client, keys, [job_id, what, repr(float(seconds)), transitions.SCHEDULER_POLL_SECONDS]
+            client,
+            script_keys,
+            [job_id, what, repr(float(seconds)), transitions.SCHEDULER_POLL_SECONDS],
         )
     )
     if outcome == "not delayed":

@@ -195,7 +195,7 @@ class Job(rq.job.Job):
         fields = {**super().to_dict(meta, include_result), "data": self.stored()}
         check_size("meta", fields.get("meta", b""))
         if self.chain and self.repeats_left is not None:
-            fields["rqjobs_chain"] = (
+            fields["rqjobs_repeat"] = (
                 f"{self.chain[0]},{'' if self.chain[1] is None else self.chain[1]}"
             )
         return fields
@@ -284,7 +284,7 @@ class Job(rq.job.Job):
         if trace:
             self._exc_info = read_traceback(trace)
         if self.repeats_left is not None:
-            words = as_text(found.get(b"rqjobs_chain") or b"").partition(",")[::2]
+            words = as_text(found.get(b"rqjobs_repeat") or b"").partition(",")[::2]
             times, retries = (int(word) if word.isdigit() else None for word in words)
             self.chain = (times, retries) if times else (self.repeats_left, self.retries_left)
 

@@ -26,7 +26,7 @@ from rq.serializers import resolve_serializer
 from rq.utils import now
 
 from rqjobs import catalog, config, connection
-from rqjobs.broker import scripts, transitions
+from rqjobs.broker import keys, scripts, transitions
 from rqjobs.broker.transitions import Placement
 from rqjobs.instrumentation import ShownQueue, WrappedQueue, is_wrapped
 from rqjobs.jobs import Job, StartedJobRegistry, signature
@@ -118,7 +118,7 @@ class Queue(rq.Queue):
             return
         _looked[self.key] = time.monotonic()
         try:
-            served = self.connection.scard(f"rq:workers:{self.name}")
+            served = self.connection.scard(keys.listeners(self.name))
         except redis.ResponseError:  # somebody else wrote there
             return
         if not served:
@@ -157,7 +157,7 @@ class Queue(rq.Queue):
         self._persist_job(job, pipe, status=JobStatus.SCHEDULED)
         here = time.time()
         due += scripts.redis_time(self.connection) - here
-        pipe.zadd(f"rq:scheduled:{self.name}", {job.id: due})
+        pipe.zadd(keys.scheduled(self.name), {job.id: due})
         if due < here + transitions.SCHEDULER_POLL_SECONDS:
             transitions.publish_due(self.connection, self.name, due)
 
@@ -292,17 +292,18 @@ class Queue(rq.Queue):
 
     def compact(self) -> None:
         """Remove ids whose job is gone. Every other id stays where it is, at every instant."""
+        job_prefix = keys.JOB_PREFIX.encode()
         for start in range(0, self.count, CHUNK):
             ids: Any = self.connection.lrange(
                 self.key, start, start + CHUNK - 1
             )  # bytes, which may be no text
             with self.connection.pipeline(transaction=False) as pipe:
                 for job_id in ids:
-                    pipe.exists(b"rq:job:" + job_id)
+                    pipe.exists(job_prefix + job_id)
                 exist = pipe.execute()
             for job_id in (job_id for job_id, there in zip(ids, exist, strict=True) if not there):
                 scripts.REMOVE_DANGLING.run(
-                    self.connection, [self.key, b"rq:job:" + job_id], [job_id]
+                    self.connection, [self.key, job_prefix + job_id], [job_id]
                 )
 
 

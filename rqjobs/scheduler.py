@@ -17,8 +17,7 @@ from rq.scripts import release_lock
 from rq.utils import now
 
 from rqjobs import connection, processes
-from rqjobs.broker import keys as broker_keys
-from rqjobs.broker import scripts, transitions
+from rqjobs.broker import keys, scripts, transitions
 from rqjobs.broker.transitions import SCHEDULER_POLL_SECONDS
 from rqjobs.queues import Queue
 from rqjobs.schedules import declared, history, ticker
@@ -28,7 +27,7 @@ LONGEST_LOCK = 86_400  # seconds that a stock scheduler's may have
 SCHEDULER_HEARTBEAT_SECONDS = 1.0  # seconds between two renewals of the locks
 UPKEEP = 2.0  # seconds between two looks at what the code declares, and at how the jobs of schedules ended
 SCHEDULES_QUEUE = ""  # among the names of queues: the schedules, which one of all clocks ticks
-SCHEDULES_LOCK = "rqjobs:schedules:clock"
+SCHEDULES_LOCK = keys.SCHEDULES_LOCK
 PAUSE = 0.005  # seconds between two looks: what comes due meanwhile is moved together
 STEP_SECONDS = 0.01  # of ticks, and of upkeep, between two looks
 
@@ -80,9 +79,9 @@ class Scheduler(RQScheduler):
 
     def acquire_locks(self, auto_start: bool = False) -> set[str]:
         before, names = self._acquired_locks, [SCHEDULES_QUEUE, *sorted(self._queue_names)]
-        keys = [SCHEDULES_LOCK, *(self.get_locking_key(name) for name in names[1:])]
+        script_keys = [SCHEDULES_LOCK, *(self.get_locking_key(name) for name in names[1:])]
         args = [self.name, int(LOCK_TTL * 1000), LONGEST_LOCK * 1000]
-        held = scripts.TAKE_LOCKS.run(self.connection, keys, args)
+        held = scripts.TAKE_LOCKS.run(self.connection, script_keys, args)
         self._held = {names[index - 1] for index in held}
         self._acquired_locks = self._held - {SCHEDULES_QUEUE}
         if self._acquired_locks - before:
@@ -148,10 +147,7 @@ class Scheduler(RQScheduler):
         if self._may_subscribe:
             self._bell = self.connection.pubsub(ignore_subscribe_messages=True)
             self._bell.subscribe(
-                *(
-                    broker_keys.WAKEUP_CHANNEL + name
-                    for name in {SCHEDULES_QUEUE, *self._queue_names}
-                )
+                *(keys.WAKEUP_CHANNEL + name for name in {SCHEDULES_QUEUE, *self._queue_names})
             )
         self._next: dict[
             str, float
@@ -248,7 +244,7 @@ class Scheduler(RQScheduler):
         try:
             while self._bell and (message := self._bell.get_message(timeout=0)):
                 self._hear(
-                    broker_keys.decode(message["channel"]).removeprefix(broker_keys.WAKEUP_CHANNEL),
+                    keys.decode(message["channel"]).removeprefix(keys.WAKEUP_CHANNEL),
                     message["data"],
                 )
         except redis.exceptions.NoPermissionError:

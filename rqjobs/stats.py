@@ -10,8 +10,7 @@ import redis
 from rq.suspension import WORKERS_SUSPENDED
 from rq.utils import now, str_to_date
 
-from rqjobs.broker import keys as broker_keys
-from rqjobs.broker import scripts
+from rqjobs.broker import keys, scripts
 from rqjobs.broker.keys import decode, queue_names_in
 from rqjobs.broker.places import PLACES, queue_names
 from rqjobs.jobs import Job
@@ -92,21 +91,21 @@ def overview(
     first = scripts.read_together(
         connection,
         [
-            ("SMEMBERS", broker_keys.QUEUES),
-            ("SMEMBERS", "rq:workers"),
+            ("SMEMBERS", keys.QUEUES),
+            ("SMEMBERS", keys.WORKERS),
             ("TIME",),
             ("EXISTS", WORKERS_SUSPENDED),
         ],
     )
     names, (seconds, _), suspended = queue_names_in(first[0]), first[2], bool(first[3])
-    keys = sorted(map(decode, first[1])) if isinstance(first[1], set | list) else []
+    script_keys = sorted(map(decode, first[1])) if isinstance(first[1], set | list) else []
     portions = scripts.in_chunks(names)
     facts = [
         fact
-        for key in keys
+        for key in script_keys
         for fact in (
             ("HGETALL", key),
-            ("ZSCORE", broker_keys.LEASES, key.removeprefix("rq:worker:")),
+            ("ZSCORE", keys.LEASES, key.removeprefix(keys.WORKER_PREFIX)),
         )
     ]
     counts = [scripts.COUNT_PLACES.call([], portion) for portion in portions]
@@ -121,7 +120,7 @@ def overview(
         scripts.COUNT_PLACES,
         scripts.NEWEST_JOBS,
     )
-    workers = _workers(keys, second[: len(facts)], seconds)
+    workers = _workers(script_keys, second[: len(facts)], seconds)
     census = [one for reply in second[len(facts) : len(facts) + len(counts)] for one in reply]
     found: dict[str, list[Any]] = {registry: [] for registry in newest}
     for (registry, _), reply in zip(asked, second[len(facts) + len(counts) :], strict=True):
@@ -151,15 +150,15 @@ def _age(moment: Any) -> float | None:
         return None
 
 
-def _workers(keys: list[str], facts: list[Any], seconds: float) -> list[WorkerStats]:
+def _workers(script_keys: list[str], facts: list[Any], seconds: float) -> list[WorkerStats]:
     found = []
-    for key, raw, lease in zip(keys, facts[::2], facts[1::2], strict=True):
+    for key, raw, lease in zip(script_keys, facts[::2], facts[1::2], strict=True):
         if not isinstance(raw, dict) or isinstance(lease, Exception):
             continue  # somebody else wrote there
         data = {decode(name): decode(value) for name, value in raw.items()}
         found.append(
             WorkerStats(
-                name=key.removeprefix("rq:worker:"),
+                name=key.removeprefix(keys.WORKER_PREFIX),
                 state=data.get("state", "?"),
                 job_id=data.get("current_job"),
                 queues=tuple(filter(None, data.get("queues", "").split(","))),
@@ -229,7 +228,7 @@ def _read(
     }
     flat = list(dict.fromkeys(job_id for some in ids.values() for job_id in some))
     replies = scripts.read_together(
-        connection, [("HMGET", f"rq:job:{job_id}", *SHOWN) for job_id in flat]
+        connection, [("HMGET", keys.job(job_id), *SHOWN) for job_id in flat]
     )
     jobs = {
         job_id: _job(connection, job_id, reply) for job_id, reply in zip(flat, replies, strict=True)

@@ -20,10 +20,10 @@ from rq.scheduler import RQScheduler
 import rqjobs
 from rqjobs import ScheduleError, cli, config, every, schedules
 from rqjobs.broker import leases, scripts
+from rqjobs.broker.keys import SCHEDULES
 from rqjobs.maintenance import audit
 from rqjobs.scheduler import SCHEDULES_LOCK
 from rqjobs.schedules import declared, store, ticker
-from rqjobs.schedules.store import SCHEDULES
 
 CLOCK = """
 import os, rqjobs
@@ -220,7 +220,7 @@ def test_a_worker_whose_declared_schedule_cannot_be_says_so_and_does_not_start(
         and "argument 'x'" in process.output()
         and "Traceback" not in process.output()
     )
-    assert not redis.keys("rqjobs:worker:*")
+    assert not redis.keys("rqjobs:process:*")
 
 
 def holder(redis, key):

@@ -196,7 +196,7 @@ class Stage:
                 "rq:failed:*",
                 "rq:scheduled:*",
                 "rq:execution*",
-                "rqjobs:strays:*",
+                "rqjobs:sweep:strays:*",
             )
             for key in self.redis.scan_iter(pattern)
         ]
@@ -450,7 +450,7 @@ def test_a_kill_between_the_burial_of_a_job_and_the_waking_of_what_waits_for_it(
     stage.file = stage.folder / "child"
     poison = rqjobs.queue("default").create_job(faults.kill_self, status=JobStatus.QUEUED)
     poison.save()
-    redis.hset(poison.key, "rqjobs_deaths", f"{int(time.time())},{int(time.time())}")
+    redis.hset(poison.key, "rqjobs_crashes", f"{int(time.time())},{int(time.time())}")
     child = rqjobs.queue("default").enqueue(
         faults.noted, str(stage.file), depends_on=Dependency(jobs=[poison], allow_failure=True)
     )
@@ -575,7 +575,7 @@ def test_a_redis_that_refuses_gets_the_outcome_later(stage, own_redis, kind, ref
     stage.eventually(lambda: stage.settled(kind, jobs), what=stage.text)
     assert jobs[0].get_status() == JobStatus.FINISHED, stage.text()
     assert (stage.runs(), stage.horse()) == (KINDS[kind][2], horse)
-    assert not own_redis.redis.hexists(jobs[0].key, "rqjobs_deaths")
+    assert not own_redis.redis.hexists(jobs[0].key, "rqjobs_crashes")
     stage.play("plain", Fault(10**6, "none"))
 
 
@@ -650,7 +650,7 @@ def test_a_worker_that_is_started_before_its_redis_begins_when_that_is_there(
     worker.terminate()
     assert worker.wait(30) == 0, worker.output()
     scene.gen.close()
-    assert not own_redis.redis.exists("rqjobs:workers", "rq:workers") and own_redis.redis.ping()
+    assert not own_redis.redis.exists("rqjobs:leases", "rq:workers") and own_redis.redis.ping()
 
 
 def test_a_worker_that_waits_for_its_first_word_from_redis_goes_when_it_is_told(
@@ -707,7 +707,7 @@ def test_a_horse_that_waits_for_redis_is_kept_and_one_frozen_while_it_settles_is
     stage.eventually(lambda: psutil.Process(horse).status() == psutil.STATUS_STOPPED)
     stage.eventually(lambda: stage.settled("failing", [job]), timeout=30, what=stage.text)
     assert stage.horse() != horse and "has not been heard of" in stage.text()
-    assert job.is_failed and stage.runs() == 2 and not redis.hexists(job.key, "rqjobs_deaths")
+    assert job.is_failed and stage.runs() == 2 and not redis.hexists(job.key, "rqjobs_crashes")
 
 
 @pytest.mark.parametrize("kind", ["plain", "retry"])

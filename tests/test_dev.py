@@ -168,7 +168,7 @@ def test_a_second_ctrl_c_puts_the_running_job_back_and_ends(dev, eventually, tmp
     with redis_server.server(tmp_path / ".rqjobs") as url:
         redis = connection.connect(url)
         assert redis.lrange("rq:queue:default", 0, -1) == [job.id.encode()]
-        assert not redis.keys("rqjobs:claims:*") and b"rqjobs_deaths" not in redis.hgetall(job.key)
+        assert not redis.keys("rqjobs:claims:*") and b"rqjobs_crashes" not in redis.hgetall(job.key)
 
 
 def test_a_killed_dev_takes_everything_with_it_and_the_next_one_starts(dev, eventually):

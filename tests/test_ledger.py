@@ -77,7 +77,7 @@ def test_the_outcome_of_a_worker_that_wakes_up_late_is_refused(
     os.kill(horse, signal.SIGSTOP)
     eventually(lambda: not blocked(redis), what="the end of the frozen job's last wait")
     redis.zadd(keys.LEASES, {late.name: time.time() - 1})
-    redis.set("rqjobs:swept", time.time())
+    redis.set("rqjobs:sweep:last", time.time())
     assert sweep.sweep(redis, force=True).requeued == [job.id]
 
     other = worker("default", options=["--max-jobs", "1"])
@@ -119,7 +119,7 @@ def test_only_the_parent_frozen(worker, redis, eventually):
     eventually(lambda: redis.llen("gate:reached") == 1)
     os.kill(late.pid, signal.SIGSTOP)
     redis.zadd(keys.LEASES, {late.name: time.time() - 1})
-    redis.set("rqjobs:swept", time.time())
+    redis.set("rqjobs:sweep:last", time.time())
     assert sweep.sweep(redis, force=True).requeued == [job.id]
     redis.rpush("gate:open", 1)
     eventually(lambda: "is refused" in late.output())
@@ -182,7 +182,7 @@ def test_a_deploy_puts_the_running_job_back_without_spending_anything(worker, re
     assert process.wait(20) == 0, process.output()
     assert rqjobs.queue("default").job_ids == [job.id, waiting.id]
     job.refresh()
-    assert job.retries_left == 1 and not redis.hexists(job.key, "rqjobs_deaths")
+    assert job.retries_left == 1 and not redis.hexists(job.key, "rqjobs_crashes")
     assert not redis.keys("rqjobs:claims:*") and not redis.zcard(keys.LEASES)
 
 
@@ -286,7 +286,7 @@ def test_a_crashed_job_comes_back_without_a_scheduler_however_many_jobs_are_due(
     }
     eventually(lambda: transitions.promote(redis, "default", 180, crashed_only=True) == 1)
     assert rqjobs.queue("default").job_ids == [job.id, younger.id] and not redis.exists(
-        "rqjobs:crashed:default"
+        "rqjobs:crash-backoff:default"
     )
     assert redis.hget(job.key, "enqueued_at") == claim.fields[b"enqueued_at"]
     assert redis.zcard("rq:scheduled:default") == 3, "these are a scheduler's business"
@@ -300,7 +300,7 @@ def test_a_name_is_taken_once(redis):
     assert not leases.renew_lease(redis, "one", here, first=True)
     with pytest.raises(leases.NameTaken, match="'one' runs already"):
         leases.renew_lease(redis, "one", there, first=True)
-    assert redis.hget("rqjobs:worker:one", "pid") == b"1"
+    assert redis.hget("rqjobs:process:one", "pid") == b"1"
 
 
 def test_who_finds_its_name_taken_touches_nothing(redis):
@@ -351,7 +351,7 @@ def test_a_worker_whose_name_is_another_s_by_now_leaves(worker, redis, eventuall
     later = rqjobs.enqueue(faults.ok)
     eventually(lambda: later.get_status() == JobStatus.FINISHED)
     assert redis.llen("gate:reached") == 2 and second.poll() is None
-    assert redis.hget("rqjobs:worker:fixed", "pid") == b"%d" % second.pid and redis.exists(
+    assert redis.hget("rqjobs:process:fixed", "pid") == b"%d" % second.pid and redis.exists(
         "rq:worker:fixed"
     )
     assert not audit.audit(redis).breaches
@@ -420,7 +420,7 @@ def test_a_horse_that_dies_with_several_claims_has_died_under_one(batch, redis, 
     redis.rpush("batch:open", 1, 1)
     psutil.Process(process.pid).resume()
     eventually(lambda: all(job.get_status() == JobStatus.FINISHED for job in [hanging, *others]))
-    assert [redis.hexists(job.key, "rqjobs_deaths") for job in [hanging, *others]] == [True] + [
+    assert [redis.hexists(job.key, "rqjobs_crashes") for job in [hanging, *others]] == [True] + [
         False
     ] * 5
     assert {len(job.results()) for job in [hanging, *others]} == {1}

@@ -32,7 +32,7 @@ def test_the_next_job_finds_the_process_as_the_first_one_did(redis, monkeypatch,
         before.return_value()
         and before.return_value() == after.return_value() == last.return_value()
     )
-    assert not redis.hget(after.key, "rqjobs_deaths")
+    assert not redis.hget(after.key, "rqjobs_crashes")
 
 
 def test_after_a_detached_stream_the_horse_leaves_in_good_order(monkeypatch):

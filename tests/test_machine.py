@@ -242,7 +242,7 @@ class Ledger(RuleBasedStateMachine):
         delay = 3600.0 if kind == "horse" else 0
         where = [
             keys.decode(word or b"")
-            for word in self.redis.hmget(f"rqjobs:worker:{name}", "pid", "started")
+            for word in self.redis.hmget(f"rqjobs:process:{name}", "pid", "started")
         ]
         names = (
             ["", "elsewhere:1:1", "elsewhere:2:1"]
@@ -250,7 +250,7 @@ class Ledger(RuleBasedStateMachine):
             else [":".join(where), "2:1", "1:"]
         )
         process = data.draw(st.sampled_from(names))
-        known = self.redis.exists(f"rqjobs:worker:{name}")
+        known = self.redis.exists(f"rqjobs:process:{name}")
         outcomes = recovery.reclaim(self.redis, name, list(QUEUES), kind, running, delay, process)
         if kind == "gone" and process != ":".join(where):
             assert not outcomes, "P5: the claims of another process were taken"
@@ -293,7 +293,11 @@ class Ledger(RuleBasedStateMachine):
         due = [
             decode(one) for one in self.redis.zrangebyscore(f"rq:scheduled:{queue}", 0, time.time())
         ]
-        back = [one for one in due if self.redis.zscore(f"rqjobs:crashed:{queue}", one) is not None]
+        back = [
+            one
+            for one in due
+            if self.redis.zscore(f"rqjobs:crash-backoff:{queue}", one) is not None
+        ]
         assert transitions.promote(self.redis, queue, 180) == len(due)
         for job_id in due:
             self.jobs[job_id].place = "queued"
@@ -339,7 +343,7 @@ class Ledger(RuleBasedStateMachine):
     @rule(count=st.booleans())
     def sweep(self, count):
         """All of it: leases, orphans, what crashed. It may hold no lease to have ended after a long silence."""
-        self.redis.set("rqjobs:swept", time.time() - (0 if count else 3600))
+        self.redis.set("rqjobs:sweep:last", time.time() - (0 if count else 3600))
         sweep.sweep(self.redis, force=True)
         for name in WORKERS:
             known = self.redis.zscore(keys.LEASES, name) is not None or self.claims[name]
@@ -441,7 +445,7 @@ class Ledger(RuleBasedStateMachine):
         return {
             key: self.redis.dump(key)
             for key in self.redis.scan_iter(count=1000)
-            if not key.startswith((b"rqjobs:strays", b"rqjobs:s", b"rqjobs:workers"))
+            if not key.startswith((b"rqjobs:strays", b"rqjobs:s", b"rqjobs:leases"))
         }
 
     # The promises
@@ -472,7 +476,7 @@ class Ledger(RuleBasedStateMachine):
         for job_id, job in self.jobs.items():
             assert places[job_id] == ([] if job.place in ENDED else [job.place]), job
             fields = redis.hgetall(f"rq:job:{job_id}")
-            deaths = [one for one in fields.get(b"rqjobs_deaths", b"").split(b",") if one]
+            deaths = [one for one in fields.get(b"rqjobs_crashes", b"").split(b",") if one]
             assert len(deaths) == job.deaths and job.deaths <= recovery.MAX_CRASHES
             assert redis.xlen(f"rq:results:{job_id}") == job.outcomes, "P3"
             status = decode(fields[b"status"])

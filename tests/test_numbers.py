@@ -239,7 +239,7 @@ def test_a_delayed_job_does_not_wait_until_thousands_of_schedules_are_compared(r
 def test_outcomes_are_noted_of_what_has_ended_only(redis, round_trips):
     every(days=400).add("many", faults.note)
     ids = [schedules.run_now("many").id for _ in range(20)]
-    redis.hset("rqjobs:schedules:open", mapping=dict.fromkeys(ids, "many"))
+    redis.hset("rqjobs:schedules:unfinished", mapping=dict.fromkeys(ids, "many"))
     redis.hset(
         f"rq:job:{ids[3]}", mapping={"status": "finished", "ended_at": "2026-01-01T00:00:00Z"}
     )
@@ -249,4 +249,4 @@ def test_outcomes_are_noted_of_what_has_ended_only(redis, round_trips):
     assert redis.hgetall("rqjobs:schedule:many:outcomes") == {
         ids[3].encode(): b"finished 2026-01-01T00:00:00Z"
     }
-    assert redis.hlen("rqjobs:schedules:open") == 19
+    assert redis.hlen("rqjobs:schedules:unfinished") == 19

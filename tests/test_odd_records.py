@@ -13,8 +13,7 @@ import redis as redis_py
 
 import rqjobs
 from rqjobs import config, every, schedules, stats
-from rqjobs.broker import keys as broker_keys
-from rqjobs.broker import leases, odd_keys, transitions
+from rqjobs.broker import keys, leases, odd_keys, transitions
 from rqjobs.maintenance import audit, doctor, sweep
 from rqjobs.scheduler import SCHEDULES_QUEUE, Scheduler
 from rqjobs.schedules import declared, history, ticker
@@ -72,8 +71,8 @@ SCORES = [0, float("inf"), float("-inf"), 1e308, -1e308]
 @pytest.fixture
 def odd(redis):
     """A worker `odd`, dead; a job `odd` in a queue `odd`; a schedule `odd`, due: all that one key may be of."""
-    redis.zadd(broker_keys.LEASES, {"odd": 1})
-    redis.hset("rqjobs:worker:odd", "pid", 1)
+    redis.zadd(keys.LEASES, {"odd": 1})
+    redis.hset("rqjobs:process:odd", "pid", 1)
     redis.hset("rq:worker:odd", mapping={"state": "busy", "queues": "odd", "current_job": "odd"})
     redis.sadd("rq:workers", "rq:worker:odd")
     job = rqjobs.queue("odd").enqueue(faults.ok, job_id="odd")
@@ -112,7 +111,7 @@ def a_good_job_runs(redis):
 
 @pytest.mark.parametrize(("key", "kind"), [*OURS.items(), *OTHERS.items()])
 def test_a_key_of_the_wrong_type_is_passed_over_set_aside_and_told(redis, odd, key, kind, caplog):
-    """`SET rqjobs:claims:ev x` stopped a queue, `SET rqjobs:worker:evil x` every worker and sweep, and so on."""
+    """`SET rqjobs:claims:ev x` stopped a queue, `SET rqjobs:process:evil x` every worker and sweep, and so on."""
     caplog.set_level(logging.ERROR)
     good = rqjobs.queue("high").enqueue(faults.ok)
     for wrong in sorted({"string", "list", "hash"} - {kind}):
@@ -124,12 +123,14 @@ def test_a_key_of_the_wrong_type_is_passed_over_set_aside_and_told(redis, odd, k
             claimed_beside(redis, good)
         goes_on(redis)
         if key in OURS and key not in (
-            "rqjobs:sweep",
-            "rqjobs:swept",
+            "rqjobs:sweep:lock",
+            "rqjobs:sweep:last",
         ):  # these are written whatever they were
             assert redis.type(f"rqjobs:odd:{key}").decode() == wrong
         a_good_job_runs(redis)
-    assert key not in OURS or key in caplog.text or key in ("rqjobs:sweep", "rqjobs:swept")
+    assert (
+        key not in OURS or key in caplog.text or key in ("rqjobs:sweep:lock", "rqjobs:sweep:last")
+    )
 
 
 def claimed_beside(redis, job):
@@ -139,7 +140,7 @@ def claimed_beside(redis, job):
         claim.job_id for claim in transitions.claim(redis, "alive", ["odd", "high"], room=50)
     ]
     assert job.id in transitions.release(redis, "alive", "all")
-    redis.zrem(broker_keys.LEASES, "alive")
+    redis.zrem(keys.LEASES, "alive")
 
 
 @pytest.mark.parametrize(("key", "kind"), [*OURS.items(), *OTHERS.items()])
@@ -214,8 +215,8 @@ def test_a_worker_whose_own_keys_somebody_overwrites_goes_on(worker, redis, even
     """Its lease ended, and no sweep of its own came to the end."""
     process = worker("high", options=["--with-scheduler"])
     for key in (
-        "rqjobs:workers",
-        f"rqjobs:worker:{process.name}",
+        "rqjobs:leases",
+        f"rqjobs:process:{process.name}",
         f"rqjobs:claims:{process.name}",
         process.key,
         "rq:workers",
@@ -226,7 +227,7 @@ def test_a_worker_whose_own_keys_somebody_overwrites_goes_on(worker, redis, even
         redis.set(key, "evil")
     eventually(
         lambda: (
-            redis.type("rqjobs:workers") == b"zset" and redis.zscore("rqjobs:workers", process.name)
+            redis.type("rqjobs:leases") == b"zset" and redis.zscore("rqjobs:leases", process.name)
         ),
         what="its lease",
     )
@@ -242,10 +243,15 @@ def test_a_worker_whose_own_keys_somebody_overwrites_goes_on(worker, redis, even
 @pytest.mark.parametrize("seconds", [None, 10**8])
 @pytest.mark.parametrize(
     "key",
-    ["rqjobs:sweep", "rqjobs:strays:lock", "rqjobs:schedules:clock", "rq:scheduler-lock:default"],
+    [
+        "rqjobs:sweep:lock",
+        "rqjobs:sweep:strays:lock",
+        "rqjobs:schedules:lock",
+        "rq:scheduler-lock:default",
+    ],
 )
 def test_a_lock_without_an_end_or_for_years_is_nobody_s(redis, key, seconds):
-    """Ours are short; `SET rqjobs:sweep 1` stopped every sweep for ever, and with `EX 100000000` for three years."""
+    """Ours are short; `SET rqjobs:sweep:lock 1` stopped every sweep, and with `EX 100000000` for three years."""
     redis.set(key, "somebody's", ex=seconds)
     assert sweep.sweep(redis)
     scheduler = Scheduler(["default"], connection=redis)
@@ -284,8 +290,8 @@ def test_a_rule_and_a_declaration_of_millions_of_parts_are_not_read(redis, monke
     brackets = b"[" + b"[]," * 2_000_000 + b"[]]"
     every(hours=1).add("odd", faults.ok)
     redis.hset("rqjobs:schedule:odd", "rule", b'{"seconds": ' + brackets + b"}")
-    redis.zadd(broker_keys.LEASES, {"odd": redis.time()[0] + 15})
-    redis.hset(declared.DECLARED, "odd", b'{"started": 1, "schedules": ' + brackets + b"}")
+    redis.zadd(keys.LEASES, {"odd": redis.time()[0] + 15})
+    redis.hset(keys.SCHEDULES_DECLARED, "odd", b'{"started": 1, "schedules": ' + brackets + b"}")
     read, lengths = json.loads, []
     monkeypatch.setattr(
         json,

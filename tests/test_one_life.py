@@ -119,9 +119,9 @@ class House:
                 self.redis.zadd(f"rq:scheduled:{queue}", {"x": time.time() - 1})
             transitions.promote(self.redis, queue, 180)
             if self.redis.hexists(
-                f"rqjobs:missing:{queue}", "x"
+                f"rqjobs:scheduled-without-job:{queue}", "x"
             ):  # kept for a minute, which is over
-                self.redis.hset(f"rqjobs:missing:{queue}", "x", 1)
+                self.redis.hset(f"rqjobs:scheduled-without-job:{queue}", "x", 1)
                 transitions.promote(self.redis, queue, 180)
 
     def end_parent(self):
@@ -460,8 +460,10 @@ def test_a_stale_save_starts_and_ends_no_job(redis):
             )
             for _ in range(2):
                 sweep.sweep(redis, force=True)
-                for job_id, since in redis.hgetall("rqjobs:strays:seen").items():
-                    redis.hset("rqjobs:strays:seen", job_id, float(since) - strays.STRAY_SECONDS)
+                for job_id, since in redis.hgetall("rqjobs:sweep:strays:seen").items():
+                    redis.hset(
+                        "rqjobs:sweep:strays:seen", job_id, float(since) - strays.STRAY_SECONDS
+                    )
             assert "x" not in audit.audit(redis, settle=0).breaches or stock_client, what
             house.drain()
             expected = ran + ["old"] * (state in WAITING)
@@ -492,12 +494,12 @@ def test_the_deaths_of_an_earlier_life_do_not_count(redis):
     house = House(redis)
     house.enqueue()
     moment = f"{time.time():.0f}"
-    redis.hset("rq:job:x", "rqjobs_deaths", f"{moment},{moment}")
+    redis.hset("rq:job:x", "rqjobs_crashes", f"{moment},{moment}")
     assert house.finish("a", house.claim()) == "settled"
     rqjobs.enqueue(faults.ok, "new", job_id="x")
     house.claim()
     assert recovery.reclaim(redis, "a", QUEUES, "horse", "x", 0) == {"x": "requeued"}
-    assert len(redis.hget("rq:job:x", "rqjobs_deaths").split(b",")) == 1
+    assert len(redis.hget("rq:job:x", "rqjobs_crashes").split(b",")) == 1
 
 
 def test_an_entry_of_a_failure_in_another_queue_goes_when_it_is_requeued(redis):

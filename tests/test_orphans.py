@@ -68,7 +68,7 @@ def lease(redis):
     def make(name, seconds, where=None):
         leases.renew_lease(redis, name, where or {"host": "elsewhere", "pid": 1, "started": "1"})
         redis.zadd(keys.LEASES, {name: time.time() + seconds})
-        redis.set("rqjobs:swept", time.time())
+        redis.set("rqjobs:sweep:last", time.time())
 
     return make
 
@@ -87,7 +87,7 @@ def test_orphans_go_back_in_order_before_the_rest(redis, claim, lease):
     assert order() == [first.id, second.id, waiting.id]
     assert first.get_status() == JobStatus.QUEUED
     assert redis.zcard("rq:wip:default") == 0 and not redis.keys("rq:execution*")
-    assert not redis.zcard(keys.LEASES) and not redis.exists("rqjobs:worker:dead")
+    assert not redis.zcard(keys.LEASES) and not redis.exists("rqjobs:process:dead")
     assert not audit.audit(redis).breaches
 
 
@@ -118,7 +118,7 @@ def test_the_next_worker_of_that_name_is_not_taken_for_the_one_that_is_gone(
 
     def judge_and_be_late(owners, names):
         judge(owners, names)
-        redis.delete("rqjobs:worker:crashed")
+        redis.delete("rqjobs:process:crashed")
         lease("crashed", 15, {"host": processes.host(), "pid": 2**22 + 2, "started": "12346"})
 
     monkeypatch.setattr(liveness.WorkerLiveness, "judge", judge_and_be_late)
@@ -180,7 +180,7 @@ def test_when_nobody_could_renew_a_lease_none_is_held_against_anybody(redis, cla
     job = rqjobs.enqueue(faults.ok)
     claim(job, "alive")
     lease("alive", -30)
-    redis.set("rqjobs:swept", time.time() - 60)
+    redis.set("rqjobs:sweep:last", time.time() - 60)
     assert sweep.sweep(redis).requeued == []
     assert redis.zscore(keys.LEASES, "alive") > time.time() + 15
     redis.zadd(keys.LEASES, {"alive": time.time() + 1000})
@@ -214,7 +214,7 @@ def test_third_death_within_the_window_is_the_last(redis, claim, lease):
 def test_deaths_of_long_ago_and_of_jobs_not_begun_do_not_count(redis, claim, lease):
     job = rqjobs.enqueue(faults.ok, retry=rqjobs.Retry(max=4))
     redis.hset(
-        job.key, "rqjobs_deaths", f"{int(time.time()) - 73 * 3600},{int(time.time()) - 80 * 3600}"
+        job.key, "rqjobs_crashes", f"{int(time.time()) - 73 * 3600},{int(time.time()) - 80 * 3600}"
     )
     for _ in range(5):
         claim(job, "dead", begun=False)
@@ -223,7 +223,7 @@ def test_deaths_of_long_ago_and_of_jobs_not_begun_do_not_count(redis, claim, lea
     claim(job, "dead")
     lease("dead", -1)
     assert sweep.sweep(redis, force=True).requeued == [job.id]
-    assert len(redis.hget(job.key, "rqjobs_deaths").split(b",")) == 1
+    assert len(redis.hget(job.key, "rqjobs_crashes").split(b",")) == 1
     job.refresh()
     assert job.retries_left == 4, "the user's retries are his own"
 
@@ -231,7 +231,7 @@ def test_deaths_of_long_ago_and_of_jobs_not_begun_do_not_count(redis, claim, lea
 def test_poison_frees_the_jobs_that_may_run_after_a_failure(redis, claim, lease):
     poison = rqjobs.enqueue(faults.ok)
     child = rqjobs.enqueue(faults.ok, depends_on=Dependency(jobs=[poison], allow_failure=True))
-    redis.hset(poison.key, "rqjobs_deaths", f"{int(time.time())},{int(time.time())}")
+    redis.hset(poison.key, "rqjobs_crashes", f"{int(time.time())},{int(time.time())}")
     claim(poison, "dead")
     lease("dead", -1)
     sweep.sweep(redis, force=True)
@@ -251,7 +251,7 @@ def test_what_waits_for_a_poison_job_is_woken_also_when_its_burier_dies(redis, c
     )
     never = rqjobs.enqueue(faults.ok, depends_on=poison)
     redis.rpush("rq:queue:low", "other")
-    redis.hset(poison.key, "rqjobs_deaths", f"{int(time.time())},{int(time.time())}")
+    redis.hset(poison.key, "rqjobs_crashes", f"{int(time.time())},{int(time.time())}")
     claim(poison, "dead")
     lease("dead", -1)
     assert recovery.reclaim(redis, "dead", ["default"], "dead") == {poison.id: "buried"}
@@ -396,7 +396,7 @@ def test_intermediate_ids_wait_a_minute_while_somebody_listens(redis):
     redis.hset("rq:worker:stock", "state", "idle")
     redis.lmove("rq:queue:default", "rq:queue:default:intermediate", "LEFT", "RIGHT")
     assert sweep.sweep(redis, force=True).requeued == []
-    redis.hset("rqjobs:seen:default", job.id, time.time() - 61)
+    redis.hset("rqjobs:sweep:intermediate:default", job.id, time.time() - 61)
     assert sweep.sweep(redis, force=True).requeued == [job.id]
 
 
@@ -404,7 +404,7 @@ def test_what_was_taken_out_of_intermediate_does_not_look_old_the_next_time(redi
     job = rqjobs.enqueue(faults.ok)
     redis.sadd("rq:workers:default", "rq:worker:stock")
     redis.hset("rq:worker:stock", "state", "idle")
-    redis.hset("rqjobs:seen:default", job.id, time.time() - 61)
+    redis.hset("rqjobs:sweep:intermediate:default", job.id, time.time() - 61)
     sweep.sweep(redis, force=True)
     redis.lmove("rq:queue:default", "rq:queue:default:intermediate", "LEFT", "RIGHT")
     assert sweep.sweep(redis, force=True).requeued == []
@@ -419,8 +419,8 @@ def stray(redis, job, idle):
 
 def look_again(redis):
     """Half a minute later."""
-    for job_id, since in redis.hgetall("rqjobs:strays:seen").items():
-        redis.hset("rqjobs:strays:seen", job_id, float(since) - strays.STRAY_SECONDS)
+    for job_id, since in redis.hgetall("rqjobs:sweep:strays:seen").items():
+        redis.hset("rqjobs:sweep:strays:seen", job_id, float(since) - strays.STRAY_SECONDS)
 
 
 @pytest.mark.parametrize("status", ["queued", "started", "scheduled"])

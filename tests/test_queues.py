@@ -171,13 +171,13 @@ def test_requeue_from_the_dead_letters_is_one_step(redis):
     redis.lrem("rq:queue:default", 1, job.id)
     with pytest.raises(InvalidJobOperation, match="not among the failed jobs"):
         job.requeue()
-    redis.hset(job.key, mapping={"status": "failed", "rqjobs_deaths": "1,2"})
+    redis.hset(job.key, mapping={"status": "failed", "rqjobs_crashes": "1,2"})
     redis.zadd("rq:failed:default", {job.id: 9e9})
     other = rqjobs.enqueue(faults.ok)
     job.requeue(at_front=True)
     assert rqjobs.queue("default").job_ids == [job.id, other.id]
     assert job.get_status() == JobStatus.QUEUED and job.meta == {"kept": 1}
-    assert not redis.zcard("rq:failed:default") and not redis.hexists(job.key, "rqjobs_deaths")
+    assert not redis.zcard("rq:failed:default") and not redis.hexists(job.key, "rqjobs_crashes")
     with pytest.raises(NoSuchJobError):
         transitions.requeue(redis, "nobody")
     redis.zadd("rq:failed:default", {"expired": 9e9})

@@ -60,7 +60,9 @@ def test_a_canceled_job_is_not_promoted_and_a_missing_one_has_a_grace(redis):
     assert transitions.promote(redis, "default", 180) == 0
     assert redis.zrange("rq:scheduled:default", 0, -1) == [b"never-came", b"not-there-yet"]
     redis.hset(
-        "rqjobs:missing:default", "never-came", time.time() - transitions.MISSING_JOB_SECONDS - 1
+        "rqjobs:scheduled-without-job:default",
+        "never-came",
+        time.time() - transitions.MISSING_JOB_SECONDS - 1,
     )  # first seen then
     assert transitions.promote(redis, "default", 180) == 0
     assert redis.zrange("rq:scheduled:default", 0, -1) == [b"not-there-yet"]
@@ -68,7 +70,7 @@ def test_a_canceled_job_is_not_promoted_and_a_missing_one_has_a_grace(redis):
     redis.delete("rq:queue:default")
     assert transitions.promote(redis, "default", 180) == 1
     assert rqjobs.queue("default").job_ids == ["not-there-yet"] and not redis.exists(
-        "rqjobs:missing:default"
+        "rqjobs:scheduled-without-job:default"
     )
 
 

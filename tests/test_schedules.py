@@ -13,9 +13,10 @@ from rq.job import JobStatus
 import rqjobs
 from rqjobs import NotAJob, PayloadError, Retry, ScheduleError, cron, every, schedules
 from rqjobs.broker import scripts
+from rqjobs.broker.keys import SCHEDULES
 from rqjobs.maintenance import audit
 from rqjobs.schedules import NoSuchSchedule, history, ticker
-from rqjobs.schedules.store import SCHEDULES, enqueue_ticks, jitter
+from rqjobs.schedules.store import enqueue_ticks, jitter
 
 
 def back(redis, name, seconds):
@@ -144,7 +145,7 @@ def test_all_makes_up_for_a_thousand_at_most(redis):
         and found.missed == 500
     )
     assert found.last.timestamp() == last_tick(redis, 60)
-    assert len(schedules.runs("busy", 100)) == 20 == redis.hlen("rqjobs:schedules:open")
+    assert len(schedules.runs("busy", 100)) == 20 == redis.hlen("rqjobs:schedules:unfinished")
 
 
 @pytest.mark.parametrize("status", ["queued", "started", "scheduled", "deferred"])
@@ -466,7 +467,7 @@ def test_runs_are_remembered_with_their_outcomes_after_the_jobs_are_gone(worker,
     eventually(lambda: bad.get_status() == JobStatus.FAILED)
     eventually(lambda: not redis.exists(good.key))
     history.note_outcomes(redis)
-    assert redis.hlen("rqjobs:schedules:open") == 0
+    assert redis.hlen("rqjobs:schedules:unfinished") == 0
     redis.delete(bad.key)
     (first,), (second,) = schedules.runs("good"), schedules.runs("bad")
     assert (first.outcome, second.outcome) == (
@@ -509,7 +510,7 @@ def test_what_a_stranger_wrote_stops_no_other_schedule(redis):
         ("rqjobs:schedule:odd:runs", 0),
         ("rqjobs:schedule:odd:outcomes", 0),
         ("rq:queue:low", 0),
-        ("rqjobs:schedules:open", 1),
+        ("rqjobs:schedules:unfinished", 1),
     ],
 )
 def test_a_key_of_the_wrong_type_repeats_no_tick_and_stops_no_other(redis, key, made):

@@ -14,10 +14,10 @@ from rq.utils import now, utcformat
 
 import rqjobs
 from rqjobs import Repeat, ScheduleError, every, schedules
+from rqjobs.broker import keys, leases, recovery, scripts, transitions
 from rqjobs.broker import keys as broker_keys
-from rqjobs.broker import leases, recovery, scripts, transitions
 from rqjobs.maintenance import sweep
-from rqjobs.schedules import store, ticker
+from rqjobs.schedules import ticker
 
 LUA = sorted((scripts.LUA_FOLDER).glob("*.lua"))
 
@@ -134,7 +134,7 @@ def reclaiming(redis, delay=0.0, deaths=0):
     family(redis)
     claim_one(redis)
     if deaths:
-        redis.hset("rq:job:parent", "rqjobs_deaths", ",".join([str(redis.time()[0])] * deaths))
+        redis.hset("rq:job:parent", "rqjobs_crashes", ",".join([str(redis.time()[0])] * deaths))
     kind = "horse" if delay else "gone"
     return lambda: recovery.reclaim(redis, "me", ["default"], kind, delay=delay, process="1:2")
 
@@ -195,7 +195,7 @@ def ticking(redis):
     every(hours=1).add("hourly", faults.ok)
     tick = int(redis.hget("rqjobs:schedule:hourly", "next")) - 3600
     redis.hset("rqjobs:schedule:hourly", "next", tick)
-    redis.zadd(store.SCHEDULES, {"hourly": tick})
+    redis.zadd(keys.SCHEDULES, {"hourly": tick})
     return lambda: ticker.run_due(redis)
 
 

@@ -132,7 +132,7 @@ def test_a_failed_job_s_hash_and_reason_and_entry_are_kept_equally_long(
     else:
         (claim,) = transitions.claim(redis, "me", ["default"])
         if kind == "poison":
-            redis.hset(job.key, "rqjobs_deaths", ",".join([str(redis.time()[0])] * 2))
+            redis.hset(job.key, "rqjobs_crashes", ",".join([str(redis.time()[0])] * 2))
             assert recovery.reclaim(redis, "me", ["default"], "gone", process="1:2") == {
                 job.id: "buried"
             }

@@ -143,7 +143,7 @@ def test_no_value_of_a_job_ends_more_than_that_job(runs, retry):
     burst()
     for job, (role, kind, _) in zip(jobs, runs, strict=True):
         CHECKS[role](job, kind)
-        assert not client.hexists(job.key, "rqjobs_deaths"), (role, kind)
+        assert not client.hexists(job.key, "rqjobs_crashes"), (role, kind)
     assert before.return_value() == after.return_value() is not None
 
 
@@ -192,7 +192,7 @@ def test_a_job_that_spoils_its_own_job_ends_only_itself(redis, attribute):
     ]
     burst()
     assert jobs[1].get_status() in (JobStatus.FINISHED, JobStatus.FAILED), jobs[1].get_status()
-    assert not redis.hexists(jobs[1].key, "rqjobs_deaths")
+    assert not redis.hexists(jobs[1].key, "rqjobs_crashes")
     assert jobs[0].return_value() == jobs[2].return_value() is not None
 
 

@@ -1074,7 +1074,7 @@ def test_progress_deaths_and_counts(client, redis):
     job = rqjobs.enqueue(
         faults.say, "hello", retry=rqjobs.Retry(max=4), meta={"done": 3, "total": 12}
     )
-    redis.hset(job.key, "rqjobs_deaths", "1700000000,1700000001")
+    redis.hset(job.key, "rqjobs_crashes", "1700000000,1700000001")
     html = state_of(client, job.id)["html"]
     assert (
         '<progress value="3" max="12"' in html
@@ -1142,7 +1142,7 @@ def test_an_unreadable_job_says_so_and_can_be_deleted(client, redis, field, valu
         ("data", "[1]"),
         ("webhooks", "{"),
         ("origin", ""),
-        ("rqjobs_deaths", ","),
+        ("rqjobs_crashes", ","),
         ("created_at", "9999-12-31T23:59:59.999999Z"),
         ("started_at", "0001-01-01T00:00:00.0Z"),
     ],
@@ -1465,9 +1465,9 @@ def test_when_no_redis_is_configured(client, stranger, tmp_path, monkeypatch):
 def test_the_ledger_is_what_requeues(client, redis):
     """A crash between RQ's own three steps lost the job."""
     job = job_in("failed", redis)
-    redis.hset(job.key, "rqjobs_deaths", "1")
+    redis.hset(job.key, "rqjobs_crashes", "1")
     client.post(f"/jobs/{job.id}/requeue")
     assert (
-        not redis.hexists(job.key, "rqjobs_deaths")
+        not redis.hexists(job.key, "rqjobs_crashes")
         and redis.zscore("rq:failed:default", job.id) is None
     )

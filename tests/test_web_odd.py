@@ -152,7 +152,7 @@ ODD = [
             {"description": b"\xff"},
             {"description": "\ud800".encode(errors="surrogatepass")},
             {"exc_info": zlib.compress(b"\xff" * 99)},
-            {"rqjobs_deaths": b"\xff,"},
+            {"rqjobs_crashes": b"\xff,"},
             {"rqjobs_schedule": b"\xff/"},
             {"retries_left": "x"},
             {"retry_intervals": "[]"},
@@ -165,7 +165,7 @@ ODD = [
             {"number_of_retries": "x"},
             {"enqueue_at_front": "x"},
             {"ttl": "x"},
-            {"rqjobs_chain": "x,y"},
+            {"rqjobs_repeat": "x,y"},
         )
     ),
     *(
@@ -182,9 +182,9 @@ ODD = [
             "rq:canceled:default",
             "rq:queues",
             "rq:workers",
-            "rqjobs:workers",
+            "rqjobs:leases",
             "rqjobs:schedules",
-            "rqjobs:crashed:default",
+            "rqjobs:crash-backoff:default",
         )
     ),
     (key_list, "rq:queue:default"),
@@ -195,7 +195,7 @@ ODD = [
             "rq:scheduled:default",
             "rq:wip:default",
             "rqjobs:schedules",
-            "rqjobs:workers",
+            "rqjobs:leases",
         )
     ),
     *(

@@ -94,7 +94,7 @@ def test_all_schedules_are_listed(client, redis):
     )
     assert f'href="/jobs/{job.id}" title="queued, ' in page
     assert "No clock ticks at the moment" in page
-    redis.set("rqjobs:schedules:clock", "somebody")
+    redis.set("rqjobs:schedules:lock", "somebody")
     page = client.get("/schedules").text
     assert "No clock ticks at the moment" not in page
     assert (

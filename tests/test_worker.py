@@ -85,7 +85,7 @@ def test_a_killed_worker_s_job_runs_again_in_the_next_one(worker, redis, eventua
     )
     kill(first.pid)
     eventually(lambda: not psutil.pid_exists(horse), what="the horse's death with its worker")
-    redis.set("rqjobs:sweep", "somebody else", ex=60)
+    redis.set("rqjobs:sweep:lock", "somebody else", ex=60)
     worker()
     eventually(lambda: redis.llen("gate:reached") == 2, timeout=5, what="the second run within 5 s")
     assert time.time() < lease, "nobody had to wait for that"
@@ -110,7 +110,7 @@ def test_where_a_worker_s_processes_live_is_written_also_when_its_horse_is_a_new
         }
         eventually(
             lambda where=where: (
-                where.items() <= redis.hgetall(f"rqjobs:worker:{process.name}").items()
+                where.items() <= redis.hgetall(f"rqjobs:process:{process.name}").items()
             )
         )
         kill(horse.pid)
@@ -144,7 +144,7 @@ def test_a_slow_job_of_a_healthy_worker_is_left_alone(worker, redis, eventually,
     assert redis.llen("gate:reached") == 1
     redis.rpush("gate:open", 1)
     assert outcome(job) == "gate"
-    assert not redis.hexists(job.key, "rqjobs_deaths")
+    assert not redis.hexists(job.key, "rqjobs_crashes")
 
 
 def test_poison_ends_among_the_failed_and_the_healthy_finish(worker, redis, outcome):
@@ -394,8 +394,8 @@ def test_a_storm_of_kills_loses_nothing(worker, redis, eventually, kill):
                 mapping=dict.fromkeys(("created_at", "enqueued_at"), "2026-01-01T00:00:00.000000Z"),
             )
     sweep.sweep(redis, force=True)
-    for job_id, since in redis.hgetall("rqjobs:strays:seen").items():
-        redis.hset("rqjobs:strays:seen", job_id, float(since) - strays.STRAY_SECONDS)
+    for job_id, since in redis.hgetall("rqjobs:sweep:strays:seen").items():
+        redis.hset("rqjobs:sweep:strays:seen", job_id, float(since) - strays.STRAY_SECONDS)
     sweep.sweep(redis, force=True)
     eventually(lambda: all(ended(job) for job in jobs), timeout=60)
     assert all(job.is_finished for job in jobs)

@@ -182,7 +182,7 @@ def test_work_can_be_called_again(spawn, redis):
     assert process.wait(60) == 0, process.output()
     said = [line for line in process.output().splitlines() if line.startswith(("True", "False"))]
     assert said == ["True 8", "True 4", "True 0", "False 0"]
-    assert not redis.zcard("rqjobs:workers") and not redis.scard("rq:workers")
+    assert not redis.zcard("rqjobs:leases") and not redis.scard("rq:workers")
 
 
 def test_another_process_is_told_what_a_worker_runs(worker, redis, eventually):

@@ -1,4 +1,32 @@
-"""The names of the keys in Redis, RQ's and ours."""
+"""Every key in Redis, RQ's and ours: the one place in Python where they are spelled.
+
+RQ's keys are its own, unchanged. Ours begin with `rqjobs:`:
+
+    rqjobs:leases                      sorted set, worker -> end of its lease, in Redis's clock
+    rqjobs:process:<worker>            hash, the worker's processes: host, pids, start times
+    rqjobs:claims:<worker>             list, ids of its claimed jobs in the order in which they run
+    rqjobs:retired-workers             sorted set, worker -> when it ended or was removed
+    rqjobs:crash-backoff:<queue>       sorted set, scheduled jobs that wait after a crash, by due time
+    rqjobs:stopped:<queue>             sorted set, those of RQ's failed jobs that were stopped
+    rqjobs:scheduled-without-job:<q>   hash, scheduled id that has no job -> since when
+    rqjobs:ended-parents               set, ended jobs whose dependents are to be enqueued: an id,
+                                       or `<id>:finished`
+    rqjobs:result                      stream, a result inside settle_success.lua; never left behind
+    rqjobs:sweep:lock, :last           the lock of the sweep, and when the last one was
+    rqjobs:sweep:intermediate:<queue>  hash, id -> since when it is in RQ's intermediate list
+    rqjobs:sweep:strays:*              lock, cursor and first sightings of the search for strays
+    rqjobs:odd:<key>                   a key of the wrong type, renamed out of the way
+    rqjobs:wakeup:<queue>              channel, the due time of a new delayed job
+    rqjobs:schedules, :*               the schedules by due time; lock, revision, declarations
+    rqjobs:schedule:<name>, :*         hash, one schedule; its job, runs and outcomes
+    rqjobs:login*, rqjobs:sessions     wrong passwords, and logins to the pages
+
+Fields of ours in a job's hash: `rqjobs_token` (the claim's, which is RQ's execution id),
+`rqjobs_settled_token` (the last token that settled it), `rqjobs_due` (when a deferred job is due),
+`rqjobs_crashes` (when processes died under it: Unix seconds, comma-separated), `rqjobs_repeat` (of
+a job with an `rq.Repeat`: its repeats and retries at the start) and `rqjobs_schedule` (the schedule
+that made it).
+"""
 
 from __future__ import annotations
 
@@ -6,21 +34,155 @@ from typing import Any
 
 from rqjobs import config
 
-WAKEUP_CHANNEL = "rqjobs:clock:"  # ...on this channel, with the queue's name behind it, and the due time as the message
-LEASES = "rqjobs:workers"
-RETIRED_WORKERS = "rqjobs:departed"
-ENDED_PARENTS = "rqjobs:waking"
-STOPPED = "rqjobs:stopped"
 QUEUES = "rq:queues"
+WORKERS = "rq:workers"
+LEASES = "rqjobs:leases"
+RETIRED_WORKERS = "rqjobs:retired-workers"
+ENDED_PARENTS = "rqjobs:ended-parents"
+SWEEP_LOCK = "rqjobs:sweep:lock"
+LAST_SWEEP = "rqjobs:sweep:last"
+STRAYS_LOCK = "rqjobs:sweep:strays:lock"
+STRAYS_CURSOR = "rqjobs:sweep:strays:cursor"
+STRAYS_SEEN = "rqjobs:sweep:strays:seen"
+SCHEDULES = "rqjobs:schedules"
+SCHEDULES_LOCK = "rqjobs:schedules:lock"
+SCHEDULES_REVISION = "rqjobs:schedules:revision"
+SCHEDULES_UNFINISHED = "rqjobs:schedules:unfinished"
+SCHEDULES_DECLARED = "rqjobs:schedules:declared"
+SCHEDULES_ANNOUNCED = "rqjobs:schedules:announced"
+RESULT = "rqjobs:result"
+REGISTRIES = ("scheduled", "deferred", "wip", "finished", "failed", "canceled")
+DOCTOR = "rqjobs:doctor"  # never written: the doctor's commands need a key
+WAKEUP_CHANNEL = "rqjobs:wakeup:"  # and the queue; the message is a due time
+QUEUE_PREFIX = "rq:queue:"
+WORKER_PREFIX = "rq:worker:"
+JOB_PREFIX = "rq:job:"
+
+
+# RQ's
+
+
+def job(job_id: str) -> str:
+    return f"rq:job:{job_id}"
+
+
+def dependents(job_id: str) -> str:
+    return f"rq:job:{job_id}:dependents"
+
+
+def dependencies(job_id: str) -> str:
+    return f"rq:job::{job_id}:dependencies"
+
+
+def results(job_id: str) -> str:
+    return f"rq:results:{job_id}"
+
+
+def executions(job_id: str) -> str:
+    return f"rq:executions:{job_id}"
+
+
+def execution(job_id: str, token: str) -> str:
+    return f"rq:execution:{job_id}:{token}"
+
+
+def queue(name: str) -> str:
+    return f"rq:queue:{name}"
+
+
+def intermediate(queue: str) -> str:
+    return f"rq:queue:{queue}:intermediate"
+
+
+def registry(kind: str, queue: str) -> str:
+    """`kind`: "scheduled", "deferred", "finished", "failed", "canceled", or "wip" (running)."""
+    return f"rq:{kind}:{queue}"
+
+
+def scheduled(queue: str) -> str:
+    return f"rq:scheduled:{queue}"
+
+
+def deferred(queue: str) -> str:
+    return f"rq:deferred:{queue}"
+
+
+def running(queue: str) -> str:
+    return f"rq:wip:{queue}"
+
+
+def failed(queue: str) -> str:
+    return f"rq:failed:{queue}"
+
+
+def worker(name: str) -> str:
+    return f"rq:worker:{name}"
+
+
+def listeners(queue: str) -> str:
+    """The workers that listen to a queue."""
+    return f"rq:workers:{queue}"
+
+
+def scheduler_lock(queue: str) -> str:
+    return f"rq:scheduler-lock:{queue}"
+
+
+# Ours
+
+
+def process(worker: str) -> str:
+    return f"rqjobs:process:{worker}"
+
+
+def claims(worker: str) -> str:
+    return f"rqjobs:claims:{worker}"
+
+
+def crash_backoff(queue: str) -> str:
+    return f"rqjobs:crash-backoff:{queue}"
+
+
+def stopped(queue: str) -> str:
+    return f"rqjobs:stopped:{queue}"
+
+
+def scheduled_without_job(queue: str) -> str:
+    return f"rqjobs:scheduled-without-job:{queue}"
+
+
+def seen_intermediate(queue: str) -> str:
+    return f"rqjobs:sweep:intermediate:{queue}"
+
+
+def odd(key: str) -> str:
+    return f"rqjobs:odd:{key}"
+
+
+def schedule(name: str) -> str:
+    return f"rqjobs:schedule:{name}"
+
+
+def schedule_job(name: str) -> str:
+    """The hash from which each job of a schedule is made."""
+    return f"rqjobs:schedule:{name}:job"
+
+
+def schedule_runs(name: str) -> str:
+    return f"rqjobs:schedule:{name}:runs"
+
+
+def schedule_outcomes(name: str) -> str:
+    return f"rqjobs:schedule:{name}:outcomes"
 
 
 def decode(reply: Any) -> str:
+    """A reply of Redis as text; what is no UTF-8 becomes U+FFFD."""
     return reply.decode(errors="replace") if isinstance(reply, bytes) else str(reply)
 
 
 def queue_names_in(members: Any) -> list[str]:
-    """Every queue that Redis knows of, by what it said of `rq:queues`, and the configured ones."""
+    """The queues in a reply to `SMEMBERS rq:queues` (or an error), and the configured ones."""
     known = members if isinstance(members, set | list) else []  # an error: no set stands there
-    return sorted(
-        {decode(key).removeprefix("rq:queue:") for key in known} | set(config.current().queues)
-    )
+    names = {decode(key).removeprefix(QUEUE_PREFIX) for key in known}
+    return sorted(names | set(config.current().queues))

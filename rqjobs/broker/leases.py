@@ -7,6 +7,7 @@ from typing import Any
 import redis
 from rq.utils import now
 
+from rqjobs.broker import keys
 from rqjobs.broker.keys import LEASES, RETIRED_WORKERS, decode
 from rqjobs.broker.scripts import BEGIN_SWEEP, REGISTER_HORSE, RENEW_LEASE, read_together
 
@@ -36,7 +37,7 @@ def renew_lease(
     """
     fields = {"process": process_id(where), **where}
     args = [worker, LEASE_SECONDS, int(first), *(part for pair in fields.items() for part in pair)]
-    new = RENEW_LEASE.run(connection, [LEASES, f"rqjobs:worker:{worker}"], args)
+    new = RENEW_LEASE.run(connection, [LEASES, keys.process(worker)], args)
     if new < 0:
         raise NameTaken(f"a worker called {worker!r} runs already; choose another --name")
     return bool(new)
@@ -55,7 +56,7 @@ def horse_registration(worker: str, process: str, horse: int, started: str) -> t
         REGISTER_HORSE.source,
         2,
         LEASES,
-        f"rqjobs:worker:{worker}",
+        keys.process(worker),
         worker,
         process,
         horse,
@@ -68,7 +69,7 @@ def end_lease(connection: redis.Redis, worker: str) -> None:
     with connection.pipeline() as pipe:
         pipe.zadd(RETIRED_WORKERS, {worker: now().timestamp()})
         pipe.zrem(LEASES, worker)
-        pipe.delete(f"rqjobs:worker:{worker}")
+        pipe.delete(keys.process(worker))
         pipe.execute()
 
 
@@ -89,9 +90,9 @@ def workers_with_claims(connection: redis.Redis) -> list[str]:
 
 def begin_sweep(connection: redis.Redis, force: bool = False) -> int:
     """-1: somebody else just swept. 0: sweep, but hold no lease to have expired. 1: sweep."""
-    keys = ["rqjobs:sweep", "rqjobs:swept", LEASES]
+    script_keys = [keys.SWEEP_LOCK, keys.LAST_SWEEP, LEASES]
     return int(
         BEGIN_SWEEP.run(
-            connection, keys, [HEARTBEAT_SECONDS * 1000 - 500, LEASE_SECONDS, int(force)]
+            connection, script_keys, [HEARTBEAT_SECONDS * 1000 - 500, LEASE_SECONDS, int(force)]
         )
     )

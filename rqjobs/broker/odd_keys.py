@@ -1,4 +1,4 @@
-"""Odd records: keys that somebody else wrote, of a type that neither RQ nor we write there.
+"""Odd records: keys_ that somebody else wrote, of a type that neither RQ nor we write there.
 
 A key of the wrong type holds nothing of ours, and it is in the way of what we would write. So whoever sweeps renames it
 to `rqjobs:odd:<key>`, once, and says so; whoever meets it before that passes over it. Keys of single jobs and schedules
@@ -12,42 +12,36 @@ from collections.abc import Iterable
 
 import redis
 
-from rqjobs.broker import keys as broker_keys
-from rqjobs.broker import scripts
+from rqjobs.broker import keys, scripts
 from rqjobs.broker.keys import decode
 
 log = logging.getLogger("rqjobs")
 SINGLE = {
     "string": (
-        "rqjobs:sweep",
-        "rqjobs:swept",
-        "rqjobs:strays:lock",
-        "rqjobs:strays:cursor",
-        "rqjobs:schedules:revision",
-        "rqjobs:schedules:announced",
-        "rqjobs:schedules:clock",
+        keys.SWEEP_LOCK,
+        keys.LAST_SWEEP,
+        keys.STRAYS_LOCK,
+        keys.STRAYS_CURSOR,
+        keys.SCHEDULES_REVISION,
+        keys.SCHEDULES_ANNOUNCED,
+        keys.SCHEDULES_LOCK,
     ),
-    "zset": ("rqjobs:workers", "rqjobs:departed", "rqjobs:schedules"),
-    "set": ("rqjobs:waking", "rq:queues", "rq:workers"),
-    "hash": ("rqjobs:strays:seen", "rqjobs:schedules:open", "rqjobs:schedules:declared"),
-    "none": ("rqjobs:result",),  # it is only there inside a script
+    "zset": (keys.LEASES, keys.RETIRED_WORKERS, keys.SCHEDULES),
+    "set": (keys.ENDED_PARENTS, keys.QUEUES, keys.WORKERS),
+    "hash": (keys.STRAYS_SEEN, keys.SCHEDULES_UNFINISHED, keys.SCHEDULES_DECLARED),
+    "none": (keys.RESULT,),  # it exists only inside a script
 }
-OF_WORKERS = {"hash": ("rqjobs:worker:*", "rq:worker:*"), "list": ("rqjobs:claims:*",)}
+OF_WORKERS = {"hash": (keys.process("*"), keys.worker("*")), "list": (keys.claims("*"),)}
 OF_QUEUES = {
-    "list": ("rq:queue:*", "rq:queue:*:intermediate"),
+    "list": (keys.queue("*"), keys.intermediate("*")),
     "zset": (
-        "rq:scheduled:*",
-        "rq:deferred:*",
-        "rq:wip:*",
-        "rq:finished:*",
-        "rq:failed:*",
-        "rq:canceled:*",
-        "rqjobs:crashed:*",
-        "rqjobs:stopped:*",
+        *(keys.registry(kind, "*") for kind in keys.REGISTRIES),
+        keys.crash_backoff("*"),
+        keys.stopped("*"),
     ),
-    "set": ("rq:workers:*",),
-    "hash": ("rqjobs:missing:*", "rqjobs:seen:*"),
-    "string": ("rq:scheduler-lock:*",),
+    "set": (keys.listeners("*"),),
+    "hash": (keys.scheduled_without_job("*"), keys.seen_intermediate("*")),
+    "string": (keys.scheduler_lock("*"),),
 }
 Kinds = dict[str, tuple[str, ...]]
 Odd = tuple[str, str, str]  # a key, the type that it is of, and the one that it should be of
@@ -59,8 +53,8 @@ def find(
     """The odd keys of these kinds, with each name in the place of the asterisk; `aside`: renamed, too."""
     words = [
         word
-        for kind, keys in kinds.items()
-        for key in keys
+        for kind, patterns in kinds.items()
+        for key in patterns
         for word in (*key.partition("*")[::2], kind)
     ]
     commands = [
@@ -74,18 +68,18 @@ def find(
     ]
 
 
-def workers(connection: redis.Redis, *keys: str) -> list[str]:
-    """The names under which keys of workers may stand: those with a lease, those that have gone, and RQ's; or those in
-    these `keys`."""
+def workers(connection: redis.Redis, *sources: str) -> list[str]:
+    """The workers that may have keys: those with a lease, retired ones, and RQ's; or those in
+    `sources`."""
     replies = scripts.read_together(
         connection,
         [
-            ("SMEMBERS", key) if key == "rq:workers" else ("ZRANGE", key, 0, -1)
-            for key in keys or (broker_keys.LEASES, broker_keys.RETIRED_WORKERS, "rq:workers")
+            ("SMEMBERS", key) if key == keys.WORKERS else ("ZRANGE", key, 0, -1)
+            for key in sources or (keys.LEASES, keys.RETIRED_WORKERS, keys.WORKERS)
         ],
     )
     names = {
-        decode(name).removeprefix("rq:worker:")
+        decode(name).removeprefix(keys.WORKER_PREFIX)
         for reply in replies
         if not isinstance(reply, Exception)
         for name in reply

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 import redis
 
-from rqjobs.broker import keys as broker_keys
-from rqjobs.broker import leases, scripts
+from rqjobs.broker import keys, leases, scripts
 from rqjobs.broker.keys import decode, queue_names_in
 
 SCAN_COUNT = 1000
@@ -15,13 +14,13 @@ SCAN_COUNT = 1000
 
 def queue_names(connection: redis.Redis) -> list[str]:
     """Every queue that Redis knows of, and the configured ones."""
-    return queue_names_in(scripts.read_together(connection, [("SMEMBERS", broker_keys.QUEUES)])[0])
+    return queue_names_in(scripts.read_together(connection, [("SMEMBERS", keys.QUEUES)])[0])
 
 
 def started_jobs(connection: redis.Redis, queue: str) -> list[tuple[str, str]]:
     """(job id, execution id) of what stands in `rq:wip:<queue>`."""
     pairs = (
-        decode(member).partition(":") for member in connection.zrange(f"rq:wip:{queue}", 0, -1)
+        decode(member).partition(":") for member in connection.zrange(keys.running(queue), 0, -1)
     )
     return [(job_id, execution) for job_id, _, execution in pairs]
 
@@ -33,7 +32,7 @@ def owners_of(connection: redis.Redis, started: list[tuple[str, str]]) -> list[s
         [
             ("HGET", key, "worker_name")
             for job_id, execution in started
-            for key in (f"rq:execution:{job_id}:{execution}", f"rq:job:{job_id}")
+            for key in (keys.execution(job_id, execution), keys.job(job_id))
         ],
     )
     names = [None if isinstance(reply, Exception) else reply for reply in replies]
@@ -49,8 +48,8 @@ def ids_in_places(
     """
     counts = counts or count_places(connection, [queue]).get(queue, {})
     for place, key in (
-        ("queued", f"rq:queue:{queue}"),
-        ("intermediate", f"rq:queue:{queue}:intermediate"),
+        ("queued", keys.queue(queue)),
+        ("intermediate", keys.intermediate(queue)),
     ):
         start = 0
         while counts.get(place) and (ids := connection.lrange(key, start, start + 9999)):
@@ -58,7 +57,9 @@ def ids_in_places(
             start += len(ids)
     for registry in ("scheduled", "deferred"):
         if counts.get(registry):
-            for member, _ in connection.zscan_iter(f"rq:{registry}:{queue}", count=SCAN_COUNT):
+            for member, _ in connection.zscan_iter(
+                keys.registry(registry, queue), count=SCAN_COUNT
+            ):
                 yield decode(member)
     if counts.get("running"):
         yield from (job_id for job_id, _ in started_jobs(connection, queue))
@@ -70,7 +71,7 @@ def claimed_ids(connection: redis.Redis) -> Iterator[str]:
 
 
 def claims_of(connection: redis.Redis, workers: list[str]) -> Iterator[str]:
-    commands = [("LRANGE", f"rqjobs:claims:{worker}", 0, -1) for worker in workers]
+    commands = [("LRANGE", keys.claims(worker), 0, -1) for worker in workers]
     for ids in scripts.read_together(connection, commands):
         yield from map(
             decode, ids if isinstance(ids, list) else []

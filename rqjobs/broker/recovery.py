@@ -8,6 +8,7 @@ import redis
 from rq.defaults import DEFAULT_FAILURE_TTL
 from rq.utils import now, utcformat
 
+from rqjobs.broker import keys
 from rqjobs.broker.keys import ENDED_PARENTS, LEASES, decode
 from rqjobs.broker.scripts import ENQUEUE_DEPENDENTS, RECLAIM, RECOVER
 from rqjobs.broker.transitions import NO_QUEUE_TRACEBACK, pack_traceback
@@ -41,14 +42,14 @@ def reclaim(
     Returns:
         job id -> "requeued", "delayed", "buried" or "ended"; nothing if the worker lives.
     """
-    keys = [
-        f"rqjobs:claims:{worker}",
+    script_keys = [
+        keys.claims(worker),
         LEASES,
-        f"rqjobs:worker:{worker}",
-        f"rq:worker:{worker}",
-        "rq:workers",
+        keys.process(worker),
+        keys.worker(worker),
+        keys.WORKERS,
     ]
-    keys += [f"rq:workers:{queue}" for queue in queues]
+    script_keys += [keys.listeners(queue) for queue in queues]
     args = [
         worker,
         kind,
@@ -62,7 +63,7 @@ def reclaim(
         process,
         NO_QUEUE_TRACEBACK,
     ]
-    reply = [decode(part) for part in RECLAIM.run(connection, keys, args)]
+    reply = [decode(part) for part in RECLAIM.run(connection, script_keys, args)]
     return dict(zip(reply[::2], reply[1::2], strict=True)) if reply != ["alive"] else {}
 
 
@@ -86,16 +87,16 @@ def recover(
         "requeued"; "buried" (it died `MAX_DEATHS` times); or, nothing having been done, "moved", "alive", "gone",
         "ended" or "placed".
     """
-    keys = [
-        f"rq:queue:{queue}:intermediate",
-        f"rq:scheduled:{queue}",
-        f"rq:deferred:{queue}",
-        f"rq:wip:{queue}",
-        f"rq:queue:{queue}",
-        f"rq:executions:{job_id}",
-        f"rq:execution:{job_id}:{execution}",
+    script_keys = [
+        keys.intermediate(queue),
+        keys.scheduled(queue),
+        keys.deferred(queue),
+        keys.running(queue),
+        keys.queue(queue),
+        keys.executions(job_id),
+        keys.execution(job_id, execution),
         LEASES,
-        f"rq:worker:{owner}",
+        keys.worker(owner),
     ]
     args = [
         found,
@@ -110,7 +111,7 @@ def recover(
         utcformat(now()),
         int(again),
     ]
-    return decode(RECOVER.run(connection, keys, args))
+    return decode(RECOVER.run(connection, script_keys, args))
 
 
 def enqueue_dependents(
@@ -122,7 +123,7 @@ def enqueue_dependents(
     """Enqueue the jobs that waited for one which has ended; says which. Any number may do it at once.
 
     Args:
-        member: how it stands in `rqjobs:waking`.
+        member: how it stands in `rqjobs:ended-parents`.
         pulse: called between two steps.
     """
     woken: list[str] = []

@@ -16,7 +16,8 @@ from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.utils import now, utcformat
 
 from rqjobs import config
-from rqjobs.broker.keys import LEASES, QUEUES, STOPPED, WAKEUP_CHANNEL, decode
+from rqjobs.broker import keys
+from rqjobs.broker.keys import LEASES, QUEUES, WAKEUP_CHANNEL, decode
 from rqjobs.broker.leases import NoLease
 from rqjobs.broker.scripts import (
     CLAIM,
@@ -142,8 +143,8 @@ def claim_arguments(
     worker: str, queues: list[str], room: int = 1, held: Iterable[str] = (), process: str = ""
 ) -> tuple[list[str], list[Any]]:
     """What `CLAIM` takes. `process`: whose the name must be; "" if that does not matter."""
-    keys = [f"rqjobs:claims:{worker}", LEASES, *(f"rq:queue:{queue}" for queue in queues)]
-    return keys, [
+    script_keys = [keys.claims(worker), LEASES, *(keys.queue(queue) for queue in queues)]
+    return script_keys, [
         worker,
         room,
         utcformat(now()),
@@ -183,7 +184,7 @@ def settle_arguments(
     `counts_as`: what the job is to those that wait for it, "finished", "failed", or "" if they go on waiting.
     """
     words = [word for write in writes for word in (len(write), *write)]
-    return [f"rqjobs:claims:{worker}"], [
+    return [keys.claims(worker)], [
         claim.job_id,
         claim.queue,
         claim.token,
@@ -200,40 +201,28 @@ def failure_writes(
     """The writes that send a job to the dead letters for a reason of our own; the last says the reason."""
     own = decode(claim.fields.get(b"failure_ttl") or b"")
     ttl = int(own) if own.lstrip("-").isdigit() else DEFAULT_FAILURE_TTL
-    job = f"rq:job:{claim.job_id}"
-    message = cut_middle(message, config.current().max_traceback_bytes)
+    job = keys.job(claim.job_id)
+    expiry: tuple[Any, ...] = ("PERSIST", job)
+    score: float | str = "+inf"
+    if ttl >= 0:
+        expiry = ("EXPIRE", job, ttl)
+        score = int(now().timestamp()) + ttl
+    registries = [keys.failed(claim.queue)]
+    if status == "stopped":
+        registries.append(keys.stopped(claim.queue))
+    trace = pack_traceback(cut_middle(message, config.current().max_traceback_bytes))
+    result = ("type", 2, "worker_name", worker, "exc_string", trace)
     return [
         ("HSET", job, "status", status, "ended_at", utcformat(now())),
-        *(
-            (
-                "ZADD",
-                f"{registry}:{claim.queue}",
-                "+inf" if ttl < 0 else int(now().timestamp()) + ttl,
-                claim.job_id,
-            )
-            for registry in (["rq:failed", STOPPED] if status == "stopped" else ["rq:failed"])
-        ),
-        ("PERSIST", job) if ttl < 0 else ("EXPIRE", job, ttl),
-        (
-            "XADD",
-            f"rq:results:{claim.job_id}",
-            "MAXLEN",
-            "~",
-            10,
-            "*",
-            "type",
-            2,
-            "worker_name",
-            worker,
-            "exc_string",
-            pack_traceback(message),
-        ),
+        *(("ZADD", registry, score, claim.job_id) for registry in registries),
+        expiry,
+        ("XADD", keys.results(claim.job_id), "MAXLEN", "~", 10, "*", *result),
     ]
 
 
 def save_meta(connection: redis.Redis, job_id: str, meta: bytes) -> None:
     """Write a job's meta into its hash, if there is one."""
-    SAVE_FIELDS.run(connection, [f"rq:job:{job_id}"], ["meta", meta])
+    SAVE_FIELDS.run(connection, [keys.job(job_id)], ["meta", meta])
 
 
 def release(
@@ -245,8 +234,8 @@ def release(
     `process`: whose the name must be; "" if that does not matter.
     """
     given = [these, process] if isinstance(these, str) else ["these", process, *these]
-    keys = [f"rqjobs:claims:{worker}", f"rqjobs:worker:{worker}"]
-    return [decode(job_id) for job_id in RELEASE.run(connection, keys, given)]
+    script_keys = [keys.claims(worker), keys.process(worker)]
+    return [decode(job_id) for job_id in RELEASE.run(connection, script_keys, given)]
 
 
 def failed_jobs(
@@ -269,16 +258,18 @@ def requeue(connection: redis.Redis, job_id: str, at_front: bool = False) -> Non
         InvalidJobOperation: the job is not among the dead letters.
     """
     try:
-        origin = connection.hget(f"rq:job:{job_id}", "origin")
+        origin = connection.hget(keys.job(job_id), "origin")
     except ResponseError:  # no hash stands there
         origin = None
     if origin is None:  # expired; its entry is of no use to anybody
         _remove_failed(connection, job_id)
         raise NoSuchJobError(f"No such job: {job_id}")
     queue = decode(origin)
-    keys = [f"rq:job:{job_id}", f"rq:queue:{queue}", QUEUES, f"rq:failed:{queue}"]
+    script_keys = [keys.job(job_id), keys.queue(queue), QUEUES, keys.failed(queue)]
     outcome = decode(
-        REQUEUE.run(connection, keys, [job_id, "front" if at_front else "back", utcformat(now())])
+        REQUEUE.run(
+            connection, script_keys, [job_id, "front" if at_front else "back", utcformat(now())]
+        )
     )
     if outcome == "gone":
         raise NoSuchJobError(f"No such job: {job_id}")
@@ -293,19 +284,21 @@ def requeue(connection: redis.Redis, job_id: str, at_front: bool = False) -> Non
 
 def _remove_failed(connection: redis.Redis, job_id: str, but_of: str = "") -> None:
     """Remove the entries of a job among the failed jobs of all queues `but_of` one."""
-    for name in (decode(key).removeprefix("rq:queue:") for key in connection.smembers(QUEUES)):
+    for name in (
+        decode(key).removeprefix(keys.QUEUE_PREFIX) for key in connection.smembers(QUEUES)
+    ):
         if name != but_of:
-            connection.zrem(f"rq:failed:{name}", job_id)
+            connection.zrem(keys.failed(name), job_id)
 
 
 def delete(connection: redis.Redis, job_ids: list[str], queue: str) -> list[str]:
     """Delete these jobs of `queue`; says of each whether it is "deleted", "running" (and left alone), or "gone"."""
     registries = ("scheduled", "deferred", "finished", "failed", "canceled")
     places = [
-        f"rq:queue:{queue}",
-        f"rq:queue:{queue}:intermediate",
-        f"rq:wip:{queue}",
-        *(f"rq:{registry}:{queue}" for registry in registries),
+        keys.queue(queue),
+        keys.intermediate(queue),
+        keys.running(queue),
+        *(keys.registry(registry, queue) for registry in registries),
     ]
     connection.script_load(DELETE.source)
     outcomes: list[str] = []
@@ -313,10 +306,10 @@ def delete(connection: redis.Redis, job_ids: list[str], queue: str) -> list[str]
         with connection.pipeline(transaction=False) as pipe:
             for job_id in job_ids[start : start + BATCH_MAX_JOBS]:
                 own = [
-                    f"rq:job:{job_id}",
-                    f"rq:job:{job_id}:dependents",
-                    f"rq:job::{job_id}:dependencies",
-                    f"rq:results:{job_id}",
+                    keys.job(job_id),
+                    keys.dependents(job_id),
+                    keys.dependencies(job_id),
+                    keys.results(job_id),
                 ]
                 pipe.execute_command(*DELETE.call(own + places, [job_id, queue]))
             outcomes += map(decode, pipe.execute())
@@ -356,14 +349,14 @@ def promote_batch(
 
     `holder`: the scheduler that must hold RQ's lock of this queue, else nothing is done; "" if that does not matter.
     """
-    keys = [
-        f"rq:scheduled:{queue}",
-        f"rq:queue:{queue}",
+    script_keys = [
+        keys.scheduled(queue),
+        keys.queue(queue),
         QUEUES,
-        f"rqjobs:crashed:{queue}",
-        f"rq:failed:{queue}",
-        f"rqjobs:missing:{queue}",
-        f"rq:scheduler-lock:{queue}",
+        keys.crash_backoff(queue),
+        keys.failed(queue),
+        keys.scheduled_without_job(queue),
+        keys.scheduler_lock(queue),
     ]
     args = [
         BATCH_MAX_JOBS,
@@ -374,7 +367,7 @@ def promote_batch(
         skip,
         holder,
     ]
-    moved, kept, full, moment, later = PROMOTE_DUE.run(connection, keys, args)
+    moved, kept, full, moment, later = PROMOTE_DUE.run(connection, script_keys, args)
     return Promotion(
         int(moved), int(kept), full == b"1", float(moment), float(later) if later else None
     )

@@ -11,8 +11,7 @@ from typing import Any
 
 import redis
 
-from rqjobs.broker import keys as broker_keys
-from rqjobs.broker import odd_keys, scripts
+from rqjobs.broker import keys, odd_keys, scripts
 from rqjobs.broker.keys import decode
 from rqjobs.broker.places import (
     PLACES,
@@ -102,15 +101,15 @@ def _suspects(connection: redis.Redis, queues: list[str]) -> set[str]:
 
 def _breach(connection: redis.Redis, job_id: str, queues: list[str]) -> str:
     """Where one job is, in one instant, if that breaks P1; else ""."""
-    origin = decode(connection.hget(f"rq:job:{job_id}", "origin") or b"")
+    origin = decode(connection.hget(keys.job(job_id), "origin") or b"")
     with connection.pipeline() as pipe:
-        pipe.hget(f"rq:job:{job_id}", "status")
+        pipe.hget(keys.job(job_id), "status")
         for queue in queues:
-            pipe.execute_command("LPOS", f"rq:queue:{queue}", job_id, "COUNT", 0)
-            pipe.lpos(f"rq:queue:{queue}:intermediate", job_id)
-            pipe.zscore(f"rq:scheduled:{queue}", job_id)
-            pipe.zscore(f"rq:deferred:{queue}", job_id)
-            pipe.zrange(f"rq:wip:{queue}", 0, -1)
+            pipe.execute_command("LPOS", keys.queue(queue), job_id, "COUNT", 0)
+            pipe.lpos(keys.intermediate(queue), job_id)
+            pipe.zscore(keys.scheduled(queue), job_id)
+            pipe.zscore(keys.deferred(queue), job_id)
+            pipe.zrange(keys.running(queue), 0, -1)
         status, *replies = pipe.execute()
     found = []
     for number, queue in enumerate(queues):
@@ -150,7 +149,7 @@ def _remarks(connection: redis.Redis, counts: dict[str, dict[str, int]]) -> Iter
     for key, found, wanted in odd_keys.all_of(connection, queue_names(connection)):
         yield f"odd: {key} is a {found}, and no {wanted} (the sweep of a worker sets it aside as rqjobs:odd:{key})"
     owners = WorkerLiveness(connection, leases_count=True)
-    ours = odd_keys.workers(connection, broker_keys.LEASES)
+    ours = odd_keys.workers(connection, keys.LEASES)
     owners.judge(ours)
     for worker in ours:
         if owners.verdict(worker) != "alive":
@@ -162,9 +161,7 @@ def _remarks(connection: redis.Redis, counts: dict[str, dict[str, int]]) -> Iter
             if owner not in ours and owners.verdict(owner) != "alive":
                 yield f"orphan: {job_id} of the dead worker {owner or '?'} (rqjobs recover puts it back)"
         if places["deferred"]:
-            deferred = islice(
-                connection.zscan_iter(f"rq:deferred:{queue}", count=SCAN_COUNT), 10_000
-            )
+            deferred = islice(connection.zscan_iter(keys.deferred(queue), count=SCAN_COUNT), 10_000)
             for job_id, parent, status in blocked_jobs(
                 connection, [decode(member) for member, _ in deferred]
             ):
@@ -179,7 +176,7 @@ def blocked_jobs(connection: redis.Redis, ids: list[str]) -> Iterator[tuple[str,
         for job_id in ids
         for command in (
             ("SMEMBERS", f"{Job.redis_job_namespace_prefix}:{job_id}:dependencies"),
-            ("HGET", f"rq:job:{job_id}", "allow_dependency_failures"),
+            ("HGET", keys.job(job_id), "allow_dependency_failures"),
         )
     ]
     replies = scripts.read_together(connection, commands)
@@ -190,7 +187,7 @@ def blocked_jobs(connection: redis.Redis, ids: list[str]) -> Iterator[tuple[str,
         for parent in parents
     ]
     found = scripts.read_together(
-        connection, [("HGET", f"rq:job:{parent}", "status") for _, parent, _ in waits]
+        connection, [("HGET", keys.job(parent), "status") for _, parent, _ in waits]
     )
     states = [decode((not isinstance(reply, Exception) and reply) or b"gone") for reply in found]
     others = {
@@ -219,8 +216,8 @@ def _never_enqueued(
     waking, *states = scripts.read_together(
         connection,
         [
-            ("SMEMBERS", broker_keys.ENDED_PARENTS),
-            *(("HGET", f"rq:job:{job_id}", "status") for job_id in ended),
+            ("SMEMBERS", keys.ENDED_PARENTS),
+            *(("HGET", keys.job(job_id), "status") for job_id in ended),
         ],
     )
     for (job_id, parent), state in zip(ended.items(), states, strict=True):

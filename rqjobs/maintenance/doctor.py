@@ -9,25 +9,26 @@ from typing import Any
 
 import redis
 from redis.exceptions import NoScriptError
+from rq.command import PUBSUB_CHANNEL_TEMPLATE
 from rq.scheduler import RQScheduler
 
 from rqjobs import catalog, config, connection, stats
-from rqjobs.broker import odd_keys
+from rqjobs.broker import keys, odd_keys
 
 CLOCK = 1.0  # seconds that two clocks may differ
 FULL = 0.9  # of maxmemory
 OVERDUE_SECONDS = 10  # longer than another scheduler takes to step in
 NOTHING_GOES = "no job can be enqueued, and no outcome recorded"
 PROBES: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
-    ("LOSS", NOTHING_GOES, ("LMOVE", "rqjobs:doctor", "rqjobs:doctor", "LEFT", "RIGHT")),
-    ("LOSS", NOTHING_GOES, ("EXISTS", "rq:doctor")),
+    ("LOSS", NOTHING_GOES, ("LMOVE", keys.DOCTOR, keys.DOCTOR, "LEFT", "RIGHT")),
+    ("LOSS", NOTHING_GOES, ("EXISTS", keys.job("doctor"))),
     ("LOSS", NOTHING_GOES, ("SCRIPT LOAD", "return 1")),
     ("LOSS", NOTHING_GOES, ("EVALSHA", "0" * 40, 0)),
-    ("note", "delayed jobs may begin a second late", ("PUBLISH", "rqjobs:doctor", "")),
+    ("note", "delayed jobs may begin a second late", ("PUBLISH", keys.DOCTOR, "")),
     (
         "note",
         "commands such as stop-job do not reach the workers",
-        ("PUBLISH", "rq:pubsub:doctor", ""),
+        ("PUBLISH", PUBSUB_CHANNEL_TEMPLATE % "doctor", ""),
     ),
 )
 
@@ -178,7 +179,7 @@ def _delayed(client: redis.Redis, queues: list[stats.QueueStats]) -> Iterator[Fi
     with client.pipeline(transaction=False) as pipe:
         for queue in queues:
             pipe.exists(RQScheduler.get_locking_key(queue.name))
-            pipe.zcount(f"rq:scheduled:{queue.name}", "-inf", overdue)
+            pipe.zcount(keys.scheduled(queue.name), "-inf", overdue)
         replies = pipe.execute(raise_on_error=False)
     for queue, served, late in zip(queues, replies[::2], replies[1::2], strict=True):
         if served == 0:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import redis
 
 from rqjobs import processes
-from rqjobs.broker import keys as broker_keys
-from rqjobs.broker import scripts
+from rqjobs.broker import keys, scripts
 from rqjobs.broker.keys import decode
 
 
@@ -39,9 +38,9 @@ class WorkerLiveness:
                 command
                 for name in names
                 for command in (
-                    ("HMGET", f"rqjobs:worker:{name}", *where),
-                    ("ZSCORE", broker_keys.LEASES, name),
-                    ("EXISTS", f"rq:worker:{name}"),
+                    ("HMGET", keys.process(name), *where),
+                    ("ZSCORE", keys.LEASES, name),
+                    ("EXISTS", keys.worker(name)),
                 )
             ],
         )

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import redis
 from rq.utils import now
 
-from rqjobs.broker import recovery, scripts
+from rqjobs.broker import keys, recovery, scripts
 from rqjobs.broker.keys import decode
 from rqjobs.broker.places import SCAN_COUNT, claimed_ids, ids_in_places
 from rqjobs.maintenance.sweep_result import SweepResult, seen_for, skip_wrong_types
@@ -22,7 +22,7 @@ UNLIMITED_JOB_IDLE_SECONDS = 24 * 3600  # seconds for which a job without a time
 
 
 def is_time_for_strays(connection: redis.Redis) -> bool:
-    lock = "rqjobs:strays:lock"
+    lock = keys.STRAYS_LOCK
     if connection.set(lock, 1, nx=True, ex=STRAY_SCAN_SECONDS):
         return True
     is_ours = (
@@ -37,16 +37,16 @@ def is_time_for_strays(connection: redis.Redis) -> bool:
 def sweep_strays(connection: redis.Redis, moment: float, result: SweepResult) -> None:
     for job_id, queue in _idle_and_nowhere(connection, _next_stray_candidates(connection)):
         with skip_wrong_types(f"the stray {job_id} of queue {queue}"):
-            if seen_for(connection, "rqjobs:strays:seen", job_id, moment, STRAY_SECONDS):
+            if seen_for(connection, keys.STRAYS_SEEN, job_id, moment, STRAY_SECONDS):
                 again = not has_ended(connection, job_id, queue)
                 outcome = recovery.recover(connection, job_id, queue, "stray", again=again)
                 result.note(outcome, job_id, queue, "in no place")
-                connection.hdel("rqjobs:strays:seen", job_id)
+                connection.hdel(keys.STRAYS_SEEN, job_id)
 
 
 def _next_stray_candidates(connection: redis.Redis) -> Iterator[Stray]:
     """Jobs that wait or run, from where the last part of the hunt ended; after the last key it begins anew."""
-    cursor = connection.get("rqjobs:strays:cursor") or b"0"
+    cursor = connection.get(keys.STRAYS_CURSOR) or b"0"
     for _ in range(STRAY_SCAN_KEYS // SCAN_COUNT):
         cursor, found, _others = scripts.SCAN_JOBS.run(
             connection, [], [cursor, SCAN_COUNT, "active"]
@@ -54,7 +54,7 @@ def _next_stray_candidates(connection: redis.Redis) -> Iterator[Stray]:
         yield from (Stray(decode(job_id), decode(queue), *rest) for job_id, queue, *rest in found)
         if cursor == b"0":
             break
-    connection.set("rqjobs:strays:cursor", cursor)
+    connection.set(keys.STRAYS_CURSOR, cursor)
 
 
 class Stray(NamedTuple):
@@ -102,9 +102,9 @@ def has_ended(connection: redis.Redis, job_id: str, queue: str) -> bool:
     Repeat stands there too): then its status was overwritten by a stale save()."""
     with connection.pipeline(transaction=False) as pipe:
         for place in ("finished", "failed", "canceled"):
-            pipe.zscore(f"rq:{place}:{queue}", job_id)
-        pipe.hget(f"rq:job:{job_id}", "enqueued_at")
-        pipe.xrevrange(f"rq:results:{job_id}", count=1)
+            pipe.zscore(keys.registry(place, queue), job_id)
+        pipe.hget(keys.job(job_id), "enqueued_at")
+        pipe.xrevrange(keys.results(job_id), count=1)
         *ended, enqueued, results = pipe.execute(raise_on_error=False)
     try:
         moment = parse_date(enqueued).timestamp()

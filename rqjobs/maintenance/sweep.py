@@ -8,8 +8,7 @@ from typing import Any
 import redis
 
 from rqjobs import config
-from rqjobs.broker import keys as broker_keys
-from rqjobs.broker import leases, odd_keys, recovery, scripts, transitions
+from rqjobs.broker import keys, leases, odd_keys, recovery, scripts, transitions
 from rqjobs.broker.keys import decode
 from rqjobs.broker.places import SCAN_COUNT, owners_of, queue_names, started_jobs
 from rqjobs.maintenance.liveness import WorkerLiveness
@@ -58,7 +57,7 @@ def sweep(
         for worker in leases.workers_with_claims(
             connection
         ):  # something may have come into the hands of one that has gone
-            if worker not in ours and connection.exists(f"rqjobs:claims:{worker}"):
+            if worker not in ours and connection.exists(keys.claims(worker)):
                 with skip_wrong_types(f"the sweep of worker {worker}"):
                     _sweep_claims(connection, worker, "dead", "", result)
         sweep_strays(connection, owners.now, result)
@@ -68,14 +67,14 @@ def sweep(
 
 def _workers_with_lease(connection: redis.Redis) -> list[str]:
     """Our workers, dead or alive; what is no name is removed from among them."""
-    members: Any = connection.zrange(broker_keys.LEASES, 0, -1)
+    members: Any = connection.zrange(keys.LEASES, 0, -1)
     names = [name for member in members if (name := decode(member)).encode() == member]
     if odd := [member for member in members if decode(member).encode() != member]:
         log.error(
-            "%d members of rqjobs:workers are no names, and are removed: somebody else wrote them",
+            "%d members of rqjobs:leases are no names, and are removed: somebody else wrote them",
             len(odd),
         )
-        connection.zrem(broker_keys.LEASES, *odd)
+        connection.zrem(keys.LEASES, *odd)
     return names
 
 
@@ -83,7 +82,7 @@ def enqueue_waiting_dependents(
     connection: redis.Redis, pulse: Callable[[], None] = lambda: None
 ) -> None:
     """Let jobs run that waited for one which has ended, and were not woken with its end."""
-    for member in map(decode, connection.smembers(broker_keys.ENDED_PARENTS)):
+    for member in map(decode, connection.smembers(keys.ENDED_PARENTS)):
         with skip_wrong_types(f"what waits for job {member}"):
             recovery.enqueue_dependents(connection, member, Queue.DEFAULT_TIMEOUT, pulse)
 
@@ -96,10 +95,10 @@ def _sweep_claims(
     outcomes = recovery.reclaim(
         connection, worker, queue_names(connection), verdict, process=process
     )
-    if connection.zscore(broker_keys.LEASES, worker) is None:
+    if connection.zscore(keys.LEASES, worker) is None:
         log.warning("worker %s died without a word and is forgotten", worker)
     for job_id, outcome in outcomes.items():
-        queue = decode(connection.hget(f"rq:job:{job_id}", "origin") or b"?")
+        queue = decode(connection.hget(keys.job(job_id), "origin") or b"?")
         result.note(outcome, job_id, queue, "claimed", worker)
 
 
@@ -108,7 +107,7 @@ def _busy_queues(connection: redis.Redis, result: SweepResult) -> list[str]:
     cursor, besides, found = b"0", list(config.current().queues), dict[str, None]()
     while True:
         cursor, *names = scripts.BUSY_QUEUES.run(
-            connection, [broker_keys.QUEUES], [cursor, SCAN_COUNT, *besides]
+            connection, [keys.QUEUES], [cursor, SCAN_COUNT, *besides]
         )
         found.update(dict.fromkeys(map(decode, names)))
         result.pulse()
@@ -120,21 +119,25 @@ def _busy_queues(connection: redis.Redis, result: SweepResult) -> list[str]:
 def remove_dead_listeners(connection: redis.Redis, queues: list[str]) -> None:
     """Remove workers that RQ does not know any more from its lists of who listens to these queues."""
     replies = scripts.read_together(
-        connection, [("SMEMBERS", f"rq:workers:{queue}") for queue in queues]
+        connection, [("SMEMBERS", keys.listeners(queue)) for queue in queues]
     )
     listed = {
         queue: reply
         for queue, reply in zip(queues, replies, strict=True)
         if isinstance(reply, set | list)
     }
-    keys = sorted({key for members in listed.values() for key in members})
+    script_keys = sorted({key for members in listed.values() for key in members})
     there = dict(
-        zip(keys, scripts.read_together(connection, [("EXISTS", key) for key in keys]), strict=True)
+        zip(
+            script_keys,
+            scripts.read_together(connection, [("EXISTS", key) for key in script_keys]),
+            strict=True,
+        )
     )
     for queue, members in listed.items():
         if gone := [key for key in members if there[key] == 0]:
-            connection.srem(f"rq:workers:{queue}", *gone)
-            connection.srem("rq:workers", *gone)
+            connection.srem(keys.listeners(queue), *gone)
+            connection.srem(keys.WORKERS, *gone)
 
 
 def _sweep_started(
@@ -145,9 +148,9 @@ def _sweep_started(
     dead = []
     for (job_id, execution), owner in zip(started, owners_of(connection, started), strict=True):
         if owner not in ours and owners.verdict(owner) != "alive":
-            since = scripts.read_together(
-                connection, [("HGET", f"rq:job:{job_id}", "enqueued_at")]
-            )[0]
+            since = scripts.read_together(connection, [("HGET", keys.job(job_id), "enqueued_at")])[
+                0
+            ]
             dead.append((since if isinstance(since, bytes) else b"", job_id, execution, owner))
     for _, job_id, execution, owner in sorted(
         dead, reverse=True
@@ -159,16 +162,16 @@ def _sweep_started(
 def _sweep_intermediate(
     connection: redis.Redis, queue: str, owners: WorkerLiveness, result: SweepResult
 ) -> None:
-    ids = [decode(job_id) for job_id in connection.lrange(f"rq:queue:{queue}:intermediate", 0, -1)]
-    seen = f"rqjobs:seen:{queue}"
+    ids = [decode(job_id) for job_id in connection.lrange(keys.intermediate(queue), 0, -1)]
+    seen = keys.seen_intermediate(queue)
     left = {decode(field) for field in connection.hkeys(seen)} - set(ids)
     if left:  # what a worker took out in the meantime must not look old when it comes by again
         connection.hdel(seen, *left)
     if not ids:
         return
-    listeners = connection.smembers(f"rq:workers:{queue}")
+    listeners = connection.smembers(keys.listeners(queue))
     served = any(
-        owners.verdict(decode(key).removeprefix("rq:worker:")) == "alive" for key in listeners
+        owners.verdict(decode(key).removeprefix(keys.WORKER_PREFIX)) == "alive" for key in listeners
     )
     for job_id in ids:  # LMOVE put the newest first, so the oldest ends up in front
         if not served or seen_for(connection, seen, job_id, owners.now, INTERMEDIATE_SECONDS):

@@ -16,6 +16,7 @@ from rq.utils import str_to_date
 
 from rqjobs import connection as connections
 from rqjobs import queues
+from rqjobs.broker import keys
 from rqjobs.broker.keys import decode
 from rqjobs.jobs import Job
 from rqjobs.schedules.cron import ScheduleError
@@ -238,14 +239,14 @@ def all() -> list[Schedule]:
 
 def runs(name: str, count: int = 10) -> list[Run]:
     """Its last runs, the newest first; at most 20 are remembered."""
-    client, key = connections.client(), f"rqjobs:schedule:{name}"
+    client, key = connections.client(), keys.schedule(name)
     if client.type(f"{key}:runs") != b"list":
         return []
     lines = [decode(line).split(" ") for line in client.lrange(f"{key}:runs", 0, count - 1)]
     lines = [line for line in lines if len(line) == 3]  # another one somebody else wrote
     with client.pipeline(transaction=False) as pipe:
         for *_, job_id in lines:
-            pipe.hmget(f"rq:job:{job_id}", "status", "ended_at")
+            pipe.hmget(keys.job(job_id), "status", "ended_at")
             pipe.hget(f"{key}:outcomes", job_id)
         replies = pipe.execute(raise_on_error=False)
     return list(_runs(lines, replies))
@@ -275,14 +276,14 @@ def _noted(words: Any) -> tuple[bytes, bytes]:
 
 def _revision(name: str) -> bytes:
     """The revision that a schedule has, as it is written: it may not be readable. Raises NoSuchSchedule."""
-    revision: Any = connections.client().hget(f"rqjobs:schedule:{name}", "revision")
+    revision: Any = connections.client().hget(keys.schedule(name), "revision")
     if revision is None:
         raise NoSuchSchedule(f"there is no schedule {name!r}; rqjobs schedules lists them")
     return bytes(revision)
 
 
 def _not_declared(name: str, action: str) -> None:
-    source, state = connections.client().hmget(f"rqjobs:schedule:{name}", "source", "state")
+    source, state = connections.client().hmget(keys.schedule(name), "source", "state")
     if source == b"code" and (state, action) != (b"withdrawn", "remove"):
         raise ScheduleError(
             f"the schedule {name!r} is declared in the code: {action} it there, or pause it here"

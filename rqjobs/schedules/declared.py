@@ -15,7 +15,6 @@ from rqjobs.broker.keys import decode
 from rqjobs.schedules.cron import ScheduleError
 from rqjobs.schedules.rules import Rule, declared
 from rqjobs.schedules.store import (
-    SCHEDULES,
     JobTemplate,
     Schedule,
     build_template,
@@ -31,8 +30,6 @@ UNDECLARED_SECONDS = 86_400  # seconds
 COMPARE_SECONDS = 60  # between two looks at whether what is stored is what is declared, if nothing says that it is not
 COMPARE_BATCH_SCHEDULES = 100  # schedules
 DECLARED_MAX_PARTS = 2_000_000  # of the JSON in which a worker says what its code declares; each takes memory when read
-DECLARED = f"{SCHEDULES}:declared"
-ANNOUNCED = f"{SCHEDULES}:announced"
 
 
 # What the code declares
@@ -91,18 +88,18 @@ def publish_declarations(
     `again`: it has said so, and it is said once more only if it was forgotten meanwhile.
     """
     try:
-        if again and connection.hexists(DECLARED, worker):
+        if again and connection.hexists(keys.SCHEDULES_DECLARED, worker):
             return
-        connection.hset(DECLARED, worker, words)
+        connection.hset(keys.SCHEDULES_DECLARED, worker, words)
     except redis.ResponseError as error:
         if not scripts.is_wrong_type(error):
             raise
         log.error("what the code of the worker %s declares is not announced yet: %s", worker, error)
         return
     try:
-        connection.incr(ANNOUNCED)
+        connection.incr(keys.SCHEDULES_ANNOUNCED)
     except redis.ResponseError:  # no number stands there: somebody else wrote it
-        connection.set(ANNOUNCED, int(time.time()))
+        connection.set(keys.SCHEDULES_ANNOUNCED, int(time.time()))
     transitions.publish_due(connection, "", "declared")
 
 
@@ -122,7 +119,8 @@ class Declarations:
         """In steps of a few milliseconds. As long as nothing else is declared, the schedules are compared once in
         `COMPARE_SECONDS` only, for a stranger may have changed them."""
         counter, workers, now = scripts.read_together(
-            self.connection, [("GET", ANNOUNCED), ("HKEYS", DECLARED), ("TIME",)]
+            self.connection,
+            [("GET", keys.SCHEDULES_ANNOUNCED), ("HKEYS", keys.SCHEDULES_DECLARED), ("TIME",)],
         )
         said = set(workers) if isinstance(workers, list) else set()
         live: set[Any] = set(self.connection.zrangebyscore(keys.LEASES, now[0], "+inf")) & said
@@ -130,7 +128,7 @@ class Declarations:
         if seen == self.known and time.monotonic() - self.compared < COMPARE_SECONDS:
             return
         if said - live:
-            self.connection.hdel(DECLARED, *(said - live))
+            self.connection.hdel(keys.SCHEDULES_DECLARED, *(said - live))
         if live:  # else there is no code that could tell
             yield from self._compare(live, now[0])
         self.known, self.compared = (seen[0], frozenset(live), frozenset(live)), time.monotonic()
@@ -145,7 +143,7 @@ class Declarations:
             (words for words in spoken if words), key=lambda words: words[0]
         ):
             wanted.update(declared_there)
-        stored = {decode(name) for name in self.connection.zrange(SCHEDULES, 0, -1)}
+        stored = {decode(name) for name in self.connection.zrange(keys.SCHEDULES, 0, -1)}
         names = sorted(stored | wanted.keys())
         for start in range(0, len(names), COMPARE_BATCH_SCHEDULES):
             yield
@@ -163,7 +161,7 @@ class Declarations:
 
     def _words_of(self, worker: bytes) -> tuple[float, dict[str, dict[str, Any]]] | None:
         """When a worker started, and what its code declares, by name; None if that cannot be read."""
-        said: Any = self.connection.hget(DECLARED, worker) or b""
+        said: Any = self.connection.hget(keys.SCHEDULES_DECLARED, worker) or b""
         try:
             if sum(map(said.count, (b"[", b"{", b","))) > DECLARED_MAX_PARTS:
                 raise ValueError("so many schedules no code declares")
@@ -174,7 +172,7 @@ class Declarations:
                 "what the code of the worker %s declares cannot be read; it is asked again",
                 decode(worker),
             )
-            self.connection.hdel(DECLARED, worker)
+            self.connection.hdel(keys.SCHEDULES_DECLARED, worker)
             return None
 
 
@@ -196,15 +194,15 @@ def changed_schedules(
             for command in (
                 (
                     "HMGET",
-                    f"rqjobs:schedule:{name}",
+                    keys.schedule(name),
                     "source",
                     "state",
                     "digest",
                     "rule",
                     "changed",
                 ),
-                ("HSTRLEN", f"rqjobs:schedule:{name}:job", "data"),
-                ("ZSCORE", SCHEDULES, name),
+                ("HSTRLEN", keys.schedule_job(name), "data"),
+                ("ZSCORE", keys.SCHEDULES, name),
             )
         ],
     )
@@ -214,7 +212,7 @@ def changed_schedules(
             own = [None] * 5  # somebody else wrote there
         if due is None and own[0] is not None:
             connection.zadd(
-                SCHEDULES, {name: 1}, nx=True
+                keys.SCHEDULES, {name: 1}, nx=True
             )  # its place was lost; the tick finds out when it is due
         one = wanted.get(name)
         if one is None:
@@ -259,7 +257,7 @@ def _store_or_log(connection: redis.Redis, one: dict[str, Any], found: Schedule 
 
 def _make_room(connection: redis.Redis, name: str) -> bool:
     """Remove a schedule of the code that cannot be read, for the code says what it is; whether there is none now."""
-    source, revision = connection.hmget(f"rqjobs:schedule:{name}", "source", "revision")
+    source, revision = connection.hmget(keys.schedule(name), "source", "revision")
     if source is None and revision is None:
         return True
     log.error(

@@ -6,12 +6,10 @@ from collections.abc import Iterator
 
 import redis
 
-from rqjobs.broker import scripts
+from rqjobs.broker import keys, scripts
 from rqjobs.broker.keys import decode
-from rqjobs.schedules.store import SCHEDULES
 
 UNFINISHED_BATCH_JOBS = 500  # jobs
-UNFINISHED = f"{SCHEDULES}:open"
 
 
 # What became of their jobs
@@ -28,13 +26,15 @@ def note_outcomes_in_steps(connection: redis.Redis) -> Iterator[None]:
     cursor = b"0"
     while True:
         cursor, *ended = scripts.JOB_OUTCOMES.run(
-            connection, [UNFINISHED], [cursor, UNFINISHED_BATCH_JOBS]
+            connection, [keys.SCHEDULES_UNFINISHED], [cursor, UNFINISHED_BATCH_JOBS]
         )
         for job_id, name, status, moment in ended:
-            key = f"rqjobs:schedule:{decode(name)}"
+            key = keys.schedule(decode(name))
             words = f"{decode(status) or _outcomes_of_vanished(connection, key, decode(job_id))} {decode(moment)}"
             scripts.NOTE_OUTCOME.run(
-                connection, [key, f"{key}:outcomes", UNFINISHED], [job_id, words.strip()]
+                connection,
+                [key, f"{key}:outcomes", keys.SCHEDULES_UNFINISHED],
+                [job_id, words.strip()],
             )
             yield
         if cursor == b"0":
@@ -46,7 +46,7 @@ def _outcomes_of_vanished(connection: redis.Redis, key: str, job_id: str) -> str
     reply = scripts.read_together(connection, [("HGET", key, "queue")])[0]
     queue, statuses = decode(reply or b""), ("finished", "failed", "canceled")
     scores = scripts.read_together(
-        connection, [("ZSCORE", f"rq:{status}:{queue}", job_id) for status in statuses]
+        connection, [("ZSCORE", keys.registry(status, queue), job_id) for status in statuses]
     )
     return next(
         (

@@ -3,10 +3,10 @@
 Keys, beside those in `ledger.py`:
     rqjobs:schedules              sorted set, every schedule's name -> when its next tick is due; +inf: it does not tick
     rqjobs:schedules:revision     counter, the last revision that was given out; every change of a rule or a job has one
-    rqjobs:schedules:open         hash, job id -> schedule, of remembered runs whose outcome is not known yet
+    rqjobs:schedules:unfinished         hash, job id -> schedule, of remembered runs whose outcome is not known yet
     rqjobs:schedules:declared     hash, worker -> when it started and what its code declares (JSON)
     rqjobs:schedules:announced    counter of announcements and of removals: whether there is something to compare
-    rqjobs:schedules:clock        the lock of the clock that ticks
+    rqjobs:schedules:lock        the lock of the clock that ticks
     rqjobs:schedule:<name>        hash, the schedule; `next` and `last` are ticks, in Unix seconds
     rqjobs:schedule:<name>:job    hash, the fields of the jobs that it makes, as RQ writes them
     rqjobs:schedule:<name>:runs   list, newest first: "<tick or now> <Unix time> <job id>"
@@ -27,8 +27,7 @@ from rq.utils import now, utcformat
 
 from rqjobs import connection as connections
 from rqjobs import queues
-from rqjobs.broker import keys as broker_keys
-from rqjobs.broker import scripts
+from rqjobs.broker import keys, scripts
 from rqjobs.broker.keys import decode
 from rqjobs.broker.scripts import RUN_SCHEDULE, STORE_SCHEDULE
 from rqjobs.jobs import Job
@@ -36,7 +35,6 @@ from rqjobs.schedules.cron import ScheduleError
 from rqjobs.schedules.rules import Rule
 from rqjobs.times import MAX_TIMESTAMP, utc
 
-SCHEDULES = "rqjobs:schedules"
 HISTORY_RUNS = 20  # runs
 PER_RUN_FIELDS = (
     "created_at",
@@ -227,17 +225,17 @@ def write(
     own: dict[str, str],
     job: dict[Any, Any] | None = None,
 ) -> bool:
-    key = f"rqjobs:schedule:{name}"
-    keys = [
-        SCHEDULES,
+    key = keys.schedule(name)
+    script_keys = [
+        keys.SCHEDULES,
         key,
         f"{key}:job",
-        f"{SCHEDULES}:revision",
-        broker_keys.WAKEUP_CHANNEL,
+        keys.SCHEDULES_REVISION,
+        keys.WAKEUP_CHANNEL,
         f"{key}:runs",
         f"{key}:outcomes",
-        f"{SCHEDULES}:open",
-        f"{SCHEDULES}:announced",
+        keys.SCHEDULES_UNFINISHED,
+        keys.SCHEDULES_ANNOUNCED,
     ]
     words = [[part for pair in fields.items() for part in pair] for fields in (own, job or {})]
     args = [
@@ -249,7 +247,7 @@ def write(
         *words[0],
         *words[1],
     ]
-    return bool(STORE_SCHEDULE.run(client, keys, args))
+    return bool(STORE_SCHEDULE.run(client, script_keys, args))
 
 
 def enqueue_ticks(
@@ -266,16 +264,16 @@ def enqueue_ticks(
     jobs: Iterable[tuple[Any, str]] = (),
 ) -> list[int]:
     """Run `run_schedule.lua`, which says what comes back."""
-    key = f"rqjobs:schedule:{name}"
-    keys = [
-        SCHEDULES,
+    key = keys.schedule(name)
+    script_keys = [
+        keys.SCHEDULES,
         key,
         f"{key}:job",
         f"{key}:runs",
         f"{key}:outcomes",
-        f"{SCHEDULES}:open",
-        f"rq:queue:{queue}",
-        broker_keys.QUEUES,
+        keys.SCHEDULES_UNFINISHED,
+        keys.queue(queue),
+        keys.QUEUES,
     ]
     args = [
         name,
@@ -290,7 +288,7 @@ def enqueue_ticks(
         HISTORY_RUNS,
         *(word for job in jobs for word in job),
     ]
-    return [int(count) for count in RUN_SCHEDULE.run(client, keys, args)]
+    return [int(count) for count in RUN_SCHEDULE.run(client, script_keys, args)]
 
 
 def jitter(rule: Rule, name: str, tick: int) -> float:
@@ -305,7 +303,7 @@ def jitter(rule: Rule, name: str, tick: int) -> float:
 
 def names_of_all(client: redis.Redis) -> list[str]:
     """The names of all schedules, sorted."""
-    (members,) = scripts.read_together(client, [("ZRANGE", SCHEDULES, 0, -1)])
+    (members,) = scripts.read_together(client, [("ZRANGE", keys.SCHEDULES, 0, -1)])
     return (
         sorted(map(decode, members)) if isinstance(members, list) else []
     )  # an error: no sorted set stands there
@@ -316,9 +314,9 @@ def read(client: redis.Redis, names: Iterable[str]) -> dict[str, Schedule]:
     names = list(names)
     with client.pipeline(transaction=False) as pipe:
         for name in names:
-            pipe.hgetall(f"rqjobs:schedule:{name}")
-            pipe.hgetall(f"rqjobs:schedule:{name}:job")
-            pipe.zscore(SCHEDULES, name)
+            pipe.hgetall(keys.schedule(name))
+            pipe.hgetall(keys.schedule_job(name))
+            pipe.zscore(keys.SCHEDULES, name)
         replies = pipe.execute(raise_on_error=False)
     found = {}
     for name, own, job, due in zip(names, replies[::3], replies[1::3], replies[2::3], strict=True):

@@ -9,10 +9,10 @@ from typing import Any
 
 import redis
 
-from rqjobs.broker import scripts
+from rqjobs.broker import keys, scripts
 from rqjobs.broker.keys import decode
 from rqjobs.schedules.rules import Rule
-from rqjobs.schedules.store import SCHEDULES, Schedule, enqueue_ticks, jitter, read, write
+from rqjobs.schedules.store import Schedule, enqueue_ticks, jitter, read, write
 from rqjobs.times import utc
 
 log = logging.getLogger("rqjobs")
@@ -27,13 +27,13 @@ def run_due(connection: redis.Redis, seconds: float = 60) -> float | None:
     """Make the jobs of ticks that are due, of up to `AT_ONCE` schedules and for about so many seconds; returns when
     (Unix seconds, by Redis's clock) it is worth while again, None if never."""
     began, now = time.monotonic(), scripts.redis_time(connection)
-    due: Any = connection.zrangebyscore(SCHEDULES, "-inf", now, 0, TICK_BATCH_SCHEDULES)
+    due: Any = connection.zrangebyscore(keys.SCHEDULES, "-inf", now, 0, TICK_BATCH_SCHEDULES)
     found = read(connection, map(decode, due))
     for member in due:
         name = decode(member)
         if name not in found or name.encode() != member:
             log.error("the schedule %s in Redis cannot be read, and does not tick", name)
-            connection.zadd(SCHEDULES, {member: "+inf"}, xx=True)
+            connection.zadd(keys.SCHEDULES, {member: "+inf"}, xx=True)
             continue
         try:
             done = _run_schedule(connection, found[name], now)
@@ -43,10 +43,10 @@ def run_due(connection: redis.Redis, seconds: float = 60) -> float | None:
             log.error("the schedule %s: %s: %s", name, type(error).__name__, error)
             done = False
         if not done:
-            connection.zadd(SCHEDULES, {name: now + RETRY_SECONDS}, xx=True)
+            connection.zadd(keys.SCHEDULES, {name: now + RETRY_SECONDS}, xx=True)
         if time.monotonic() > began + seconds:
             return now
-    later: Any = connection.zrangebyscore(SCHEDULES, f"({now}", "(+inf", 0, 1, withscores=True)
+    later: Any = connection.zrangebyscore(keys.SCHEDULES, f"({now}", "(+inf", 0, 1, withscores=True)
     return now if len(due) == TICK_BATCH_SCHEDULES else later[0][1] if later else None
 
 

@@ -111,7 +111,7 @@ def describe(job_id: str) -> dict[str, Any]:
             "actions": ["delete"] if failed_in(job_id) is not None else [],
         }
     with job.connection.pipeline(transaction=False) as pipe:
-        pipe.hget(job.key, "rqjobs_deaths")
+        pipe.hget(job.key, "rqjobs_crashes")
         pipe.zscore(f"rq:scheduled:{job.origin}", job.id)
         pipe.hget(job.key, "rqjobs_schedule")
         deaths, due, schedule = pipe.execute(raise_on_error=False)

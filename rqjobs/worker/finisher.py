@@ -19,7 +19,7 @@ from rq.job import JobStatus
 from rq.utils import now
 
 from rqjobs import config, processes
-from rqjobs.broker import leases
+from rqjobs.broker import keys, leases
 from rqjobs.broker.keys import decode
 from rqjobs.broker.transitions import Claim
 from rqjobs.times import parse_date
@@ -131,7 +131,7 @@ def _call_killed_handler(worker: SettlementMixin, finisher: Finisher) -> None:
 
 def _settle(worker: SettlementMixin, post: HorseSnapshot, kind: str) -> None:
     """Record what the dead horse could not, and call what is to be called then."""
-    fields = worker.client.hgetall(f"rq:job:{post.job_id}")
+    fields = worker.client.hgetall(keys.job(post.job_id))
     if decode(fields.get(b"rqjobs_token") or b"") != post.token:
         return  # it was settled, or is somebody else's
     job: Any = worker.job_class(post.job_id, connection=worker.connection)

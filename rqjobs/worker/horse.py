@@ -21,7 +21,7 @@ from rq.logutils import blue, green
 from rq.worker import DequeueStrategy
 
 from rqjobs import config, processes, texts
-from rqjobs.broker import leases, transitions
+from rqjobs.broker import keys, leases, transitions
 from rqjobs.broker.keys import decode
 from rqjobs.broker.scripts import CLAIM, RELEASE, load_scripts
 from rqjobs.broker.transitions import Claim
@@ -77,7 +77,7 @@ class Horse:
         )
         self.inherited = inherited
         self.client = worker.client
-        self.waits = listener.QueueListener(self.client, f"rqjobs:claims:{worker.name}")
+        self.waits = listener.QueueListener(self.client, keys.claims(worker.name))
         self.outbox = worker.outbox = AckPipeline(self.client)
         worker.horse = os.getpid()
         rq.job._job_stack.push(
@@ -129,11 +129,13 @@ class Horse:
                 if left <= 0:
                     return self._leave("idle")
                 self.reaper.reap()
-                keys = [queue.key for queue in self.worker._ordered_queues]
-                keys.sort(
-                    key=lambda key: key.removeprefix("rq:queue:") not in self.queues
-                )  # first those that had jobs
-                self.waits.wait(keys, min(left, listener.BLOCK_SECONDS), self.control)
+                queues = [queue.name for queue in self.worker._ordered_queues]
+                queues.sort(key=lambda name: name not in self.queues)  # first those that had jobs
+                self.waits.wait(
+                    [keys.queue(name) for name in queues],
+                    min(left, listener.BLOCK_SECONDS),
+                    self.control,
+                )
 
     def _claim(self) -> list[Claim] | None:
         """Claim as many jobs as will not take long. None while RQ is suspended."""
@@ -243,7 +245,7 @@ class Horse:
                 rest = iter(self.handover.take, "")
                 self._ask(
                     *RELEASE.call(
-                        [f"rqjobs:claims:{self.worker.name}", f"rqjobs:worker:{self.worker.name}"],
+                        [keys.claims(self.worker.name), keys.process(self.worker.name)],
                         ["these", "", *rest],
                     )
                 )

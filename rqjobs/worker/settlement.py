@@ -205,7 +205,7 @@ class SettlementMixin(rq.Worker):
         assert claim
         result = () if job.packed is None else (base64.b64encode(job.packed),)
         return SETTLE_SUCCESS.call(
-            [f"rqjobs:claims:{self.name}"],
+            [keys.claims(self.name)],
             [
                 claim.job_id,
                 claim.queue,
@@ -260,7 +260,7 @@ class SettlementMixin(rq.Worker):
     def _note_stopped(self, job: Any) -> None:
         ttl = DEFAULT_FAILURE_TTL if job.failure_ttl is None else job.failure_ttl
         moment = now().timestamp()
-        key = f"{keys.STOPPED}:{job.origin}"
+        key = keys.stopped(job.origin)
         self.connection.zremrangebyscore(key, 0, moment)
         self.connection.zadd(key, {job.id: "+inf" if ttl < 0 else moment + ttl})
         self.connection.hincrby(self.key, "failed_job_count", -1)  # RQ counts it there too

@@ -17,7 +17,7 @@ import redis
 from rq.worker import WorkerStatus
 
 from rqjobs import config, processes
-from rqjobs.broker import leases, recovery, scripts, transitions
+from rqjobs.broker import keys, leases, recovery, scripts, transitions
 from rqjobs.broker.keys import decode
 from rqjobs.broker.transitions import Claim
 from rqjobs.inherited_resources import InheritedResources
@@ -373,7 +373,7 @@ class Supervisor(SettlementMixin):
         post = finisher.post
         try:
             origin, ttl, timeout = self.client.hmget(
-                f"rq:job:{post.job_id}", "origin", "failure_ttl", "timeout"
+                keys.job(post.job_id), "origin", "failure_ttl", "timeout"
             )
         except redis.ResponseError as error:
             if not scripts.is_wrong_type(error):

@@ -1,6 +1,6 @@
 -- Ask whether this is the moment to sweep, and keep the leases honest.
 --
--- KEYS  1 rqjobs:sweep (the lock)   2 rqjobs:swept (when the last sweep was)   3 rqjobs:workers
+-- KEYS  1 rqjobs:sweep:lock (the lock)   2 rqjobs:sweep:last (when the last sweep was)   3 rqjobs:leases
 -- ARGV  1 milliseconds for which nobody else sweeps   2 lease, seconds   3 "1" to sweep whatever the lock says
 -- Promise: after a time in which nobody could renew a lease (Redis was away, its clock jumped) every lease is
 -- extended once before any is held to have expired; no lease reaches further than one lease from now.

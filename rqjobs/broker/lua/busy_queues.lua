@@ -10,8 +10,8 @@ local scan = redis.pcall('SSCAN', KEYS[1], ARGV[1], 'COUNT', ARGV[2])
 local found = {scan.err and '0' or scan[1]}
 
 local function look(name)
-  if redis.call('EXISTS', 'rq:wip:' .. name, 'rq:queue:' .. name .. ':intermediate', 'rqjobs:crashed:' .. name,
-      'rqjobs:seen:' .. name) > 0 then
+  if redis.call('EXISTS', 'rq:wip:' .. name, 'rq:queue:' .. name .. ':intermediate', 'rqjobs:crash-backoff:' .. name,
+      'rqjobs:sweep:intermediate:' .. name) > 0 then
     found[#found + 1] = name
   end
 end

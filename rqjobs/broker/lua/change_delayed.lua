@@ -1,6 +1,6 @@
 -- Cancel a delayed job, or give it another time.
 --
--- KEYS  1 job hash   2 scheduled   3 rqjobs:crashed:<queue>   4 canceled   5 the clock's channel
+-- KEYS  1 job hash   2 scheduled   3 rqjobs:crash-backoff:<queue>   4 canceled   5 the clock's channel
 -- ARGV  1 job id   2 "cancel", "at" or "in"   3 Unix seconds ("at"), or seconds from now ("in")
 --       4 seconds after which the clock looks by itself
 -- Promise: the job is canceled or has its new time, or it was not waiting for a time any more and nothing was done.

@@ -1,6 +1,6 @@
 -- Give a worker jobs to run: first what is in its hands without its knowledge, then new ones from its queues.
 --
--- KEYS  1 rqjobs:claims:<me>   2 rqjobs:workers   then the queues, in the order of their priority
+-- KEYS  1 rqjobs:claims:<me>   2 rqjobs:leases   then the queues, in the order of their priority
 -- ARGV  1 me   2 how many it wants   3 now, as RQ writes it   4 traceback for a job that cannot be read
 --       5 RQ's default failure_ttl   6 what the tokens begin with, never used before   7 its process,
 --       or ""   then the ids that it holds
@@ -15,13 +15,13 @@
 local claims, me, room, iso = KEYS[1], ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local lease = redis.pcall('ZSCORE', KEYS[2], me)  -- an error if somebody else wrote there
 if type(lease) ~= 'string' or tonumber(lease) <= clock() then return {'no lease'} end
-if ARGV[7] ~= '' and redis.pcall('HGET', 'rqjobs:worker:' .. me, 'process') ~= ARGV[7] then return {'no lease'} end
+if ARGV[7] ~= '' and redis.pcall('HGET', 'rqjobs:process:' .. me, 'process') ~= ARGV[7] then return {'no lease'} end
 if redis.call('EXISTS', 'rq:suspended') == 1 then return {'suspended'} end
 
 local held, taken = {}, {'ok'}
 for i = 8, #ARGV do held[ARGV[i]] = true end
 
-local WANTED = {status = true, data = true, origin = true, rqjobs_token = true, rqjobs_deaths = true,
+local WANTED = {status = true, data = true, origin = true, rqjobs_token = true, rqjobs_crashes = true,
   worker_name = true}
 
 -- Whether the job waits in another place than the one where its id was found, `queue`, or the claims if that is nil. Only
@@ -75,7 +75,7 @@ local function start(id, queue, job, from_queue)
   if job.origin ~= queue then redis.call('HSET', 'rq:job:' .. id, 'origin', queue) end
   redis.call('PERSIST', 'rq:job:' .. id)
   taken[#taken + 1] = {id, queue, token, job.fields}
-  room = job.rqjobs_deaths and 0 or room - 1
+  room = job.rqjobs_crashes and 0 or room - 1
   return id .. ':' .. token
 end
 
@@ -88,7 +88,7 @@ for _, id in ipairs(mine_before) do
     local queue = job.origin
     local before = queue and job.rqjobs_token  -- the reply that told of it was lost
     if not queue and not job.reason then job.reason = 'unreadable' end
-    if not job.reason and (room == 0 or job.rqjobs_deaths and #taken > 1) then
+    if not job.reason and (room == 0 or job.rqjobs_crashes and #taken > 1) then
       table.insert(surplus, 1, {id, queue, before})
     else
       if not job.reason then
@@ -113,7 +113,7 @@ for i = 3, #KEYS do
     local left, mine, jobs, unreadable = 0, {}, {}, {}
     for _, id in ipairs(ids) do
       local job = jobs[id] and {reason = 'held'} or look(id, queue)
-      if job.rqjobs_deaths and not job.reason then
+      if job.rqjobs_crashes and not job.reason then
         if #taken + #mine > 1 then
           room = 0
           break

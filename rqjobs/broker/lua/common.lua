@@ -116,7 +116,7 @@ end
 
 -- Why the holder of this token may not settle the job, if it may not; else nil, and whether it was canceled meanwhile.
 local function refusal(claims, queue, id, token)
-  local fields = read(id, 'rqjobs_token', 'rqjobs_settled', 'status', 'origin', 'worker_name')
+  local fields = read(id, 'rqjobs_token', 'rqjobs_settled_token', 'status', 'origin', 'worker_name')
   if not fields or (not fields[1] and not fields[3]) then
     drop(claims, queue, id, token)
     return 'gone'
@@ -158,7 +158,7 @@ end
 -- Into the scheduled set; the scheduler is told if the job is due sooner than it looks by itself.
 local function schedule(id, queue, due, look_seconds)
   redis.call('ZADD', 'rq:scheduled:' .. queue, due, id)
-  if tonumber(due) < clock() + tonumber(look_seconds) then redis.pcall('PUBLISH', 'rqjobs:clock:' .. queue, due) end
+  if tonumber(due) < clock() + tonumber(look_seconds) then redis.pcall('PUBLISH', 'rqjobs:wakeup:' .. queue, due) end
 end
 
 -- Put a job that is deferred behind parent `id` into its queue, or into the scheduled set if it was delayed too, unless it
@@ -190,12 +190,12 @@ end
 
 -- Put each job that is deferred behind this one, which ends `as` finished or failed, and behind nothing else that has not
 -- ended, into its queue; what RQ's `enqueue_dependents` does. More than a hundred would hold up everybody else: they are
--- noted in rqjobs:waking, for `enqueue_dependents.lua`. Returns whether they were.
+-- noted in rqjobs:ended-parents, for `enqueue_dependents.lua`. Returns whether they were.
 local function wake(id, as, iso, default_timeout)
   local dependents = 'rq:job:' .. id .. ':dependents'
   if redis.call('TYPE', dependents).ok ~= 'set' then return false end
-  if redis.call('SCARD', dependents) > 100 and fits('rqjobs:waking', 'set') then
-    redis.call('SADD', 'rqjobs:waking', id .. ':' .. as)
+  if redis.call('SCARD', dependents) > 100 and fits('rqjobs:ended-parents', 'set') then
+    redis.call('SADD', 'rqjobs:ended-parents', id .. ':' .. as)
     return true
   end
   for _, child in ipairs(members(dependents)) do wake_one(child, id, as, iso, default_timeout) end
@@ -215,17 +215,17 @@ local function bury(queue, id, worker, trace, iso, default_ttl)
   if own ~= '-1' then redis.call('EXPIRE', job, kept) end
   redis.pcall('XADD', results, 'MAXLEN', '~', 10, '*', 'type', 2, 'worker_name', worker, 'exc_string', trace)
   outlive_not(job, results)
-  if redis.call('EXISTS', job .. ':dependents') == 1 then redis.pcall('SADD', 'rqjobs:waking', id) end
+  if redis.call('EXISTS', job .. ':dependents') == 1 then redis.pcall('SADD', 'rqjobs:ended-parents', id) end
 end
 
 -- Add now to the deaths of a job; returns how many count, those within the last `window` seconds.
 local function count_death(id, window)
   local job, now, deaths = 'rq:job:' .. id, clock(), {}
-  for moment in string.gmatch(redis.call('HGET', job, 'rqjobs_deaths') or '', '%d+') do
+  for moment in string.gmatch(redis.call('HGET', job, 'rqjobs_crashes') or '', '%d+') do
     if tonumber(moment) > now - tonumber(window) then deaths[#deaths + 1] = moment end
   end
   deaths[#deaths + 1] = string.format('%d', now)
-  redis.call('HSET', job, 'rqjobs_deaths', table.concat(deaths, ','))
+  redis.call('HSET', job, 'rqjobs_crashes', table.concat(deaths, ','))
   return #deaths
 end
 

@@ -12,9 +12,9 @@
 -- Returns the ids of those that wait for other jobs.
 
 local OPTIONS = {'retries_left', 'retry_intervals', 'number_of_retries', 'enqueue_at_front_on_retry', 'repeats_left',
-  'repeat_intervals', 'rqjobs_chain', 'dependency_id', 'dependency_ids', 'allow_dependency_failures',
+  'repeat_intervals', 'rqjobs_repeat', 'dependency_id', 'dependency_ids', 'allow_dependency_failures',
   'enqueue_at_front', 'success_callback_timeout', 'failure_callback_timeout', 'stopped_callback_timeout', 'webhooks',
-  'ttl', 'result_ttl', 'failure_ttl', 'meta', 'result', 'exc_info', 'rqjobs_deaths'}
+  'ttl', 'result_ttl', 'failure_ttl', 'meta', 'result', 'exc_info', 'rqjobs_crashes'}
 
 local function forget(id, first, last)
   local job, dependencies, old, new = 'rq:job:' .. id, 'rq:job::' .. id .. ':dependencies', {}, {}

@@ -1,6 +1,6 @@
 -- Let the jobs run that waited for one which has ended: some of them at each call.
 --
--- KEYS  1 rqjobs:waking
+-- KEYS  1 rqjobs:ended-parents
 -- ARGV  1 the job's member there: its id, if it failed for a reason of our own, else "<id>:finished" or "<id>:failed", what
 --       it counts as (a job that repeats has ended for them, and is queued again)   2 now, as RQ writes it
 --       3 default timeout, seconds   4 where to go on, "0" to begin   5 about how many to look at

@@ -1,6 +1,6 @@
 -- Find jobs of schedules whose outcome is to be noted.
 --
--- KEYS  1 rqjobs:schedules:open
+-- KEYS  1 rqjobs:schedules:unfinished
 -- ARGV  1 where the last call ended, "0" at first   2 about so many jobs
 -- Promise: nothing is written.
 -- Returns where to go on ("0": that was all), then {job id, schedule, status, when it ended} of each that has ended or is

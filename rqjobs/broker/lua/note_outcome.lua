@@ -1,6 +1,6 @@
 -- Remember how the last job of a schedule ended.
 --
--- KEYS  1 schedule   2 its outcomes   3 rqjobs:schedules:open
+-- KEYS  1 schedule   2 its outcomes   3 rqjobs:schedules:unfinished
 -- ARGV  1 job id   2 how and when it ended
 -- Promise: nothing is left behind for a schedule that was deleted.
 

@@ -1,6 +1,6 @@
 -- Move the jobs of one queue that are due from the scheduled set into the queue.
 --
--- KEYS  1 scheduled   2 queue   3 rq:queues   4 rqjobs:crashed:<queue>   5 failed   6 rqjobs:missing:<queue>
+-- KEYS  1 scheduled   2 queue   3 rq:queues   4 rqjobs:crash-backoff:<queue>   5 failed   6 rqjobs:scheduled-without-job:<queue>
 --       7 the scheduler's lock
 -- ARGV  1 at most so many   2 now, as RQ writes it   3 default timeout, seconds
 --       4 seconds for which a due id without a job, or with one that runs or has ended, is kept, counted from when it was

@@ -1,6 +1,6 @@
 -- Take back everything that a dead worker, or a dead horse, had claimed.
 --
--- KEYS  1 rqjobs:claims:<it>   2 rqjobs:workers   3 rqjobs:worker:<it>   4 rq:worker:<it>   5 rq:workers
+-- KEYS  1 rqjobs:claims:<it>   2 rqjobs:leases   3 rqjobs:process:<it>   4 rq:worker:<it>   5 rq:workers
 --       then rq:workers:<queue> of each queue
 -- ARGV  1 its name   2 "dead" (its lease must have ended), "gone" (its process is provably not there), or "horse"
 --       (asked by the worker itself, whose horse died)   3 the id of the job that was running, "?" for the first in
@@ -40,12 +40,12 @@ for i = #ids, 1, -1 do
       bury(queue, id, name, ARGV[6], ARGV[8], ARGV[7])
       outcome = 'buried'
     elseif deaths > 0 and tonumber(ARGV[9]) > 0 and fits('rq:scheduled:' .. queue, 'zset')
-        and fits('rqjobs:crashed:' .. queue, 'zset') then
+        and fits('rqjobs:crash-backoff:' .. queue, 'zset') then
       redis.call('HSET', 'rq:job:' .. id, 'status', 'scheduled', 'started_at', '', 'worker_name', '')
       redis.call('HDEL', 'rq:job:' .. id, 'rqjobs_token')
       local due = clock() + tonumber(ARGV[9]) * 2 ^ (deaths - 1)
       redis.call('ZADD', 'rq:scheduled:' .. queue, due, id)
-      redis.call('ZADD', 'rqjobs:crashed:' .. queue, due, id)
+      redis.call('ZADD', 'rqjobs:crash-backoff:' .. queue, due, id)
       outcome = 'delayed'
     elseif put_back(queue, id) then
       outcome = 'requeued'
@@ -60,7 +60,7 @@ for i = #ids, 1, -1 do
   report[#report + 1] = outcome
 end
 if kind ~= 'horse' then
-  redis.pcall('ZADD', 'rqjobs:departed', string.format('%.3f', clock()), name)
+  redis.pcall('ZADD', 'rqjobs:retired-workers', string.format('%.3f', clock()), name)
   redis.call('ZREM', KEYS[2], name)
   redis.call('DEL', KEYS[3], KEYS[4])
   for i = 5, #KEYS do redis.pcall('SREM', KEYS[i], KEYS[4]) end

@@ -1,7 +1,7 @@
 -- Take one job out of a place where stock RQ left it and put it back at the front of its queue.
 --
 -- KEYS  1 intermediate   2 scheduled   3 deferred   4 wip   5 queue   6 executions   7 execution hash
---       8 rqjobs:workers   9 rq:worker:<owner>
+--       8 rqjobs:leases   9 rq:worker:<owner>
 -- ARGV  1 where it was found: "wip", "intermediate", or "stray" (in no place)   2 job id   3 its member in wip
 --       4 owner   5 queue's name   6 deaths after which it fails   7 seconds in which they count   8 its traceback
 --       9 RQ's default failure_ttl   10 now, as RQ writes it   11 for a stray, "1" if it was enqueued after its last end

@@ -1,6 +1,6 @@
 -- Put claimed jobs that have not begun back at the front of their queues, in their order.
 --
--- KEYS  1 rqjobs:claims:<me>   2 rqjobs:worker:<me>
+-- KEYS  1 rqjobs:claims:<me>   2 rqjobs:process:<me>
 -- ARGV  1 "all" (nobody runs any of them any more), "unknown" (those that came with a wake-up and that nobody has
 --       claimed yet), or "these"   2 its process, or ""   then, for "these", their tokens
 -- Promise: what is no longer in the claims (it was taken back), or carries another token (it was claimed again), is

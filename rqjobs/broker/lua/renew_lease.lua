@@ -1,6 +1,6 @@
 -- Renew a worker's lease, and write where the worker lives.
 --
--- KEYS  1 rqjobs:workers   2 rqjobs:worker:<name>
+-- KEYS  1 rqjobs:leases   2 rqjobs:process:<name>
 -- ARGV  1 worker's name   2 lease, seconds   3 "1" for the first beat   4-5 "process" and which process it is
 --       then more fields and values of where it lives
 -- Promise: a name belongs to one process as long as that process's lease lasts.

@@ -29,5 +29,5 @@ redis.call(ARGV[2] == 'front' and 'LPUSH' or 'RPUSH', KEYS[2], ARGV[1])
 redis.pcall('SADD', KEYS[3], KEYS[2])
 redis.call('ZREM', KEYS[4], ARGV[1])
 redis.pcall('ZREM', 'rqjobs:stopped:' .. string.sub(KEYS[4], 11), ARGV[1])
-redis.call('HDEL', KEYS[1], 'rqjobs_deaths', 'exc_info')
+redis.call('HDEL', KEYS[1], 'rqjobs_crashes', 'exc_info')
 return 'requeued'

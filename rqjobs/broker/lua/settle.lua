@@ -57,7 +57,7 @@ while at <= #ARGV do
   at = last + 1
 end
 
-redis.call('HSET', job, 'rqjobs_settled', token, 'rqjobs_token', '')
+redis.call('HSET', job, 'rqjobs_settled_token', token, 'rqjobs_token', '')
 drop(KEYS[1], queue, id, token)
 if canceled then return 'canceled' end
 local waking = ARGV[4] ~= '' and wake(id, ARGV[4], ARGV[5], ARGV[6])

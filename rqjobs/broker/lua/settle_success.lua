@@ -5,7 +5,7 @@
 --       9 seconds for which the result is kept, -1: for ever   10 until when that is, in RQ's registry
 --       11 "1" if it had dependencies   12 RQ's default timeout, seconds   13 the result as RQ stores it, if there is one
 -- Promise: as in settle.lua; and the jobs that waited for this one, and for nothing else, are in their queues, or, if they
--- are many, noted in rqjobs:waking.
+-- are many, noted in rqjobs:ended-parents.
 -- Returns as settle.lua.
 
 local id, queue, token, me, ttl = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[9])
@@ -14,7 +14,7 @@ if ttl >= 0 and not lifetime(ttl) then return redis.error_reply('ERR no such tim
 local reply, canceled = refusal(KEYS[1], queue, id, token)
 if reply then return reply end
 if canceled then
-  redis.call('HSET', job, 'rqjobs_settled', token, 'rqjobs_token', '')
+  redis.call('HSET', job, 'rqjobs_settled_token', token, 'rqjobs_token', '')
   drop(KEYS[1], queue, id, token)
   return 'canceled'
 end
@@ -39,7 +39,7 @@ if copied ~= 1 then
   end
 end
 
-redis.call('HSET', job, 'rqjobs_settled', token, 'rqjobs_token', '', 'status', 'finished', 'started_at', ARGV[5],
+redis.call('HSET', job, 'rqjobs_settled_token', token, 'rqjobs_token', '', 'status', 'finished', 'started_at', ARGV[5],
   'ended_at', ARGV[6])
 if ttl < 0 then
   redis.call('PERSIST', results)

@@ -16,11 +16,11 @@ from redis.exceptions import ResponseError
 
 from rqjobs import ScheduleError, catalog, connection, queues
 from rqjobs import schedules as stored
-from rqjobs.broker import scripts
+from rqjobs.broker import keys, scripts
 from rqjobs.broker.keys import decode
 from rqjobs.scheduler import SCHEDULES_LOCK
 from rqjobs.schedules.rules import Rule
-from rqjobs.schedules.store import SCHEDULES, Schedule, read
+from rqjobs.schedules.store import Schedule, read
 from rqjobs.web.auth import back, page, pages
 from rqjobs.web.forms import fields as forms
 from rqjobs.web.forms import rule as ruleform
@@ -71,7 +71,7 @@ def _list(
 
 def _table() -> dict[str, Any]:
     client = connection.client()
-    known = scripts.read_together(client, [("ZRANGE", SCHEDULES, 0, -1)])[0]
+    known = scripts.read_together(client, [("ZRANGE", keys.SCHEDULES, 0, -1)])[0]
     names = sorted(map(decode, known)) if isinstance(known, list) else []
     number, pages = part(len(names), PER_PAGE)
     shown = names[(number - 1) * PER_PAGE : number * PER_PAGE]
@@ -144,7 +144,7 @@ def _find(name: str) -> Schedule | None:
 
 def _is_known(name: str) -> bool:
     return isinstance(
-        scripts.read_together(connection.client(), [("ZSCORE", SCHEDULES, name)])[0], float
+        scripts.read_together(connection.client(), [("ZSCORE", keys.SCHEDULES, name)])[0], float
     )
 
 
