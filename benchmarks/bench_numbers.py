@@ -106,7 +106,7 @@ def waited(here: Stage, jobs: list[Any], since: Callable[[Any], float]) -> str:
 def schedules(here: Stage) -> None:
     """10,000 schedules, none due."""
     for number in range(SCHEDULES):
-        every(days=365).add(f"customer-{number}", nothing)
+        rqjobs.schedules.add(f"customer-{number}", every(days=365), nothing)
     with worker(here, "default", options=("--with-scheduler",)) as process:
         idle(here, process, f"{SCHEDULES:,} schedules")
         jobs, dues = [], {}

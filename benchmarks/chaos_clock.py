@@ -25,7 +25,9 @@ class Ticking:
         self.server = server
         self.first = {}
         for name, rule in RULES.items():
-            made = rule.add(name, chaos_jobs.work, 0.01, result_ttl=FOREVER, failure_ttl=FOREVER)
+            made = schedules.add(
+                name, rule, chaos_jobs.work, 0.01, result_ttl=FOREVER, failure_ttl=FOREVER
+            )
             self.first[name] = int(made.next.timestamp())
 
     def stop(self, load: Load) -> list[str]:

@@ -162,10 +162,10 @@ class Queue(rq.Queue):
             transitions.publish_due(self.connection, self.name, due)
 
     def enqueue(self, f: Any, *args: Any, **kwargs: Any) -> Any:
-        return super().enqueue(f, **_split(f, args, kwargs))
+        return super().enqueue(f, **split_options(f, args, kwargs))
 
     def enqueue_at(self, datetime: datetime, f: Any, *args: Any, **kwargs: Any) -> Any:
-        return super().enqueue_at(datetime, f, **_split(f, args, kwargs))
+        return super().enqueue_at(datetime, f, **split_options(f, args, kwargs))
 
     def enqueue_in(self, time_delta: timedelta, func: Any, *args: Any, **kwargs: Any) -> Any:
         moment = datetime.fromtimestamp(scripts.redis_time(self.connection), timezone.utc)
@@ -312,7 +312,7 @@ RQ_OPTIONS = frozenset(
 )
 
 
-def _split(function: Any, args: tuple[Any, ...], given: dict[str, Any]) -> dict[str, Any]:
+def split_options(function: Any, args: tuple[Any, ...], given: dict[str, Any]) -> dict[str, Any]:
     """What is given to `enqueue`, with the function's own arguments apart: `args`, `kwargs`, and RQ's options.
 
     Raises:
@@ -386,14 +386,14 @@ def enqueue(function: Any, /, *args: Any, **kwargs: Any) -> Any:
     in Redis. Raises as `Queue.create_job` does, and then nothing was stored; a TypeError also if an option is called
     like a parameter of the function (pass those as `args=(…), kwargs={…}`).
     """
-    return queue_for(function).enqueue(function, **_split(function, args, kwargs))
+    return queue_for(function).enqueue(function, **split_options(function, args, kwargs))
 
 
 def enqueue_in(delay: timedelta | float, function: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Like `enqueue`, but not before `delay` (a timedelta, or seconds) has passed."""
     if not isinstance(delay, timedelta):
         delay = timedelta(seconds=delay)
-    return queue_for(function).enqueue_in(delay, function, **_split(function, args, kwargs))
+    return queue_for(function).enqueue_in(delay, function, **split_options(function, args, kwargs))
 
 
 def enqueue_at(moment: datetime, function: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -402,7 +402,7 @@ def enqueue_at(moment: datetime, function: Any, /, *args: Any, **kwargs: Any) ->
         raise TypeError(
             f"enqueue_at takes a datetime first, not {moment!r}; for a delay there is enqueue_in"
         )
-    return queue_for(function).enqueue_at(moment, function, **_split(function, args, kwargs))
+    return queue_for(function).enqueue_at(moment, function, **split_options(function, args, kwargs))
 
 
 def enqueue_many(calls: Iterable[tuple[Any, ...] | EnqueueData]) -> list[Any]:

@@ -299,7 +299,7 @@ def test_a_schedule_from_its_form_to_its_end(at_home, site, worker, eventually, 
     fill("arg.text", HOSTILE)
     fill("line", "0 6 * * mon-fry")  # and that selects cron
     browser.find_element(By.CSS_SELECTOR, "#rule button.primary").click()
-    eventually(lambda: "character 13" in shown(browser, "#line-error"), what="the error")
+    eventually(lambda: "field 5" in shown(browser, "#line-error"), what="the error")
     assert browser.find_element(By.ID, "arg.text").get_attribute("value") == HOSTILE
     fill("line", "0 6 1 1 *")
     fill("tz", "UTC")

@@ -8,6 +8,7 @@ from click.testing import CliRunner
 
 import rqjobs
 from rqjobs import cli, every, schedules
+from rqjobs.schedules.describe import describe
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def test_add_list_show_and_remove(run):
         "1m30s",
         "--no-overlap",
     )
-    assert code == 0 and "at 06:00 on Monday to Friday (Europe/Berlin); only when" in output
+    assert code == 0 and "at 06:00 on Monday through Friday (Europe/Berlin); only when" in output
     found = schedules.get("six")
     assert (found.args, found.kwargs, found.fields[b"timeout"]) == (["Ada"], {"number": 3}, b"90")
     code, output = run("schedules")
@@ -68,7 +69,7 @@ def test_a_name_that_there_is_is_refused_or_replaced(run):
 
 
 def test_pause_resume_run_and_what_cannot_be_done(run):
-    every(hours=1).add("one", faults.note)
+    schedules.add("one", every(hours=1), faults.note)
     assert (
         run("schedules", "pause", "one") == (0, "one: paused\n")
         and schedules.get("one").state == "paused"
@@ -83,17 +84,17 @@ def test_pause_resume_run_and_what_cannot_be_done(run):
 
 
 def test_edit_changes_what_is_given(run):
-    every(hours=1, overlap=False).add("one", faults.note, "a")
+    schedules.add("one", every(hours=1, overlap=False), faults.note, "a")
     code, output = run("schedules", "edit", "one", "--every", "90m")
     assert code == 0 and "every 90 minutes; only when" in output
     assert schedules.get("one").args == ["a"]
     run("schedules", "edit", "one", "b", "--cron", "@daily", "--tz", "Asia/Tokyo")
     found = schedules.get("one")
-    assert found.args == ["b"] and found.sentence.startswith(
-        "every day at 00:00 (Asia/Tokyo); only when"
+    assert found.args == ["b"] and describe(found.rule).startswith(
+        "at 00:00 every day (Asia/Tokyo); only when"
     )
     run("schedules", "edit", "one", "--tz", "UTC", "--overlap")
-    assert schedules.get("one").sentence == "every day at 00:00 (UTC)"
+    assert describe(schedules.get("one").rule) == "at 00:00 every day (UTC)"
     revision = schedules.get("one").revision
     assert run("schedules", "edit", "nobody")[0] == 1
     run("schedules", "edit", "one", "--queue", "low")
@@ -102,7 +103,7 @@ def test_edit_changes_what_is_given(run):
 
 
 def test_edit_of_one_term_leaves_the_seconds_of_an_every(run):
-    every(minutes=5).add("one", faults.note)
+    schedules.add("one", every(minutes=5), faults.note)
     for change in (["--no-overlap"], ["--missed", "all"], ["--jitter", "5s"], ["--times", "5"]):
         assert run("schedules", "edit", "one", *change)[0] == 0
     assert schedules.get("one").rule == every(
@@ -120,7 +121,7 @@ def test_edit_of_one_term_leaves_the_seconds_of_an_every(run):
     ("arguments", "code", "words"),
     [
         (["--every", "99999999999w"], 1, "takes a whole number of seconds"),
-        (["--cron", "0 25 * * *"], 1, "character 3 (field 2, hour): '25' is wrong"),
+        (["--cron", "0 25 * * *"], 1, "field 2 (hour): '25' is wrong"),
         (["--cron", "@daily", "--tz", "Europe/Berln"], 1, "did you mean 'Europe/Berlin'"),
         (["--every", "5"], 2, "write it like 90s, 5m"),
         ([], 2, "say when"),

@@ -163,7 +163,7 @@ def declare(redis, names):
         "schedules": [
             {
                 "name": name,
-                "rule": every(days=400).dump(),
+                "rule": every(days=400).to_json(),
                 "function": made.function,
                 "queue": made.queue,
                 "digest": made.digest,
@@ -181,7 +181,7 @@ def test_a_scheduler_that_has_nothing_to_do_reads_no_schedule_and_asks_once_for_
     redis, scheduler, round_trips
 ):
     """It read all of them each two seconds, and asked for each queue each second: delayed jobs were 8.7 s late."""
-    every(days=400).add("added", faults.note)
+    schedules.add("added", every(days=400), faults.note)
     declare(redis, [f"s{number}" for number in range(300)])
     turn(scheduler)
     assert redis.zcard("rqjobs:schedules") == 301
@@ -196,7 +196,7 @@ def test_a_scheduler_that_has_nothing_to_do_reads_no_schedule_and_asks_once_for_
 def test_what_is_declared_or_was_removed_is_compared_at_once_and_a_stranger_s_change_after_a_while(
     redis, scheduler, monkeypatch
 ):
-    every(days=400).add("mine", faults.note)
+    schedules.add("mine", every(days=400), faults.note)
     declare(redis, ["mine", "theirs"])
     ticker_look(scheduler)
     assert (schedules.get("mine").source, schedules.get("theirs").source) == ("added", "code")
@@ -237,7 +237,7 @@ def test_a_delayed_job_does_not_wait_until_thousands_of_schedules_are_compared(r
 
 
 def test_outcomes_are_noted_of_what_has_ended_only(redis, round_trips):
-    every(days=400).add("many", faults.note)
+    schedules.add("many", every(days=400), faults.note)
     ids = [schedules.run_now("many").id for _ in range(20)]
     redis.hset("rqjobs:schedules:unfinished", mapping=dict.fromkeys(ids, "many"))
     redis.hset(

@@ -78,7 +78,7 @@ def odd(redis):
     job = rqjobs.queue("odd").enqueue(faults.ok, job_id="odd")
     redis.hset(job.key, mapping={"worker_name": "odd", "rqjobs_token": "t"})
     rqjobs.queue("odd").enqueue(faults.ok)
-    every(hours=1).add("odd", faults.note)
+    schedules.add("odd", every(hours=1), faults.note)
     redis.zadd("rqjobs:schedules", {"odd": 1})
 
 
@@ -264,7 +264,7 @@ def test_a_lock_without_an_end_or_for_years_is_nobody_s(redis, key, seconds):
 @pytest.mark.parametrize("moment", [-62135596800, -1, 253402300799, 10**15])
 def test_a_schedule_whose_next_tick_is_of_another_age_stops_no_other(redis, moment):
     for name in ("odd", "fine"):
-        every(hours=1).add(name, faults.note)
+        schedules.add(name, every(hours=1), faults.note)
         redis.hset(f"rqjobs:schedule:{name}", "next", int(redis.time()[0]) // 3600 * 3600 - 3600)
         redis.zadd("rqjobs:schedules", {name: 1})
     redis.hset("rqjobs:schedule:odd", "next", moment)
@@ -276,7 +276,7 @@ def test_a_schedule_whose_next_tick_is_of_another_age_stops_no_other(redis, mome
 @pytest.mark.parametrize("source", ["code", "added"])
 def test_a_schedule_whose_revision_is_no_text_can_be_removed(redis, source):
     """`remove` asked for the revision again for ever, and the one of the code was never stored anew."""
-    every(hours=1).add("odd", faults.ok)
+    schedules.add("odd", every(hours=1), faults.ok)
     redis.hset("rqjobs:schedule:odd", mapping={"revision": b"\xff", "source": source})
     if source == "added":
         schedules.remove("odd")
@@ -288,7 +288,7 @@ def test_a_schedule_whose_revision_is_no_text_can_be_removed(redis, source):
 def test_a_rule_and_a_declaration_of_millions_of_parts_are_not_read(redis, monkeypatch, caplog):
     """14 MB of brackets took 340 MB of the web app's memory, and of the scheduler's."""
     brackets = b"[" + b"[]," * 2_000_000 + b"[]]"
-    every(hours=1).add("odd", faults.ok)
+    schedules.add("odd", every(hours=1), faults.ok)
     redis.hset("rqjobs:schedule:odd", "rule", b'{"seconds": ' + brackets + b"}")
     redis.zadd(keys.LEASES, {"odd": redis.time()[0] + 15})
     redis.hset(keys.SCHEDULES_DECLARED, "odd", b'{"started": 1, "schedules": ' + brackets + b"}")

@@ -16,6 +16,8 @@ from rqjobs.broker import scripts
 from rqjobs.broker.keys import SCHEDULES
 from rqjobs.maintenance import audit
 from rqjobs.schedules import NoSuchSchedule, history, ticker
+from rqjobs.schedules.describe import describe
+from rqjobs.schedules.rules import MISSED_MAX_TICKS
 from rqjobs.schedules.store import enqueue_ticks, jitter
 
 
@@ -38,7 +40,7 @@ def ids(queue="default"):
 
 
 def test_a_tick_makes_one_job_whose_id_names_it(redis):
-    made = every(hours=1).add("hourly", faults.note, "a", number=2, job_timeout=33)
+    made = schedules.add("hourly", every(hours=1), faults.note, "a", number=2, job_timeout=33)
     assert (made.name, made.function, made.queue, made.state, made.source) == (
         "hourly",
         "faults.note",
@@ -77,8 +79,14 @@ def test_its_job_is_as_an_enqueued_one(redis):
     enqueued = rqjobs.enqueue(
         faults.urgent, 5, retry=Retry(max=2, interval=[1, 2]), meta={"a": 1}, ttl=500
     )
-    every(hours=1).add(
-        "same", faults.urgent, 5, retry=Retry(max=2, interval=[1, 2]), meta={"a": 1}, ttl=500
+    schedules.add(
+        "same",
+        every(hours=1),
+        faults.urgent,
+        5,
+        retry=Retry(max=2, interval=[1, 2]),
+        meta={"a": 1},
+        ttl=500,
     )
     job = schedules.run_now("same")
     theirs, ours = redis.hgetall(enqueued.key), redis.hgetall(job.key)
@@ -94,7 +102,7 @@ def test_its_job_is_as_an_enqueued_one(redis):
     ("missed", "count", "lost"), [("once", 1, 5), ("all", 6, 0), ("skip", 0, 6)]
 )
 def test_ticks_that_were_missed(redis, missed, count, lost):
-    every(hours=1, missed=missed).add("hourly", faults.note)
+    schedules.add("hourly", every(hours=1, missed=missed), faults.note)
     back(redis, "hourly", 6 * 3600)
     ticker.run_due(redis)
     found = schedules.get("hourly")
@@ -104,9 +112,9 @@ def test_ticks_that_were_missed(redis, missed, count, lost):
 
 def test_skip_makes_a_job_of_each_tick_that_is_at_most_ten_seconds_late():
     rule = every(seconds=1, missed="skip")
-    assert ticker.due_ticks(rule, "quick", 1000, 1060.5) == (list(range(1051, 1061)), 1060)
-    assert ticker.due_ticks(rule, "quick", 1058, 1060.5) == ([1058, 1059, 1060], 1060)
-    assert ticker.due_ticks(every(seconds=60, missed="skip"), "slow", 600, 971.0) == ([], 960)
+    assert ticker.due_ticks(rule, "quick", 1000, 1060.5) == (list(range(1051, 1061)), 1060, 51)
+    assert ticker.due_ticks(rule, "quick", 1058, 1060.5) == ([1058, 1059, 1060], 1060, 0)
+    assert ticker.due_ticks(every(seconds=60, missed="skip"), "slow", 600, 971.0) == ([], 960, 7)
     shaken = every(seconds=60, missed="skip", jitter=59)
     due = 600 + jitter(shaken, "shaken", 600)
     assert ticker.due_ticks(shaken, "shaken", 600, due + 9.9)[0][:1] == [600]
@@ -114,7 +122,7 @@ def test_skip_makes_a_job_of_each_tick_that_is_at_most_ten_seconds_late():
 
 
 def test_skip_counts_what_makes_no_job(redis):
-    every(seconds=5, missed="skip").add("quick", faults.note)
+    schedules.add("quick", every(seconds=5, missed="skip"), faults.note)
     back(redis, "quick", 60)
     ticker.run_due(redis)
     found = schedules.get("quick")
@@ -128,15 +136,15 @@ def test_skip_counts_what_makes_no_job(redis):
 def test_what_takes_long_goes_on_at_the_next_look(redis):
     """A clock that was blocked for seconds lost its locks, and moved no delayed job."""
     for name in ("first", "second"):
-        cron("* * * * *").add(name, faults.note)
+        schedules.add(name, cron("* * * * *"), faults.note)
         back(redis, name, 7 * 86_400)
     assert ticker.run_due(redis, seconds=-1) <= scripts.redis_time(redis) and len(ids()) == 1
     ticker.run_due(redis, seconds=-1)
-    assert len(ids()) == 2 and schedules.get("second").missed in (7 * 1440 - 1, 7 * 1440)
+    assert len(ids()) == 2 and schedules.get("second").missed == MISSED_MAX_TICKS
 
 
 def test_all_makes_up_for_a_thousand_at_most(redis):
-    every(minutes=1, missed="all").add("busy", faults.note)
+    schedules.add("busy", every(minutes=1, missed="all"), faults.note)
     back(redis, "busy", 60 * 1500)
     ticker.run_due(redis)
     found = schedules.get("busy")
@@ -150,7 +158,7 @@ def test_all_makes_up_for_a_thousand_at_most(redis):
 
 @pytest.mark.parametrize("status", ["queued", "started", "scheduled", "deferred"])
 def test_no_overlap_while_a_job_before_has_not_ended(redis, status):
-    every(hours=1, overlap=False).add("alone", faults.note)
+    schedules.add("alone", every(hours=1, overlap=False), faults.note)
     back(redis, "alone", 3600)
     ticker.run_due(redis)
     (first,) = ids()
@@ -171,13 +179,13 @@ def test_no_overlap_while_a_job_before_has_not_ended(redis, status):
 
 
 def test_it_ends_after_its_times_and_at_its_end(redis):
-    every(hours=1, times=2, missed="all").add("twice", faults.note)
+    schedules.add("twice", every(hours=1, times=2, missed="all"), faults.note)
     assert len(schedules.get("twice").upcoming(5)) == 2
     back(redis, "twice", 5 * 3600)
     ticker.run_due(redis)
     found = schedules.get("twice")
     assert (found.state, found.made, found.next, found.upcoming()) == ("ended", 2, None, [])
-    over = every(hours=1, end=datetime(2020, 1, 1)).add("over", faults.note)
+    over = schedules.add("over", every(hours=1, end=datetime(2020, 1, 1)), faults.note)
     assert over.state == "ended"
     with pytest.raises(ScheduleError, match="is ended"):
         schedules.pause("twice")
@@ -189,21 +197,17 @@ def test_jitter_moves_the_job_and_not_the_tick(redis):
     rule = every(hours=1, jitter=600)
     waits = {jitter(rule, "shaken", tick * 3600) for tick in range(100)}
     assert len(waits) > 90 and all(0 <= wait < 600 for wait in waits)
-    found = rule.add("shaken", faults.note)
+    found = schedules.add("shaken", rule, faults.note)
     wait = jitter(rule, "shaken", int(found.next.timestamp()))
     assert found.due == found.next + timedelta(seconds=wait)
     first = int(found.next.timestamp()) - 7200
-    assert ticker.due_ticks(
-        rule, "shaken", first, first + jitter(rule, "shaken", first) - 0.001
-    ) == ([], None)
-    assert ticker.due_ticks(rule, "shaken", first, first + jitter(rule, "shaken", first)) == (
-        [first],
-        first,
-    )
+    due = first + jitter(rule, "shaken", first)
+    assert ticker.due_ticks(rule, "shaken", first, due - 0.001) == ([], None, 0)
+    assert ticker.due_ticks(rule, "shaken", first, due) == ([first], first, 0)
 
 
 def test_another_jitter_moves_the_next_job_and_drops_no_tick(redis):
-    every(hours=1).add("shaken", faults.note)
+    schedules.add("shaken", every(hours=1), faults.note)
     found = schedules.edit("shaken", rule=every(hours=1, jitter=600))
     tick = int(found.next.timestamp())
     assert found.due.timestamp() == pytest.approx(
@@ -221,7 +225,7 @@ def test_another_jitter_moves_the_next_job_and_drops_no_tick(redis):
 
 
 def test_other_times_begin_anew_with_all_their_times(redis):
-    every(hours=1, times=1).add("once", faults.note)
+    schedules.add("once", every(hours=1, times=1), faults.note)
     back(redis, "once", 3600)
     ticker.run_due(redis)
     assert schedules.get("once").state == "ended"
@@ -234,7 +238,7 @@ def test_other_times_begin_anew_with_all_their_times(redis):
 
 def test_a_tick_is_made_once_however_many_tick_at_once(redis):
     for number in range(20):
-        every(hours=1, missed="all").add(f"s{number}", faults.note)
+        schedules.add(f"s{number}", every(hours=1, missed="all"), faults.note)
         back(redis, f"s{number}", 5 * 3600)
     threads = [threading.Thread(target=lambda: ticker.run_due(redis)) for _ in range(8)]
     for thread in threads:
@@ -246,7 +250,7 @@ def test_a_tick_is_made_once_however_many_tick_at_once(redis):
 
 
 def test_a_reply_that_was_lost_makes_no_second_job(redis):
-    found = every(hours=1).add("cut", faults.note)
+    found = schedules.add("cut", every(hours=1), faults.note)
     tick = back(redis, "cut", 3600)
     calls = [
         enqueue_ticks(
@@ -274,7 +278,7 @@ def test_a_reply_that_was_lost_makes_no_second_job(redis):
 
 def test_more_than_one_look_takes_are_dealt_with_in_several(redis, eventually):
     for number in range(ticker.TICK_BATCH_SCHEDULES + 5):
-        every(hours=1).add(f"s{number}", faults.note)
+        schedules.add(f"s{number}", every(hours=1), faults.note)
         back(redis, f"s{number}", 3600)
     assert ticker.run_due(redis) < scripts.redis_time(redis)  # look again at once
     eventually(
@@ -284,7 +288,7 @@ def test_more_than_one_look_takes_are_dealt_with_in_several(redis, eventually):
 
 
 def test_pause_resume_and_run_now(redis):
-    every(hours=1, missed="all").add("rests", faults.note)
+    schedules.add("rests", every(hours=1, missed="all"), faults.note)
     schedules.pause("rests")
     schedules.pause("rests")
     found = schedules.get("rests")
@@ -300,8 +304,9 @@ def test_pause_resume_and_run_now(redis):
 
 
 def test_edit_changes_what_is_given_and_keeps_the_rest(redis):
-    every(hours=1).add(
+    schedules.add(
         "edited",
+        every(hours=1),
         faults.note,
         "a",
         job_timeout=33,
@@ -346,12 +351,12 @@ def test_edit_changes_what_is_given_and_keeps_the_rest(redis):
 
 def test_adding_it_again_changes_nothing_or_what_differs(redis):
     """A program that adds its schedules at each start: its second start was an error."""
-    first = every(hours=1).add("hourly", faults.note, "a", number=2)
+    first = schedules.add("hourly", every(hours=1), faults.note, "a", number=2)
     back(redis, "hourly", 3600)
     ticker.run_due(redis)
-    again = every(hours=1).add("hourly", faults.note, "a", number=2)
+    again = schedules.add("hourly", every(hours=1), faults.note, "a", number=2)
     assert (again.revision, again.made, again.next) == (first.revision, 1, first.next)
-    other_job = every(hours=1).add("hourly", faults.note, "b")
+    other_job = schedules.add("hourly", every(hours=1), faults.note, "b")
     assert (other_job.args, other_job.kwargs, other_job.made) == (["b"], {}, 1)
     assert (
         other_job.next == first.next
@@ -359,36 +364,36 @@ def test_adding_it_again_changes_nothing_or_what_differs(redis):
         and len(schedules.runs("hourly")) == 1
     )
     schedules.pause("hourly")
-    other_rule = cron("@daily").add("hourly", faults.note, "b")
-    assert (other_rule.state, other_rule.made, other_rule.sentence) == (
+    other_rule = schedules.add("hourly", cron("@daily"), faults.note, "b")
+    assert (other_rule.state, other_rule.made, describe(other_rule.rule)) == (
         "paused",
         1,
-        "every day at 00:00 (UTC)",
+        "at 00:00 every day (UTC)",
     )
-    assert cron("@daily").add("hourly", faults.note, "b").state == "paused"
+    assert schedules.add("hourly", cron("@daily"), faults.note, "b").state == "paused"
     with pytest.raises(ScheduleError, match="there is a schedule 'hourly' already"):
         schedules.add("hourly", every(hours=2), faults.note, replace=False)
     redis.hset("rqjobs:schedule:hourly", "rule", "nonsense")
     with pytest.raises(ScheduleError, match="cannot be read; remove it"):
-        every(hours=1).add("hourly", faults.note)
+        schedules.add("hourly", every(hours=1), faults.note)
 
 
 def test_equal_sets_are_one_argument(redis):
     """They come in the order in which they were filled, or that of another process's hashes."""
     one, other = {0, 8}, {8, 0}
     assert list(one) != list(other)
-    first = every(hours=1).add("sets", faults.note, one)
-    assert every(hours=1).add("sets", faults.note, other).revision == first.revision
+    first = schedules.add("sets", every(hours=1), faults.note, one)
+    assert schedules.add("sets", every(hours=1), faults.note, other).revision == first.revision
 
 
 def test_one_that_the_code_declares_is_taken_over_only_when_it_is_declared_no_more(redis):
-    every(hours=1).add("hourly", faults.note)
+    schedules.add("hourly", every(hours=1), faults.note)
     redis.hset("rqjobs:schedule:hourly", "source", "code")
     with pytest.raises(ScheduleError, match="is declared in the code: change it there"):
-        every(hours=2).add("hourly", faults.note)
+        schedules.add("hourly", every(hours=2), faults.note)
     redis.hset("rqjobs:schedule:hourly", mapping={"state": "withdrawn", "before": "active"})
     redis.zadd(SCHEDULES, {"hourly": "+inf"})
-    found = every(hours=1).add("hourly", faults.note)
+    found = schedules.add("hourly", every(hours=1), faults.note)
     assert (found.source, found.state) == ("added", "active") and found.due == found.next
 
 
@@ -399,7 +404,7 @@ def test_programs_that_add_it_at_once_leave_one_of_theirs(redis):
     def add(rule):
         try:
             for _ in range(5):
-                rule.add("shared", faults.note, rule.seconds)
+                schedules.add("shared", rule, faults.note, rule.seconds)
         except Exception as error:
             errors.append(error)
 
@@ -414,7 +419,7 @@ def test_programs_that_add_it_at_once_leave_one_of_theirs(redis):
 
 def test_remove_leaves_its_jobs_and_nothing_else_and_a_second_one_makes_no_old_id(redis):
     rule = every(hours=1)
-    rule.add("gone", faults.note)
+    schedules.add("gone", rule, faults.note)
     back(redis, "gone", 3600)
     ticker.run_due(redis)
     schedules.remove("gone")
@@ -423,7 +428,7 @@ def test_remove_leaves_its_jobs_and_nothing_else_and_a_second_one_makes_no_old_i
         b"rqjobs:schedules:announced",
         b"rqjobs:schedules:revision",
     ]
-    rule.add("gone", faults.note)
+    schedules.add("gone", rule, faults.note)
     back(redis, "gone", 3600)
     ticker.run_due(redis)
     assert len(set(ids())) == 2
@@ -441,19 +446,19 @@ def test_remove_leaves_its_jobs_and_nothing_else_and_a_second_one_makes_no_old_i
 @pytest.mark.parametrize(
     ("make", "error"),
     [
-        (lambda: every(hours=1).add("bad name", faults.note), ScheduleError),
-        (lambda: every(hours=1).add("x", print), NotAJob),
-        (lambda: every(hours=1).add("x", "os.system", "true"), NotAJob),
-        (lambda: every(hours=1).add("x", faults.add), TypeError),
-        (lambda: every(hours=1).add("x", faults.note, object()), PayloadError),
-        (lambda: every(hours=1).add("x", faults.note, job_id="mine"), ScheduleError),
+        (lambda: schedules.add("bad name", every(hours=1), faults.note), ScheduleError),
+        (lambda: schedules.add("x", every(hours=1), print), NotAJob),
+        (lambda: schedules.add("x", every(hours=1), "os.system", "true"), NotAJob),
+        (lambda: schedules.add("x", every(hours=1), faults.add), TypeError),
+        (lambda: schedules.add("x", every(hours=1), faults.note, object()), PayloadError),
+        (lambda: schedules.add("x", every(hours=1), faults.note, job_id="mine"), ScheduleError),
         (lambda: schedules.add("x", "every hour", faults.note), ScheduleError),
-        (lambda: schedules.add("x", every(hours=1), faults.note, tiemout=5), ScheduleError),
+        (lambda: schedules.add("x", every(hours=1), faults.note, tiemout=5), TypeError),
         (lambda: schedules.add("taken", every(hours=1), faults.note, replace=False), ScheduleError),
     ],
 )
 def test_what_cannot_be_is_refused_and_nothing_is_stored(redis, make, error):
-    every(hours=1).add("taken", faults.note)
+    schedules.add("taken", every(hours=1), faults.note)
     with pytest.raises(error):
         make()
     assert [found.name for found in schedules.all()] == ["taken"]
@@ -461,8 +466,8 @@ def test_what_cannot_be_is_refused_and_nothing_is_stored(redis, make, error):
 
 def test_runs_are_remembered_with_their_outcomes_after_the_jobs_are_gone(worker, redis, eventually):
     worker()
-    every(hours=1).add("good", faults.note, result_ttl=1)
-    every(hours=1).add("bad", faults.boom)
+    schedules.add("good", every(hours=1), faults.note, result_ttl=1)
+    schedules.add("bad", every(hours=1), faults.boom)
     good, bad = schedules.run_now("good"), schedules.run_now("bad")
     eventually(lambda: bad.get_status() == JobStatus.FAILED)
     eventually(lambda: not redis.exists(good.key))
@@ -481,9 +486,9 @@ def test_runs_are_remembered_with_their_outcomes_after_the_jobs_are_gone(worker,
 
 
 def test_what_a_stranger_wrote_stops_no_other_schedule(redis):
-    every(hours=1).add("fine", faults.note)
-    every(hours=1).add("broken", faults.note)
-    every(hours=1).add("jobless", faults.note)
+    schedules.add("fine", every(hours=1), faults.note)
+    schedules.add("broken", every(hours=1), faults.note)
+    schedules.add("jobless", every(hours=1), faults.note)
     schedules.add("wrong", every(hours=1), faults.note, queue="low")
     for name in ("fine", "broken", "jobless", "wrong"):
         back(redis, name, 3600)
@@ -515,7 +520,7 @@ def test_what_a_stranger_wrote_stops_no_other_schedule(redis):
 )
 def test_a_key_of_the_wrong_type_repeats_no_tick_and_stops_no_other(redis, key, made):
     schedules.add("odd", every(hours=1), faults.note, queue="low")
-    every(hours=1).add("fine", faults.note)
+    schedules.add("fine", every(hours=1), faults.note)
     for name in ("odd", "fine"):
         back(redis, name, 3600)
     redis.set(key, "somebody else's")
@@ -541,7 +546,7 @@ def test_a_key_of_the_wrong_type_repeats_no_tick_and_stops_no_other(redis, key, 
 
 
 def test_names_that_are_no_text_stop_no_schedule_and_are_told_once(redis, caplog):
-    every(hours=1).add("fine", faults.note)
+    schedules.add("fine", every(hours=1), faults.note)
     back(redis, "fine", 3600)
     redis.zadd(SCHEDULES, {b"\xff%d" % number: 1 for number in range(ticker.TICK_BATCH_SCHEDULES)})
     ticker.run_due(redis)
@@ -565,7 +570,7 @@ def test_names_that_are_no_text_stop_no_schedule_and_are_told_once(redis, caplog
 def test_a_schedule_that_cannot_be_read_stops_no_other_and_can_be_removed(redis, field, value):
     """A number without end in one of them stopped the clock; an empty revision hung whoever paused it."""
     for name in ("hostile", "good"):
-        every(hours=1).add(name, faults.note)
+        schedules.add(name, every(hours=1), faults.note)
         back(redis, name, 3600)
     redis.hset("rqjobs:schedule:hostile", field, value)
     ticker.run_due(redis)

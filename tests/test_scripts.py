@@ -192,7 +192,7 @@ def sweeping(redis):
 
 
 def ticking(redis):
-    every(hours=1).add("hourly", faults.ok)
+    schedules.add("hourly", every(hours=1), faults.ok)
     tick = int(redis.hget("rqjobs:schedule:hourly", "next")) - 3600
     redis.hset("rqjobs:schedule:hourly", "next", tick)
     redis.zadd(keys.SCHEDULES, {"hourly": tick})
@@ -200,21 +200,21 @@ def ticking(redis):
 
 
 def running_now(redis):
-    every(hours=1).add("hourly", faults.ok)
+    schedules.add("hourly", every(hours=1), faults.ok)
     return lambda: schedules.run_now("hourly")
 
 
 def scheduling(redis):
-    return lambda: every(hours=1).add("hourly", faults.ok)
+    return lambda: schedules.add("hourly", every(hours=1), faults.ok)
 
 
 def changing(redis):
-    every(hours=1).add("hourly", faults.ok)
+    schedules.add("hourly", every(hours=1), faults.ok)
     return lambda: schedules.edit("hourly", rule=every(hours=2))
 
 
 def removing(redis):
-    every(hours=1).add("hourly", faults.ok)
+    schedules.add("hourly", every(hours=1), faults.ok)
     return lambda: schedules.remove("hourly")
 
 

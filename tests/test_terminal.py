@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 import rqjobs
-from rqjobs import cli, every, logs, processes
+from rqjobs import cli, every, logs, processes, schedules
 from rqjobs.maintenance import sweep_result
 
 EVIL = "x\x1b]0;pwned\x07\x1b[8m\u202ey\nforged\x9b2J"
@@ -39,7 +39,7 @@ def hostile(redis):
     """A Redis in which somebody chose the names of everything."""
     job = rqjobs.enqueue_in(600, faults.ok)
     redis.hset(job.key, "description", EVIL)
-    every(hours=1).add("one", faults.note, "a")
+    schedules.add("one", every(hours=1), faults.note, "a")
     redis.hset("rqjobs:schedule:one", mapping={"state": EVIL, "queue": EVIL})
     redis.hset("rqjobs:schedule:one:job", "description", EVIL)
     redis.lpush("rqjobs:schedule:one:runs", f"now 1700000000.0 {EVIL.splitlines()[0]}")

@@ -14,7 +14,7 @@ from rq.results import Result
 from test_web import app, client, every_call  # noqa: F401
 
 import rqjobs
-from rqjobs import every
+from rqjobs import every, schedules
 
 FAR = (
     "0001-01-01T00:00:00+14:00",
@@ -89,17 +89,17 @@ def key_members(redis, name):
 
 
 def schedule(redis, fields):
-    every(hours=1).add("odd", faults.ok, Decimal("1"))
+    schedules.add("odd", every(hours=1), faults.ok, Decimal("1"))
     redis.hset("rqjobs:schedule:odd", mapping=fields)
 
 
 def schedule_data(redis, value):
-    every(hours=1).add("odd", faults.ok, value)
+    schedules.add("odd", every(hours=1), faults.ok, value)
 
 
 def gone(redis, pattern):
     plant(redis)
-    every(hours=1).add("odd", faults.ok)
+    schedules.add("odd", every(hours=1), faults.ok)
     for key in redis.scan_iter(pattern):
         redis.delete(key)
 

@@ -11,6 +11,7 @@ from rqjobs import catalog, conversion
 from rqjobs import schedules as api
 from rqjobs.cli.output import each, local_time, one_line_errors, plain, say, table
 from rqjobs.cli.params import Duration
+from rqjobs.schedules.describe import describe, describe_missed
 from rqjobs.schedules.rules import Rule, cron, every
 
 
@@ -29,7 +30,7 @@ def group(ctx: click.Context) -> None:
     table(
         ["name", "state", "next", "rule", "call"],
         [
-            [one.name, one.state, local_time(one.due), one.sentence, plain(one.description)]
+            [one.name, one.state, local_time(one.due), describe(one.rule), plain(one.description)]
             for one in found
         ],
     )
@@ -45,10 +46,11 @@ def show(name: str) -> None:
         f"{one.name}  ({one.state}, {'declared in the code' if one.source == 'code' else 'added'}, revision "
         f"{one.revision})"
     )
-    say(one.sentence)
+    say(describe(one.rule))
     say(f"{plain(one.description)}  on {one.queue}")
     say(
-        f"{one.made} ticks made a job, {one.missed} were missed, {one.overlapped} skipped for an overlap"
+        f"{one.made} ticks made a job, {describe_missed(one.missed)} were missed, {one.overlapped} "
+        f"skipped for an overlap"
     )
     say("")
     for tick in one.upcoming(5):
@@ -167,8 +169,9 @@ def add(name: str, function: str, arguments: Sequence[str], replace: bool, **giv
     rule = _rule(given)
     assert rule
     args, kwargs = _arguments(catalog.current().lookup(function), arguments)
-    one = api.add(name, rule, function, args, kwargs, replace=replace, **_options(given))
-    say(f"{one.name}: {one.sentence}; next at {local_time(one.due)}")
+    options = {"queue": given["queue"], "job_timeout": given["timeout"], "replace": replace}
+    one = api.add(name, rule, function, args=args, kwargs=kwargs, **options)
+    say(f"{one.name}: {describe(one.rule)}; next at {local_time(one.due)}")
 
 
 @group.command()
@@ -185,7 +188,7 @@ def edit(name: str, arguments: Sequence[str], **given: Any) -> None:
             catalog.current().lookup(found.function), arguments
         )
     one = api.edit(name, rule=rule, **change)
-    say(f"{one.name}: {one.sentence}; {one.state}, next at {local_time(one.due)}")
+    say(f"{one.name}: {describe(one.rule)}; {one.state}, next at {local_time(one.due)}")
 
 
 @group.command()

@@ -59,31 +59,33 @@ def add(
     name: str,
     rule: Rule,
     function: Any,
-    args: Iterable[Any] = (),
-    kwargs: dict[str, Any] | None = None,
-    *,
+    /,
+    *args: Any,
+    queue: str | None = None,
     replace: bool = True,
-    **options: Any,
+    **kwargs: Any,
 ) -> Schedule:
-    """Store a schedule that calls `function(*args, **kwargs)` whenever `rule` says; it stays until it is removed.
+    """Store a schedule that calls `function(*args, **kwargs)` by `rule` until it is removed.
 
-    If there is one of that name, it is changed as by `edit`, and not at all if it has this rule and this call already:
-    so a program may add its schedules at each start, and several may at once.
+    Arguments are given as to `rqjobs.enqueue`, with RQ's keyword options (`job_timeout`, `retry`, …)
+    among them; `args=(…), kwargs={…}` keeps the function's arguments apart. An existing schedule of
+    that name is changed as by `edit`; one with this rule and this call stays as it is. So a program
+    can add its schedules at each start, and several processes can do so at once.
 
     Args:
         function: a job function, or its "module.name".
-        replace: False refuses a name that there is.
-        options: RQ's for each job, as `@job` takes them, and `at_front`; `queue` is a name.
+        queue: the name of a queue; None is the function's own.
+        replace: False refuses a name that exists.
 
     Raises:
-        ScheduleError: the code declares one of that name, or it cannot be one.
+        ScheduleError: the code declares a schedule of that name, or the schedule is wrong.
         NotAJob, TypeError, PayloadError, PayloadTooLarge, RefusedWebhook: as for enqueue.
     """
-    made = build_template(function, args, kwargs, options)
     if not isinstance(rule, Rule):
         raise ScheduleError(
             f"a schedule needs a rule, like every(minutes=5) or cron('0 6 * * *'), not {rule!r}"
         )
+    template = _template(function, args, kwargs, queue)
     client = connections.client()
     while True:
         found = read(client, [check_name(name)]).get(name)
@@ -94,32 +96,31 @@ def add(
             )
         if found and found.state != "withdrawn":
             _not_declared(name, "change")
-            if (found.digest, found.rule.dump()) == (made.digest, rule.dump()):
+            if (found.digest, found.rule.to_json()) == (template.digest, rule.to_json()):
                 return found
-        if save(client, name, rule, made, "added", found):
+        if save(client, name, rule, template, "added", found):
             return get(name)
         if found is None:
-            get(name)  # it is there now; or it was, and cannot be read, which this raises
+            get(name)  # raises if the schedule exists by now and cannot be read
 
 
-def add_call(
-    name: str, rule: Rule, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Schedule:
-    """`add`, with RQ's options among the keyword arguments as `enqueue` takes them."""
-    given = queues.Queue.parse_args(function, *args, **kwargs)._asdict()
+def _template(
+    function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], queue: str | None
+) -> JobTemplate:
+    """The call that `add` stores, with RQ's options taken out of the keyword arguments."""
+    given = queues.split_options(function, args, kwargs)
+    options = queues.Queue.parse_args(function, **given)._asdict()
     refused = [
-        option for option in ("depends_on", "job_id", "pipeline", "unique") if given.pop(option)
+        option for option in ("depends_on", "job_id", "pipeline", "unique") if options.pop(option)
     ]
     if refused:
         raise ScheduleError(
             f"a schedule takes no {', '.join(refused)}: it makes many jobs, each with an id of its own"
         )
-    options = {
-        option: value
-        for option, value in given.items()
-        if option in OPTION_FIELDS or option == "description"
-    }
-    return add(name, rule, function, given["args"], given["kwargs"], **options)
+    del options["func"]
+    call_args = options.pop("args")
+    call_kwargs = options.pop("kwargs")
+    return build_template(function, call_args, call_kwargs, options | {"queue": queue})
 
 
 def edit(

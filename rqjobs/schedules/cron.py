@@ -1,23 +1,26 @@
-"""Cron lines: five fields, read and explained when they are wrong, and when they are met on the clock on the wall.
+"""Cron expressions: checked with messages that name the field, evaluated and explained by cronsim.
 
-Nothing here knows of time zones; `rules.py` brings the wall's time to Redis's.
+Daylight saving follows Debian's cron. An expression whose minute or hour begins with `*` follows the
+time that passes: it also runs in the repeated hour, and has nothing to run in a skipped hour. All
+other expressions name times of the day, and each time runs once: a skipped time runs when the clock
+changes, a repeated time runs the first time.
 """
 
 from __future__ import annotations
 
-import calendar
+import contextlib
+import difflib
 import functools
 import re
-import zoneinfo
-from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
-from rqjobs.times import EPOCH, MAX_TIMESTAMP
+from cronsim import CronSim, CronSimError
 
-MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
-DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
+EXPRESSION_MAX_CHARACTERS = 1000  # all values of all fields, written one by one, need half of that
+EXAMPLE = "minute, hour, day of month, month, day of week, as in '0 6 * * mon-fri'"
 ALIASES = {
     "@yearly": "0 0 1 1 *",
     "@annually": "0 0 1 1 *",
@@ -27,263 +30,279 @@ ALIASES = {
     "@midnight": "0 0 * * *",
     "@hourly": "0 * * * *",
 }
-EXAMPLE = "minute, hour, day of month, month, day of week, as in '0 6 * * mon-fri'"
-LEAP_GAP = 9  # years; a 29 February may be eight years after the last one
+MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
+ORDINAL_ENDINGS = {"1": "st", "2": "nd", "3": "rd"}
 
 
 class ScheduleError(ValueError):
-    """A schedule or its rule cannot be. The message is one line that says what would be right."""
+    """A schedule or its rule is wrong. The message is one line that says the remedy."""
 
 
 @dataclass(frozen=True)
 class Field:
-    """One of the five: its name, its bounds, and the names that its values have, the first for `low`."""
+    """One of the five fields: its bounds, the names of its values from `low` on, and its special values."""
 
     name: str
     low: int
     high: int
     names: tuple[str, ...] = ()
+    special: str = ""  # a regular expression
+    special_help: str = ""
 
     @property
     def allowed(self) -> str:
+        """The values of the field in words."""
         named = f" or {self.names[0]} to {self.names[-1]}" if self.names else ""
-        return f"{self.low} to {self.high}{named}"
+        return f"{self.low} to {self.high}{named}{self.special_help}"
 
 
 FIELDS = (
     Field("minute", 0, 59),
     Field("hour", 0, 23),
-    Field("day of month", 1, 31),
+    Field("day of month", 1, 31, (), "LW?", ", L (the last day) or LW (the last weekday)"),
     Field("month", 1, 12, MONTHS),
-    Field("day of week", 0, 7, DAYS),
+    Field(
+        "day of week",
+        0,
+        7,
+        WEEKDAYS,
+        "[0-7](L|#[1-5])",
+        ", 5L (the last Friday) or 5#2 (the second Friday)",
+    ),
 )
 
 
 @dataclass(frozen=True)
-class Line:
-    """The values that each field allows, sorted; days of the week are 0 (Sunday) to 6."""
+class CronExpression:
+    """A cron expression that `parse_expression` has checked. `text` has five fields, with numbers for names."""
 
-    minutes: tuple[int, ...]
-    hours: tuple[int, ...]
-    days: tuple[int, ...]
-    months: tuple[int, ...]
-    weekdays: tuple[int, ...]
-    any_day: bool  # the day of month is `*`
-    any_weekday: bool
+    text: str
 
     @property
-    def hourly(self) -> bool:
-        """Whether no hour of the day is left out."""
-        return len(self.hours) == 24
+    def has_fixed_times(self) -> bool:
+        """Whether neither the minute nor the hour begins with `*`, as Debian's cron looks at it."""
+        minute, hour, *_ = self.text.split()
+        return not (minute.startswith("*") or hour.startswith("*"))
 
-    def on(self, day: datetime) -> bool:
-        """Whether the line is met on this day. If both kinds of day are restricted, one of them is enough."""
-        by_day, by_weekday = day.day in self.days, (day.weekday() + 1) % 7 in self.weekdays
-        if self.any_day or self.any_weekday:
-            return by_day and by_weekday
-        return by_day or by_weekday
+    def explain(self) -> str:
+        """The expression in plain English, without the time zone: "At 06:00 on Monday"."""
+        text = CronSim(self.text, datetime(2000, 1, 1)).explain()
+        return re.sub(r"\b([2-5])([123])th\b", _ordinal, text)
 
-    def after(self, wall: datetime) -> datetime | None:
-        """The first minute later than `wall` that meets the line; None when the calendar ends before."""
-        try:
-            first = (wall + timedelta(minutes=1)).replace(second=0, microsecond=0)
-            day = first.replace(hour=0, minute=0)
-            while day.year <= first.year + LEAP_GAP:
-                if day.month not in self.months:
-                    day = (day.replace(day=28) + timedelta(days=4)).replace(day=1)
-                    continue
-                if self.on(day) and (found := self._time(max(first, day))):
-                    return found
-                day += timedelta(days=1)
-        except OverflowError:
-            pass
-        return None
+    def ticks_after(self, moment: int, zone: ZoneInfo) -> Iterator[int]:
+        """The Unix seconds later than `moment` at which the clocks of `zone` match, in order."""
+        local, repeated = _local_time(moment, zone)
+        last = moment
+        for tick in self._in_zone(self._local_times(local - repeated, False), zone, False):
+            if tick > last:
+                yield tick
+                last = tick
 
-    def _time(self, first: datetime) -> datetime | None:
-        """The first time of the line on that day that is not before `first`."""
-        for hour in self.hours[bisect_left(self.hours, first.hour) :]:
-            at = bisect_left(self.minutes, first.minute) if hour == first.hour else 0
-            if at < len(self.minutes):
-                return first.replace(hour=hour, minute=self.minutes[at])
-        return None
+    def ticks_before(self, moment: int, zone: ZoneInfo) -> Iterator[int]:
+        """The Unix seconds earlier than `moment` at which they match, latest first."""
+        local, repeated = _local_time(moment, zone)
+        last = moment
+        for tick in self._in_zone(self._local_times(local + repeated, True), zone, True):
+            if tick < last:
+                yield tick
+                last = tick
+
+    def _local_times(self, start: datetime, reverse: bool) -> Iterator[datetime]:
+        """The matches without a time zone, from `start` on."""
+        with contextlib.suppress(OverflowError):  # the calendar ends with the year 9999
+            yield from CronSim(self.text, start, reverse)
+
+    def _in_zone(
+        self, local_times: Iterator[datetime], zone: ZoneInfo, reverse: bool
+    ) -> Iterator[int]:
+        """The instants of local times, in their order.
+
+        Matches in the second pass of a repeated hour come after all matches in the first pass.
+        """
+        fixed = self.has_fixed_times
+        other_pass: list[int] = []
+        for local in local_times:
+            first, second = _instants(local, zone)
+            if first == second:
+                yield from other_pass
+                other_pass.clear()
+                yield first
+            elif second < first:
+                if fixed:
+                    yield _end_of_skipped_time(local, zone)
+            elif fixed:
+                yield first
+            elif reverse:
+                yield second
+                other_pass.append(first)
+            else:
+                yield first
+                other_pass.append(second)
+        yield from other_pass
+
+
+def _ordinal(number: re.Match[str]) -> str:
+    """cronsim writes 31th."""
+    return number[1] + number[2] + ORDINAL_ENDINGS[number[2]]
+
+
+def _local_time(moment: int, zone: ZoneInfo) -> tuple[datetime, timedelta]:
+    """The local time at `moment` without its zone, and how long a change of the clock repeats it.
+
+    The second is zero at all other times. A search that starts that much outside finds the matches of
+    both passes, and so can order them.
+    """
+    local = datetime.fromtimestamp(moment, zone).replace(tzinfo=None, fold=0)
+    first, second = _instants(local, zone)
+    return local, timedelta(seconds=second - first)
+
+
+def _instants(local: datetime, zone: ZoneInfo) -> tuple[int, int]:
+    """The Unix seconds of a local time by the UTC offsets before and after a change of the clock.
+
+    They differ near a change only. A repeated time has the first pass first. A skipped time has them
+    in the reverse order (PEP 495).
+    """
+    local = local.replace(tzinfo=zone)
+    return int(local.timestamp()), int(local.replace(fold=1).timestamp())
+
+
+def _end_of_skipped_time(local: datetime, zone: ZoneInfo) -> int:
+    """The first instant, at a whole minute, after the change of the clock that skips a local time."""
+    first, second = _instants(local, zone)
+    while second < first:
+        local += timedelta(minutes=1)
+        first, second = _instants(local, zone)
+    return first
 
 
 @functools.lru_cache(maxsize=1024)
-def parse(text: str) -> Line:
-    """Read a cron line.
+def parse_expression(text: str) -> CronExpression:
+    """Check a cron expression: five fields, or a name like @daily.
 
     Raises:
-        ScheduleError: it is none, with the field, the position (the first character is 1) and what would be right.
+        ScheduleError: the expression is wrong or never matches. The message names the field.
     """
-    line = text.strip()
-    if line.startswith("@"):
-        if line.lower() not in ALIASES:
-            raise ScheduleError(
-                f"cron line {text!r}: there is no {line!r}; there are {', '.join(ALIASES)}"
-            )
-        line = text = ALIASES[line.lower()]
-    parts = list(re.finditer(r"\S+", text))
-    if len(parts) != 5:
-        hint = "; for seconds there is every(seconds=…)" if len(parts) == 6 else ""
+    if len(text) > EXPRESSION_MAX_CHARACTERS:
         raise ScheduleError(
-            f"cron line {text!r} has {len(parts)} fields, and must have five: {EXAMPLE}{hint}"
+            f"cron expression {text[:20]!r}… has {len(text):,} characters; use at most "
+            f"{EXPRESSION_MAX_CHARACTERS:,}"
         )
-    values = [
-        _values(field, part.group(), text, part.start())
-        for field, part in zip(FIELDS, parts, strict=True)
-    ]
-    weekdays = tuple(sorted({day % 7 for day in values[4]}))
-    stars = [part.group() in ("*", "*/1") for part in parts]
-    found = Line(values[0], values[1], values[2], values[3], weekdays, stars[2], stars[4])
-    longest = max(calendar.monthrange(2024, month)[1] for month in found.months)
-    if found.any_weekday and found.days[0] > longest:
+    expression = _expand_alias(text.strip(), text)
+    values = expression.split()
+    if len(values) != len(FIELDS):
+        hint = "; for seconds there is every(seconds=…)" if len(values) == 6 else ""
         raise ScheduleError(
-            f"cron line {text!r} never comes: none of its months has a day {found.days[0]}; "
-            f"use a day from 1 to {longest}"
+            f"cron expression {text!r} has {len(values)} fields, and must have five: {EXAMPLE}{hint}"
         )
-    return found
+    checked = " ".join(
+        ",".join(_check_item(field, item, text) for item in value.split(","))
+        for field, value in zip(FIELDS, values, strict=True)
+    )
+    try:
+        matches = next(CronSim(checked, datetime(2000, 1, 1)), None) is not None
+    except CronSimError:
+        matches = False
+    if not matches:
+        raise ScheduleError(
+            f"cron expression {text!r} never matches: no date has day of month {values[2]!r}, month "
+            f"{values[3]!r} and day of week {values[4]!r}; use a day that one of the months has"
+        )
+    return CronExpression(checked)
 
 
-def _values(field: Field, text: str, line: str, at: int) -> tuple[int, ...]:
-    found: set[int] = set()
-    for part in text.split(","):
-        found |= _part(field, part, line, at)
-        at += len(part) + 1
-    return tuple(sorted(found))
+def _expand_alias(expression: str, text: str) -> str:
+    if not expression.startswith("@"):
+        return expression
+    if expression.lower() not in ALIASES:
+        raise ScheduleError(
+            f"cron expression {text!r}: there is no {expression!r}; there are {', '.join(ALIASES)}"
+        )
+    return ALIASES[expression.lower()]
 
 
-def _part(field: Field, part: str, line: str, at: int) -> set[int]:
-    """The values of one member of a list: `*`, a value or a range, with `/step` or without."""
-    span, slash, step = part.partition("/")
-    where = at + len(span) + 1
-    low, high, every = field.low, field.high - (field.name == "day of week"), 1
+def _check_item(field: Field, item: str, text: str) -> str:
+    """One member of a field's list as cronsim reads it: `*`, a value, a range, or a special value.
+
+    A `*` or a range can have a `/step`.
+    """
+    special = _translate_special(field, item)
+    if special:
+        return special
+    values, slash, step = item.partition("/")
     if slash:
-        if not re.fullmatch(r"[0-9]{1,4}", step) or not 1 <= int(step) <= high:
-            raise _wrong(
-                line, field, where, step, f"use a whole step from 1 to {high} after the '/'"
-            )
-        every = int(step)
-    if span != "*":
-        first, dash, last = span.partition("-")
-        low = _value(field, first, line, at)
-        high = _value(field, last, line, at + len(first) + 1) if dash else low
-        if dash and field.names is DAYS and last.lower() == "sun":
-            high = 7
-        if slash and not dash:
-            raise _wrong(
-                line,
-                field,
-                at,
-                part,
-                f"a step needs a range before it: {first}-{field.high}/{step}",
-            )
-        if low > high:
-            raise _wrong(
-                line,
-                field,
-                at,
-                span,
-                f"the range runs backwards: {first}-{field.high},{field.low}-{last}",
-            )
-    return set(range(low, high + 1, every))
+        _check_step(field, step, text)
+    if values == "*":
+        return item
+    first, dash, last = values.partition("-")
+    low = _read_value(field, first, text)
+    if not dash and slash:
+        hint = f"a step needs a range before it: {first}-{field.high}/{step}"
+        raise _error(field, item, text, hint)
+    if not dash:
+        return str(low)
+    high = _read_value(field, last, text)
+    if last.lower() == "sun" and low > 0:
+        high = 7
+    if low > high:
+        hint = f"the range runs backwards: {first}-{field.high},{field.low}-{last}"
+        raise _error(field, values, text, hint)
+    return f"{low}-{high}{slash}{step}"
 
 
-def _value(field: Field, word: str, line: str, at: int) -> int:
-    if word.lower() in field.names:
-        return field.names.index(word.lower()) + field.low
-    if re.fullmatch(r"[0-9]{1,4}", word) and field.low <= int(word) <= field.high:
-        return int(word)
-    import difflib
+def _translate_special(field: Field, item: str) -> str:
+    """A special value (L, LW, 5L, fri#2) as cronsim reads it; empty if `item` is none."""
+    if not field.special:
+        return ""
+    special = item.upper()
+    for number, name in enumerate(field.names, start=field.low):
+        special = re.sub(rf"^{name.upper()}(?=L|#)", str(number), special)
+    return special if re.fullmatch(field.special, special) else ""
 
+
+def _check_step(field: Field, step: str, text: str) -> None:
+    if not re.fullmatch(r"[0-9]{1,4}", step) or not 1 <= int(step) <= field.high:
+        hint = f"use a whole step from 1 to {field.high} after the '/'"
+        raise _error(field, step, text, hint)
+
+
+def _read_value(field: Field, value: str, text: str) -> int:
+    if value.lower() in field.names:
+        return field.names.index(value.lower()) + field.low
+    if re.fullmatch(r"[0-9]{1,4}", value) and field.low <= int(value) <= field.high:
+        return int(value)
     hint = f"use {field.allowed}"
-    if re.search(r"[#?LW]", word) and not word.isdigit():
-        hint += " ('L', 'W', '#' and '?' are not known here)"
-    elif close := difflib.get_close_matches(word.lower()[:3], field.names, n=1):
-        hint = f"did you mean {close[0]}? {hint[0].upper()}{hint[1:]}"
-    raise _wrong(line, field, at, word, hint)
+    close = difflib.get_close_matches(value.lower()[:3], field.names, n=1)
+    if close:
+        hint = f"did you mean {close[0]}? Use {field.allowed}"
+    raise _error(field, value, text, hint)
 
 
-def _wrong(line: str, field: Field, at: int, word: str, hint: str) -> ScheduleError:
+def _error(field: Field, value: str, text: str, hint: str) -> ScheduleError:
     number = FIELDS.index(field) + 1
     return ScheduleError(
-        f"cron line {line!r}, character {at + 1} (field {number}, {field.name}): {word!r} is wrong; "
-        f"{hint}"
+        f"cron expression {text!r}, field {number} ({field.name}): {value!r} is wrong; {hint}"
     )
 
 
 @functools.lru_cache(maxsize=256)
-def time_zone(name: str) -> zoneinfo.ZoneInfo:
-    """The time zone called `name`.
+def time_zone(name: str) -> ZoneInfo:
+    """The time zone with the IANA name `name`, like "Europe/Berlin".
 
     Raises:
-        ScheduleError: there is none.
+        ScheduleError: there is no such zone; the message suggests a name.
     """
     try:
-        return zoneinfo.ZoneInfo(name)
-    except (OSError, ValueError, TypeError, zoneinfo.ZoneInfoNotFoundError):
-        import difflib
-
-        known = zoneinfo.available_timezones()
-        close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]!r}?" if close else "use a name like 'Europe/Berlin'"
-        if not known:
-            hint = "this machine has no time zone database; pip install tzdata"
-        raise ScheduleError(f"there is no time zone {name!r}; {hint}") from None
-
-
-@functools.lru_cache(maxsize=1024)
-def _changes(tz: str, year: int) -> tuple[tuple[int, int, int], ...]:
-    """When a zone's offset from UTC changes in a year (UTC): (Unix second, offset before, offset after), in seconds."""
-    begin, end = (int((datetime(y, 1, 1) - EPOCH).total_seconds()) for y in (year, year + 1))
-    found, low = [], begin
-    while low < end:
-        high = min(low + 6 * 3600, end)
-        before, after = _offset(tz, low), _offset(tz, high)
-        if before != after:
-            while high - low > 1:
-                middle = (low + high) // 2
-                low, high = (middle, high) if _offset(tz, middle) == before else (low, middle)
-            found.append((high, before, after))
-            low = high
-        else:
-            low = high
-    return tuple(found)
-
-
-def _offset(tz: str, moment: int) -> int:
-    return int(datetime.fromtimestamp(moment, time_zone(tz)).utcoffset().total_seconds())  # type: ignore[union-attr]
-
-
-def _changes_between(tz: str, low: int, high: int) -> Iterator[tuple[int, int, int]]:
-    """The changes later than `low`, up to `high`."""
-    if tz != "UTC":
-        for year in range(
-            (EPOCH + timedelta(seconds=low)).year, (EPOCH + timedelta(seconds=high)).year + 1
-        ):
-            yield from (change for change in _changes(tz, year) if low < change[0] <= high)
-
-
-def cron_after(line: Line, tz: str, moment: int) -> int | None:
-    """The first tick of `line` later than `moment`: stretch by stretch of constant offset from UTC."""
-    if moment >= MAX_TIMESTAMP:
-        return None
-    offset = 0 if tz == "UTC" else _offset(tz, moment)
-    wall = moment + offset  # the line's times later than this on the wall are looked for
-    if not line.hourly:
-        for change, before, after in _changes_between(tz, moment - 86400, moment):
-            if after < before:  # what came a first time does not come again
-                wall = max(wall, change + before - 1)
-    while True:
-        found = line.after(EPOCH + timedelta(seconds=wall))
-        if found is None:
-            return None
-        then = int((found - EPOCH).total_seconds())
-        change, before, after = next(
-            _changes_between(tz, moment, then - offset), (MAX_TIMESTAMP, 0, 0)
-        )
-        if change == MAX_TIMESTAMP:
-            return then - offset
-        if not line.hourly and then < change + after:
-            return change  # the wall's clock skips it
-        moment, offset = change, after
-        wall = change + (before if before > after and not line.hourly else after) - 1
+        return ZoneInfo(name)
+    except (OSError, ValueError, TypeError, ZoneInfoNotFoundError):
+        pass
+    known = available_timezones()
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    if not known:
+        hint = "this machine has no time zone database; pip install tzdata"
+    elif close:
+        hint = f"did you mean {close[0]!r}?"
+    else:
+        hint = "use a name like 'Europe/Berlin'"
+    raise ScheduleError(f"there is no time zone {name!r}; {hint}")

@@ -13,6 +13,7 @@ from rqjobs import catalog
 from rqjobs.broker import keys, scripts, transitions
 from rqjobs.broker.keys import decode
 from rqjobs.schedules.cron import ScheduleError
+from rqjobs.schedules.describe import describe
 from rqjobs.schedules.rules import Rule, declared
 from rqjobs.schedules.store import (
     JobTemplate,
@@ -57,7 +58,7 @@ def declarations() -> list[dict[str, Any]]:
             fields = {field: latin1_text(value) for field, value in made.fields.items()}
             found[name] = {
                 "name": name,
-                "rule": rule.dump(),
+                "rule": rule.to_json(),
                 "function": made.function,
                 "queue": made.queue,
                 "digest": made.digest,
@@ -236,7 +237,7 @@ def _is_undeclared(own: list[Any], now: float) -> bool:
 def _store_or_log(connection: redis.Redis, one: dict[str, Any], found: Schedule | None) -> None:
     name = str(one["name"])
     try:
-        Rule.load(one["rule"])
+        Rule.from_json(one["rule"])
         if found or _make_room(connection, name):
             _store_declared(connection, one, found)
     except redis.ResponseError as error:
@@ -271,7 +272,7 @@ def _make_room(connection: redis.Redis, name: str) -> bool:
 
 
 def _store_declared(connection: redis.Redis, one: dict[str, Any], found: Schedule | None) -> None:
-    name, rule = check_name(one["name"]), Rule.load(one["rule"])
+    name, rule = check_name(one["name"]), Rule.from_json(one["rule"])
     if found and found.state == "withdrawn":
         ticks = found.before == "active" and found.next
         due = (
@@ -287,12 +288,12 @@ def _store_declared(connection: redis.Redis, one: dict[str, Any], found: Schedul
             name,
             one["function"],
         )
-    elif found is None or (found.digest, found.rule.dump()) != (one["digest"], rule.dump()):
+    elif found is None or (found.digest, found.rule.to_json()) != (one["digest"], rule.to_json()):
         fields = {field: value.encode("latin-1") for field, value in one["fields"].items()}
         made = JobTemplate(one["function"], one["queue"], fields, one["digest"])
         if save(connection, name, rule, made, "code", found):
             log.warning(
-                "the schedule %s is %s: %s", name, "changed" if found else "new", rule.sentence
+                "the schedule %s is %s: %s", name, "changed" if found else "new", describe(rule)
             )
 
 

@@ -1,7 +1,6 @@
-"""Rules: when a repeating job is due. `every(…)` counts seconds, `cron(…)` reads the clock on a wall.
+"""Rules: when a repeating job is due. `every(…)` counts seconds, `cron(…)` follows the local time of a zone.
 
-A tick is a whole Unix second. Ticks do not depend on who asks or when: everybody who knows the rule finds the same
-ones.
+A tick is a whole Unix second. The ticks follow from the rule alone, so all processes find the same ones.
 """
 
 from __future__ import annotations
@@ -9,29 +8,38 @@ from __future__ import annotations
 import inspect
 import json
 import math
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta, timezone
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any, TypeVar
 
 from rqjobs import catalog
-from rqjobs.schedules import cron as schedules_cron
-from rqjobs.schedules.cron import ScheduleError, _changes_between, cron_after, time_zone
-from rqjobs.schedules.describe import sentence
+from rqjobs.schedules.cron import EXAMPLE, ScheduleError, parse_expression, time_zone
 from rqjobs.times import MAX_TIMESTAMP
 
 F = TypeVar("F", bound=Callable[..., Any])
-LONGEST = 2**40  # seconds between two ticks
-MISSED = ("once", "all", "skip")
-STORED_MAX_CHARACTERS = 100_000  # of a rule as JSON
-STORED = ("seconds", "line", "tz", "missed", "overlap", "jitter", "start", "end", "times")
+TICK_DISTANCE_MAX_SECONDS = 2**40
+CRON_JITTER_MAX_SECONDS = 86_400
+RULE_JSON_MAX_CHARACTERS = 100_000
+RULE_JSON_FIELDS = (
+    "seconds",
+    "line",
+    "tz",
+    "missed",
+    "overlap",
+    "jitter",
+    "start",
+    "end",
+    "times",
+)
+MISSED_POLICIES = ("once", "all", "skip")
+MISSED_MAX_TICKS = 1000  # that a schedule counts when it catches up; more are shown as "1,000+"
 
 
 @dataclass(frozen=True)
 class Rule:
-    """When something is to be done, again and again. `every` and `cron` make one, and say what its parts mean."""
+    """When a schedule is due. `every` and `cron` make rules, and document the fields."""
 
     seconds: int = 0
     line: str = ""
@@ -42,7 +50,7 @@ class Rule:
     start: datetime | None = None
     end: datetime | None = None
     times: int | None = None
-    name: str | None = field(default=None, compare=False)  # these three are for the decorator
+    name: str | None = field(default=None, compare=False)  # for the decorator
     args: tuple[Any, ...] = field(default=(), compare=False)
     kwargs: dict[str, Any] | None = field(default=None, compare=False)
 
@@ -54,17 +62,18 @@ class Rule:
         return "cron" if self.line else "every"
 
     @property
-    def timing(self) -> tuple[Any, ...]:
-        """What the ticks follow from."""
+    def ticks_key(self) -> tuple[Any, ...]:
+        """Everything that the ticks follow from: rules with equal keys have equal ticks."""
         return self.seconds, self.line, self.tz, self.start, self.end, self.times
 
     def __call__(self, function: F) -> F:
-        """Declare that `function` is to be called by this rule, with the rule's `args` and `kwargs`.
+        """Declare that this rule calls `function`, with the rule's `args` and `kwargs`.
 
-        It stays the same plain function. Workers with the scheduler store what their jobs modules declare.
+        Returns the same plain function. Workers with the scheduler store the schedules that their jobs
+        modules declare.
 
         Raises:
-            TypeError: it is no plain function, or the arguments do not fit it.
+            TypeError: `function` is no plain function, or the arguments do not fit it.
         """
         if not inspect.isfunction(function):
             raise TypeError(
@@ -75,201 +84,167 @@ class Rule:
             inspect.signature(function).bind(*self.args, **(self.kwargs or {}))
         except TypeError as error:
             raise TypeError(
-                f"{function.__qualname__}{inspect.signature(function)}: {error}; give the rule args=[…] "
-                f"and kwargs={{…}}"
+                f"{function.__qualname__}{inspect.signature(function)}: {error}; give the rule "
+                f"args=[…] and kwargs={{…}}"
             ) from None
         declared = function.__dict__.setdefault("__rqjobs_rules__", [])
-        declared.insert(0, self)  # decorators are applied from below
+        declared.insert(0, self)  # Python applies the lowest decorator first
         return function
-
-    def add(self, name: str, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """Store a schedule that calls `function(*args, **kwargs)` by this rule, or change the one of that name to it;
-        `schedules.add` says more.
-
-        Takes RQ's keyword options too (`job_timeout`, `retry`, …), as `rqjobs.enqueue` does.
-        """
-        from rqjobs import schedules  # it stands below this file, and has the storing
-
-        return schedules.add_call(name, self, function, args, kwargs)
-
-    # Ticks
 
     def after(self, moment: float) -> int | None:
         """The first tick later than `moment` (Unix seconds); None if there is none."""
-        if self.start is not None:
-            moment = max(moment, self.start.timestamp() - 1e-6)
-        tick = (
-            cron_after(schedules_cron.parse(self.line), self.tz, int(moment // 1))
-            if self.line
-            else self._step(moment)
-        )
-        if tick is None or tick > (self.end.timestamp() if self.end else MAX_TIMESTAMP):
-            return None
-        return tick
+        return next(self.ticks(math.floor(moment) + 1), None)
 
-    def _step(self, moment: float) -> int:
-        anchor = math.ceil(self.start.timestamp()) if self.start else 0
-        return anchor + (int((moment - anchor) // self.seconds) + 1) * self.seconds
-
-    def between(self, first: int, last: float) -> Iterator[int]:
-        """The ticks from `first` to `last`, both included if they are ticks."""
-        tick = self.after(first - 1)
-        while tick is not None and tick <= last:
-            yield tick
-            tick = self.after(tick)
-
-    def latest(self, first: int, last: float, most: int) -> list[int]:
-        """The latest ticks from `first` to `last`, at most so many, in order; found without walking through all."""
-        span = 60.0
-        while True:
-            found = list(islice(self.between(max(first, int(last - span)), last), 4 * most + 1000))
-            if len(found) >= most or last - span <= first:
-                return found[-most:]
-            span *= 2
-
-    def count(self, first: int, last: int) -> int:
-        """How many ticks there are from one tick to another, both included; found without walking through all."""
+    def ticks(self, first: float, last: float = MAX_TIMESTAMP) -> Iterator[int]:
+        """The ticks from `first` to `last` (Unix seconds, both included), in order."""
+        first, last = self._bounds(first, last)
+        if first > last:
+            return iter(())
         if not self.line:
-            return (last - first) // self.seconds + 1
-        line, found = schedules_cron.parse(self.line), 0
-        times = [3600 * hour + 60 * minute for hour in line.hours for minute in line.minutes]
-        while first <= last:
-            wall = self.shown(first)
-            begin = wall.hour * 3600 + wall.minute * 60 + wall.second
-            stop = min(last, first + 86_399 - begin)
-            if any(_changes_between(self.tz, first - 86_400, stop + 86_400)):
-                found += sum(1 for _ in self.between(first, stop))
-            elif line.on(wall):
-                found += bisect_right(times, begin + stop - first) - bisect_left(times, begin)
-            first = stop + 1
-        return found
+            return iter(self._multiples(first, last))
+        ticks = parse_expression(self.line).ticks_after(first - 1, time_zone(self.tz))
+        return takewhile(lambda tick: tick <= last, ticks)
+
+    def last_ticks(self, first: float, last: float, count: int) -> list[int]:
+        """The last `count` ticks, or fewer, from `first` to `last` (both included), in order.
+
+        Cron walks at most `count` ticks, backwards from `last`. Every computes them.
+        """
+        first, last = self._bounds(first, last)
+        if first > last:
+            return []
+        if not self.line:
+            return list(self._multiples(first, last)[-count:])
+        ticks = parse_expression(self.line).ticks_before(last + 1, time_zone(self.tz))
+        return list(islice(takewhile(lambda tick: tick >= first, ticks), count))[::-1]
+
+    def _bounds(self, first: float, last: float) -> tuple[int, int]:
+        """The whole seconds from `first` to `last` that are within start and end."""
+        low, high = math.ceil(first), math.floor(min(last, MAX_TIMESTAMP))
+        if self.start is not None:
+            low = max(low, math.ceil(self.start.timestamp()))
+        if self.end is not None:
+            high = min(high, math.floor(self.end.timestamp()))
+        return low, high
+
+    def _multiples(self, first: int, last: int) -> range:
+        """The ticks of an `every` rule."""
+        anchor = math.ceil(self.start.timestamp()) if self.start else 0
+        return range(first + (anchor - first) % self.seconds, last + 1, self.seconds)
 
     def upcoming(self, count: int = 5, after: datetime | None = None) -> list[datetime]:
-        """The next ticks after `after` (None: now), in the rule's zone."""
+        """The next ticks after `after` (None: now), in the rule's zone; at most `count` and `times`."""
         moment = (after or datetime.now(timezone.utc)).timestamp()
-        ticks = islice(
-            self.between(int(moment) + 1, MAX_TIMESTAMP),
-            count if self.times is None else min(count, self.times),
-        )
-        return [self.shown(tick) for tick in ticks]
+        if self.times is not None:
+            count = min(count, self.times)
+        ticks = islice(self.ticks(math.floor(moment) + 1), count)
+        return [self.localize(tick) for tick in ticks]
 
-    def shown(self, tick: float) -> datetime:
+    def localize(self, tick: float) -> datetime:
+        """A tick as a datetime in the rule's zone."""
         return datetime.fromtimestamp(tick, time_zone(self.tz))
 
-    # For people, and for Redis
-
-    @property
-    def sentence(self) -> str:
-        """The rule as one would say it."""
-        return sentence(self)
-
-    def dump(self) -> str:
-        """The rule as JSON, the same for equal rules."""
+    def to_json(self) -> str:
+        """The rule as JSON; equal rules have equal JSON."""
         defaults = Rule(seconds=1)
-        parts = {
-            name: getattr(self, name)
-            for name in STORED
-            if getattr(self, name) != getattr(defaults, name)
-        }
-        return json.dumps(
-            {
-                name: value.isoformat() if isinstance(value, datetime) else value
-                for name, value in parts.items()
-            }
-            | ({} if self.line else {"seconds": self.seconds})
-        )
+        parts = {}
+        for name in RULE_JSON_FIELDS:
+            value = getattr(self, name)
+            if value != getattr(defaults, name) or (name == "seconds" and not self.line):
+                parts[name] = value.isoformat() if isinstance(value, datetime) else value
+        return json.dumps(parts)
 
     @classmethod
-    def load(cls, text: str | bytes) -> Rule:
-        """What `dump` wrote.
+    def from_json(cls, text: str | bytes) -> Rule:
+        """The rule that `to_json` wrote.
 
         Raises:
-            ScheduleError: somebody else wrote that.
+            ScheduleError: the text is no such rule.
         """
         try:
-            if len(text) > STORED_MAX_CHARACTERS:  # read, JSON may take thirty times as much memory
-                raise ValueError(f"it is longer than {STORED_MAX_CHARACTERS:,} characters")
+            if len(text) > RULE_JSON_MAX_CHARACTERS:  # parsed, JSON may take 30 times the memory
+                raise ValueError(f"it is longer than {RULE_JSON_MAX_CHARACTERS:,} characters")
             parts = json.loads(text)
             for name in ("start", "end"):
                 if name in parts:
                     parts[name] = datetime.fromisoformat(parts[name])
             parts.setdefault("seconds", 0)
-            if not parts.keys() <= set(STORED):
-                raise ValueError(f"unknown parts {sorted(parts.keys() - set(STORED))}")
+            unknown = parts.keys() - set(RULE_JSON_FIELDS)
+            if unknown:
+                raise ValueError(f"unknown parts {sorted(unknown)}")
             return cls(**parts)
         except (TypeError, ValueError, AttributeError) as error:
             raise ScheduleError(f"a rule in Redis cannot be read: {error}") from None
 
 
 def every(
-    *bare: Any,
+    *positional: Any,
     seconds: float = 0,
     minutes: float = 0,
     hours: float = 0,
     days: float = 0,
     weeks: float = 0,
-    **terms: Any,
+    **options: Any,
 ) -> Rule:
-    """A rule whose ticks are so far apart, in real time: multiples of that since 1970 in UTC, or since `start`.
+    """A rule that is due at a fixed distance in real time: at its multiples since 1970 in UTC, or since `start`.
 
-    So every(hours=1) is due at each full hour, and every(days=1) at midnight UTC. As `@every(minutes=5)` it declares
-    that the function is called so; `every(minutes=5).add("name", function, …)` stores that at run time.
+    every(hours=1) is due at each full hour, and every(days=1) at midnight UTC. The decorator
+    `@every(minutes=5)` declares a schedule for a function. `schedules.add` stores one at run time.
 
     Args:
-        missed: what to do with ticks that nobody was there for: "once" makes one job for all of them, "all" one for
-            each (the last 1,000), "skip" none for those that are more than ten seconds late.
+        missed: the policy for ticks that were due while no scheduler ran. "once" makes one job for all
+            of them, "all" one job for each of the last 1,000, "skip" none for those more than 10
+            seconds late.
         overlap: False skips a tick while a job of this schedule has not ended.
-        jitter: seconds by which a job may come later than its tick, different for each tick.
-        start, end: datetimes; no tick before, none after. Without a time zone they are in this machine's.
-        times: so many ticks that made a job, and the schedule has ended.
-        name: of the declared schedule; for the decorator only. Else it is made from the function's.
-        args, kwargs: what the declared function is called with; for the decorator only.
+        jitter: delay each job by 0 to `jitter` seconds; the delay follows from the schedule's name and
+            the tick.
+        start, end: datetimes; no tick before `start`, none after `end`. A datetime without a time zone
+            is in this machine's.
+        times: end the schedule after this many runs.
+        name: the name of the declared schedule (decorator only). The default is made from the
+            function's name.
+        args, kwargs: the arguments for the declared function (decorator only).
 
     Raises:
-        ScheduleError: no such rule can be.
+        ScheduleError: the rule is wrong.
     """
-    _known("every", terms)
-    given = {"seconds": seconds, "minutes": minutes, "hours": hours, "days": days, "weeks": weeks}
-    if bare:
+    _check_option_names("every", options)
+    units = {"seconds": seconds, "minutes": minutes, "hours": hours, "days": days, "weeks": weeks}
+    if positional:
         raise ScheduleError(
-            f"every(…) takes its times with their units, and not {bare[0]!r}; for example "
+            f"every(…) takes its times with their units, and not {positional[0]!r}; for example "
             f"every(minutes=5)"
         )
-    said = ", ".join(f"{unit}={number!r}" for unit, number in given.items() if number != 0)
     try:
-        total = timedelta(**given).total_seconds()
-    except (
-        TypeError,
-        ValueError,
-        OverflowError,
-    ):  # no numbers; not a number; more than there is time
+        total = timedelta(**units).total_seconds()
+    except (TypeError, ValueError, OverflowError):  # no number, NaN, or too long
         total = 0
-    if not 1 <= total < LONGEST or total != int(total):
+    if not 1 <= total < TICK_DISTANCE_MAX_SECONDS or total != int(total):
+        given = ", ".join(f"{unit}={number!r}" for unit, number in units.items() if number != 0)
         raise ScheduleError(
             f"every(…) takes a whole number of seconds, at least one and less than 2**40, and not "
-            f"{said or 0}; for example every(minutes=5)"
+            f"{given or 0}; for example every(minutes=5)"
         )
-    return _with_terms(terms, seconds=int(total))
+    return _make_rule(options, seconds=int(total))
 
 
-def cron(line: str, *, tz: str = "UTC", **terms: Any) -> Rule:
-    """A rule in cron's five fields (or @daily and the like), on the wall clocks of `tz`.
+def cron(line: str, *, tz: str = "UTC", **options: Any) -> Rule:
+    """A rule by a cron expression (five fields, or @daily and the like), in the local time of `tz`.
 
     Args:
-        line: minute, hour, day of month, month, day of week, with lists, ranges, steps and names; if both kinds of day
-            are restricted, either is enough.
-        tz: a name of the IANA database, like "Europe/Berlin". `walls.py` says what happens when its clocks change.
-        terms: as for `every`.
+        line: minute, hour, day of month, month, day of week, with lists, ranges, steps and names; also
+            L and LW (the last day and the last weekday of the month), 5L (the last Friday) and 5#2
+            (the second Friday). If neither day field begins with `*`, one of them is enough.
+        tz: an IANA name, like "Europe/Berlin". Daylight saving follows Debian's cron.
+        options: as for `every`.
 
     Raises:
-        ScheduleError: no such rule can be; for the line it says where and what would be right.
+        ScheduleError: the rule is wrong. For the expression, the message names the field.
     """
-    _known("cron", terms)
+    _check_option_names("cron", options)
     if not isinstance(line, str) or not line.strip():
-        raise ScheduleError(
-            f"cron(…) takes a line of five fields: {schedules_cron.EXAMPLE}; not {line!r}"
-        )
-    return _with_terms(terms, line=" ".join(line.split()), tz=tz)
+        raise ScheduleError(f"cron(…) takes an expression of five fields: {EXAMPLE}; not {line!r}")
+    return _make_rule(options, line=" ".join(line.split()), tz=tz)
 
 
 def declared(function: Callable[..., Any]) -> list[Rule]:
@@ -277,65 +252,61 @@ def declared(function: Callable[..., Any]) -> list[Rule]:
     return list(getattr(function, "__rqjobs_rules__", []))
 
 
-def _known(what: str, terms: dict[str, Any]) -> None:
-    known = {one.name for one in fields(Rule)} - {"seconds", "line", "tz"}
-    times = "seconds, minutes, hours, days, weeks" if what == "every" else "a line and tz"
-    for name in terms.keys() - known:
+def _check_option_names(maker: str, options: dict[str, Any]) -> None:
+    known = {part.name for part in fields(Rule)} - {"seconds", "line", "tz"}
+    times = "an expression and tz"
+    if maker == "every":
+        times = "seconds, minutes, hours, days, weeks"
+    for name in options.keys() - known:
         raise ScheduleError(
-            f"{what}(…) has no {name!r}; it takes {times}, and {', '.join(sorted(known))}"
+            f"{maker}(…) has no {name!r}; it takes {times}, and {', '.join(sorted(known))}"
         )
 
 
-def _with_terms(terms: dict[str, Any], **parts: Any) -> Rule:
-    terms = dict(terms)
-    if "args" in terms:
-        terms["args"] = tuple(terms["args"] or ())
+def _make_rule(options: dict[str, Any], **parts: Any) -> Rule:
+    options = dict(options)
+    if "args" in options:
+        options["args"] = tuple(options["args"] or ())
     for name in ("start", "end"):
-        if isinstance(terms.get(name), datetime):
+        if isinstance(options.get(name), datetime):
             try:
-                terms[name] = terms[name].astimezone(timezone.utc)
+                options[name] = options[name].astimezone(timezone.utc)
             except (OverflowError, ValueError):
                 raise ScheduleError(
-                    f"{name}={terms[name]!r} is wrong; use a time of this age"
+                    f"{name}={options[name]!r} is wrong; use a time of this age"
                 ) from None
-    return Rule(**parts, **terms)
+    return Rule(**parts, **options)
 
 
 def _check(rule: Rule) -> None:
-    def must(right: bool, what: str, value: Any, hint: str) -> None:
+    def must(right: bool, name: str, hint: str) -> None:
         if not right:
-            raise ScheduleError(f"{what}={value!r} is wrong; {hint}")
+            raise ScheduleError(f"{name}={getattr(rule, name)!r} is wrong; {hint}")
 
-    def whole(value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and 0 < value < LONGEST
-
+    jitter_limit = rule.seconds
     if rule.line:
-        schedules_cron.parse(rule.line)
+        jitter_limit = CRON_JITTER_MAX_SECONDS
+        parse_expression(rule.line)
     else:
-        must(whole(rule.seconds), "seconds", rule.seconds, "use a whole number, at least 1")
+        must(_is_count(rule.seconds), "seconds", "use a whole number, at least 1")
     time_zone(rule.tz)
-    longest = 86400 if rule.line else rule.seconds
-    number = isinstance(rule.jitter, int | float) and not isinstance(rule.jitter, bool)
-    must(rule.missed in MISSED, "missed", rule.missed, f"use one of {', '.join(map(repr, MISSED))}")
-    must(isinstance(rule.overlap, bool), "overlap", rule.overlap, "use True or False")
-    must(
-        number and 0 <= rule.jitter < longest,
-        "jitter",
-        rule.jitter,
-        f"use seconds, from 0 to less than {longest}",
-    )
-    must(
-        rule.times is None or whole(rule.times),
-        "times",
-        rule.times,
-        "use a whole number, at least 1, or None",
-    )
-    for what, value in (("start", rule.start), ("end", rule.end)):
-        must(value is None or isinstance(value, datetime), what, value, "use a datetime, or None")
-    if rule.start and rule.end:
-        must(
-            rule.end >= rule.start,
-            "end",
-            str(rule.end),
-            f"it must not be before start, {rule.start}",
+    policies = ", ".join(map(repr, MISSED_POLICIES))
+    must(rule.missed in MISSED_POLICIES, "missed", f"use one of {policies}")
+    must(isinstance(rule.overlap, bool), "overlap", "use True or False")
+    is_number = isinstance(rule.jitter, int | float) and not isinstance(rule.jitter, bool)
+    hint = f"use seconds, from 0 to less than {jitter_limit}"
+    must(is_number and 0 <= rule.jitter < jitter_limit, "jitter", hint)
+    hint = "use a whole number, at least 1, or None"
+    must(rule.times is None or _is_count(rule.times), "times", hint)
+    for name in ("start", "end"):
+        moment = getattr(rule, name)
+        must(moment is None or isinstance(moment, datetime), name, "use a datetime, or None")
+    if rule.start and rule.end and rule.end < rule.start:
+        raise ScheduleError(
+            f"end={str(rule.end)!r} is wrong; it must not be before start, {rule.start}"
         )
+
+
+def _is_count(value: Any) -> bool:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return whole and 0 < value < TICK_DISTANCE_MAX_SECONDS

@@ -20,6 +20,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import blake2b, sha1
+from itertools import islice
 from typing import Any
 
 import redis
@@ -99,10 +100,6 @@ class Schedule:
     fields: dict[bytes, bytes]
 
     @property
-    def sentence(self) -> str:
-        return self.rule.sentence
-
-    @property
     def args(self) -> list[Any]:
         return list(self._job().args)
 
@@ -119,11 +116,10 @@ class Schedule:
         """The next ticks, without jitter, in the rule's zone; none unless it is active."""
         if self.next is None or self.state != "active":
             return []
-        ticks = self.rule.between(
-            int(self.next.timestamp()), self.next.timestamp() + 100 * 366 * 86400
-        )
-        most = count if self.left is None else min(count, self.left)
-        return [self.rule.shown(tick) for _, tick in zip(range(most), ticks, strict=False)]
+        if self.left is not None:
+            count = min(count, self.left)
+        ticks = islice(self.rule.ticks(self.next.timestamp()), count)
+        return [self.rule.localize(tick) for tick in ticks]
 
 
 def check_name(name: str) -> str:
@@ -180,7 +176,7 @@ def save(
     begins now.
     """
     fields = {
-        "rule": rule.dump(),
+        "rule": rule.to_json(),
         "function": made.function,
         "queue": made.queue,
         "source": source,
@@ -190,7 +186,7 @@ def save(
     due = ""
     if found is None:
         fields["created"] = fields["changed"]
-    other_times = found is None or rule.timing != found.rule.timing
+    other_times = found is None or rule.ticks_key != found.rule.ticks_key
     if other_times:
         fields["left"] = "" if rule.times is None else str(rule.times)
     if (
@@ -344,7 +340,7 @@ def _schedule(name: str, own: dict[str, str], job: dict[bytes, bytes], due: Any)
         raise ValueError("its ticks are of another age")
     return Schedule(
         name,
-        Rule.load(own["rule"]),
+        Rule.from_json(own["rule"]),
         own["function"],
         own["queue"],
         own["source"],

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis
 
 from rqjobs.broker import keys, scripts
 from rqjobs.broker.keys import decode
-from rqjobs.schedules.rules import Rule
+from rqjobs.schedules.describe import describe_missed
+from rqjobs.schedules.rules import MISSED_MAX_TICKS, Rule
 from rqjobs.schedules.store import Schedule, enqueue_ticks, jitter, read, write
 from rqjobs.times import utc
 
@@ -53,16 +54,15 @@ def run_due(connection: redis.Redis, seconds: float = 60) -> float | None:
 def _run_schedule(connection: redis.Redis, schedule: Schedule, now: float) -> bool:
     assert schedule.next
     rule, name, first = schedule.rule, schedule.name, int(schedule.next.timestamp())
-    jobs, last = due_ticks(rule, name, first, now)
+    due = due_ticks(rule, name, first, now)
     if (
-        last is None and first + jitter(rule, name, first) > now
+        due.last is None and first + jitter(rule, name, first) > now
     ):  # its score is not that of its rule
         write(
             connection, name, schedule.revision, repr(first + jitter(rule, name, first)), "same", {}
         )
         return True
-    last = first if last is None else last
-    missed = rule.count(first, last) - len(jobs)
+    last = first if due.last is None else due.last
     following = rule.after(last)
     made, skipped = enqueue_ticks(
         connection,
@@ -73,9 +73,9 @@ def _run_schedule(connection: redis.Redis, schedule: Schedule, now: float) -> bo
         following,
         0.0 if following is None else following + jitter(rule, name, following),
         rule.overlap,
-        missed,
+        due.missed,
         last,
-        [(tick, job_id(name, schedule.revision, tick)) for tick in jobs],
+        [(tick, job_id(name, schedule.revision, tick)) for tick in due.jobs],
     )
     if made == -2:
         log.error(
@@ -84,12 +84,11 @@ def _run_schedule(connection: redis.Redis, schedule: Schedule, now: float) -> bo
             name,
             schedule.queue,
         )
-    elif made >= 0 and (missed or skipped):
+    elif made >= 0 and (due.missed or skipped):
         log.warning(
-            "the schedule %s: %d ticks were missed and make no job, %d were skipped because a job before has "
-            "not ended",
+            "schedule %s: %s runs missed, %d runs skipped because the previous job has not ended",
             name,
-            missed,
+            describe_missed(due.missed),
             skipped,
         )
     return made != -2
@@ -100,21 +99,34 @@ def job_id(name: str, revision: int, tick: int) -> str:
     return f"{name}-r{revision}-{utc(tick):%Y%m%dT%H%M%S}"
 
 
-def due_ticks(rule: Rule, name: str, first: int, now: float) -> tuple[list[int], int | None]:
-    """The ticks from `first` on that are due and make a job, and the last one that is due (None if none is)."""
-    skip, most = rule.missed == "skip", 1 if rule.missed == "once" else CATCH_UP_MAX_TICKS
-    # a tick since then may have to wait for its jitter, or is not too late for "skip"
-    recent = max(first, math.ceil(now - rule.jitter - (SKIP_AFTER_SECONDS if skip else 0)))
-    jobs = rule.latest(first, recent - 1, 1 if skip else most) if recent > first else []
-    last = jobs[-1] if jobs else None
-    if skip:
-        jobs = []
-    due = 0.0
-    for tick in rule.between(recent, now):
-        due = max(due, tick + jitter(rule, name, tick))  # one comes after the other
-        if due > now:
+class DueTicks(NamedTuple):
+    """The due ticks of a schedule: those that make a job (in order), the last one, the rest's number.
+
+    `last` is None if no tick is due. `missed` counts the due ticks that make no job, up to
+    `MISSED_MAX_TICKS`.
+    """
+
+    jobs: list[int]
+    last: int | None
+    missed: int
+
+
+def due_ticks(rule: Rule, name: str, first: int, now: float) -> DueTicks:
+    """The ticks of schedule `name` from the tick `first` on that are due at `now` (Unix seconds)."""
+    skips = rule.missed == "skip"
+    max_jobs = 1 if rule.missed == "once" else CATCH_UP_MAX_TICKS
+    # Older ticks are certainly due, and too late for "skip". Younger ones may wait for their jitter.
+    undecided = max(first, math.ceil(now - rule.jitter - SKIP_AFTER_SECONDS))
+    ticks = rule.last_ticks(first, undecided - 1, max_jobs + MISSED_MAX_TICKS)
+    jobs = [] if skips else ticks[-max_jobs:]
+    due_at = 0.0
+    for tick in rule.ticks(undecided, now):
+        due_at = max(due_at, tick + jitter(rule, name, tick))  # jitter keeps the order
+        if due_at > now:
             break
-        last = tick
-        if not skip or now - due <= SKIP_AFTER_SECONDS:
+        ticks.append(tick)
+        if not skips or now - due_at <= SKIP_AFTER_SECONDS:
             jobs.append(tick)
-    return jobs[-most:], last
+    jobs = jobs[-max_jobs:]
+    last = ticks[-1] if ticks else None
+    return DueTicks(jobs, last, min(len(ticks) - len(jobs), MISSED_MAX_TICKS))

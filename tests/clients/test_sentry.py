@@ -116,7 +116,7 @@ def test_each_run_of_a_schedule_is_a_trace_of_its_own(sentry, run, work, collect
         """
 import rqjobs, sentry_sdk, sentry_jobs
 with sentry_sdk.start_transaction(name="deployment") as deployment:
-    rqjobs.every(hours=1).add("hourly", sentry_jobs.fine, "scheduled")
+    rqjobs.schedules.add("hourly", rqjobs.every(hours=1), sentry_jobs.fine, "scheduled")
 for _ in range(2):
     rqjobs.schedules.run_now("hourly")
 print(deployment.trace_id)

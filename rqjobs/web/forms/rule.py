@@ -11,6 +11,7 @@ from typing import Any
 from flask import request
 
 from rqjobs import ScheduleError, cron, every
+from rqjobs.schedules.describe import describe
 from rqjobs.schedules.rules import Rule
 from rqjobs.web.auth import page, pages
 from rqjobs.web.forms import fields as forms
@@ -25,7 +26,7 @@ def look_ahead() -> Any:
     reader = forms.Reader(request.args)
     rule = read(reader)
     try:
-        ahead = {"sentence": rule.sentence, "times": times(rule.upcoming(AHEAD))} if rule else {}
+        ahead = {"sentence": describe(rule), "times": times(rule.upcoming(AHEAD))} if rule else {}
     except (ValueError, OverflowError):  # so far away that it is no date
         ahead = {}
     return page("_rule.html", ahead=ahead, wrong=next(iter(reader.errors.values()), ""))

@@ -19,6 +19,7 @@ from rqjobs import schedules as stored
 from rqjobs.broker import keys, scripts
 from rqjobs.broker.keys import decode
 from rqjobs.scheduler import SCHEDULES_LOCK
+from rqjobs.schedules.describe import describe, describe_missed
 from rqjobs.schedules.rules import Rule
 from rqjobs.schedules.store import Schedule, read
 from rqjobs.web.auth import back, page, pages
@@ -173,7 +174,7 @@ def _describe(name: str, found: Schedule | None, runs: int, times: int) -> dict[
     try:
         upcoming = found.upcoming(times) if times else []
         last = stored.runs(name, runs)
-        sentence = found.sentence
+        sentence = describe(found.rule)
     except (redis.ConnectionError, redis.TimeoutError):
         raise
     except Exception:  # whatever a hostile hash makes of it
@@ -197,7 +198,7 @@ def _describe(name: str, found: Schedule | None, runs: int, times: int) -> dict[
         "jitter": found.rule.jitter,
         "left": found.left,
         "made": found.made,
-        "missed": found.missed,
+        "missed": describe_missed(found.missed) if found.missed else "",
         "overlapped": found.overlapped,
         "created": found.created,
         "changed": found.changed,
@@ -250,7 +251,7 @@ def add_schedule() -> Any:
     errors |= reader.errors
     if rule and not errors:
         try:
-            stored.add(name, rule, function, args, kwargs, replace=False, queue=queue)
+            stored.add(name, rule, function, args=args, kwargs=kwargs, replace=False, queue=queue)
         except ScheduleError as error:  # the rule is right, so it is the name
             if not _same(name, rule, chosen, queue, args, kwargs):
                 errors["name"] = str(error)
