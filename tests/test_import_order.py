@@ -1,0 +1,94 @@
+"""Who imports whom: imports go down only, there is no circle, and none hides in a function."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import rqjobs
+
+PACKAGE = Path(rqjobs.__file__).parent
+LAYERS = (  # a module imports what stands in a lower layer, or in its own
+    {"texts", "config", "processes", "times", "logs", "conversion"},
+    {"instrumentation", "inherited_resources"},
+    {"connection"},
+    {"serializers"},
+    {"catalog"},
+    {"broker"},
+    {"rq_patches", "webhooks", "plain_jobs", "jobs", "queues", "delayed"},
+    {"schedules"},
+    {"scheduler"},
+    {"stats"},
+    {"maintenance"},
+    {"worker"},
+    {""},  # the public API
+    {"demo"},
+    {"dev"},
+    {"web"},
+    {"cli"},
+    {"__main__"},
+)
+LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
+
+
+def name_of(path: Path) -> str:
+    """A module's name within the package; that of the package itself is ""."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+MODULES = {name_of(path): ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
+
+
+def imported(node: ast.AST) -> Iterator[str]:
+    """The modules of the package that an import statement names."""
+    if isinstance(node, ast.Import):
+        names = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom) and node.module:
+        names = [f"{node.module}.{alias.name}" for alias in node.names]
+    else:
+        return
+    for name in names:
+        package, _, module = name.partition(".")
+        if package == "rqjobs":
+            while module not in MODULES:  # a name within a module
+                module = module.rpartition(".")[0]
+            yield module
+
+
+def room(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def test_imports_go_down_only():
+    wrong = [
+        f"{module} imports {other}"
+        for module, tree in MODULES.items()
+        for node in ast.walk(tree)
+        for other in imported(node)
+        if LAYER[room(other)] > LAYER[room(module)]
+        and not (module == "" and other == "web")  # its `if TYPE_CHECKING`
+    ]
+    assert not wrong
+
+
+def test_there_is_no_circle():
+    graph = {
+        module: {other for node in tree.body for other in imported(node)} - {module}
+        for module, tree in MODULES.items()
+    }
+    assert list(TopologicalSorter(graph).static_order())  # raises CycleError
+
+
+def test_no_import_hides_in_a_function():
+    hidden = [
+        f"{module}.{function.name}"
+        for module, tree in MODULES.items()
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+        if any(imported(node))
+    ]
+    assert not hidden
