@@ -65,7 +65,9 @@ class ResultTooLarge(ValueError):
 
 
 class StartedJobRegistry(rq.registry.StartedJobRegistry):
-    """RQ's, but its entries do not expire: RQ fails what it finds expired, and our sweep puts it back instead."""
+    """RQ's, but its entries do not expire: RQ fails what it finds expired, and our sweep puts it
+    back instead.
+    """
 
     def add_execution(self, execution: Any, pipeline: Any, ttl: int = 0, xx: bool = False) -> int:
         return super().add_execution(execution, pipeline, ttl=-1, xx=xx)
@@ -74,28 +76,31 @@ class StartedJobRegistry(rq.registry.StartedJobRegistry):
 class Job(rq.job.Job):
     """An `rq.Job` that runs only if every name in it is in the catalog.
 
-    Overrides: `data` (written as lists, so that a stock `-S json` worker can read it), `to_dict` (small data are not
-    compressed), `_deserialize_data` (checks the shape), `restore`, `latest_result`, `results` (unpack so much and no
-    more), `perform` (leaves the PERSIST to the claim), `_execute` (checks every name first, runs inside
-    RQJOBS_FLASK_APP's context, closes the loop of a coroutine, refuses what has not run),
-    `execute_success_callback` (see `hides_result`),
-    `stopped_callback` (read by the worker outside any `try`), `send_webhooks` (allow-list), `started_job_registry` (see
-    above), `requeue` (RQ's is three steps, and a crash between them loses the job), `should_retry` and `retry` (a run
-    that fails for good does not end RQ's `Repeat`), `save` and `save_meta` (RQ's undo what became of the job since it
-    was read), `__eq__` and `__hash__` (a stock job of the same id is equal).
+    Overrides: `data` (written as lists, so that a stock `-S json` worker can read it), `to_dict`
+    (small data are not compressed), `_deserialize_data` (checks the shape), `restore`,
+    `latest_result`, `results` (unpack so much and no more), `perform` (leaves the PERSIST to the
+    claim), `_execute` (checks every name first, runs inside RQJOBS_FLASK_APP's context, closes the
+    loop of a coroutine, refuses what has not run), `execute_success_callback` (see `hides_result`),
+    `stopped_callback` (read by the worker outside any `try`), `send_webhooks` (allow-list),
+    `started_job_registry` (see above), `requeue` (RQ's is three steps, and a crash between them
+    loses the job), `should_retry` and `retry` (a run that fails for good does not end RQ's
+    `Repeat`), `save` and `save_meta` (RQ's undo what became of the job since it was read), `__eq__`
+    and `__hash__` (a stock job of the same id is equal).
     """
 
     unheard_of = False  # nothing can be stored under its id yet
     as_read: Any = None  # the hash that it was read from
     as_written: dict[str, Any] | None = None  # the fields as they were written last
     chain: tuple[int, int | None] | None = None  # repeats and retries that it had when it began
-    packed: bytes | None = None  # its result as it is stored, once the function has returned one
-    failure = ""  # the traceback of the run that has just failed
+    serialized_result: bytes | None = (
+        None  # its result as it is stored, once the function has returned one
+    )
+    traceback = ""  # the traceback of the run that has just failed
     execution: Any = None  # RQ's record of that run
     hides_result = (
         False  # in a horse: RQ's worker would make a text of the result, which may be anything
     )
-    returned: Any = None  # the result of a job that hides it
+    hidden_result: Any = None  # the result of a job that hides it
     unread_meta: Any = (
         None  # what RQ puts in the place of a meta that cannot be read; it is not stored
     )
@@ -110,8 +115,9 @@ class Job(rq.job.Job):
 
     @classmethod
     def found(cls, job_id: str, fields: dict[bytes, bytes], connection: redis.Redis) -> Job:
-        """The job of this hash. The fields of a plain job are read here, because RQ's constructor and `restore` take as
-        long as all the rest of a run; a hash that says more is left to RQ."""
+        """The job of this hash. The fields of a plain job are read here, because RQ's constructor
+        and `restore` take as long as all the rest of a run; a hash that says more is left to RQ.
+        """
         if cls.__init__ is not Job.__init__ or cls.restore is not Job.restore:
             job = cls(job_id, connection=connection)
             job.restore(fields)
@@ -187,7 +193,9 @@ class Job(rq.job.Job):
             )
 
     def stored(self) -> bytes:
-        """The data as they are written: compressed, as RQ does, if that is worth the time. RQ reads both."""
+        """The data as they are written: compressed, as RQ does, if that is worth the time. RQ reads
+        both.
+        """
         return self.data if len(self.data) < UNCOMPRESSED_MAX_BYTES else zlib.compress(self.data, 1)
 
     def to_dict(self, include_meta: bool = True, include_result: bool = True) -> dict[str, Any]:
@@ -201,8 +209,9 @@ class Job(rq.job.Job):
         return fields
 
     def fields(self) -> tuple[bool, dict[str, Any]]:
-        """Whether nothing can be stored under its id, and the hash with which the job is enqueued; in that case without
-        empty fields, which are the same to RQ."""
+        """Whether nothing can be stored under its id, and the hash with which the job is enqueued;
+        in that case without empty fields, which are the same to RQ.
+        """
         new, self.unheard_of = self.unheard_of, False
         self.as_written = self._new_fields() if new else self.to_dict()
         return new, self.as_written
@@ -227,9 +236,11 @@ class Job(rq.job.Job):
     def save(
         self, pipeline: Any = None, include_meta: bool = True, include_result: bool = True
     ) -> None:
-        """Write what was changed in this object since it was read or written, if the job is still there.
+        """Write what was changed in this object since it was read or written, if the job is still
+        there.
 
-        A view that adds to the meta of a job which ends meanwhile does not make it a queued one again.
+        A view that adds to the meta of a job which ends meanwhile does not make it a queued one
+        again.
         """
         before = self._as_stored()
         if before is None:
@@ -244,7 +255,9 @@ class Job(rq.job.Job):
         self._save(changed, pipeline)
 
     def _as_stored(self) -> dict[str, Any] | None:
-        """Its fields as this object knows that they were stored; None if all of them are to be written."""
+        """Its fields as this object knows that they were stored; None if all of them are to be
+        written.
+        """
         if getattr(self.connection, "writes", None) is not None:  # its outcome is recorded
             return None
         if self.as_written is None and self.as_read is not None:
@@ -299,7 +312,7 @@ class Job(rq.job.Job):
         Result.create_failure(
             self,
             self.failure_ttl,
-            self.failure,
+            self.traceback,
             self.worker_name or "",
             pipeline,
             execution_id=self.execution and self.execution.id,
@@ -328,8 +341,8 @@ class Job(rq.job.Job):
         """Make sure that nothing but the catalog would run.
 
         Raises:
-            NotAJob: the function or a callback is not in the catalog, a callback is a coroutine function, or there is
-                an `instance`.
+            NotAJob: the function or a callback is not in the catalog, a callback is a coroutine
+                function, or there is an `instance`.
             RefusedWebhook: a webhook goes to a host that is not allowed.
         """
         jobs = catalog.current()
@@ -369,16 +382,17 @@ class Job(rq.job.Job):
         return self._result
 
     def hide_result(self) -> None:
-        """Have the next `perform`, whoever overrides or wraps it, put its result into `returned` and `packed`,
-        and return None."""
+        """Have the next `perform`, whoever overrides or wraps it, put its result into
+        `hidden_result` and `serialized_result`, and return None.
+        """
         self.hides_result, perform = True, self.perform
 
         def hidden() -> Any:
             del self.perform  # or the job and this function would hold each other in memory
             result = perform()
             if result is not None and not issubclass(type(result), rq.job.Retry):
-                self.packed = self.pack(result)
-                self.returned, result = result, None
+                self.serialized_result = self.pack(result)
+                self.hidden_result, result = result, None
             self._result = result
             return result
 
@@ -405,7 +419,7 @@ class Job(rq.job.Job):
     def execute_success_callback(self, death_penalty_class: Any, result: Any) -> None:
         if self._success_callback_name:
             super().execute_success_callback(
-                death_penalty_class, self.returned if self.hides_result else result
+                death_penalty_class, self.hidden_result if self.hides_result else result
             )
 
     def latest_result(self, timeout: int = 0) -> Result | None:
@@ -434,7 +448,8 @@ class Job(rq.job.Job):
         return data
 
     def save_meta(self) -> None:
-        """Store the meta, if the job is still there: that of a deleted one would be left behind for ever.
+        """Store the meta, if the job is still there: that of a deleted one would be left behind for
+        ever.
 
         Raises:
             ResultTooLarge: it is more than RQJOBS_MAX_RESULT_BYTES bytes.
@@ -466,7 +481,9 @@ class Job(rq.job.Job):
         )
 
     def requeue(self, at_front: bool = False) -> Job:
-        """Bring the job back from the dead letters in one atomic step; raises as `ledger.requeue` does."""
+        """Bring the job back from the dead letters in one atomic step; raises as `ledger.requeue`
+        does.
+        """
         transitions.requeue(self.connection, self.id, at_front)
         self.refresh()
         return self
@@ -477,8 +494,10 @@ _BLANK = vars(Job("blank", connection=object()))  # type: ignore[arg-type]
 
 
 def run_coroutine(coroutine: Any) -> Any:
-    """Run it in a loop of its own, and end that as `asyncio.Runner` does: what still runs in it is canceled, and can do
-    its `finally`, within this job. (`asyncio.run` would leave the thread without a loop for the next job.)"""
+    """Run it in a loop of its own, and end that as `asyncio.Runner` does: what still runs in it is
+    canceled, and can do its `finally`, within this job. (`asyncio.run` would leave the thread
+    without a loop for the next job.)
+    """
     loop = asyncio.new_event_loop()
     try:
         return loop.run_until_complete(coroutine)
@@ -531,10 +550,11 @@ class BoundedResult(Result):
 
 
 def repeat(job: Any, queue: Any, pipeline: Any = None) -> None:
-    """Enqueue a job that has an `rq.Repeat` for its next run, in the place of RQ's `Repeat.schedule`.
+    """Enqueue a job that has an `rq.Repeat` for its next run, in the place of RQ's
+    `Repeat.schedule`.
 
-    RQ takes the intervals from the end, and counts them from now in this machine's local time. Each run has all of the
-    job's retries.
+    RQ takes the intervals from the end, and counts them from now in this machine's local time. Each
+    run has all of the job's retries.
     """
     if not job.repeats_left:
         raise ValueError(f"Cannot schedule job {job.id}: no repeats left")
@@ -553,12 +573,14 @@ def repeat(job: Any, queue: Any, pipeline: Any = None) -> None:
 
 
 def install(shared: bool = False) -> None:
-    """Make this process unable to unpickle, import, or call a strange host for what it found in Redis.
+    """Make this process unable to unpickle, import, or call a strange host for what it found in
+    Redis.
 
-    For the processes that are ours (worker, web, command line); in one that is `shared` with a program of the user's,
-    stock queues write what they always wrote. It replaces some attributes of RQ's modules, one of them for speed: RQ
-    reads dates with strptime, which takes thirty times as long; one so that `Repeat` takes its intervals in order; one
-    so that tracebacks are read within limits; and two so that every exception has one.
+    For the processes that are ours (worker, web, command line); in one that is `shared` with a
+    program of the user's, stock queues write what they always wrote. It replaces some attributes of
+    RQ's modules, one of them for speed: RQ reads dates with strptime, which takes thirty times as
+    long; one so that `Repeat` takes its intervals in order; one so that tracebacks are read within
+    limits; and two so that every exception has one.
     """
     serializers.install(shared)
     catalog.install()
@@ -580,7 +602,9 @@ def check_size(what: str, data: bytes) -> None:
 
 
 def _unpack(value: bytes) -> tuple[bytes, bool]:
-    """What RQ compressed, and whether there is more of it than a value may have; what is not compressed, as it is."""
+    """What RQ compressed, and whether there is more of it than a value may have; what is not
+    compressed, as it is.
+    """
     if value[0] & 0x0F != 8:  # RFC 1950: the compression method, and 8 is the only one
         return value, False
     unpacker = zlib.decompressobj()

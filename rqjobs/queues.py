@@ -46,11 +46,12 @@ Prepared = tuple[Job, bool, bool, dict[str, Any]]  # at the front?, a new id?, i
 class Queue(rq.Queue):
     """An `rq.Queue` with RQ's whole API, that stores nothing which no worker would run.
 
-    Overrides: `enqueue`, `enqueue_at` (a parameter called like one of RQ's options is not taken for that),
-    `create_job` (options of `@job`, the guard), `enqueue_job`, `_enqueue_job`, `enqueue_many` and `schedule_job` (one
-    script puts a job into its place, whoever asks, and takes it out of the one where it was), `enqueue_in` (by Redis's
-    clock), `_persist_job` (works while an outcome is recorded), `enqueue_dependents` (left to the script that records
-    the outcome), `compact` (RQ's loses jobs if it is interrupted).
+    Overrides: `enqueue`, `enqueue_at` (a parameter called like one of RQ's options is not taken for
+    that), `create_job` (options of `@job`, the guard), `enqueue_job`, `_enqueue_job`,
+    `enqueue_many` and `schedule_job` (one script puts a job into its place, whoever asks, and takes
+    it out of the one where it was), `enqueue_in` (by Redis's clock), `_persist_job` (works while an
+    outcome is recorded), `enqueue_dependents` (left to the script that records the outcome),
+    `compact` (RQ's loses jobs if it is interrupted).
     """
 
     job_class = Job
@@ -101,7 +102,8 @@ class Queue(rq.Queue):
             )  # the job's own, since trace headers are written into it
         self._warn_if_unserved()
         try:
-            # By name: RQ takes a callable that is no plain function for an object whose `__call__` is the job.
+            # By name: RQ takes a callable that is no plain function for an object whose `__call__`
+            # is the job.
             job: Job = super().create_job(catalog.name_of(function), args, kwargs, **given)  # type: ignore[assignment]
         except RecursionError:
             raise PayloadError(
@@ -151,7 +153,9 @@ class Queue(rq.Queue):
             self._enter(job, repr(due), pipeline, job._dependency_ids)
 
     def _record_schedule(self, job: Job, due: float, pipeline: Any) -> None:
-        """The job goes on, a retry or a repeat, so long from now: its move is a part of its outcome."""
+        """The job goes on, a retry or a repeat, so long from now: its move is a part of its
+        outcome.
+        """
         pipe = pipeline if pipeline is not None else self.connection
         pipe.sadd(self.redis_queues_keys, self.key)
         self._persist_job(job, pipe, status=JobStatus.SCHEDULED)
@@ -235,7 +239,9 @@ class Queue(rq.Queue):
         return jobs
 
     def show(self, job: Job) -> Job:
-        """Let what wraps RQ's `enqueue_job` see a job that is about to be stored: it puts trace headers into `meta`."""
+        """Let what wraps RQ's `enqueue_job` see a job that is about to be stored: it puts trace
+        headers into `meta`.
+        """
         if is_wrapped(rq.Queue, "enqueue_job"):
             ShownQueue(self).enqueue_job(job)
         return job
@@ -313,7 +319,8 @@ RQ_OPTIONS = frozenset(
 
 
 def split_options(function: Any, args: tuple[Any, ...], given: dict[str, Any]) -> dict[str, Any]:
-    """What is given to `enqueue`, with the function's own arguments apart: `args`, `kwargs`, and RQ's options.
+    """What is given to `enqueue`, with the function's own arguments apart: `args`, `kwargs`, and
+    RQ's options.
 
     Raises:
         TypeError: a name is both a parameter of the function and a word of RQ's.
@@ -373,7 +380,9 @@ def queue(name: str) -> Queue:
 
 
 def queue_for(function: Callable[..., Any] | str) -> Queue:
-    """The queue that `@job(queue=…)` names for this function, else `default`, else the first configured one."""
+    """The queue that `@job(queue=…)` names for this function, else `default`, else the first
+    configured one.
+    """
     named = catalog.options(catalog.current().check(function)).get("queue")
     names = config.current().queues
     return queue(named or ("default" if "default" in names else names[0]))
@@ -382,9 +391,10 @@ def queue_for(function: Callable[..., Any] | str) -> Queue:
 def enqueue(function: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Have a worker call `function(*args, **kwargs)`; returns the `rq.Job`.
 
-    Takes RQ's keyword options too (`job_timeout`, `retry`, `depends_on`, `job_id`, …). When it returns, the job is
-    in Redis. Raises as `Queue.create_job` does, and then nothing was stored; a TypeError also if an option is called
-    like a parameter of the function (pass those as `args=(…), kwargs={…}`).
+    Takes RQ's keyword options too (`job_timeout`, `retry`, `depends_on`, `job_id`, …). When it
+    returns, the job is in Redis. Raises as `Queue.create_job` does, and then nothing was stored; a
+    TypeError also if an option is called like a parameter of the function (pass those as `args=(…),
+    kwargs={…}`).
     """
     return queue_for(function).enqueue(function, **split_options(function, args, kwargs))
 
@@ -408,8 +418,8 @@ def enqueue_at(moment: datetime, function: Any, /, *args: Any, **kwargs: Any) ->
 def enqueue_many(calls: Iterable[tuple[Any, ...] | EnqueueData]) -> list[Any]:
     """Enqueue many calls in few round trips; returns their jobs in the same order.
 
-    Each call is a tuple `(function, argument, …)`, or what RQ's `Queue.prepare_data(function, …)` returns. All are
-    checked before the first is stored; they are stored in steps of 200.
+    Each call is a tuple `(function, argument, …)`, or what RQ's `Queue.prepare_data(function, …)`
+    returns. All are checked before the first is stored; they are stored in steps of 200.
 
     Raises:
         ValueError: a call has `depends_on` (use `queue(…).enqueue_many`).

@@ -145,8 +145,8 @@ def test_an_idle_horse_that_is_frozen_is_replaced(worker, redis, eventually, mon
 def test_a_horse_frozen_in_the_middle_of_a_posting_is_replaced(settings, spawn, monkeypatch):
     """What cannot be read was waited for, for ever, and the worker did not even stop when it was told to."""
     parent, horse = rqjobs.Worker(["default"]), spawn("sleep", "60")
-    parent._horse_pid, parent.horse_board = horse.pid, HorseState()
-    parent.horse_board.memory[0] |= 1
+    parent._horse_pid, parent.horse_state = horse.pid, HorseState()
+    parent.horse_state.memory[0] |= 1
     parent._police()
     assert horse.poll() is None
     monkeypatch.setattr("rqjobs.worker.supervisor.UNRESPONSIVE_SECONDS", 0)
@@ -440,29 +440,27 @@ def test_what_has_not_begun_is_given_back_when_the_worker_is_told_to_go(batch, r
 
 def test_each_job_that_is_handed_over_has_one_taker():
     """Two processes read from one end; a token goes to one of them, whole."""
-    handover, count, taken = PrefetchPipe(), 20_000, []
+    prefetch, count, taken = PrefetchPipe(), 20_000, []
     ready, answer, end = os.pipe(), os.pipe(), "f" * transitions.TOKEN_CHARACTERS
     child = os.fork()
     if child == 0:
         os.read(ready[0], 1)
         own = []
         while end not in own[-1:]:
-            if one := handover.take():
+            if one := prefetch.get():
                 own.append(one)
         os.write(answer[1], b"%d" % sum(int(one) for one in own[:-1]))
         os._exit(0)
     os.write(ready[1], b"x")
     for number in range(0, count, 10):
-        handover.offer(
-            f"{one:0{transitions.TOKEN_CHARACTERS}}" for one in range(number, number + 10)
-        )
-        while len(taken) <= number // 3 and (one := handover.take()):
+        prefetch.put(f"{one:0{transitions.TOKEN_CHARACTERS}}" for one in range(number, number + 10))
+        while len(taken) <= number // 3 and (one := prefetch.get()):
             taken.append(int(one))
-    handover.offer([end])
+    prefetch.put([end])
     os.waitpid(child, 0)
     theirs = int(os.read(answer[0], 20))
     assert theirs and taken and sum(taken) + theirs == sum(range(count))
-    handover.close()
+    prefetch.close()
     for end in (*ready, *answer):
         os.close(end)
 

@@ -206,7 +206,7 @@ def test_a_result_is_not_turned_into_text(redis):
     job = rqjobs.Job.create("faults.ok", connection=redis)
     job._func_name, job._args, job._kwargs, job._instance = "faults.ok", [Loud()], {}, None
     job.hide_result()
-    assert job.perform() is None and isinstance(job.returned, Loud)
+    assert job.perform() is None and isinstance(job.hidden_result, Loud)
 
 
 def test_the_success_callback_gets_the_result(redis):

@@ -464,7 +464,7 @@ def test_after_a_horse_that_was_replaced_crashes_are_not_followed_by_the_next_at
     pauses = []
     for _ in range(3):
         worker._rehire_pause = 0.0 if not pauses else worker._rehire_pause
-        worker.horse_board, worker.handover, (worker.control, theirs) = (
+        worker.horse_state, worker.prefetch, (worker.control, theirs) = (
             HorseState(),
             PrefetchPipe(),
             socket.socketpair(),

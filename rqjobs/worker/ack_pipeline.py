@@ -1,4 +1,6 @@
-"""Outcomes on their way to Redis: each leaves as soon as it is known, and is kept until its reply has been read."""
+"""Outcomes on their way to Redis: each leaves as soon as it is known, and is kept until its reply
+has been read.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from rqjobs.broker.transitions import Claim
 
 
 class Ack(NamedTuple):
-    """A plain success: the command that records it, and RQ's own way, for when Redis cannot do that."""
+    """A plain success: the command that records it, and RQ's own way, for when Redis cannot do
+    that.
+    """
 
     claim: Claim
     command: tuple[Any, ...]
@@ -25,7 +29,8 @@ class Ack(NamedTuple):
 
 
 class AckPipeline:
-    """One connection on which outcomes are sent without waiting, and their replies read with that to the next claim.
+    """One connection on which outcomes are sent without waiting, and their replies read with that
+    to the next claim.
 
     A command on a connection that broke may have had its effect. It is sent again, and
     `settle_success.lua` answers that it was done already.
@@ -51,10 +56,11 @@ class AckPipeline:
         return self._sent < len(self.outcomes)
 
     def exchange(self, *commands: tuple[Any, ...]) -> tuple[list[tuple[Ack, Any]], list[Any]]:
-        """Ask `commands` behind all outcomes; returns these with their replies, and those to the commands.
+        """Ask `commands` behind all outcomes; returns these with their replies, and those to the
+        commands.
 
-        An error that Redis answered is returned. Every other is raised, and nothing is known then: all outcomes are
-        still here.
+        An error that Redis answered is returned. Every other is raised, and nothing is known then:
+        all outcomes are still here.
         """
         self._send([*commands])
         try:
@@ -87,7 +93,9 @@ class AckPipeline:
             raise
 
     def _read(self, number: int) -> list[Any]:
-        """The next replies, straight from the socket: through redis-py each takes ten times as long."""
+        """The next replies, straight from the socket: through redis-py each takes ten times as
+        long.
+        """
         replies: list[Any] = []
         while len(replies) < number:
             if (reply := self._reader.gets()) is not False:  # which no command answers

@@ -25,7 +25,7 @@ from rqjobs.broker.transitions import Claim
 from rqjobs.times import parse_date
 from rqjobs.worker import job_processes
 from rqjobs.worker.settlement import SettlementMixin
-from rqjobs.worker.shared_state import HANDLER_SECONDS, HorseSnapshot, HorseState
+from rqjobs.worker.shared_state import HANDLER_SECONDS, HorsePhase, HorseSnapshot, HorseState
 
 SILENT_SECONDS = (
     4 * leases.HEARTBEAT_SECONDS
@@ -40,7 +40,7 @@ class Finisher:
     post: HorseSnapshot
     kind: str
     status: int  # of the horse
-    board: HorseState = field(default_factory=HorseState)
+    state: HorseState = field(default_factory=HorseState)
     pid: int = 0
     began: float = field(default_factory=time.monotonic)
     settled: bool = False  # and what else the horse had was taken back
@@ -62,8 +62,8 @@ class Finisher:
             _live(worker, self, begin_child)
 
     def has_recorded(self) -> bool:
-        read = self.board.read()
-        return read is not None and read.phase == HorseState.AFTER
+        read = self.state.read()
+        return read is not None and read.phase == HorsePhase.AFTER
 
     def has_ended(self) -> bool:
         """Whether it is gone; what it had started is ended then."""
@@ -74,10 +74,10 @@ class Finisher:
         return True
 
     def is_late(self) -> bool:
-        read = self.board.read()
+        read = self.state.read()
         if read is None:
             return time.monotonic() - self.began > SILENT_SECONDS
-        if read.phase == HorseState.AFTER:
+        if read.phase == HorsePhase.AFTER:
             return (
                 bool(read.deadline)
                 and time.monotonic() > read.deadline + config.current().shutdown_timeout
@@ -104,7 +104,7 @@ def _live(
     """The life of the forked child: never returns."""
     code = 1
     try:
-        begin_child(finisher.board)
+        begin_child(finisher.state)
         if finisher.kind == "crashed":
             _call_killed_handler(worker, finisher)
         else:
@@ -121,8 +121,8 @@ def _live(
 
 def _call_killed_handler(worker: SettlementMixin, finisher: Finisher) -> None:
     post = finisher.post
-    finisher.board.post(
-        HorseState.AFTER, post.job_id, post.token, time.monotonic() + HANDLER_SECONDS
+    finisher.state.write(
+        HorsePhase.AFTER, post.job_id, post.token, time.monotonic() + HANDLER_SECONDS
     )
     job: Any = worker.job_class.fetch(post.job_id, connection=worker.client)
     assert worker._work_horse_killed_handler
@@ -137,11 +137,15 @@ def _settle(worker: SettlementMixin, post: HorseSnapshot, kind: str) -> None:
     job: Any = worker.job_class(post.job_id, connection=worker.connection)
     job.restore(fields)
     worker.claim = Claim(post.job_id, job.origin, post.token, fields)  # type: ignore[arg-type]
-    worker.post(HorseState.SETTLING)
+    worker.report(HorsePhase.SETTLING)
     job.ended_at, job._status = now(), JobStatus.STARTED
     queue = worker.queue_class(job.origin, connection=worker.connection)
     queue.redis_server_version = worker.redis_server_version
-    ended = worker.function_end.read(post.token) if worker.function_end and kind == "late" else None
+    ended = (
+        worker.function_outcome.read(post.token)
+        if worker.function_outcome and kind == "late"
+        else None
+    )
     if ended is None:
         message = reason(kind, job.timeout)
         worker.log.warning("Worker %s: job %s: %s", worker.name, job.id, message)
@@ -149,7 +153,7 @@ def _settle(worker: SettlementMixin, post: HorseSnapshot, kind: str) -> None:
     else:
         _settle_as_it_ended(worker, job, queue, *ended)
     if kind == "stopped" and worker.has_settled and job.stopped_callback:
-        worker.post(HorseState.AFTER, time.monotonic() + job.stopped_callback_timeout)
+        worker.report(HorsePhase.AFTER, time.monotonic() + job.stopped_callback_timeout)
         job.execute_stopped_callback(worker.death_penalty_class)
 
 
@@ -173,8 +177,8 @@ def _settle_as_it_ended(
         return worker.handle_job_failure(
             job, queue, exc_string=(data or b"").decode(errors="replace")
         )
-    job.packed, job._status = data, JobStatus.FINISHED
-    job.returned = job._result = None if data is None else job.serializer.loads(data)
+    job.serialized_result, job._status = data, JobStatus.FINISHED
+    job.hidden_result = job._result = None if data is None else job.serializer.loads(data)
     worker.record_success(job, queue, queue.started_job_registry)
     if worker.has_settled:
         job.send_webhooks(JobStatus.FINISHED)

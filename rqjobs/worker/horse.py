@@ -34,7 +34,7 @@ from rqjobs.worker.ack_pipeline import Ack, AckPipeline
 from rqjobs.worker.leftovers import Leftovers
 from rqjobs.worker.prefetch import PrefetchPipe
 from rqjobs.worker.settlement import SettlementMixin
-from rqjobs.worker.shared_state import HorseState
+from rqjobs.worker.shared_state import HorsePhase, HorseState
 
 BATCH_SECONDS = (
     0.005  # seconds that the jobs which are claimed at once may take, by their pace so far
@@ -47,8 +47,9 @@ MEMORY_CHECK_SECONDS = 0.1  # between two looks at how large the horse is
 
 @dataclass
 class Limits:
-    """When a horse, and with it its worker, has done enough. Seconds and jobs; None is no end. And by how many bytes
-    the horse may grow; 0 is no limit."""
+    """When a horse, and with it its worker, has done enough. Seconds and jobs; None is no end. And
+    by how many bytes the horse may grow; 0 is no limit.
+    """
 
     burst: bool = False
     max_jobs: int | None = None
@@ -57,23 +58,23 @@ class Limits:
 
 
 class Horse:
-    """Claims, runs and settles job after job, until its terms, its parent, or its size say enough."""
+    """Claims, runs and settles job after job, until its limits, its parent, or its size say enough."""
 
     def __init__(
         self,
         worker: SettlementMixin,
-        board: HorseState,
+        state: HorseState,
         control: socket.socket,
-        terms: Limits,
-        handover: PrefetchPipe,
+        limits: Limits,
+        prefetch: PrefetchPipe,
         inherited: InheritedResources,
     ):
-        self.worker, self.board, self.control, self.terms, self.handover = (
+        self.worker, self.state, self.control, self.limits, self.prefetch = (
             worker,
-            board,
+            state,
             control,
-            terms,
-            handover,
+            limits,
+            prefetch,
         )
         self.inherited = inherited
         self.client = worker.client
@@ -106,25 +107,25 @@ class Horse:
         idle_since = time.monotonic()
         while True:
             claims = self._claim()
-            if self.board.stop:
+            if self.state.stop:
                 return self._leave("stopped")
             if claims:
                 self._perform_all(claims)
-                if self.terms.max_jobs is not None and self.board.done >= self.terms.max_jobs:
+                if self.limits.max_jobs is not None and self.state.done >= self.limits.max_jobs:
                     return self._leave("enough")
                 if spent := self._spent():
                     return self._leave(spent)
                 self.reaper.reap()
                 idle_since = time.monotonic()
-            elif self.terms.burst:
+            elif self.limits.burst:
                 return self._leave("drained")
             elif claims is None:  # suspended
                 self._pause(1.0)
             else:
                 left = (
                     listener.BLOCK_SECONDS
-                    if self.terms.max_idle_time is None
-                    else (self.terms.max_idle_time - (time.monotonic() - idle_since))
+                    if self.limits.max_idle_time is None
+                    else (self.limits.max_idle_time - (time.monotonic() - idle_since))
                 )
                 if left <= 0:
                     return self._leave("idle")
@@ -139,7 +140,7 @@ class Horse:
 
     def _claim(self) -> list[Claim] | None:
         """Claim as many jobs as will not take long. None while RQ is suspended."""
-        while not self.board.stop:
+        while not self.state.stop:
             held = [
                 outcome.claim.job_id for outcome in self.outbox.outcomes
             ]  # should they not settle
@@ -158,7 +159,7 @@ class Horse:
             except transitions.Suspended:
                 with contextlib.suppress(redis.RedisError):  # it is asked for again
                     transitions.release(self.client, self.worker.name, process=self.worker.process)
-                self.board.post(HorseState.SUSPENDED)
+                self.state.write(HorsePhase.SUSPENDED)
                 return None
         return []
 
@@ -166,16 +167,18 @@ class Horse:
         """How many jobs to claim at once: those of the next few milliseconds."""
         if self.worker._dequeue_strategy != DequeueStrategy.DEFAULT:
             return 1
-        limits = (self.settings.max_jobs_per_child or None, self.terms.max_jobs)
-        left = [limit - self.board.done for limit in limits if limit is not None]
+        limits = (self.settings.max_jobs_per_child or None, self.limits.max_jobs)
+        left = [limit - self.state.done for limit in limits if limit is not None]
         return max(1, min(CLAIM_BATCH_MAX_JOBS, int(BATCH_SECONDS / self.pace), *left))
 
     def _ask(self, *command: Any) -> Any:
-        """Bring all outcomes to Redis, end all waits, and ask `command`, in one round trip; until Redis has answered,
-        or, once nothing is left to be settled, until it is time to stop. Returns its reply."""
+        """Bring all outcomes to Redis, end all waits, and ask `command`, in one round trip; until
+        Redis has answered, or, once nothing is left to be settled, until it is time to stop.
+        Returns its reply.
+        """
         backoff, failures = ExponentialWithJitterBackoff(cap=3, base=0.05), 0
         while True:
-            self.board.post(HorseState.IDLE)  # at each try: who waits for Redis is not stuck
+            self.state.write(HorsePhase.IDLE)  # at each try: who waits for Redis is not stuck
             try:
                 ends = self.waits.ends()
                 answered, replies = self.outbox.exchange(*ends, *[command] if command else [])
@@ -183,7 +186,7 @@ class Horse:
                 for error in [*trouble, *replies[len(ends) :]]:
                     if isinstance(error, Exception):
                         raise error
-                self.board.away = 0.0
+                self.state.away = 0.0
                 if self.waits.ended(replies[: len(ends)]):
                     return replies[-1] if command else None
                 continue
@@ -195,16 +198,18 @@ class Horse:
                         self.outbox.outcomes
                     ):  # what cannot be recorded counts as a death, or it would go on for ever
                         self.worker.claim = self.outbox.outcomes[-1].claim
-                        self.worker.post(HorseState.SETTLING)
+                        self.worker.report(HorsePhase.SETTLING)
                     raise
                 self.outbox.close()  # who refuses may be a master no more; the next connection asks who is
-                self.worker.patience(error, failures, backoff.compute(failures))
+                self.worker.wait_before_retry(error, failures, backoff.compute(failures))
                 failures += 1
-            if self.board.stop and not self.outbox.outcomes:
+            if self.state.stop and not self.outbox.outcomes:
                 return None
 
     def _told(self, outcome: Ack, reply: Any) -> Exception | None:
-        """Take in the reply to an outcome; returns the error for which it has to be sent again, if there is one."""
+        """Take in the reply to an outcome; returns the error for which it has to be sent again, if
+        there is one.
+        """
         if isinstance(reply, Exception) and is_transient(reply):
             self.outbox.outcomes.append(outcome)
             return reply
@@ -213,24 +218,25 @@ class Horse:
         ):  # a key of the wrong type; RQ's own way says so, and the job is buried
             self.worker.claim = outcome.claim
             outcome.longhand()
-            self.board.post(HorseState.IDLE)
+            self.state.write(HorsePhase.IDLE)
             return None
         if decode(reply) in ("settled", "waking"):
-            self.board.succeeded += 1
-            self.board.worked += outcome.took
-        self.worker.told(outcome.claim.job_id, decode(reply))
+            self.state.succeeded += 1
+            self.state.worked += outcome.took
+        self.worker.log_settlement(outcome.claim.job_id, decode(reply))
         return None
 
     def _perform_all(self, claims: list[Claim]) -> None:
-        """Run the first at once, and each of the others if the parent did not give it back meanwhile.
+        """Run the first at once, and each of the others if the parent did not give it back
+        meanwhile.
 
         The parent looks how long one job takes; here is seen how long all of them do.
         """
         first, waiting = time.monotonic(), {claim.token: claim for claim in claims[1:]}
         if waiting:
-            self.handover.offer(waiting)
+            self.prefetch.put(waiting)
         claim: Claim | None = claims[0]
-        while claim and not self.board.stop and not self.leftovers.are_final:
+        while claim and not self.state.stop and not self.leftovers.are_final:
             began = time.monotonic()
             self._perform(claim)
             took = min(
@@ -242,7 +248,7 @@ class Horse:
             ):  # or it would wait behind a slow job, and be repeated with it
                 self._ask()
             if waiting and time.monotonic() - first > MAX_PREFETCH_WAIT_SECONDS:
-                rest = iter(self.handover.take, "")
+                rest = iter(self.prefetch.get, "")
                 self._ask(
                     *RELEASE.call(
                         [keys.claims(self.worker.name), keys.process(self.worker.name)],
@@ -250,7 +256,7 @@ class Horse:
                     )
                 )
                 return
-            own = waiting and self.handover.take()
+            own = waiting and self.prefetch.get()
             claim = waiting.pop(own) if own else None
 
     def _perform(self, claim: Claim) -> None:
@@ -260,8 +266,8 @@ class Horse:
             self.queues[claim.queue] = worker.queue_class(claim.queue, connection=worker.connection)
             self.queues[claim.queue].redis_server_version = worker.get_redis_server_version()
         queue = self.queues[claim.queue]
-        worker.post(
-            HorseState.RUNNING, _deadline(claim)
+        worker.report(
+            HorsePhase.RUNNING, _deadline(claim)
         )  # from here on a death counts; its hash may be what kills us
         try:
             job = worker.job_class.found(claim.job_id, claim.fields, worker.connection)
@@ -270,7 +276,7 @@ class Horse:
         except Exception as error:
             message = f"The job's hash in Redis cannot be read: {texts.describe(error)}"
             worker.log.error("Worker %s: job %s: %s", worker.name, claim.job_id, message)
-            worker.told(claim.job_id, worker.bury(claim, message))
+            worker.log_settlement(claim.job_id, worker.fail_job(claim, message))
             return
         if worker._dequeue_strategy != DequeueStrategy.DEFAULT:
             worker.reorder_queues(
@@ -290,7 +296,7 @@ class Horse:
         self.inherited.tidy()
         if worker.handed_over != claim.token:
             self._fail_unsettled(claim)
-        self.board.done += 1
+        self.state.done += 1
 
     def _fail_unsettled(self, claim: Claim) -> None:
         worker = self.worker
@@ -299,16 +305,17 @@ class Horse:
             f"super().perform_job"
         )
         worker.log.error("Worker %s: job %s: %s", worker.name, claim.job_id, message)
-        worker.told(claim.job_id, worker.bury(claim, message))
+        worker.log_settlement(claim.job_id, worker.fail_job(claim, message))
 
     def _spent(self) -> str:
-        """Why a fresh horse is wanted, if it is: it ran as many jobs as it may, a job has left what cannot be
-        undone, or it grew by more than it may."""
+        """Why a fresh horse is wanted, if it is: it ran as many jobs as it may, a job has left what
+        cannot be undone, or it grew by more than it may.
+        """
         if self.leftovers.are_final:
             return "replaced"
-        if self.settings.max_jobs_per_child and self.board.done >= self.settings.max_jobs_per_child:
+        if self.settings.max_jobs_per_child and self.state.done >= self.settings.max_jobs_per_child:
             return "replaced"
-        limit, now = self.terms.max_growth, time.monotonic()
+        limit, now = self.limits.max_growth, time.monotonic()
         if not limit or now - self.measured < MEMORY_CHECK_SECONDS:
             return ""
         self.measured = now
@@ -318,11 +325,12 @@ class Horse:
         return "grown" if processes.memory() - self.memory > limit else ""
 
     def _leave(self, why: str) -> str:
-        """Settle what is unsettled, end the waits, and say why. What else is in the claims, the parent or the next
-        horse sees to."""
+        """Settle what is unsettled, end the waits, and say why. What else is in the claims, the
+        parent or the next horse sees to.
+        """
         if self.outbox.outcomes or self.waits.open:
             self._ask()
-        self.board.post(HorseState.LEAVING, why)
+        self.state.write(HorsePhase.LEAVING, why)
         return why
 
     def _pause(self, seconds: float) -> None:
@@ -340,9 +348,11 @@ def _deadline(claim: Claim) -> float:
 
 
 def begin_child(
-    worker: SettlementMixin, board: HorseState, parent: int, inherited: InheritedResources
+    worker: SettlementMixin, state: HorseState, parent: int, inherited: InheritedResources
 ) -> None:
-    """In a child that the worker's parent has just forked: it dies with the parent, and shares nothing else with it."""
+    """In a child that the worker's parent has just forked: it dies with the parent, and shares
+    nothing else with it.
+    """
     processes.die_with_parent()
     if os.getppid() != parent:
         os._exit(1)
@@ -351,24 +361,24 @@ def begin_child(
     inherited.renew()
     random.seed()
     worker._is_horse = True
-    worker.board = board
+    worker.shared_state = state
 
 
 def run_horse_process(
     worker: SettlementMixin,
-    board: HorseState,
+    state: HorseState,
     control: socket.socket,
-    terms: Limits,
-    handover: PrefetchPipe,
+    limits: Limits,
+    prefetch: PrefetchPipe,
     parent: int,
     inherited: InheritedResources,
 ) -> None:
     """The life of the forked child: never returns."""
     code = 1
     try:
-        begin_child(worker, board, parent, inherited)
+        begin_child(worker, state, parent, inherited)
         gc.freeze()  # what was loaded before never becomes garbage; looking at it would copy its pages
-        Horse(worker, board, control, terms, handover, inherited).run()
+        Horse(worker, state, control, limits, prefetch, inherited).run()
         code = 0
         job_processes.end()
     except BaseException:

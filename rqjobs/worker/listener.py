@@ -26,10 +26,12 @@ QUEUE_POLL_SECONDS = 0.5  # how often the queues beyond are looked at
 class QueueListener:
     """Waiting for work on several queues without polling and without losing a job.
 
-    `BLMOVE <queue> <claims>` on a connection for each queue: Redis wakes one worker for a job, and the job is in its
-    claims before anybody reads the reply. The other waits are ended with the next claim, which adopts what came.
+    `BLMOVE <queue> <claims>` on a connection for each queue: Redis wakes one worker for a job, and
+    the job is in its claims before anybody reads the reply. The other waits are ended with the next
+    claim, which adopts what came.
 
-    A worker of very many queues waits on the first `LINES` of them, and looks at all each `POLL_SECONDS`.
+    A worker of very many queues waits on the first `LINES` of them, and looks at all each
+    `POLL_SECONDS`.
     """
 
     def __init__(self, client: redis.Redis, claims_key: str):
@@ -42,8 +44,9 @@ class QueueListener:
         self.since = 0.0  # when the last wait returned
 
     def wait(self, queues: list[str], seconds: float, control: socket.socket) -> None:
-        """Return when a job may have come, the parent has a word, or `seconds` have passed; soon after, at least. The
-        waits go on until they have `ended`."""
+        """Return when a job may have come, the parent has a word, or `seconds` have passed; soon
+        after, at least. The waits go on until they have `ended`.
+        """
         try:
             for line in [self.lines[number] for number in self.unread]:
                 ready = readable([line._sock, control], UNBLOCK_SECONDS)
@@ -105,8 +108,10 @@ class QueueListener:
         return [("CLIENT", "UNBLOCK", self.ids[number]) for number in self.open]
 
     def ended(self, replies: list[Any]) -> bool:
-        """Whether all waits were over when Redis did what stood behind the commands that it answered so. If not, all of
-        it is to be asked again: one has just brought a job, or its end has overtaken it."""
+        """Whether all waits were over when Redis did what stood behind the commands that it
+        answered so. If not, all of it is to be asked again: one has just brought a job, or its end
+        has overtaken it.
+        """
         self.open = [number for number, reply in zip(self.open, replies, strict=True) if reply != 1]
         if not self.open:
             return True

@@ -9,20 +9,21 @@ from rqjobs.broker import transitions
 
 
 class PrefetchPipe:
-    """Claimed jobs that have not begun, by their tokens: each belongs to whoever reads it, the horse or its parent,
-    never to both.
+    """Claimed jobs that have not begun, by their tokens: each belongs to whoever reads it, the
+    horse or its parent, never to both.
 
-    A pipe whose reading end both hold. The kernel lets one of them read at a time, and whole tokens go in and out.
+    A pipe whose reading end both hold. The kernel lets one of them read at a time, and whole tokens
+    go in and out.
     """
 
     def __init__(self) -> None:
         self.reader, self.writer = os.pipe()
         os.set_blocking(self.reader, False)
 
-    def offer(self, tokens: Iterable[str]) -> None:
+    def put(self, tokens: Iterable[str]) -> None:
         os.write(self.writer, "".join(tokens).encode())
 
-    def take(self) -> str:
+    def get(self) -> str:
         """The token of the next one, which is the caller's now; "" if there is none."""
         try:
             return os.read(self.reader, transitions.TOKEN_CHARACTERS).decode()

@@ -1,8 +1,9 @@
-"""A client that keeps writes instead of sending them, so that RQ's own code can say what an outcome writes.
+"""A client that keeps writes instead of sending them, so that RQ's own code can say what an outcome
+writes.
 
-RQ writes outside the pipelines that it is given (`Job.retry`, `ScheduledJobRegistry.schedule`, `handle_job_failure`
-executes twice, dependents in a third). Run on a `Recorder`, all of it becomes one list of writes, which `settle`
-applies in one step, or not at all.
+RQ writes outside the pipelines that it is given (`Job.retry`, `ScheduledJobRegistry.schedule`,
+`handle_job_failure` executes twice, dependents in a third). Run on a `Recorder`, all of it becomes
+one list of writes, which `settle` applies in one step, or not at all.
 """
 
 from __future__ import annotations
@@ -54,10 +55,12 @@ REPLIES: dict[str, Any] = {
 
 
 class RecordingClient(redis.Redis):
-    """Sends everything like the client that it is made from, until `writes` is a list: then writes go in there.
+    """Sends everything like the client that it is made from, until `writes` is a list: then writes
+    go in there.
 
-    `guard` is the pipeline whose WATCH protects what was read meanwhile; `settle` runs inside its transaction.
-    `counts_as` is what the job is then to those that wait for it, as `ledger.settle_arguments` takes it.
+    `guard` is the pipeline whose WATCH protects what was read meanwhile; `settle` runs inside its
+    transaction. `counts_as` is what the job is then to those that wait for it, as
+    `ledger.settle_arguments` takes it.
     """
 
     def __init__(self, client: redis.Redis):
@@ -87,7 +90,9 @@ class RecordingClient(redis.Redis):
 
 
 class _Recording(Pipeline):
-    """A pipeline of a recording client: its writes are kept when it is executed, its reads are sent."""
+    """A pipeline of a recording client: its writes are kept when it is executed, its reads are
+    sent.
+    """
 
     def __init__(self, recorder: RecordingClient):
         super().__init__(recorder.connection_pool, recorder.response_callbacks, True, None)

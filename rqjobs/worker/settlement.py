@@ -44,7 +44,7 @@ from rqjobs.times import format_date
 from rqjobs.worker import job_processes
 from rqjobs.worker.ack_pipeline import Ack, AckPipeline
 from rqjobs.worker.recording import RecordingClient
-from rqjobs.worker.shared_state import HANDLER_SECONDS, FunctionOutcome, HorseState
+from rqjobs.worker.shared_state import HANDLER_SECONDS, FunctionOutcome, HorsePhase, HorseState
 
 SMALL_OUTCOME_BYTES = (
     512 * 1024
@@ -62,7 +62,8 @@ class OutcomeTooLarge(Exception):
 class DeathPenalty(UnixSignalDeathPenalty):
     """RQ's time limit, which leaves its signal handler where the next job puts it again.
 
-    `signal.signal` looks for the handler in an Enum, which takes longer than all the rest; what it calls does not.
+    `signal.signal` looks for the handler in an Enum, which takes longer than all the rest; what it
+    calls does not.
     """
 
     def setup_death_penalty(self) -> None:
@@ -76,22 +77,23 @@ class DeathPenalty(UnixSignalDeathPenalty):
 class SettlementMixin(rq.Worker):
     """An `rq.Worker` whose outcomes are settled through the ledger, all of their writes or none.
 
-    RQ's own `perform_job` and `handle_exception` run a job, behind a guard. Overridden is what they write:
-    `prepare_job_execution` (the claim did it), `handle_execution_ended` (the outcome has it), `handle_job_success`,
-    `handle_job_retry` and `handle_job_failure` (recorded, and settled in one step; a plain success has a script of its
-    own, and leaves without waiting for the reply).
+    RQ's own `perform_job` and `handle_exception` run a job, behind a guard. Overridden is what they
+    write:
+    `prepare_job_execution` (the claim did it), `handle_execution_ended` (the outcome has it),
+    `handle_job_success`, `handle_job_retry` and `handle_job_failure` (recorded, and settled in one
+    step; a plain success has a script of its own, and leaves without waiting for the reply).
     """
 
     job_class: type[Job] = Job
     queue_class: type[Queue] = Queue
     death_penalty_class = DeathPenalty
     claim: Claim | None = None
-    board: HorseState | None = None  # in the horse, like the following
+    shared_state: HorseState | None = None  # in the horse, like the following
     outbox: AckPipeline
     horse = 0  # its process
     handed_over = ""  # the token of the claim whose outcome is in the outbox, or recorded
     has_settled = False  # whether the last outcome that was recorded in RQ's way is
-    function_end: FunctionOutcome | None = None
+    function_outcome: FunctionOutcome | None = None
     outcome_bytes = 0  # of the last outcome that was sent and waited for
     process = ""  # the worker's, as `ledger.process_of` names it
     _titled = 0.0
@@ -102,8 +104,9 @@ class SettlementMixin(rq.Worker):
             self.procline(f"Processing {job.func_name} from {job.origin} since {time.time()}")
 
     def perform_job(self, job: Any, queue: Any) -> bool:
-        """What is raised beside the job's function ends neither the horse nor another job: a callback's or a handler's
-        error, an exception or a result that raises when it is looked at."""
+        """What is raised beside the job's function ends neither the horse nor another job: a
+        callback's or a handler's error, an exception or a result that raises when it is looked at.
+        """
         claim, self.handed_over = self.claim, ""
         assert claim
         job.hide_result()
@@ -115,8 +118,9 @@ class SettlementMixin(rq.Worker):
                 "Worker %s: job %s: raised beside its function:\n%s", self.name, claim.job_id, trace
             )
             if self.handed_over != claim.token:
-                self.told(
-                    claim.job_id, self.bury(claim, f"The outcome could not be recorded:\n{trace}")
+                self.log_settlement(
+                    claim.job_id,
+                    self.fail_job(claim, f"The outcome could not be recorded:\n{trace}"),
                 )
             return False
 
@@ -141,31 +145,31 @@ class SettlementMixin(rq.Worker):
         called = job._failure_callback_name if failed else job._success_callback_name
         if not called and not handled:
             return
-        if self.claim and self.function_end:
+        if self.claim and self.function_outcome:
             trace = "".join(texts.format_exception(*sys.exc_info())) if failed else ""
             trace = transitions.cut_middle(trace, config.current().max_traceback_bytes)
-            data = trace.encode(errors="backslashreplace") if failed else job.packed
-            self.function_end.write(self.claim.token, failed, job, data)
+            data = trace.encode(errors="backslashreplace") if failed else job.serialized_result
+            self.function_outcome.write(self.claim.token, failed, job, data)
         seconds = (heartbeat_ttl if called else 0) + (HANDLER_SECONDS if handled else 0)
-        self.post(
-            HorseState.RUNNING, time.monotonic() + seconds
+        self.report(
+            HorsePhase.RUNNING, time.monotonic() + seconds
         )  # they have a time limit of their own
 
-    def post(self, phase: int, deadline: float = 0.0) -> None:
-        if self.board and self.claim:
-            if phase == HorseState.RUNNING:
-                self.board.away = 0.0
-            self.board.post(phase, self.claim.job_id, self.claim.token, deadline)
+    def report(self, phase: HorsePhase, deadline: float = 0.0) -> None:
+        if self.shared_state and self.claim:
+            if phase == HorsePhase.RUNNING:
+                self.shared_state.away = 0.0
+            self.shared_state.write(phase, self.claim.job_id, self.claim.token, deadline)
 
     def handle_job_success(self, job: Any, queue: Any, started_job_registry: Any) -> None:
         def longhand() -> None:
             self.record_success(job, queue, started_job_registry)
 
-        job._result = job.returned
+        job._result = job.hidden_result
         ttl = job.get_result_ttl(self.default_result_ttl)
         assert self.claim
         large = (
-            len(job.packed or b"") > SMALL_OUTCOME_BYTES
+            len(job.serialized_result or b"") > SMALL_OUTCOME_BYTES
         )  # it is not sent before somebody waits for the reply
         if (
             large
@@ -203,7 +207,7 @@ class SettlementMixin(rq.Worker):
         """The command that records a plain success: what RQ's `handle_job_success` comes to."""
         claim, started, ended = self.claim, job.started_at, job.ended_at
         assert claim
-        result = () if job.packed is None else (base64.b64encode(job.packed),)
+        result = () if job.serialized_result is None else (base64.b64encode(job.serialized_result),)
         return SETTLE_SUCCESS.call(
             [keys.claims(self.name)],
             [
@@ -268,12 +272,12 @@ class SettlementMixin(rq.Worker):
     def record(self, job: Any, method: Callable[[], None], trace: str = "") -> None:
         """Run RQ's `method` on a recording connection, and settle the job with what it writes.
 
-        Tried until a reply has been read. If what RQ read has changed by then (WATCH) its method runs again, with the
-        job's counters as they were. Webhooks are sent when the outcome is recorded, and only then. `trace` is that of
-        the job, to be kept should all this fail.
+        Tried until a reply has been read. If what RQ read has changed by then (WATCH) its method
+        runs again, with the job's counters as they were. Webhooks are sent when the outcome is
+        recorded, and only then. `trace` is that of the job, to be kept should all this fail.
         """
         assert self.claim
-        self.post(HorseState.SETTLING)
+        self.report(HorsePhase.SETTLING)
         self._check_meta(job)
         claim, recorder = self.claim, self.connection
         assert isinstance(recorder, RecordingClient)
@@ -322,14 +326,14 @@ class SettlementMixin(rq.Worker):
 
         outcome = self.settle(claim, attempt, trace)
         self.handed_over = claim.token
-        self.told(claim.job_id, outcome)
+        self.log_settlement(claim.job_id, outcome)
         self.has_settled = outcome in ("settled", "waking", "already")
         self._send_webhooks(job, hooks)
 
     def _send_webhooks(self, job: Any, hooks: list[tuple[Any, Any]]) -> None:
         """Send those of an outcome that was recorded; of no other."""
         seconds = HANDLER_SECONDS + sum(webhook.timeout for webhook in job.webhooks)
-        self.post(HorseState.AFTER, time.monotonic() + seconds)
+        self.report(HorsePhase.AFTER, time.monotonic() + seconds)
         if self.has_settled:
             for status, exc_string in hooks:
                 job.send_webhooks(status, exc_string=exc_string)
@@ -344,7 +348,9 @@ class SettlementMixin(rq.Worker):
         )
 
     def _check_meta(self, job: Any) -> None:
-        """Leave what is stored of a job's meta as it is, if the job has put something there that cannot be stored."""
+        """Leave what is stored of a job's meta as it is, if the job has put something there that
+        cannot be stored.
+        """
         try:
             check_size("meta", job.serializer.dumps(job.meta))
         except BaseException as error:
@@ -356,15 +362,17 @@ class SettlementMixin(rq.Worker):
             )
             job.meta = {}
 
-    def insist(self, attempt: Callable[[], str]) -> str:
-        """Do `attempt` until Redis has answered it; it must do nothing twice. Raises what will not pass by itself."""
+    def retry_until_answered(self, attempt: Callable[[], str]) -> str:
+        """Do `attempt` until Redis has answered it; it must do nothing twice. Raises what will not
+        pass by itself.
+        """
         backoff, failures, refusals = ExponentialWithJitterBackoff(cap=3, base=0.05), 0, 0
         self.outcome_bytes = 0
         while True:
             try:
                 reply = attempt()
-                if self.board:
-                    self.board.away = 0.0
+                if self.shared_state:
+                    self.shared_state.away = 0.0
                 return reply
             except NoScriptError:
                 load_scripts(self.client)
@@ -374,7 +382,7 @@ class SettlementMixin(rq.Worker):
                     continue  # what was read has changed
                 if not isinstance(broken, Exception) or not is_transient(broken):
                     raise
-                self.patience(broken, failures, backoff.compute(failures))
+                self.wait_before_retry(broken, failures, backoff.compute(failures))
                 failures += 1
                 refusals += self._is_refused_for_size(broken)
                 if refusals == MAX_REFUSALS:
@@ -384,9 +392,10 @@ class SettlementMixin(rq.Worker):
                     ) from error
 
     def _is_refused_for_size(self, error: Exception) -> bool:
-        """Whether Redis answers, but closes the connection at our outcome, which is a large one. With a limit of its
-        own (proto-max-bulk-len, that of a hosted Redis) it does no more than that; the outcome would be sent for
-        ever."""
+        """Whether Redis answers, but closes the connection at our outcome, which is a large one.
+        With a limit of its own (proto-max-bulk-len, that of a hosted Redis) it does no more than
+        that; the outcome would be sent for ever.
+        """
         if self.outcome_bytes < SMALL_OUTCOME_BYTES or not isinstance(
             error, ConnectionError | TimeoutError | OSError
         ):
@@ -396,49 +405,55 @@ class SettlementMixin(rq.Worker):
         return False
 
     def settle(self, claim: Claim, attempt: Callable[[], str], trace: str = "") -> str:
-        """Like `insist`, but a job whose outcome can never be recorded goes to the dead letters instead."""
+        """Like `retry_until_answered`, but a job whose outcome can never be recorded goes to the
+        dead letters instead.
+        """
         try:
-            return self.insist(attempt)
+            return self.retry_until_answered(attempt)
         except Exception as error:  # a key of the wrong type, a failure of RQ's own code
             message = f"The outcome could not be recorded: {texts.describe(error)}"
             self.log.error("Worker %s: job %s: %s", self.name, claim.job_id, message, exc_info=True)
             trace = transitions.cut_middle(
                 trace, TRACE_MAX_BYTES
             )  # it may be what Redis does not take
-            return self.bury(claim, f"{trace}\n{message}" if trace else message)
+            return self.fail_job(claim, f"{trace}\n{message}" if trace else message)
 
-    def bury(self, claim: Claim, message: str, status: str = "failed") -> str:
-        """Send a job to the dead letters for a reason of our own; without the traceback if Redis cannot hold that."""
+    def fail_job(self, claim: Claim, message: str, status: str = "failed") -> str:
+        """Send a job to the dead letters for a reason of our own; without the traceback if Redis
+        cannot hold that.
+        """
         writes = transitions.failure_writes(claim, self.name, message, status)
         try:
-            return self.insist(partial(self.send, claim, writes))
+            return self.retry_until_answered(partial(self.send, claim, writes))
         except ResponseError:
-            return self.insist(partial(self.send, claim, writes[:-1]))
+            return self.retry_until_answered(partial(self.send, claim, writes[:-1]))
 
     def send(self, claim: Claim, writes: list[tuple[Any, ...]]) -> str:
         counts_as = "failed" if "failed" in writes[0] else ""
         arguments = self.settle_arguments(claim, writes, counts_as)
         return decode(SETTLE.run(self.client, *arguments))
 
-    def patience(self, error: Exception, failures: int, seconds: float) -> None:
+    def wait_before_retry(self, error: Exception, failures: int, seconds: float) -> None:
         """Wait until Redis may be back; its outcome stays in memory."""
         if failures == 0:
             self.log.error(
                 "Worker %s: waits for Redis, and keeps what it has: %s", self.name, error
             )
-        if self.board:
-            self.board.away = self.board.away or time.monotonic()
-            self.board.touch()
+        if self.shared_state:
+            self.shared_state.away = self.shared_state.away or time.monotonic()
+            self.shared_state.touch()
         self.connection.connection_pool.disconnect()
         time.sleep(seconds)
 
-    def told(self, job_id: str, outcome: str) -> None:
-        """Log what became of an outcome, unless it was simply recorded, and wake the many that waited for it."""
+    def log_settlement(self, job_id: str, outcome: str) -> None:
+        """Log what became of an outcome, unless it was simply recorded, and wake the many that
+        waited for it.
+        """
         if outcome == "waking":  # should it fail, or we die, the next sweep goes on
             with contextlib.suppress(redis.RedisError, OSError):
                 client = self.client
                 sweep.enqueue_waiting_dependents(
-                    client, self.board.touch if self.board else lambda: None
+                    client, self.shared_state.touch if self.shared_state else lambda: None
                 )
         if outcome == "refused":
             self.log.warning(

@@ -1,4 +1,4 @@
-"""The board: what the horse is doing, in memory that its parent reads even when the horse is dead."""
+"""The memory that a horse shares with its parent: the parent reads it even when the horse is dead."""
 
 from __future__ import annotations
 
@@ -10,35 +10,49 @@ import struct
 import tempfile
 import time
 from dataclasses import dataclass
-from typing import Any
+from enum import IntEnum
+from typing import Any, NamedTuple
 
 from rq.utils import utcformat
 
-HANDLER_SECONDS = 60  # that exception handlers may take, and webhooks beside their own time limits
+# The time limit of exception handlers, and of webhooks beyond their own time limits.
+HANDLER_SECONDS = 60
+
+
+class HorsePhase(IntEnum):
+    """The step of its work that a horse is in."""
+
+    STARTING = 0
+    IDLE = 1  # it claims, or waits for a job
+    RUNNING = 2  # a job runs, or its callbacks and handlers do
+    SETTLING = 3  # it waits for Redis to record an outcome
+    SUSPENDED = 4  # `rq suspend` is in force
+    LEAVING = 5  # it has settled its jobs and ends
+    AFTER = 6  # the outcome is recorded; webhooks are sent
 
 
 class HorseState:
-    """What the horse is doing, in memory that its parent reads; what the parent wants, which the horse reads.
+    """The horse's progress, which the horse writes, and the request to stop, which the parent
+    writes.
 
-    The horse's part is written between two steps of a counter that is odd meanwhile, so a reader knows a torn read.
+    A counter that is odd during a write lets a reader notice a torn read.
     """
 
-    FORMAT = struct.Struct("=B d d d Q Q d 1024s 64s")
-    STARTING, IDLE, RUNNING, SETTLING, SUSPENDED, LEAVING, AFTER = range(
-        7
-    )  # AFTER: the outcome is recorded; webhooks
+    FORMAT = struct.Struct("=B d d d Q Q d 1024s 64s")  # the fields of `HorseSnapshot`
 
     def __init__(self) -> None:
         self.memory = mmap.mmap(-1, 4096)  # anonymous and shared with the child
         self.done = self.succeeded = 0
         self.worked = self.away = 0.0
-        self.post(self.STARTING)
+        self.write(HorsePhase.STARTING)
 
-    def post(self, phase: int, job_id: str = "", token: str = "", deadline: float = 0.0) -> None:
+    def write(
+        self, phase: HorsePhase, job_id: str = "", token: str = "", deadline: float = 0.0
+    ) -> None:
+        """Publish a phase, its job, and the monotonic time at which the phase is to end (0: none)."""
         self.last = phase, job_id, token, deadline
         counter = struct.unpack_from("=I", self.memory)[0]
         struct.pack_into("=I", self.memory, 0, (counter + 1) & 0xFFFFFFFF)
-        words = job_id.encode(), token.encode()
         self.FORMAT.pack_into(
             self.memory,
             8,
@@ -49,45 +63,51 @@ class HorseState:
             self.done,
             self.succeeded,
             self.worked,
-            *words,
+            job_id.encode(),
+            token.encode(),
         )
         struct.pack_into("=I", self.memory, 0, (counter + 2) & 0xFFFFFFFF)
 
     @property
     def token(self) -> bytes:
-        """That of the job that runs, or what is half written of it: to see cheaply whether it is still the same."""
+        """The token of the job that runs, perhaps half written: a cheap test for a change."""
         return self.memory[8 + self.FORMAT.size - 64 : 8 + self.FORMAT.size]
 
     def touch(self) -> None:
-        """Say that the horse lives, and is still at what it posted last."""
-        self.post(*self.last)
+        """Write the last phase again with the present time: the horse lives."""
+        self.write(*self.last)
 
     def read(self) -> HorseSnapshot | None:
-        """What the horse last posted; None if it is writing at this moment."""
+        """The state that the horse wrote last; None if the horse is writing at this moment."""
         before = struct.unpack_from("=I", self.memory)[0]
         fields = list(self.FORMAT.unpack_from(self.memory, 8))
         if before % 2 or struct.unpack_from("=I", self.memory)[0] != before:
             return None
+        fields[0] = HorsePhase(fields[0])
         fields[-2:] = [text.rstrip(b"\0").decode() for text in fields[-2:]]
         return HorseSnapshot(*fields)
 
     @property
     def stop(self) -> bool:
+        """Whether the parent has asked the horse to stop after its job."""
         return self.memory[4095] == 1
 
     def ask_to_stop(self) -> None:
+        """Ask the horse to stop after its job."""
         self.memory[4095] = 1
 
 
 @dataclass(frozen=True)
 class HorseSnapshot:
-    """One reading of the board.
+    """One reading of a `HorseState`. Times are monotonic.
 
-    Times are monotonic, a `deadline` of 0 is none. `away`: since when the horse tries to reach Redis, or 0. `done`
-    counts the horse's jobs; `succeeded` and `worked` (seconds) the plain successes, whose statistics the parent writes.
+    `since`: the time of the write. `deadline`: the time at which the phase is to end; 0 if it has
+    no limit. `away`: since when the horse has tried to reach Redis; 0 if Redis answers. `done`:
+    jobs that the horse ran. `succeeded` and `worked` (seconds): plain successes, whose statistics
+    the parent writes. `job_id`: the job; in the phase LEAVING the reason.
     """
 
-    phase: int
+    phase: HorsePhase
     since: float
     deadline: float
     away: float
@@ -99,13 +119,26 @@ class HorseSnapshot:
 
     @property
     def running(self) -> bool:
-        return self.phase in (HorseState.RUNNING, HorseState.SETTLING)
+        """Whether the horse has a job whose outcome is not recorded."""
+        return self.phase in (HorsePhase.RUNNING, HorsePhase.SETTLING)
+
+
+class FunctionEnd(NamedTuple):
+    """How a job's function ended: its times as RQ writes them, and its traceback or serialized
+    result.
+    """
+
+    failed: bool
+    started: str
+    ended: str
+    data: bytes | None  # None: the function returned None
 
 
 class FunctionOutcome:
-    """How the function of the job that runs has ended, in memory that outlives the horse.
+    """The end of the running job's function, in memory that outlives the horse.
 
-    Written before a callback or a handler begins, which may hang until it is killed.
+    The horse writes it before a callback or a handler begins, which may hang until the horse is
+    killed.
     """
 
     def __init__(self) -> None:
@@ -117,23 +150,27 @@ class FunctionOutcome:
         self.file = os.fdopen(number, "w+b", buffering=0)
 
     def close(self) -> None:
+        """Give the memory back."""
         self.file.close()
 
     def write(self, token: str, failed: bool, job: Any, data: bytes | None) -> None:
-        """`data`: the traceback, or the result as it is stored, None if there is none."""
+        """Keep the end of the function under its claim's token.
+
+        `data`: the traceback, or the serialized result; None if there is none. Without memory
+        nothing is kept; a job whose callback then hangs fails as one that ignored its time limit.
+        """
         started, ended = utcformat(job.started_at), utcformat(job.ended_at)
-        head = json.dumps(
-            [token, failed, started, ended, -1 if data is None else len(data)]
-        ).encode()
-        with contextlib.suppress(
-            OSError, ValueError
-        ):  # no memory; should the callback hang, the job fails as late
+        size = -1 if data is None else len(data)
+        head = json.dumps([token, failed, started, ended, size]).encode()
+        with contextlib.suppress(OSError, ValueError):
             self.file.truncate(0)
             self.file.seek(0)
             self.file.write(head + b"\n" + (data or b""))
 
-    def read(self, token: str) -> tuple[bool, str, str, bytes | None] | None:
-        """Whether it failed, when it started and ended, and its data; None if this claim's function has not ended."""
+    def read(self, token: str) -> FunctionEnd | None:
+        """The end of this claim's function; None if the function has not ended, or was not kept
+        whole.
+        """
         self.file.seek(0)
         head, _, data = self.file.read().partition(b"\n")
         try:
@@ -142,4 +179,4 @@ class FunctionOutcome:
             return None
         if written != token or len(data) != max(size, 0):
             return None
-        return failed, started, ended, None if size < 0 else data
+        return FunctionEnd(failed, started, ended, None if size < 0 else data)

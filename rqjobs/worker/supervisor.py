@@ -27,7 +27,7 @@ from rqjobs.worker.finisher import Finisher, reason
 from rqjobs.worker.horse import MAX_PREFETCH_WAIT_SECONDS, Limits, begin_child, run_horse_process
 from rqjobs.worker.prefetch import PrefetchPipe
 from rqjobs.worker.settlement import SettlementMixin
-from rqjobs.worker.shared_state import FunctionOutcome, HorseSnapshot, HorseState
+from rqjobs.worker.shared_state import FunctionOutcome, HorsePhase, HorseSnapshot, HorseState
 
 CRASH_DELAY_SECONDS = (
     1.0  # seconds that a job which crashed its horse waits, doubled with each death
@@ -51,15 +51,15 @@ DUPLICATE_SIGNAL_SECONDS = 1.0
 
 MAX_FINISHERS = 4  # so many handlers may hang before no more horses are started
 PHASES_WITH_DEADLINE = (
-    HorseState.RUNNING,
-    HorseState.AFTER,
+    HorsePhase.RUNNING,
+    HorsePhase.AFTER,
 )  # phases of a horse that have a deadline of their own
 
 STATES = {
-    HorseState.RUNNING: WorkerStatus.BUSY,
-    HorseState.SETTLING: WorkerStatus.BUSY,
-    HorseState.AFTER: WorkerStatus.BUSY,
-    HorseState.SUSPENDED: WorkerStatus.SUSPENDED,
+    HorsePhase.RUNNING: WorkerStatus.BUSY,
+    HorsePhase.SETTLING: WorkerStatus.BUSY,
+    HorsePhase.AFTER: WorkerStatus.BUSY,
+    HorsePhase.SUSPENDED: WorkerStatus.SUSPENDED,
 }
 
 
@@ -88,9 +88,9 @@ class Supervisor(SettlementMixin):
         self._finishers: list[Finisher] = []
         self._ending = ""  # why the worker is done, when only finishers are left
         self._done_before = 0  # jobs of earlier horses
-        self.horse_board: HorseState | None = None
+        self.horse_state: HorseState | None = None
         self.control: socket.socket | None = None
-        self.handover: PrefetchPipe | None = None
+        self.prefetch: PrefetchPipe | None = None
         self._given_back: set[str] = (
             set()
         )  # their tokens; taken from the horse, not yet in their queues again
@@ -124,11 +124,11 @@ class Supervisor(SettlementMixin):
         if post and post.token != self._behind[0]:
             self._behind = post.token, post.since
         if (
-            self.handover
+            self.prefetch
             and post
             and (self._signals or time.monotonic() - self._behind[1] >= MAX_PREFETCH_WAIT_SECONDS)
         ):
-            while one := self.handover.take():
+            while one := self.prefetch.get():
                 self._given_back.add(one)
         if (
             self._given_back
@@ -136,8 +136,8 @@ class Supervisor(SettlementMixin):
             transitions.release(self.client, self.name, self._given_back)
             self._given_back.clear()
 
-    def _hire(self, terms: Limits) -> None:
-        left = None if terms.max_jobs is None else terms.max_jobs - self._done_before
+    def _hire(self, limits: Limits) -> None:
+        left = None if limits.max_jobs is None else limits.max_jobs - self._done_before
         limit = config.current().max_memory_per_child
         growth = self._growth_bytes if limit is None else limit
         self.inherited = self.inherited or InheritedResources()
@@ -145,10 +145,10 @@ class Supervisor(SettlementMixin):
         job_processes.flush()  # or both would write it
         with contextlib.ExitStack() as undo:
             try:
-                board, handover = HorseState(), PrefetchPipe()
-                undo.callback(handover.close)
+                board, prefetch = HorseState(), PrefetchPipe()
+                undo.callback(prefetch.close)
                 ours, theirs = socket.socketpair()
-                self.function_end = self.function_end or FunctionOutcome()
+                self.function_outcome = self.function_outcome or FunctionOutcome()
                 pid = os.fork()
             except (
                 OSError
@@ -158,13 +158,13 @@ class Supervisor(SettlementMixin):
                 return
             if pid == 0:
                 ours.close()
-                own = Limits(terms.burst, left, terms.max_idle_time, growth)
+                own = Limits(limits.burst, left, limits.max_idle_time, growth)
                 run_horse_process(
-                    self, board, theirs, own, handover, self._pid_of_parent, self.inherited
+                    self, board, theirs, own, prefetch, self._pid_of_parent, self.inherited
                 )
             undo.pop_all()
         theirs.close()
-        self._horse_pid, self.horse_board, self.control, self.handover = pid, board, ours, handover
+        self._horse_pid, self.horse_state, self.control, self.prefetch = pid, board, ours, prefetch
         self._horse_started = processes.started(pid)
         self._given_back.clear()
         self._told = (None, None, 0, 0.0)
@@ -192,10 +192,10 @@ class Supervisor(SettlementMixin):
             self._told = told
 
     def _posting(self) -> HorseSnapshot | None:
-        return self.horse_board.read() if self.horse_board else None
+        return self.horse_state.read() if self.horse_state else None
 
     def get_current_job_id(self, pipeline: Any = None) -> str | None:
-        if self.horse_board is None:  # this object is a look at a worker that runs elsewhere
+        if self.horse_state is None:  # this object is a look at a worker that runs elsewhere
             return super().get_current_job_id(pipeline)
         post = self._posting()
         return post.job_id if post and post.running else None
@@ -243,10 +243,10 @@ class Supervisor(SettlementMixin):
             return
         age, timeout = time.monotonic() - post.since, config.current().shutdown_timeout
         if self._signals:
-            assert self.horse_board and self.control
-            if not self.horse_board.stop:
+            assert self.horse_state and self.control
+            if not self.horse_state.stop:
                 self.handle_warm_shutdown_request()
-                self.horse_board.ask_to_stop()
+                self.horse_state.ask_to_stop()
                 with contextlib.suppress(OSError):
                     self.control.send(b"!")
                 if self.scheduler:
@@ -266,7 +266,7 @@ class Supervisor(SettlementMixin):
                 self._put_down("late")
             else:
                 os.kill(self.horse_pid, signal.SIGCONT)
-        elif post.phase == HorseState.LEAVING:
+        elif post.phase == HorsePhase.LEAVING:
             if age > job_processes.EXIT_SECONDS:
                 self._put_down("")
         elif (
@@ -281,7 +281,7 @@ class Supervisor(SettlementMixin):
             self._put_down("crashed")
         elif post.phase not in PHASES_WITH_DEADLINE and age > (
             UNRESPONSIVE_SETTLING_SECONDS
-            if post.phase == HorseState.SETTLING
+            if post.phase == HorsePhase.SETTLING
             else UNRESPONSIVE_SECONDS
         ):
             self.log.error(
@@ -300,7 +300,7 @@ class Supervisor(SettlementMixin):
             with contextlib.suppress(ProcessLookupError):
                 kill(self.horse_pid, signal.SIGKILL)
 
-    def _reap(self, terms: Limits) -> str:
+    def _reap(self, limits: Limits) -> str:
         """See whether the horse has ended, and take back what it had. Returns why the worker is done, or ""."""
         if not self.horse_pid:
             return ""
@@ -313,10 +313,10 @@ class Supervisor(SettlementMixin):
         verdict, self._verdict = self._verdict, "crashed"
         done = post.done if post else 0
         self._done_before += done
-        assert self.control and self.handover is not None
+        assert self.control and self.prefetch is not None
         self.control.close()
-        self.handover.close()
-        self.handover = None
+        self.prefetch.close()
+        self.prefetch = None
         has_lived = done or time.monotonic() - self._hired > 1
         self._rehire_pause = (
             RESPAWN_BACKOFF_SECONDS[0]
@@ -325,7 +325,7 @@ class Supervisor(SettlementMixin):
                 max(self._rehire_pause * 2, RESPAWN_BACKOFF_SECONDS[0]), RESPAWN_BACKOFF_SECONDS[1]
             )
         )  # after one that was replaced it is 0
-        if post and post.phase == HorseState.LEAVING:
+        if post and post.phase == HorsePhase.LEAVING:
             return self._left(post, status)
         running = post if post and post.running else None
         if running and (verdict == "late" or self._stopped_job_id == running.job_id):
@@ -362,7 +362,7 @@ class Supervisor(SettlementMixin):
                 finisher.end()
             if not finisher.settled and (recorded or ended or late):
                 if not recorded:
-                    self.insist(partial(self._settle_plainly, finisher))
+                    self.retry_until_answered(partial(self._settle_plainly, finisher))
                 self._take_back("", finisher.status)
                 finisher.settled = True
             if ended:
@@ -384,7 +384,7 @@ class Supervisor(SettlementMixin):
         fields: Any = {b"failure_ttl": ttl or b""}
         claim = Claim(post.job_id, decode(origin), post.token, fields)
         message = reason(finisher.kind, decode(timeout or b"?"))
-        return self.bury(claim, message, "stopped" if finisher.kind == "stopped" else "failed")
+        return self.fail_job(claim, message, "stopped" if finisher.kind == "stopped" else "failed")
 
     def _end_horse(self) -> int:
         """Wait for a horse that has ended or was killed, and for what its jobs had started. Returns its status."""
@@ -430,7 +430,7 @@ class Supervisor(SettlementMixin):
                 )
             return "done"
 
-        self.insist(attempt)
+        self.retry_until_answered(attempt)
         with contextlib.suppress(redis.RedisError, OSError):  # the next sweep does it
             sweep.enqueue_waiting_dependents(self.client, self._pulse)
 
@@ -445,9 +445,9 @@ class Supervisor(SettlementMixin):
         """Leave no horse behind, and nothing in its hands."""
         for finisher in self._finishers:
             finisher.end()
-        if self.function_end:
-            self.function_end.close()
-            self.function_end = None
+        if self.function_outcome:
+            self.function_outcome.close()
+            self.function_outcome = None
         if self.horse_pid:
             self._put_down("")
             self._end_horse()
@@ -465,7 +465,7 @@ class Supervisor(SettlementMixin):
     def handle_job_failure(
         self, job: Any, queue: Any, started_job_registry: Any = None, exc_string: str = ""
     ) -> None:
-        job.failure = exc_string  # for a job that goes on to its next repeat
+        job.traceback = exc_string  # for a job that goes on to its next repeat
         super().handle_job_failure(
             job=job, queue=queue, started_job_registry=started_job_registry, exc_string=exc_string
         )

@@ -36,7 +36,7 @@ from rqjobs.worker import job_processes
 from rqjobs.worker import options as worker_options
 from rqjobs.worker.horse import MAX_PREFETCH_WAIT_SECONDS, Limits
 from rqjobs.worker.recording import RecordingClient
-from rqjobs.worker.shared_state import HorseState
+from rqjobs.worker.shared_state import HorsePhase
 from rqjobs.worker.supervisor import MAX_FINISHERS, UNREGISTER_SECONDS, Supervisor
 
 MAX_SLEEP_SECONDS = 1.0  # of the parent, while a job runs
@@ -60,8 +60,8 @@ class Worker(Supervisor):
             puts back.
         _start_scheduler, run_maintenance_tasks, stop_scheduler: our scheduler, minded at each heartbeat.
         _set_connection: keeps our time-outs.
-        handle_payload, teardown, patience: what a stranger publishes, or Redis being away, ends no worker, and a
-            worker that was told to go goes.
+        handle_payload, teardown, wait_before_retry: what a stranger publishes, or Redis being away,
+            ends no worker, and a worker that was told to go goes.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Worker(Supervisor):
             return "done"
 
         try:
-            self.insist(attempt)
+            self.retry_until_answered(attempt)
         except redis.ResponseError as error:
             if connections.refusal(error) != "NOPERM":
                 raise
@@ -153,7 +153,7 @@ class Worker(Supervisor):
                 "Worker %s: a command that cannot be read is ignored: %s", self.name, error
             )
 
-    def patience(self, error: Exception, failures: int, seconds: float) -> None:
+    def wait_before_retry(self, error: Exception, failures: int, seconds: float) -> None:
         if not self._beaten:  # not born yet, so nothing can be lost
             if isinstance(error, redis.AuthenticationError):
                 raise error
@@ -164,7 +164,7 @@ class Worker(Supervisor):
             raise SystemExit(
                 f"Redis is away ({error}); what the worker had is taken back when its lease ends"
             )
-        super().patience(error, failures, seconds)
+        super().wait_before_retry(error, failures, seconds)
 
     # The loop
 
@@ -185,13 +185,13 @@ class Worker(Supervisor):
         """
         self._dequeue_strategy = dequeue_strategy
         self._forget_last_work()
-        terms = Limits(burst, max_jobs, max_idle_time)
+        limits = Limits(burst, max_jobs, max_idle_time)
         self._install_signal_handlers()
         try:
             self.bootstrap(logging_level, date_format, log_format)
             if with_scheduler:
                 self._start_scheduler(burst, logging_level, date_format, log_format)
-            while not (why := self._step(terms)):
+            while not (why := self._step(limits)):
                 pass
             self.log.info("Worker %s: quitting (%s)", self.name, why)
         except leases.NameTaken:
@@ -217,10 +217,10 @@ class Worker(Supervisor):
         self._done_before, self._beaten, self._ending = 0, 0.0, ""
         self._stop_requested, self._shutdown_requested_date = False, None
 
-    def _step(self, terms: Limits) -> str:
+    def _step(self, limits: Limits) -> str:
         """One round: see to the horse, sleep until something happens, see to Redis. Returns why to end, or ""."""
         if self._may_hire() and time.monotonic() >= self._hired + self._rehire_pause:
-            self._hire(terms)
+            self._hire(limits)
         self._sleep()
         try:
             self._give_back()
@@ -235,7 +235,7 @@ class Worker(Supervisor):
                 "Worker %s: its upkeep failed and is tried again", self.name, exc_info=True
             )
         self._police()
-        self._ending = self._reap(terms) or self._ending
+        self._ending = self._reap(limits) or self._ending
         self._look_after_finishers()
         if self._finishers and not self._time_to_go():
             return ""
@@ -255,8 +255,8 @@ class Worker(Supervisor):
         brisk = (
             time.monotonic() - self._handing_over < MAX_SLEEP_SECONDS
         )  # the horse claims several at once
-        if self.handover and self.horse_pid and not brisk:
-            sockets.append(self.handover.reader)
+        if self.prefetch and self.horse_pid and not brisk:
+            sockets.append(self.prefetch.reader)
         post = self._posting()
         busy = brisk or not self.horse_pid or self._signals
         idle = max(
@@ -270,13 +270,13 @@ class Worker(Supervisor):
             MAX_PREFETCH_WAIT_SECONDS
             if busy
             else idle
-            if post and post.phase == HorseState.IDLE
+            if post and post.phase == HorsePhase.IDLE
             else MAX_SLEEP_SECONDS
         )
-        began, running = time.monotonic(), self.horse_board and self.horse_board.token
+        began, running = time.monotonic(), self.horse_state and self.horse_state.token
         while True:
             ready = processes.readable(sockets, seconds)
-            before, running = running, self.horse_board and self.horse_board.token
+            before, running = running, self.horse_state and self.horse_state.token
             if (
                 ready
                 or not brisk
@@ -287,7 +287,7 @@ class Worker(Supervisor):
                 break  # else the horse goes from job to job, and there is no more to see to
         if self._wakeup[0] in ready:
             self._wakeup[0].recv(4096)
-        if not brisk and self.handover and self.handover.reader in ready:
+        if not brisk and self.prefetch and self.prefetch.reader in ready:
             self._handing_over = time.monotonic()
 
     def _keep_up(self) -> None:
@@ -469,7 +469,7 @@ class Worker(Supervisor):
             return "done"
 
         try:
-            self.insist(attempt)
+            self.retry_until_answered(attempt)
         except (TypeError, ValueError) as error:  # what the code declares cannot be enqueued
             raise SystemExit(f"rqjobs: {error}") from None
         if burst:
