@@ -49,7 +49,7 @@ class _Limit:
 _limit = _Limit()
 
 
-def harmless(text: str) -> str:
+def replace_control_characters(text: str) -> str:
     """`text` with each character that a terminal would obey, but tab, newline and RQ's colors, shown as `�`."""
     return _OBEYED.sub(lambda found: found[1] or "�", text)
 
@@ -61,7 +61,9 @@ class Harmless(logging.Filter):
         if isinstance(record.args, tuple):
             record.args = tuple(_clean(value) for value in record.args)
         if record.exc_info and not record.exc_text:
-            record.exc_text = harmless(logging.Formatter().formatException(record.exc_info))
+            record.exc_text = replace_control_characters(
+                logging.Formatter().formatException(record.exc_info)
+            )
         return True
 
 
@@ -71,7 +73,11 @@ def _clean(value: Any) -> Any:
             value = str(value)
         except Exception:  # the job's own exception
             value = type(value).__name__
-    return harmless(value).replace("\n", "\n    ") if isinstance(value, str) else value
+    return (
+        replace_control_characters(value).replace("\n", "\n    ")
+        if isinstance(value, str)
+        else value
+    )
 
 
 _harmless = Harmless()

@@ -10,7 +10,7 @@ import redis
 from rq.suspension import WORKERS_SUSPENDED
 from rq.utils import now, str_to_date
 
-from rqjobs.broker import keys, scripts
+from rqjobs.broker import keys, scripts, transitions
 from rqjobs.broker.keys import decode, queue_names_in
 from rqjobs.broker.places import PLACES, queue_names
 from rqjobs.jobs import Job
@@ -195,6 +195,15 @@ def recent(
         for one in reply
     ]
     return _read(connection, {registry: found}, {registry: limit})[registry]
+
+
+def failed_job_ids(connection: redis.Redis) -> list[str]:
+    """Every failed job of every queue, the oldest first in each queue. Stopped jobs are not included."""
+    return [
+        job_id
+        for queue in queue_names(connection)
+        for _, job_id in transitions.failed_jobs(connection, queue)
+    ]
 
 
 def _newest(registry: str, limit: int, portion: list[str]) -> tuple[Any, ...]:

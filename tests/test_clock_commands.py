@@ -124,7 +124,7 @@ def test_edit_of_one_term_leaves_the_seconds_of_an_every(run):
         (["--cron", "0 25 * * *"], 1, "field 2 (hour): '25' is wrong"),
         (["--cron", "@daily", "--tz", "Europe/Berln"], 1, "did you mean 'Europe/Berlin'"),
         (["--every", "5"], 2, "write it like 90s, 5m"),
-        ([], 2, "say when"),
+        ([], 2, "give a rule"),
         (["--every", "5m", "--cron", "@daily"], 2, "one rule"),
         (["--every", "5m", "surplus", "1", "2"], 1, "too many"),
     ],

@@ -316,6 +316,20 @@ def delete(connection: redis.Redis, job_ids: list[str], queue: str) -> list[str]
     return outcomes
 
 
+def delete_failed(connection: redis.Redis, job_id: str) -> None:
+    """Delete a failed or stopped job permanently.
+
+    Raises:
+        NoSuchJobError: there is no such job.
+        InvalidJobOperation: the job has not failed.
+    """
+    status, origin = connection.hmget(keys.job(job_id), "status", "origin")
+    if status and status not in (b"failed", b"stopped"):
+        raise InvalidJobOperation(f"job {job_id} has not failed, so it was not deleted")
+    if not origin or delete(connection, [job_id], decode(origin)) != ["deleted"]:
+        raise NoSuchJobError(f"No such job: {job_id}")
+
+
 class Promotion(NamedTuple):
     """What one step of promotion did, and when (Unix seconds, by Redis's clock) the next is worth while."""
 

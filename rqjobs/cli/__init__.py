@@ -1,4 +1,7 @@
-"""The command line. Exit codes: 0 all is well; 1 something was found, or failed; 2 wrong usage or settings."""
+"""The command line.
+
+Exit codes: 0 success; 1 an error, or a problem was found; 2 wrong usage or settings.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ import rqjobs
 from rqjobs import catalog, config, connection, dev, stats
 from rqjobs.broker import places, recovery
 from rqjobs.cli import delayed, demo, failed, schedules
-from rqjobs.cli.output import one_line, paragraph, say, table
+from rqjobs.cli.output import echo, echo_table, echo_text, one_line
 from rqjobs.jobs import install
 from rqjobs.logs import tolerate_any_encoding
 from rqjobs.maintenance import audit as maintenance_audit
@@ -24,7 +27,7 @@ from rqjobs.maintenance import doctor, sweep
 
 
 class Group(click.Group):
-    """Turns the errors that teach into one line and an exit code."""
+    """A command group that prints errors of settings and of Redis as one line."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         tolerate_any_encoding()
@@ -36,23 +39,24 @@ class Group(click.Group):
             install()
             return super().invoke(ctx)
         except config.ConfigError as error:
-            say(f"rqjobs: {error}", err=True)
+            echo(f"rqjobs: {error}", err=True)
             sys.exit(2)
         except redis.RedisError as error:
-            say(f"rqjobs: {connection.explain(error)}", err=True)
+            echo(f"rqjobs: {connection.explain(error)}", err=True)
             sys.exit(1)
         except PermissionError as error:
-            say(f"rqjobs: {error}", err=True)
+            echo(f"rqjobs: {error}", err=True)
             sys.exit(1)
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(rqjobs.__version__)
 def main() -> None:
-    """Background jobs with RQ, none of them lost.
+    """Background jobs on RQ that survive crashes.
 
-    Start with `rqjobs dev`: it runs everything in this terminal. Settings come from the environment and from .env in
-    the working directory; without a REDIS_URL the Redis that `rqjobs dev` runs in this folder is used.
+    Start with `rqjobs dev`: it runs everything in this terminal. Settings are read from the
+    environment and from .env in the working directory. Without REDIS_URL, commands use the Redis of
+    the `rqjobs dev` that runs in this folder.
     """
 
 
@@ -63,19 +67,20 @@ def main() -> None:
     default=2,
     show_default=True,
     type=click.IntRange(1, 64),
-    help="Worker processes.",
+    help="Number of worker processes.",
 )
 def run_dev(workers: int) -> None:
-    """Run everything here: Redis (unless REDIS_URL is set), the web app, and workers with the scheduler.
+    """Run Redis (unless REDIS_URL is set), the web app, and workers with the scheduler.
 
-    Prints the address and how to log in. Workers and web restart when a job module changes. Ctrl-C stops everything.
+    Prints the address and the login. Workers and web app restart when a job module changes. Ctrl-C
+    stops everything.
     """
-    dev.run(workers, paragraph)
+    dev.run(workers, echo_text)
 
 
 def _worker_options() -> list[click.Parameter]:
-    """Those of `rq worker`, less what we fill in."""
-    filled = {
+    """The options of `rq worker`, without those that `rqjobs worker` sets."""
+    preset = {
         "url",
         "config",
         "worker_class",
@@ -86,10 +91,11 @@ def _worker_options() -> list[click.Parameter]:
         "serializer",
         "with_scheduler",
     }
-    ours = click.Option(
-        ["--no-scheduler"], is_flag=True, help="Leave delayed and repeating jobs to other workers."
+    no_scheduler = click.Option(
+        ["--no-scheduler"], is_flag=True, help="Do not run delayed jobs and schedules."
     )
-    return [ours, *(option for option in rq.cli.workers.worker.params if option.name not in filled)]
+    rq_options = [option for option in rq.cli.workers.worker.params if option.name not in preset]
+    return [no_scheduler, *rq_options]
 
 
 @main.command("worker", params=_worker_options())
@@ -97,14 +103,14 @@ def _worker_options() -> list[click.Parameter]:
 def run_worker(
     ctx: click.Context, queues: Sequence[str], no_scheduler: bool, **options: Any
 ) -> None:
-    """Run one worker, with the scheduler, on QUEUES (default: RQJOBS_QUEUES, in this order).
+    """Run one worker with the scheduler on QUEUES. The default is RQJOBS_QUEUES, in this order.
 
-    The same as `rq worker --worker-class rqjobs.Worker --with-scheduler`, with RQ's own options, but it reads .env.
-    At its start it puts back the jobs of workers that died.
+    Same as `rq worker --worker-class rqjobs.Worker --with-scheduler`, with RQ's options, but it
+    reads .env. At its start the worker requeues the jobs of dead workers.
     """
     catalog.must_load()
     catalog.flask_app()
-    connection.client()  # here its errors are one line
+    connection.client()  # raises ConfigError here, which is printed as one line
     ctx.invoke(
         rq.cli.workers.worker,
         queues=queues or config.current().queues,
@@ -118,89 +124,92 @@ def run_worker(
 
 @main.command()
 def recover() -> None:
-    """Put the jobs of dead workers back at the front of their queues, now.
+    """Requeue the jobs of dead workers now, at the front of their queues.
 
-    Live workers do the same every few seconds. A job in no place at all (a stray) is put back only when it was seen
-    twice, half a minute apart.
+    Live workers do this every few seconds. A stray (a job that is in no place) is requeued only if
+    it is found twice, half a minute apart.
     """
     result = sweep.sweep(connection.client(), force=True)
     assert result is not None
     for job_id in result.requeued:
-        say(f"requeued  {job_id}")
+        echo(f"requeued  {job_id}")
     for job_id in result.buried:
-        say(f"failed    {job_id}  (its process died {recovery.MAX_CRASHES} times)")
-    say(f"{len(result.requeued)} requeued, {len(result.buried)} failed")
+        echo(f"failed    {job_id}  (its process died {recovery.MAX_CRASHES} times)")
+    echo(f"{len(result.requeued)} requeued, {len(result.buried)} failed")
 
 
 @main.command()
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def audit(as_json: bool) -> None:
-    """Count the jobs in every place, and name each one that is lost or in two places. Exits 1 if there is one."""
-    found = maintenance_audit.audit(connection.client())
+    """Count the jobs in every place, and list jobs that are lost or in two places.
+
+    Exits with 1 if there are any.
+    """
+    result = maintenance_audit.audit(connection.client())
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(found), indent=2))
+        click.echo(json.dumps(dataclasses.asdict(result), indent=2))
     else:
-        table(
-            ["queue", *places.PLACES],
-            [[queue, *counts.values()] for queue, counts in found.places.items()],
-        )
-        for remark in found.remarks:
-            say(f"note: {remark}")
-        for job_id, reason in found.breaches.items():
-            say(f"WRONG: {job_id}: {reason}")
-        say(
-            "clean"
-            if not found.breaches
-            else f"{len(found.breaches)} jobs are not where they should be"
-        )
-    sys.exit(1 if found.breaches else 0)
+        rows = [[queue, *counts.values()] for queue, counts in result.places.items()]
+        echo_table(["queue", *places.PLACES], rows)
+        for remark in result.remarks:
+            echo(f"note: {remark}")
+        for job_id, reason in result.breaches.items():
+            echo(f"WRONG: {job_id}: {reason}")
+        if result.breaches:
+            echo(f"{len(result.breaches)} jobs are not where they should be")
+        else:
+            echo("clean")
+    sys.exit(1 if result.breaches else 0)
 
 
 @main.command("stats")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show_stats(as_json: bool) -> None:
-    """Show every queue and every worker as they are now."""
-    found = stats.snapshot(connection.client())
+    """Show the current state of every queue and every worker."""
+    snapshot = stats.snapshot(connection.client())
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(found), indent=2))
+        click.echo(json.dumps(dataclasses.asdict(snapshot), indent=2))
         return
-    if found.suspended:
-        say(stats.SUSPENDED)
-    names = [field.name for field in dataclasses.fields(stats.QueueStats)]
+    if snapshot.suspended:
+        echo(stats.SUSPENDED)
+    echo_table(
+        [field.name for field in dataclasses.fields(stats.QueueStats)],
+        [[_cell(value) for value in dataclasses.astuple(queue)] for queue in snapshot.queues],
+    )
+    click.echo()
     rows = [
         [
-            ("" if value is None else f"{value:.0f} s" if isinstance(value, float) else value)
-            for value in dataclasses.astuple(queue)
+            worker.name[:12],
+            worker.state if worker.alive else "dead",
+            ",".join(worker.queues),
+            worker.job_id or "",
+            worker.succeeded,
+            worker.failed,
         ]
-        for queue in found.queues
+        for worker in snapshot.workers
     ]
-    table(names, rows)
-    click.echo()
-    table(
-        ["worker", "state", "queues", "job", "ok", "failed"],
-        [
-            [
-                w.name[:12],
-                w.state if w.alive else "dead",
-                ",".join(w.queues),
-                w.job_id or "",
-                w.succeeded,
-                w.failed,
-            ]
-            for w in found.workers
-        ],
-    )
+    echo_table(["worker", "state", "queues", "job", "ok", "failed"], rows)
+
+
+def _cell(value: Any) -> Any:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.0f} s"
+    return value
 
 
 @main.command("doctor")
 def run_doctor() -> None:
-    """Check everything that could lose a job or keep one waiting. Exits 1 if a job would be lost."""
-    worst = 0
+    """Check for conditions that lose or delay jobs. Exits with 1 if jobs would be lost."""
+    colors = {"ok": "green", "note": "yellow", "LOSS": "red"}
+    code = 0
     for finding in doctor.examine():
-        color = {"ok": "green", "note": "yellow", "LOSS": "red"}[finding.level]
-        click.echo(f"{click.style(finding.level.ljust(4), fg=color)}  {one_line(finding.message)}")
-        worst = max(worst, finding.level == "LOSS")
-    sys.exit(worst)
+        level = click.style(finding.level.ljust(4), fg=colors[finding.level])
+        click.echo(f"{level}  {one_line(finding.message)}")
+        if finding.level == "LOSS":
+            code = 1
+    sys.exit(code)
 
 
 for command in (failed.group, schedules.group, delayed.group, demo.command):

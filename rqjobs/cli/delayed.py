@@ -1,17 +1,15 @@
-"""`rqjobs delayed`."""
+"""`rqjobs delayed`: list, cancel and reschedule delayed jobs."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from datetime import datetime
-from typing import Any
+from datetime import datetime, timedelta
 
 import click
 
-from rqjobs import delayed as delayed_jobs
-from rqjobs.cli.output import each, local_time, one_line_errors, plain, say
-from rqjobs.cli.params import Duration
+from rqjobs import delayed
+from rqjobs.cli.output import each, echo, local_time, one_line_errors, short_line
+from rqjobs.cli.params import Duration, is_duration
 
 
 @click.group("delayed", invoke_without_command=True)
@@ -21,23 +19,24 @@ from rqjobs.cli.params import Duration
     default=20,
     show_default=True,
     type=click.IntRange(1, 10_000),
-    help="At most so many.",
+    help="Maximum number of jobs.",
 )
 @click.pass_context
 def group(ctx: click.Context, limit: int) -> None:
-    """List the jobs that wait for their time, the next due first; or cancel and move them."""
+    """List delayed jobs, the next due first; or cancel and reschedule them."""
     if ctx.invoked_subcommand:
         return
-    for one in delayed_jobs.jobs(limit=limit):
-        say(f"{one.job_id}  {plain(one.queue)}  {local_time(one.due)}  {plain(one.description)}")
-    say(f"{delayed_jobs.count()} delayed")
+    for job in delayed.jobs(limit=limit):
+        due = local_time(job.due)
+        echo(f"{job.job_id}  {short_line(job.queue)}  {due}  {short_line(job.description)}")
+    echo(f"{delayed.count()} delayed")
 
 
 @group.command()
 @click.argument("ids", nargs=-1, required=True)
 def cancel(ids: Sequence[str]) -> None:
     """Cancel delayed jobs."""
-    each(ids, delayed_jobs.cancel, "canceled")
+    each(ids, delayed.cancel, "canceled")
 
 
 @group.command()
@@ -45,20 +44,21 @@ def cancel(ids: Sequence[str]) -> None:
 @click.argument("when")
 @one_line_errors
 def reschedule(job_id: str, when: str) -> None:
-    """Give a delayed job another time.
+    """Change the time of a delayed job.
 
-    WHEN is "now", a time from now like 90s, 5m or 1h30m, or a moment like 2030-01-31T06:00 (in this machine's time,
-    unless it says a zone).
+    WHEN is "now", a time from now like 90s, 5m or 1h30m, or a date and time like 2030-01-31T06:00.
+    A date and time without a time zone is in this machine's time zone.
     """
+    echo(f"{job_id}: {local_time(delayed.reschedule(job_id, _parse_when(when)))}")
+
+
+def _parse_when(when: str) -> datetime | timedelta | float:
     if when == "now":
-        moment: Any = 0
-    elif re.fullmatch(r"([0-9]{1,15}[wdhms])+", when):
-        moment = Duration().convert(when, None, None)
-    else:
-        try:
-            moment = datetime.fromisoformat(when)
-        except ValueError:
-            raise click.UsageError(
-                f"{when!r} is no time; write now, 5m, or 2030-01-31T06:00"
-            ) from None
-    say(f"{job_id}: {local_time(delayed_jobs.reschedule(job_id, moment))}")
+        return 0
+    if is_duration(when):
+        return Duration().convert(when, None, None)
+    try:
+        return datetime.fromisoformat(when)
+    except ValueError:
+        message = f"{when!r} is not a time; write now, 5m, or 2030-01-31T06:00"
+        raise click.UsageError(message) from None

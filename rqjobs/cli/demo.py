@@ -1,72 +1,105 @@
-"""`rqjobs demo`."""
+"""`rqjobs demo`: run the jobs of `rqjobs.demo` and print their results."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import click
 
-from rqjobs import Job, client, dev, enqueue
-from rqjobs.cli.output import paragraph
-from rqjobs.demo import key_terms, slow, statistics, summarize, unreliable
+from rqjobs import Job, dev, enqueue, stats
+from rqjobs.cli.output import echo_text
+from rqjobs.connection import client
+from rqjobs.demo import book_room, greet, slow, statistics, unreliable
+
+POLL_SECONDS = 0.1
+ENDED_STATUSES = ("finished", "failed", "stopped", "canceled")
 
 
 @click.command("demo")
 @click.argument("path", type=click.Path(exists=True, dir_okay=False))
 def command(path: str) -> None:
-    """Run the demo jobs on the text in PATH and print their results, with a Redis and a worker of their own."""
-    sys.exit(dev.with_worker("rqjobs.demo", lambda: run(path, paragraph)))
+    """Run the demo jobs with a temporary Redis and worker, and print their results.
+
+    One of the jobs reads the text in PATH.
+    """
+    sys.exit(dev.with_worker("rqjobs.demo", lambda: run(path, echo_text)))
 
 
 def run(path: str, echo: Callable[[str], Any], limit: float = 120) -> int:
-    """Enqueue all of these jobs on the text of the file `path`, and `echo` each result as it arrives.
+    """Enqueue the demo jobs, and `echo` each result as it arrives.
 
-    Returns 0 when all have ended (`unreliable` may fail six times in a row); 1 when the file cannot be read or
-    carried, another job failed, or one is left after `limit` seconds.
+    Returns 0 when all jobs have ended (`unreliable` may fail six times in a row). Returns 1 when
+    the file cannot be read or is too large, another job failed, or `limit` seconds have passed.
     """
-    waiting: dict[bytes, tuple[str, Job]] = {}
     try:
         text = Path(path).read_text(encoding="utf-8", errors="replace")
-        for function in (statistics, key_terms, summarize, unreliable, slow):
-            queued = enqueue(function, *(() if function is slow else (text,)))
-            waiting[f"rq:results:{queued.id}".encode()] = function.__name__, queued
+        jobs = [
+            enqueue(statistics, text),
+            enqueue(greet, "Ada"),
+            enqueue(book_room, "Ada", date(2030, 12, 31), nights=2),
+            enqueue(unreliable),
+            enqueue(slow),
+        ]
     except (OSError, ValueError) as error:
         echo(f"{path}: {error}")
         return 1
-    echo(f"{len(waiting)} jobs enqueued on {path} ({len(text):,} characters)")
-    end, failed, done = time.monotonic() + limit, 0, 0
-    while waiting and (left := end - time.monotonic()) > 0:
-        streams: Any = client().xread(
-            dict.fromkeys(waiting, "0-0"), block=max(1, int(1000 * min(1, left)))
-        )
-        if (
-            now := queued.get_meta().get("done", 0)
-        ) > done:  # the last one enqueued is the slow one
-            done = now
-            echo(f"slow … {done} of {queued.meta['total']}")
-        for stream, _ in streams or ():
-            name, ended = waiting.pop(stream)
-            result = ended.latest_result()
-            if result and result.type == result.Type.SUCCESSFUL:
-                value = result.return_value
-                pairs = dict(value).items() if isinstance(value, dict | list) else ()
-                echo(
-                    f"{name}: "
-                    + (", ".join(f"{key} {figure}" for key, figure in pairs) or str(value))
-                )
-            else:
-                failed += name != "unreliable"
-                echo(
-                    f"{name} is among the failed jobs: {((result and result.exc_string) or '').strip()[-200:]}"
-                )
-    for name, unfinished in waiting.values():
-        hint = f"; no worker serves the queue {unfinished.origin!r}, start one with: rqjobs worker {unfinished.origin}"
-        echo(
-            f"{name}: not done after {limit:.0f} s"
-            + hint * (not client().scard(f"rq:workers:{unfinished.origin}"))
-        )
-    return int(bool(waiting or failed))
+    echo(f"{len(jobs)} jobs enqueued on {path} ({len(text):,} characters)")
+    code = _print_results(jobs, echo, time.monotonic() + limit)
+    for job in jobs:
+        if not _has_ended(job):
+            echo(f"{_name(job)}: not done after {limit:.0f} s{_hint(job)}")
+            code = 1
+    return code
+
+
+def _print_results(jobs: list[Job], echo: Callable[[str], Any], deadline: float) -> int:
+    """Print each result until `deadline`. Returns 1 if a job other than `unreliable` failed."""
+    pending = list(jobs)
+    code, progress = 0, 0
+    while pending and time.monotonic() < deadline:
+        meta = jobs[-1].get_meta()  # of `slow`
+        if meta.get("done", 0) > progress:
+            progress = meta["done"]
+            echo(f"slow … {progress} of {meta['total']}")
+        for job in filter(_has_ended, list(pending)):
+            pending.remove(job)
+            echo(_result_line(job))
+            if not job.is_finished and _name(job) != "unreliable":
+                code = 1
+        time.sleep(POLL_SECONDS)
+    return code
+
+
+def _name(job: Job) -> str:
+    return str(job.func_name).rpartition(".")[2]
+
+
+def _has_ended(job: Job) -> bool:
+    return job.get_status() in ENDED_STATUSES
+
+
+def _result_line(job: Job) -> str:
+    result = job.latest_result()
+    if result is None or result.type != result.Type.SUCCESSFUL:
+        reason = result.exc_string if result else ""
+        return f"{_name(job)} failed: {(reason or '').strip()[-200:]}"
+    value = result.return_value
+    if isinstance(value, dict):
+        value = ", ".join(f"{key} {part}" for key, part in value.items())
+    return f"{_name(job)}: {value}"
+
+
+def _hint(job: Job) -> str:
+    """The command that starts a missing worker; "" if there is a worker."""
+    for queue in stats.snapshot(client()).queues:
+        if queue.name == job.origin and not queue.workers:
+            return (
+                f"; no worker serves the queue {job.origin!r}, start one with: "
+                f"rqjobs worker {job.origin}"
+            )
+    return ""

@@ -1,4 +1,4 @@
-"""`rqjobs schedules`."""
+"""`rqjobs schedules`: list, show and change schedules."""
 
 from __future__ import annotations
 
@@ -7,98 +7,106 @@ from typing import Any
 
 import click
 
-from rqjobs import catalog, conversion
-from rqjobs import schedules as api
-from rqjobs.cli.output import each, local_time, one_line_errors, plain, say, table
+from rqjobs import catalog, conversion, schedules
+from rqjobs.cli.output import (
+    each,
+    echo,
+    echo_table,
+    local_time,
+    one_line_errors,
+    short_line,
+)
 from rqjobs.cli.params import Duration
 from rqjobs.schedules.describe import describe, describe_missed
 from rqjobs.schedules.rules import Rule, cron, every
+
+RULE_OPTIONS = ("missed", "overlap", "jitter", "start", "end", "times")
+TEMPLATE_OPTIONS = ("queue", "timeout")
 
 
 @click.group("schedules", invoke_without_command=True)
 @click.pass_context
 def group(ctx: click.Context) -> None:
-    """List the repeating jobs; or show, add, edit, pause, resume, run and remove them."""
+    """List schedules; or show, add, edit, pause, resume, run and remove them."""
     if ctx.invoked_subcommand:
         return
-    found = api.all()
+    found = schedules.all()
     if not found:
-        say(
-            "no schedules; declare one with @every or @cron in a jobs module, or: rqjobs schedules add --help"
+        echo(
+            "no schedules; declare one with @every or @cron in a jobs module, or: "
+            "rqjobs schedules add --help"
         )
         return
-    table(
-        ["name", "state", "next", "rule", "call"],
+    rows = [
         [
-            [one.name, one.state, local_time(one.due), describe(one.rule), plain(one.description)]
-            for one in found
-        ],
-    )
+            schedule.name,
+            schedule.state,
+            local_time(schedule.due),
+            describe(schedule.rule),
+            short_line(schedule.description),
+        ]
+        for schedule in found
+    ]
+    echo_table(["name", "state", "next", "rule", "call"], rows)
 
 
 @group.command()
 @click.argument("name")
 @one_line_errors
 def show(name: str) -> None:
-    """Print one schedule: its rule, its next five times, and its last ten runs with their outcomes."""
-    one = api.get(name)
-    say(
-        f"{one.name}  ({one.state}, {'declared in the code' if one.source == 'code' else 'added'}, revision "
-        f"{one.revision})"
+    """Print a schedule: its rule, its next five times, and its last ten runs."""
+    schedule = schedules.get(name)
+    source = "declared in the code" if schedule.source == "code" else "added"
+    echo(f"{schedule.name}  ({schedule.state}, {source}, revision {schedule.revision})")
+    echo(describe(schedule.rule))
+    echo(f"{short_line(schedule.description)}  on {schedule.queue}")
+    echo(
+        f"{schedule.made} runs enqueued, {describe_missed(schedule.missed)} missed, "
+        f"{schedule.overlapped} skipped because the previous run had not ended"
     )
-    say(describe(one.rule))
-    say(f"{plain(one.description)}  on {one.queue}")
-    say(
-        f"{one.made} ticks made a job, {describe_missed(one.missed)} were missed, {one.overlapped} "
-        f"skipped for an overlap"
-    )
-    say("")
-    for tick in one.upcoming(5):
-        say(f"next  {tick:%Y-%m-%d %H:%M:%S %Z}")
-    table(
-        ["run", "enqueued", "outcome", "ended", "job"],
+    echo("")
+    for tick in schedule.upcoming(5):
+        echo(f"next  {tick:%Y-%m-%d %H:%M:%S %Z}")
+    rows = [
         [
-            [
-                local_time(run.tick) if run.tick else "now",
-                local_time(run.enqueued),
-                run.outcome,
-                local_time(run.ended),
-                run.job_id,
-            ]
-            for run in api.runs(name)
-        ],
-    )
+            local_time(run.tick) if run.tick else "now",
+            local_time(run.enqueued),
+            run.outcome,
+            local_time(run.ended),
+            run.job_id,
+        ]
+        for run in schedules.runs(name)
+    ]
+    echo_table(["run", "enqueued", "outcome", "ended", "job"], rows)
 
 
-def _rule_options(command: Callable[..., None]) -> Callable[..., None]:
+def _schedule_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of a rule and of its jobs to `command`."""
     options = [
         click.option(
-            "--every",
-            "seconds",
-            type=Duration(),
-            help="So long between two ticks: 90s, 5m, 1h30m, 2d.",
+            "--every", "seconds", type=Duration(), help="Time between runs: 90s, 5m, 1h30m, 2d."
         ),
-        click.option("--cron", "line", help="A cron line, in quotes: '0 6 * * mon-fri'."),
+        click.option("--cron", "expression", help="Cron expression, in quotes: '0 6 * * mon-fri'."),
         click.option(
-            "--tz", help="Time zone of the cron line, like Europe/Berlin.  [default: UTC]"
+            "--tz", help="Time zone of the cron expression, like Europe/Berlin.  [default: UTC]"
         ),
         click.option(
             "--missed",
             type=click.Choice(["once", "all", "skip"]),
-            help="What to do with missed ticks.",
+            help="How to catch up on missed runs.",
         ),
         click.option(
             "--overlap/--no-overlap",
             default=None,
-            help="Run although the job before has not ended.",
+            help="Whether to run while the previous run has not ended.",
         ),
-        click.option("--jitter", type=Duration(), help="By how much a job may come later."),
+        click.option("--jitter", type=Duration(), help="Maximum random delay of a run."),
         click.option(
-            "--start", type=click.DateTime(), help="No tick before, in this machine's time."
+            "--start", type=click.DateTime(), help="First possible run, in this machine's time."
         ),
-        click.option("--end", type=click.DateTime(), help="No tick after."),
-        click.option("--times", type=int, help="End after so many jobs."),
-        click.option("--queue", help="Instead of the function's own."),
+        click.option("--end", type=click.DateTime(), help="Last possible run."),
+        click.option("--times", type=int, help="Stop after this many runs."),
+        click.option("--queue", help="Queue of the jobs.  [default: the function's]"),
         click.option("--timeout", type=Duration(), help="Time limit of each job."),
     ]
     for option in reversed(options):
@@ -106,114 +114,131 @@ def _rule_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def _rule(given: dict[str, Any], old: Rule | None = None) -> Rule | None:
-    """The rule that the options say, on top of an old one."""
-    terms = {
-        name: given[name]
-        for name in ("missed", "overlap", "jitter", "start", "end", "times")
-        if given[name] is not None
-    }
-    seconds, line, tz = given["seconds"], given["line"], given["tz"]
-    if seconds is not None and line is not None:
-        raise click.UsageError("a schedule has one rule: --every or --cron")
-    if old is not None:
-        kept = {
-            name: getattr(old, name)
-            for name in ("missed", "overlap", "jitter", "start", "end", "times")
-        }
-        terms = kept | terms
-        if seconds is None and line is None and tz is None and terms == kept:
+def _given(options: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The options that the user has given."""
+    return {name: options[name] for name in names if options[name] is not None}
+
+
+def _new_rule(options: dict[str, Any]) -> Rule:
+    return _make_rule(
+        options["seconds"], options["expression"], options["tz"], _given(options, RULE_OPTIONS)
+    )
+
+
+def _changed_rule(options: dict[str, Any], old: Rule) -> Rule | None:
+    """`old` with the given options changed; None if nothing changes."""
+    seconds, expression = options["seconds"], options["expression"]
+    old_options = {name: getattr(old, name) for name in RULE_OPTIONS}
+    new_options = old_options | _given(options, RULE_OPTIONS)
+    if seconds is None and expression is None:
+        if options["tz"] is None and new_options == old_options:
             return None
-        if seconds is None and line is None:
-            line, seconds = old.line or None, old.seconds
-        tz = tz or old.tz
-    if line is not None:
-        return cron(line, tz=tz or "UTC", **terms)
+        if old.line:
+            expression = old.line
+        else:
+            seconds = old.seconds
+    return _make_rule(seconds, expression, options["tz"] or old.tz, new_options)
+
+
+def _make_rule(
+    seconds: float | None, expression: str | None, tz: str | None, options: dict[str, Any]
+) -> Rule:
+    if seconds is not None and expression is not None:
+        raise click.UsageError("a schedule has one rule: --every or --cron")
+    if expression is not None:
+        return cron(expression, tz=tz or "UTC", **options)
     if seconds is None:
-        raise click.UsageError("say when: --every 5m, or --cron '0 6 * * mon-fri'")
-    return every(seconds=seconds, **terms)
+        raise click.UsageError("give a rule: --every 5m, or --cron '0 6 * * mon-fri'")
+    return every(seconds=seconds, **options)
 
 
-def _arguments(
-    function: Callable[..., Any], words: Sequence[str]
+def _convert_arguments(
+    function: Callable[..., Any], texts: Sequence[str]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The positional and the named arguments for `function` that the words mean."""
+    """The positional and named arguments for `function`, converted to its annotations."""
     args, kwargs = [], {}
-    for word in words:
-        name, equals, value = word.partition("=")
+    for text in texts:
+        name, equals, value = text.partition("=")
         if equals and name.isidentifier():
             kwargs[name] = value
         else:
-            args.append(word)
+            args.append(text)
     return conversion.call(function, args, kwargs)
-
-
-def _options(given: dict[str, Any]) -> dict[str, Any]:
-    return {name: given[name] for name in ("queue", "timeout") if given[name] is not None}
 
 
 @group.command()
 @click.argument("name")
 @click.argument("function")
 @click.argument("arguments", nargs=-1)
-@click.option("--replace", is_flag=True, help="Change the one of this name, if there is one.")
-@_rule_options
+@click.option("--replace", is_flag=True, help="Replace a schedule of this name.")
+@_schedule_options
 @one_line_errors
-def add(name: str, function: str, arguments: Sequence[str], replace: bool, **given: Any) -> None:
-    """Add the schedule NAME that calls FUNCTION ("module.name") with ARGUMENTS.
+def add(name: str, function: str, arguments: Sequence[str], replace: bool, **options: Any) -> None:
+    """Add the schedule NAME, which calls FUNCTION ("module.name") with ARGUMENTS.
 
-    An argument becomes what the function's annotation asks for: JSON if it reads as such and fits, else a text.
-    name=value passes it by name. For example:
-    rqjobs schedules add greet-ada jobs.greet Ada times=2 --cron "0 6 * * mon-fri" --tz Europe/Berlin
+    Arguments are converted to the function's annotations: JSON where it fits, else text. name=value
+    passes an argument by name. For example:
+    rqjobs schedules add greet-ada jobs.greet Ada times=2 --cron "0 6 * * mon-fri" --tz
+    Europe/Berlin
     """
-    rule = _rule(given)
-    assert rule
-    args, kwargs = _arguments(catalog.current().lookup(function), arguments)
-    options = {"queue": given["queue"], "job_timeout": given["timeout"], "replace": replace}
-    one = api.add(name, rule, function, args=args, kwargs=kwargs, **options)
-    say(f"{one.name}: {describe(one.rule)}; next at {local_time(one.due)}")
+    rule = _new_rule(options)
+    args, kwargs = _convert_arguments(catalog.current().lookup(function), arguments)
+    schedule = schedules.add(
+        name,
+        rule,
+        function,
+        args=args,
+        kwargs=kwargs,
+        queue=options["queue"],
+        job_timeout=options["timeout"],
+        replace=replace,
+    )
+    echo(f"{schedule.name}: {describe(schedule.rule)}; next at {local_time(schedule.due)}")
 
 
 @group.command()
 @click.argument("name")
 @click.argument("arguments", nargs=-1)
-@_rule_options
+@_schedule_options
 @one_line_errors
-def edit(name: str, arguments: Sequence[str], **given: Any) -> None:
-    """Change the schedule NAME: what is not given stays. ARGUMENTS take the place of the old ones."""
-    found = api.get(name)
-    rule, change = _rule(given, found.rule), _options(given)
+def edit(name: str, arguments: Sequence[str], **options: Any) -> None:
+    """Change the schedule NAME.
+
+    Options that are not given keep their values. ARGUMENTS replace the old arguments.
+    """
+    old = schedules.get(name)
+    changes = _given(options, TEMPLATE_OPTIONS)
+    rule = _changed_rule(options, old.rule)
     if arguments:
-        change["args"], change["kwargs"] = _arguments(
-            catalog.current().lookup(found.function), arguments
-        )
-    one = api.edit(name, rule=rule, **change)
-    say(f"{one.name}: {describe(one.rule)}; {one.state}, next at {local_time(one.due)}")
+        function = catalog.current().lookup(old.function)
+        changes["args"], changes["kwargs"] = _convert_arguments(function, arguments)
+    new = schedules.edit(name, rule=rule, **changes)
+    echo(f"{new.name}: {describe(new.rule)}; {new.state}, next at {local_time(new.due)}")
 
 
 @group.command()
 @click.argument("names", nargs=-1, required=True)
 def pause(names: Sequence[str]) -> None:
-    """Let schedules rest."""
-    each(names, api.pause, "paused")
+    """Pause schedules."""
+    each(names, schedules.pause, "paused")
 
 
 @group.command()
 @click.argument("names", nargs=-1, required=True)
 def resume(names: Sequence[str]) -> None:
-    """Let paused schedules go on, from now."""
-    each(names, api.resume, "active")
+    """Resume paused schedules. Runs in the pause are not made up."""
+    each(names, schedules.resume, "active")
 
 
 @group.command()
 @click.argument("names", nargs=-1, required=True)
 def run(names: Sequence[str]) -> None:
-    """Run schedules now, beside their ticks."""
-    each(names, lambda name: api.run_now(name).id, "enqueued as {}")
+    """Run schedules now, in addition to their rules."""
+    each(names, lambda name: schedules.run_now(name).id, "enqueued as {}")
 
 
 @group.command()
 @click.argument("names", nargs=-1, required=True)
 def remove(names: Sequence[str]) -> None:
-    """Remove schedules with their history; the jobs that they made stay."""
-    each(names, api.remove, "removed")
+    """Remove schedules and their history. Jobs that are enqueued stay."""
+    each(names, schedules.remove, "removed")
