@@ -46,7 +46,7 @@ class Scheduler(RQScheduler):
     """
 
     _parent = 0
-    _minded = -SCHEDULER_HEARTBEAT_SECONDS  # when the worker last looked after the clock
+    _checked_at = -SCHEDULER_HEARTBEAT_SECONDS  # when the worker last looked after the clock
     _worker = ""  # whose code declares schedules
     _declared = ""
     _held: set[str] = set()  # noqa: RUF012  # the queues that this clock serves, and `TICKS` if it ticks
@@ -60,13 +60,13 @@ class Scheduler(RQScheduler):
         self._worker, self._declared = worker, declared.declaration_json(self.connection)
         declared.publish_declarations(self.connection, worker, self._declared)
 
-    def mind(self) -> None:
+    def ensure_running(self) -> None:
         """See to it that this worker's clock runs if one is needed; called at each heartbeat, and when it dies."""
         alive = self._process is not None and self._process.is_alive()
         died = self._process is not None and not alive
-        if time.monotonic() - self._minded < SCHEDULER_HEARTBEAT_SECONDS / (10 if died else 2):
+        if time.monotonic() - self._checked_at < SCHEDULER_HEARTBEAT_SECONDS / (10 if died else 2):
             return
-        self._minded = time.monotonic()
+        self._checked_at = time.monotonic()
         declared.publish_declarations(self.connection, self._worker, self._declared, again=True)
         if not alive:
             self.acquire_locks(auto_start=True)

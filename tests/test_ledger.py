@@ -281,9 +281,9 @@ def test_a_crashed_job_comes_back_without_a_scheduler_however_many_jobs_are_due(
     job, younger = rqjobs.enqueue(faults.ok), rqjobs.enqueue(faults.ok)
     leases.renew_lease(redis, "one", {"host": ""})
     (claim,) = transitions.claim(redis, "one", ["default"])
-    assert recovery.reclaim(redis, "one", ["default"], "horse", claim.job_id, delay=0.01) == {
-        job.id: "delayed"
-    }
+    assert recovery.reclaim(
+        redis, "one", ["default"], recovery.DeathCause.HORSE_DIED, claim.job_id, delay=0.01
+    ) == {job.id: "delayed"}
     eventually(lambda: transitions.promote(redis, "default", 180, crashed_only=True) == 1)
     assert rqjobs.queue("default").job_ids == [job.id, younger.id] and not redis.exists(
         "rqjobs:crash-backoff:default"
@@ -311,7 +311,9 @@ def test_who_finds_its_name_taken_touches_nothing(redis):
     leases.renew_lease(redis, "one", here, first=True)
     transitions.claim(redis, "one", ["default"])
     redis.zadd(keys.LEASES, {"one": 1})
-    assert recovery.reclaim(redis, "one", ["default"], "dead") == {first.id: "requeued"}
+    assert recovery.reclaim(redis, "one", ["default"], recovery.DeathCause.LEASE_EXPIRED) == {
+        first.id: "requeued"
+    }
     leases.renew_lease(redis, "one", there, first=True)
     (claim,) = transitions.claim(redis, "one", ["default"])
     lease = redis.zscore(keys.LEASES, "one")
@@ -323,13 +325,16 @@ def test_who_finds_its_name_taken_touches_nothing(redis):
             scripts.CLAIM.run(redis, *transitions.claim_arguments("one", ["default"], process=ours))
         )
     assert redis.execute_command(*leases.horse_registration("one", ours, 9, "9")) == 0
-    assert transitions.release(redis, "one", process=ours) == []
-    assert recovery.reclaim(redis, "one", ["default"], "horse", process=ours) == {}
+    assert transitions.release_all(redis, "one", process=ours) == []
+    assert (
+        recovery.reclaim(redis, "one", ["default"], recovery.DeathCause.HORSE_DIED, process=ours)
+        == {}
+    )
     assert redis.lrange("rqjobs:claims:one", 0, -1) == [claim.job_id.encode()]
     assert redis.zscore(keys.LEASES, "one") == lease
 
     assert not leases.renew_lease(redis, "one", there)
-    assert transitions.release(redis, "one", process=theirs) == [first.id]
+    assert transitions.release_all(redis, "one", process=theirs) == [first.id]
     assert rqjobs.queue("default").job_ids == [first.id, second.id]
 
 
@@ -532,7 +537,7 @@ def test_what_goes_back_to_its_queue_may_expire_there_again(redis):
     leases.renew_lease(redis, "one", {"host": ""})
     transitions.claim(redis, "one", ["default"])
     assert redis.ttl(job.key) == -1
-    transitions.release(redis, "one")
+    transitions.release_all(redis, "one")
     assert 0 < redis.ttl(job.key) <= 100
 
 

@@ -20,6 +20,7 @@ from rq.exceptions import InvalidJobOperation
 import rqjobs
 from rqjobs.broker import keys, leases, recovery, transitions
 from rqjobs.broker.keys import decode
+from rqjobs.broker.recovery import DeathCause
 from rqjobs.broker.scripts import SETTLE, SETTLE_SUCCESS
 from rqjobs.broker.transitions import Claim
 from rqjobs.jobs import Job
@@ -212,7 +213,10 @@ class Ledger(RuleBasedStateMachine):
         tokens = [claim.token for claim in self.known[name]][1:]
         if only_some and not tokens:
             return
-        back = transitions.release(self.redis, name, tokens if only_some else "all")
+        if only_some:
+            back = transitions.release_tokens(self.redis, name, tokens)
+        else:
+            back = transitions.release_all(self.redis, name)
         self.known[name] = self.known[name][:1] if only_some else []
         expected = [
             one
@@ -226,39 +230,46 @@ class Ledger(RuleBasedStateMachine):
     def disown(self, name):
         """What the worker's parent does while its horse runs a job: what came with a wake-up goes back."""
         unknown = [one for one in reversed(self.claims[name]) if not self.jobs[one].token]
-        assert transitions.release(self.redis, name, "unknown") == [
+        assert transitions.release_unknown(self.redis, name) == [
             one for one in unknown if self.jobs[one].place == "claimed"
         ]
         self.let_go(name, unknown)
 
     @rule(
         name=st.sampled_from(WORKERS),
-        kind=st.sampled_from(["dead", "dead", "gone", "horse"]),
+        cause=st.sampled_from(
+            [
+                DeathCause.LEASE_EXPIRED,
+                DeathCause.LEASE_EXPIRED,
+                DeathCause.PROCESS_GONE,
+                DeathCause.HORSE_DIED,
+            ]
+        ),
         data=st.data(),
     )
-    def reclaim(self, name, kind, data):
+    def reclaim(self, name, cause, data):
         held = list(self.claims[name])
-        running = "?" if kind != "horse" else data.draw(st.sampled_from(["", *held]))
-        delay = 3600.0 if kind == "horse" else 0
+        running = "?" if cause != DeathCause.HORSE_DIED else data.draw(st.sampled_from(["", *held]))
+        delay = 3600.0 if cause == DeathCause.HORSE_DIED else 0
         where = [
             keys.decode(word or b"")
             for word in self.redis.hmget(f"rqjobs:process:{name}", "pid", "started")
         ]
         names = (
             ["", "elsewhere:1:1", "elsewhere:2:1"]
-            if kind == "horse"
+            if cause == DeathCause.HORSE_DIED
             else [":".join(where), "2:1", "1:"]
         )
         process = data.draw(st.sampled_from(names))
         known = self.redis.exists(f"rqjobs:process:{name}")
-        outcomes = recovery.reclaim(self.redis, name, list(QUEUES), kind, running, delay, process)
-        if kind == "gone" and process != ":".join(where):
+        outcomes = recovery.reclaim(self.redis, name, list(QUEUES), cause, running, delay, process)
+        if cause == DeathCause.PROCESS_GONE and process != ":".join(where):
             assert not outcomes, "P5: the claims of another process were taken"
             return
-        if kind == "horse" and known and process == "elsewhere:2:1":
+        if cause == DeathCause.HORSE_DIED and known and process == "elsewhere:2:1":
             assert not outcomes, "P5: the claims of the next worker of that name were taken"
             return
-        if kind == "dead" and name in self.alive:
+        if cause == DeathCause.LEASE_EXPIRED and name in self.alive:
             assert not outcomes, "P5: the claims of a live worker were taken"
             return
         begun = held[0] if running == "?" and held else running
@@ -266,8 +277,10 @@ class Ledger(RuleBasedStateMachine):
         self.let_go(
             name, list(reversed(held)), counted=begun, delayed=bool(delay), outcomes=outcomes
         )
-        self.known[name] = [] if kind != "dead" else self.known[name]  # a frozen one still believes
-        if kind != "horse":
+        self.known[name] = (
+            [] if cause != DeathCause.LEASE_EXPIRED else self.known[name]
+        )  # a frozen one still believes
+        if cause != DeathCause.HORSE_DIED:
             self.alive.discard(name)
 
     @precondition(lambda self: any(job.place == "failed" for job in self.jobs.values()))
@@ -377,7 +390,7 @@ class Ledger(RuleBasedStateMachine):
                 died = job_id == counted and job.token
                 job.deaths += bool(died)
                 if died and job.deaths >= recovery.MAX_CRASHES:
-                    expected = "buried"
+                    expected = "failed"
                     job.stale.append(Claim(job_id, job.queue, job.token, {}))
                     job.place, job.owner, job.token, job.outcomes = (
                         "failed",

@@ -104,7 +104,7 @@ def a_good_job_runs(redis):
     leases.renew_lease(redis, "good", {"pid": 1})
     claims = transitions.claim(redis, "good", ["odd", "high"], room=50)
     assert job.id in [claim.job_id for claim in claims]
-    transitions.release(redis, "good", "all")
+    transitions.release_all(redis, "good")
     redis.delete("rq:suspended")
     leases.end_lease(redis, "good")
 
@@ -139,7 +139,7 @@ def claimed_beside(redis, job):
     assert job.id in [
         claim.job_id for claim in transitions.claim(redis, "alive", ["odd", "high"], room=50)
     ]
-    assert job.id in transitions.release(redis, "alive", "all")
+    assert job.id in transitions.release_all(redis, "alive")
     redis.zrem(keys.LEASES, "alive")
 
 

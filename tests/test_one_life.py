@@ -353,14 +353,14 @@ def ends_beside_its_successor(house):
 
 
 def its_worker_is_gone(house):
-    recovery.reclaim(house.redis, "a", QUEUES, "gone", process="1:1")
+    recovery.reclaim(house.redis, "a", QUEUES, recovery.DeathCause.PROCESS_GONE, process="1:1")
     leases.renew_lease(house.redis, "a", {"host": "elsewhere", "pid": 1, "started": "1"})
     return house.finish("a", house.run)
 
 
 def its_worker_lets_go(house):
-    transitions.release(house.redis, "a", "unknown")
-    transitions.release(house.redis, "a", "all")
+    transitions.release_unknown(house.redis, "a")
+    transitions.release_all(house.redis, "a")
     return house.finish("a", house.run)
 
 
@@ -498,7 +498,9 @@ def test_the_deaths_of_an_earlier_life_do_not_count(redis):
     assert house.finish("a", house.claim()) == "settled"
     rqjobs.enqueue(faults.ok, "new", job_id="x")
     house.claim()
-    assert recovery.reclaim(redis, "a", QUEUES, "horse", "x", 0) == {"x": "requeued"}
+    assert recovery.reclaim(redis, "a", QUEUES, recovery.DeathCause.HORSE_DIED, "x", 0) == {
+        "x": "requeued"
+    }
     assert len(redis.hget("rq:job:x", "rqjobs_crashes").split(b",")) == 1
 
 

@@ -96,7 +96,7 @@ def test_a_live_worker_s_job_is_never_touched(redis, claim, lease):
     claim(job, "alive")
     lease("alive", 5)
     assert sweep.sweep(redis, force=True).requeued == []
-    assert recovery.reclaim(redis, "alive", ["default"], "dead") == {}
+    assert recovery.reclaim(redis, "alive", ["default"], recovery.DeathCause.LEASE_EXPIRED) == {}
     assert order() == [] and redis.zcard("rq:wip:default") == 1
 
 
@@ -114,14 +114,14 @@ def test_the_next_worker_of_that_name_is_not_taken_for_the_one_that_is_gone(
     job = rqjobs.enqueue(faults.ok)
     claim(job, "crashed")
     lease("crashed", 15, {"host": processes.host(), "pid": 2**22 + 1, "started": "12345"})
-    judge = liveness.WorkerLiveness.judge
+    check = liveness.WorkerLiveness.check
 
-    def judge_and_be_late(owners, names):
-        judge(owners, names)
+    def check_late(owners, names):
+        check(owners, names)
         redis.delete("rqjobs:process:crashed")
         lease("crashed", 15, {"host": processes.host(), "pid": 2**22 + 2, "started": "12346"})
 
-    monkeypatch.setattr(liveness.WorkerLiveness, "judge", judge_and_be_late)
+    monkeypatch.setattr(liveness.WorkerLiveness, "check", check_late)
     assert sweep.sweep(redis, force=True).requeued == []
     assert redis.zscore(keys.LEASES, "crashed") and redis.zcard("rq:wip:default") == 1
 
@@ -151,7 +151,7 @@ def test_a_worker_that_vanished_with_its_machine_is_found_when_its_lease_ends(
     )
     eventually(
         lambda: (
-            leases.begin_sweep(redis, force=True) == 1
+            leases.begin_sweep(redis, force=True) is leases.SweepPermission.SWEEP
             and float("{}.{:06}".format(*redis.time())) > end
         )
     )
@@ -201,7 +201,7 @@ def test_third_death_within_the_window_is_the_last(redis, claim, lease):
         assert sweep.sweep(redis, force=True).requeued == [poison.id]
     claim(poison, "dead")
     lease("dead", -1)
-    assert sweep.sweep(redis, force=True).buried == [poison.id]
+    assert sweep.sweep(redis, force=True).failed == [poison.id]
     assert poison.get_status() == JobStatus.FAILED and order() == [healthy.id]
     assert "process died 3 times within 72 hours" in poison.latest_result().exc_string
     assert redis.zscore("rq:failed:default", poison.id) > time.time() + 300 * 24 * 3600
@@ -254,7 +254,9 @@ def test_what_waits_for_a_poison_job_is_woken_also_when_its_burier_dies(redis, c
     redis.hset(poison.key, "rqjobs_crashes", f"{int(time.time())},{int(time.time())}")
     claim(poison, "dead")
     lease("dead", -1)
-    assert recovery.reclaim(redis, "dead", ["default"], "dead") == {poison.id: "buried"}
+    assert recovery.reclaim(redis, "dead", ["default"], recovery.DeathCause.LEASE_EXPIRED) == {
+        poison.id: "failed"
+    }
     assert child.get_status() == JobStatus.DEFERRED and redis.smembers(keys.ENDED_PARENTS) == {
         poison.id.encode()
     }

@@ -127,7 +127,7 @@ def adopting(redis):
 def releasing(redis):
     family(redis)
     claim_one(redis)
-    return lambda: transitions.release(redis, "me")
+    return lambda: transitions.release_all(redis, "me")
 
 
 def reclaiming(redis, delay=0.0, deaths=0):
@@ -135,8 +135,8 @@ def reclaiming(redis, delay=0.0, deaths=0):
     claim_one(redis)
     if deaths:
         redis.hset("rq:job:parent", "rqjobs_crashes", ",".join([str(redis.time()[0])] * deaths))
-    kind = "horse" if delay else "gone"
-    return lambda: recovery.reclaim(redis, "me", ["default"], kind, delay=delay, process="1:2")
+    cause = recovery.DeathCause.HORSE_DIED if delay else recovery.DeathCause.PROCESS_GONE
+    return lambda: recovery.reclaim(redis, "me", ["default"], cause, delay=delay, process="1:2")
 
 
 def recovering(redis):
@@ -339,7 +339,9 @@ def test_waking_many_goes_on_where_a_death_ended_it(redis, lease):
     parent = with_children(redis, 1200, result_ttl=0)
     (claim,) = transitions.claim(redis, "me", ["high"])
     arguments = transitions.settle_arguments("me", claim, [("DEL", parent.key)], "finished")
-    assert scripts.SETTLE.run(redis, *arguments) == b"waking" and not redis.exists("rq:queue:low")
+    assert scripts.SETTLE.run(redis, *arguments) == b"dependents left" and not redis.exists(
+        "rq:queue:low"
+    )
     scripts.ENQUEUE_DEPENDENTS.run(
         redis,
         [broker_keys.ENDED_PARENTS],

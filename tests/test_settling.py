@@ -133,9 +133,9 @@ def test_a_failed_job_s_hash_and_reason_and_entry_are_kept_equally_long(
         (claim,) = transitions.claim(redis, "me", ["default"])
         if kind == "poison":
             redis.hset(job.key, "rqjobs_crashes", ",".join([str(redis.time()[0])] * 2))
-            assert recovery.reclaim(redis, "me", ["default"], "gone", process="1:2") == {
-                job.id: "buried"
-            }
+            assert recovery.reclaim(
+                redis, "me", ["default"], recovery.DeathCause.PROCESS_GONE, process="1:2"
+            ) == {job.id: "failed"}
         else:
             writes = transitions.failure_writes(claim, "me", "a reason")
             scripts.SETTLE.run(redis, *transitions.settle_arguments("me", claim, writes, "failed"))

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 import rqjobs
 from rqjobs import cli, every, logs, processes, schedules
+from rqjobs.broker import recovery
 from rqjobs.maintenance import sweep_result
 
 EVIL = "x\x1b]0;pwned\x07\x1b[8m\u202ey\nforged\x9b2J"
@@ -82,7 +83,7 @@ def test_no_command_prints_what_a_terminal_would_obey(run, hostile, command):
 
 def test_no_log_line_says_what_a_terminal_would_obey(redis, caplog, monkeypatch):
     rqjobs.Worker(["default"])
-    sweep_result.SweepResult().note("requeued", EVIL, EVIL, "claimed", EVIL)
+    sweep_result.SweepResult().note(recovery.Outcome.REQUEUED, EVIL, EVIL, "claimed", EVIL)
     log = logging.getLogger("rq.worker")
     caplog.set_level(logging.WARNING, log.name)
     monkeypatch.setattr(log, "propagate", True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Any
 
 import redis
@@ -88,11 +89,19 @@ def workers_with_claims(connection: redis.Redis) -> list[str]:
     )
 
 
-def begin_sweep(connection: redis.Redis, force: bool = False) -> int:
-    """-1: somebody else just swept. 0: sweep, but hold no lease to have expired. 1: sweep."""
-    script_keys = [keys.SWEEP_LOCK, keys.LAST_SWEEP, LEASES]
-    return int(
-        BEGIN_SWEEP.run(
-            connection, script_keys, [HEARTBEAT_SECONDS * 1000 - 500, LEASE_SECONDS, int(force)]
-        )
+class SweepPermission(Enum):
+    """Whether a worker may sweep now, and whether an expired lease proves a worker dead."""
+
+    TOO_SOON = "too soon"  # another worker has just swept
+    LEASES_EXTENDED = "leases extended"  # sweep, but no lease counts as expired
+    SWEEP = "sweep"
+
+
+def begin_sweep(connection: redis.Redis, force: bool = False) -> SweepPermission:
+    """Ask Redis for the turn to sweep. `force` asks even if another worker has just swept."""
+    reply = BEGIN_SWEEP.run(
+        connection,
+        [keys.SWEEP_LOCK, keys.LAST_SWEEP, LEASES],
+        [HEARTBEAT_SECONDS * 1000 - 500, LEASE_SECONDS, int(force)],
     )
+    return SweepPermission(decode(reply))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import Enum
 
 import redis
 from rq.defaults import DEFAULT_FAILURE_TTL
@@ -22,25 +23,47 @@ POISON_TRACEBACK = pack_traceback(
 )
 
 
+class DeathCause(str, Enum):
+    """How a worker or its horse is known to be dead."""
+
+    LEASE_EXPIRED = "lease expired"
+    PROCESS_GONE = "process gone"  # parent and horse have provably ended on this host
+    HORSE_DIED = "horse died"  # reported by the worker itself
+
+
+class Outcome(str, Enum):
+    """The result of recovering one job."""
+
+    REQUEUED = "requeued"
+    DELAYED = "delayed"  # in the scheduled set for a while, after a crash
+    FAILED = "failed"  # its process died `MAX_CRASHES` times, or its queue is unusable
+    ENDED = "ended"  # the job had ended, or was enqueued again elsewhere
+    # Nothing was done:
+    MOVED = "moved"  # the job is no longer where it was found
+    ALIVE = "alive"  # its worker is alive after all
+    GONE = "gone"  # the job was deleted
+    PLACED = "placed"  # the job is in another place
+
+
 def reclaim(
     connection: redis.Redis,
     worker: str,
     queues: list[str],
-    kind: str,
+    cause: DeathCause,
     running: str = "?",
     delay: float = 0,
     process: str = "",
-) -> dict[str, str]:
-    """Take back all claims of a dead worker (`kind` "dead" or "gone") or of the worker's own dead horse ("horse").
+) -> dict[str, Outcome]:
+    """Take back all claims of a dead worker, or of the worker's own dead horse (`HORSE_DIED`).
 
     Args:
         running: the job that was being run, whose death counts; "?" for the first claim, "" for none.
         delay: seconds that it waits before it runs again, doubled with each death; 0 puts it at the front.
-        process: for "gone", which one is not there any more, "<pid>:<started>"; for "horse", whose the name must be, as
-            in `release`. The name may be another's now.
+        process: for `PROCESS_GONE`, the process that has ended, "<pid>:<started>"; for `HORSE_DIED`,
+            the process to which the name must belong, as in `release_all`.
 
     Returns:
-        job id -> "requeued", "delayed", "buried" or "ended"; nothing if the worker lives.
+        job id -> `REQUEUED`, `DELAYED`, `FAILED` or `ENDED`; nothing if the worker lives.
     """
     script_keys = [
         keys.claims(worker),
@@ -52,7 +75,7 @@ def reclaim(
     script_keys += [keys.listeners(queue) for queue in queues]
     args = [
         worker,
-        kind,
+        cause.value,
         running,
         MAX_CRASHES,
         CRASH_WINDOW_SECONDS,
@@ -64,7 +87,9 @@ def reclaim(
         NO_QUEUE_TRACEBACK,
     ]
     reply = [decode(part) for part in RECLAIM.run(connection, script_keys, args)]
-    return dict(zip(reply[::2], reply[1::2], strict=True)) if reply != ["alive"] else {}
+    if reply == ["alive"]:
+        return {}
+    return dict(zip(reply[::2], map(Outcome, reply[1::2]), strict=True))
 
 
 def recover(
@@ -75,7 +100,7 @@ def recover(
     execution: str = "",
     owner: str = "",
     again: bool = False,
-) -> str:
+) -> Outcome:
     """Put a job that stock RQ left behind, or lost, back at the front of `queue`, in one atomic step.
 
     Args:
@@ -84,8 +109,7 @@ def recover(
         again: for "stray", that it was enqueued after its last end.
 
     Returns:
-        "requeued"; "buried" (it died `MAX_DEATHS` times); or, nothing having been done, "moved", "alive", "gone",
-        "ended" or "placed".
+        The outcome. Only `REQUEUED` and `FAILED` have moved the job.
     """
     script_keys = [
         keys.intermediate(queue),
@@ -111,20 +135,20 @@ def recover(
         utcformat(now()),
         int(again),
     ]
-    return decode(RECOVER.run(connection, script_keys, args))
+    return Outcome(decode(RECOVER.run(connection, script_keys, args)))
 
 
 def enqueue_dependents(
     connection: redis.Redis,
     member: str,
     default_timeout: int,
-    pulse: Callable[[], None] = lambda: None,
+    on_progress: Callable[[], None] = lambda: None,
 ) -> list[str]:
     """Enqueue the jobs that waited for one which has ended; says which. Any number may do it at once.
 
     Args:
         member: how it stands in `rqjobs:ended-parents`.
-        pulse: called between two steps.
+        on_progress: called between two steps.
     """
     woken: list[str] = []
     cursor = "0"
@@ -136,4 +160,4 @@ def enqueue_dependents(
         woken += children
         if cursor == "0":
             return woken
-        pulse()
+        on_progress()

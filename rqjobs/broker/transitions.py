@@ -225,17 +225,39 @@ def save_meta(connection: redis.Redis, job_id: str, meta: bytes) -> None:
     SAVE_FIELDS.run(connection, [keys.job(job_id)], ["meta", meta])
 
 
-def release(
-    connection: redis.Redis, worker: str, these: Iterable[str] | str = "all", process: str = ""
-) -> list[str]:
-    """Put claimed jobs that have not begun back at the front of their queues, in order; returns their ids.
+def release_all(connection: redis.Redis, worker: str, process: str = "") -> list[str]:
+    """Put every job in the worker's claims back at the front of its queue; the worker runs none.
 
-    `these`: tokens; or "all", or "unknown" (those that came with a wake-up, and were not claimed yet).
-    `process`: whose the name must be; "" if that does not matter.
+    Args:
+        process: the process to which the worker's name must belong; "" accepts any.
+
+    Returns:
+        The ids of the jobs that were put back, the last claimed job first.
     """
-    given = [these, process] if isinstance(these, str) else ["these", process, *these]
-    script_keys = [keys.claims(worker), keys.process(worker)]
-    return [decode(job_id) for job_id in RELEASE.run(connection, script_keys, given)]
+    return _release(connection, worker, ["all", process])
+
+
+def release_unknown(connection: redis.Redis, worker: str, process: str = "") -> list[str]:
+    """Put back the jobs that a blocking pop delivered and no claim has adopted; as `release_all`."""
+    return _release(connection, worker, ["unknown", process])
+
+
+def release_tokens(connection: redis.Redis, worker: str, tokens: Iterable[str]) -> list[str]:
+    """Put back the claimed jobs that carry these tokens and have not begun; as `release_all`."""
+    return [
+        decode(job_id)
+        for job_id in RELEASE.run(connection, *release_tokens_arguments(worker, tokens))
+    ]
+
+
+def release_tokens_arguments(worker: str, tokens: Iterable[str]) -> tuple[list[str], list[Any]]:
+    """The keys and arguments of `RELEASE` for `release_tokens`."""
+    return [keys.claims(worker), keys.process(worker)], ["tokens", "", *tokens]
+
+
+def _release(connection: redis.Redis, worker: str, args: list[Any]) -> list[str]:
+    reply = RELEASE.run(connection, [keys.claims(worker), keys.process(worker)], args)
+    return [decode(job_id) for job_id in reply]
 
 
 def failed_jobs(

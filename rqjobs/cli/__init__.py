@@ -133,9 +133,9 @@ def recover() -> None:
     assert result is not None
     for job_id in result.requeued:
         echo(f"requeued  {job_id}")
-    for job_id in result.buried:
+    for job_id in result.failed:
         echo(f"failed    {job_id}  (its process died {recovery.MAX_CRASHES} times)")
-    echo(f"{len(result.requeued)} requeued, {len(result.buried)} failed")
+    echo(f"{len(result.requeued)} requeued, {len(result.failed)} failed")
 
 
 @main.command()

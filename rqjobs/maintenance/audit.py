@@ -25,7 +25,7 @@ from rqjobs.broker.places import (
     started_jobs,
 )
 from rqjobs.jobs import Job
-from rqjobs.maintenance.liveness import WorkerLiveness
+from rqjobs.maintenance.liveness import Liveness, WorkerLiveness
 from rqjobs.maintenance.strays import has_ended
 
 ACTIVE_STATUSES = ("queued", "started", "scheduled")
@@ -150,15 +150,15 @@ def _remarks(connection: redis.Redis, counts: dict[str, dict[str, int]]) -> Iter
         yield f"odd: {key} is a {found}, and no {wanted} (the sweep of a worker sets it aside as rqjobs:odd:{key})"
     owners = WorkerLiveness(connection, leases_count=True)
     ours = odd_keys.workers(connection, keys.LEASES)
-    owners.judge(ours)
+    owners.check(ours)
     for worker in ours:
-        if owners.verdict(worker) != "alive":
+        if owners.state(worker) is not Liveness.ALIVE:
             for job_id in claims_of(connection, [worker]):
                 yield f"orphan: {job_id} of the dead worker {worker} (rqjobs recover puts it back)"
     for queue, places in sorted(counts.items()):
         started = started_jobs(connection, queue) if places["running"] else []
         for (job_id, _), owner in zip(started, owners_of(connection, started), strict=True):
-            if owner not in ours and owners.verdict(owner) != "alive":
+            if owner not in ours and owners.state(owner) is not Liveness.ALIVE:
                 yield f"orphan: {job_id} of the dead worker {owner or '?'} (rqjobs recover puts it back)"
         if places["deferred"]:
             deferred = islice(connection.zscan_iter(keys.deferred(queue), count=SCAN_COUNT), 10_000)

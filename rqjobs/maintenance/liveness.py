@@ -1,75 +1,100 @@
-"""Which workers are alive, dead or gone."""
+"""Which workers are alive. The facts are read once, for the length of one sweep."""
 
 from __future__ import annotations
+
+from enum import Enum
 
 import redis
 
 from rqjobs import processes
 from rqjobs.broker import keys, scripts
 from rqjobs.broker.keys import decode
+from rqjobs.broker.recovery import DeathCause
+
+PROCESS_FIELDS = ("host", "pid", "started", "horse", "horse_started", "session")
+
+
+class Liveness(Enum):
+    """Whether a worker is alive."""
+
+    ALIVE = "alive"
+    GONE = "gone"  # its parent and its horse have provably ended on this host
+    EXPIRED = "expired"  # its lease has ended; for a stock worker, RQ's own key
+
+
+def death_cause(state: Liveness) -> DeathCause:
+    """The cause with which `recovery.reclaim` takes the claims of a worker in this state."""
+    if state is Liveness.GONE:
+        return DeathCause.PROCESS_GONE
+    return DeathCause.LEASE_EXPIRED
 
 
 class WorkerLiveness:
-    """Judges workers for the length of one sweep."""
+    """The state of each worker at the time of one sweep.
+
+    `leases_count`: whether an ended lease proves that a worker is dead. `processes` has "<pid>:<start
+    time>" of each worker that was checked, as `recovery.reclaim` takes it.
+    """
 
     def __init__(self, connection: redis.Redis, leases_count: bool):
         self.connection, self.leases_count = connection, leases_count
         self.host = processes.host()
-        seconds, micro = connection.time()
-        self.now = seconds + micro / 1e6
-        self._verdicts: dict[str, str] = {}
-        self.horses: dict[
-            str, list[bytes | None]
-        ] = {}  # where the processes of those that were judged live, or lived
-        self.processes: dict[str, str] = {}  # that were judged, as `ledger.reclaim` takes them
+        self.now = scripts.redis_time(connection)
+        self.processes: dict[str, str] = {}
+        self._states: dict[str, Liveness] = {}
+        self._process_fields: dict[str, list[bytes | None]] = {}
 
-    def verdict(self, name: str) -> str:
-        """ "alive"; "gone" (provably: its process is not there); or "dead" (its lease or RQ's key has expired)."""
-        if name not in self._verdicts:
-            self.judge([name])
-        return self._verdicts[name]
+    def state(self, name: str) -> Liveness:
+        if name not in self._states:
+            self.check([name])
+        return self._states[name]
 
-    def judge(self, names: list[str]) -> None:
-        """Find the verdicts on all of them, in one round trip."""
-        where = "host", "pid", "started", "horse", "horse_started", "session"
-        facts = scripts.read_together(
-            self.connection,
-            [
-                command
-                for name in names
-                for command in (
-                    ("HMGET", keys.process(name), *where),
-                    ("ZSCORE", keys.LEASES, name),
-                    ("EXISTS", keys.worker(name)),
-                )
-            ],
-        )
-        facts = [[None] * len(where) if isinstance(fact, Exception) else fact for fact in facts]
+    def check(self, names: list[str]) -> None:
+        """Find the states of these workers in one round trip."""
+        commands: list[tuple[str, ...]] = []
+        for name in names:
+            commands.append(("HMGET", keys.process(name), *PROCESS_FIELDS))
+            commands.append(("ZSCORE", keys.LEASES, name))
+            commands.append(("EXISTS", keys.worker(name)))
+        replies = scripts.read_together(self.connection, commands)
         for index, name in enumerate(names):
-            self._verdicts[name] = self._judge(*facts[3 * index : 3 * index + 3])
-            self.horses[name] = facts[3 * index]
-            self.processes[name] = ":".join(decode(word or b"") for word in facts[3 * index][1:3])
+            fields, lease, is_known_to_rq = replies[3 * index : 3 * index + 3]
+            if isinstance(fields, Exception):  # the key is of the wrong type
+                fields = [None] * len(PROCESS_FIELDS)
+            self._process_fields[name] = fields
+            self.processes[name] = ":".join(decode(field or b"") for field in fields[1:3])
+            if isinstance(lease, Exception):
+                lease = None
+            self._states[name] = self._state_of(fields, lease, is_known_to_rq)
 
     def end_horse(self, name: str) -> None:
-        """End what the jobs of a dead worker of this host had started, before they run again."""
-        host, _, _, horse, started, session = self.horses[name]
+        """End the processes that the jobs of a dead worker of this host had started.
+
+        They must end before the jobs run again.
+        """
+        host, _, _, horse, started, session = self._process_fields[name]
         if host and self.host == decode(host) and horse and _is_gone(horse, started):
             processes.end_abandoned_group(
                 int(horse), decode(started or b""), decode(session or b"")
             )
 
-    def _judge(self, where: list[bytes | None], lease: float | None, known: int) -> str:
-        host, pid, started, horse, horse_started, _ = where
-        ours = host and self.host == decode(host)
-        if ours and _is_gone(pid, started) and (not horse or _is_gone(horse, horse_started)):
-            return "gone"
+    def _state_of(
+        self, fields: list[bytes | None], lease: float | None, is_known_to_rq: int
+    ) -> Liveness:
+        host, pid, started, horse, horse_started, _ = fields
+        is_here = bool(host) and self.host == decode(host)
+        if is_here and _is_gone(pid, started) and (not horse or _is_gone(horse, horse_started)):
+            return Liveness.GONE
         if lease is not None:
-            return "dead" if lease < self.now and self.leases_count else "alive"
-        return (
-            "alive" if known else "dead"
-        )  # a stock worker, judged by the key that its heartbeat keeps
+            if lease < self.now and self.leases_count:
+                return Liveness.EXPIRED
+            return Liveness.ALIVE
+        # A stock worker has no lease. Its heartbeat renews RQ's own key.
+        if is_known_to_rq:
+            return Liveness.ALIVE
+        return Liveness.EXPIRED
 
 
 def _is_gone(pid: bytes | None, started: bytes | None) -> bool:
-    """Whether a process of this host is provably not there; one whose pid is not known may be."""
+    """Whether a process of this host has provably ended. An unknown pid proves nothing."""
     return decode(pid or b"").isdigit() and processes.gone(int(pid or 0), decode(started or b""))

@@ -11,7 +11,7 @@ from rqjobs import config
 from rqjobs.broker import keys, leases, odd_keys, recovery, scripts, transitions
 from rqjobs.broker.keys import decode
 from rqjobs.broker.places import SCAN_COUNT, owners_of, queue_names, started_jobs
-from rqjobs.maintenance.liveness import WorkerLiveness
+from rqjobs.maintenance.liveness import Liveness, WorkerLiveness, death_cause
 from rqjobs.maintenance.strays import is_time_for_strays, sweep_strays
 from rqjobs.maintenance.sweep_result import SweepResult, log, seen_for, skip_wrong_types
 from rqjobs.queues import Queue
@@ -20,35 +20,38 @@ INTERMEDIATE_SECONDS = 60  # seconds, while a live worker may be about to take t
 
 
 def sweep(
-    connection: redis.Redis, force: bool = False, pulse: Callable[[], None] = lambda: None
+    connection: redis.Redis, force: bool = False, on_progress: Callable[[], None] = lambda: None
 ) -> SweepResult | None:
     """Put every orphan back, in order, at the front of its queue; forget the workers that are dead.
 
-    `pulse` is called between the moves: after a great fire a sweep may take longer than a lease.
+    `on_progress` is called between the moves: after a great fire a sweep may take longer than a lease.
 
     Any number of sweeps may run at once: each move is one atomic step that checks again. None if somebody else has
     just done it, unless `force`.
     """
     permission = leases.begin_sweep(connection, force)
-    if permission < 0:
+    if permission is leases.SweepPermission.TOO_SOON:
         return None
     odd_keys.set_aside(connection, odd_keys.SINGLE)
     odd_keys.set_aside(connection, odd_keys.OF_WORKERS, odd_keys.workers(connection))
     thorough = force or is_time_for_strays(connection)
     if thorough:
         odd_keys.set_aside(connection, odd_keys.OF_QUEUES, queue_names(connection))
-    result, owners = SweepResult(pulse), WorkerLiveness(connection, leases_count=permission == 1)
+    result, owners = (
+        SweepResult(on_progress),
+        WorkerLiveness(connection, leases_count=permission is leases.SweepPermission.SWEEP),
+    )
     ours = _workers_with_lease(connection)
-    owners.judge(ours)
+    owners.check(ours)
     for worker in ours:
         with skip_wrong_types(f"the sweep of worker {worker}"):
-            if owners.verdict(worker) != "alive":
+            if owners.state(worker) is not Liveness.ALIVE:
                 owners.end_horse(worker)
             _sweep_claims(
-                connection, worker, owners.verdict(worker), owners.processes[worker], result
+                connection, worker, owners.state(worker), owners.processes[worker], result
             )
     for queue in _busy_queues(connection, result):
-        pulse()
+        on_progress()
         with skip_wrong_types(f"the sweep of queue {queue}"):
             _sweep_started(connection, queue, owners, set(ours), result)
             _sweep_intermediate(connection, queue, owners, result)
@@ -59,9 +62,9 @@ def sweep(
         ):  # something may have come into the hands of one that has gone
             if worker not in ours and connection.exists(keys.claims(worker)):
                 with skip_wrong_types(f"the sweep of worker {worker}"):
-                    _sweep_claims(connection, worker, "dead", "", result)
+                    _sweep_claims(connection, worker, Liveness.EXPIRED, "", result)
         sweep_strays(connection, owners.now, result)
-    enqueue_waiting_dependents(connection, pulse)
+    enqueue_waiting_dependents(connection, on_progress)
     return result
 
 
@@ -79,21 +82,21 @@ def _workers_with_lease(connection: redis.Redis) -> list[str]:
 
 
 def enqueue_waiting_dependents(
-    connection: redis.Redis, pulse: Callable[[], None] = lambda: None
+    connection: redis.Redis, on_progress: Callable[[], None] = lambda: None
 ) -> None:
     """Let jobs run that waited for one which has ended, and were not woken with its end."""
     for member in map(decode, connection.smembers(keys.ENDED_PARENTS)):
         with skip_wrong_types(f"what waits for job {member}"):
-            recovery.enqueue_dependents(connection, member, Queue.DEFAULT_TIMEOUT, pulse)
+            recovery.enqueue_dependents(connection, member, Queue.DEFAULT_TIMEOUT, on_progress)
 
 
 def _sweep_claims(
-    connection: redis.Redis, worker: str, verdict: str, process: str, result: SweepResult
+    connection: redis.Redis, worker: str, state: Liveness, process: str, result: SweepResult
 ) -> None:
-    if verdict == "alive":
+    if state is Liveness.ALIVE:
         return
     outcomes = recovery.reclaim(
-        connection, worker, queue_names(connection), verdict, process=process
+        connection, worker, queue_names(connection), death_cause(state), process=process
     )
     if connection.zscore(keys.LEASES, worker) is None:
         log.warning("worker %s died without a word and is forgotten", worker)
@@ -110,7 +113,7 @@ def _busy_queues(connection: redis.Redis, result: SweepResult) -> list[str]:
             connection, [keys.QUEUES], [cursor, SCAN_COUNT, *besides]
         )
         found.update(dict.fromkeys(map(decode, names)))
-        result.pulse()
+        result.on_progress()
         besides = []
         if cursor == b"0":
             return sorted(found)
@@ -147,7 +150,7 @@ def _sweep_started(
     started = started_jobs(connection, queue)
     dead = []
     for (job_id, execution), owner in zip(started, owners_of(connection, started), strict=True):
-        if owner not in ours and owners.verdict(owner) != "alive":
+        if owner not in ours and owners.state(owner) is not Liveness.ALIVE:
             since = scripts.read_together(connection, [("HGET", keys.job(job_id), "enqueued_at")])[
                 0
             ]
@@ -171,7 +174,8 @@ def _sweep_intermediate(
         return
     listeners = connection.smembers(keys.listeners(queue))
     served = any(
-        owners.verdict(decode(key).removeprefix(keys.WORKER_PREFIX)) == "alive" for key in listeners
+        owners.state(decode(key).removeprefix(keys.WORKER_PREFIX)) is Liveness.ALIVE
+        for key in listeners
     )
     for job_id in ids:  # LMOVE put the newest first, so the oldest ends up in front
         if not served or seen_for(connection, seen, job_id, owners.now, INTERMEDIATE_SECONDS):

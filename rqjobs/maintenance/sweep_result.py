@@ -18,13 +18,15 @@ log = logging.getLogger("rqjobs")
 class SweepResult:
     """What a sweep did: the job ids put back, and those sent to the dead letters."""
 
-    pulse: Callable[[], None] = lambda: None
+    on_progress: Callable[[], None] = lambda: None
     requeued: list[str] = field(default_factory=list)
-    buried: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
 
-    def note(self, outcome: str, job_id: str, queue: str, found: str, owner: str = "") -> None:
-        self.pulse()
-        if outcome == "requeued":
+    def note(
+        self, outcome: recovery.Outcome, job_id: str, queue: str, found: str, owner: str = ""
+    ) -> None:
+        self.on_progress()
+        if outcome is recovery.Outcome.REQUEUED:
             self.requeued.append(job_id)
             log.warning(
                 "orphan: job %s of %s (%s%s) is back at the front of its queue",
@@ -33,8 +35,8 @@ class SweepResult:
                 found,
                 f", of the dead worker {owner}" if owner else "",
             )
-        elif outcome == "buried":
-            self.buried.append(job_id)
+        elif outcome is recovery.Outcome.FAILED:
+            self.failed.append(job_id)
             log.error(
                 "poison: job %s of %s killed its process %d times and is among the failed jobs now",
                 job_id,

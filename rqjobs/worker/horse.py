@@ -158,7 +158,7 @@ class Horse:
                 self._pause(0.2)
             except transitions.Suspended:
                 with contextlib.suppress(redis.RedisError):  # it is asked for again
-                    transitions.release(self.client, self.worker.name, process=self.worker.process)
+                    transitions.release_all(self.client, self.worker.name, self.worker.process)
                 self.state.write(HorsePhase.SUSPENDED)
                 return None
         return []
@@ -220,7 +220,7 @@ class Horse:
             outcome.longhand()
             self.state.write(HorsePhase.IDLE)
             return None
-        if decode(reply) in ("settled", "waking"):
+        if decode(reply) in ("settled", "dependents left"):
             self.state.succeeded += 1
             self.state.worked += outcome.took
         self.worker.log_settlement(outcome.claim.job_id, decode(reply))
@@ -250,10 +250,7 @@ class Horse:
             if waiting and time.monotonic() - first > MAX_PREFETCH_WAIT_SECONDS:
                 rest = iter(self.prefetch.get, "")
                 self._ask(
-                    *RELEASE.call(
-                        [keys.claims(self.worker.name), keys.process(self.worker.name)],
-                        ["these", "", *rest],
-                    )
+                    *RELEASE.call(*transitions.release_tokens_arguments(self.worker.name, rest))
                 )
                 return
             own = waiting and self.prefetch.get()

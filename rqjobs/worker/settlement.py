@@ -327,7 +327,7 @@ class SettlementMixin(rq.Worker):
         outcome = self.settle(claim, attempt, trace)
         self.handed_over = claim.token
         self.log_settlement(claim.job_id, outcome)
-        self.has_settled = outcome in ("settled", "waking", "already")
+        self.has_settled = outcome in ("settled", "dependents left", "already")
         self._send_webhooks(job, hooks)
 
     def _send_webhooks(self, job: Any, hooks: list[tuple[Any, Any]]) -> None:
@@ -449,7 +449,7 @@ class SettlementMixin(rq.Worker):
         """Log what became of an outcome, unless it was simply recorded, and wake the many that
         waited for it.
         """
-        if outcome == "waking":  # should it fail, or we die, the next sweep goes on
+        if outcome == "dependents left":  # should it fail, or we die, the next sweep goes on
             with contextlib.suppress(redis.RedisError, OSError):
                 client = self.client
                 sweep.enqueue_waiting_dependents(

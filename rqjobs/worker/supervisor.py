@@ -111,7 +111,7 @@ class Supervisor(SettlementMixin):
         whose connection broke on our side only can bring one."""
         post = self._posting()
         if post and post.phase in PHASES_WITH_DEADLINE:
-            for job_id in transitions.release(self.client, self.name, "unknown", self.process):
+            for job_id in transitions.release_unknown(self.client, self.name, self.process):
                 self.log.warning(
                     "Worker %s: job %s came without a word, and is back in its queue",
                     self.name,
@@ -133,7 +133,7 @@ class Supervisor(SettlementMixin):
         if (
             self._given_back
         ):  # should this fail, and the horse claim them again, their tokens are others
-            transitions.release(self.client, self.name, self._given_back)
+            transitions.release_tokens(self.client, self.name, self._given_back)
             self._given_back.clear()
 
     def _hire(self, limits: Limits) -> None:
@@ -416,17 +416,24 @@ class Supervisor(SettlementMixin):
         def attempt() -> str:
             queues = [queue.name for queue in self.queues]
             outcomes = recovery.reclaim(
-                self.client, self.name, queues, "horse", counted, CRASH_DELAY_SECONDS, self.process
+                self.client,
+                self.name,
+                queues,
+                recovery.DeathCause.HORSE_DIED,
+                counted,
+                CRASH_DELAY_SECONDS,
+                self.process,
             )
             for job_id, outcome in outcomes.items():
-                level = self.log.warning if outcome != "buried" else self.log.error
+                is_failed = outcome is recovery.Outcome.FAILED
+                level = self.log.error if is_failed else self.log.warning
                 level(
                     "Worker %s: its horse died (%s); job %s%s is %s",
                     self.name,
                     _how(status),
                     job_id,
                     ", which it ran," if job_id == counted else "",
-                    outcome,
+                    outcome.value,
                 )
             return "done"
 
@@ -456,7 +463,12 @@ class Supervisor(SettlementMixin):
                 with contextlib.suppress(redis.RedisError):
                     queues = [queue.name for queue in self.queues]
                     recovery.reclaim(
-                        self.client, self.name, queues, "horse", "", process=self.process
+                        self.client,
+                        self.name,
+                        queues,
+                        recovery.DeathCause.HORSE_DIED,
+                        "",
+                        process=self.process,
                     )
         if not self._overdue:
             with contextlib.suppress(redis.RedisError, OSError, SystemExit):

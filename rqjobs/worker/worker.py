@@ -120,7 +120,7 @@ class Worker(Supervisor):
             self._beat()  # should the name be another process's by now, it stays so
         except leases.NameTaken:
             return
-        transitions.release(self.client, self.name)
+        transitions.release_all(self.client, self.name)
         super().register_death()
         leases.end_lease(self.client, self.name)
 
@@ -303,11 +303,11 @@ class Worker(Supervisor):
                 self._write_anew()
             self._disown()
             self._reap_orphans()
-            sweep.sweep(self.client, pulse=self._pulse)
+            sweep.sweep(self.client, on_progress=self._pulse)
             if self.should_run_maintenance_tasks:
                 self.run_maintenance_tasks()
         if self.scheduler and not self._signals:
-            self.scheduler.mind()  # type: ignore[attr-defined]
+            self.scheduler.ensure_running()  # type: ignore[attr-defined]
         if time.monotonic() - self._told_at >= MAX_SLEEP_SECONDS:
             self._tell_state()
 

@@ -4,10 +4,10 @@
 -- ARGV  1 milliseconds for which nobody else sweeps   2 lease, seconds   3 "1" to sweep whatever the lock says
 -- Promise: after a time in which nobody could renew a lease (Redis was away, its clock jumped) every lease is
 -- extended once before any is held to have expired; no lease reaches further than one lease from now.
--- Returns -1 (somebody else just swept), 0 (expired leases do not count this time) or 1 (they do).
+-- Returns "too soon" (another worker has just swept), "leases extended" (no lease counts as expired this time), or "sweep".
 
 local left = redis.call('PTTL', KEYS[1])  -- a lock without an end, or with one later than ours have, is nobody's
-if ARGV[3] ~= '1' and left >= 0 and left <= tonumber(ARGV[1]) then return -1 end
+if ARGV[3] ~= '1' and left >= 0 and left <= tonumber(ARGV[1]) then return 'too soon' end
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local lease = tonumber(ARGV[2])
@@ -21,4 +21,4 @@ for i = 1, #workers, 2 do
     redis.call('ZADD', KEYS[3], string.format('%.3f', now + lease), workers[i])
   end
 end
-return quiet and 0 or 1
+return quiet and 'leases extended' or 'sweep'

@@ -12,18 +12,18 @@
 -- Promise: each claim goes back to the front of its queue, in order, or among the dead letters, or (a job that
 -- crashed its horse) into the scheduled set, or nowhere if the job was enqueued again since; a death is counted only for
 -- the job that was running; a dead worker is forgotten in the same step, when nothing is left in its hands.
--- Returns {id, outcome, …}: "requeued", "delayed", "buried" or "ended"; or {"alive"} if its lease was renewed, or its
+-- Returns {id, outcome, …}: "requeued", "delayed", "failed" or "ended"; or {"alive"} if its lease was renewed, or its
 -- name is another process's now.
 
 local claims, name, kind, running = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
 local lease = redis.call('ZSCORE', KEYS[2], name)
-if kind == 'dead' and lease and tonumber(lease) > clock() then return {'alive'} end
-if kind == 'gone' then
+if kind == 'lease expired' and lease and tonumber(lease) > clock() then return {'alive'} end
+if kind == 'process gone' then
   local where = redis.call('HMGET', KEYS[3], 'pid', 'started')
   if (where[1] or '') .. ':' .. (where[2] or '') ~= ARGV[10] then return {'alive'} end
 end
 
-local process = kind == 'horse' and ARGV[10] ~= '' and redis.pcall('HGET', KEYS[3], 'process')
+local process = kind == 'horse died' and ARGV[10] ~= '' and redis.pcall('HGET', KEYS[3], 'process')
 if type(process) == 'string' and process ~= ARGV[10] then return {'alive'} end
 
 local ids, report = redis.pcall('LRANGE', claims, 0, -1), {}  -- an error, which has none, if it is no list
@@ -38,7 +38,7 @@ for i = #ids, 1, -1 do
     local deaths = id == running and fields[3] and count_death(id, ARGV[5]) or 0
     if deaths >= tonumber(ARGV[4]) then
       bury(queue, id, name, ARGV[6], ARGV[8], ARGV[7])
-      outcome = 'buried'
+      outcome = 'failed'
     elseif deaths > 0 and tonumber(ARGV[9]) > 0 and fits('rq:scheduled:' .. queue, 'zset')
         and fits('rqjobs:crash-backoff:' .. queue, 'zset') then
       redis.call('HSET', 'rq:job:' .. id, 'status', 'scheduled', 'started_at', '', 'worker_name', '')
@@ -51,7 +51,7 @@ for i = #ids, 1, -1 do
       outcome = 'requeued'
     else
       bury(queue, id, name, ARGV[11], ARGV[8], ARGV[7])
-      outcome = 'buried'
+      outcome = 'failed'
     end
   end
   redis.call('LREM', claims, 1, id)
@@ -59,7 +59,7 @@ for i = #ids, 1, -1 do
   report[#report + 1] = id
   report[#report + 1] = outcome
 end
-if kind ~= 'horse' then
+if kind ~= 'horse died' then
   redis.pcall('ZADD', 'rqjobs:retired-workers', string.format('%.3f', clock()), name)
   redis.call('ZREM', KEYS[2], name)
   redis.call('DEL', KEYS[3], KEYS[4])

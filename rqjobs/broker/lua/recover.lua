@@ -9,7 +9,7 @@
 -- this one step; it is never in two places, and a death is counted only for a job that had begun.
 -- A stray that is among the ended jobs has ended, unless it was enqueued again since: its status was overwritten by a
 -- stale save(), and is put right.
--- Returns what happened: "requeued", "buried", or why nothing did: "moved", "alive", "gone", "ended", "placed".
+-- Returns what happened: "requeued", "failed", or why nothing did: "moved", "alive", "gone", "ended", "placed".
 
 local found, id, member, owner, queue = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 
@@ -60,7 +60,7 @@ elseif ended() then
   outcome = 'ended'
 elseif found == 'wip' and fields[2] == 'started' and count_death(id, ARGV[7]) >= tonumber(ARGV[6]) then
   bury(queue, id, owner, ARGV[8], ARGV[10], ARGV[9])
-  outcome = 'buried'
+  outcome = 'failed'
 else
   put_back(queue, id)  -- its key was read, so it fits
 end

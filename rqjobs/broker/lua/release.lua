@@ -2,7 +2,7 @@
 --
 -- KEYS  1 rqjobs:claims:<me>   2 rqjobs:process:<me>
 -- ARGV  1 "all" (nobody runs any of them any more), "unknown" (those that came with a wake-up and that nobody has
---       claimed yet), or "these"   2 its process, or ""   then, for "these", their tokens
+--       claimed yet), or "tokens"   2 its process, or ""   then, for "tokens", their tokens
 -- Promise: what is no longer in the claims (it was taken back), or carries another token (it was claimed again), is
 -- left alone, and so is a job that was enqueued again since, or whose queue has a key of the wrong type. So is
 -- everything if the name is another process's by now. Deaths are not counted.

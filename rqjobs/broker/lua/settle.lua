@@ -8,7 +8,7 @@
 -- step. Asked again with the token that settled the job, it says so and does nothing. A job that was canceled while
 -- it ran stays canceled. A write that cannot succeed is found before the first is made; of the worker's statistics it is
 -- left out.
--- Returns "settled", "waking" (settled, and jobs that wait for it are left to `enqueue_dependents.lua`), "already" (by this token),
+-- Returns "settled", "dependents left" (settled, and jobs that wait for it are left to `enqueue_dependents.lua`), "already" (by this token),
 -- "canceled", "gone" (the job was deleted), or "refused" (the claim was taken back, the job is somebody else's now).
 
 local id, queue, token = ARGV[1], ARGV[2], ARGV[3]
@@ -72,4 +72,4 @@ while at <= #ARGV do
 end
 outlive_not(job, 'rq:results:' .. id)
 if not waking and ARGV[4] ~= '' then outlive_not(job, job .. ':dependents') end
-return failed or waking and 'waking' or 'settled'  -- nothing above should have failed; the job has ended all the same
+return failed or waking and 'dependents left' or 'settled'  -- nothing above should have failed; the job has ended all the same

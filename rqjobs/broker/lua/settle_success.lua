@@ -51,6 +51,6 @@ end
 drop(KEYS[1], queue, id, token)
 local dependents = job .. ':dependents'
 if redis.call('EXISTS', dependents) == 0 then return 'settled' end
-if wake(id, 'finished', ARGV[6], ARGV[12]) then return 'waking' end
+if wake(id, 'finished', ARGV[6], ARGV[12]) then return 'dependents left' end
 outlive_not(job, dependents)
 return 'settled'
