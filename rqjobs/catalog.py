@@ -22,8 +22,8 @@ import rq.job
 from rqjobs import config, serializers
 
 F = TypeVar("F", bound=Callable[..., Any])
-GENERATOR = "is a generator function, of which a call runs nothing; make a plain function that loops over it the job"
-OPTIONS = frozenset(
+GENERATOR_REASON = "is a generator function, whose call runs nothing; make a plain function that loops over it the job"
+JOB_OPTIONS = frozenset(
     {
         "queue",
         "timeout",
@@ -60,10 +60,10 @@ def job(function: Any = None, **options: Any) -> Any:
     Raises:
         TypeError: an option that is none of these, something else than a function, or a generator function.
     """
-    unknown = options.keys() - OPTIONS
+    unknown = options.keys() - JOB_OPTIONS
     if unknown:
         raise TypeError(
-            f"@job has no option {', '.join(sorted(unknown))}; it takes: {', '.join(sorted(OPTIONS))}"
+            f"@job has no option {', '.join(sorted(unknown))}; it takes: {', '.join(sorted(JOB_OPTIONS))}"
         )
 
     def attach(target: F) -> F:
@@ -81,7 +81,7 @@ def job(function: Any = None, **options: Any) -> Any:
 def refuse_generator(function: Any) -> None:
     """Raises TypeError if a call of this function would run nothing of it."""
     if _is_generator(function):
-        raise TypeError(f"{name_of(function)} {GENERATOR}")
+        raise TypeError(f"{name_of(function)} {GENERATOR_REASON}")
 
 
 def _is_generator(function: Any) -> bool:
@@ -147,7 +147,7 @@ class Catalog:
             if module == broken:
                 return f"{shown!r} cannot be a job: {broken} failed to import: {error}"
         if module in self.modules and _is_generator(getattr(sys.modules.get(module), short, None)):
-            return f"{shown!r} cannot be a job: it {GENERATOR}"
+            return f"{shown!r} cannot be a job: it {GENERATOR_REASON}"
         if module in self.modules:
             hidden = "; public names only" if short.startswith("_") else ""
             return f"{shown!r} is not a job: {module} defines no such function{hidden}"
@@ -184,7 +184,7 @@ def must_load() -> Catalog:
 def _load(modules: tuple[str, ...]) -> Catalog:
     functions: dict[str, Callable[..., Any]] = {}
     errors: dict[str, str] = {}
-    import_from_here()
+    add_cwd_to_sys_path()
     for name in modules:
         try:
             module = importlib.import_module(name)
@@ -236,7 +236,7 @@ def flask_app() -> Any:
     if not name:
         return None
     module, _, attribute = name.partition(":")
-    import_from_here()
+    add_cwd_to_sys_path()
     try:
         app = getattr(importlib.import_module(module), attribute.removesuffix("()"))
         app = app if hasattr(app, "app_context") else app()
@@ -249,7 +249,7 @@ def flask_app() -> Any:
     return app
 
 
-def import_from_here() -> None:
+def add_cwd_to_sys_path() -> None:
     """Console scripts start without the working directory on the path, where an MVP's modules are."""
     if "" not in sys.path and "." not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())

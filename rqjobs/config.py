@@ -53,7 +53,7 @@ class Config:
     port: int = 8000
 
     @cached_property
-    def max_value(self) -> int:
+    def max_value_bytes(self) -> int:
         """Bytes of one value in Redis: up to twice what this process would write is read, for others may write too."""
         return 2 * max(self.max_payload_bytes, self.max_result_bytes)
 
@@ -244,7 +244,7 @@ def is_loopback(host: str | None) -> bool:
         return False
 
 
-def refuse_open_door(config: Config) -> None:
+def require_password_for_network(config: Config) -> None:
     """Raises ConfigError if HOST opens the pages to a network without a password."""
     if config.host is not None and not config.admin_password and not is_loopback(config.host):
         raise ConfigError(

@@ -47,23 +47,25 @@ from redis.sentinel import (
 from rq.connections import get_connection_kwargs
 
 from rqjobs import config
-from rqjobs.texts import encodable
+from rqjobs.texts import escape_surrogates
 
-CONNECT_TIMEOUT = 3  # seconds
-COMMAND_TIMEOUT = (
+CONNECT_TIMEOUT_SECONDS = 3  # seconds
+COMMAND_TIMEOUT_SECONDS = (
     10  # seconds; well under a lease, so that a worker whose Redis hangs can still renew it in time
 )
 CONNECT_RETRIES = 4  # with backoff, some two seconds in all: a web request must not hang for longer
-HEALTH_CHECK = 25  # seconds of silence after which a connection is tried before it is used
+HEALTH_CHECK_SECONDS = 25  # seconds of silence after which a connection is tried before it is used
 MIN_REDIS_VERSION = (6, 2)  # LMOVE and BLMOVE came with 6.2
-HOME = Path(".rqjobs")  # what the embedded server keeps, in the directory where it was started
+DATA_FOLDER = Path(
+    ".rqjobs"
+)  # what the embedded server keeps, in the directory where it was started
 
 
 class NoRedis(ConnectionError):
     """There is no usable Redis. The message says in one line how to get one."""
 
 
-class Reconnect:
+class ReconnectMixin:
     """Retries to connect, and only that; nothing of a command has been sent by then.
 
     A connect that times out is not retried, it has waited already; and it is a ConnectionError, on which RQ's worker
@@ -96,42 +98,44 @@ class Reconnect:
             self.connect()
 
 
-class TCP(Reconnect, Connection):
+class TCPConnection(ReconnectMixin, Connection):
     pass
 
 
-class TLS(Reconnect, SSLConnection):
+class TLSConnection(ReconnectMixin, SSLConnection):
     pass
 
 
-class Unix(Reconnect, UnixDomainSocketConnection):
+class UnixConnection(ReconnectMixin, UnixDomainSocketConnection):
     pass
 
 
-class SentinelTCP(Reconnect, SentinelManagedConnection):
+class SentinelTCPConnection(ReconnectMixin, SentinelManagedConnection):
     pass
 
 
-class SentinelTLS(Reconnect, SentinelManagedSSLConnection):
+class SentinelTLSConnection(ReconnectMixin, SentinelManagedSSLConnection):
     pass
 
 
-class Packer(HiredisRespSerializer):
+class SurrogatePacker(HiredisRespSerializer):
     """Sends texts with lone surrogates, for which UTF-8 has no bytes, with these as backslash escapes."""
 
     def pack(self, *args: Any) -> Any:
         try:
             return super().pack(*args)
         except UnicodeEncodeError:
-            words: list[Any] = [encodable(arg) if isinstance(arg, str) else arg for arg in args]
+            words: list[Any] = [
+                escape_surrogates(arg) if isinstance(arg, str) else arg for arg in args
+            ]
             return super().pack(*words)
 
 
-OPTIONS: dict[str, Any] = {
-    "command_packer": Packer(),
-    "socket_timeout": COMMAND_TIMEOUT,
-    "socket_connect_timeout": CONNECT_TIMEOUT,
-    "health_check_interval": HEALTH_CHECK,
+CONNECTION_OPTIONS: dict[str, Any] = {
+    "command_packer": SurrogatePacker(),
+    "socket_timeout": COMMAND_TIMEOUT_SECONDS,
+    "socket_connect_timeout": CONNECT_TIMEOUT_SECONDS,
+    "health_check_interval": HEALTH_CHECK_SECONDS,
     "retry": Retry(NoBackoff(), 0),
 }
 with contextlib.suppress(
@@ -139,18 +143,18 @@ with contextlib.suppress(
 ):  # redis-py 8 reads its own package's metadata for each connection, for 3 ms
     from redis.driver_info import DriverInfo
 
-    OPTIONS["driver_info"] = DriverInfo()
-OBJECTS = (
+    CONNECTION_OPTIONS["driver_info"] = DriverInfo()
+NON_TEXT_OPTIONS = (
     "event_dispatcher",
     "retry",
     "retry_on_error",
     "socket_keepalive_options",
     "socket_type",
 )  # never a text
-SOME_OPTIONS = "there are, for example, ?db=1, ?socket_timeout=5 and, with rediss://, ?ssl_ca_certs=/path/ca.pem"
-KEEPALIVE: dict[str, Any] = {"socket_keepalive": True, "socket_keepalive_options": {}}
+URL_OPTION_EXAMPLES = "there are, for example, ?db=1, ?socket_timeout=5 and, with rediss://, ?ssl_ca_certs=/path/ca.pem"
+KEEPALIVE_OPTIONS: dict[str, Any] = {"socket_keepalive": True, "socket_keepalive_options": {}}
 if hasattr(socket, "TCP_KEEPIDLE"):
-    KEEPALIVE["socket_keepalive_options"] = {
+    KEEPALIVE_OPTIONS["socket_keepalive_options"] = {
         socket.TCP_KEEPIDLE: 30,
         socket.TCP_KEEPINTVL: 10,
         socket.TCP_KEEPCNT: 3,
@@ -170,23 +174,29 @@ def connect(url: str) -> redis.Redis:
     try:
         parts = urlsplit(url)
         if parts.scheme.endswith("+sentinel"):
-            return _tried(check(_sentinel(url)))
-        kind = {"redis": TCP, "rediss": TLS, "unix": Unix}[parts.scheme]
-        more = {} if kind is Unix else KEEPALIVE
-        pool = redis.ConnectionPool.from_url(url, connection_class=kind, **OPTIONS, **more)
-        return _tried(check(redis.Redis(connection_pool=pool)))
+            return _check_options(refuse_decoding(_sentinel(url)))
+        kind = {"redis": TCPConnection, "rediss": TLSConnection, "unix": UnixConnection}[
+            parts.scheme
+        ]
+        more = {} if kind is UnixConnection else KEEPALIVE_OPTIONS
+        pool = redis.ConnectionPool.from_url(
+            url, connection_class=kind, **CONNECTION_OPTIONS, **more
+        )
+        return _check_options(refuse_decoding(redis.Redis(connection_pool=pool)))
     except (TypeError, ValueError, LookupError, AttributeError, redis.RedisError) as error:
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-        reason = f"no URL has the option {unknown[1]!r}; {SOME_OPTIONS}" if unknown else error
+        reason = (
+            f"no URL has the option {unknown[1]!r}; {URL_OPTION_EXAMPLES}" if unknown else error
+        )
         raise config.ConfigError(
-            f"REDIS_URL={without_password(url)!r} cannot be used: {reason}"
+            f"REDIS_URL={mask_password(url)!r} cannot be used: {reason}"
         ) from None
 
 
-def _tried(client: redis.Redis) -> redis.Redis:
+def _check_options(client: redis.Redis) -> redis.Redis:
     """Return `client` if its options make a connection, which is then not used; else what redis-py raises on them."""
     pool = client.connection_pool
-    for name in OBJECTS:
+    for name in NON_TEXT_OPTIONS:
         if isinstance(pool.connection_kwargs.get(name), str):
             raise TypeError(f"unexpected keyword argument {name!r}")
     asked = pool.sentinel_manager.sentinels if isinstance(pool, SentinelConnectionPool) else []
@@ -216,7 +226,7 @@ def _sentinel(url: str) -> redis.Redis:
     if tls:
         sentinel_options.setdefault("ssl", True)
     asking = {
-        "socket_timeout": CONNECT_TIMEOUT,
+        "socket_timeout": CONNECT_TIMEOUT_SECONDS,
         "retry": Retry(NoBackoff(), 0),
     }  # one is down? The next one knows
     sentinel = Sentinel(nodes, sentinel_kwargs={**asking, **sentinel_options})
@@ -225,8 +235,8 @@ def _sentinel(url: str) -> redis.Redis:
         db=int(database or 0),
         username=unquote(username) or None,
         password=unquote(password) or None,
-        connection_class=SentinelTLS if tls else SentinelTCP,
-        **{**OPTIONS, **KEEPALIVE, **options},
+        connection_class=SentinelTLSConnection if tls else SentinelTCPConnection,
+        **{**CONNECTION_OPTIONS, **KEEPALIVE_OPTIONS, **options},
     )
 
 
@@ -246,7 +256,7 @@ def dedicated_connection(client: redis.Redis, seconds: float) -> Any:
     return made
 
 
-def check(client: redis.Redis) -> redis.Redis:
+def refuse_decoding(client: redis.Redis) -> redis.Redis:
     """Return `client`, or refuse it.
 
     Raises:
@@ -270,7 +280,7 @@ def url() -> str:
     if configured:
         return configured
     try:
-        return (HOME / "redis.url").read_text(encoding="utf-8").strip()
+        return (DATA_FOLDER / "redis.url").read_text(encoding="utf-8").strip()
     except OSError:
         raise NoRedis(
             "no Redis: set REDIS_URL, or run `rqjobs dev` in this folder to get one"
@@ -279,8 +289,8 @@ def url() -> str:
 
 def client() -> redis.Redis:
     """The process's client for `url()`, made once; without a REDIS_URL the one that `use` was given."""
-    if _given is not None and not config.current().redis_url:
-        return _given
+    if _adopted_client is not None and not config.current().redis_url:
+        return _adopted_client
     return _client(url())
 
 
@@ -290,26 +300,26 @@ def _client(address: str) -> redis.Redis:
 
 
 # What the kernel says of this process, and not of Redis. A job can do that to its horse; another one is free of it.
-OWN_ERRORS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EBADF, errno.ENOTSOCK))
+LOCAL_ERRNOS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EBADF, errno.ENOTSOCK))
 
 
-def is_our_own(error: Exception) -> bool:
+def is_local_error(error: Exception) -> bool:
     """Whether this process is at fault: it has no descriptor or no memory left, or a job closed one of ours."""
     number = getattr(error, "errno", None)
     if number is None and (
         found := re.match(r"Error (\d+) ", str(error))
     ):  # so redis-py passes an OSError on
         number = int(found[1])
-    return number in OWN_ERRORS
+    return number in LOCAL_ERRNOS
 
 
-def without_password(address: str) -> str:
+def mask_password(address: str) -> str:
     """`address` as it may be shown to people: a password in it, also in a query, becomes `***`."""
     address = re.sub(r"(?<=://)([^/@:]*):[^?]*@", r"\1:***@", address)
     return re.sub(r"(?<=password=)[^&]*", "***", address)
 
 
-MEANINGS = {  # what Redis says first when it refuses -> what that means, and what to do
+REFUSAL_MEANINGS = {  # what Redis says first when it refuses -> what that means, and what to do
     "OOM": "Redis is full (its maxmemory is reached) and refuses writes: give it more memory, or delete what is not "
     "needed",
     "NOPERM": "the Redis user lacks a right (grant it with ACL SETUSER)",
@@ -322,7 +332,7 @@ MEANINGS = {  # what Redis says first when it refuses -> what that means, and wh
     "MASTERDOWN": "this Redis is a replica that has lost its master: have REDIS_URL name the master",
     "BUSY": "a script that somebody else started keeps Redis busy: end it with SCRIPT KILL",
 }
-_KINDS: dict[str, type[Exception]] = {
+_REFUSAL_CLASSES: dict[str, type[Exception]] = {
     "OOM": OutOfMemoryError,
     "NOPERM": NoPermissionError,
     "READONLY": ReadOnlyError,
@@ -330,13 +340,13 @@ _KINDS: dict[str, type[Exception]] = {
     "NOAUTH": AuthenticationError,
     "MASTERDOWN": MasterDownError,
 }
-_IN_A_SCRIPT = re.compile(
-    rf"(?:^|[\s:-])({'|'.join(MEANINGS)})\s"
+_REFUSAL_PATTERN = re.compile(
+    rf"(?:^|[\s:-])({'|'.join(REFUSAL_MEANINGS)})\s"
 )  # where redis-py has no class for what it says
-_SCRIPT_MAY_NOT = "user executing the script can't"  # how NOPERM reads there
+_NOPERM_IN_SCRIPT = "user executing the script can't"  # how NOPERM reads there
 
 
-def warn_of_channels(log: logging.Logger, who: str, lost: str) -> None:
+def warn_channels_refused(log: logging.Logger, who: str, lost: str) -> None:
     """Say that a Redis user has no right to our channels, and what does not work without it."""
     log.warning(
         "%s: the Redis user may not use channels, so %s; grant it: ACL SETUSER <user> &rq:* &rqjobs:*",
@@ -345,35 +355,35 @@ def warn_of_channels(log: logging.Logger, who: str, lost: str) -> None:
     )
 
 
-def refusal(error: Exception) -> str:
-    """Why Redis refused, as a key of `MEANINGS`; "" if it is none of these, or did not answer at all."""
-    for code, kind in _KINDS.items():
+def refusal_code(error: Exception) -> str:
+    """Why Redis refused, as a key of `REFUSAL_MEANINGS`; "" if it is none of these, or did not answer at all."""
+    for code, kind in _REFUSAL_CLASSES.items():
         if isinstance(error, kind):
             return code
-    if _SCRIPT_MAY_NOT in str(error):
+    if _NOPERM_IN_SCRIPT in str(error):
         return "NOPERM"
-    found = isinstance(error, redis.ResponseError) and _IN_A_SCRIPT.search(str(error))
+    found = isinstance(error, redis.ResponseError) and _REFUSAL_PATTERN.search(str(error))
     return found[1] if found else ""
 
 
 def explain(error: Exception) -> str:
     """What went wrong with Redis and what to do, in one line for people, with no password in it."""
     line = (str(error).splitlines() or [type(error).__name__])[0]
-    meaning = MEANINGS.get(refusal(error))
+    meaning = REFUSAL_MEANINGS.get(refusal_code(error))
     if meaning:
         line = f"{meaning}; it said: {line}"
     address = config.current().redis_url or ""
     password = urlsplit(address).password if "," not in address else None
-    return line.replace(address or "\0", without_password(address)).replace(password or "\0", "***")
+    return line.replace(address or "\0", mask_password(address)).replace(password or "\0", "***")
 
 
 def use(given: redis.Redis) -> None:
     """Make `given` this process's client, when no setting names a Redis: `rq worker --url …` was told one."""
-    global _given
-    _given = given
+    global _adopted_client
+    _adopted_client = given
 
 
-_given: redis.Redis | None = None
+_adopted_client: redis.Redis | None = None
 
 
 class Client:
@@ -393,7 +403,7 @@ def is_transient(error: Exception) -> bool:
     """Whether it is worth asking again: Redis is away or refuses for now. Anything else is our mistake or a job's."""
     if isinstance(error, ResponseError) and TRANSIENT_ERRORS.search(str(error)):
         return True
-    return not is_our_own(error) and isinstance(
+    return not is_local_error(error) and isinstance(
         error,
         ConnectionError | TimeoutError | NoScriptError | OutOfMemoryError | ReadOnlyError | OSError,
     )

@@ -68,7 +68,7 @@ class InheritedResources:
                     _kept.append(connection)
                     del connections[connection.alias]
 
-    def tidy(self) -> None:
+    def reset(self) -> None:
         """Between two jobs: what one left broken, or unfinished, is not the next one's."""
         if "django.db" not in sys.modules and "sqlalchemy" not in sys.modules:
             return

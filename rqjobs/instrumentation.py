@@ -39,7 +39,7 @@ class WrappedQueue(rq.Queue):
     is_written = False
 
     def __init__(self, queue: rq.Queue, write: Callable[[], None]):
-        vars(self).update(vars(queue), connection=_Nowhere(), write=write)
+        vars(self).update(vars(queue), connection=_NullConnection(), write=write)
 
     def setup_dependencies(self, job: Any, pipeline: Any = None) -> Any:
         job = super().setup_dependencies(job)
@@ -61,7 +61,7 @@ class WrappedQueue(rq.Queue):
         self.write()  # type: ignore[attr-defined]
 
 
-class ShownQueue(WrappedQueue):
+class ObservedQueue(WrappedQueue):
     """The same for a job that is not enqueued now, or not alone: only what wraps `enqueue_job` itself sees it."""
 
     def __init__(self, queue: rq.Queue):
@@ -71,10 +71,10 @@ class ShownQueue(WrappedQueue):
         return job
 
 
-class _Nowhere:
+class _NullConnection:
     """A client and its pipeline, for what RQ writes before or behind `write`."""
 
-    def pipeline(self) -> _Nowhere:
+    def pipeline(self) -> _NullConnection:
         return self
 
     def sadd(self, *args: Any, **options: Any) -> None:
@@ -83,7 +83,7 @@ class _Nowhere:
     execute = execute_command = expire = hset = multi = watch = zadd = sadd
 
 
-class Claimed(redis.Redis):
+class ClaimedConnection(redis.Redis):
     """The connection of a claimed job while RQ's `perform` begins with a PERSIST, which the claim has done: Redis being
     away in that moment is no reason for the job to fail."""
 
@@ -95,7 +95,7 @@ class Claimed(redis.Redis):
         return True
 
 
-def isolate(run: Callable[..., Any], *args: Any) -> None:
+def run_isolated(run: Callable[..., Any], *args: Any) -> None:
     """Run one job in a context of its own: what it sets in context variables, or gives to sentry-sdk (tags,
     breadcrumbs, user), does not reach the next one."""
     sentry: Any = sys.modules.get("sentry_sdk")

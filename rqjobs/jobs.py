@@ -32,8 +32,8 @@ from rq.utils import as_text, now
 from rqjobs import catalog, config, inherited_resources, logs, serializers, texts
 from rqjobs.broker import transitions
 from rqjobs.broker.scripts import SAVE_FIELDS
-from rqjobs.instrumentation import Claimed, is_wrapped
-from rqjobs.serializers import PLAIN, Configured, PayloadError, ValueTooLarge, encode
+from rqjobs.instrumentation import ClaimedConnection, is_wrapped
+from rqjobs.serializers import JSON_TYPES, ConfiguredSerializer, PayloadError, ValueTooLarge, encode
 from rqjobs.times import format_date, parse_date
 from rqjobs.webhooks import AllowedRedirects, RefusedWebhook, is_allowed
 
@@ -43,7 +43,7 @@ JSON_FIELD_MAX_BYTES = (
 )  # of a job's hash: what it depends on, its webhooks and intervals
 UNREAD_META_MAX_BYTES = 1000  # that are shown of a meta which cannot be read
 JSON_FIELDS = (b"dependency_ids", b"webhooks", b"retry_intervals", b"repeat_intervals")
-PLAIN_RESULT_TYPES = PLAIN | {
+PLAIN_RESULT_TYPES = JSON_TYPES | {
     list,
     dict,
     tuple,
@@ -110,7 +110,9 @@ class Job(rq.job.Job):
     ):
         super().__init__(id, connection)
         self.serializer = (
-            Configured if serializer in (None, Configured) else resolve_serializer(serializer)
+            ConfiguredSerializer
+            if serializer in (None, ConfiguredSerializer)
+            else resolve_serializer(serializer)
         )
 
     @classmethod
@@ -369,7 +371,7 @@ class Job(rq.job.Job):
 
     def perform(self) -> Any:
         if is_wrapped(rq.job.Job, "perform"):
-            own, self.connection = self.connection, Claimed(self.connection)
+            own, self.connection = self.connection, ClaimedConnection(self.connection)
             try:
                 return super().perform()
             finally:
@@ -400,7 +402,7 @@ class Job(rq.job.Job):
 
     def _execute(self) -> Any:
         if (
-            type(self.connection) is Claimed
+            type(self.connection) is ClaimedConnection
         ):  # isinstance takes a microsecond with the protocols of redis-py's clients
             self.connection = self.connection.own
         self.check()
@@ -411,7 +413,7 @@ class Job(rq.job.Job):
                 result = run_coroutine(result)
         if type(result) not in PLAIN_RESULT_TYPES and issubclass(type(result), UNRUN_RESULT_TYPES):
             raise TypeError(
-                f"{self.func_name} returned a {texts.name_of(type(result))}, of which nothing has run; "
+                f"{self.func_name} returned a {texts.class_name(type(result))}, of which nothing has run; "
                 f"loop over it, or await it, inside the job"
             )
         return result
@@ -609,7 +611,7 @@ def _unpack(value: bytes) -> tuple[bytes, bool]:
         return value, False
     unpacker = zlib.decompressobj()
     try:
-        return unpacker.decompress(value, config.current().max_value), bool(
+        return unpacker.decompress(value, config.current().max_value_bytes), bool(
             unpacker.unconsumed_tail
         )
     except zlib.error:
@@ -649,7 +651,7 @@ def check_description(description: Any) -> str:
     if not isinstance(description, str):
         raise TypeError(f"a job's description is a text, not a {type(description).__name__}")
     short = len(description) <= DESCRIPTION_MAX_CHARACTERS
-    return texts.encodable(
+    return texts.escape_surrogates(
         description if short else f"{description[: DESCRIPTION_MAX_CHARACTERS - 1]}…"
     )
 

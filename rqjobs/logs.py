@@ -17,7 +17,7 @@ from typing import Any
 
 from rq.timeouts import BaseTimeoutException
 
-from rqjobs.texts import name_of
+from rqjobs.texts import class_name
 
 LOGGERS = (
     "rqjobs",
@@ -32,18 +32,18 @@ LOGGERS = (
 )  # the last is our Flask app's
 _COLORS = r"\x1b\[(?:3[0-7]|39;49;00)m"  # which RQ puts around names
 # Control characters but tab and newline, those that change the direction of text or cannot be seen, halves of a pair.
-_OBEYED = re.compile(
+_CONTROL_CHARACTERS = re.compile(
     rf"({_COLORS})|[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff]"
 )
 
-LINE_SECONDS = 1  # that a log line may take in a process that keeps a lease
-PLAIN_SECONDS = 60  # for which handlers that took longer get no lines
+LINE_MAX_SECONDS = 1  # that a log line may take in a process that keeps a lease
+FALLBACK_SECONDS = 60  # for which handlers that took longer get no lines
 
 
 @dataclass
 class _Limit:
     in_force: bool = False
-    plain_until: float = 0.0  # in monotonic time
+    fallback_until: float = 0.0  # in monotonic time
 
 
 _limit = _Limit()
@@ -51,10 +51,10 @@ _limit = _Limit()
 
 def replace_control_characters(text: str) -> str:
     """`text` with each character that a terminal would obey, but tab, newline and RQ's colors, shown as `�`."""
-    return _OBEYED.sub(lambda found: found[1] or "�", text)
+    return _CONTROL_CHARACTERS.sub(lambda found: found[1] or "�", text)
 
 
-class Harmless(logging.Filter):
+class ControlCharacterFilter(logging.Filter):
     """Cleans what is put into a log line. Further lines of it are indented, so that none looks like a line of ours."""
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -80,17 +80,17 @@ def _clean(value: Any) -> Any:
     )
 
 
-_harmless = Harmless()
+_filter = ControlCharacterFilter()
 
 
 def install() -> None:
     """Clean what our loggers and RQ's say in this process, and let who logs go on whatever becomes of it."""
     for name in LOGGERS:
-        logging.getLogger(name).addFilter(_harmless)
-        _survive(logging.getLogger(name))
+        logging.getLogger(name).addFilter(_filter)
+        _catch_handler_errors(logging.getLogger(name))
 
 
-def _survive(logger: logging.Logger) -> None:
+def _catch_handler_errors(logger: logging.Logger) -> None:
     """A job or a module may have put a handler, a filter or a record factory there that raises."""
 
     def log(*args: Any, **options: Any) -> None:
@@ -104,40 +104,40 @@ def _survive(logger: logging.Logger) -> None:
         except BaseException as error:
             with contextlib.suppress(BaseException):
                 print(
-                    f"rqjobs: a log line of {logger.name} is lost: {name_of(type(error))}",
+                    f"rqjobs: a log line of {logger.name} is lost: {class_name(type(error))}",
                     file=sys.stderr,
                 )
 
     logger._log = log  # type: ignore[method-assign]
 
 
-class _TooSlow(BaseException):
+class _HandlerTimeout(BaseException):
     """A handler of somebody's has no answer, perhaps from a host that is not there."""
 
 
-def limit(in_force: bool) -> None:
-    """Whether a log line of this process may take `LINE_SECONDS` at most, because the process keeps a lease."""
+def limit_line_time(in_force: bool) -> None:
+    """Whether a log line of this process may take `LINE_MAX_SECONDS` at most, because the process keeps a lease."""
     _limit.in_force = in_force
 
 
 def _log_within_limit(
     logger: logging.Logger, level: int, message: Any, args: Any, **options: Any
 ) -> None:
-    if time.monotonic() < _limit.plain_until:
+    if time.monotonic() < _limit.fallback_until:
         print(message % args if args else message, file=sys.stderr, flush=True)
         return
-    before, began = signal.signal(signal.SIGALRM, _end), time.monotonic()
-    left, _ = signal.setitimer(signal.ITIMER_REAL, LINE_SECONDS)
+    before, began = signal.signal(signal.SIGALRM, _raise_timeout), time.monotonic()
+    left, _ = signal.setitimer(signal.ITIMER_REAL, LINE_MAX_SECONDS)
     try:
         try:
             logging.Logger._log(logger, level, message, args, **options)
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
-    except _TooSlow:
-        _limit.plain_until = time.monotonic() + PLAIN_SECONDS
+    except _HandlerTimeout:
+        _limit.fallback_until = time.monotonic() + FALLBACK_SECONDS
         print(
-            f"rqjobs: a log handler took longer than {LINE_SECONDS} s in the process that keeps the worker's lease; "
-            f"its lines come here for {PLAIN_SECONDS} s",
+            f"rqjobs: a log handler took longer than {LINE_MAX_SECONDS} s in the process that keeps "
+            f"the worker's lease; its lines come here for {FALLBACK_SECONDS} s",
             file=sys.stderr,
             flush=True,
         )
@@ -147,8 +147,8 @@ def _log_within_limit(
             signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - began), 0.001))
 
 
-def _end(signum: int, frame: Any) -> None:
-    raise _TooSlow
+def _raise_timeout(signum: int, frame: Any) -> None:
+    raise _HandlerTimeout
 
 
 def tolerate_any_encoding() -> None:

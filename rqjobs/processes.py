@@ -29,13 +29,13 @@ def die_with_parent(number: int = signal.SIGKILL) -> None:
         _libc.prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
-def trim() -> None:
+def trim_memory() -> None:
     """Give memory that is free back to the kernel (glibc; elsewhere nothing happens)."""
     with contextlib.suppress(AttributeError):
         _libc.malloc_trim(0)  # type: ignore[union-attr]
 
 
-def host() -> str:
+def host_id() -> str:
     """What two processes share exactly if they see each other's pids: the boot and the pid namespace.
 
     Empty where it cannot be read; then nothing is provable and leases alone decide.
@@ -47,7 +47,7 @@ def host() -> str:
         return ""
 
 
-def started(pid: int) -> str:
+def start_time(pid: int) -> str:
     """When process `pid` started, in the kernel's ticks since boot; "" if there is none or it is a zombie.
 
     A pid is used again sooner or later, a pid with its start time is not. Field 22 of /proc/<pid>/stat (proc(5)),
@@ -116,7 +116,7 @@ def _wait_for_group(group: int, seconds: float) -> None:
         time.sleep(0.005)
 
 
-def memory() -> int:
+def memory_bytes() -> int:
     """Bytes of memory that this process has now; where the kernel does not say so, the most that it ever had."""
     try:
         return (
@@ -127,20 +127,20 @@ def memory() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MAXRSS_UNIT
 
 
-def pause(seconds: float, until: Callable[[], bool], step: float = 0.2) -> None:
+def wait_until(seconds: float, until: Callable[[], bool], step: float = 0.2) -> None:
     """Wait for `seconds`, or until `until()` is true (a flag that a signal handler sets), looked at each `step`."""
     end = time.monotonic() + seconds
     while not until() and (left := end - time.monotonic()) > 0:
         time.sleep(min(step, left))
 
 
-def gone(pid: int, start: str) -> bool:
+def is_gone(pid: int, start: str) -> bool:
     """Whether the process that had `pid` and started at `start` is provably not there any more.
 
     What the kernel hides from us (hidepid) is there: it answers a signal with a refusal. So is a process of which
     nobody could read when it started.
     """
-    now = started(pid)
+    now = start_time(pid)
     if now:
         return bool(start) and now != start
     try:

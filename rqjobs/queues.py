@@ -28,9 +28,9 @@ from rq.utils import now
 from rqjobs import catalog, config, connection
 from rqjobs.broker import keys, scripts, transitions
 from rqjobs.broker.transitions import Placement
-from rqjobs.instrumentation import ShownQueue, WrappedQueue, is_wrapped
+from rqjobs.instrumentation import ObservedQueue, WrappedQueue, is_wrapped
 from rqjobs.jobs import Job, StartedJobRegistry, signature
-from rqjobs.serializers import Configured, PayloadError
+from rqjobs.serializers import ConfiguredSerializer, PayloadError
 
 log = logging.getLogger("rqjobs")
 CHUNK = 200  # jobs that `enqueue_many` sends in one script, which holds up everybody else
@@ -71,7 +71,9 @@ class Queue(rq.Queue):
         )  # which is what RQ passes when it was told nothing
         super().__init__(name, connection, default_timeout, is_async, job_class, **options)
         self.serializer = (
-            Configured if serializer in (None, Configured) else resolve_serializer(serializer)
+            ConfiguredSerializer
+            if serializer in (None, ConfiguredSerializer)
+            else resolve_serializer(serializer)
         )
 
     @cached_property
@@ -220,7 +222,7 @@ class Queue(rq.Queue):
             self.create_job(**call, status=JobStatus.QUEUED, group_id=group_id) for call in calls
         ]
         for job in jobs if is_wrapped(rq.Queue, "enqueue_job", "_enqueue_job") else ():
-            shown = ShownQueue(self) if job._dependency_ids else WrappedQueue(self, lambda: None)
+            shown = ObservedQueue(self) if job._dependency_ids else WrappedQueue(self, lambda: None)
             shown.enqueue_job(job)
         if not self._is_async:
             return [self._enqueue_job(job) for job in jobs]
@@ -243,7 +245,7 @@ class Queue(rq.Queue):
         headers into `meta`.
         """
         if is_wrapped(rq.Queue, "enqueue_job"):
-            ShownQueue(self).enqueue_job(job)
+            ObservedQueue(self).enqueue_job(job)
         return job
 
     def _entry(self, job: Job, place: str, parents: Iterable[str] = ()) -> Placement:

@@ -129,7 +129,7 @@ class Scheduler(RQScheduler):
                 if not failing:
                     self.log.error("Scheduler %s: waits for Redis: %s", self.name, error)
                 failing = True
-                processes.pause(SCHEDULER_POLL_SECONDS, lambda: self._stop_requested)
+                processes.wait_until(SCHEDULER_POLL_SECONDS, lambda: self._stop_requested)
         try:
             self.stop()
         except redis.RedisError as error:
@@ -251,7 +251,7 @@ class Scheduler(RQScheduler):
             self._may_subscribe = False
             self._bell.close()
             self._bell = None
-            connection.warn_of_channels(
+            connection.warn_channels_refused(
                 self.log,
                 f"Scheduler {self.name}",
                 f"a job that is due in less than {SCHEDULER_POLL_SECONDS:.0f} s comes up to that late",

@@ -36,7 +36,7 @@ TAG = "__rqjobs__"
 DEPTH_MAX_LEVELS = 200  # lists and objects within each other, of the JSON
 SAME_HASH_MAX_VALUES = 64  # in one dict or set: each is compared with all that came before it
 COMBINED_FLAGS_MAX = 10_000  # that reading keeps in memory
-PLAIN = frozenset((str, int, float, bool, type(None)))
+JSON_TYPES = frozenset((str, int, float, bool, type(None)))
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\Z)', re.DOTALL)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _classes: dict[str, type] = {}
@@ -85,11 +85,11 @@ def encode(value: Any, where: str = "the value") -> Any:
 
 def _encode(value: Any, where: str) -> Any:
     kind = type(value)
-    if kind in PLAIN:
+    if kind in JSON_TYPES:
         return value
     if kind is list:  # what most values are, before anything that takes time to find out
         return [
-            item if type(item) in PLAIN else _encode(item, f"{where}[{index}]")
+            item if type(item) in JSON_TYPES else _encode(item, f"{where}[{index}]")
             for index, item in enumerate(value)
         ]
     if isinstance(value, Enum):
@@ -99,7 +99,7 @@ def _encode(value: Any, where: str) -> Any:
     if isinstance(value, dict):
         if all(type(key) is str for key in value) and TAG not in value:
             return {
-                key: item if type(item) in PLAIN else _encode(item, f"{where}[{key!r}]")
+                key: item if type(item) in JSON_TYPES else _encode(item, f"{where}[{key!r}]")
                 for key, item in value.items()
             }
         _check_hashes(value, where)
@@ -197,7 +197,7 @@ def _check_hashes(values: Collection[Any], where: str) -> None:
 
 
 def _check_size(data: bytes) -> None:
-    limit = config.current().max_value
+    limit = config.current().max_value_bytes
     if len(data) > limit:
         raise ValueTooLarge(
             f"the value is {len(data):,} bytes, more than {limit:,} (twice the larger of "
@@ -214,7 +214,7 @@ def _check_shape(data: bytes) -> None:
     if len(data) <= DEPTH_MAX_LEVELS:  # so short, it cannot be any of it
         return
     _check_size(data)
-    most = config.current().max_value // 2
+    most = config.current().max_value_bytes // 2
     if len(data) > most:  # else there cannot be so many parts
         bare = _STRING.sub(b"", data)
         if bare.count(b"[") + bare.count(b"{") + bare.count(b",") > most:
@@ -262,7 +262,7 @@ def decode(value: Any) -> Any:
     Raises:
         PayloadError: a class is not known here, or the value was not written by `encode`.
     """
-    if type(value) in PLAIN:
+    if type(value) in JSON_TYPES:
         return value
     if isinstance(value, list):
         return [decode(item) for item in value]
@@ -377,7 +377,7 @@ _COMPOUND: dict[str, Callable[..., Any]] = {
 _read_json = json.JSONDecoder().decode  # `json.loads` asks ten things before it comes to this
 
 
-class JSON:
+class JSONSerializer:
     """RQ's serializer interface over `encode` and `decode`."""
 
     @staticmethod
@@ -405,7 +405,7 @@ class JSON:
             ) from None
 
 
-class SignedPickle:
+class SignedPickleSerializer:
     """Pickle behind an HMAC-SHA256 made with SECRET_KEY: nothing is unpickled before its signature was checked.
 
     Who has the key can still make the worker run anything; who can only write to Redis cannot.
@@ -442,12 +442,16 @@ class SignedPickle:
         return pickle.loads(pickled)
 
 
-class Configured:
+class ConfiguredSerializer:
     """The serializer that the settings name, looked up at each call. This is what RQ gets from us everywhere."""
 
     @staticmethod
     def _serializer() -> Any:
-        return SignedPickle if config.current().serializer == "signed-pickle" else JSON
+        return (
+            SignedPickleSerializer
+            if config.current().serializer == "signed-pickle"
+            else JSONSerializer
+        )
 
     @classmethod
     def dumps(cls, value: Any) -> bytes:
@@ -460,26 +464,26 @@ class Configured:
         return cls._serializer().loads(data)
 
 
-class Shared:
+class SharedSerializer:
     """RQ's default serializer in a process that is not ours alone: it reads what ours reads, and writes what stock
     workers read. What it has read as JSON (a job's meta) it writes as JSON."""
 
     @staticmethod
     def dumps(value: Any) -> bytes:
         return (
-            Configured.dumps(value)
-            if isinstance(value, _Read)
+            ConfiguredSerializer.dumps(value)
+            if isinstance(value, _SharedDict)
             else pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
         )
 
     @staticmethod
     def loads(data: bytes) -> Any:
-        value = Configured.loads(data)
-        return _Read(value) if isinstance(value, dict) else value
+        value = ConfiguredSerializer.loads(data)
+        return _SharedDict(value) if isinstance(value, dict) else value
 
 
-class _Read(dict[Any, Any]):
-    """A dict that was read by `Shared`."""
+class _SharedDict(dict[Any, Any]):
+    """A dict that was read by `SharedSerializer`."""
 
 
 def install(shared: bool = False) -> None:
@@ -488,8 +492,8 @@ def install(shared: bool = False) -> None:
     RQ unpickles `meta` and results whenever nobody passed a serializer (`Job.fetch`, groups, stop-job, the
     dashboard), and all of it asks `resolve_serializer(None)`, which answers with this module attribute.
     """
-    if shared and rq.serializers.PickleSerializer is Configured:
+    if shared and rq.serializers.PickleSerializer is ConfiguredSerializer:
         return
-    default: Any = Shared if shared else Configured
+    default: Any = SharedSerializer if shared else ConfiguredSerializer
     rq.serializers.PickleSerializer = default
     rq.serializers.SERIALIZER_ALIASES["pickle"] = default

@@ -7,7 +7,7 @@ import traceback
 from typing import Any
 
 
-def encodable(text: str) -> str:
+def escape_surrogates(text: str) -> str:
     """`text` with its lone surrogates as `\\\\udcff`: UTF-8 has no bytes for them, and every encoder refuses them."""
     return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
@@ -15,24 +15,23 @@ def encodable(text: str) -> str:
 def format_exception(kind: Any, error: Any = None, trace: Any = None) -> list[str]:
     """The traceback, as `traceback.format_exception` makes it. Never raises, whatever the exception's own code does."""
     try:
-        return [encodable("".join(traceback.format_exception(kind, error, trace)))]
+        return [escape_surrogates("".join(traceback.format_exception(kind, error, trace)))]
     except BaseException as failure:
         frames = ""
         with contextlib.suppress(BaseException):
-            frames = encodable("".join(traceback.format_tb(trace)))
-        return [
-            f"{frames}{name_of(kind)}: its traceback cannot be written, for that raises {name_of(type(failure))}\n"
-        ]
+            frames = escape_surrogates("".join(traceback.format_tb(trace)))
+        raised = class_name(type(failure))
+        return [f"{frames}{class_name(kind)}: writing its traceback raises {raised}\n"]
 
 
-def describe(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """The exception in a line, as far as its own code allows."""
     try:
-        return encodable(f"{name_of(type(error))}: {error}")
+        return escape_surrogates(f"{class_name(type(error))}: {error}")
     except BaseException:
-        return name_of(type(error))
+        return class_name(type(error))
 
 
-def name_of(kind: type) -> str:
+def class_name(kind: type) -> str:
     """The name of a class, whatever its metaclass says."""
-    return encodable(str(vars(type)["__name__"].__get__(kind)))
+    return escape_surrogates(str(vars(type)["__name__"].__get__(kind)))

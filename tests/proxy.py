@@ -341,7 +341,7 @@ def serve_workers() -> None:
     supervisor.CRASH_DELAY_SECONDS = 0.05
     supervisor.UNRESPONSIVE_SETTLING_SECONDS = 10 * timeout + 3
     supervisor.RESPAWN_BACKOFF_SECONDS = (0.01, 0.1)
-    connection.OPTIONS["socket_timeout"] = timeout
+    connection.CONNECTION_OPTIONS["socket_timeout"] = timeout
     listener.BLOCK_SECONDS = block
     config.use(config.Config(modules=("faults",), shutdown_timeout=2))
     catalog.must_load()

@@ -228,9 +228,9 @@ def test_a_module_s_dataclasses_and_enums_may_travel(module):
     import shop_jobs
 
     value = [shop_jobs.Kind.A, shop_jobs.Outer.Inner(1)]
-    assert serializers.JSON.loads(serializers.JSON.dumps(value)) == value
+    assert serializers.JSONSerializer.loads(serializers.JSONSerializer.dumps(value)) == value
     with pytest.raises(rqjobs.PayloadError, match=r"is a shop_jobs.Plain|is a Plain"):
-        serializers.JSON.dumps(shop_jobs.Plain())
+        serializers.JSONSerializer.dumps(shop_jobs.Plain())
 
 
 def test_jobs_in_the_working_directory_are_found(spawn, tmp_path):

@@ -96,8 +96,8 @@ def test_what_a_job_started_ends_before_the_job_runs_again(worker, redis, eventu
     horse = psutil.Process(int(program)).ppid()
     kill(horse if victim == "horse" else process.pid)
     if victim == "worker":
-        eventually(lambda: not processes.started(horse))
-        assert processes.started(int(program)), "it does not end by itself"
+        eventually(lambda: not processes.start_time(horse))
+        assert processes.start_time(int(program)), "it does not end by itself"
         worker("default", env=ENV)
     eventually(lambda: job.get_status() == JobStatus.FINISHED)
     assert job.return_value() == []
@@ -108,7 +108,7 @@ def test_a_group_that_is_another_s_now_is_left_alone(redis, spawn, eventually):
     process = spawn("sh", "-c", "sleep 60 & echo started; wait")
     eventually(lambda: "started" in process.output())
     (child,) = psutil.Process(process.pid).children()
-    started, session = processes.started(process.pid), str(os.getsid(process.pid))
+    started, session = processes.start_time(process.pid), str(os.getsid(process.pid))
     for group, since, where in [
         (process.pid, started, session),  # its leader lives
         (os.getpgrp(), "0", str(os.getsid(0))),  # our own
@@ -118,12 +118,12 @@ def test_a_group_that_is_another_s_now_is_left_alone(redis, spawn, eventually):
     process.wait()
     processes.end_abandoned_group(process.pid, started, "1")  # another session
     processes.end_abandoned_group(
-        process.pid, str(int(processes.started(child.pid)) + 1), session
+        process.pid, str(int(processes.start_time(child.pid)) + 1), session
     )  # older than it
     processes.end_abandoned_group(process.pid, "", session)
-    assert processes.started(child.pid)
+    assert processes.start_time(child.pid)
     processes.end_abandoned_group(process.pid, started, session)
-    assert not processes.started(child.pid)
+    assert not processes.start_time(child.pid)
 
 
 def test_forgotten_children_leave_no_zombies_and_who_is_waited_for_is_left(redis, monkeypatch):

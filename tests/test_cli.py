@@ -248,7 +248,9 @@ def test_hostile_jobs_do_not_end_the_list(run, broken, redis):
 
 
 def test_a_bomb_is_not_unpacked(redis, broken):
-    redis.hset(broken[0].key, "data", zlib.compress(b"[" + b" " * (config.current().max_value + 1)))
+    redis.hset(
+        broken[0].key, "data", zlib.compress(b"[" + b" " * (config.current().max_value_bytes + 1))
+    )
     with pytest.raises(rqjobs.PayloadTooLarge):
         rqjobs.Job.fetch(broken[0].id, connection=redis)
 

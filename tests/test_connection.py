@@ -156,7 +156,7 @@ def url_of(client):
 
 
 def test_a_connection_that_went_silent_is_tried_before_it_is_used(tcp, proxy):
-    """After HEALTH_CHECK seconds a PING goes first; when its reply is lost, nothing of the command was sent."""
+    """After HEALTH_CHECK_SECONDS a PING goes first; when its reply is lost, nothing of the command was sent."""
     between, client = proxy(tcp[0], lose_reply_to=b"PING")
     client.set("a", 1)
     pooled = client.connection_pool.get_connection()
@@ -180,8 +180,8 @@ def test_a_server_that_does_not_answer_is_a_connection_error_in_one_time_out(acc
     A Redis that accepts and is silent (stopped, or swapping) was worse: the check of the connection's health, which
     redis-py makes before its first HELLO too, connected again inside of connecting, until the stack was full.
     """
-    monkeypatch.setitem(connection.OPTIONS, "socket_connect_timeout", 0.2)
-    monkeypatch.setitem(connection.OPTIONS, "socket_timeout", 0.2)
+    monkeypatch.setitem(connection.CONNECTION_OPTIONS, "socket_connect_timeout", 0.2)
+    monkeypatch.setitem(connection.CONNECTION_OPTIONS, "socket_timeout", 0.2)
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(
             socket.create_server(("127.0.0.1", 0), backlog=5 if accepts else 0)
@@ -211,7 +211,7 @@ def test_a_client_that_decodes_is_refused_with_the_reason(url):
     with pytest.raises(config.ConfigError, match="decode_responses=True, which breaks RQ"):
         connection.connect(url)
     with pytest.raises(config.ConfigError, match="decode_responses=True"):
-        connection.check(redis_py.Redis(decode_responses=True))
+        connection.refuse_decoding(redis_py.Redis(decode_responses=True))
 
 
 @pytest.mark.parametrize(
@@ -293,7 +293,7 @@ def test_an_option_that_redis_py_does_not_have_is_one_line_in_every_process(spaw
     ],
 )
 def test_a_shown_url_has_no_password(url, shown):
-    assert connection.without_password(url) == shown
+    assert connection.mask_password(url) == shown
 
 
 def test_without_a_setting_the_embedded_server_s_file_is_read(tmp_path, monkeypatch):
@@ -419,7 +419,7 @@ def test_sentinel_names_the_master(serve, spawn, tmp_path, eventually):
 def refused(action, *args):
     with pytest.raises(redis_py.RedisError) as caught:
         action(*args)
-    return connection.refusal(caught.value), connection.explain(caught.value)
+    return connection.refusal_code(caught.value), connection.explain(caught.value)
 
 
 def test_what_redis_refuses_is_said_with_the_remedy(tcp):
@@ -444,7 +444,7 @@ def test_what_redis_refuses_is_said_with_the_remedy(tcp):
     code, line = refused(connection.connect(f"redis://small:wrong@127.0.0.1:{port}").ping)
     assert code == "NOAUTH" and "password in REDIS_URL" in line and "wrong@" not in line
     assert (
-        connection.refusal(
+        connection.refusal_code(
             redis_py.ResponseError("MISCONF Redis is configured to save RDB snapshots")
         )
         == "MISCONF"
@@ -453,4 +453,4 @@ def test_what_redis_refuses_is_said_with_the_remedy(tcp):
         redis_py.ResponseError("WRONGTYPE an OOM-like word"),
         redis_py.TimeoutError("NOPERM is not said"),
     ):
-        assert connection.refusal(error) == "" and connection.explain(error) == str(error)
+        assert connection.refusal_code(error) == "" and connection.explain(error) == str(error)

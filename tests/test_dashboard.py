@@ -188,7 +188,7 @@ def test_no_stranger_gets_in(redis):
 
 
 def test_it_installs_our_serializer(app):
-    assert rq_dashboard.web.config.serializer is serializers.Configured
+    assert rq_dashboard.web.config.serializer is serializers.ConfiguredSerializer
 
 
 def test_no_password_is_shown(client, server, monkeypatch):

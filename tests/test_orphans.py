@@ -103,7 +103,7 @@ def test_a_live_worker_s_job_is_never_touched(redis, claim, lease):
 def test_a_process_that_is_gone_is_found_before_its_lease_ends(redis, claim, lease):
     job = rqjobs.enqueue(faults.ok)
     claim(job, "crashed")
-    lease("crashed", 15, {"host": processes.host(), "pid": 2**22 + 1, "started": "12345"})
+    lease("crashed", 15, {"host": processes.host_id(), "pid": 2**22 + 1, "started": "12345"})
     assert sweep.sweep(redis, force=True).requeued == [job.id]
 
 
@@ -113,13 +113,13 @@ def test_the_next_worker_of_that_name_is_not_taken_for_the_one_that_is_gone(
     """It has started between the look at the processes and the step that takes the claims back."""
     job = rqjobs.enqueue(faults.ok)
     claim(job, "crashed")
-    lease("crashed", 15, {"host": processes.host(), "pid": 2**22 + 1, "started": "12345"})
+    lease("crashed", 15, {"host": processes.host_id(), "pid": 2**22 + 1, "started": "12345"})
     check = liveness.WorkerLiveness.check
 
     def check_late(owners, names):
         check(owners, names)
         redis.delete("rqjobs:process:crashed")
-        lease("crashed", 15, {"host": processes.host(), "pid": 2**22 + 2, "started": "12346"})
+        lease("crashed", 15, {"host": processes.host_id(), "pid": 2**22 + 2, "started": "12346"})
 
     monkeypatch.setattr(liveness.WorkerLiveness, "check", check_late)
     assert sweep.sweep(redis, force=True).requeued == []
@@ -130,8 +130,8 @@ def test_a_worker_whose_horse_lives_on_is_not_gone(redis, claim, lease):
     """Between the death of the parent and that of its horse a job was run by two."""
     job = rqjobs.enqueue(faults.ok)
     claim(job, "headless")
-    where = {"host": processes.host(), "pid": 2**22 + 1, "started": "12345"}
-    for horse, started in ((os.getpid(), processes.started(os.getpid())), ("?", "")):
+    where = {"host": processes.host_id(), "pid": 2**22 + 1, "started": "12345"}
+    for horse, started in ((os.getpid(), processes.start_time(os.getpid())), ("?", "")):
         lease("headless", 15, {**where, "horse": horse, "horse_started": started})
         assert sweep.sweep(redis, force=True).requeued == []
     lease("headless", 15, {**where, "horse": os.getpid(), "horse_started": "1"})
@@ -164,12 +164,16 @@ def test_a_worker_that_vanished_with_its_machine_is_found_when_its_lease_ends(
 def test_a_reused_pid_is_another_process(redis, claim, lease):
     job = rqjobs.enqueue(faults.ok)
     claim(job, "crashed")
-    lease("crashed", 15, {"host": processes.host(), "pid": os.getpid(), "started": "1"})
+    lease("crashed", 15, {"host": processes.host_id(), "pid": os.getpid(), "started": "1"})
     assert sweep.sweep(redis, force=True).requeued == [job.id]
     lease(
         "running",
         15,
-        {"host": processes.host(), "pid": os.getpid(), "started": processes.started(os.getpid())},
+        {
+            "host": processes.host_id(),
+            "pid": os.getpid(),
+            "started": processes.start_time(os.getpid()),
+        },
     )
     claim(job, "running")
     assert sweep.sweep(redis, force=True).requeued == []
@@ -705,14 +709,14 @@ def test_audit_names_an_ended_job_that_waits_somewhere(redis):
 def test_only_what_is_provably_gone_is_gone(monkeypatch):
     """A process that the kernel hides from us (hidepid) refuses a signal; one that is not there cannot."""
     me = os.getpid()
-    assert not processes.gone(me, processes.started(me))
-    assert processes.gone(me, "1"), "the pid is somebody else's now"
-    assert processes.gone(2**22 + 1, "1")
+    assert not processes.is_gone(me, processes.start_time(me))
+    assert processes.is_gone(me, "1"), "the pid is somebody else's now"
+    assert processes.is_gone(2**22 + 1, "1")
     monkeypatch.setattr(processes, "started", lambda pid: "")
-    assert not processes.gone(me, "1")
+    assert not processes.is_gone(me, "1")
 
     def refuse(pid, signal):
         raise PermissionError
 
     monkeypatch.setattr(os, "kill", refuse)
-    assert not processes.gone(2**22 + 1, "1")
+    assert not processes.is_gone(2**22 + 1, "1")

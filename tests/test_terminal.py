@@ -194,4 +194,4 @@ def test_a_process_whose_name_ends_within_a_character_can_be_looked_at(spawn, ev
         f"import threading; {code.replace('input()', 'threading.Event().wait()')}",
     )
     eventually(lambda: process.output())
-    assert processes.started(process.pid) and processes.state(process.pid) == "S"
+    assert processes.start_time(process.pid) and processes.state(process.pid) == "S"

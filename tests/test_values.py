@@ -227,13 +227,11 @@ def test_a_generator_function_is_no_job():
     for function in (odd_values.rows, odd_values.pages):
         for given_as in (function, f"odd_values.{function.__name__}"):
             with pytest.raises(
-                rqjobs.NotAJob, match="a generator function, of which a call runs nothing"
+                rqjobs.NotAJob, match="a generator function, whose call runs nothing"
             ):
                 rqjobs.enqueue(given_as)
         for decorate in (rqjobs.job, rqjobs.job(queue="low"), rqjobs.every(minutes=5)):
-            with pytest.raises(
-                TypeError, match="a generator function, of which a call runs nothing"
-            ):
+            with pytest.raises(TypeError, match="a generator function, whose call runs nothing"):
                 decorate(function)
 
 
@@ -245,9 +243,7 @@ def test_a_callback_of_which_a_call_runs_nothing_is_refused(redis, option):
         (odd_values.rows, "a plain function"),
     ):
         for callback in (Callback(function), Callback(f"odd_values.{function.__name__}")):
-            with pytest.raises(
-                rqjobs.NotAJob, match=f"of which a call runs nothing; make .*{words}"
-            ):
+            with pytest.raises(rqjobs.NotAJob, match=f"whose call runs nothing; make .*{words}"):
                 rqjobs.enqueue(faults.ok, **{option: callback})
     assert not redis.keys("rq:job:*")
 

@@ -103,7 +103,7 @@ def every_call(app):
 def run_all(redis, *names):
     queues = [rqjobs.queue(name) for name in names or ("high", "default", "low")]
     SimpleWorker(
-        queues, connection=redis, serializer=rqjobs.serializers.Configured, job_class=Job
+        queues, connection=redis, serializer=rqjobs.serializers.ConfiguredSerializer, job_class=Job
     ).work(burst=True)
 
 
@@ -240,9 +240,9 @@ def test_a_new_password_or_user_logs_everybody_out(app, client):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """An empty data folder."""
-    monkeypatch.setattr(connection, "HOME", tmp_path / "home" / ".rqjobs")
+    monkeypatch.setattr(connection, "DATA_FOLDER", tmp_path / "home" / ".rqjobs")
     (tmp_path / "home").mkdir()
-    return connection.HOME
+    return connection.DATA_FOLDER
 
 
 def test_without_a_secret_key_one_of_chance_is_kept(settings, folder):

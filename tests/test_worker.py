@@ -106,7 +106,7 @@ def test_where_a_worker_s_processes_live_is_written_also_when_its_horse_is_a_new
         where = {
             b"pid": b"%d" % process.pid,
             b"horse": b"%d" % horse.pid,
-            b"horse_started": processes.started(horse.pid).encode(),
+            b"horse_started": processes.start_time(horse.pid).encode(),
         }
         eventually(
             lambda where=where: (
@@ -350,7 +350,7 @@ def test_what_a_stock_worker_left_behind_is_put_back(
         "default",
         "low",
         worker_class="rq.worker.Worker",
-        options=["--serializer", "rqjobs.serializers.Configured"],
+        options=["--serializer", "rqjobs.serializers.ConfiguredSerializer"],
     )
     horse = int(eventually(lambda: redis.lrange("gate:reached", 0, -1))[0])
     kill(stock.pid)

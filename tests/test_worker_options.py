@@ -105,10 +105,11 @@ def test_a_client_that_is_adopted_keeps_what_it_was_given_and_gets_our_time_outs
     adopted = foreign_clients.adopt(given)
     options = adopted.connection_pool.connection_kwargs
     assert (
-        options["socket_timeout"] == connection.COMMAND_TIMEOUT and options["client_name"] == "mine"
+        options["socket_timeout"] == connection.COMMAND_TIMEOUT_SECONDS
+        and options["client_name"] == "mine"
     )
     assert (
-        issubclass(adopted.connection_pool.connection_class, connection.Reconnect)
+        issubclass(adopted.connection_pool.connection_class, connection.ReconnectMixin)
         and adopted.ping()
     )
     assert foreign_clients.adopt(adopted) is adopted
@@ -146,7 +147,10 @@ def test_subclasses_of_ours_are_honoured_and_others_are_refused(redis, settings)
             rqjobs.Worker(["default"], **wrong)
     with pytest.raises(SystemExit, match="is not derived from rqjobs"):
         type("Mine", (rqjobs.Worker,), {"job_class": rq.job.Job})(["default"])
-    assert rqjobs.Worker(["default"], serializer="json").serializer is rqjobs.serializers.Configured
+    assert (
+        rqjobs.Worker(["default"], serializer="json").serializer
+        is rqjobs.serializers.ConfiguredSerializer
+    )
     with pytest.raises(SystemExit, match="RQJOBS_SERIALIZER='json'"):
         rqjobs.Worker(["default"], serializer="pickle")
 

@@ -32,7 +32,7 @@ from rqjobs.broker.scripts import (
     in_chunks,
     read_together,
 )
-from rqjobs.texts import encodable
+from rqjobs.texts import escape_surrogates
 
 BATCH_MAX_JOBS = 1000  # jobs; a script holds up everybody else in Redis
 TOKEN_CHARACTERS = 32  # letters of a claim's token
@@ -68,7 +68,7 @@ def cut_middle(message: str, limit: int) -> str:
 
 def pack_traceback(message: str) -> str:
     """A traceback as RQ keeps it in a result."""
-    return base64.b64encode(zlib.compress(encodable(message).encode())).decode()
+    return base64.b64encode(zlib.compress(escape_surrogates(message).encode())).decode()
 
 
 UNREADABLE_TRACEBACK = pack_traceback(

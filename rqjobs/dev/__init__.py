@@ -22,7 +22,7 @@ from typing import IO
 
 from rqjobs import catalog, config, connection
 from rqjobs.dev import redis_server
-from rqjobs.processes import die_with_parent, pause
+from rqjobs.processes import die_with_parent, wait_until
 from rqjobs.worker.supervisor import DUPLICATE_SIGNAL_SECONDS
 
 TICK = 0.5  # seconds between two looks at the children and the job modules
@@ -198,7 +198,7 @@ class Dev:
                 child.tend(self.say, self.settings.shutdown_timeout + LEAVING)
             now = _watched(self.settings)
             if now != seen:
-                pause(SAVING_SECONDS, lambda: bool(self.stopped))
+                wait_until(SAVING_SECONDS, lambda: bool(self.stopped))
             if now != seen and now == _watched(self.settings):  # else it is still being written
                 self.changed(
                     {name for name in now.keys() | seen.keys() if now.get(name) != seen.get(name)}
@@ -207,7 +207,7 @@ class Dev:
                     path: now.get(path, changed)
                     for path, changed in _watched(self.settings).items()
                 }
-            pause(max(TICK, 10 * (time.monotonic() - began)), lambda: bool(self.stopped))
+            wait_until(max(TICK, 10 * (time.monotonic() - began)), lambda: bool(self.stopped))
 
     def changed(self, paths: set[str]) -> None:
         """Restart what these files are of."""
@@ -234,7 +234,7 @@ class Dev:
         try:
             settings, names = config.reload()
             settings = config.use(host=settings.host or HOST)
-            config.refuse_open_door(settings)
+            config.require_password_for_network(settings)
             if (settings.host, settings.port) != (before.host, before.port):
                 _free_port(settings)
         except config.ConfigError as error:
@@ -259,8 +259,8 @@ def run(workers: int, say: Callable[[str], None]) -> None:
         NoRedis: there is no Redis, and none to start.
     """
     settings = config.use(host=config.current().host or HOST)
-    config.refuse_open_door(settings)
-    catalog.import_from_here()
+    config.require_password_for_network(settings)
+    catalog.add_cwd_to_sys_path()
     stopped: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda got, frame: stopped.append(got))
@@ -299,7 +299,7 @@ def with_worker(module: str, act: Callable[[], int]) -> int:
         log = stack.enter_context((home / "worker.log").open("wb"))
         worker = Child("worker", [*WORKER, "--quiet"], environment, output=log)
         stack.callback(stop, [worker], LEAVING)
-        pause(
+        wait_until(
             30,
             lambda: (
                 bool(connection.client().exists("rq:workers")) or worker.process.poll() is not None
@@ -369,8 +369,8 @@ def _own_terminal() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _only_one() -> Iterator[None]:
-    connection.HOME.mkdir(mode=0o700, exist_ok=True)
-    with (connection.HOME / "lock").open("w", encoding="utf-8") as lock:
+    connection.DATA_FOLDER.mkdir(mode=0o700, exist_ok=True)
+    with (connection.DATA_FOLDER / "lock").open("w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -400,6 +400,6 @@ def _wait_for_web(web: Child, settings: config.Config, stopped: list[int]) -> No
             return True
         return False
 
-    pause(60, lambda: bool(stopped) or web.process.poll() is not None or answers(), step=0.1)
+    wait_until(60, lambda: bool(stopped) or web.process.poll() is not None or answers(), step=0.1)
     if not stopped and not answers():
         raise config.ConfigError("the web app did not start; what it said is above")

@@ -146,7 +146,7 @@ def server(home: Path | None = None, *options: str, executable: str | None = Non
         NoRedis: there is no server to run, it cannot read the data in `home`, or it does not start; the message says
             what to do, or has its last words.
     """
-    home = (home or connection.HOME).absolute()
+    home = (home or connection.DATA_FOLDER).absolute()
     home.mkdir(exist_ok=True)
     home.chmod(0o700)  # what is in there is for nobody else, also if the folder was there before
     known = home / "redis.url"

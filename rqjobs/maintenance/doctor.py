@@ -45,11 +45,11 @@ def examine() -> Iterator[Finding]:
     """Every finding, as it is made. A Redis that does not answer ends the list."""
     yield from _modules()
     try:
-        address = connection.without_password(connection.url())
+        address = connection.mask_password(connection.url())
         client = connection.client()
         client.ping()
     except redis.RedisError as error:
-        refused = connection.refusal(error)
+        refused = connection.refusal_code(error)
         yield Finding(
             "LOSS", f"{'' if refused else 'Redis does not answer: '}{connection.explain(error)}"
         )

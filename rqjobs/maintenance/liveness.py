@@ -38,7 +38,7 @@ class WorkerLiveness:
 
     def __init__(self, connection: redis.Redis, leases_count: bool):
         self.connection, self.leases_count = connection, leases_count
-        self.host = processes.host()
+        self.host = processes.host_id()
         self.now = scripts.redis_time(connection)
         self.processes: dict[str, str] = {}
         self._states: dict[str, Liveness] = {}
@@ -97,4 +97,4 @@ class WorkerLiveness:
 
 def _is_gone(pid: bytes | None, started: bytes | None) -> bool:
     """Whether a process of this host has provably ended. An unknown pid proves nothing."""
-    return decode(pid or b"").isdigit() and processes.gone(int(pid or 0), decode(started or b""))
+    return decode(pid or b"").isdigit() and processes.is_gone(int(pid or 0), decode(started or b""))

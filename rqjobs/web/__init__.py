@@ -23,7 +23,7 @@ def create_app() -> Flask:
     """
     install()
     settings = config.current()
-    config.refuse_open_door(settings)
+    config.require_password_for_network(settings)
     app = Flask("rqjobs.web")
     largest = (
         4 * settings.max_payload_bytes + 64 * 1024

@@ -226,7 +226,7 @@ class Guard:
             pipe.exists(WORKERS_SUSPENDED)
             pipe.info("memory")
             ends, suspended, memory = pipe.execute(raise_on_error=False)
-        if isinstance(ends, Exception) and connection.refusal(ends):
+        if isinstance(ends, Exception) and connection.refusal_code(ends):
             raise ends
         g.rqjobs_nav = isinstance(ends, float)  # what else may stand there is no login
         g.rqjobs_warnings = warnings(suspended, memory)
@@ -326,11 +326,11 @@ def healthz() -> Any:
 
 @pages.errorhandler(redis.RedisError)
 def no_redis(error: redis.RedisError) -> Any:
-    if isinstance(error, redis.ResponseError) and not connection.refusal(error):
+    if isinstance(error, redis.ResponseError) and not connection.refusal_code(error):
         return message(409, "Something else stands there", connection.explain(error))
     return message(
         503,
-        "Redis refuses this" if connection.refusal(error) else "Redis does not answer",
+        "Redis refuses this" if connection.refusal_code(error) else "Redis does not answer",
         connection.explain(error),
     )
 
@@ -377,7 +377,7 @@ def warnings(suspended: Any, memory: Any) -> list[str]:
     ):
         used = memory.get("used_memory", 0) - memory.get("mem_not_counted_for_evict", 0)
         if used >= FULL * memory["maxmemory"]:
-            found.append(connection.MEANINGS["OOM"])
+            found.append(connection.REFUSAL_MEANINGS["OOM"])
     return found
 
 

@@ -19,9 +19,9 @@ def kept(name: str, setting: str) -> str:
     The file can be read by its owner only. Of several processes that start at once, one makes it.
     """
     made = secrets.token_urlsafe(BYTES)
-    path = connection.HOME / name
+    path = connection.DATA_FOLDER / name
     try:
-        connection.HOME.mkdir(mode=0o700, exist_ok=True)
+        connection.DATA_FOLDER.mkdir(mode=0o700, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with open(descriptor, "r+", encoding="ascii") as file:
             about = os.fstat(descriptor)

@@ -4,12 +4,12 @@ import sys
 from typing import Any
 
 # Not `config` itself: gunicorn takes every name in here for a setting of its own.
-from rqjobs.config import ConfigError, current, refuse_open_door
+from rqjobs.config import ConfigError, current, require_password_for_network
 from rqjobs.connection import NoRedis, client
 
 try:
     _settings = current()
-    refuse_open_door(_settings)
+    require_password_for_network(_settings)
     client()
 except NoRedis:
     pass  # there may be one when the first page is asked for

@@ -114,7 +114,7 @@ def mount(app: Flask, url_prefix: str) -> None:
             "repaired and behind its login, at /rq/"
         )
     install(shared=True)
-    upstream.config.serializer = serializers.Configured
+    upstream.config.serializer = serializers.ConfiguredSerializer
     app.register_blueprint(dashboard, url_prefix=f"{url_prefix.rstrip('/')}/rq")
 
 
@@ -133,7 +133,7 @@ def refused(error: Exception) -> Response:
     status, message = 503, "Redis does not answer."
     if isinstance(error, NoSuchJobError):
         status, message = 404, "There is no such job (any more)."
-    elif connection.refusal(error):
+    elif connection.refusal_code(error):
         message = connection.explain(error)
     elif isinstance(error, InvalidJobOperation | redis.ResponseError):
         status, message = 409, str(error)
@@ -152,7 +152,7 @@ def show(template: str, **context: Any) -> Response:
         TEMPLATES.get_template(f"rq_dashboard/{template}.html").render(
             nonce=nonce,
             current_instance=0,
-            instance_list=[connection.without_password(connection.url())],
+            instance_list=[connection.mask_password(connection.url())],
             rq_url_prefix=url_for(".queues_overview"),
             rq_dashboard_version=upstream.rq_dashboard_version,
             rq_version=rq.VERSION,

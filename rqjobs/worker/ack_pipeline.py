@@ -73,13 +73,15 @@ class AckPipeline:
 
     def _send(self, more: list[tuple[Any, ...]]) -> None:
         if (
-            time.monotonic() - self._used > connection.HEALTH_CHECK
+            time.monotonic() - self._used > connection.HEALTH_CHECK_SECONDS
         ):  # somebody between us and Redis may have dropped it
             self.close()
         try:
             if self._line is None:
                 self._line, self._used = (
-                    connection.dedicated_connection(self.client, connection.COMMAND_TIMEOUT),
+                    connection.dedicated_connection(
+                        self.client, connection.COMMAND_TIMEOUT_SECONDS
+                    ),
                     time.monotonic(),
                 )
                 self._reader = hiredis.Reader(protocolError=InvalidResponse, replyError=_error)

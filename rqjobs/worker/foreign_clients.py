@@ -17,11 +17,11 @@ from rq.connections import get_connection_kwargs
 from rqjobs import config, connection
 
 OWN_CONNECTIONS: dict[Any, Any] = {  # for each class of redis-py's, ours
-    Connection: connection.TCP,
-    SSLConnection: connection.TLS,
-    UnixDomainSocketConnection: connection.Unix,
-    SentinelManagedConnection: connection.SentinelTCP,
-    SentinelManagedSSLConnection: connection.SentinelTLS,
+    Connection: connection.TCPConnection,
+    SSLConnection: connection.TLSConnection,
+    UnixDomainSocketConnection: connection.UnixConnection,
+    SentinelManagedConnection: connection.SentinelTCPConnection,
+    SentinelManagedSSLConnection: connection.SentinelTLSConnection,
 }
 
 
@@ -31,9 +31,9 @@ def adopt(given: redis.Redis) -> redis.Redis:
     Raises:
         ConfigError: `given` decodes responses, or connects in a way that is not redis-py's own.
     """
-    connection.check(given)
+    connection.refuse_decoding(given)
     pool = given.connection_pool
-    if issubclass(pool.connection_class, connection.Reconnect):
+    if issubclass(pool.connection_class, connection.ReconnectMixin):
         return given
     kind = OWN_CONNECTIONS.get(pool.connection_class)
     if kind is None:
@@ -41,8 +41,8 @@ def adopt(given: redis.Redis) -> redis.Redis:
             f"this Redis client connects by {pool.connection_class.__qualname__}, which rqjobs "
             f"does not know; give it a redis.Redis, or set REDIS_URL"
         )
-    keepalive = {} if kind is connection.Unix else connection.KEEPALIVE
-    return copy_of(given, connection_class=kind, **connection.OPTIONS, **keepalive)
+    keepalive = {} if kind is connection.UnixConnection else connection.KEEPALIVE_OPTIONS
+    return copy_of(given, connection_class=kind, **connection.CONNECTION_OPTIONS, **keepalive)
 
 
 def copy_of(client: redis.Redis, **changes: Any) -> redis.Redis:

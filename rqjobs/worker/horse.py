@@ -27,7 +27,7 @@ from rqjobs.broker.scripts import CLAIM, RELEASE, load_scripts
 from rqjobs.broker.transitions import Claim
 from rqjobs.connection import is_transient
 from rqjobs.inherited_resources import InheritedResources
-from rqjobs.instrumentation import isolate
+from rqjobs.instrumentation import run_isolated
 from rqjobs.queues import Queue
 from rqjobs.worker import job_processes, listener
 from rqjobs.worker.ack_pipeline import Ack, AckPipeline
@@ -92,7 +92,7 @@ class Horse:
         self.pace = BATCH_SECONDS  # seconds that a job takes, by a running mean
         self.reaper, self.leftovers = job_processes.Reaper(), Leftovers()
         self.memory, self.measured = (
-            processes.memory(),
+            processes.memory_bytes(),
             time.monotonic(),
         )  # bytes that it began with; the last look
 
@@ -101,7 +101,7 @@ class Horse:
         me = os.getpid()
         self._ask(
             *leases.horse_registration(
-                self.worker.name, self.worker.process, me, processes.started(me)
+                self.worker.name, self.worker.process, me, processes.start_time(me)
             )
         )
         idle_since = time.monotonic()
@@ -271,7 +271,7 @@ class Horse:
             job.origin = claim.queue
             os.environ["RQ_JOB_ID"] = job.id
         except Exception as error:
-            message = f"The job's hash in Redis cannot be read: {texts.describe(error)}"
+            message = f"The job's hash in Redis cannot be read: {texts.describe_error(error)}"
             worker.log.error("Worker %s: job %s: %s", worker.name, claim.job_id, message)
             worker.log_settlement(claim.job_id, worker.fail_job(claim, message))
             return
@@ -287,10 +287,10 @@ class Horse:
                 f"{blue(str(job.description))} ({job.id})" if worker.log_job_description else job.id
             )
             worker.log.info("Worker %s: %s: %s", worker.name, green(queue.name), what)
-        self.inherited.tidy()
-        isolate(worker.perform_job, job, queue)
+        self.inherited.reset()
+        run_isolated(worker.perform_job, job, queue)
         self.leftovers.undo()
-        self.inherited.tidy()
+        self.inherited.reset()
         if worker.handed_over != claim.token:
             self._fail_unsettled(claim)
         self.state.done += 1
@@ -316,10 +316,10 @@ class Horse:
         if not limit or now - self.measured < MEMORY_CHECK_SECONDS:
             return ""
         self.measured = now
-        if processes.memory() - self.memory <= limit:
+        if processes.memory_bytes() - self.memory <= limit:
             return ""
-        processes.trim()  # what is free, and not given back yet, is no growth
-        return "grown" if processes.memory() - self.memory > limit else ""
+        processes.trim_memory()  # what is free, and not given back yet, is no growth
+        return "grown" if processes.memory_bytes() - self.memory > limit else ""
 
     def _leave(self, why: str) -> str:
         """Settle what is unsettled, end the waits, and say why. What else is in the claims, the

@@ -47,7 +47,7 @@ def ignore(number: int, frame: FrameType | None) -> None:
 
 def begin() -> None:
     """In a horse that has just been forked: what it starts is its own, what its parent started is not."""
-    logs.limit(False)
+    logs.limit_line_time(False)
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, signal.SIGINT, *OF_TIMERS):
         signal.signal(number, ignore)

@@ -71,7 +71,7 @@ class QueueListener:
                 self.hear(control)
         except (redis.RedisError, OSError, ValueError) as error:
             self.close()
-            if connection.is_our_own(error):
+            if connection.is_local_error(error):
                 raise
             readable([control], 0.2)
         self.since = time.monotonic()

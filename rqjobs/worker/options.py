@@ -44,7 +44,7 @@ def prepare(worker: Any, given: Any, options: dict[str, Any]) -> redis.Redis:
         ):
             options[option] = _class(option, options.get(option), own, stock, base)
         _check_serializer(options.get("serializer"))
-        options["serializer"] = serializers.Configured
+        options["serializer"] = serializers.ConfiguredSerializer
         return client
     except config.ConfigError as error:
         raise SystemExit(f"rqjobs: {error}") from None  # `rq` would show a traceback
@@ -122,12 +122,18 @@ def _check_serializer(given: Any) -> None:
         None,
         DEFAULT_SERIALIZER_CLASS,
         DefaultSerializer,
-        serializers.Configured,
+        serializers.ConfiguredSerializer,
     )
     if named == "json":
-        same = (*same, "json", "rq.serializers.JSONSerializer", JSONSerializer, serializers.JSON)
+        same = (
+            *same,
+            "json",
+            "rq.serializers.JSONSerializer",
+            JSONSerializer,
+            serializers.JSONSerializer,
+        )
     else:
-        same = (*same, serializers.SignedPickle)
+        same = (*same, serializers.SignedPickleSerializer)
     if given not in same:
         shown = given if isinstance(given, str) else catalog.name_of(given)
         raise config.ConfigError(

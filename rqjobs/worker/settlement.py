@@ -358,7 +358,7 @@ class SettlementMixin(rq.Worker):
                 "Worker %s: job %s: its meta is not stored: %s",
                 self.name,
                 job.id,
-                texts.describe(error),
+                texts.describe_error(error),
             )
             job.meta = {}
 
@@ -411,7 +411,7 @@ class SettlementMixin(rq.Worker):
         try:
             return self.retry_until_answered(attempt)
         except Exception as error:  # a key of the wrong type, a failure of RQ's own code
-            message = f"The outcome could not be recorded: {texts.describe(error)}"
+            message = f"The outcome could not be recorded: {texts.describe_error(error)}"
             self.log.error("Worker %s: job %s: %s", self.name, claim.job_id, message, exc_info=True)
             trace = transitions.cut_middle(
                 trace, TRACE_MAX_BYTES

@@ -141,7 +141,7 @@ class Supervisor(SettlementMixin):
         limit = config.current().max_memory_per_child
         growth = self._growth_bytes if limit is None else limit
         self.inherited = self.inherited or InheritedResources()
-        processes.trim()  # or both would write on those pages, each on a copy of its own
+        processes.trim_memory()  # or both would write on those pages, each on a copy of its own
         job_processes.flush()  # or both would write it
         with contextlib.ExitStack() as undo:
             try:
@@ -165,7 +165,7 @@ class Supervisor(SettlementMixin):
             undo.pop_all()
         theirs.close()
         self._horse_pid, self.horse_state, self.control, self.prefetch = pid, board, ours, prefetch
-        self._horse_started = processes.started(pid)
+        self._horse_started = processes.start_time(pid)
         self._given_back.clear()
         self._told = (None, None, 0, 0.0)
         self._hired = time.monotonic()

@@ -89,7 +89,7 @@ class Worker(Supervisor):
         try:
             self.retry_until_answered(attempt)
         except redis.ResponseError as error:
-            if connections.refusal(error) != "NOPERM":
+            if connections.refusal_code(error) != "NOPERM":
                 raise
             raise SystemExit(f"rqjobs: {connections.explain(error)}") from None
 
@@ -316,9 +316,9 @@ class Worker(Supervisor):
         first = self._beaten == 0.0
         if first:  # only then: with no descriptor left none of it could be read any more
             self.where = {
-                "host": processes.host(),
+                "host": processes.host_id(),
                 "pid": os.getpid(),
-                "started": processes.started(os.getpid()),
+                "started": processes.start_time(os.getpid()),
                 "session": os.getsid(0),
             }
             self.process = leases.process_id(self.where)
@@ -369,7 +369,7 @@ class Worker(Supervisor):
             self._may_subscribe = False
             self.unsubscribe()
             lost = "RQ's commands (stop-job, shutdown) are not heard"
-            connections.warn_of_channels(self.log, f"Worker {self.name}", lost)
+            connections.warn_channels_refused(self.log, f"Worker {self.name}", lost)
 
     def _lost_redis(self, error: Exception) -> None:
         self._lost_at = time.monotonic()
@@ -385,7 +385,7 @@ class Worker(Supervisor):
         self._wakeup = socket.socketpair()
         for end in self._wakeup:
             end.setblocking(False)
-        logs.limit(True)
+        logs.limit_line_time(True)
         signal.set_wakeup_fd(self._wakeup[1].fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.request_stop)
@@ -393,7 +393,7 @@ class Worker(Supervisor):
         signal.signal(signal.SIGCHLD, lambda number, frame: None)  # to be woken by it
 
     def _remove_signal_handlers(self) -> None:
-        logs.limit(False)
+        logs.limit_line_time(False)
         signal.set_wakeup_fd(-1)
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGALRM):

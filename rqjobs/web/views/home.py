@@ -152,7 +152,7 @@ def act(job_id: str, action: str) -> Any:
     except (
         Exception
     ) as error:  # the job's state forbids it; or whatever a hostile or damaged hash makes RQ raise
-        if connection.refusal(error):
+        if connection.refusal_code(error):
             raise
         note = f"Nothing was done: {cut(str(error), 500)}"
         action = ""
@@ -275,7 +275,7 @@ def requeue_all() -> Any:
         except InvalidJobOperation:
             continue  # somebody else was faster
         except redis.ResponseError as error:
-            if connection.refusal(error):
+            if connection.refusal_code(error):
                 raise
             continue  # its queue's key, for example, is no list
     left = sum(
