@@ -17,8 +17,6 @@ from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import Any, TypeVar, overload
 
-import rq.job
-
 from rqjobs import config, serializers
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -253,11 +251,3 @@ def add_cwd_to_sys_path() -> None:
     """Console scripts start without the working directory on the path, where an MVP's modules are."""
     if "" not in sys.path and "." not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-
-
-def install() -> None:
-    """Make this process unable to import a name that it found in Redis, in RQ's own classes too.
-
-    `rq.job` resolves functions and callbacks through this module attribute.
-    """
-    rq.job.import_attribute = lambda name: current().lookup(name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import urllib.request
 import zlib
 from base64 import b64decode
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterable
@@ -17,11 +16,7 @@ from typing import Any
 import redis
 import rq
 import rq.job
-import rq.queue
 import rq.registry
-import rq.repeat
-import rq.webhook
-import rq.worker.base
 from rq.exceptions import DeserializationError
 from rq.job import UNSERIALIZABLE_RETURN_VALUE_PAYLOAD
 from rq.results import Result
@@ -29,13 +24,13 @@ from rq.serializers import resolve_serializer
 from rq.timeouts import BaseTimeoutException
 from rq.utils import as_text, now
 
-from rqjobs import catalog, config, inherited_resources, logs, serializers, texts
+from rqjobs import catalog, config, inherited_resources, texts
 from rqjobs.broker import transitions
 from rqjobs.broker.scripts import SAVE_FIELDS
 from rqjobs.instrumentation import ClaimedConnection, is_wrapped
 from rqjobs.serializers import JSON_TYPES, ConfiguredSerializer, PayloadError, ValueTooLarge, encode
 from rqjobs.times import format_date, parse_date
-from rqjobs.webhooks import AllowedRedirects, RefusedWebhook, is_allowed
+from rqjobs.webhooks import RefusedWebhook, is_allowed
 
 DESCRIPTION_MAX_CHARACTERS = 10_000
 JSON_FIELD_MAX_BYTES = (
@@ -572,26 +567,6 @@ def repeat(job: Any, queue: Any, pipeline: Any = None) -> None:
         queue._enqueue_job(job, pipeline=pipe)
     if pipeline is None:
         pipe.execute()
-
-
-def install(shared: bool = False) -> None:
-    """Make this process unable to unpickle, import, or call a strange host for what it found in
-    Redis.
-
-    For the processes that are ours (worker, web, command line); in one that is `shared` with a
-    program of the user's, stock queues write what they always wrote. It replaces some attributes of
-    RQ's modules, one of them for speed: RQ reads dates with strptime, which takes thirty times as
-    long; one so that `Repeat` takes its intervals in order; one so that tracebacks are read within
-    limits; and two so that every exception has one.
-    """
-    serializers.install(shared)
-    catalog.install()
-    logs.install()
-    rq.results.Result.restore = BoundedResult.restore  # type: ignore[method-assign]
-    rq.worker.base.traceback = rq.queue.traceback = texts
-    rq.job.str_to_date = parse_date  # type: ignore[assignment]
-    rq.repeat.Repeat.schedule = staticmethod(repeat)  # type: ignore[method-assign]
-    rq.webhook.urlopen = urllib.request.build_opener(AllowedRedirects).open  # type: ignore[assignment]
 
 
 def check_size(what: str, data: bytes) -> None:

@@ -19,17 +19,6 @@ from rq.timeouts import BaseTimeoutException
 
 from rqjobs.texts import class_name
 
-LOGGERS = (
-    "rqjobs",
-    "rq.worker",
-    "rq.job",
-    "rq.queue",
-    "rq.registry",
-    "rq.scheduler",
-    "rq.webhook",
-    "rq.utils",
-    "rqjobs.web",
-)  # the last is our Flask app's
 _COLORS = r"\x1b\[(?:3[0-7]|39;49;00)m"  # which RQ puts around names
 # Control characters but tab and newline, those that change the direction of text or cannot be seen, halves of a pair.
 _CONTROL_CHARACTERS = re.compile(
@@ -83,15 +72,12 @@ def _clean(value: Any) -> Any:
 _filter = ControlCharacterFilter()
 
 
-def install() -> None:
-    """Clean what our loggers and RQ's say in this process, and let who logs go on whatever becomes of it."""
-    for name in LOGGERS:
-        logging.getLogger(name).addFilter(_filter)
-        _catch_handler_errors(logging.getLogger(name))
+def protect(logger: logging.Logger) -> None:
+    """Clean what is logged here, and let the process go on whatever becomes of a log line.
 
-
-def _catch_handler_errors(logger: logging.Logger) -> None:
-    """A job or a module may have put a handler, a filter or a record factory there that raises."""
+    A job or a module may have put a handler, a filter or a record factory there that raises.
+    """
+    logger.addFilter(_filter)
 
     def log(*args: Any, **options: Any) -> None:
         try:

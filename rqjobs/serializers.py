@@ -28,9 +28,7 @@ from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-import rq.serializers
-
-from rqjobs import config
+from rqjobs import config, texts
 
 TAG = "__rqjobs__"
 DEPTH_MAX_LEVELS = 200  # lists and objects within each other, of the JSON
@@ -134,7 +132,7 @@ def _encode(value: Any, where: str) -> Any:
         if isinstance(value, plain):
             return plain(value)
     raise PayloadError(
-        f"{where} is a {kind.__name__}, which JSON cannot carry; pass an id, and fetch the rest "
+        f"{where} is a {texts.name_of(kind)}, which JSON cannot carry; pass an id, and fetch the rest "
         f"inside the job"
     )
 
@@ -484,16 +482,3 @@ class SharedSerializer:
 
 class _SharedDict(dict[Any, Any]):
     """A dict that was read by `SharedSerializer`."""
-
-
-def install(shared: bool = False) -> None:
-    """Make this process unable to unpickle by RQ's default; if it is `shared` with stock queues, they still pickle.
-
-    RQ unpickles `meta` and results whenever nobody passed a serializer (`Job.fetch`, groups, stop-job, the
-    dashboard), and all of it asks `resolve_serializer(None)`, which answers with this module attribute.
-    """
-    if shared and rq.serializers.PickleSerializer is ConfiguredSerializer:
-        return
-    default: Any = SharedSerializer if shared else ConfiguredSerializer
-    rq.serializers.PickleSerializer = default
-    rq.serializers.SERIALIZER_ALIASES["pickle"] = default

@@ -13,7 +13,7 @@ import pytest
 import rq.job
 
 import rqjobs
-from rqjobs import catalog, config, serializers
+from rqjobs import catalog, config, rq_patches, serializers
 
 
 @pytest.fixture
@@ -251,7 +251,7 @@ def test_jobs_in_the_working_directory_are_found(spawn, tmp_path):
 def test_installed_rq_itself_looks_names_up_and_imports_nothing(monkeypatch):
     """RQ's own Job class too: the dashboard and the registries' clean-up use it."""
     monkeypatch.setattr(rq.job, "import_attribute", rq.job.import_attribute)
-    catalog.install()
+    rq_patches.look_names_up()
     assert rq.job.import_attribute("faults.ok") is faults.ok
     before = set(sys.modules)
     for name in ("os.system", "this.s", "builtins.eval"):

@@ -21,7 +21,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 import rqjobs
-from rqjobs import config
+from rqjobs import config, rq_patches
 from rqjobs.serializers import (
     TAG,
     ConfiguredSerializer,
@@ -31,7 +31,6 @@ from rqjobs.serializers import (
     allow,
     decode,
     encode,
-    install,
 )
 
 
@@ -488,7 +487,7 @@ def test_installed_rq_s_default_is_ours(monkeypatch, tmp_path):
     monkeypatch.setattr(
         rq.serializers, "SERIALIZER_ALIASES", dict(rq.serializers.SERIALIZER_ALIASES)
     )
-    install()
+    rq_patches.replace_pickle()
     assert rq.serializers.resolve_serializer(None) is ConfiguredSerializer
     assert rq.serializers.resolve_serializer("pickle") is ConfiguredSerializer
     with pytest.raises(PayloadError):
@@ -503,7 +502,7 @@ def test_a_process_shared_with_stock_queues_writes_pickle_as_they_do_and_reads_n
     monkeypatch.setattr(
         rq.serializers, "SERIALIZER_ALIASES", dict(rq.serializers.SERIALIZER_ALIASES)
     )
-    install(shared=True)
+    rq_patches.replace_pickle(shared=True)
     default = rq.serializers.resolve_serializer(None)
     assert default is rq.serializers.resolve_serializer("pickle")
     assert pickle.loads(default.dumps({"a": 1})) == {"a": 1}
@@ -513,8 +512,8 @@ def test_a_process_shared_with_stock_queues_writes_pickle_as_they_do_and_reads_n
     with pytest.raises(PayloadError):
         default.loads(pickle.dumps(Canary(tmp_path / "canary")))
     assert not list(tmp_path.iterdir())
-    install()  # a worker or `create_app` in this process: it is ours
-    install(shared=True)
+    rq_patches.replace_pickle()  # a worker or `create_app` in this process: it is ours
+    rq_patches.replace_pickle(shared=True)
     assert rq.serializers.resolve_serializer(None) is ConfiguredSerializer
 
 

@@ -16,11 +16,10 @@ import redis
 import rq.cli.workers
 
 import rqjobs
-from rqjobs import catalog, config, connection, dev, stats
+from rqjobs import catalog, config, connection, dev, rq_patches, stats
 from rqjobs.broker import places, recovery
 from rqjobs.cli import delayed, demo, failed, schedules
 from rqjobs.cli.output import echo, echo_table, echo_text, one_line
-from rqjobs.jobs import install
 from rqjobs.logs import tolerate_any_encoding
 from rqjobs.maintenance import audit as maintenance_audit
 from rqjobs.maintenance import doctor, sweep
@@ -36,7 +35,7 @@ class Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             config.current()
-            install()
+            rq_patches.install()
             return super().invoke(ctx)
         except config.ConfigError as error:
             echo(f"rqjobs: {error}", err=True)

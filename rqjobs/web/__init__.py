@@ -8,8 +8,7 @@ from __future__ import annotations
 from flask import Flask
 from flask.sessions import SecureCookieSessionInterface
 
-from rqjobs import config
-from rqjobs.jobs import install
+from rqjobs import config, rq_patches
 from rqjobs.web import rq_dashboard as dashboard
 from rqjobs.web import views as views  # its pages
 from rqjobs.web.auth import Guard, Session, pages
@@ -21,7 +20,7 @@ def create_app() -> Flask:
     Raises:
         ConfigError: HOST opens the pages to a network, but there is no RQJOBS_ADMIN_PASSWORD.
     """
-    install()
+    rq_patches.install()
     settings = config.current()
     config.require_password_for_network(settings)
     app = Flask("rqjobs.web")
@@ -49,7 +48,7 @@ def init_app(app: Flask, url_prefix: str = "") -> None:
     any longer, so a stock job's arguments, meta and result cannot be read here. To read them, pass
     `serializer=rq.serializers.DefaultSerializer` to RQ, or serve `create_app()` in a process of its own.
     """
-    install(shared=True)
+    rq_patches.install(shared=True)
     prefix = "/" + url_prefix.strip("/") if url_prefix.strip("/") else ""
     app.secret_key = app.secret_key or config.current().secret_key
     if app.config["SESSION_COOKIE_SAMESITE"] is None:

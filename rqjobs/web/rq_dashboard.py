@@ -36,11 +36,11 @@ from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.utils import get_call_string
 from werkzeug.exceptions import default_exceptions
 
-from rqjobs import config, connection, serializers, stats
+from rqjobs import config, connection, rq_patches, serializers, stats
 from rqjobs.broker import scripts, transitions
 from rqjobs.broker.keys import decode
 from rqjobs.broker.places import queue_names
-from rqjobs.jobs import Job, install
+from rqjobs.jobs import Job
 from rqjobs.queues import Queue
 
 FILES = Path(upstream.__file__).parent
@@ -113,7 +113,7 @@ def mount(app: Flask, url_prefix: str) -> None:
             "this app has rq-dashboard already; do not register it yourself: rqjobs serves it, "
             "repaired and behind its login, at /rq/"
         )
-    install(shared=True)
+    rq_patches.install(shared=True)
     upstream.config.serializer = serializers.ConfiguredSerializer
     app.register_blueprint(dashboard, url_prefix=f"{url_prefix.rstrip('/')}/rq")
 

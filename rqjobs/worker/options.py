@@ -13,8 +13,8 @@ from rq.defaults import DEFAULT_SERIALIZER_CLASS
 from rq.serializers import DefaultSerializer, JSONSerializer
 from rq.utils import import_attribute
 
-from rqjobs import catalog, config, connection, serializers
-from rqjobs.jobs import Job, install
+from rqjobs import catalog, config, connection, rq_patches, serializers
+from rqjobs.jobs import Job
 from rqjobs.queues import Queue
 from rqjobs.worker import foreign_clients
 
@@ -26,7 +26,7 @@ def prepare(worker: Any, given: Any, options: dict[str, Any]) -> redis.Redis:
         SystemExit: something cannot be used; the message says what.
     """
     works = options.get("prepare_for_work", True)
-    install(shared=not works)
+    rq_patches.install(shared=not works)
     try:
         if works:
             catalog.must_load()
@@ -48,14 +48,6 @@ def prepare(worker: Any, given: Any, options: dict[str, Any]) -> redis.Redis:
         return client
     except config.ConfigError as error:
         raise SystemExit(f"rqjobs: {error}") from None  # `rq` would show a traceback
-
-
-def check_url() -> None:
-    """Make REDIS_URL that cannot be used one line instead of RQ's traceback. Raises SystemExit."""
-    try:
-        connection.client()
-    except config.ConfigError as error:
-        raise SystemExit(f"rqjobs: {error}") from None
 
 
 def names(queues: Any) -> list[Any]:

@@ -15,7 +15,6 @@ from typing import Any
 
 import redis
 import rq
-import rq.cli.workers
 from rq.command import PUBSUB_CHANNEL_TEMPLATE
 from rq.defaults import DEFAULT_LOGGING_DATE_FORMAT, DEFAULT_LOGGING_FORMAT
 from rq.logutils import ColorizingStreamHandler
@@ -23,13 +22,12 @@ from rq.registry import FailedJobRegistry, FinishedJobRegistry
 from rq.utils import now, utcformat
 from rq.worker import DequeueStrategy
 
-from rqjobs import config, logs, processes
+from rqjobs import config, logs, processes, rq_patches
 from rqjobs import connection as connections
 from rqjobs.broker import leases, odd_keys, scripts, transitions
 from rqjobs.broker import places as broker_places
 from rqjobs.broker.keys import decode
 from rqjobs.broker.leases import HEARTBEAT_SECONDS
-from rqjobs.connection import is_transient
 from rqjobs.maintenance import sweep
 from rqjobs.scheduler import Scheduler
 from rqjobs.worker import job_processes
@@ -493,17 +491,4 @@ def _log_each_line_once() -> None:
         ]
 
 
-def _is_suspended(connection: Any, worker: Any = None) -> bool:
-    """What RQ's command line asks before there is a worker that could wait for Redis; that finds it out again."""
-    logs.tolerate_any_encoding()
-    try:
-        return bool(rq.suspension.is_suspended(connection, worker))
-    except Exception as error:
-        if is_transient(error) and not isinstance(error, redis.AuthenticationError):
-            return False
-        if isinstance(error, TypeError):  # an option in the URL that redis-py does not have
-            worker_options.check_url()
-        raise
-
-
-rq.cli.workers.is_suspended = _is_suspended
+rq_patches.wait_for_redis_at_start()
