@@ -320,15 +320,21 @@ RQ_OPTIONS = frozenset(
 )
 
 
-def split_options(function: Any, args: tuple[Any, ...], given: dict[str, Any]) -> dict[str, Any]:
-    """What is given to `enqueue`, with the function's own arguments apart: `args`, `kwargs`, and
-    RQ's options.
+def split_options(
+    function: Any,
+    args: tuple[Any, ...],
+    given: dict[str, Any],
+    option_names: frozenset[str] = RQ_OPTIONS,
+) -> dict[str, Any]:
+    """The options of `enqueue`, and the function's arguments apart as `args` and `kwargs`.
 
     Raises:
-        TypeError: a name is both a parameter of the function and a word of RQ's.
+        TypeError: a name is both a parameter of the function and an option.
     """
     explicit = given.keys() & {"args", "kwargs"}
-    words = given.keys() & RQ_OPTIONS if not explicit else explicit if len(explicit) == 1 else set()
+    words = (
+        given.keys() & option_names if not explicit else explicit if len(explicit) == 1 else set()
+    )
     if words:
         target = catalog.current().check(function)
         plain = {

@@ -297,11 +297,11 @@ def test_a_schedule_from_its_form_to_its_end(at_home, site, worker, eventually, 
         "Asia/Calcutta",
     )
     fill("arg.text", HOSTILE)
-    fill("line", "0 6 * * mon-fry")  # and that selects cron
+    fill("expression", "0 6 * * mon-fry")  # and that selects cron
     browser.find_element(By.CSS_SELECTOR, "#rule button.primary").click()
-    eventually(lambda: "field 5" in shown(browser, "#line-error"), what="the error")
+    eventually(lambda: "field 5" in shown(browser, "#expression-error"), what="the error")
     assert browser.find_element(By.ID, "arg.text").get_attribute("value") == HOSTILE
-    fill("line", "0 6 1 1 *")
+    fill("expression", "0 6 1 1 *")
     fill("tz", "UTC")
     eventually(
         lambda: "at 06:00 on day 1 of the month in January (UTC)" in shown(browser, ".ahead"),
@@ -315,7 +315,7 @@ def test_a_schedule_from_its_form_to_its_end(at_home, site, worker, eventually, 
     browser.find_element(By.CSS_SELECTOR, "#rule button.primary").click()
     eventually(lambda: shown(browser, "h1") == "say", what="the schedule's page")
     found = rqjobs.schedules.get("say")
-    assert (found.rule.line, found.rule.start.timestamp()) == ("0 6 1 1 *", 1893456000), (
+    assert (found.rule.expression, found.rule.start.timestamp()) == ("0 6 1 1 *", 1893456000), (
         "midnight of 2030 in UTC"
     )
     assert browser.find_element(By.ID, "start").get_attribute("value") == "2030-01-01T05:30"

@@ -454,6 +454,7 @@ def test_remove_leaves_its_jobs_and_nothing_else_and_a_second_one_makes_no_old_i
         (lambda: schedules.add("x", every(hours=1), faults.note, job_id="mine"), ScheduleError),
         (lambda: schedules.add("x", "every hour", faults.note), ScheduleError),
         (lambda: schedules.add("x", every(hours=1), faults.note, tiemout=5), TypeError),
+        (lambda: schedules.add("x", every(hours=1), faults.describe, description="x"), TypeError),
         (lambda: schedules.add("taken", every(hours=1), faults.note, replace=False), ScheduleError),
     ],
 )

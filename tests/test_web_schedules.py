@@ -30,7 +30,12 @@ NEW = {
     "missed": "once",
     "overlap": "on",
 }
-CRON = NEW | {"kind": "cron", "line": "0 6 * * mon-fri", "tz": "Europe/Berlin", "interval": ""}
+CRON = NEW | {
+    "kind": "cron",
+    "expression": "0 6 * * mon-fri",
+    "tz": "Europe/Berlin",
+    "interval": "",
+}
 
 
 def inputs(page):
@@ -283,22 +288,22 @@ def test_a_form_sent_twice_is_one_schedule(client):
         ({"interval": "0.5", "unit": "seconds"}, "interval", "at least one"),
         ({"interval": ""}, "interval", "at least one"),
         ({"interval": "4000", "unit": "days"}, "interval", "from 0 to 3,650 days"),
-        ({"kind": "sometimes"}, "kind", "by a cron line?"),
+        ({"kind": "sometimes"}, "kind", "by a cron expression?"),
         (
-            {"kind": "cron", "line": "0 6 * * mon-fry", "tz": ""},
-            "line",
+            {"kind": "cron", "expression": "0 6 * * mon-fry", "tz": ""},
+            "expression",
             "field 5 (day of week)",
         ),
-        ({"kind": "cron", "line": "61 * * * *"}, "line", "use 0 to 59"),
-        ({"kind": "cron", "line": ""}, "line", "five fields"),
-        ({"kind": "cron", "line": "@sometimes"}, "line", "@daily"),
+        ({"kind": "cron", "expression": "61 * * * *"}, "expression", "use 0 to 59"),
+        ({"kind": "cron", "expression": ""}, "expression", "five fields"),
+        ({"kind": "cron", "expression": "@sometimes"}, "expression", "@daily"),
         (
-            {"kind": "cron", "line": "@daily", "tz": "Europe/Berlim"},
+            {"kind": "cron", "expression": "@daily", "tz": "Europe/Berlim"},
             "tz",
             "did you mean &#39;Europe/Berlin&#39;?",
         ),
         (
-            {"kind": "cron", "line": "@daily", "tz": "../../etc/passwd"},
+            {"kind": "cron", "expression": "@daily", "tz": "../../etc/passwd"},
             "tz",
             "there is no time zone",
         ),
@@ -339,8 +344,8 @@ def test_the_look_ahead(client):
         and page.count("T00:15:00+00:00</time>") == 3
     )
     for wrong, told in (
-        (CRON | {"line": "0 6 * * mon-fry"}, "field 5"),
-        ({}, "by a cron line?"),
+        (CRON | {"expression": "0 6 * * mon-fry"}, "field 5"),
+        ({}, "by a cron expression?"),
         (NEW | {"start": "9998-12-31T23:00"}, ""),
         (NEW | {"end": "2001-01-01T00:00"}, "never"),
         (dict.fromkeys(CRON, HOSTILE) | {"kind": "cron"}, ""),
@@ -406,7 +411,8 @@ def test_edit(client, redis):
     )
     client.post(
         "/schedules/one",
-        data=form | {"arg.b": "5", "kind": "cron", "line": "@daily", "tz": "UTC", "queue": "high"},
+        data=form
+        | {"arg.b": "5", "kind": "cron", "expression": "@daily", "tz": "UTC", "queue": "high"},
     )
     found = schedules.get("one")
     assert (found.rule, found.args, found.queue) == (cron("@daily"), [3, 5], "high")
@@ -430,7 +436,7 @@ def test_errors_of_an_edit(client):
     before = schedules.get("one")
     form = inputs(client.get("/schedules/one").text)
     for wrong, told in (
-        ({"kind": "cron", "line": "99 * * * *"}, "use 0 to 59"),
+        ({"kind": "cron", "expression": "99 * * * *"}, "use 0 to 59"),
         ({"arg.a": "x"}, "not a whole number"),
         ({"function": "os.system"}, "no such job function"),
         ({"queue": "nowhere"}, "no such queue"),
@@ -515,10 +521,10 @@ ODD = [
     b"inf",
     b"9" * 400,
     b"[" * 5000,
-    b'{"line": 3}',
+    b'{"expression": 3}',
     b'{"seconds": 1e9}',
     b'{"seconds": 5, "jitter": NaN}',
-    b'{"line": "* * * * *", "tz": ["x"]}',
+    b'{"expression": "* * * * *", "tz": ["x"]}',
     b'{"seconds": 5, "missed": {}}',
     b'{"seconds": 5, "start": "0001-01-01T00:00:00"}',
     b'{"seconds": 5, "end": 7}',

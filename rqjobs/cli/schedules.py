@@ -133,8 +133,8 @@ def _changed_rule(options: dict[str, Any], old: Rule) -> Rule | None:
     if seconds is None and expression is None:
         if options["tz"] is None and new_options == old_options:
             return None
-        if old.line:
-            expression = old.line
+        if old.expression:
+            expression = old.expression
         else:
             seconds = old.seconds
     return _make_rule(seconds, expression, options["tz"] or old.tz, new_options)

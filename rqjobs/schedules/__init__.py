@@ -85,7 +85,15 @@ def add(
         raise ScheduleError(
             f"a schedule needs a rule, like every(minutes=5) or cron('0 6 * * *'), not {rule!r}"
         )
-    template = _template(function, args, kwargs, queue)
+    own: dict[str, Any] = {}
+    if queue is not None:
+        own["queue"] = queue
+    if not replace:
+        own["replace"] = replace
+    given = queues.split_options(
+        function, args, kwargs | own, queues.RQ_OPTIONS | {"queue", "replace"}
+    )
+    template = _build_template(function, given)
     client = connections.client()
     while True:
         found = read(client, [check_name(name)]).get(name)
@@ -104,11 +112,10 @@ def add(
             get(name)  # raises if the schedule exists by now and cannot be read
 
 
-def _template(
-    function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], queue: str | None
-) -> JobTemplate:
-    """The call that `add` stores, with RQ's options taken out of the keyword arguments."""
-    given = queues.split_options(function, args, kwargs)
+def _build_template(function: Any, given: dict[str, Any]) -> JobTemplate:
+    """The template of a call and its options, as `queues.split_options` gives them."""
+    queue = given.pop("queue", None)
+    given.pop("replace", None)
     options = queues.Queue.parse_args(function, **given)._asdict()
     refused = [
         option for option in ("depends_on", "job_id", "pipeline", "unique") if options.pop(option)
@@ -118,9 +125,9 @@ def _template(
             f"a schedule takes no {', '.join(refused)}: it makes many jobs, each with an id of its own"
         )
     del options["func"]
-    call_args = options.pop("args")
-    call_kwargs = options.pop("kwargs")
-    return build_template(function, call_args, call_kwargs, options | {"queue": queue})
+    args = options.pop("args")
+    kwargs = options.pop("kwargs")
+    return build_template(function, args, kwargs, options | {"queue": queue})
 
 
 def edit(

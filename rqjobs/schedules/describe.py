@@ -17,7 +17,7 @@ MISSED_TEXTS = {
 
 def describe(rule: Rule) -> str:
     """The rule in one line: its times, then each option that differs from the default."""
-    texts = [_describe_cron(rule) if rule.line else _describe_every(rule)]
+    texts = [_describe_cron(rule) if rule.expression else _describe_every(rule)]
     if rule.start:
         texts.append(f"from {_describe_moment(rule, rule.start)}")
     if rule.end:
@@ -43,7 +43,7 @@ def describe_missed(ticks: int) -> str:
 
 
 def _describe_cron(rule: Rule) -> str:
-    text = parse_expression(rule.line).explain()
+    text = parse_expression(rule.expression).explain()
     return f"{text[0].lower()}{text[1:]} ({rule.tz})"
 
 

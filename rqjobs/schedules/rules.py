@@ -24,7 +24,7 @@ CRON_JITTER_MAX_SECONDS = 86_400
 RULE_JSON_MAX_CHARACTERS = 100_000
 RULE_JSON_FIELDS = (
     "seconds",
-    "line",
+    "expression",
     "tz",
     "missed",
     "overlap",
@@ -42,7 +42,7 @@ class Rule:
     """When a schedule is due. `every` and `cron` make rules, and document the fields."""
 
     seconds: int = 0
-    line: str = ""
+    expression: str = ""
     tz: str = "UTC"
     missed: str = "once"
     overlap: bool = True
@@ -59,12 +59,12 @@ class Rule:
 
     @property
     def kind(self) -> str:
-        return "cron" if self.line else "every"
+        return "cron" if self.expression else "every"
 
     @property
     def ticks_key(self) -> tuple[Any, ...]:
         """Everything that the ticks follow from: rules with equal keys have equal ticks."""
-        return self.seconds, self.line, self.tz, self.start, self.end, self.times
+        return self.seconds, self.expression, self.tz, self.start, self.end, self.times
 
     def __call__(self, function: F) -> F:
         """Declare that this rule calls `function`, with the rule's `args` and `kwargs`.
@@ -100,9 +100,9 @@ class Rule:
         first, last = self._bounds(first, last)
         if first > last:
             return iter(())
-        if not self.line:
+        if not self.expression:
             return iter(self._multiples(first, last))
-        ticks = parse_expression(self.line).ticks_after(first - 1, time_zone(self.tz))
+        ticks = parse_expression(self.expression).ticks_after(first - 1, time_zone(self.tz))
         return takewhile(lambda tick: tick <= last, ticks)
 
     def last_ticks(self, first: float, last: float, count: int) -> list[int]:
@@ -113,9 +113,9 @@ class Rule:
         first, last = self._bounds(first, last)
         if first > last:
             return []
-        if not self.line:
+        if not self.expression:
             return list(self._multiples(first, last)[-count:])
-        ticks = parse_expression(self.line).ticks_before(last + 1, time_zone(self.tz))
+        ticks = parse_expression(self.expression).ticks_before(last + 1, time_zone(self.tz))
         return list(islice(takewhile(lambda tick: tick >= first, ticks), count))[::-1]
 
     def _bounds(self, first: float, last: float) -> tuple[int, int]:
@@ -150,7 +150,7 @@ class Rule:
         parts = {}
         for name in RULE_JSON_FIELDS:
             value = getattr(self, name)
-            if value != getattr(defaults, name) or (name == "seconds" and not self.line):
+            if value != getattr(defaults, name) or (name == "seconds" and not self.expression):
                 parts[name] = value.isoformat() if isinstance(value, datetime) else value
         return json.dumps(parts)
 
@@ -228,13 +228,14 @@ def every(
     return _make_rule(options, seconds=int(total))
 
 
-def cron(line: str, *, tz: str = "UTC", **options: Any) -> Rule:
+def cron(expression: str, *, tz: str = "UTC", **options: Any) -> Rule:
     """A rule by a cron expression (five fields, or @daily and the like), in the local time of `tz`.
 
     Args:
-        line: minute, hour, day of month, month, day of week, with lists, ranges, steps and names; also
-            L and LW (the last day and the last weekday of the month), 5L (the last Friday) and 5#2
-            (the second Friday). If neither day field begins with `*`, one of them is enough.
+        expression: minute, hour, day of month, month, day of week, with lists, ranges, steps and
+            names; also L and LW (the last day and the last weekday of the month), 5L (the last
+            Friday) and 5#2 (the second Friday). Two day fields without a leading `*` match if either
+            does.
         tz: an IANA name, like "Europe/Berlin". Daylight saving follows Debian's cron.
         options: as for `every`.
 
@@ -242,9 +243,11 @@ def cron(line: str, *, tz: str = "UTC", **options: Any) -> Rule:
         ScheduleError: the rule is wrong. For the expression, the message names the field.
     """
     _check_option_names("cron", options)
-    if not isinstance(line, str) or not line.strip():
-        raise ScheduleError(f"cron(…) takes an expression of five fields: {EXAMPLE}; not {line!r}")
-    return _make_rule(options, line=" ".join(line.split()), tz=tz)
+    if not isinstance(expression, str) or not expression.strip():
+        raise ScheduleError(
+            f"cron(…) takes an expression of five fields: {EXAMPLE}; not {expression!r}"
+        )
+    return _make_rule(options, expression=" ".join(expression.split()), tz=tz)
 
 
 def declared(function: Callable[..., Any]) -> list[Rule]:
@@ -253,7 +256,7 @@ def declared(function: Callable[..., Any]) -> list[Rule]:
 
 
 def _check_option_names(maker: str, options: dict[str, Any]) -> None:
-    known = {part.name for part in fields(Rule)} - {"seconds", "line", "tz"}
+    known = {part.name for part in fields(Rule)} - {"seconds", "expression", "tz"}
     times = "an expression and tz"
     if maker == "every":
         times = "seconds, minutes, hours, days, weeks"
@@ -284,9 +287,9 @@ def _check(rule: Rule) -> None:
             raise ScheduleError(f"{name}={getattr(rule, name)!r} is wrong; {hint}")
 
     jitter_limit = rule.seconds
-    if rule.line:
+    if rule.expression:
         jitter_limit = CRON_JITTER_MAX_SECONDS
-        parse_expression(rule.line)
+        parse_expression(rule.expression)
     else:
         must(_is_count(rule.seconds), "seconds", "use a whole number, at least 1")
     time_zone(rule.tz)

@@ -50,7 +50,7 @@ def given(rule: Rule) -> dict[str, str]:
     shown |= (
         {"interval": str(rule.seconds // forms.UNITS[unit]), "unit": unit}
         if rule.kind == "every"
-        else {"line": rule.line, "tz": rule.tz}
+        else {"expression": rule.expression, "tz": rule.tz}
     )
     for name, moment in (("start", rule.start), ("end", rule.end)):
         usual = moment and 1970 <= moment.year < 9999
@@ -85,12 +85,12 @@ def read(reader: forms.Reader, before: Rule | None = None) -> Rule | None:
             }
             every(**parts)
         elif kind == "cron":
-            parts, where = {"line": reader.text("line")}, "line"
+            parts, where = {"expression": reader.text("expression")}, "expression"
             cron(**parts)
             parts["tz"], where = reader.text("tz") or "UTC", "tz"
             cron(**parts)
         else:
-            reader.errors["kind"] = "Every so often, or by a cron line?"
+            reader.errors["kind"] = "Every so often, or by a cron expression?"
         return None if reader.errors else (every if kind == "every" else cron)(**parts, **terms)
     except (ScheduleError, OverflowError) as error:
         term = re.match(r"(\w+)=", str(error))  # so begins what is said of a term

@@ -189,7 +189,9 @@ def _describe(name: str, found: Schedule | None, runs: int, times: int) -> dict[
         "known": found.function in catalog.current().functions,
         "queue": cut(found.queue, 100),
         "declared": found.source == "code",
-        "rule": cut(f"{found.rule.line} ({found.rule.tz})" if found.rule.line else "", 300),
+        "rule": cut(
+            f"{found.rule.expression} ({found.rule.tz})" if found.rule.expression else "", 300
+        ),
         "zone": found.rule.tz,
         "upcoming": ruleform.times(upcoming),
         "next": found.next,
