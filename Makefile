@@ -7,7 +7,7 @@ CHAOS_ARGS ?=
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test test-clients chaos bench bench-quick bench-numbers lint recover audit doctor wheel clean
+.PHONY: help run demo test test-clients chaos bench bench-quick bench-numbers screenshots lint recover audit doctor wheel clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -35,6 +35,9 @@ bench-quick: .venv/benched  ## Whether the benchmark works: ours and RQ, few job
 
 bench-numbers: .venv/benched  ## Measure what thousands of schedules, queues and jobs cost; some minutes.
 	$(BIN)/python benchmarks/bench_numbers.py $(BENCH_ARGS)
+
+screenshots: .venv/tested  ## Write the pictures of README.md and docs/; needs Chromium and its driver.
+	$(BIN)/python docs/screenshots.py
 
 lint: .venv/developed  ## Check style and types.
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """What `make bench` found, as Markdown and SVG.
 
-usage: bench_report.py [--readme]    write both again from results/bench.json; put the tables into README.md, too
+usage: bench_report.py [--docs]    write both again from results/bench.json; with --docs, put the
+tables into docs/benchmarks.md, too
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import bench_plots
 import bench_stage
 
 HERE = Path(__file__).parent
-README = HERE.parent / "README.md"
+DOCS_PAGE = HERE.parent / "docs" / "benchmarks.md"
 NONE = "not measured"
 ACKS = ("before", "after")
 LATE = ("rqjobs", "rq", "arq 2x5", "Huey threads", "Celery prefork")
@@ -305,16 +306,16 @@ def pictures(found: Found) -> dict[str, str]:
     return drawn
 
 
-def put_into_readme(found: Found) -> None:
-    """Between the two marks in README.md: when and where, the table, the other figures, and the plots."""
+def put_into_docs(found: Found) -> None:
+    """Replace the text between the two marks in docs/benchmarks.md by the tables and the plots."""
     others = [(what, measured) for what, _, measured in reach(found) if measured != NONE]
-    plots = "".join(f"![{name}](benchmarks/results/{name}.svg)\n" for name in pictures(found))
-    ours = "\n".join([head(found), table(found), grid(("besides", "measured"), *others), plots])
-    README.write_text(
+    plots = "".join(f"![{name}](../benchmarks/results/{name}.svg)\n" for name in pictures(found))
+    ours = "\n".join([head(found), table(found), grid(("other figures", "measured"), *others), plots])
+    DOCS_PAGE.write_text(
         re.sub(
             r"(<!-- bench -->\n).*?(<!-- /bench -->)",
             lambda match: match[1] + ours + match[2],
-            README.read_text(),
+            DOCS_PAGE.read_text(),
             flags=re.S,
         )
     )
@@ -323,5 +324,5 @@ def put_into_readme(found: Found) -> None:
 if __name__ == "__main__":
     raw = json.loads((HERE / "results" / "bench.json").read_text())
     write(HERE / "results", raw)
-    if "--readme" in sys.argv:
-        put_into_readme(Found(raw))
+    if "--docs" in sys.argv:
+        put_into_docs(Found(raw))

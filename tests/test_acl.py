@@ -1,4 +1,4 @@
-"""Beside a Redis user that has only the rights which the README names, or not even those."""
+"""With a Redis user that has only the rights of docs/deploying.md, or fewer."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from rqjobs.broker import transitions
 from rqjobs.dev import redis_server
 from rqjobs.maintenance import audit
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-SMALLEST = re.search(r"^ACL SETUSER rqjobs on >secret (.*)$", README, re.M)[1].split()
+DOCS = (Path(__file__).parents[1] / "docs" / "deploying.md").read_text(encoding="utf-8")
+SMALLEST = re.search(r"^ACL SETUSER rqjobs on >secret (.*)$", DOCS, re.M)[1].split()
 KEYS_ONLY = ["~rq:*", "~rqjobs:*", "resetchannels", "+@all"]
 
 

@@ -314,9 +314,9 @@ def test_what_is_no_declaration_is_told_once_and_takes_nothing_away(redis, versi
     assert states() == {"a": "active", "b": "active"} and caplog.text.count("cannot be read") == 1
 
 
-def test_the_example_in_the_readme_declares_what_it_says(settings, tmp_path, monkeypatch, redis):
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    block = readme.split("```python\n# tasks.py\n", 1)[1].split("```", 1)[0]
+def test_the_example_in_the_docs_declares_what_it_says(settings, tmp_path, monkeypatch, redis):
+    page = (Path(__file__).parent.parent / "docs" / "schedules.md").read_text()
+    block = page.split("```python\n# tasks.py\n", 1)[1].split("```", 1)[0]
     (tmp_path / "tasks.py").write_text(block)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "tasks", raising=False)
@@ -324,7 +324,7 @@ def test_the_example_in_the_readme_declares_what_it_says(settings, tmp_path, mon
     found = {one["name"]: one for one in declared.declarations()}
     assert set(found) == {"tasks-refresh", "tasks-report", "monthly"}
     assert found["monthly"]["queue"] == "low" and "overlap" in found["tasks-report"]["rule"]
-    later = readme.split("With arguments that only your program knows", 1)[1]
+    later = page.split("## Adding schedules at run time", 1)[1]
     exec(later.split("```python\n", 1)[1].split("```", 1)[0], {})
     command = shlex.split(later.split("```sh\nrqjobs ", 1)[1].split("```", 1)[0])
     assert CliRunner().invoke(cli.main, command).exit_code == 0

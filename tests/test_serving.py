@@ -120,7 +120,7 @@ def nginx(spawn, tmp_path, eventually):
     return start
 
 
-DOCS = (Path(__file__).parents[1] / "docs" / "serving.md").read_text(encoding="utf-8")
+DOCS = (Path(__file__).parents[1] / "docs" / "deploying.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
