@@ -310,7 +310,9 @@ def put_into_docs(found: Found) -> None:
     """Replace the text between the two marks in docs/benchmarks.md by the tables and the plots."""
     others = [(what, measured) for what, _, measured in reach(found) if measured != NONE]
     plots = "".join(f"![{name}](../benchmarks/results/{name}.svg)\n" for name in pictures(found))
-    ours = "\n".join([head(found), table(found), grid(("other figures", "measured"), *others), plots])
+    ours = "\n".join(
+        [head(found), table(found), grid(("other figures", "measured"), *others), plots]
+    )
     DOCS_PAGE.write_text(
         re.sub(
             r"(<!-- bench -->\n).*?(<!-- /bench -->)",
