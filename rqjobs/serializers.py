@@ -132,7 +132,7 @@ def _encode(value: Any, where: str) -> Any:
         if isinstance(value, plain):
             return plain(value)
     raise PayloadError(
-        f"{where} is a {texts.name_of(kind)}, which JSON cannot carry; pass an id, and fetch the rest "
+        f"{where} is a {texts.class_name(kind)}, which JSON cannot carry; pass an id, and fetch the rest "
         f"inside the job"
     )
 
