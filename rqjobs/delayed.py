@@ -141,7 +141,7 @@ def _change(connection: redis.Redis | None, job_id: str, what: str, seconds: Any
         keys.scheduled(queue),
         keys.crash_backoff(queue),
         keys.registry("canceled", queue),
-        keys.WAKEUP_CHANNEL + queue,
+        keys.wakeup_channel(queue),
     ]
     outcome = decode(
         CHANGE_DELAYED.run(

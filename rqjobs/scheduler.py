@@ -147,7 +147,7 @@ class Scheduler(RQScheduler):
         if self._may_subscribe:
             self._bell = self.connection.pubsub(ignore_subscribe_messages=True)
             self._bell.subscribe(
-                *(keys.WAKEUP_CHANNEL + name for name in {SCHEDULES_QUEUE, *self._queue_names})
+                keys.SCHEDULES_WAKEUP_CHANNEL, *map(keys.wakeup_channel, self._queue_names)
             )
         self._next: dict[
             str, float
@@ -244,7 +244,7 @@ class Scheduler(RQScheduler):
         try:
             while self._bell and (message := self._bell.get_message(timeout=0)):
                 self._hear(
-                    keys.decode(message["channel"]).removeprefix(keys.WAKEUP_CHANNEL),
+                    keys.decode(message["channel"]).removeprefix(keys.WAKEUP_PREFIX),
                     message["data"],
                 )
         except redis.exceptions.NoPermissionError:
@@ -258,6 +258,8 @@ class Scheduler(RQScheduler):
             )
 
     def _hear(self, name: str, data: Any) -> None:
+        if name == keys.SCHEDULES_WAKEUP_CHANNEL:
+            name = SCHEDULES_QUEUE
         try:
             due = float(data)
         except (TypeError, ValueError):  # anybody who reaches Redis can publish anything

@@ -126,7 +126,7 @@ def test_in_a_rolling_deploy_the_version_that_started_last_is_right_and_none_tak
     assert schedules.get("kept").rule.seconds == 7200 and schedules.get("kept").revision == revision
     leases.end_lease(redis, "old")
     declared.reconcile(redis)
-    assert states() == {"kept": "active", "dropped": "withdrawn", "added": "active"}
+    assert states() == {"kept": "active", "dropped": "undeclared", "added": "active"}
 
 
 def test_what_no_worker_declares_rests_and_goes_on_where_it_was(redis, version):
@@ -140,7 +140,7 @@ def test_what_no_worker_declares_rests_and_goes_on_where_it_was(redis, version):
         tick := int(redis.hget("rqjobs:schedule:daily", "next")) - 3 * 3600,
     )
     version("mail", {"letters": every(hours=1)})
-    assert states() == {"daily": "withdrawn", "letters": "active"}
+    assert states() == {"daily": "undeclared", "letters": "active"}
     assert redis.zscore(SCHEDULES, "daily") == float("inf")
     ticker.run_due(redis)
     assert rqjobs.queue("default").job_ids == []
@@ -161,14 +161,16 @@ def test_a_pause_outlives_a_deploy_and_what_is_gone_is_forgotten_after_a_day(red
     for worker in ("w1", "w2"):
         leases.end_lease(redis, worker)
     version("w3", {})
-    assert states() == {"a": "withdrawn"}
-    with pytest.raises(ScheduleError, match="is withdrawn"):
+    assert states() == {"a": "undeclared"}
+    with pytest.raises(ScheduleError, match="is undeclared"):
         schedules.resume("a")
     version("w4", {"a": every(hours=2)}, args=["changed"])
     assert states() == {"a": "paused"}
     leases.end_lease(redis, "w4")
     declared.reconcile(redis)
-    redis.hset("rqjobs:schedule:a", "changed", time.time() - declared.UNDECLARED_SECONDS - 5)
+    redis.hset(
+        "rqjobs:schedule:a", "undeclared_since", time.time() - declared.UNDECLARED_SECONDS - 5
+    )
     declared.reconcile(redis)
     assert states() == {} and not redis.keys("rqjobs:schedule:*")
 

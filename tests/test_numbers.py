@@ -15,7 +15,7 @@ from rqjobs import config, every, schedules, stats
 from rqjobs.broker import leases, places, scripts
 from rqjobs.maintenance import audit, sweep
 from rqjobs.scheduler import SCHEDULES_QUEUE, Scheduler
-from rqjobs.schedules import declared, history
+from rqjobs.schedules import declared, history, store
 from rqjobs.web import create_app
 
 NAMES = 2000
@@ -157,7 +157,7 @@ def turn(scheduler):
 
 def declare(redis, names):
     leases.renew_lease(redis, "w1", {"pid": 1})
-    made = declared.call(faults.note)
+    made = store.build_template(faults.note)
     words = {
         "started": scripts.redis_time(redis),
         "schedules": [

@@ -205,7 +205,7 @@ def test_what_a_worker_declares_is_announced_when_the_key_is_free_again(redis, c
     """Somebody wrote there between a worker's first sweep and its announcement: it ended with a traceback."""
     redis.set("rqjobs:schedules:declared", "evil")
     declared.publish_declarations(redis, "w1", "{}")
-    assert "not announced yet" in caplog.text
+    assert "not published yet" in caplog.text
     sweep.sweep(redis, force=True)
     declared.publish_declarations(redis, "w1", "{}", again=True)
     assert redis.hgetall("rqjobs:schedules:declared") == {b"w1": b"{}"}
@@ -281,7 +281,7 @@ def test_a_schedule_whose_revision_is_no_text_can_be_removed(redis, source):
     if source == "added":
         schedules.remove("odd")
     else:
-        assert declared._make_room(redis, "odd")
+        assert declared._remove_unreadable(redis, "odd")
     assert not redis.exists("rqjobs:schedule:odd")
 
 
@@ -301,4 +301,4 @@ def test_a_rule_and_a_declaration_of_millions_of_parts_are_not_read(redis, monke
     assert schedules.all() == []
     declared.reconcile(redis)
     assert max(lengths, default=0) < len(brackets)
-    assert "what the code of the worker odd declares cannot be read" in caplog.text
+    assert "worker odd: its declared schedules cannot be read" in caplog.text

@@ -141,8 +141,8 @@ def test_who_makes_something_due_soon_tells_the_clock(redis, clock, eventually):
 
     eventually(told)
     eventually(lambda: (clock._look(), rqjobs.queue("default").job_ids)[1] == [job.id])
-    redis.publish(keys.WAKEUP_CHANNEL + "default", "rubbish")
-    redis.publish(keys.WAKEUP_CHANNEL + "default", "nan")
+    redis.publish(keys.wakeup_channel("default"), "rubbish")
+    redis.publish(keys.wakeup_channel("default"), "nan")
     eventually(lambda: (clock._sleep(), clock._next["default"] <= 0.0)[1])
 
 
@@ -150,7 +150,7 @@ def test_what_a_failed_job_waits_for_is_told_to_the_clock_with_its_outcome(
     redis, worker, eventually
 ):
     bell = redis.pubsub(ignore_subscribe_messages=True)
-    bell.subscribe(keys.WAKEUP_CHANNEL + "default")
+    bell.subscribe(keys.wakeup_channel("default"))
     worker()  # no clock: the job stays where it is
     job = rqjobs.enqueue(faults.boom, retry=Retry(max=1, interval=[0.5]))
     eventually(lambda: redis.zscore("rq:scheduled:default", job.id))

@@ -18,7 +18,7 @@ from rqjobs.maintenance import audit
 from rqjobs.schedules import NoSuchSchedule, history, ticker
 from rqjobs.schedules.describe import describe
 from rqjobs.schedules.rules import MISSED_MAX_TICKS
-from rqjobs.schedules.store import enqueue_ticks, jitter
+from rqjobs.schedules.store import DueRange, RunStatus, enqueue_ticks, jitter
 
 
 def back(redis, name, seconds):
@@ -190,7 +190,7 @@ def test_it_ends_after_its_times_and_at_its_end(redis):
     with pytest.raises(ScheduleError, match="is ended"):
         schedules.pause("twice")
     again = schedules.edit("twice", rule=every(hours=2, times=1))
-    assert again.state == "active" and again.left == 1
+    assert again.state == "active" and again.runs_left == 1
 
 
 def test_jitter_moves_the_job_and_not_the_tick(redis):
@@ -230,7 +230,7 @@ def test_other_times_begin_anew_with_all_their_times(redis):
     ticker.run_due(redis)
     assert schedules.get("once").state == "ended"
     found = schedules.edit("once", rule=every(hours=2, times=1))
-    assert (found.state, found.left, len(found.upcoming())) == ("active", 1, 1)
+    assert (found.state, found.runs_left, len(found.upcoming())) == ("active", 1, 1)
     back(redis, "once", 7200)
     ticker.run_due(redis)
     assert len(ids()) == 2 and schedules.get("once").state == "ended"
@@ -255,25 +255,20 @@ def test_a_reply_that_was_lost_makes_no_second_job(redis):
     calls = [
         enqueue_ticks(
             redis,
-            "cut",
-            found.revision,
-            "default",
-            str(tick),
-            tick + 3600,
-            tick + 3600,
-            last=tick,
-            jobs=[(tick, f"cut-{number}")],
+            found,
+            [(tick, f"cut-{number}")],
+            DueRange(tick, tick, tick + 3600, tick + 3600, 0),
         )
         for number in range(2)
     ]
-    assert calls == [[1, 0], [-1, 0]] and ids() == ["cut-0"]
+    done, changed = (RunStatus.DONE, 1, 0), (RunStatus.CHANGED, 0, 0)
+    assert calls == [done, changed] and ids() == ["cut-0"]
     back(redis, "cut", 3600)
     redis.zadd(
         SCHEDULES, {"cut": scripts.redis_time(redis) + 50}
     )  # nobody may be early, whatever his own clock says
-    assert enqueue_ticks(
-        redis, "cut", found.revision, "default", str(tick), tick + 3600, jobs=[(tick, "cut-2")]
-    ) == [-1, 0]
+    early = DueRange(tick, 0, tick + 3600, 0.0, 0)
+    assert enqueue_ticks(redis, found, [(tick, "cut-2")], early) == changed
 
 
 def test_more_than_one_look_takes_are_dealt_with_in_several(redis, eventually):
@@ -391,7 +386,7 @@ def test_one_that_the_code_declares_is_taken_over_only_when_it_is_declared_no_mo
     redis.hset("rqjobs:schedule:hourly", "source", "code")
     with pytest.raises(ScheduleError, match="is declared in the code: change it there"):
         schedules.add("hourly", every(hours=2), faults.note)
-    redis.hset("rqjobs:schedule:hourly", mapping={"state": "withdrawn", "before": "active"})
+    redis.hset("rqjobs:schedule:hourly", mapping={"undeclared_since": "1"})
     redis.zadd(SCHEDULES, {"hourly": "+inf"})
     found = schedules.add("hourly", every(hours=1), faults.note)
     assert (found.source, found.state) == ("added", "active") and found.due == found.next

@@ -171,7 +171,7 @@ def test_those_of_the_code_say_why_they_cannot_be_changed(client, redis):
             and "declared in the code" in page
         )
     assert redis.hgetall("rqjobs:schedule:from-code") == before
-    redis.hset("rqjobs:schedule:from-code", "state", "withdrawn")
+    redis.hset("rqjobs:schedule:from-code", "undeclared_since", "1")
     page = client.get("/schedules/from-code").text
     assert "No running worker declares it" in page and "/schedules/from-code/remove" in page
 
@@ -281,8 +281,8 @@ def test_a_form_sent_twice_is_one_schedule(client):
     "wrong, where, told",
     [
         ({"name": ""}, "name", "Give it a name"),
-        ({"name": "a b"}, "name", "is no name for a schedule; use letters"),
-        ({"name": HOSTILE}, "name", "is no name for a schedule"),
+        ({"name": "a b"}, "name", "cannot be the name of a schedule; use letters"),
+        ({"name": HOSTILE}, "name", "cannot be the name of a schedule"),
         ({"arg.a": "three"}, "arg.a", "is not a whole number"),
         ({"queue": "nowhere"}, "queue", "There is no such queue here."),
         ({"interval": "0.5", "unit": "seconds"}, "interval", "at least one"),

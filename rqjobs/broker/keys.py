@@ -17,6 +17,7 @@ RQ's keys are its own, unchanged. Ours begin with `rqjobs:`:
     rqjobs:sweep:strays:*              lock, cursor and first sightings of the search for strays
     rqjobs:odd:<key>                   a key of the wrong type, renamed out of the way
     rqjobs:wakeup:<queue>              channel, the due time of a new delayed job
+    rqjobs:schedules:wakeup            channel, the due time of a schedule, or "declared"
     rqjobs:schedules, :*               the schedules by due time; lock, revision, declarations
     rqjobs:schedule:<name>, :*         hash, one schedule; its job, runs and outcomes
     rqjobs:login*, rqjobs:sessions     wrong passwords, and logins to the pages
@@ -53,7 +54,8 @@ SCHEDULES_ANNOUNCED = "rqjobs:schedules:announced"
 RESULT = "rqjobs:result"
 REGISTRIES = ("scheduled", "deferred", "wip", "finished", "failed", "canceled")
 DOCTOR = "rqjobs:doctor"  # never written: the doctor's commands need a key
-WAKEUP_CHANNEL = "rqjobs:wakeup:"  # and the queue; the message is a due time
+SCHEDULES_WAKEUP_CHANNEL = "rqjobs:schedules:wakeup"
+WAKEUP_PREFIX = "rqjobs:wakeup:"
 QUEUE_PREFIX = "rq:queue:"
 WORKER_PREFIX = "rq:worker:"
 JOB_PREFIX = "rq:job:"
@@ -153,6 +155,10 @@ def scheduled_without_job(queue: str) -> str:
 
 def seen_intermediate(queue: str) -> str:
     return f"rqjobs:sweep:intermediate:{queue}"
+
+
+def wakeup_channel(queue: str) -> str:
+    return f"{WAKEUP_PREFIX}{queue}"
 
 
 def odd(key: str) -> str:

@@ -17,7 +17,7 @@ from rq.utils import now, utcformat
 
 from rqjobs import config
 from rqjobs.broker import keys
-from rqjobs.broker.keys import LEASES, QUEUES, WAKEUP_CHANNEL, decode
+from rqjobs.broker.keys import LEASES, QUEUES, decode
 from rqjobs.broker.leases import NoLease
 from rqjobs.broker.scripts import (
     CLAIM,
@@ -426,7 +426,15 @@ def promote(
 
 
 def publish_due(connection: redis.Redis, queue: str, due: Any) -> None:
-    """Tell the schedulers that something of `queue` is due at `due`. They find it by themselves within `LOOK`, so a
-    Redis user without the right to the channel may do without."""
+    """Wake the scheduler of `queue` at `due` (Unix seconds)."""
+    publish_wakeup(connection, keys.wakeup_channel(queue), due)
+
+
+def publish_wakeup(connection: redis.Redis, channel: str, message: Any) -> None:
+    """Send a message to the schedulers.
+
+    It only saves time: a scheduler also looks every `SCHEDULER_POLL_SECONDS`. So a Redis user without the
+    right to the channel is accepted.
+    """
     with contextlib.suppress(NoPermissionError):
-        connection.publish(WAKEUP_CHANNEL + queue, due)
+        connection.publish(channel, message)

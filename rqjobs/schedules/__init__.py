@@ -1,12 +1,12 @@
-"""Schedules: rules that make jobs, stored in Redis; to list, add, change, pause, run and remove them.
+"""Schedules: rules that make jobs. List, add, change, pause, run and remove them.
 
-`timetable.py` says how they are stored, `ticker.py` is the clock's side of them.
+`store.py` reads and writes them in Redis. The scheduler runs them with `ticker.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -24,6 +24,7 @@ from rqjobs.schedules.rules import Rule
 from rqjobs.schedules.store import (
     OPTION_FIELDS,
     JobTemplate,
+    RunStatus,
     Schedule,
     build_template,
     check_name,
@@ -36,6 +37,8 @@ from rqjobs.schedules.store import (
 )
 from rqjobs.times import utc
 
+ENDED_OUTCOMES = ("finished", "failed", "stopped", "canceled", "unknown")
+
 
 class NoSuchSchedule(ScheduleError):
     """There is no schedule of that name."""
@@ -43,9 +46,10 @@ class NoSuchSchedule(ScheduleError):
 
 @dataclass(frozen=True)
 class Run:
-    """A job that a schedule made: for a tick, or (None) because somebody wanted one now.
+    """A job that a schedule has made.
 
-    `outcome` is the job's status; "unknown" if it is gone and nobody saw how it ended (it was deleted).
+    `tick` is None if the job was requested with `run_now`. `outcome` is the job's status, or "unknown"
+    if the job was deleted before its outcome was noted.
     """
 
     job_id: str
@@ -102,8 +106,8 @@ def add(
                 f"there is a schedule {name!r} already; edit, replace or remove it, or choose another "
                 f"name"
             )
-        if found and found.state != "withdrawn":
-            _not_declared(name, "change")
+        if found and found.state != "undeclared":
+            _check_not_declared(name, "change")
             if (found.digest, found.rule.to_json()) == (template.digest, rule.to_json()):
                 return found
         if save(client, name, rule, template, "added", found):
@@ -139,86 +143,108 @@ def edit(
     kwargs: dict[str, Any] | None = None,
     **options: Any,
 ) -> Schedule:
-    """Change what is given and leave the rest; with other times it begins now, with the same ones it goes on.
+    """Change the given parts of a schedule and keep the others.
+
+    A schedule with other ticks starts now; with the same ticks it continues. Another `function` starts
+    with its own queue and without the options of the old one.
 
     Raises:
-        NoSuchSchedule: there is none.
-        ScheduleError: it is declared in the code, and is changed there.
+        NoSuchSchedule: there is no such schedule.
+        ScheduleError: the schedule is declared in the code, or the change is wrong.
         NotAJob, TypeError, PayloadError, PayloadTooLarge, RefusedWebhook: as for enqueue.
     """
     client = connections.client()
     while True:
-        _not_declared(name, "change")
+        _check_not_declared(name, "change")
         found = get(name)
-        made = JobTemplate(found.function, found.queue, found.fields, found.digest)
-        if function is not None or args is not None or kwargs is not None or options:
-            options.setdefault("queue", found.queue if function is None else None)
-            made = build_template(
-                function or found.function,
-                found.args if args is None else args,
-                found.kwargs if kwargs is None else kwargs,
-                options,
-            )
-            if function is None:
-                kept = {
-                    field
-                    for option, names in OPTION_FIELDS.items()
-                    if option not in options
-                    for field in names
-                }
-                if args is None and kwargs is None and "description" not in options:
-                    kept.add("description")
-                fields = {key: value for key, value in made.fields.items() if key not in kept}
-                fields |= {
-                    decode(key): value for key, value in found.fields.items() if decode(key) in kept
-                }
-                made = JobTemplate(made.function, made.queue, fields, made.digest)
-        if save(client, name, rule or found.rule, made, found.source, found):
+        template = JobTemplate(found.function, found.queue, found.fields, found.digest)
+        if function is not None:
+            call_args = found.args if args is None else args
+            call_kwargs = found.kwargs if kwargs is None else kwargs
+            template = build_template(function, call_args, call_kwargs, options)
+        elif args is not None or kwargs is not None or options:
+            template = _changed_template(found, args, kwargs, options)
+        if save(client, name, rule or found.rule, template, found.source, found):
             return get(name)
 
 
+def _changed_template(
+    found: Schedule,
+    args: Iterable[Any] | None,
+    kwargs: dict[str, Any] | None,
+    options: dict[str, Any],
+) -> JobTemplate:
+    """The call of `found` with other arguments or options; an option that is not given is kept."""
+    template = build_template(
+        found.function,
+        found.args if args is None else args,
+        found.kwargs if kwargs is None else kwargs,
+        {"queue": found.queue} | options,
+    )
+    kept: set[str] = set()
+    for option, names in OPTION_FIELDS.items():
+        if option not in options:
+            kept.update(names)
+    if args is None and kwargs is None and "description" not in options:
+        kept.add("description")
+    stored = {decode(field): value for field, value in found.fields.items()}
+    fields = {field: value for field, value in template.fields.items() if field not in kept}
+    fields |= {field: value for field, value in stored.items() if field in kept}
+    return JobTemplate(template.function, template.queue, fields, template.digest)
+
+
 def pause(name: str) -> None:
-    """Let it rest: its ticks come to nothing until it is resumed. What it has made goes on."""
-    _change(name, "paused", lambda found: ("never", {"next": ""}))
+    """Pause a schedule: its ticks make no jobs until it is resumed. Its earlier jobs are not affected.
+
+    Raises:
+        NoSuchSchedule: there is no such schedule.
+        ScheduleError: the schedule has ended or is undeclared.
+    """
+    _change_state(name, "paused", lambda found: ("never", {"next": ""}))
 
 
 def resume(name: str) -> None:
-    """Let a paused schedule go on, with its next tick from now; those in between were not missed."""
-    _change(name, "active", lambda found: first_tick(connections.client(), found.name, found.rule))
+    """Resume a paused schedule at its next tick from now. The ticks in between do not count as missed.
+
+    Raises:
+        NoSuchSchedule: there is no such schedule.
+        ScheduleError: the schedule has ended or is undeclared.
+    """
+    _change_state(
+        name, "active", lambda found: first_tick(connections.client(), found.name, found.rule)
+    )
 
 
 def run_now(name: str) -> Job:
-    """Make one of its jobs now, beside all ticks, whatever its state; returns the job.
+    """Enqueue one job of a schedule now, outside its rule and in any state; returns the job.
 
     Raises:
-        NoSuchSchedule: there is none.
-        ScheduleError: it cannot make one, for a key in Redis is of the wrong type.
+        NoSuchSchedule: there is no such schedule.
+        ScheduleError: a key in Redis that the run needs has the wrong type.
     """
     client = connections.client()
     while True:
         found = get(name)
         job_id = f"{name}-now-{uuid4().hex[:12]}"
-        made = enqueue_ticks(client, found.name, found.revision, found.queue, jobs=[("", job_id)])[
-            0
-        ]
-        if made == -2:
+        result = enqueue_ticks(client, found, [("", job_id)])
+        if result.status is RunStatus.WRONG_TYPE:
             raise ScheduleError(
                 f"the schedule {name!r} makes no job: the key of its queue {found.queue!r}, of its "
                 f"runs or of their outcomes, or rq:queues, is of the wrong type; delete that key"
             )
-        if made == 1:
+        if result.made == 1:
             job: Any = Job.fetch(job_id, connection=client)
             return job
 
 
 def remove(name: str) -> None:
-    """Remove it with its history. The jobs that it has made stay.
+    """Remove a schedule and its history. The jobs that it has made stay.
 
     Raises:
-        NoSuchSchedule: there is none.
-        ScheduleError: it is declared in the code, and goes when it is gone there.
+        NoSuchSchedule: there is no such schedule.
+        ScheduleError: the schedule is declared in the code; remove its declaration.
     """
-    _not_declared(name, "remove")
+    _check_not_declared(name, "remove")
     while not write(connections.client(), name, _revision(name), "", "remove", {}):
         pass
 
@@ -227,8 +253,8 @@ def get(name: str) -> Schedule:
     """The schedule called `name`.
 
     Raises:
-        NoSuchSchedule: there is none.
-        ScheduleError: what is stored cannot be read.
+        NoSuchSchedule: there is no such schedule.
+        ScheduleError: the schedule in Redis cannot be read.
     """
     found = read(connections.client(), [name])
     if name in found:
@@ -246,59 +272,73 @@ def all() -> list[Schedule]:
 
 
 def runs(name: str, count: int = 10) -> list[Run]:
-    """Its last runs, the newest first; at most 20 are remembered."""
-    client, key = connections.client(), keys.schedule(name)
-    if client.type(f"{key}:runs") != b"list":
+    """The last runs of a schedule, the newest first; Redis keeps 20."""
+    client = connections.client()
+    if client.type(keys.schedule_runs(name)) != b"list":
         return []
-    lines = [decode(line).split(" ") for line in client.lrange(f"{key}:runs", 0, count - 1)]
-    lines = [line for line in lines if len(line) == 3]  # another one somebody else wrote
+    members: Any = client.lrange(keys.schedule_runs(name), 0, count - 1)
+    entries = [decode(member).split(" ") for member in members]
+    entries = [entry for entry in entries if len(entry) == 3]  # others are foreign data
     with client.pipeline(transaction=False) as pipe:
-        for *_, job_id in lines:
+        for _tick, _enqueued, job_id in entries:
             pipe.hmget(keys.job(job_id), "status", "ended_at")
-            pipe.hget(f"{key}:outcomes", job_id)
+            pipe.hget(keys.schedule_outcomes(name), job_id)
         replies = pipe.execute(raise_on_error=False)
-    return list(_runs(lines, replies))
+    return list(_runs(entries, replies))
 
 
-def _runs(lines: list[list[str]], replies: list[Any]) -> Iterator[Run]:
-    for (tick, enqueued, job_id), live, noted in zip(
-        lines, replies[::2], replies[1::2], strict=True
-    ):
-        status, ended = live if isinstance(live, list) and live[0] else _noted(noted)
+def _runs(entries: list[list[str]], replies: list[Any]) -> Iterator[Run]:
+    for entry, job, noted in zip(entries, replies[::2], replies[1::2], strict=True):
+        tick, enqueued, job_id = entry
+        if isinstance(job, list) and job[0]:
+            status, ended = job
+        else:
+            status, ended = _noted_outcome(noted)
         outcome = decode(status) or "unknown"
-        over = outcome in ("finished", "failed", "stopped", "canceled", "unknown")
-        with contextlib.suppress(ValueError, OverflowError, OSError):  # of what somebody else wrote
+        if outcome not in ENDED_OUTCOMES:
+            ended = None
+        with contextlib.suppress(ValueError, OverflowError, OSError):  # foreign data is left out
             yield Run(
-                job_id,
-                None if tick == "now" else utc(int(tick)),
-                utc(float(enqueued)),
-                outcome,
-                str_to_date(ended) if ended and over else None,
+                job_id=job_id,
+                tick=None if tick == "now" else utc(int(tick)),
+                enqueued=utc(float(enqueued)),
+                outcome=outcome,
+                ended=str_to_date(ended) if ended else None,
             )
 
 
-def _noted(words: Any) -> tuple[bytes, bytes]:
-    status, _, ended = (words if isinstance(words, bytes) else b"").partition(b" ")
+def _noted_outcome(noted: Any) -> tuple[bytes, bytes]:
+    if not isinstance(noted, bytes):
+        return b"", b""
+    status, _, ended = noted.partition(b" ")
     return status, ended
 
 
 def _revision(name: str) -> bytes:
-    """The revision that a schedule has, as it is written: it may not be readable. Raises NoSuchSchedule."""
+    """The revision of a schedule as it is stored, even if the schedule cannot be read.
+
+    Raises:
+        NoSuchSchedule: there is no such schedule.
+    """
     revision: Any = connections.client().hget(keys.schedule(name), "revision")
     if revision is None:
         raise NoSuchSchedule(f"there is no schedule {name!r}; rqjobs schedules lists them")
     return bytes(revision)
 
 
-def _not_declared(name: str, action: str) -> None:
-    source, state = connections.client().hmget(keys.schedule(name), "source", "state")
-    if source == b"code" and (state, action) != (b"withdrawn", "remove"):
+def _check_not_declared(name: str, action: str) -> None:
+    fields = ("source", "undeclared_since")
+    source, undeclared_since = connections.client().hmget(keys.schedule(name), *fields)
+    if source == b"code" and not (undeclared_since and action == "remove"):
         raise ScheduleError(
             f"the schedule {name!r} is declared in the code: {action} it there, or pause it here"
         )
 
 
-def _change(name: str, state: str, how: Any) -> None:
+def _change_state(
+    name: str, state: str, start: Callable[[Schedule], tuple[str, dict[str, str]]]
+) -> None:
+    """Set a schedule's state. `start` gives the due time and the fields that go with the state."""
     client = connections.client()
     while True:
         found = get(name)
@@ -306,8 +346,9 @@ def _change(name: str, state: str, how: Any) -> None:
             return
         if found.state not in ("active", "paused"):
             raise ScheduleError(
-                f"the schedule {name!r} is {found.state}, so it can neither rest nor go on"
+                f"the schedule {name!r} is {found.state}, so it cannot be paused or resumed; run it now, "
+                f"or add it again"
             )
-        due, fields = how(found)
+        due, fields = start(found)
         if write(client, name, found.revision, due, "same", {"state": state} | fields):
             return

@@ -1,4 +1,4 @@
-"""How the runs of schedules have ended."""
+"""History: the outcomes of the jobs that schedules have made."""
 
 from __future__ import annotations
 
@@ -9,32 +9,33 @@ import redis
 from rqjobs.broker import keys, scripts
 from rqjobs.broker.keys import decode
 
-UNFINISHED_BATCH_JOBS = 500  # jobs
-
-
-# What became of their jobs
+UNFINISHED_BATCH_JOBS = 500  # jobs that one step looks at
+ENDED_REGISTRIES = ("finished", "failed", "canceled")
 
 
 def note_outcomes(connection: redis.Redis) -> None:
-    """All steps of `outcomes`."""
+    """All steps of `note_outcomes_in_steps`."""
     for _ in note_outcomes_in_steps(connection):
         pass
 
 
 def note_outcomes_in_steps(connection: redis.Redis) -> Iterator[None]:
-    """Remember how jobs of schedules ended, before Redis forgets them (`result_ttl`); in steps of some milliseconds."""
+    """Note how jobs of schedules ended, in steps of some milliseconds.
+
+    The outcome is kept with the schedule, because the job's hash expires (`result_ttl`).
+    """
     cursor = b"0"
     while True:
-        cursor, *ended = scripts.JOB_OUTCOMES.run(
+        cursor, *ended_jobs = scripts.JOB_OUTCOMES.run(
             connection, [keys.SCHEDULES_UNFINISHED], [cursor, UNFINISHED_BATCH_JOBS]
         )
-        for job_id, name, status, moment in ended:
-            key = keys.schedule(decode(name))
-            words = f"{decode(status) or _outcomes_of_vanished(connection, key, decode(job_id))} {decode(moment)}"
+        for job_id, schedule, status, ended_at in ended_jobs:
+            name = decode(schedule)
+            outcome = decode(status) or _outcome_of_deleted(connection, name, decode(job_id))
             scripts.NOTE_OUTCOME.run(
                 connection,
-                [key, f"{key}:outcomes", keys.SCHEDULES_UNFINISHED],
-                [job_id, words.strip()],
+                [keys.schedule(name), keys.schedule_outcomes(name), keys.SCHEDULES_UNFINISHED],
+                [job_id, f"{outcome} {decode(ended_at)}".strip()],
             )
             yield
         if cursor == b"0":
@@ -42,17 +43,15 @@ def note_outcomes_in_steps(connection: redis.Redis) -> Iterator[None]:
         yield
 
 
-def _outcomes_of_vanished(connection: redis.Redis, key: str, job_id: str) -> str:
-    reply = scripts.read_together(connection, [("HGET", key, "queue")])[0]
-    queue, statuses = decode(reply or b""), ("finished", "failed", "canceled")
+def _outcome_of_deleted(connection: redis.Redis, schedule: str, job_id: str) -> str:
+    """The outcome of a job whose hash is gone, by the registry that still lists the job."""
+    (reply,) = scripts.read_together(connection, [("HGET", keys.schedule(schedule), "queue")])
+    queue = decode(reply or b"")
     scores = scripts.read_together(
-        connection, [("ZSCORE", keys.registry(status, queue), job_id) for status in statuses]
+        connection,
+        [("ZSCORE", keys.registry(registry, queue), job_id) for registry in ENDED_REGISTRIES],
     )
-    return next(
-        (
-            status
-            for status, score in zip(statuses, scores, strict=True)
-            if isinstance(score, float)
-        ),
-        "unknown",
-    )
+    for registry, score in zip(ENDED_REGISTRIES, scores, strict=True):
+        if isinstance(score, float):
+            return registry
+    return "unknown"

@@ -1,16 +1,10 @@
-"""The timetable: schedules as they stand in Redis, read, written and made to make jobs.
+"""The store: schedules in Redis are read, written, and made to enqueue their jobs.
 
-Keys, beside those in `ledger.py`:
-    rqjobs:schedules              sorted set, every schedule's name -> when its next tick is due; +inf: it does not tick
-    rqjobs:schedules:revision     counter, the last revision that was given out; every change of a rule or a job has one
-    rqjobs:schedules:unfinished         hash, job id -> schedule, of remembered runs whose outcome is not known yet
-    rqjobs:schedules:declared     hash, worker -> when it started and what its code declares (JSON)
-    rqjobs:schedules:announced    counter of announcements and of removals: whether there is something to compare
-    rqjobs:schedules:lock        the lock of the clock that ticks
-    rqjobs:schedule:<name>        hash, the schedule; `next` and `last` are ticks, in Unix seconds
-    rqjobs:schedule:<name>:job    hash, the fields of the jobs that it makes, as RQ writes them
-    rqjobs:schedule:<name>:runs   list, newest first: "<tick or now> <Unix time> <job id>"
-    rqjobs:schedule:<name>:outcomes   hash, job id -> "<status> <when it ended, as RQ writes it>"
+`broker/keys.py` lists the keys. Three of them have a content of their own:
+
+    rqjobs:schedule:<name>            hash; `next` and `last` are ticks, in Unix seconds
+    rqjobs:schedule:<name>:runs       list, newest first: "<tick or now> <Unix time> <job id>"
+    rqjobs:schedule:<name>:outcomes   hash, job id -> "<status> <end, as RQ writes it>"
 """
 
 from __future__ import annotations
@@ -19,9 +13,10 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from enum import Enum
 from hashlib import blake2b, sha1
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis
 from rq.utils import now, utcformat
@@ -36,12 +31,8 @@ from rqjobs.schedules.cron import ScheduleError
 from rqjobs.schedules.rules import Rule
 from rqjobs.times import MAX_TIMESTAMP, utc
 
-HISTORY_RUNS = 20  # runs
-PER_RUN_FIELDS = (
-    "created_at",
-    "enqueued_at",
-    "status",
-)  # fields of a job that each run has of its own
+HISTORY_RUNS = 20  # runs that Redis keeps of each schedule
+PER_RUN_FIELDS = ("created_at", "enqueued_at", "status")  # a schedule's jobs do not share these
 OPTION_FIELDS = {
     "timeout": ("timeout",),
     "ttl": ("ttl",),
@@ -60,7 +51,10 @@ OPTION_FIELDS = {
 
 @dataclass(frozen=True)
 class JobTemplate:
-    """What a schedule calls: the queue, the fields of its jobs, and what tells this call from another."""
+    """The call that a schedule makes: its queue, and the fields of its jobs.
+
+    `digest` is the same for equal calls.
+    """
 
     function: str
     queue: str
@@ -70,12 +64,12 @@ class JobTemplate:
 
 @dataclass(frozen=True)
 class Schedule:
-    """One schedule as it is in Redis.
+    """One schedule as Redis has it.
 
-    `state` is "active"; "paused"; "ended" (its end or its number of times has come); or "withdrawn" (no running worker
-    declares it any more: it does not tick, goes on if one does, and is forgotten after a day). `source` is "code" or
-    "added". `made`, `missed` and `overlapped` count ticks: that made a job, that nobody was there for and that make
-    none, and that were skipped while a job before had not ended.
+    `source` is "code" or "added". `next` is the next tick, and `due` the time of its job, which
+    jitter can make later. `made`, `missed` and `overlapped` count ticks: those that made a job,
+    those that no scheduler was running for and that made none, and those that were skipped while
+    an earlier job had not ended.
     """
 
     name: str
@@ -84,7 +78,8 @@ class Schedule:
     queue: str
     source: str
     description: str
-    state: str
+    stored_state: str
+    undeclared_since: datetime | None
     revision: int
     next: datetime | None
     due: datetime | None
@@ -94,10 +89,21 @@ class Schedule:
     overlapped: int
     created: datetime
     changed: datetime
-    left: int | None  # ticks until its `times` are over
-    before: str  # its state before it was withdrawn
+    runs_left: int | None  # jobs until the rule's `times` are used up
     digest: str
     fields: dict[bytes, bytes]
+
+    @property
+    def state(self) -> str:
+        """The state: "active", "paused", "ended" or "undeclared".
+
+        A schedule has ended after its end or its number of times. It is undeclared if its
+        declaration is in no running worker's code: it makes no jobs, continues in its stored state
+        if a worker declares it, and is deleted after a day.
+        """
+        if self.undeclared_since:
+            return "undeclared"
+        return self.stored_state
 
     @property
     def args(self) -> list[Any]:
@@ -116,17 +122,21 @@ class Schedule:
         """The next ticks, without jitter, in the rule's zone; none unless it is active."""
         if self.next is None or self.state != "active":
             return []
-        if self.left is not None:
-            count = min(count, self.left)
+        if self.runs_left is not None:
+            count = min(count, self.runs_left)
         ticks = islice(self.rule.ticks(self.next.timestamp()), count)
         return [self.rule.localize(tick) for tick in ticks]
 
 
 def check_name(name: str) -> str:
-    """Raises ScheduleError unless a schedule can be called so: its jobs' ids begin with that."""
+    """Return `name`. The ids of the schedule's jobs begin with it.
+
+    Raises:
+        ScheduleError: it cannot be the name of a schedule.
+    """
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,80}", name):
         raise ScheduleError(
-            f"{name!r} is no name for a schedule; use letters, digits, '_' and '-', at most 80"
+            f"{name!r} cannot be the name of a schedule; use letters, digits, '_' and '-', at most 80"
         )
     return name
 
@@ -137,7 +147,7 @@ def build_template(
     kwargs: dict[str, Any] | None = None,
     options: dict[str, Any] | None = None,
 ) -> JobTemplate:
-    """What a schedule calls, checked as at enqueue."""
+    """The call of a schedule, checked as at enqueue."""
     given = {option: value for option, value in (options or {}).items() if value is not None}
     unknown = given.keys() - OPTION_FIELDS.keys() - {"queue", "description"}
     if unknown:
@@ -145,71 +155,82 @@ def build_template(
             f"a schedule's jobs have no option {', '.join(sorted(unknown))}; they take queue, "
             f"description, {', '.join(sorted(OPTION_FIELDS))}"
         )
-    name, at_front = given.pop("queue", None), given.pop("at_front", None)
-    queue = queues.queue(name) if name else queues.queue_for(function)
+    queue_name = given.pop("queue", None)
+    at_front = given.pop("at_front", None)
+    queue = queues.queue(queue_name) if queue_name else queues.queue_for(function)
     job = queue.create_job(function, args, kwargs, **given)
-    job.enqueue_at_front = True if at_front else None
+    if at_front:
+        job.enqueue_at_front = True
     fields = {
         field: value for field, value in job.fields()[1].items() if field not in PER_RUN_FIELDS
     }
-    apart = (
-        {"data"} if "description" in given else {"data", "description"}
-    )  # which else follows from the call
-    seen = sorted((field, str(value)) for field, value in fields.items() if field not in apart)
-    digest = sha1(
-        repr((job.func_name, queue.name, job.data, seen)).encode(), usedforsecurity=False
-    ).hexdigest()
+    digest = _digest(job, queue.name, fields, "description" in given)
     return JobTemplate(str(job.func_name), queue.name, fields, digest)
+
+
+def _digest(job: Job, queue: str, fields: dict[Any, Any], has_description: bool) -> str:
+    excluded = {"data"}  # job.data is compared, because the field is compressed
+    if not has_description:
+        excluded.add("description")  # RQ makes it from the call
+    compared = sorted(
+        (field, str(value)) for field, value in fields.items() if field not in excluded
+    )
+    text = repr((job.func_name, queue, job.data, compared))
+    return sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 
 def save(
     client: redis.Redis,
     name: str,
     rule: Rule,
-    made: JobTemplate,
+    template: JobTemplate,
     source: str,
     found: Schedule | None,
 ) -> bool:
-    """Write a schedule in the place of `found`; False if that was changed in between.
+    """Write a schedule in the place of `found`; False if `found` has changed since it was read.
 
-    With the same times it goes on where it stands, so that what it has missed is made up for; with other times it
-    begins now.
+    A schedule whose rule has the same ticks continues where it was, and catches up on the ticks that it
+    has missed. With other ticks it starts now.
     """
     fields = {
         "rule": rule.to_json(),
-        "function": made.function,
-        "queue": made.queue,
+        "function": template.function,
+        "queue": template.queue,
         "source": source,
-        "digest": made.digest,
+        "digest": template.digest,
         "changed": repr(scripts.redis_time(client)),
+        "undeclared_since": "",
     }
     due = ""
     if found is None:
         fields["created"] = fields["changed"]
-    other_times = found is None or rule.ticks_key != found.rule.ticks_key
-    if other_times:
-        fields["left"] = "" if rule.times is None else str(rule.times)
+    has_other_ticks = found is None or rule.ticks_key != found.rule.ticks_key
+    if has_other_ticks:
+        fields["runs_left"] = "" if rule.times is None else str(rule.times)
     if (
         found is None
-        or found.state == "withdrawn"
-        or (other_times and found.state in ("active", "ended"))
+        or found.state == "undeclared"
+        or (has_other_ticks and found.state in ("active", "ended"))
     ):
-        due, new = first_tick(client, name, rule)
-        fields |= new
+        due, start = first_tick(client, name, rule)
+        fields |= start
     elif found.state == "active" and found.next and rule.jitter != found.rule.jitter:
-        tick = int(found.next.timestamp())
-        due = repr(tick + jitter(rule, name, tick))
-    return write(client, name, found.revision if found else None, due, "new", fields, made.fields)
+        due = due_time(rule, name, int(found.next.timestamp()))
+    revision = found.revision if found else None
+    return write(client, name, revision, due, "new", fields, template.fields)
 
 
 def first_tick(client: redis.Redis, name: str, rule: Rule) -> tuple[str, dict[str, str]]:
-    """When a schedule that begins now is due, and the fields that say so."""
+    """The due time of a schedule that starts now, as `write` takes it, and its state and next tick."""
     tick = rule.after(scripts.redis_time(client))
-    state = {
-        "state": "ended" if tick is None else "active",
-        "next": "" if tick is None else str(tick),
-    }
-    return ("never" if tick is None else repr(tick + jitter(rule, name, tick))), state
+    if tick is None:
+        return "never", {"state": "ended", "next": ""}
+    return due_time(rule, name, tick), {"state": "active", "next": str(tick)}
+
+
+def due_time(rule: Rule, name: str, tick: int) -> str:
+    """The time of a tick's job in Unix seconds, jitter included, as `write` takes it."""
+    return repr(tick + jitter(rule, name, tick))
 
 
 def write(
@@ -217,96 +238,130 @@ def write(
     name: str,
     revision: Any,
     due: str,
-    what: str,
-    own: dict[str, str],
-    job: dict[Any, Any] | None = None,
+    change: str,
+    fields: dict[str, str],
+    job_fields: dict[Any, Any] | None = None,
 ) -> bool:
-    key = keys.schedule(name)
+    """Store, change or remove a schedule in one step; False if it has another revision by now.
+
+    Args:
+        revision: the revision that the caller has read; None if there was no such schedule.
+        due: the due time of the next job in Unix seconds, "never", or "" to leave it as it is.
+        change: "new" for another rule or call, which gets a new revision; "same"; or "remove".
+        fields: the schedule's own fields that change.
+        job_fields: for "new", all fields of its jobs.
+    """
     script_keys = [
         keys.SCHEDULES,
-        key,
-        f"{key}:job",
+        keys.schedule(name),
+        keys.schedule_job(name),
         keys.SCHEDULES_REVISION,
-        keys.WAKEUP_CHANNEL,
-        f"{key}:runs",
-        f"{key}:outcomes",
+        keys.SCHEDULES_WAKEUP_CHANNEL,
+        keys.schedule_runs(name),
+        keys.schedule_outcomes(name),
         keys.SCHEDULES_UNFINISHED,
         keys.SCHEDULES_ANNOUNCED,
     ]
-    words = [[part for pair in fields.items() for part in pair] for fields in (own, job or {})]
-    args = [
-        name,
-        "" if revision is None else revision,
-        due,
-        what,
-        len(words[0]),
-        *words[0],
-        *words[1],
-    ]
+    own_words = [word for pair in fields.items() for word in pair]
+    job_words = [word for pair in (job_fields or {}).items() for word in pair]
+    known_revision = "" if revision is None else revision
+    args = [name, known_revision, due, change, len(own_words), *own_words, *job_words]
     return bool(STORE_SCHEDULE.run(client, script_keys, args))
+
+
+class RunStatus(Enum):
+    """Whether `enqueue_ticks` did anything, and why not."""
+
+    DONE = "done"
+    CHANGED = "changed"  # changed, paused, not due, or served by another scheduler meanwhile
+    WRONG_TYPE = "wrong type"  # a key that the run needs has the wrong type
+
+
+class RunResult(NamedTuple):
+    """`made`: the number of jobs; `skipped`: the number of ticks skipped because of an overlap."""
+
+    status: RunStatus
+    made: int
+    skipped: int
+
+
+class DueRange(NamedTuple):
+    """The ticks from `first` to `last` that a run deals with, and the tick that follows them.
+
+    `missed` is the number of ticks that make no job. Ticks are Unix seconds; `following` is None if no tick
+    follows, and `following_due` is the due time of its job.
+    """
+
+    first: int
+    last: int
+    following: int | None
+    following_due: float
+    missed: int
 
 
 def enqueue_ticks(
     client: redis.Redis,
-    name: str,
-    revision: int,
-    queue: str,
-    tick: str = "",
-    following: int | None = None,
-    due: float = 0,
-    overlap: bool = True,
-    missed: int = 0,
-    last: int = 0,
-    jobs: Iterable[tuple[Any, str]] = (),
-) -> list[int]:
-    """Run `run_schedule.lua`, which says what comes back."""
-    key = keys.schedule(name)
+    schedule: Schedule,
+    jobs: Iterable[tuple[Any, str]],
+    ticks: DueRange | None = None,
+) -> RunResult:
+    """Enqueue the jobs of due ticks and move the schedule to its next tick, in one step.
+
+    Args:
+        jobs: (tick, job id) of each; the tick is "" for a job outside the rule.
+        ticks: None for a job outside the rule, which leaves the schedule as it is.
+    """
+    name = schedule.name
     script_keys = [
         keys.SCHEDULES,
-        key,
-        f"{key}:job",
-        f"{key}:runs",
-        f"{key}:outcomes",
+        keys.schedule(name),
+        keys.schedule_job(name),
+        keys.schedule_runs(name),
+        keys.schedule_outcomes(name),
         keys.SCHEDULES_UNFINISHED,
-        keys.queue(queue),
+        keys.queue(schedule.queue),
         keys.QUEUES,
     ]
+    first, last, following, following_due, missed = ticks or ("", 0, None, 0.0, 0)
     args = [
         name,
-        revision,
-        tick,
+        schedule.revision,
+        first,
         "" if following is None else following,
-        repr(due),
+        repr(following_due),
         utcformat(now()),
-        "1" if overlap else "",
+        int(schedule.rule.overlap),
         missed,
         last,
         HISTORY_RUNS,
         *(word for job in jobs for word in job),
     ]
-    return [int(count) for count in RUN_SCHEDULE.run(client, script_keys, args)]
+    status, made, skipped = RUN_SCHEDULE.run(client, script_keys, args)
+    return RunResult(RunStatus(decode(status)), int(made), int(skipped))
 
 
 def jitter(rule: Rule, name: str, tick: int) -> float:
-    """By how many seconds this tick's job comes later: the same whoever asks, in milliseconds."""
+    """The delay of this tick's job in seconds, a multiple of a millisecond.
+
+    It is computed from the name and the tick, so every process finds the same.
+    """
     if not rule.jitter:
         return 0.0
-    chance = (
-        int.from_bytes(blake2b(f"{name} {tick}".encode(), digest_size=8).digest(), "big") / 2**64
-    )
-    return int(chance * rule.jitter * 1000) / 1000
+    digest = blake2b(f"{name} {tick}".encode(), digest_size=8).digest()
+    share = int.from_bytes(digest, "big") / 2**64
+    return int(share * rule.jitter * 1000) / 1000
 
 
 def names_of_all(client: redis.Redis) -> list[str]:
     """The names of all schedules, sorted."""
     (members,) = scripts.read_together(client, [("ZRANGE", keys.SCHEDULES, 0, -1)])
-    return (
-        sorted(map(decode, members)) if isinstance(members, list) else []
-    )  # an error: no sorted set stands there
+    if not isinstance(members, list):
+        return []  # the key is of the wrong type
+    return sorted(map(decode, members))
 
 
 def read(client: redis.Redis, names: Iterable[str]) -> dict[str, Schedule]:
-    """Those of these schedules that are there and can be read."""
+    """Those of these schedules that exist and can be read."""
     names = list(names)
     with client.pipeline(transaction=False) as pipe:
         for name in names:
@@ -317,12 +372,9 @@ def read(client: redis.Redis, names: Iterable[str]) -> dict[str, Schedule]:
     found = {}
     for name, own, job, due in zip(names, replies[::3], replies[1::3], replies[2::3], strict=True):
         try:
-            found[name] = _schedule(
-                name, {decode(key): decode(value) for key, value in own.items()}, job, due
-            )
-        except (
-            Exception
-        ):  # none is there, or somebody else wrote it: numbers without end, lists in lists in lists
+            fields = {decode(key): decode(value) for key, value in own.items()}
+            found[name] = _schedule(name, fields, job, due)
+        except Exception:  # missing, or foreign data, which can raise anything
             continue
     return found
 
@@ -330,33 +382,46 @@ def read(client: redis.Redis, names: Iterable[str]) -> dict[str, Schedule]:
 def _schedule(name: str, own: dict[str, str], job: dict[bytes, bytes], due: Any) -> Schedule:
     if not job.get(b"data"):
         raise LookupError("its jobs have no data")
-    if own["revision"] != str(int(own["revision"])):  # the scripts compare it as it is written
-        raise ValueError("its revision is no number as we write one")
-    counts = {
-        field: int(own.get(field) or 0) for field in ("revision", "made", "missed", "overlapped")
-    }
-    ticks = {field: utc(int(own[field])) if own.get(field) else None for field in ("next", "last")}
-    if any(tick and not 0 <= tick.timestamp() <= MAX_TIMESTAMP for tick in ticks.values()):
-        raise ValueError("its ticks are of another age")
+    if own["revision"] != str(int(own["revision"])):  # the scripts compare its spelling
+        raise ValueError("its revision is not a number in our spelling")
+    next_tick = _tick(own, "next")
+    next_due = None
+    if next_tick and float(due) < float("inf"):
+        next_due = utc(float(due))
     return Schedule(
-        name,
-        Rule.from_json(own["rule"]),
-        own["function"],
-        own["queue"],
-        own["source"],
-        decode(job.get(b"description") or b""),
-        own["state"],
-        counts["revision"],
-        ticks["next"],
-        utc(float(due)) if ticks["next"] and float(due) < float("inf") else None,
-        ticks["last"],
-        counts["made"],
-        counts["missed"],
-        counts["overlapped"],
+        name=name,
+        rule=Rule.from_json(own["rule"]),
+        function=own["function"],
+        queue=own["queue"],
+        source=own["source"],
+        description=decode(job.get(b"description") or b""),
+        stored_state=own["state"],
+        undeclared_since=_moment(own, "undeclared_since"),
+        revision=int(own["revision"]),
+        next=next_tick,
+        due=next_due,
+        last=_tick(own, "last"),
+        made=int(own.get("made") or 0),
+        missed=int(own.get("missed") or 0),
+        overlapped=int(own.get("overlapped") or 0),
         created=utc(float(own["created"])),
         changed=utc(float(own["changed"])),
-        left=int(own["left"]) if own.get("left") else None,
-        before=own.get("before", ""),
+        runs_left=int(own["runs_left"]) if own.get("runs_left") else None,
         digest=own["digest"],
         fields=job,
     )
+
+
+def _tick(own: dict[str, str], field: str) -> datetime | None:
+    if not own.get(field):
+        return None
+    tick = utc(int(own[field]))
+    if not 0 <= tick.timestamp() <= MAX_TIMESTAMP:
+        raise ValueError(f"its {field} tick is out of range")
+    return tick
+
+
+def _moment(own: dict[str, str], field: str) -> datetime | None:
+    if not own.get(field):
+        return None
+    return utc(float(own[field]))

@@ -13,85 +13,100 @@ from rqjobs.broker import keys, scripts
 from rqjobs.broker.keys import decode
 from rqjobs.schedules.describe import describe_missed
 from rqjobs.schedules.rules import MISSED_MAX_TICKS, Rule
-from rqjobs.schedules.store import Schedule, enqueue_ticks, jitter, read, write
+from rqjobs.schedules.store import (
+    DueRange,
+    RunStatus,
+    Schedule,
+    due_time,
+    enqueue_ticks,
+    jitter,
+    read,
+    write,
+)
 from rqjobs.times import utc
 
 log = logging.getLogger("rqjobs")
 CATCH_UP_MAX_TICKS = 1000  # ticks that missed="all" makes up for
 # With missed="skip" a later tick is missed. Another scheduler takes over within this time.
 SKIP_AFTER_SECONDS = 10
-TICK_BATCH_SCHEDULES = 25  # schedules
+TICK_BATCH_SCHEDULES = 25  # schedules that `run_due` reads at once
 RETRY_SECONDS = 5  # seconds after which a tick that Redis refused is tried again
 
 
 def run_due(connection: redis.Redis, seconds: float = 60) -> float | None:
-    """Make the jobs of ticks that are due, of up to `AT_ONCE` schedules and for about so many seconds; returns when
-    (Unix seconds, by Redis's clock) it is worth while again, None if never."""
-    began, now = time.monotonic(), scripts.redis_time(connection)
+    """Enqueue the jobs of due ticks, for at most `TICK_BATCH_SCHEDULES` schedules and about `seconds`.
+
+    Returns:
+        The time of the next due tick in Unix seconds by Redis's clock; None if there is none.
+    """
+    began = time.monotonic()
+    now = scripts.redis_time(connection)
     due: Any = connection.zrangebyscore(keys.SCHEDULES, "-inf", now, 0, TICK_BATCH_SCHEDULES)
     found = read(connection, map(decode, due))
     for member in due:
         name = decode(member)
         if name not in found or name.encode() != member:
-            log.error("the schedule %s in Redis cannot be read, and does not tick", name)
+            log.error("schedule %s in Redis cannot be read and makes no jobs", name)
             connection.zadd(keys.SCHEDULES, {member: "+inf"}, xx=True)
-            continue
-        try:
-            done = _run_schedule(connection, found[name], now)
-        except (redis.ConnectionError, redis.TimeoutError):
-            raise
-        except Exception as error:  # of what a stranger wrote; one must not stop the others
-            log.error("the schedule %s: %s: %s", name, type(error).__name__, error)
-            done = False
-        if not done:
+        elif not _run_or_log(connection, found[name], now):
             connection.zadd(keys.SCHEDULES, {name: now + RETRY_SECONDS}, xx=True)
         if time.monotonic() > began + seconds:
             return now
+    if len(due) == TICK_BATCH_SCHEDULES:
+        return now
     later: Any = connection.zrangebyscore(keys.SCHEDULES, f"({now}", "(+inf", 0, 1, withscores=True)
-    return now if len(due) == TICK_BATCH_SCHEDULES else later[0][1] if later else None
+    if not later:
+        return None
+    return float(later[0][1])
+
+
+def _run_or_log(connection: redis.Redis, schedule: Schedule, now: float) -> bool:
+    """Run one schedule; False if it failed. Foreign data in one schedule does not stop the others."""
+    try:
+        return _run_schedule(connection, schedule, now)
+    except (redis.ConnectionError, redis.TimeoutError):
+        raise
+    except Exception as error:
+        log.error("schedule %s: %s: %s", schedule.name, type(error).__name__, error)
+        return False
 
 
 def _run_schedule(connection: redis.Redis, schedule: Schedule, now: float) -> bool:
     assert schedule.next
-    rule, name, first = schedule.rule, schedule.name, int(schedule.next.timestamp())
+    rule, name, revision = schedule.rule, schedule.name, schedule.revision
+    first = int(schedule.next.timestamp())
     due = due_ticks(rule, name, first, now)
-    if (
-        due.last is None and first + jitter(rule, name, first) > now
-    ):  # its score is not that of its rule
-        write(
-            connection, name, schedule.revision, repr(first + jitter(rule, name, first)), "same", {}
-        )
+    if due.last is None and first + jitter(rule, name, first) > now:
+        # The schedule's score is not the due time of its next tick.
+        write(connection, name, revision, due_time(rule, name, first), "same", {})
         return True
     last = first if due.last is None else due.last
     following = rule.after(last)
-    made, skipped = enqueue_ticks(
+    following_due = 0.0
+    if following is not None:
+        following_due = following + jitter(rule, name, following)
+    result = enqueue_ticks(
         connection,
-        name,
-        schedule.revision,
-        schedule.queue,
-        str(first),
-        following,
-        0.0 if following is None else following + jitter(rule, name, following),
-        rule.overlap,
-        due.missed,
-        last,
-        [(tick, job_id(name, schedule.revision, tick)) for tick in due.jobs],
+        schedule,
+        [(tick, job_id(name, revision, tick)) for tick in due.jobs],
+        DueRange(first, last, following, following_due, due.missed),
     )
-    if made == -2:
+    if result.status is RunStatus.WRONG_TYPE:
         log.error(
-            "the schedule %s waits: the key of its queue %s, of its runs or of their outcomes, or rq:queues, is "
-            "of the wrong type",
+            "schedule %s makes no jobs: rq:queues, or the key of its queue %s, its runs or their "
+            "outcomes, has the wrong type; rename or delete that key",
             name,
             schedule.queue,
         )
-    elif made >= 0 and (due.missed or skipped):
+        return False
+    if result.status is RunStatus.DONE and (due.missed or result.skipped):
         log.warning(
             "schedule %s: %s runs missed, %d runs skipped because the previous job has not ended",
             name,
             describe_missed(due.missed),
-            skipped,
+            result.skipped,
         )
-    return made != -2
+    return True
 
 
 def job_id(name: str, revision: int, tick: int) -> str:

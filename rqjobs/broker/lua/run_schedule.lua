@@ -1,40 +1,43 @@
--- Make the jobs of a schedule's ticks that are due, or the one that somebody wants now.
+-- Enqueue the jobs of a schedule's due ticks, or one job outside its rule.
 --
 -- KEYS  1 rqjobs:schedules   2 the schedule's hash   3 the fields of its jobs   4 its runs   5 their outcomes
---       6 ids of the jobs whose outcome is not known yet   7 queue   8 rq:queues
--- ARGV  1 name   2 its revision   3 its next tick, as the caller read it; "" if this is no tick
---       4 the tick after those, "" if there is none   5 when that one is due, Unix seconds   6 now, as RQ writes it
---       7 "1": a tick comes although a job of this schedule has not ended   8 how many ticks were missed and make no job
---       9 the last tick that is dealt with   10 how many runs are remembered   then pairs of a tick and its job's id
--- Promise: one tick makes one job at most, whoever else ticks beside us and wherever the caller or the clock before it
--- died: its jobs are made and the schedule goes on to its next tick in this one step, if it still stands where the
--- caller read it. By Redis's clock no tick comes early.
--- Returns how many jobs were made, how many ticks were skipped because of an overlap; or -1 (nothing was done: the
--- schedule was changed, paused, or somebody else was here), -2 (nothing was done: the key of its queue, of its
--- runs or of their outcomes, or rq:queues, is of the wrong type).
+--       6 rqjobs:schedules:unfinished   7 queue   8 rq:queues
+-- ARGV  1 name   2 its revision   3 its next tick as the caller has read it; "" for a job outside the rule
+--       4 the tick that follows the due ones, "" if none does   5 the due time of that one, Unix seconds
+--       6 now, as RQ writes it   7 "1": a job is enqueued even if an earlier one has not ended
+--       8 number of ticks that were missed and make no job   9 the last due tick   10 number of runs to remember
+--       then pairs of a tick and its job's id
+-- Promise: a tick makes at most one job, however many schedulers run, and wherever the caller or the scheduler
+-- before it died. The jobs are enqueued and the schedule moves to its next tick in one step, if it is still where
+-- the caller has read it. No tick is early by Redis's clock.
+-- Returns {status, number of jobs, number of ticks skipped because of an overlap}. Only "done" has changed anything.
+-- "changed": the schedule was changed, paused or run by another scheduler. "wrong type": the key of its queue, its
+-- runs, their outcomes, or rq:queues has the wrong type.
 
-local timed, now = ARGV[3] ~= '', clock()
-local own = redis.call('HMGET', KEYS[2], 'revision', 'state', 'next', 'left', 'made', 'missed', 'overlapped')
+local schedules_key, schedule_key, runs_key, outcomes_key = KEYS[1], KEYS[2], KEYS[4], KEYS[5]
+local unfinished_key, queue_key = KEYS[6], KEYS[7]
+local name, revision, first, following, following_due = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local iso, may_overlap, missed, last, runs_kept = ARGV[6], ARGV[7] == '1', tonumber(ARGV[8]), ARGV[9], tonumber(ARGV[10])
+local by_rule, now = first ~= '', clock()
+
+local stored = redis.call('HMGET', schedule_key, 'revision', 'state', 'next', 'runs_left', 'made', 'missed',
+  'overlapped', 'undeclared_since')
 local job = redis.call('HGETALL', KEYS[3])
-if own[1] ~= ARGV[2] or #job == 0 or #job > 6000 then return {-1, 0} end  -- more fields, `unpack` could not take
-if timed then
-  if own[2] ~= 'active' then redis.call('ZADD', KEYS[1], 'XX', '+inf', ARGV[1]) end
-  local due = tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1]) or '')
-  if own[2] ~= 'active' or own[3] ~= ARGV[3] or not due or due > now then return {-1, 0} end
+if stored[1] ~= revision or #job == 0 or #job > 6000 then return {'changed', 0, 0} end  -- `unpack` takes no more
+local is_active = stored[2] == 'active' and (stored[8] or '') == ''
+if by_rule then
+  if not is_active then redis.call('ZADD', schedules_key, 'XX', '+inf', name) end
+  local due = tonumber(redis.call('ZSCORE', schedules_key, name) or '')
+  if not is_active or stored[3] ~= first or not due or due > now then return {'changed', 0, 0} end
 end
-
-local function fits(key, wanted)
-  local kind = redis.call('TYPE', key).ok
-  return kind == 'none' or kind == wanted
+if not fits(runs_key, 'list') or not fits(outcomes_key, 'hash') or not fits(queue_key, 'list')
+    or not fits(KEYS[8], 'set') then
+  return {'wrong type', 0, 0}
 end
+local notes_unfinished = fits(unfinished_key, 'hash')  -- all schedules share it; without it only outcomes get lost
 
-if not fits(KEYS[4], 'list') or not fits(KEYS[5], 'hash') or not fits(KEYS[7], 'list') or not fits(KEYS[8], 'set') then
-  return {-2, 0}
-end
-local open = fits(KEYS[6], 'hash')  -- all schedules share it; without it they only forget outcomes
-
-local function busy()
-  for _, run in ipairs(redis.call('LRANGE', KEYS[4], 0, -1)) do
+local function has_unfinished_job()
+  for _, run in ipairs(redis.call('LRANGE', runs_key, 0, -1)) do
     local fields = read(string.match(run, '%S*$'), 'status')
     if fields and (waits(fields[1]) or fields[1] == 'deferred') then return true end
   end
@@ -43,44 +46,57 @@ end
 local options = {}
 for i = 1, #job, 2 do options[job[i]] = job[i + 1] end
 
-local function make(tick, id)
+local function remember(tick, id)
+  if notes_unfinished then redis.call('HSET', unfinished_key, id, name) end
+  if tick == '' then tick = 'now' end
+  redis.call('LPUSH', runs_key, tick .. ' ' .. string.format('%.3f', now) .. ' ' .. id)
+  while redis.call('LLEN', runs_key) > runs_kept do
+    local old = string.match(redis.call('RPOP', runs_key), '%S*$')
+    redis.call('HDEL', outcomes_key, old)
+    if notes_unfinished then redis.call('HDEL', unfinished_key, old) end
+  end
+end
+
+local function enqueue(tick, id)
   local key = 'rq:job:' .. id
-  if redis.call('EXISTS', key) == 1 then return false end  -- somebody gave this id to a job of his own
-  redis.call('HSET', key, 'status', 'queued', 'created_at', ARGV[6], 'enqueued_at', ARGV[6], 'rqjobs_schedule', ARGV[1],
+  if redis.call('EXISTS', key) == 1 then return false end  -- a user has given this id to another job
+  redis.call('HSET', key, 'status', 'queued', 'created_at', iso, 'enqueued_at', iso, 'rqjobs_schedule', name,
     unpack(job))
   if lifetime(options.ttl) then redis.call('EXPIRE', key, lifetime(options.ttl)) end
-  redis.call(options.enqueue_at_front == '1' and 'LPUSH' or 'RPUSH', KEYS[7], id)
-  redis.call('SADD', KEYS[8], KEYS[7])
-  if open then redis.call('HSET', KEYS[6], id, ARGV[1]) end
-  redis.call('LPUSH', KEYS[4], (tick == '' and 'now' or tick) .. ' ' .. string.format('%.3f', now) .. ' ' .. id)
-  while redis.call('LLEN', KEYS[4]) > tonumber(ARGV[10]) do
-    local old = string.match(redis.call('RPOP', KEYS[4]), '%S*$')
-    redis.call('HDEL', KEYS[5], old)
-    if open then redis.call('HDEL', KEYS[6], old) end
-  end
+  redis.call(options.enqueue_at_front == '1' and 'LPUSH' or 'RPUSH', queue_key, id)
+  redis.call('SADD', KEYS[8], queue_key)
+  remember(tick, id)
   return true
 end
 
-local made, skipped, missed, left = 0, 0, tonumber(ARGV[8]), tonumber(own[4] or '')
+local made, skipped, runs_left = 0, 0, tonumber(stored[4] or '')
 for i = 11, #ARGV, 2 do
-  if timed and left and left < 1 then break end
-  if timed and ARGV[7] ~= '1' and busy() then
+  local tick, id = ARGV[i], ARGV[i + 1]
+  if by_rule and runs_left and runs_left < 1 then break end
+  if by_rule and not may_overlap and has_unfinished_job() then
     skipped = skipped + 1
-  elseif make(ARGV[i], ARGV[i + 1]) then
+  elseif enqueue(tick, id) then
     made = made + 1
-    if left and timed then left = left - 1 end
+    if runs_left and by_rule then runs_left = runs_left - 1 end
   else
     missed = missed + 1
   end
 end
-if not timed then return {made, 0} end
+if not by_rule then return {'done', made, 0} end
 
-local ended = ARGV[4] == '' or (left and left < 1)
-redis.call('HSET', KEYS[2], 'last', ARGV[9], 'next', ended and '' or ARGV[4], 'state', ended and 'ended' or 'active')
-if left then redis.call('HSET', KEYS[2], 'left', left) end
-for i, count in ipairs({made, missed, skipped}) do
-  local field, before = ({'made', 'missed', 'overlapped'})[i], tonumber(own[4 + i] or '') or 0
-  if count > 0 then redis.call('HSET', KEYS[2], field, string.format('%.0f', before + count)) end
+local has_ended = following == '' or (runs_left and runs_left < 1)
+redis.call('HSET', schedule_key, 'last', last, 'next', has_ended and '' or following,
+  'state', has_ended and 'ended' or 'active')
+if runs_left then redis.call('HSET', schedule_key, 'runs_left', runs_left) end
+
+local function add(field, before, count)
+  if count > 0 then
+    redis.call('HSET', schedule_key, field, string.format('%.0f', (tonumber(before or '') or 0) + count))
+  end
 end
-redis.call('ZADD', KEYS[1], ended and '+inf' or ARGV[5], ARGV[1])
-return {made, skipped}
+
+add('made', stored[5], made)
+add('missed', stored[6], missed)
+add('overlapped', stored[7], skipped)
+redis.call('ZADD', schedules_key, has_ended and '+inf' or following_due, name)
+return {'done', made, skipped}

@@ -1,46 +1,54 @@
 -- Store a schedule, change it, or remove it.
 --
--- KEYS  1 rqjobs:schedules   2 the schedule's hash   3 the fields of its jobs   4 revision counter   5 the clock's channel
---       6 its runs   7 their outcomes   8 ids of the jobs whose outcome is not known yet   9 counter of what the
---       schedulers compare again
--- ARGV  1 name   2 the revision that the caller read; "" if there was no such schedule
---       3 when its next tick is due, in Unix seconds; "never"; "" to leave it
---       4 "new": rule or job are others, so it gets a new revision; "same"; "remove"
---       5 how many of the following words belong to its own hash, then those fields and values; then, if "new", those
---         of its jobs
--- Promise: it is done if the schedule still has the revision that the caller read, else nothing is done.
--- Returns the revision that it has now, "removed", or "" (it was changed in between).
+-- KEYS  1 rqjobs:schedules   2 the schedule's hash   3 the fields of its jobs   4 revision counter
+--       5 the schedulers' wake-up channel   6 its runs   7 their outcomes   8 rqjobs:schedules:unfinished
+--       9 rqjobs:schedules:announced
+-- ARGV  1 name   2 the revision that the caller has read; "" if there was no such schedule
+--       3 the due time of its next job, in Unix seconds; "never"; "" to leave it as it is
+--       4 "new": another rule or call, which gets a new revision; "same"; "remove"
+--       5 number of the following words that belong to its own hash, then those fields and values; then, for "new",
+--         the fields and values of its jobs
+-- Promise: the change is made if the schedule still has the revision that the caller has read, else nothing is done.
+-- Returns the revision that it has now, "removed", or "" (it has changed in between).
 
-local revision = redis.call('HGET', KEYS[2], 'revision') or ''
-if revision ~= ARGV[2] then return '' end
-redis.call('ZSCORE', KEYS[1], ARGV[1])  -- raises, before anything is written, if that is no sorted set
-if ARGV[4] == 'remove' then
-  local runs = redis.pcall('LRANGE', KEYS[6], 0, -1)  -- an error if somebody else wrote them
+local name, revision_read, due, change, own_words = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
+local schedules_key, schedule_key, job_key, runs_key = KEYS[1], KEYS[2], KEYS[3], KEYS[6]
+local revision = redis.call('HGET', schedule_key, 'revision') or ''
+if revision ~= revision_read then return '' end
+redis.call('ZSCORE', schedules_key, name)  -- fails here, before the first write, if the key has the wrong type
+
+local function remove()
+  local runs = redis.pcall('LRANGE', runs_key, 0, -1)  -- an error has no elements
   for _, run in ipairs(runs) do
     redis.pcall('HDEL', KEYS[8], string.match(run, '%S*$'))
   end
-  redis.call('DEL', KEYS[2], KEYS[3], KEYS[6], KEYS[7])
-  redis.call('ZREM', KEYS[1], ARGV[1])
-  redis.pcall('INCR', KEYS[9])  -- the code may declare one of this name
+  redis.call('DEL', schedule_key, job_key, runs_key, KEYS[7])
+  redis.call('ZREM', schedules_key, name)
+  redis.pcall('INCR', KEYS[9])  -- the schedulers compare again, because the code may declare this name
   return 'removed'
 end
-local own = tonumber(ARGV[5])
-if #ARGV > 6000 then return redis.error_reply('ERR a schedule has fewer fields') end  -- of what `unpack` takes
-if ARGV[4] == 'new' then
-  revision = redis.pcall('INCR', KEYS[4])
-  if type(revision) ~= 'number' then  -- somebody else wrote there; so high no counter of ours has come
-    revision = redis.call('TIME')[1]
-    redis.call('SET', KEYS[4], revision)
+
+local function next_revision()
+  local number = redis.pcall('INCR', KEYS[4])
+  if type(number) ~= 'number' then  -- foreign data; the Unix time is higher than any revision so far
+    number = redis.call('TIME')[1]
+    redis.call('SET', KEYS[4], number)
   end
-  revision = tostring(revision)
+  return tostring(number)
 end
-redis.call('HSET', KEYS[2], 'revision', revision, unpack(ARGV, 6, 5 + own))
-if ARGV[4] == 'new' then
-  redis.call('DEL', KEYS[3])
-  redis.call('HSET', KEYS[3], unpack(ARGV, 6 + own))
+
+if change == 'remove' then return remove() end
+if #ARGV > 6000 then return redis.error_reply('ERR a schedule has fewer fields') end  -- `unpack` takes no more
+if change == 'new' then revision = next_revision() end
+redis.call('HSET', schedule_key, 'revision', revision, unpack(ARGV, 6, 5 + own_words))
+if change == 'new' then
+  redis.call('DEL', job_key)
+  redis.call('HSET', job_key, unpack(ARGV, 6 + own_words))
 end
-if ARGV[3] ~= '' then
-  redis.call('ZADD', KEYS[1], ARGV[3] == 'never' and '+inf' or ARGV[3], ARGV[1])
-  if ARGV[3] ~= 'never' then redis.pcall('PUBLISH', KEYS[5], ARGV[3]) end
+if due == 'never' then
+  redis.call('ZADD', schedules_key, '+inf', name)
+elseif due ~= '' then
+  redis.call('ZADD', schedules_key, due, name)
+  redis.pcall('PUBLISH', KEYS[5], due)
 end
 return revision

@@ -180,7 +180,7 @@ def _describe(name: str, found: Schedule | None, runs: int, times: int) -> dict[
     except Exception:  # whatever a hostile hash makes of it
         return shown
     rests = {"active": ["pause"], "paused": ["resume"]}.get(found.state, [])
-    removable = found.source != "code" or found.state == "withdrawn"
+    removable = found.source != "code" or found.state == "undeclared"
     return shown | {
         "state": cut(found.state, 40),
         "sentence": cut(sentence, 300),
@@ -198,7 +198,7 @@ def _describe(name: str, found: Schedule | None, runs: int, times: int) -> dict[
         "due": found.due,
         "last": found.last,
         "jitter": found.rule.jitter,
-        "left": found.left,
+        "left": found.runs_left,
         "made": found.made,
         "missed": describe_missed(found.missed) if found.missed else "",
         "overlapped": found.overlapped,
