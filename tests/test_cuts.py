@@ -333,7 +333,7 @@ def test_a_cut_at_every_command_of_a_job_s_life(stage, kind, tcp):
                 break
             cuts.append(fault.hit)
     assert {"EVALSHA CLAIM", "BLMOVE", "CLIENT UNBLOCK"} <= set(cuts)
-    assert {"EVALSHA FINISH", "EVALSHA SETTLE"} & set(cuts)
+    assert {"EVALSHA SETTLE_SUCCESS", "EVALSHA SETTLE"} & set(cuts)
     assert stage.pid == parent and stage.lives()
 
 
@@ -427,8 +427,8 @@ def test_a_kill_of_the_parent_at_every_command_of_its_own(stage, after):
     stage.start()
     expected = stage.play("plain", Fault(10**6, "none"))
     spy = stage.proxy.arm(Fault(10**6, "none", match=of(stage.pid)))
-    stage.eventually(lambda: spy.seen.count("EVALSHA SWEEP") > 2)
-    sweeps = [at for at, name in enumerate(spy.seen) if name == "EVALSHA SWEEP"]
+    stage.eventually(lambda: spy.seen.count("EVALSHA BEGIN_SWEEP") > 2)
+    sweeps = [at for at, name in enumerate(spy.seen) if name == "EVALSHA BEGIN_SWEEP"]
     for number in range(max(later - sooner for sooner, later in pairwise(sweeps)) + 5):
         (job,) = stage.enqueue("plain", "wait")
         stage.eventually(lambda: stage.runs() == 1)
