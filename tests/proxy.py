@@ -340,7 +340,8 @@ def serve_workers() -> None:
     worker.MAX_SLEEP_SECONDS = 0.1
     supervisor.CRASH_DELAY_SECONDS = 0.05
     supervisor.UNRESPONSIVE_SETTLING_SECONDS = 10 * timeout + 3
-    supervisor.RESPAWN_BACKOFF_SECONDS = (0.01, 0.1)
+    supervisor.MIN_RESPAWN_DELAY_SECONDS = 0.01
+    supervisor.MAX_RESPAWN_DELAY_SECONDS = 0.1
     connection.CONNECTION_OPTIONS["socket_timeout"] = timeout
     listener.BLOCK_SECONDS = block
     config.use(config.Config(modules=("faults",), shutdown_timeout=2))

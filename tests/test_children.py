@@ -177,7 +177,7 @@ def test_a_worker_that_forks_without_descriptors_waits_for_some(redis, monkeypat
     monkeypatch.setattr("rqjobs.worker.supervisor.socket.socketpair", refuse)
     worker = rqjobs.Worker(["default"])
     before = len(os.listdir("/proc/self/fd"))
-    worker._hire(Limits())
+    worker._spawn_horse(Limits())
     assert worker.horse_pid == 0 and len(os.listdir("/proc/self/fd")) == before
 
 

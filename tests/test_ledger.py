@@ -139,7 +139,7 @@ def test_an_idle_horse_that_is_frozen_is_replaced(worker, redis, eventually, mon
     horse.suspend()
     job = rqjobs.enqueue(faults.ok, 1)
     eventually(lambda: job.get_status() == JobStatus.FINISHED, timeout=40)
-    assert "has not been heard of" in process.output()
+    assert "has been unresponsive for" in process.output()
 
 
 def test_a_horse_frozen_in_the_middle_of_a_posting_is_replaced(settings, spawn, monkeypatch):
@@ -147,10 +147,10 @@ def test_a_horse_frozen_in_the_middle_of_a_posting_is_replaced(settings, spawn, 
     parent, horse = rqjobs.Worker(["default"]), spawn("sleep", "60")
     parent._horse_pid, parent.horse_state = horse.pid, HorseState()
     parent.horse_state.memory[0] |= 1
-    parent._police()
+    parent._enforce_limits()
     assert horse.poll() is None
     monkeypatch.setattr("rqjobs.worker.supervisor.UNRESPONSIVE_SECONDS", 0)
-    parent._police()
+    parent._enforce_limits()
     assert horse.wait(10) == -signal.SIGKILL
 
 

@@ -21,7 +21,6 @@ from rqjobs.broker import keys, leases
 from rqjobs.dev import redis_server
 from rqjobs.maintenance import audit as maintenance_audit
 from rqjobs.maintenance import strays, sweep
-from rqjobs.worker.horse import Limits
 from rqjobs.worker.prefetch import PrefetchPipe
 from rqjobs.worker.shared_state import HorseState
 
@@ -460,21 +459,19 @@ def test_a_worker_that_is_told_to_go_while_redis_hangs_goes(
 def test_after_a_horse_that_was_replaced_crashes_are_not_followed_by_the_next_at_once(redis):
     """The pause after a replaced horse is 0, and twice that was 0 too: horses that died at once were forked on end."""
     worker = rqjobs.Worker(["default"])
-    worker._beat()
+    worker._renew_lease()
     pauses = []
     for _ in range(3):
-        worker._rehire_pause = 0.0 if not pauses else worker._rehire_pause
+        worker._respawn_delay = 0.0 if not pauses else worker._respawn_delay
         worker.horse_state, worker.prefetch, (worker.control, theirs) = (
             HorseState(),
             PrefetchPipe(),
             socket.socketpair(),
         )
-        worker._hired, worker._horse_pid = (
-            time.monotonic(),
-            os.spawnlp(os.P_NOWAIT, "false", "false"),
-        )
+        worker._watch.spawned_at = time.monotonic()
+        worker._horse_pid = os.spawnlp(os.P_NOWAIT, "false", "false")
         os.waitid(os.P_PID, worker._horse_pid, os.WEXITED | os.WNOWAIT)
-        worker._reap(Limits())
+        worker._reap_horse()
         theirs.close()
-        pauses.append(worker._rehire_pause)
+        pauses.append(worker._respawn_delay)
     assert pauses == [0.1, 0.2, 0.4]

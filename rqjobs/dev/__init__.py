@@ -23,7 +23,7 @@ from typing import IO
 from rqjobs import catalog, config, connection
 from rqjobs.dev import redis_server
 from rqjobs.processes import die_with_parent, wait_until
-from rqjobs.worker.supervisor import DUPLICATE_SIGNAL_SECONDS
+from rqjobs.worker.shutdown import DUPLICATE_SIGNAL_SECONDS
 
 TICK = 0.5  # seconds between two looks at the children and the job modules
 LEAVING = 5  # seconds beyond RQJOBS_SHUTDOWN_TIMEOUT in which a worker gives back what it has

@@ -1,8 +1,9 @@
 """The finisher: a forked child that ends a job for a dead horse.
 
-The worker's parent keeps the lease, so it runs nothing of the user's and waits for nobody. What has to be done for a
-job whose horse was killed (the job was stopped, or ignored its time limit) or has died is done here: the outcome is
-recorded by RQ's own code, and then, within limits, come the callback, the webhooks or the handler.
+The worker's parent keeps the lease, so it runs no code of the user and waits for no other program.
+The finisher does that for a job whose horse was killed (the job was stopped, or ignored its time
+limit) or crashed. It has RQ's own code record the outcome. Then it calls the callback, the webhooks
+or the handler, within limits.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import Any
 
 from rq.job import JobStatus
@@ -27,26 +29,37 @@ from rqjobs.worker import job_processes
 from rqjobs.worker.settlement import SettlementMixin
 from rqjobs.worker.shared_state import HANDLER_SECONDS, HorsePhase, HorseSnapshot, HorseState
 
-SILENT_SECONDS = (
-    4 * leases.HEARTBEAT_SECONDS
-)  # after which a finisher that has recorded nothing is killed, and its parent does it
+# A finisher that reports nothing for this long is killed, and the parent settles the job.
+FINISHER_SILENT_SECONDS = 4 * leases.HEARTBEAT_SECONDS
+
+
+class HorseDeath(Enum):
+    """Why a horse died. It decides what happens to the job that it ran."""
+
+    CRASHED = auto()  # without being killed, or unable to reach Redis: the job's crash counts
+    TIMED_OUT = auto()  # killed because the job ignored its time limit: the job fails
+    JOB_STOPPED = auto()  # killed by RQ's stop-job command: the job is stopped
+    UNRESPONSIVE = auto()  # killed because it reported nothing: the job runs again
+    ENDED = auto()  # killed because it was to end, or had ended its jobs: the job runs again
 
 
 @dataclass
 class Finisher:
-    """One such child, as its parent sees it. `kind` says why the horse is dead: "stopped" or "late" (the job is to be
-    settled), or "crashed" (only the handler is to be called)."""
+    """A finisher process as the parent sees it.
 
-    post: HorseSnapshot
-    kind: str
-    status: int  # of the horse
+    After TIMED_OUT and JOB_STOPPED it settles the job, after CRASHED it only calls the handler.
+    """
+
+    snapshot: HorseSnapshot  # the horse's last
+    death: HorseDeath
+    status: int  # the horse's exit status
     state: HorseState = field(default_factory=HorseState)
     pid: int = 0
-    began: float = field(default_factory=time.monotonic)
-    settled: bool = False  # and what else the horse had was taken back
+    started_at: float = field(default_factory=time.monotonic)
+    has_settled: bool = False  # the job is settled, and the horse's other claims are requeued
 
     def start(self, worker: SettlementMixin, begin_child: Callable[[HorseState], None]) -> None:
-        """Fork. If that is not possible, it is as if the child had died at once."""
+        """Fork. A failed fork counts as a child that died at once."""
         job_processes.flush()
         try:
             self.pid = os.fork()
@@ -54,38 +67,38 @@ class Finisher:
             worker.log.error(
                 "Worker %s: cannot start a process for the callbacks of job %s: %s",
                 worker.name,
-                self.post.job_id,
+                self.snapshot.job_id,
                 error,
             )
             return
         if self.pid == 0:
-            _live(worker, self, begin_child)
+            _run_finisher_process(worker, self, begin_child)
 
     def has_recorded(self) -> bool:
-        read = self.state.read()
-        return read is not None and read.phase == HorsePhase.AFTER
+        """Whether the job's outcome is in Redis."""
+        state = self.state.read()
+        return state is not None and state.phase == HorsePhase.AFTER
 
     def has_ended(self) -> bool:
-        """Whether it is gone; what it had started is ended then."""
+        """Whether the process is gone. If so, what it had started is killed."""
         with contextlib.suppress(ChildProcessError):
             if self.pid and not os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
                 return False
-        self.end()
+        self.kill()
         return True
 
     def is_late(self) -> bool:
-        read = self.state.read()
-        if read is None:
-            return time.monotonic() - self.began > SILENT_SECONDS
-        if read.phase == HorsePhase.AFTER:
-            return (
-                bool(read.deadline)
-                and time.monotonic() > read.deadline + config.current().shutdown_timeout
-            )
-        return time.monotonic() - read.since > SILENT_SECONDS
+        """Whether the process has exceeded its limits, and is to be killed."""
+        state = self.state.read()
+        if state is None:
+            return time.monotonic() - self.started_at > FINISHER_SILENT_SECONDS
+        if state.phase != HorsePhase.AFTER:
+            return time.monotonic() - state.since > FINISHER_SILENT_SECONDS
+        limit = state.deadline + config.current().shutdown_timeout
+        return state.deadline > 0 and time.monotonic() > limit
 
-    def end(self) -> None:
-        """Kill it, if it lives, and what it has started."""
+    def kill(self) -> None:
+        """Kill the process, if it lives, and what it has started."""
         if not self.pid:
             return
         for kill in (os.killpg, os.kill):
@@ -98,21 +111,21 @@ class Finisher:
         self.pid = 0
 
 
-def _live(
+def _run_finisher_process(
     worker: SettlementMixin, finisher: Finisher, begin_child: Callable[[HorseState], None]
 ) -> None:
-    """The life of the forked child: never returns."""
+    """The forked child from begin to end: never returns."""
     code = 1
     try:
         begin_child(finisher.state)
-        if finisher.kind == "crashed":
+        if finisher.death == HorseDeath.CRASHED:
             _call_killed_handler(worker, finisher)
         else:
-            _settle(worker, finisher.post, finisher.kind)
+            _settle(worker, finisher.snapshot, finisher.death)
         code = 0
     except BaseException:
         worker.log.error(
-            "Worker %s: job %s could not be ended", worker.name, finisher.post.job_id, exc_info=True
+            "Worker %s: cannot settle job %s", worker.name, finisher.snapshot.job_id, exc_info=True
         )
     finally:
         job_processes.flush()
@@ -120,71 +133,81 @@ def _live(
 
 
 def _call_killed_handler(worker: SettlementMixin, finisher: Finisher) -> None:
-    post = finisher.post
-    finisher.state.write(
-        HorsePhase.AFTER, post.job_id, post.token, time.monotonic() + HANDLER_SECONDS
-    )
-    job: Any = worker.job_class.fetch(post.job_id, connection=worker.client)
+    snapshot = finisher.snapshot
+    deadline = time.monotonic() + HANDLER_SECONDS
+    finisher.state.write(HorsePhase.AFTER, snapshot.job_id, snapshot.token, deadline)
+    job: Any = worker.job_class.fetch(snapshot.job_id, connection=worker.client)
     assert worker._work_horse_killed_handler
     worker._work_horse_killed_handler(job, 0, finisher.status, None)  # type: ignore[arg-type]
 
 
-def _settle(worker: SettlementMixin, post: HorseSnapshot, kind: str) -> None:
-    """Record what the dead horse could not, and call what is to be called then."""
-    fields = worker.client.hgetall(keys.job(post.job_id))
-    if decode(fields.get(b"rqjobs_token") or b"") != post.token:
-        return  # it was settled, or is somebody else's
-    job: Any = worker.job_class(post.job_id, connection=worker.connection)
+def _settle(worker: SettlementMixin, snapshot: HorseSnapshot, death: HorseDeath) -> None:
+    """Record the outcome that the dead horse could not record, and call the callbacks that follow
+    from it.
+    """
+    fields: Any = worker.client.hgetall(keys.job(snapshot.job_id))
+    if decode(fields.get(b"rqjobs_token") or b"") != snapshot.token:
+        return  # the job was settled, or is claimed by another worker
+    job: Any = worker.job_class(snapshot.job_id, connection=worker.connection)
     job.restore(fields)
-    worker.claim = Claim(post.job_id, job.origin, post.token, fields)  # type: ignore[arg-type]
+    worker.claim = Claim(snapshot.job_id, job.origin, snapshot.token, fields)
     worker.report(HorsePhase.SETTLING)
-    job.ended_at, job._status = now(), JobStatus.STARTED
+    job.ended_at = now()
+    job._status = JobStatus.STARTED
     queue = worker.queue_class(job.origin, connection=worker.connection)
     queue.redis_server_version = worker.redis_server_version
-    ended = (
-        worker.function_outcome.read(post.token)
-        if worker.function_outcome and kind == "late"
-        else None
-    )
-    if ended is None:
-        message = reason(kind, job.timeout)
+    outcome = None
+    if worker.function_outcome and death == HorseDeath.TIMED_OUT:
+        outcome = worker.function_outcome.read(snapshot.token)
+    if outcome is None:
+        message = failure_message(death, job.timeout)
         worker.log.warning("Worker %s: job %s: %s", worker.name, job.id, message)
         worker.handle_job_failure(job, queue, exc_string=message)
     else:
-        _settle_as_it_ended(worker, job, queue, *ended)
-    if kind == "stopped" and worker.has_settled and job.stopped_callback:
+        _settle_as_function_ended(worker, job, queue, *outcome)
+    if death == HorseDeath.JOB_STOPPED and worker.has_settled and job.stopped_callback:
         worker.report(HorsePhase.AFTER, time.monotonic() + job.stopped_callback_timeout)
         job.execute_stopped_callback(worker.death_penalty_class)
 
 
-def _settle_as_it_ended(
+def _settle_as_function_ended(
     worker: SettlementMixin,
     job: Any,
     queue: Any,
-    failed: bool,
+    has_failed: bool,
     started: str,
     ended: str,
     data: bytes | None,
 ) -> None:
-    """The function had ended; what ignored its limit was a callback or an exception handler."""
+    """Record how the job's function ended: a callback or an exception handler ignored the limit,
+    not the function.
+    """
     worker.log.error(
         "Worker %s: job %s: a callback or handler ignored its time limit, and was killed",
         worker.name,
         job.id,
     )
-    job.started_at, job.ended_at = parse_date(started), parse_date(ended)
-    if failed:
-        return worker.handle_job_failure(
-            job, queue, exc_string=(data or b"").decode(errors="replace")
-        )
-    job.serialized_result, job._status = data, JobStatus.FINISHED
-    job.hidden_result = job._result = None if data is None else job.serializer.loads(data)
+    job.started_at = parse_date(started)
+    job.ended_at = parse_date(ended)
+    if has_failed:
+        trace = (data or b"").decode(errors="replace")
+        worker.handle_job_failure(job, queue, exc_string=trace)
+        return
+    job.serialized_result = data
+    job._status = JobStatus.FINISHED
+    job.hidden_result = None
+    if data is not None:
+        job.hidden_result = job.serializer.loads(data)
+    job._result = job.hidden_result
     worker.record_success(job, queue, queue.started_job_registry)
     if worker.has_settled:
         job.send_webhooks(JobStatus.FINISHED)
 
 
-def reason(kind: str, timeout: Any) -> str:
-    if kind == "stopped":
+def failure_message(death: HorseDeath, timeout: Any) -> str:
+    """The traceback of a job that was stopped, or was killed after `timeout` (seconds) and the time
+    to spare.
+    """
+    if death == HorseDeath.JOB_STOPPED:
         return "Job stopped by user, work-horse terminated."
     return f"The job ignored its time limit of {timeout} s, and was killed."

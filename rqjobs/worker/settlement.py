@@ -245,6 +245,7 @@ class SettlementMixin(rq.Worker):
     def handle_job_failure(
         self, job: Any, queue: Any, started_job_registry: Any = None, exc_string: str = ""
     ) -> None:
+        job.traceback = exc_string  # for a job that goes on to its next repeat
         exc_string = transitions.cut_middle(exc_string, config.current().max_traceback_bytes)
 
         stopped = self._stopped_job_id == job.id

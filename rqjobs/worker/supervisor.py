@@ -1,6 +1,7 @@
-"""The supervisor: how the worker's parent process keeps one horse at work, and what it does when that dies.
+"""The supervisor: how the worker's parent spawns, watches, kills and reaps its horse.
 
-The parent is one thread: forking beside threads can deadlock. What the horse is at it reads from the board.
+The parent is one thread, because a fork beside threads can deadlock. It reads the horse's progress
+from shared memory (shared_state.py), so it also knows what a dead horse was doing.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import signal
 import socket
 import time
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -23,39 +25,33 @@ from rqjobs.broker.transitions import Claim
 from rqjobs.inherited_resources import InheritedResources
 from rqjobs.maintenance import sweep
 from rqjobs.worker import job_processes
-from rqjobs.worker.finisher import Finisher, reason
+from rqjobs.worker.finisher import Finisher, HorseDeath, failure_message
 from rqjobs.worker.horse import MAX_PREFETCH_WAIT_SECONDS, Limits, begin_child, run_horse_process
 from rqjobs.worker.prefetch import PrefetchPipe
 from rqjobs.worker.settlement import SettlementMixin
 from rqjobs.worker.shared_state import FunctionOutcome, HorsePhase, HorseSnapshot, HorseState
 
-CRASH_DELAY_SECONDS = (
-    1.0  # seconds that a job which crashed its horse waits, doubled with each death
-)
-RESPAWN_BACKOFF_SECONDS = (
-    0.1,
-    5.0,
-)  # seconds before the next horse when one did not live for a second: at first, at most
-UNRESPONSIVE_SECONDS = (
-    4 * leases.HEARTBEAT_SECONDS
-)  # seconds without a word after which an idle horse is no use; one wait for Redis may take 16
-UNRESPONSIVE_SETTLING_SECONDS = (
-    3 * UNRESPONSIVE_SECONDS
-)  # the same of one that settles; it may wait for Redis a few times before it has a word
-GROWTH_BYTES = 2**30  # by which a horse may grow, where RQJOBS_MAX_MEMORY_PER_CHILD says nothing
-# A horse that grew by that within fewer jobs has loaded what they need; the next may be twice as large.
+# A job that crashed its horse waits this long, doubled with each crash.
+CRASH_DELAY_SECONDS = 1.0
+# Delay before the next horse when the last one lived for less than a second; doubled each time,
+# up to the maximum.
+MIN_RESPAWN_DELAY_SECONDS = 0.1
+MAX_RESPAWN_DELAY_SECONDS = 5.0
+# An idle horse that reports nothing for this long is replaced. One wait for Redis may take 16 s.
+UNRESPONSIVE_SECONDS = 4 * leases.HEARTBEAT_SECONDS
+# The same for a horse that settles: it may wait for Redis several times before it reports again.
+UNRESPONSIVE_SETTLING_SECONDS = 3 * UNRESPONSIVE_SECONDS
+# How much a horse may grow without RQJOBS_MAX_MEMORY_PER_CHILD.
+GROWTH_BYTES = 2**30
+# A horse that grew by that within fewer jobs has loaded what its jobs need; the next one may grow
+# by twice as much.
 GROWTH_MIN_JOBS = 100
-UNREGISTER_SECONDS = 4  # beyond RQJOBS_SHUTDOWN_TIMEOUT, to release the claims and to unregister
-# A second signal within this time is the same one: worker-pool and the terminal both send it.
-DUPLICATE_SIGNAL_SECONDS = 1.0
+# No horse is spawned while this many finishers run: handlers that hang would fill the machine.
+MAX_FINISHERS = 4
 
-MAX_FINISHERS = 4  # so many handlers may hang before no more horses are started
-PHASES_WITH_DEADLINE = (
-    HorsePhase.RUNNING,
-    HorsePhase.AFTER,
-)  # phases of a horse that have a deadline of their own
-
-STATES = {
+# In these phases the horse runs code of the user, within a deadline.
+PHASES_WITH_DEADLINE = (HorsePhase.RUNNING, HorsePhase.AFTER)
+STATUS_OF_PHASE = {
     HorsePhase.RUNNING: WorkerStatus.BUSY,
     HorsePhase.SETTLING: WorkerStatus.BUSY,
     HorsePhase.AFTER: WorkerStatus.BUSY,
@@ -63,166 +59,290 @@ STATES = {
 }
 
 
-class Supervisor(SettlementMixin):
-    """The half of the worker that deals with its horse. Overrides, beside those of `Settling`: get_current_job_id and
-    kill_horse know what the horse runs, and never kill it for another job.
+@dataclass
+class HorseWatch:
+    """What the parent has seen of its current horse, and when, in seconds of the monotonic clock."""
+
+    spawned_at: float = 0.0
+    readable_at: float = field(default_factory=time.monotonic)  # last complete read of its state
+    batch_seen_at: float = 0.0  # last sight of claimed jobs in the prefetch pipe
+    token: str = ""  # of the claim that runs
+    token_since: float = 0.0
+
+
+@dataclass(frozen=True)
+class WorkerState:
+    """The part of RQ's worker key that follows the horse.
+
+    `status` None: not known, so it is written again.
     """
 
-    _verdict = "crashed"
+    status: WorkerStatus | None = None
+    job_id: str | None = None
+    succeeded: int = 0  # jobs of this horse whose statistics have been added
+    seconds_worked: float = 0.0  # by these jobs
+
+
+class Supervisor(SettlementMixin):
+    """The part of the worker's parent that deals with the horse.
+
+    Overrides of RQ, besides those of `SettlementMixin`: get_current_job_id, kill_horse.
+    """
 
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
-        self._pid_of_parent = os.getpid()
-        self._signals: list[tuple[float, int]] = []
-        self._overdue = False  # it was told to go, and Redis does not answer
-        self.where: dict[str, Any] = {}  # this process lives
-        self._horse_started = ""
-        self._hired = 0.0
-        self._readable = time.monotonic()  # when the board was
-        self._lost_at = time.monotonic()  # when this process did not reach Redis
-        self._rehire_pause = RESPAWN_BACKOFF_SECONDS[0]
-        self._growth_bytes = GROWTH_BYTES
-        self.inherited: InheritedResources | None = None
-        self._told: tuple[Any, Any, int, float] = (None, None, 0, 0.0)  # of RQ's worker key
-        self._told_at = 0.0
-        self._finishers: list[Finisher] = []
-        self._ending = ""  # why the worker is done, when only finishers are left
-        self._done_before = 0  # jobs of earlier horses
+        self._parent_pid = os.getpid()
         self.horse_state: HorseState | None = None
-        self.control: socket.socket | None = None
+        self.control: socket.socket | None = None  # wakes an idle horse
         self.prefetch: PrefetchPipe | None = None
-        self._given_back: set[str] = (
-            set()
-        )  # their tokens; taken from the horse, not yet in their queues again
-        self._behind = ("", 0.0)  # the claim that runs, and since when
+        self.inherited: InheritedResources | None = None
+        self._horse_start_time = ""
+        self._horse_death = HorseDeath.CRASHED  # the cause, if the current horse dies
+        self._watch = HorseWatch()
+        self._respawn_at = 0.0
+        self._respawn_delay = MIN_RESPAWN_DELAY_SECONDS  # seconds
+        self._growth_bytes = GROWTH_BYTES
+        self._finishers: list[Finisher] = []
+        self._done_reason = ""  # why the worker is done, while finishers still run
+        self._jobs_done = 0  # by earlier horses
+        self._to_release: set[str] = set()  # tokens taken from the horse, not yet released in Redis
+        self._published = WorkerState()
+        self._published_at = 0.0
+        self._disconnected_at = time.monotonic()  # when this process last failed to reach Redis
 
-    def _time_to_go(self) -> bool:
-        """Whether the first signal is longer ago than RQJOBS_SHUTDOWN_TIMEOUT, or there was a second one."""
-        if not self._signals:
+    # Spawn
+
+    def _horse_is_due(self) -> bool:
+        """Whether there is no horse, and nothing speaks against a new one."""
+        if self.horse_pid or self._stop_requested or self._done_reason:
             return False
-        asked, again = self._signals[0][0], self._signals[-1][0]
-        return (
-            time.monotonic() - asked > config.current().shutdown_timeout
-            or again - asked > DUPLICATE_SIGNAL_SECONDS
-        )
+        if len(self._finishers) >= MAX_FINISHERS:
+            return False
+        if not all(finisher.has_settled for finisher in self._finishers):
+            return False
+        return time.monotonic() >= self._respawn_at
 
-    def _disown(self) -> None:
-        """Put back what is in our claims without the horse's knowledge while that runs a job, perhaps for hours: a wait
-        whose connection broke on our side only can bring one."""
-        post = self._posting()
-        if post and post.phase in PHASES_WITH_DEADLINE:
-            for job_id in transitions.release_unknown(self.client, self.name, self.process):
-                self.log.warning(
-                    "Worker %s: job %s came without a word, and is back in its queue",
-                    self.name,
-                    job_id,
-                )
+    def _spawn_horse(self, limits: Limits) -> None:
+        """Fork a horse.
 
-    def _give_back(self) -> None:
-        """Put back what was claimed along with a job that turns out to take long, or before we leave."""
-        post = self._posting()
-        if post and post.token != self._behind[0]:
-            self._behind = post.token, post.since
-        if (
-            self.prefetch
-            and post
-            and (self._signals or time.monotonic() - self._behind[1] >= MAX_PREFETCH_WAIT_SECONDS)
-        ):
-            while one := self.prefetch.get():
-                self._given_back.add(one)
-        if (
-            self._given_back
-        ):  # should this fail, and the horse claim them again, their tokens are others
-            transitions.release_tokens(self.client, self.name, self._given_back)
-            self._given_back.clear()
-
-    def _hire(self, limits: Limits) -> None:
-        left = None if limits.max_jobs is None else limits.max_jobs - self._done_before
-        limit = config.current().max_memory_per_child
-        growth = self._growth_bytes if limit is None else limit
+        If the system has no memory, process or descriptor for it, wait before the next attempt.
+        """
+        horse_limits = self._horse_limits(limits)
         self.inherited = self.inherited or InheritedResources()
-        processes.trim_memory()  # or both would write on those pages, each on a copy of its own
-        job_processes.flush()  # or both would write it
+        # Before the fork: else both processes copy the free pages, and write the buffered output.
+        processes.trim_memory()
+        job_processes.flush()
         with contextlib.ExitStack() as undo:
             try:
-                board, prefetch = HorseState(), PrefetchPipe()
+                state = HorseState()
+                prefetch = PrefetchPipe()
                 undo.callback(prefetch.close)
                 ours, theirs = socket.socketpair()
                 self.function_outcome = self.function_outcome or FunctionOutcome()
                 pid = os.fork()
-            except (
-                OSError
-            ) as error:  # no memory, too many processes or open files; there may be some in a while
+            except OSError as error:
                 self.log.error("Worker %s: cannot start a horse: %s", self.name, error)
-                self._hired, self._rehire_pause = time.monotonic(), RESPAWN_BACKOFF_SECONDS[1]
+                self._respawn_delay = MAX_RESPAWN_DELAY_SECONDS
+                self._respawn_at = time.monotonic() + self._respawn_delay
                 return
             if pid == 0:
                 ours.close()
-                own = Limits(limits.burst, left, limits.max_idle_time, growth)
                 run_horse_process(
-                    self, board, theirs, own, prefetch, self._pid_of_parent, self.inherited
+                    self, state, theirs, horse_limits, prefetch, self._parent_pid, self.inherited
                 )
             undo.pop_all()
         theirs.close()
-        self._horse_pid, self.horse_state, self.control, self.prefetch = pid, board, ours, prefetch
-        self._horse_started = processes.start_time(pid)
-        self._given_back.clear()
-        self._told = (None, None, 0, 0.0)
-        self._hired = time.monotonic()
+        self._horse_pid = pid
+        self._horse_start_time = processes.start_time(pid)
+        self._horse_death = HorseDeath.CRASHED
+        self.horse_state = state
+        self.control = ours
+        self.prefetch = prefetch
+        self._to_release.clear()
+        self._published = WorkerState()
+        self._watch = HorseWatch(spawned_at=time.monotonic())
 
-    def _tell_state(self) -> None:
-        """Keep RQ's worker key true, about once a tick: state, current job, and what was done."""
-        post = self._posting()
-        if post is None:
-            return
-        self._told_at = time.monotonic()
-        state, job_id = (
-            STATES.get(post.phase, WorkerStatus.IDLE),
-            post.job_id if post.running else None,
-        )
-        told = state, job_id, post.succeeded, post.worked
-        if told != self._told:
-            with self.client.pipeline() as pipe:
-                self.set_state(state, pipeline=pipe)
-                self.set_current_job_id(job_id, pipeline=pipe)
-                if post.succeeded > self._told[2]:
-                    pipe.hincrby(self.key, "successful_job_count", post.succeeded - self._told[2])
-                    pipe.hincrbyfloat(self.key, "total_working_time", post.worked - self._told[3])
-                pipe.execute()
-            self._told = told
+    def _horse_limits(self, limits: Limits) -> Limits:
+        """The part of the worker's limits that is left for the next horse."""
+        jobs_left = None
+        if limits.max_jobs is not None:
+            jobs_left = limits.max_jobs - self._jobs_done
+        growth = config.current().max_memory_per_child
+        if growth is None:
+            growth = self._growth_bytes
+        return Limits(limits.burst, jobs_left, limits.max_idle_time, growth)
 
-    def _posting(self) -> HorseSnapshot | None:
+    def _begin_child(self, state: HorseState) -> None:
+        assert self.inherited
+        begin_child(self, state, self._parent_pid, self.inherited)
+
+    # Watch
+
+    def _read_horse(self) -> HorseSnapshot | None:
+        """What the horse does.
+
+        None if there was no horse yet, or if the horse is writing at this moment.
+        """
         return self.horse_state.read() if self.horse_state else None
 
     def get_current_job_id(self, pipeline: Any = None) -> str | None:
-        if self.horse_state is None:  # this object is a look at a worker that runs elsewhere
-            return super().get_current_job_id(pipeline)
-        post = self._posting()
-        return post.job_id if post and post.running else None
+        """The id of the running job, read from the shared state: RQ's worker key follows a second
+        later.
 
-    def _frozen(self) -> HorseSnapshot | None:
-        """What the horse runs, with the horse stopped so that it cannot go on meanwhile."""
+        An object that only looks at a worker of another process reads RQ's worker key.
+        """
+        if self.horse_state is None:
+            return super().get_current_job_id(pipeline)
+        snapshot = self._read_horse()
+        return snapshot.job_id if snapshot and snapshot.running else None
+
+    def _publish_state(self) -> None:
+        """Write status, current job and statistics into RQ's worker key, where they have changed."""
+        snapshot = self._read_horse()
+        if snapshot is None:
+            return
+        self._published_at = time.monotonic()
+        before = self._published
+        state = WorkerState(
+            STATUS_OF_PHASE.get(snapshot.phase, WorkerStatus.IDLE),
+            snapshot.job_id if snapshot.running else None,
+            snapshot.succeeded,
+            snapshot.worked,
+        )
+        if state == before:
+            return
+        with self.client.pipeline() as pipe:
+            self.set_state(state.status, pipeline=pipe)  # type: ignore[arg-type]
+            self.set_current_job_id(state.job_id, pipeline=pipe)
+            if state.succeeded > before.succeeded:
+                worked = state.seconds_worked - before.seconds_worked
+                pipe.hincrby(self.key, "successful_job_count", state.succeeded - before.succeeded)
+                pipe.hincrbyfloat(self.key, "total_working_time", worked)
+            pipe.execute()
+        self._published = state
+
+    def _publish_again(self) -> None:
+        """Have status and current job written again: the worker key may have lost them."""
+        self._published = replace(self._published, status=None, job_id=None)
+
+    def _release_prefetched(self) -> None:
+        """Release the jobs that wait behind a slow job of their batch, and all of them when the
+        worker stops.
+        """
+        snapshot = self._read_horse()
+        if snapshot and snapshot.token != self._watch.token:
+            self._watch.token = snapshot.token
+            self._watch.token_since = snapshot.since
+        is_slow = time.monotonic() - self._watch.token_since >= MAX_PREFETCH_WAIT_SECONDS
+        if self.prefetch and snapshot and (self._stop_requested or is_slow):
+            while token := self.prefetch.get():
+                self._to_release.add(token)
+        if self._to_release:
+            # A failure is tried again. A job that the horse has claimed again by then has another
+            # token.
+            transitions.release_tokens(self.client, self.name, self._to_release)
+            self._to_release.clear()
+
+    def _release_unknown_claims(self) -> None:
+        """Release claimed jobs that the horse does not know about, while it runs a job.
+
+        A blocking pop whose connection has dropped on our side can still deliver a job, and the
+        horse may be busy for hours.
+        """
+        snapshot = self._read_horse()
+        if snapshot and snapshot.phase in PHASES_WITH_DEADLINE:
+            for job_id in transitions.release_unknown(self.client, self.name, self.process):
+                self.log.warning(
+                    "Worker %s: released job %s, which was claimed but never started",
+                    self.name,
+                    job_id,
+                )
+
+    # Limits
+
+    def _check_readable(self) -> HorseSnapshot | None:
+        """What the horse does, if there is a horse.
+
+        Kills a horse that was frozen in the middle of a write.
+        """
+        snapshot = self._read_horse()
+        if snapshot or not self.horse_pid:
+            self._watch.readable_at = time.monotonic()
+        elif time.monotonic() - self._watch.readable_at > UNRESPONSIVE_SECONDS:
+            self._kill_horse(HorseDeath.UNRESPONSIVE)
+        return snapshot if self.horse_pid else None
+
+    def _check_timeout(self, snapshot: HorseSnapshot) -> None:
+        """Kill a horse whose job still runs RQJOBS_SHUTDOWN_TIMEOUT seconds after its own time
+        limit.
+        """
+        if not snapshot.deadline:
+            return
+        if time.monotonic() <= snapshot.deadline + config.current().shutdown_timeout:
+            return
+        paused = self._pause_and_read()  # the job may have ended in this moment
+        if paused and paused.job_id == snapshot.job_id and paused.deadline == snapshot.deadline:
+            self._kill_horse(HorseDeath.TIMED_OUT)
+        else:
+            os.kill(self.horse_pid, signal.SIGCONT)
+
+    def _check_responsive(self, snapshot: HorseSnapshot) -> None:
+        """Kill a horse that is not in a job and reports nothing, cannot reach Redis, or does not
+        end.
+        """
+        now = time.monotonic()
+        silent_seconds = now - snapshot.since
+        if snapshot.phase == HorsePhase.LEAVING:
+            if silent_seconds > job_processes.EXIT_SECONDS:
+                self._kill_horse(HorseDeath.ENDED)
+            return
+        if snapshot.away:
+            since_both_failed = max(snapshot.away, self._disconnected_at)
+            if now - since_both_failed > UNRESPONSIVE_SECONDS:
+                self.log.error(
+                    "Worker %s: replacing the horse, which cannot reach Redis; this process can",
+                    self.name,
+                )
+                self._kill_horse(HorseDeath.CRASHED)
+                return
+        limit = UNRESPONSIVE_SECONDS
+        if snapshot.phase == HorsePhase.SETTLING:
+            limit = UNRESPONSIVE_SETTLING_SECONDS
+        if silent_seconds > limit:
+            self.log.error(
+                "Worker %s: replacing the horse, which has been unresponsive for %.0f s",
+                self.name,
+                silent_seconds,
+            )
+            self._kill_horse(HorseDeath.UNRESPONSIVE)
+
+    # Stop
+
+    def _pause_and_read(self) -> HorseSnapshot | None:
+        """Send SIGSTOP to the horse, and return what it does, once it cannot go on."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.horse_pid, signal.SIGSTOP)
         for _ in range(1000):
             if processes.state(self.horse_pid) in ("T", "t", "Z", ""):
                 break
             time.sleep(0.001)
-        return self._posting()
+        return self._read_horse()
 
     def kill_horse(self, sig: signal.Signals = signal.SIGKILL) -> None:
-        """Kill the horse; after a stop-job command only if it still runs that very job."""
+        """Kill the horse. After RQ's stop-job command: only if the horse still runs that job.
+
+        RQ's own method would kill the next job, if the horse has gone on to it.
+        """
         if not self.horse_pid:
             return
-        post = self._frozen()
-        while post is None and processes.state(self.horse_pid) in (
-            "T",
-            "t",
-        ):  # stopped in the middle of a posting
+        snapshot = self._pause_and_read()
+        # A snapshot is None if the horse was stopped in the middle of a write.
+        while snapshot is None and processes.state(self.horse_pid) in ("T", "t"):
             os.kill(self.horse_pid, signal.SIGCONT)
-            post = self._frozen()
-        wanted = self._stopped_job_id
-        if wanted is None or (post is not None and post.running and post.job_id == wanted):
+            snapshot = self._pause_and_read()
+        job_id = self._stopped_job_id
+        runs_that_job = snapshot is not None and snapshot.running and snapshot.job_id == job_id
+        if job_id is None or runs_that_job:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.horse_pid, signal.SIGKILL)
         else:
@@ -230,259 +350,196 @@ class Supervisor(SettlementMixin):
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.horse_pid, signal.SIGCONT)
 
-    def _police(self) -> None:
-        """Kill a horse that ignores its job's time limit or does nothing at all; end it when it is time to leave."""
-        post = self._posting()
-        if post or not self.horse_pid:
-            self._readable = time.monotonic()
-        elif (
-            time.monotonic() - self._readable > UNRESPONSIVE_SECONDS
-        ):  # it was stopped in the middle of a posting
-            self._put_down("stuck")
-        if not self.horse_pid or post is None:
-            return
-        age, timeout = time.monotonic() - post.since, config.current().shutdown_timeout
-        if self._signals:
-            assert self.horse_state and self.control
-            if not self.horse_state.stop:
-                self.handle_warm_shutdown_request()
-                self.horse_state.ask_to_stop()
-                with contextlib.suppress(OSError):
-                    self.control.send(b"!")
-                if self.scheduler:
-                    self.stop_scheduler()
-            if self._time_to_go():
-                self.log.warning(
-                    "Worker %s: its job is put back, to run again elsewhere", self.name
-                )
-                self._put_down("")
-        elif (
-            post.phase in PHASES_WITH_DEADLINE
-            and post.deadline
-            and time.monotonic() > post.deadline + timeout
-        ):
-            frozen = self._frozen()
-            if frozen and frozen.job_id == post.job_id and frozen.deadline == post.deadline:
-                self._put_down("late")
-            else:
-                os.kill(self.horse_pid, signal.SIGCONT)
-        elif post.phase == HorsePhase.LEAVING:
-            if age > job_processes.EXIT_SECONDS:
-                self._put_down("")
-        elif (
-            post.phase not in PHASES_WITH_DEADLINE
-            and post.away
-            and time.monotonic() - max(post.away, self._lost_at) > UNRESPONSIVE_SECONDS
-        ):
-            self.log.error(
-                "Worker %s: its horse does not reach Redis, this process does; it is replaced",
-                self.name,
-            )
-            self._put_down("crashed")
-        elif post.phase not in PHASES_WITH_DEADLINE and age > (
-            UNRESPONSIVE_SETTLING_SECONDS
-            if post.phase == HorsePhase.SETTLING
-            else UNRESPONSIVE_SECONDS
-        ):
-            self.log.error(
-                "Worker %s: its horse has not been heard of for %.0f s and is replaced",
-                self.name,
-                age,
-            )
-            self._put_down("stuck")
-
-    def _put_down(self, verdict: str) -> None:
-        self._verdict = verdict
-        for kill in (
-            os.killpg,
-            os.kill,
-        ):  # a horse that has just been forked has no group of its own yet
+    def _kill_horse(self, death: HorseDeath) -> None:
+        self._horse_death = death
+        # A horse that has just been forked has no process group of its own yet.
+        for kill in (os.killpg, os.kill):
             with contextlib.suppress(ProcessLookupError):
                 kill(self.horse_pid, signal.SIGKILL)
 
-    def _reap(self, limits: Limits) -> str:
-        """See whether the horse has ended, and take back what it had. Returns why the worker is done, or ""."""
+    # Reap
+
+    def _reap_horse(self) -> str:
+        """Once the horse has ended, release or settle its claims.
+
+        Returns why the worker is done, or "".
+        """
         if not self.horse_pid:
             return ""
         if not os.waitid(os.P_PID, self.horse_pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             return ""
-        status = self._end_horse()
+        status = self._wait_for_horse_and_group()
         with contextlib.suppress(redis.RedisError, OSError):
-            self._tell_state()
-        post, self._horse_pid = self._posting(), 0
-        verdict, self._verdict = self._verdict, "crashed"
-        done = post.done if post else 0
-        self._done_before += done
+            self._publish_state()
+        snapshot = self._read_horse()
+        self._horse_pid = 0
+        self._close_pipes()
+        jobs_done = snapshot.done if snapshot else 0
+        self._jobs_done += jobs_done
+        lifetime = time.monotonic() - self._watch.spawned_at
+        self._set_respawn_delay(has_lived=bool(jobs_done) or lifetime > 1)
+        if snapshot and snapshot.phase == HorsePhase.LEAVING:
+            return self._handle_horse_exit(snapshot, status)
+        self._handle_horse_death(snapshot, status)
+        return ""
+
+    def _wait_for_horse_and_group(self) -> int:
+        """Wait for a horse that ends, and kill what its jobs have started.
+
+        Returns the horse's exit status.
+        """
+        os.waitid(os.P_PID, self.horse_pid, os.WEXITED | os.WNOWAIT)
+        processes.end_group(self.horse_pid)  # a zombie keeps its process group's number in use
+        return os.waitpid(self.horse_pid, 0)[1]
+
+    def _close_pipes(self) -> None:
         assert self.control and self.prefetch is not None
         self.control.close()
         self.prefetch.close()
         self.prefetch = None
-        has_lived = done or time.monotonic() - self._hired > 1
-        self._rehire_pause = (
-            RESPAWN_BACKOFF_SECONDS[0]
-            if has_lived
-            else min(
-                max(self._rehire_pause * 2, RESPAWN_BACKOFF_SECONDS[0]), RESPAWN_BACKOFF_SECONDS[1]
-            )
-        )  # after one that was replaced it is 0
-        if post and post.phase == HorsePhase.LEAVING:
-            return self._left(post, status)
-        running = post if post and post.running else None
-        if running and (verdict == "late" or self._stopped_job_id == running.job_id):
-            self._start_finisher(
-                Finisher(running, "late" if verdict == "late" else "stopped", status)
-            )
-        else:
-            counted = running.job_id if running and verdict == "crashed" else ""
-            self._take_back(counted, status)
-            if counted and running and self._work_horse_killed_handler:
-                self._start_finisher(Finisher(running, "crashed", status, settled=True))
-        self._stopped_job_id = None
-        return ""
 
-    def _start_finisher(self, finisher: Finisher) -> None:
-        finisher.start(self, self._begin_child)
-        self._finishers.append(finisher)
+    def _set_respawn_delay(self, has_lived: bool) -> None:
+        """Double the delay with each horse that dies at once.
 
-    def _look_after_finishers(self) -> None:
-        """What a finisher could not record in its time, we do; then the next horse may begin."""
-        for finisher in list(self._finishers):
-            recorded, ended, late = (
-                finisher.has_recorded(),
-                finisher.has_ended(),
-                finisher.is_late(),
-            )
-            if late and not ended:
-                self.log.error(
-                    "Worker %s: what was called after the end of job %s ignored its time limit, and is "
-                    "killed",
-                    self.name,
-                    finisher.post.job_id,
-                )
-                finisher.end()
-            if not finisher.settled and (recorded or ended or late):
-                if not recorded:
-                    self.retry_until_answered(partial(self._settle_plainly, finisher))
-                self._take_back("", finisher.status)
-                finisher.settled = True
-            if ended:
-                self._finishers.remove(finisher)
+        It is 0 after a horse that was replaced.
+        """
+        delay = MIN_RESPAWN_DELAY_SECONDS
+        if not has_lived:
+            delay = min(max(2 * self._respawn_delay, delay), MAX_RESPAWN_DELAY_SECONDS)
+        self._respawn_delay = delay
+        self._respawn_at = self._watch.spawned_at + delay
 
-    def _settle_plainly(self, finisher: Finisher) -> str:
-        """End the job of a dead horse without a look into it, for whoever looked died or hung."""
-        post = finisher.post
-        try:
-            origin, ttl, timeout = self.client.hmget(
-                keys.job(post.job_id), "origin", "failure_ttl", "timeout"
-            )
-        except redis.ResponseError as error:
-            if not scripts.is_wrong_type(error):
-                raise
-            origin = None  # somebody else wrote there
-        if origin is None:
-            return "gone"
-        fields: Any = {b"failure_ttl": ttl or b""}
-        claim = Claim(post.job_id, decode(origin), post.token, fields)
-        message = reason(finisher.kind, decode(timeout or b"?"))
-        return self.fail_job(claim, message, "stopped" if finisher.kind == "stopped" else "failed")
-
-    def _end_horse(self) -> int:
-        """Wait for a horse that has ended or was killed, and for what its jobs had started. Returns its status."""
-        os.waitid(os.P_PID, self.horse_pid, os.WEXITED | os.WNOWAIT)
-        processes.end_group(
-            self.horse_pid
-        )  # as long as it is a zombie its group cannot be another's
-        return os.waitpid(self.horse_pid, 0)[1]
-
-    def _left(self, post: HorseSnapshot, status: int) -> str:
-        """The horse settled all that it had, and left. Returns why the worker is done, or ""."""
+    def _handle_horse_exit(self, snapshot: HorseSnapshot, status: int) -> str:
+        """The horse settled all of its jobs and exited. Returns why the worker is done, or ""."""
+        reason = snapshot.job_id
         if status:
             self.log.warning(
-                "Worker %s: the exit functions of its jobs' modules took longer than %d s (%s)",
+                "Worker %s: the exit functions of the jobs' modules took longer than %d s (%s)",
                 self.name,
                 job_processes.EXIT_SECONDS,
-                _how(status),
+                _describe_status(status),
             )
-        if post.job_id == "grown" and post.done < GROWTH_MIN_JOBS:
+        if reason == "grown" and snapshot.done < GROWTH_MIN_JOBS:
             self._growth_bytes *= 2
-        if post.job_id in ("replaced", "grown"):
-            self._rehire_pause = 0.0
+        if reason in ("replaced", "grown"):
+            self._respawn_delay = 0.0
+            self._respawn_at = 0.0
             return ""
-        return "" if post.job_id == "stopped" else post.job_id
+        return "" if reason == "stopped" else reason
 
-    def _take_back(self, counted: str, status: int) -> None:
-        """Give back what the dead horse had, and count the death of the job that it ran, if there is one."""
+    def _handle_horse_death(self, snapshot: HorseSnapshot | None, status: int) -> None:
+        """The horse died.
+
+        Start a finisher for the job that it ran, if that one is to be settled; requeue the rest.
+        """
+        running = snapshot if snapshot and snapshot.running else None
+        death = self._horse_death
+        if running and self._stopped_job_id == running.job_id and death != HorseDeath.TIMED_OUT:
+            death = HorseDeath.JOB_STOPPED
+        if running and death in (HorseDeath.TIMED_OUT, HorseDeath.JOB_STOPPED):
+            self._start_finisher(Finisher(running, death, status))
+        elif running and death == HorseDeath.CRASHED:
+            self._requeue_claims(running.job_id, status)
+            if self._work_horse_killed_handler:
+                self._start_finisher(Finisher(running, death, status, has_settled=True))
+        else:
+            self._requeue_claims("", status)
+        self._stopped_job_id = None  # not before: the finisher's fork has a copy of it
+
+    def _requeue_claims(self, crashed_job_id: str, status: int) -> None:
+        """Requeue the dead horse's claims.
+
+        The crash of the job that it ran counts; "" if it ran none.
+        """
 
         def attempt() -> str:
-            queues = [queue.name for queue in self.queues]
             outcomes = recovery.reclaim(
                 self.client,
                 self.name,
-                queues,
+                self.queue_names(),
                 recovery.DeathCause.HORSE_DIED,
-                counted,
+                crashed_job_id,
                 CRASH_DELAY_SECONDS,
                 self.process,
             )
             for job_id, outcome in outcomes.items():
-                is_failed = outcome is recovery.Outcome.FAILED
-                level = self.log.error if is_failed else self.log.warning
-                level(
-                    "Worker %s: its horse died (%s); job %s%s is %s",
+                log = self.log.warning
+                if outcome is recovery.Outcome.FAILED:
+                    log = self.log.error
+                note = ", which it ran," if job_id == crashed_job_id else ""
+                how = _describe_status(status)
+                log(
+                    "Worker %s: the horse died (%s); job %s%s is %s",
                     self.name,
-                    _how(status),
+                    how,
                     job_id,
-                    ", which it ran," if job_id == counted else "",
+                    note,
                     outcome.value,
                 )
             return "done"
 
         self.retry_until_answered(attempt)
-        with contextlib.suppress(redis.RedisError, OSError):  # the next sweep does it
-            sweep.enqueue_waiting_dependents(self.client, self._pulse)
+        with contextlib.suppress(redis.RedisError, OSError):  # the next sweep tries again
+            sweep.enqueue_waiting_dependents(self.client, self._renew_lease_if_due)
 
-    def _begin_child(self, board: HorseState) -> None:
-        assert self.inherited
-        begin_child(self, board, self._pid_of_parent, self.inherited)
+    # The lease, which the rest of the worker keeps (worker.py)
 
-    def _pulse(self) -> None:
-        """Renew the lease, if it is time, in the midst of something long."""
+    def _renew_lease(self) -> None:
+        raise NotImplementedError
 
-    def _dismiss(self) -> None:
-        """Leave no horse behind, and nothing in its hands."""
-        for finisher in self._finishers:
-            finisher.end()
-        if self.function_outcome:
-            self.function_outcome.close()
-            self.function_outcome = None
-        if self.horse_pid:
-            self._put_down("")
-            self._end_horse()
-            self._horse_pid = 0
-            if not self._overdue:
-                with contextlib.suppress(redis.RedisError):
-                    queues = [queue.name for queue in self.queues]
-                    recovery.reclaim(
-                        self.client,
-                        self.name,
-                        queues,
-                        recovery.DeathCause.HORSE_DIED,
-                        "",
-                        process=self.process,
-                    )
-        if not self._overdue:
-            with contextlib.suppress(redis.RedisError, OSError, SystemExit):
-                self._look_after_finishers()
+    def _renew_lease_if_due(self) -> None:
+        raise NotImplementedError
 
-    def handle_job_failure(
-        self, job: Any, queue: Any, started_job_registry: Any = None, exc_string: str = ""
-    ) -> None:
-        job.traceback = exc_string  # for a job that goes on to its next repeat
-        super().handle_job_failure(
-            job=job, queue=queue, started_job_registry=started_job_registry, exc_string=exc_string
-        )
+    # Finishers
+
+    def _start_finisher(self, finisher: Finisher) -> None:
+        finisher.start(self, self._begin_child)
+        self._finishers.append(finisher)
+
+    def _check_finishers(self) -> None:
+        """Settle the jobs whose finishers have died or hang. Then the next horse may start."""
+        for finisher in list(self._finishers):
+            has_recorded = finisher.has_recorded()
+            has_ended = finisher.has_ended()
+            is_late = finisher.is_late()
+            if is_late and not has_ended:
+                self.log.error(
+                    "Worker %s: killing the process for the callbacks of job %s, which ignored its "
+                    "time limit",
+                    self.name,
+                    finisher.snapshot.job_id,
+                )
+                finisher.kill()
+            if not finisher.has_settled and (has_recorded or has_ended or is_late):
+                if not has_recorded:
+                    self.retry_until_answered(partial(self._settle_for_finisher, finisher))
+                self._requeue_claims("", finisher.status)
+                finisher.has_settled = True
+            if has_ended:
+                self._finishers.remove(finisher)
+
+    def _settle_for_finisher(self, finisher: Finisher) -> str:
+        """Settle the job of a dead horse from three fields of its hash: the finisher that read the
+        whole job has died or hangs.
+        """
+        snapshot = finisher.snapshot
+        try:
+            origin, ttl, timeout = self.client.hmget(
+                keys.job(snapshot.job_id), "origin", "failure_ttl", "timeout"
+            )
+        except redis.ResponseError as error:
+            if not scripts.is_wrong_type(error):
+                raise
+            origin = None  # another program has overwritten the job's hash
+        if origin is None:
+            return "gone"
+        fields: Any = {b"failure_ttl": ttl or b""}
+        claim = Claim(snapshot.job_id, decode(origin), snapshot.token, fields)
+        message = failure_message(finisher.death, decode(timeout or b"?"))
+        job_status = "stopped" if finisher.death == HorseDeath.JOB_STOPPED else "failed"
+        return self.fail_job(claim, message, job_status)
 
 
-def _how(status: int) -> str:
+def _describe_status(status: int) -> str:
     code = os.waitstatus_to_exitcode(status)
     return signal.Signals(-code).name if code < 0 else f"exit code {code}"

@@ -1,6 +1,9 @@
-"""The worker: the parent that RQ knows by name. It keeps the lease, sweeps, hears commands, and has a horse at work.
+"""The worker: the parent process that RQ knows by name. It keeps the lease, sweeps, reads commands,
+and supervises a horse.
 
-One thread, one select loop. `supervisor.py` watches over the horse, which (horse.py) claims, runs and settles.
+The parent is one thread with one loop (`Worker._run`). supervisor.py spawns, watches and reaps the
+horse, the child that claims, runs and settles the jobs (horse.py). shutdown.py says what happens on
+SIGTERM.
 """
 
 from __future__ import annotations
@@ -8,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import socket
 import time
 from typing import Any
@@ -22,9 +24,9 @@ from rq.registry import FailedJobRegistry, FinishedJobRegistry
 from rq.utils import now, utcformat
 from rq.worker import DequeueStrategy
 
-from rqjobs import config, logs, processes, rq_patches
 from rqjobs import connection as connections
-from rqjobs.broker import leases, odd_keys, scripts, transitions
+from rqjobs import processes, rq_patches
+from rqjobs.broker import leases, odd_keys, scripts
 from rqjobs.broker import places as broker_places
 from rqjobs.broker.keys import decode
 from rqjobs.broker.leases import HEARTBEAT_SECONDS
@@ -35,134 +37,53 @@ from rqjobs.worker import options as worker_options
 from rqjobs.worker.horse import MAX_PREFETCH_WAIT_SECONDS, Limits
 from rqjobs.worker.recording import RecordingClient
 from rqjobs.worker.shared_state import HorsePhase
-from rqjobs.worker.supervisor import MAX_FINISHERS, UNREGISTER_SECONDS, Supervisor
+from rqjobs.worker.shutdown import ShutdownMixin
+from rqjobs.worker.supervisor import PHASES_WITH_DEADLINE
 
 MAX_SLEEP_SECONDS = 1.0  # of the parent, while a job runs
-SCHEDULER_CHECK_SECONDS = leases.HEARTBEAT_SECONDS / 2  # seconds between two looks after the clock
+SCHEDULER_CHECK_SECONDS = leases.HEARTBEAT_SECONDS / 2  # between two checks that the scheduler runs
+RECONNECT_SECONDS = 0.5  # between two attempts of the parent to reach Redis
 
 
-class Worker(Supervisor):
+class Worker(ShutdownMixin):
     """Runs jobs as RQ's worker does, and loses none.
 
-    Start it with `rq worker --worker-class rqjobs.Worker --with-scheduler high default low`. The configured Redis,
-    serializer, job class and queue class take the place of the stock ones that `rq` passes; another Redis that it
-    was told, and subclasses of `rqjobs.Job` and `rqjobs.Queue`, are used; anything else is refused.
+    Start it with `rq worker --worker-class rqjobs.Worker --with-scheduler high default low`. The
+    configured Redis, serializer, job class and queue class replace the stock ones that `rq` passes.
+    Another Redis that is named explicitly, and subclasses of `rqjobs.Job` and `rqjobs.Queue`, are
+    used. All else is refused.
 
-    Overrides, beside those of `Settling` and `Supervisor`:
-        work: supervises one long-lived horse instead of forking for each job.
-        bootstrap, register_birth, register_death: sweep first (one of the dead may have had our name), keep a lease,
-            and wait for a Redis that is not there yet; _set_ip_address asks it then, and not before.
-        subscribe, unsubscribe: RQ's commands are read in the same loop, not in a thread.
-        request_stop: a signal handler that only sets a flag.
-        clean_registries: without RQ's clean-up of started jobs and intermediate queues, which fails what our sweep
-            puts back.
-        _start_scheduler, run_maintenance_tasks, stop_scheduler: our scheduler, minded at each heartbeat.
-        _set_connection: keeps our time-outs.
-        handle_payload, teardown, wait_before_retry: what a stranger publishes, or Redis being away,
-            ends no worker, and a worker that was told to go goes.
+    Overrides of RQ, besides those of `ShutdownMixin`: work, bootstrap, register_birth, subscribe,
+    unsubscribe, clean_registries, _set_connection. The reason is given at each.
     """
 
     def __init__(
         self, queues: Any, name: str | None = None, connection: Any = None, **options: Any
     ):
         client = worker_options.prepare(type(self), connection, options)
+        # RQ would ask Redis for the worker's address here. `bootstrap` does: it can wait for Redis.
+        works = options.pop("prepare_for_work", True)
         super().__init__(
-            worker_options.names(queues), name, connection=RecordingClient(client), **options
+            worker_options.names(queues),
+            name,
+            connection=RecordingClient(client),
+            prepare_for_work=False,
+            **options,
         )
-        self._beaten = 0.0
+        if works:
+            self.hostname = socket.gethostname()
+            self.pid = os.getpid()
+        self._lease_renewed_at = 0.0
+        self._location: dict[str, Any] = {}  # where this process lives, as its lease says
         self._may_subscribe = True
-        self._handing_over = 0.0  # when claimed jobs were last seen to wait
-
-    # Birth and death
-
-    def bootstrap(self, *args: Any, **kwargs: Any) -> None:
-        def attempt() -> str:
-            sweep.sweep(self.client, force=True)
-            super(Worker, self)._set_ip_address(self.connection)
-            _log_each_line_once()
-            super(Worker, self).bootstrap(*args, **kwargs)
-            self.get_redis_server_version()
-            return "done"
-
-        try:
-            self.retry_until_answered(attempt)
-        except redis.ResponseError as error:
-            if connections.refusal_code(error) != "NOPERM":
-                raise
-            raise SystemExit(f"rqjobs: {connections.explain(error)}") from None
-
-    def _set_ip_address(self, connection: Any) -> None:
-        self.ip_address = "unknown"
-
-    def register_birth(self) -> None:
-        try:
-            odd_keys.set_aside(
-                self.client, odd_keys.OF_QUEUES, [queue.name for queue in self.queues]
-            )
-            self._beat()  # before RQ knows of us: who dies in between is found by its lease, and forgotten
-            super().register_birth()
-        except leases.NameTaken as error:
-            raise SystemExit(f"rqjobs: {error}") from None
-        except ValueError:
-            if self.birth_date is None or decode(
-                self.connection.hget(self.key, "birth")
-            ) != utcformat(self.birth_date):
-                leases.end_lease(self.client, self.name)  # it is a stock worker
-                raise SystemExit(
-                    f"rqjobs: a worker called {self.name!r} runs already; choose another --name"
-                ) from None
-            # It is ourselves: the reply to our first try was lost.
-
-    def register_death(self) -> None:
-        try:
-            self._beat()  # should the name be another process's by now, it stays so
-        except leases.NameTaken:
-            return
-        transitions.release_all(self.client, self.name)
-        super().register_death()
-        leases.end_lease(self.client, self.name)
-
-    def subscribe(self) -> None:
-        self.pubsub = self.client.pubsub()
-        self.pubsub.subscribe(**{PUBSUB_CHANNEL_TEMPLATE % self.name: self.handle_payload})
-
-    def unsubscribe(self) -> None:
-        if self.pubsub:
-            with contextlib.suppress(redis.RedisError, OSError):
-                self.pubsub.close()
-        self.pubsub = None
-
-    def teardown(self) -> None:
-        try:
-            super().teardown()
-        except redis.RedisError as error:
-            self.log.error(
-                "Worker %s: could not say goodbye (%s); its lease ends by itself", self.name, error
-            )
 
     def _set_connection(self, connection: Any) -> Any:
-        return connection  # RQ's time-out of seven minutes is for its blocking pop; with ours a hung Redis is noticed
+        """Keep the connection's timeouts.
 
-    def handle_payload(self, message: Any) -> None:
-        try:
-            super().handle_payload(message)
-        except Exception as error:  # anybody who reaches Redis can publish anything
-            self.log.warning(
-                "Worker %s: a command that cannot be read is ignored: %s", self.name, error
-            )
-
-    def wait_before_retry(self, error: Exception, failures: int, seconds: float) -> None:
-        if not self._beaten:  # not born yet, so nothing can be lost
-            if isinstance(error, redis.AuthenticationError):
-                raise error
-            if self._signals:
-                self.log.info("Worker %s: quitting (stopped) before Redis was there", self.name)
-                raise SystemExit(0)
-        if not self._is_horse and self._time_to_go():
-            raise SystemExit(
-                f"Redis is away ({error}); what the worker had is taken back when its lease ends"
-            )
-        super().wait_before_retry(error, failures, seconds)
+        RQ sets one of seven minutes for its blocking pop, and a hung Redis would go unnoticed for
+        as long.
+        """
+        return connection
 
     # The loop
 
@@ -177,184 +98,380 @@ class Worker(Supervisor):
         with_scheduler: bool = False,
         dequeue_strategy: Any = DequeueStrategy.DEFAULT,
     ) -> bool:
-        """Work until told to stop, or until `burst`, `max_jobs` or `max_idle_time` (seconds) say so.
+        """Work until a signal stops the worker, or until `burst`, `max_jobs` or `max_idle_time`
+        (seconds) end it.
 
-        Returns whether any job was run. Never ends because Redis is away.
+        Unlike RQ's, it supervises one long-lived horse instead of forking for each job, and
+        outlives any Redis error.
+
+        Returns:
+            Whether any job was run.
+
+        Raises:
+            SystemExit: the worker cannot start, or another worker has taken over its name, or Redis
+                does not answer during the shutdown. The message says so.
         """
         self._dequeue_strategy = dequeue_strategy
-        self._forget_last_work()
+        self._reset()
         limits = Limits(burst, max_jobs, max_idle_time)
         self._install_signal_handlers()
         try:
             self.bootstrap(logging_level, date_format, log_format)
             if with_scheduler:
-                self._start_scheduler(burst, logging_level, date_format, log_format)
-            while not (why := self._step(limits)):
-                pass
-            self.log.info("Worker %s: quitting (%s)", self.name, why)
+                self._begin_scheduler(burst, logging_level, date_format, log_format)
+            reason = self._run(limits)
+            self.log.info("Worker %s: quitting (%s)", self.name, reason)
         except leases.NameTaken:
-            self._beaten = 0.0  # what is in Redis under the name is that one's
+            self._is_registered = False  # the registration under the name is the other worker's
             raise SystemExit(
-                f"rqjobs: another worker has started as {self.name!r} while this one was not heard of, so "
-                f"this one ends; give each its own --name"
+                f"rqjobs: another worker has started as {self.name!r} while this one was out of "
+                f"reach, so this one ends; give each worker its own --name"
             ) from None
         finally:
             try:
-                self._dismiss()
-                if self._beaten and not self._overdue:  # it was born
-                    self.teardown()
+                self._finish_shutdown()
             finally:
-                self.stop_scheduler()
+                self._stop_scheduler()
                 self._remove_signal_handlers()
-        return self._done_before > 0
+        return self._jobs_done > 0
 
-    def _forget_last_work(self) -> None:
-        """A program, a test for example, may call `work` several times."""
-        self._signals.clear()
-        self._overdue = False
-        self._done_before, self._beaten, self._ending = 0, 0.0, ""
-        self._stop_requested, self._shutdown_requested_date = False, None
+    def _reset(self) -> None:
+        """Begin as a new worker: a program, a test for example, may call `work` several times."""
+        self._reset_shutdown()
+        self._is_registered = False
+        self._jobs_done = 0
+        self._done_reason = ""
 
-    def _step(self, limits: Limits) -> str:
-        """One round: see to the horse, sleep until something happens, see to Redis. Returns why to end, or ""."""
-        if self._may_hire() and time.monotonic() >= self._hired + self._rehire_pause:
-            self._hire(limits)
-        self._sleep()
-        try:
-            self._give_back()
-            self._keep_up()
-            self._hear_commands()
-        except (redis.RedisError, OSError) as error:
-            self._lost_redis(error)
-        except leases.NameTaken:
-            raise
-        except Exception:  # of what a stranger wrote into Redis; the lease was renewed before
-            self.log.error(
-                "Worker %s: its upkeep failed and is tried again", self.name, exc_info=True
-            )
-        self._police()
-        self._ending = self._reap(limits) or self._ending
-        self._look_after_finishers()
-        if self._finishers and not self._time_to_go():
-            return ""
-        return self._ending or ("stopped" if self._signals and not self.horse_pid else "")
-
-    def _may_hire(self) -> bool:
-        busy = len(self._finishers) >= MAX_FINISHERS or not all(
-            finisher.settled for finisher in self._finishers
-        )
-        return not (self.horse_pid or self._signals or self._ending or busy)
-
-    def _sleep(self) -> None:
-        sockets: list[Any] = [self._wakeup[0]]
-        line = self.pubsub.connection if self.pubsub else None
-        if line is not None and line._sock:
-            sockets.append(line._sock)
-        brisk = (
-            time.monotonic() - self._handing_over < MAX_SLEEP_SECONDS
-        )  # the horse claims several at once
-        if self.prefetch and self.horse_pid and not brisk:
-            sockets.append(self.prefetch.reader)
-        post = self._posting()
-        busy = brisk or not self.horse_pid or self._signals
-        idle = max(
-            0.1,
-            min(
-                self._beaten + HEARTBEAT_SECONDS - time.monotonic(),
-                SCHEDULER_CHECK_SECONDS if self.scheduler else HEARTBEAT_SECONDS,
-            ),
-        )
-        seconds = (
-            MAX_PREFETCH_WAIT_SECONDS
-            if busy
-            else idle
-            if post and post.phase == HorsePhase.IDLE
-            else MAX_SLEEP_SECONDS
-        )
-        began, running = time.monotonic(), self.horse_state and self.horse_state.token
+    def _run(self, limits: Limits) -> str:
+        """Supervise one horse after the other. Returns why the worker is done."""
         while True:
-            ready = processes.readable(sockets, seconds)
-            before, running = running, self.horse_state and self.horse_state.token
-            if (
-                ready
-                or not brisk
-                or self._signals
-                or running == before
-                or time.monotonic() - began >= MAX_SLEEP_SECONDS
-            ):
-                break  # else the horse goes from job to job, and there is no more to see to
+            if self._horse_is_due():
+                self._spawn_horse(limits)
+            self._wait_for_event()
+            self._run_periodic_tasks()
+            self._enforce_limits()
+            self._done_reason = self._reap_horse() or self._done_reason
+            self._check_finishers()
+            if reason := self._exit_reason():
+                return reason
+
+    def _exit_reason(self) -> str:
+        """Why the worker is done, or "".
+
+        A worker that is done waits for its finishers, up to the shutdown timeout.
+        """
+        if self._finishers and not self._shutdown_timed_out():
+            return ""
+        if self._stop_requested and not self.horse_pid:
+            return self._done_reason or "stopped"
+        return self._done_reason
+
+    # Waiting
+
+    def _wait_for_event(self) -> None:
+        """Sleep until a signal, a command, a child's exit, claimed jobs that wait, or the next
+        periodic task.
+        """
+        if time.monotonic() - self._watch.batch_seen_at < MAX_SLEEP_SECONDS:
+            self._watch_batch()
+            return
+        files = self._sockets()
+        if self.prefetch and self.horse_pid:
+            files.append(self.prefetch.reader)
+        ready = self._select(files, self._sleep_seconds())
+        if self.prefetch and self.prefetch.reader in ready:
+            self._watch.batch_seen_at = time.monotonic()
+
+    def _watch_batch(self) -> None:
+        """Look every MAX_PREFETCH_WAIT_SECONDS whether the horse has gone on to another job of its
+        batch.
+
+        Returns when it has not, at any other event, and after MAX_SLEEP_SECONDS.
+        """
+        assert self.horse_state
+        deadline = time.monotonic() + MAX_SLEEP_SECONDS
+        sockets = self._sockets()
+        token = self.horse_state.token
+        while True:
+            last_token = token
+            ready = self._select(sockets, MAX_PREFETCH_WAIT_SECONDS)
+            token = self.horse_state.token
+            if ready or self._stop_requested or token == last_token:
+                return
+            if time.monotonic() >= deadline:
+                return
+
+    def _sleep_seconds(self) -> float:
+        """How long nothing needs to be done, unless something happens."""
+        if not self.horse_pid or self._stop_requested:
+            return MAX_PREFETCH_WAIT_SECONDS
+        snapshot = self._read_horse()
+        if snapshot is None or snapshot.phase != HorsePhase.IDLE:
+            return MAX_SLEEP_SECONDS
+        to_heartbeat = self._lease_renewed_at + HEARTBEAT_SECONDS - time.monotonic()
+        interval = SCHEDULER_CHECK_SECONDS if self._scheduler else HEARTBEAT_SECONDS
+        return max(0.1, min(to_heartbeat, interval))
+
+    def _sockets(self) -> list[Any]:
+        """What wakes the parent: signals, and RQ's commands."""
+        sockets: list[Any] = [self._wakeup[0]]
+        commands = self.pubsub.connection if self.pubsub else None
+        if commands is not None and commands._sock:
+            sockets.append(commands._sock)
+        return sockets
+
+    def _select(self, files: list[Any], seconds: float) -> list[Any]:
+        ready = processes.readable(files, seconds)
         if self._wakeup[0] in ready:
             self._wakeup[0].recv(4096)
-        if not brisk and self.prefetch and self.prefetch.reader in ready:
-            self._handing_over = time.monotonic()
+        return ready
 
-    def _keep_up(self) -> None:
-        if time.monotonic() - self._beaten >= HEARTBEAT_SECONDS:
-            try:
+    # Periodic tasks
+
+    def _run_periodic_tasks(self) -> None:
+        """Do what is due: release jobs, renew the lease, sweep, read commands, publish the state.
+
+        Neither a Redis error nor data that another program wrote into Redis ends the worker.
+
+        Raises:
+            NameTaken: another worker has started under this one's name.
+        """
+        try:
+            self._release_prefetched()
+            if time.monotonic() - self._lease_renewed_at >= HEARTBEAT_SECONDS:
                 self._beat()
-                with self.client.pipeline() as pipe:
-                    self.heartbeat(pipeline=pipe)
-                    pipe.execute()
-            except redis.ResponseError as error:
-                if not scripts.is_wrong_type(error):
-                    raise
-                self._write_anew()
-            self._disown()
-            self._reap_orphans()
-            sweep.sweep(self.client, on_progress=self._pulse)
-            if self.should_run_maintenance_tasks:
-                self.run_maintenance_tasks()
-        if self.scheduler and not self._signals:
-            self.scheduler.ensure_running()  # type: ignore[attr-defined]
-        if time.monotonic() - self._told_at >= MAX_SLEEP_SECONDS:
-            self._tell_state()
+            if self._scheduler and not self._stop_requested:
+                self._scheduler.ensure_running()
+            if time.monotonic() - self._published_at >= MAX_SLEEP_SECONDS:
+                self._publish_state()
+            self._read_commands()
+        except (redis.RedisError, OSError) as error:
+            self._handle_disconnect(error)
+        except leases.NameTaken:
+            raise
+        except Exception:
+            self.log.error(
+                "Worker %s: a periodic task failed, and is tried again", self.name, exc_info=True
+            )
 
     def _beat(self) -> None:
-        """Renew the lease; register again if we were believed dead, and everything of us was forgotten."""
-        first = self._beaten == 0.0
-        if first:  # only then: with no descriptor left none of it could be read any more
-            self.where = {
-                "host": processes.host_id(),
-                "pid": os.getpid(),
-                "started": processes.start_time(os.getpid()),
-                "session": os.getsid(0),
-            }
-            self.process = leases.process_id(self.where)
-        where = {
-            **self.where,
-            "horse": self.horse_pid or "",
-            "horse_started": self._horse_started if self.horse_pid else "",
-        }
-        new = leases.renew_lease(self.client, self.name, where, first)
-        self._beaten = time.monotonic()
-        if new and not first:
-            self.log.warning("Worker %s: was believed dead, and is back", self.name)
+        """Renew the lease, and do what is done as often: sweep, clean up, release what the horse
+        does not know.
+        """
+        try:
+            self._renew_lease()
+            with self.client.pipeline() as pipe:
+                self.heartbeat(pipeline=pipe)
+                pipe.execute()
+        except redis.ResponseError as error:
+            if not scripts.is_wrong_type(error):
+                raise
+            self._repair_registration()
+        self._release_unknown_claims()
+        self._reap_orphans()
+        sweep.sweep(self.client, on_progress=self._renew_lease_if_due)
+        if self.should_run_maintenance_tasks:
+            self.run_maintenance_tasks()
+
+    def _reap_orphans(self) -> None:
+        """Wait for the zombies that the kernel gives to the first process of a container."""
+        own = {self.horse_pid, *(finisher.pid for finisher in self._finishers)}
+        scheduler = self._scheduler and self._scheduler._process
+        if scheduler and scheduler.pid:
+            own.add(scheduler.pid)
+        job_processes.reap_orphans(own)
+
+    def clean_registries(self) -> None:
+        """Clean up as RQ does, but leave started jobs and intermediate queues to our sweep.
+
+        RQ's clean-up fails jobs there that the sweep requeues.
+        """
+        names = self.queue_names()
+        counts = broker_places.count_places(self.client, names)
+        sweep.remove_dead_listeners(self.client, names)
+        for queue in self.queues:
+            places = counts.get(queue.name, {})
+            kept = places.get("finished") or places.get("failed") or places.get("stopped")
+            if kept and queue.acquire_maintenance_lock():
+                for registry in (FinishedJobRegistry, FailedJobRegistry):
+                    registry(queue=queue, job_class=self.job_class).cleanup()
+                queue.release_maintenance_lock()
+                self._renew_lease_if_due()
+        self.last_cleaned_at = now()  # type: ignore[assignment]
+
+    def _handle_disconnect(self, error: Exception) -> None:
+        self._disconnected_at = time.monotonic()
+        self.log.error("Worker %s: waiting for Redis: %s", self.name, error)
+        self.unsubscribe()
+        self.client.connection_pool.disconnect()
+        self._publish_again()
+        time.sleep(min(MAX_SLEEP_SECONDS, RECONNECT_SECONDS))
+
+    # Limits
+
+    def _enforce_limits(self) -> None:
+        """Go on with the shutdown; kill a horse that ignores its job's time limit, or is
+        unresponsive.
+        """
+        snapshot = self._check_readable()
+        if snapshot is None:
+            return
+        if self._stop_requested:
+            self._continue_shutdown(snapshot)
+        elif snapshot.phase in PHASES_WITH_DEADLINE:
+            self._check_timeout(snapshot)
+        else:
+            self._check_responsive(snapshot)
+
+    # Registration and lease
+
+    def bootstrap(self, *args: Any, **kwargs: Any) -> None:
+        """Sweep, because a dead worker may have had our name, and register. Waits for a Redis that
+        is not there yet.
+
+        Raises:
+            SystemExit: Redis refuses our commands; the message names the rights that are needed.
+        """
+
+        def attempt() -> str:
+            sweep.sweep(self.client, force=True)
+            self._set_ip_address(self.connection)
+            _log_each_line_once()
+            super(Worker, self).bootstrap(*args, **kwargs)
+            self.get_redis_server_version()
+            return "done"
+
+        try:
+            self.retry_until_answered(attempt)
+        except redis.ResponseError as error:
+            if connections.refusal_code(error) != "NOPERM":
+                raise
+            raise SystemExit(f"rqjobs: {connections.explain(error)}") from None
+
+    def register_birth(self) -> None:
+        """Take the lease, and register with RQ.
+
+        The lease comes first: if the worker dies in between, its lease leads the sweep to it.
+
+        Raises:
+            SystemExit: another worker has this name.
+        """
+        try:
+            names = self.queue_names()
+            odd_keys.set_aside(self.client, odd_keys.OF_QUEUES, names)
+            self._renew_lease()
+            super().register_birth()
+        except leases.NameTaken as error:
+            raise SystemExit(f"rqjobs: {error}") from None
+        except ValueError:  # RQ: a worker of this name is registered
+            if not self._is_own_registration():
+                leases.end_lease(self.client, self.name)
+                raise SystemExit(
+                    f"rqjobs: a worker called {self.name!r} runs already; choose another --name"
+                ) from None
+
+    def _is_own_registration(self) -> bool:
+        """Whether RQ's worker key is from our own first attempt, whose reply was lost."""
+        if self.birth_date is None:
+            return False
+        birth = self.connection.hget(self.key, "birth")
+        return decode(birth) == utcformat(self.birth_date)
+
+    def _renew_lease(self) -> None:
+        """Renew the lease. If it had expired, the registration was removed, so register again.
+
+        Raises:
+            NameTaken: another worker has started under this one's name.
+        """
+        is_first = not self._is_registered
+        if is_first:
+            self._locate()
+        start_time = self._horse_start_time if self.horse_pid else ""
+        horse = {"horse": self.horse_pid or "", "horse_started": start_time}
+        is_new = leases.renew_lease(self.client, self.name, {**self._location, **horse}, is_first)
+        self._is_registered = True
+        self._lease_renewed_at = time.monotonic()
+        if is_new and not is_first:
+            self.log.warning("Worker %s: lease had expired; registered again", self.name)
             self._register_again()
+
+    def _renew_lease_if_due(self) -> None:
+        """Renew the lease in the middle of a long task."""
+        if time.monotonic() - self._lease_renewed_at >= HEARTBEAT_SECONDS:
+            self._renew_lease()
+
+    def _locate(self) -> None:
+        """Note which process this is.
+
+        Once only: a process without free descriptors could not read it.
+        """
+        pid = os.getpid()
+        self._location = {
+            "host": processes.host_id(),
+            "pid": pid,
+            "started": processes.start_time(pid),
+            "session": os.getsid(0),
+        }
+        self.process = leases.process_id(self._location)
 
     def _register_again(self) -> None:
         with self.client.pipeline() as pipe:
             pipe.hset(self.key, mapping=self.serialize())
             rq.worker_registration.register(self, pipe)
             pipe.execute()
-        self._told = (None, None, *self._told[2:])
+        self._publish_again()
 
-    def _write_anew(self) -> None:
-        """Somebody else wrote where our lease or RQ's facts about us stand."""
+    def _repair_registration(self) -> None:
+        """Another program has written a value of another type to the key of our lease or of our
+        registration.
+        """
         odd_keys.set_aside(self.client, odd_keys.SINGLE)
         odd_keys.set_aside(self.client, odd_keys.OF_WORKERS, [self.name])
-        self._beat()
+        self._renew_lease()
         self._register_again()
 
-    def _reap_orphans(self) -> None:
-        scheduler = self.scheduler and self.scheduler._process
-        finishers = {finisher.pid for finisher in self._finishers}
-        job_processes.reap_orphans({self.horse_pid, (scheduler and scheduler.pid) or 0, *finishers})
+    def wait_before_retry(self, error: Exception, failures: int, seconds: float) -> None:
+        """Wait until Redis may answer again; end the worker instead where it has nothing to lose,
+        or has no time left.
 
-    def _pulse(self) -> None:
-        if time.monotonic() - self._beaten >= HEARTBEAT_SECONDS:
-            self._beat()
+        Raises:
+            AuthenticationError: the first connection has the wrong password.
+            SystemExit: the worker was stopped before it was registered, or the shutdown timeout has
+                expired.
+        """
+        if not self._is_registered:
+            if isinstance(error, redis.AuthenticationError):
+                raise error
+            if self._stop_requested:
+                self.log.info("Worker %s: quitting (stopped) before Redis answered", self.name)
+                raise SystemExit(0)
+        if not self._is_horse and self._shutdown_timed_out():
+            raise SystemExit(
+                f"Redis is unreachable ({error}); the worker's jobs are requeued when its lease "
+                f"expires"
+            )
+        super().wait_before_retry(error, failures, seconds)
 
-    def _hear_commands(self) -> None:
+    # Commands
+
+    def subscribe(self) -> None:
+        """Subscribe to RQ's commands, which the loop reads.
+
+        RQ reads them in a thread, and we fork.
+        """
+        channel = PUBSUB_CHANNEL_TEMPLATE % self.name
+        self.pubsub = self.client.pubsub()
+        self.pubsub.subscribe(**{channel: self._run_command})
+
+    def unsubscribe(self) -> None:
+        """Close the subscription, whatever state it is in. RQ's method ends its thread."""
+        if self.pubsub:
+            with contextlib.suppress(redis.RedisError, OSError):
+                self.pubsub.close()
+        self.pubsub = None
+
+    def _read_commands(self) -> None:
+        """Run RQ's commands (stop-job, kill-horse, shutdown) that have arrived."""
         if not self._may_subscribe:
             return
         if self.pubsub is None:
@@ -366,86 +483,31 @@ class Worker(Supervisor):
         except redis.exceptions.NoPermissionError:
             self._may_subscribe = False
             self.unsubscribe()
-            lost = "RQ's commands (stop-job, shutdown) are not heard"
-            connections.warn_channels_refused(self.log, f"Worker {self.name}", lost)
-
-    def _lost_redis(self, error: Exception) -> None:
-        self._lost_at = time.monotonic()
-        self.log.error("Worker %s: waits for Redis: %s", self.name, error)
-        self.unsubscribe()
-        self.client.connection_pool.disconnect()
-        self._told = (None, None, *self._told[2:])
-        time.sleep(min(MAX_SLEEP_SECONDS, 0.5))
-
-    # Signals, maintenance, scheduler
-
-    def _install_signal_handlers(self) -> None:
-        self._wakeup = socket.socketpair()
-        for end in self._wakeup:
-            end.setblocking(False)
-        logs.limit_line_time(True)
-        signal.set_wakeup_fd(self._wakeup[1].fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.request_stop)
-        signal.signal(signal.SIGALRM, self._give_up)
-        signal.signal(signal.SIGCHLD, lambda number, frame: None)  # to be woken by it
-
-    def _remove_signal_handlers(self) -> None:
-        logs.limit_line_time(False)
-        signal.set_wakeup_fd(-1)
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGALRM):
-            signal.signal(
-                number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
-            )
-        for end in self._wakeup:
-            end.close()
-
-    def request_stop(self, signum: int, frame: Any) -> None:
-        self._signals.append((time.monotonic(), signum))
-        timeout = 0 if self._time_to_go() else config.current().shutdown_timeout
-        left = self._signals[0][0] + timeout + UNREGISTER_SECONDS - time.monotonic()
-        signal.setitimer(signal.ITIMER_REAL, left if timeout else UNREGISTER_SECONDS)
-        self._shutdown_requested_date = now()
-        self._stop_requested = True
-
-    def _give_up(self, signum: int, frame: Any) -> None:
-        """Raised out of whatever waits for Redis: each command may wait for ten seconds, and a goodbye has many."""
-        if not self._overdue:
-            self._overdue = True
-            raise SystemExit(
-                "rqjobs: Redis does not answer; what the worker had is taken back when its lease ends"
+            connections.warn_channels_refused(
+                self.log,
+                f"Worker {self.name}",
+                "RQ's commands (stop-job, shutdown) have no effect",
             )
 
-    def clean_registries(self) -> None:
-        names = [queue.name for queue in self.queues]
-        counts = broker_places.count_places(self.client, names)
-        sweep.remove_dead_listeners(self.client, names)
-        for queue in self.queues:
-            places = counts.get(queue.name, {})
-            kept = places.get("finished") or places.get("failed") or places.get("stopped")
-            if kept and queue.acquire_maintenance_lock():
-                for registry in (FinishedJobRegistry, FailedJobRegistry):
-                    registry(queue=queue, job_class=self.job_class).cleanup()
-                queue.release_maintenance_lock()
-                self._pulse()
-        self.last_cleaned_at = now()  # type: ignore[assignment]
-
-    def run_maintenance_tasks(self) -> None:
-        scheduler, self.scheduler = self.scheduler, None  # it is looked after elsewhere
+    def _run_command(self, message: Any) -> None:
         try:
-            super().run_maintenance_tasks()
-        finally:
-            self.scheduler = scheduler
+            self.handle_payload(message)
+        except Exception as error:  # any client of Redis can publish anything
+            self.log.warning(
+                "Worker %s: ignored a command that cannot be read: %s", self.name, error
+            )
 
-    def _start_scheduler(
-        self,
-        burst: bool = False,
-        logging_level: str | None = "INFO",
-        date_format: str = DEFAULT_LOGGING_DATE_FORMAT,
-        log_format: str = DEFAULT_LOGGING_FORMAT,
+    # The scheduler
+
+    def _begin_scheduler(
+        self, burst: bool, logging_level: str | None, date_format: str, log_format: str
     ) -> None:
-        self.scheduler = Scheduler(
+        """Start the scheduler's process; in a burst, move the due jobs once instead.
+
+        Raises:
+            SystemExit: a schedule that the code declares cannot be enqueued.
+        """
+        scheduler = Scheduler(
             self.queues,
             connection=self.client,
             logging_level=logging_level or self.log.level,
@@ -454,36 +516,32 @@ class Worker(Supervisor):
             serializer=self.serializer,
         )
 
-        def attempt() -> str:
-            assert isinstance(self.scheduler, Scheduler)
-            if not burst:
-                self.scheduler.declare(self.name)
-            self.scheduler.acquire_locks(auto_start=not burst)
-            if burst:
-                try:
-                    self.scheduler.enqueue_scheduled_jobs()
-                finally:
-                    self.scheduler.release_locks()
+        def start() -> str:
+            scheduler.declare(self.name)
+            scheduler.acquire_locks(auto_start=True)
             return "done"
 
-        try:
-            self.retry_until_answered(attempt)
-        except (TypeError, ValueError) as error:  # what the code declares cannot be enqueued
-            raise SystemExit(f"rqjobs: {error}") from None
-        if burst:
-            self.scheduler = None
+        def run_once() -> str:
+            scheduler.acquire_locks()
+            try:
+                scheduler.enqueue_scheduled_jobs()
+            finally:
+                scheduler.release_locks()
+            return "done"
 
-    def stop_scheduler(self) -> None:
-        process = self.scheduler and self.scheduler._process
-        while (
-            process and process.is_alive()
-        ):  # it does not hear a signal that comes while it begins
-            process.kill() if self._overdue else process.terminate()
-            process.join(1)
+        if not burst:
+            self._scheduler = scheduler
+        try:
+            self.retry_until_answered(run_once if burst else start)
+        except (TypeError, ValueError) as error:
+            raise SystemExit(f"rqjobs: {error}") from None
 
 
 def _log_each_line_once() -> None:
-    """Where the user's modules have set up the root logger that is enough. RQ's command line looks before they do."""
+    """Where the user's modules have set up the root logger that is enough.
+
+    RQ's command line looks before they do.
+    """
     for name in ("rq.worker", "rq.job") if logging.root.handlers else ():
         logger = logging.getLogger(name)
         logger.handlers = [
