@@ -94,7 +94,7 @@ def clock_changes(zone):
 
 
 def debian_ticks(line, minutes):
-    """The ticks within `minutes` (Unix seconds -> local time), by croniter and the rule in crontab(5)."""
+    """The ticks within `minutes` (Unix seconds -> local time), by croniter and crontab(5)."""
     first, last = min(minutes.values()), max(minutes.values())
     matches = set()
     theirs = croniter(line, first - timedelta(seconds=1))

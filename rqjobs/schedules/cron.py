@@ -1,9 +1,13 @@
-"""Cron expressions: checked with messages that name the field, evaluated and explained by cronsim.
+"""Cron expressions: this module checks them, cronsim evaluates and explains them.
 
-Daylight saving follows Debian's cron. An expression whose minute or hour begins with `*` follows the
-time that passes: it also runs in the repeated hour, and has nothing to run in a skipped hour. All
-other expressions name times of the day, and each time runs once: a skipped time runs when the clock
-changes, a repeated time runs the first time.
+Daylight saving follows Debian's cron:
+    An expression whose minute or hour begins with `*` follows elapsed time. It runs in both passes
+    of a repeated hour, and does not run for a skipped hour.
+    Every other expression has fixed times of the day. A skipped time runs at the change of the
+    clock. A repeated time runs in the first pass.
+
+cronsim gets local times without a zone. With a zone it steps by whole hours, and misses ticks after
+a change by half an hour.
 """
 
 from __future__ import annotations
@@ -41,7 +45,7 @@ class ScheduleError(ValueError):
 
 @dataclass(frozen=True)
 class Field:
-    """One of the five fields: its bounds, the names of its values from `low` on, and its special values."""
+    """One of the five fields. `names` are those of its values, from `low` on."""
 
     name: str
     low: int
@@ -75,13 +79,13 @@ FIELDS = (
 
 @dataclass(frozen=True)
 class CronExpression:
-    """A cron expression that `parse_expression` has checked. `text` has five fields, with numbers for names."""
+    """A cron expression that `parse_expression` has checked."""
 
-    text: str
+    text: str  # five fields, with numbers in the place of names
 
     @property
     def has_fixed_times(self) -> bool:
-        """Whether neither the minute nor the hour begins with `*`, as Debian's cron looks at it."""
+        """Whether neither the minute nor the hour begins with `*`."""
         minute, hour, *_ = self.text.split()
         return not (minute.startswith("*") or hour.startswith("*"))
 
@@ -100,7 +104,7 @@ class CronExpression:
                 last = tick
 
     def ticks_before(self, moment: int, zone: ZoneInfo) -> Iterator[int]:
-        """The Unix seconds earlier than `moment` at which they match, latest first."""
+        """The Unix seconds earlier than `moment` at which the clocks match, the latest first."""
         local, repeated = _local_time(moment, zone)
         last = moment
         for tick in self._in_zone(self._local_times(local + repeated, True), zone, True):
@@ -109,16 +113,16 @@ class CronExpression:
                 last = tick
 
     def _local_times(self, start: datetime, reverse: bool) -> Iterator[datetime]:
-        """The matches without a time zone, from `start` on."""
+        """The matches after `start` (before `start` in reverse), without a time zone."""
         with contextlib.suppress(OverflowError):  # the calendar ends with the year 9999
             yield from CronSim(self.text, start, reverse)
 
     def _in_zone(
         self, local_times: Iterator[datetime], zone: ZoneInfo, reverse: bool
     ) -> Iterator[int]:
-        """The instants of local times, in their order.
+        """The instants of local times, in order of time. `reverse` is the order of the local times.
 
-        Matches in the second pass of a repeated hour come after all matches in the first pass.
+        A repeated hour has two passes. All matches of one pass come before those of the other.
         """
         fixed = self.has_fixed_times
         other_pass: list[int] = []
@@ -143,15 +147,15 @@ class CronExpression:
 
 
 def _ordinal(number: re.Match[str]) -> str:
-    """cronsim writes 31th."""
+    """31st for the 31th that cronsim writes."""
     return number[1] + number[2] + ORDINAL_ENDINGS[number[2]]
 
 
 def _local_time(moment: int, zone: ZoneInfo) -> tuple[datetime, timedelta]:
-    """The local time at `moment` without its zone, and how long a change of the clock repeats it.
+    """The local time at `moment` without its zone, and the length of a repeated hour.
 
-    The second is zero at all other times. A search that starts that much outside finds the matches of
-    both passes, and so can order them.
+    The length is zero outside a repeated hour. A search in a repeated hour starts that much
+    earlier (later in reverse): only a search through the whole hour finds both passes.
     """
     local = datetime.fromtimestamp(moment, zone).replace(tzinfo=None, fold=0)
     first, second = _instants(local, zone)
@@ -159,17 +163,17 @@ def _local_time(moment: int, zone: ZoneInfo) -> tuple[datetime, timedelta]:
 
 
 def _instants(local: datetime, zone: ZoneInfo) -> tuple[int, int]:
-    """The Unix seconds of a local time by the UTC offsets before and after a change of the clock.
+    """The Unix seconds of a local time, by the UTC offset before and after a change of the clock.
 
-    They differ near a change only. A repeated time has the first pass first. A skipped time has them
-    in the reverse order (PEP 495).
+    Both are equal for most times. The second is larger for a repeated time, and smaller for a
+    skipped time (PEP 495).
     """
     local = local.replace(tzinfo=zone)
     return int(local.timestamp()), int(local.replace(fold=1).timestamp())
 
 
 def _end_of_skipped_time(local: datetime, zone: ZoneInfo) -> int:
-    """The first instant, at a whole minute, after the change of the clock that skips a local time."""
+    """The first whole minute (Unix seconds) after the change of the clock that skips `local`."""
     first, second = _instants(local, zone)
     while second < first:
         local += timedelta(minutes=1)
@@ -194,7 +198,8 @@ def parse_expression(text: str) -> CronExpression:
     if len(values) != len(FIELDS):
         hint = "; for seconds there is every(seconds=…)" if len(values) == 6 else ""
         raise ScheduleError(
-            f"cron expression {text!r} has {len(values)} fields, and must have five: {EXAMPLE}{hint}"
+            f"cron expression {text!r} has {len(values)} fields, and must have five: {EXAMPLE}"
+            f"{hint}"
         )
     checked = " ".join(
         ",".join(_check_item(field, item, text) for item in value.split(","))
@@ -206,8 +211,9 @@ def parse_expression(text: str) -> CronExpression:
         matches = False
     if not matches:
         raise ScheduleError(
-            f"cron expression {text!r} never matches: no date has day of month {values[2]!r}, month "
-            f"{values[3]!r} and day of week {values[4]!r}; use a day that one of the months has"
+            f"cron expression {text!r} never matches: no date has day of month {values[2]!r}, "
+            f"month {values[3]!r} and day of week {values[4]!r}; use a day that one of the months "
+            f"has"
         )
     return CronExpression(checked)
 
@@ -223,9 +229,9 @@ def _expand_alias(expression: str, text: str) -> str:
 
 
 def _check_item(field: Field, item: str, text: str) -> str:
-    """One member of a field's list as cronsim reads it: `*`, a value, a range, or a special value.
+    """Check one member of a field's list: `*`, a value, a range, or a special value.
 
-    A `*` or a range can have a `/step`.
+    A `*` or a range can have a `/step`. Returns the member with numbers in the place of names.
     """
     special = _translate_special(field, item)
     if special:
@@ -252,7 +258,7 @@ def _check_item(field: Field, item: str, text: str) -> str:
 
 
 def _translate_special(field: Field, item: str) -> str:
-    """A special value (L, LW, 5L, fri#2) as cronsim reads it; empty if `item` is none."""
+    """A special value (L, LW, 5L, fri#2) with numbers for names; empty if `item` is none."""
     if not field.special:
         return ""
     special = item.upper()

@@ -1,6 +1,7 @@
-"""Rules: when a repeating job is due. `every(…)` counts seconds, `cron(…)` follows the local time of a zone.
+"""Rules: the times at which a repeating job is due.
 
-A tick is a whole Unix second. The ticks follow from the rule alone, so all processes find the same ones.
+`every(…)` counts seconds, `cron(…)` follows the local time of a zone. A tick is a whole Unix
+second. The ticks follow from the rule alone, so all processes compute the same ticks.
 """
 
 from __future__ import annotations
@@ -69,8 +70,8 @@ class Rule:
     def __call__(self, function: F) -> F:
         """Declare that this rule calls `function`, with the rule's `args` and `kwargs`.
 
-        Returns the same plain function. Workers with the scheduler store the schedules that their jobs
-        modules declare.
+        Returns the same plain function. Workers with the scheduler store the schedules that their
+        jobs modules declare.
 
         Raises:
             TypeError: `function` is no plain function, or the arguments do not fit it.
@@ -108,7 +109,7 @@ class Rule:
     def last_ticks(self, first: float, last: float, count: int) -> list[int]:
         """The last `count` ticks, or fewer, from `first` to `last` (both included), in order.
 
-        Cron walks at most `count` ticks, backwards from `last`. Every computes them.
+        A cron rule walks at most `count` ticks, backwards from `last`. An `every` rule walks none.
         """
         first, last = self._bounds(first, last)
         if first > last:
@@ -133,7 +134,10 @@ class Rule:
         return range(first + (anchor - first) % self.seconds, last + 1, self.seconds)
 
     def upcoming(self, count: int = 5, after: datetime | None = None) -> list[datetime]:
-        """The next ticks after `after` (None: now), in the rule's zone; at most `count` and `times`."""
+        """The next ticks after `after` (None: now), in the rule's zone.
+
+        At most `count`, and at most `times`.
+        """
         moment = (after or datetime.now(timezone.utc)).timestamp()
         if self.times is not None:
             count = min(count, self.times)
@@ -186,20 +190,21 @@ def every(
     weeks: float = 0,
     **options: Any,
 ) -> Rule:
-    """A rule that is due at a fixed distance in real time: at its multiples since 1970 in UTC, or since `start`.
+    """A rule that is due at a fixed distance in real time.
 
+    Its ticks are the multiples of the distance since 1970 in UTC, or since `start`. So
     every(hours=1) is due at each full hour, and every(days=1) at midnight UTC. The decorator
     `@every(minutes=5)` declares a schedule for a function. `schedules.add` stores one at run time.
 
     Args:
-        missed: the policy for ticks that were due while no scheduler ran. "once" makes one job for all
-            of them, "all" one job for each of the last 1,000, "skip" none for those more than 10
-            seconds late.
+        missed: the policy for ticks that were due while no scheduler ran. "once" makes one job for
+            all of them, "all" one job for each of the last 1,000, "skip" none for those more than
+            10 seconds late.
         overlap: False skips a tick while a job of this schedule has not ended.
-        jitter: delay each job by 0 to `jitter` seconds; the delay follows from the schedule's name and
-            the tick.
-        start, end: datetimes; no tick before `start`, none after `end`. A datetime without a time zone
-            is in this machine's.
+        jitter: delay each job by 0 to `jitter` seconds; the delay follows from the schedule's name
+            and the tick.
+        start, end: datetimes; no tick before `start`, none after `end`. A datetime without a time
+            zone is in this machine's.
         times: end the schedule after this many runs.
         name: the name of the declared schedule (decorator only). The default is made from the
             function's name.
@@ -234,8 +239,8 @@ def cron(expression: str, *, tz: str = "UTC", **options: Any) -> Rule:
     Args:
         expression: minute, hour, day of month, month, day of week, with lists, ranges, steps and
             names; also L and LW (the last day and the last weekday of the month), 5L (the last
-            Friday) and 5#2 (the second Friday). Two day fields without a leading `*` match if either
-            does.
+            Friday) and 5#2 (the second Friday). Two day fields without a leading `*` match if
+            either does.
         tz: an IANA name, like "Europe/Berlin". Daylight saving follows Debian's cron.
         options: as for `every`.
 

@@ -115,22 +115,21 @@ def job_id(name: str, revision: int, tick: int) -> str:
 
 
 class DueTicks(NamedTuple):
-    """The due ticks of a schedule: those that make a job (in order), the last one, the rest's number.
+    """The ticks of a schedule that are due."""
 
-    `last` is None if no tick is due. `missed` counts the due ticks that make no job, up to
-    `MISSED_MAX_TICKS`.
-    """
-
-    jobs: list[int]
-    last: int | None
-    missed: int
+    jobs: list[int]  # the ticks that make a job, in order
+    last: int | None  # the last due tick; None if no tick is due
+    missed: int  # number of due ticks that make no job; counting stops at `MISSED_MAX_TICKS`
 
 
 def due_ticks(rule: Rule, name: str, first: int, now: float) -> DueTicks:
-    """The ticks of schedule `name` from the tick `first` on that are due at `now` (Unix seconds)."""
+    """The ticks of the schedule `name` from `first`, a tick, that are due at `now`.
+
+    Both are Unix seconds.
+    """
     skips = rule.missed == "skip"
     max_jobs = 1 if rule.missed == "once" else CATCH_UP_MAX_TICKS
-    # Older ticks are certainly due, and too late for "skip". Younger ones may wait for their jitter.
+    # Older ticks are due, and too late for "skip". Younger ticks may have to wait for their jitter.
     undecided = max(first, math.ceil(now - rule.jitter - SKIP_AFTER_SECONDS))
     ticks = rule.last_ticks(first, undecided - 1, max_jobs + MISSED_MAX_TICKS)
     jobs = [] if skips else ticks[-max_jobs:]
