@@ -26,7 +26,7 @@ def look_ahead() -> Any:
     reader = forms.Reader(request.args)
     rule = read(reader)
     try:
-        ahead = {"sentence": describe(rule), "times": times(rule.upcoming(AHEAD))} if rule else {}
+        ahead = {"rule_text": describe(rule), "times": times(rule.upcoming(AHEAD))} if rule else {}
     except (ValueError, OverflowError):  # so far away that it is no date
         ahead = {}
     return page("_rule.html", ahead=ahead, wrong=next(iter(reader.errors.values()), ""))

@@ -174,7 +174,7 @@ def _describe(name: str, found: Schedule | None, runs: int, times: int) -> dict[
     try:
         upcoming = found.upcoming(times) if times else []
         last = stored.runs(name, runs)
-        sentence = describe(found.rule)
+        rule_text = describe(found.rule)
     except (redis.ConnectionError, redis.TimeoutError):
         raise
     except Exception:  # whatever a hostile hash makes of it
@@ -183,7 +183,7 @@ def _describe(name: str, found: Schedule | None, runs: int, times: int) -> dict[
     removable = found.source != "code" or found.state == "undeclared"
     return shown | {
         "state": cut(found.state, 40),
-        "sentence": cut(sentence, 300),
+        "rule_text": cut(rule_text, 300),
         "call": cut(found.description, 300),
         "function": cut(found.function, 200),
         "known": found.function in catalog.current().functions,
