@@ -355,8 +355,8 @@ class Job(rq.job.Job):
         ):
             if name and inspect.iscoroutinefunction(jobs.lookup(name)):
                 raise catalog.NotAJob(
-                    f"{name!r} cannot be a callback: it is an async function, of which a call runs "
-                    f"nothing; make a plain function that calls asyncio.run the callback"
+                    f"{name!r} cannot be a callback: it is an async function, whose call runs nothing; "
+                    f"make a plain function that calls asyncio.run the callback"
                 )
         for webhook in self.webhooks:
             if not is_allowed(webhook.url):

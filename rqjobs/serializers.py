@@ -1,10 +1,13 @@
-"""What a payload may be: JSON for arguments, results and meta; signed pickle for those who must.
+"""Serializers: JSON for arguments, results and meta, or signed pickle.
 
-JSON as RQ's own JSONSerializer writes it, so a stock `rq worker -S json` runs a job whose arguments are plain.
-What JSON lacks becomes an object with the one key `__rqjobs__`, whose value is a list: the kind, then its parts.
-Reading never imports what a payload names and never calls anything but constructors of the standard library's values;
-enums and dataclasses are restored only if their class was given to `allow` (the catalog does it for its own modules).
-Its size, its depth, the number of its values and of those that collide are limited before anything is built of it.
+Plain values are the JSON that RQ's own JSONSerializer writes, so a stock `rq worker -S json` runs a
+job whose arguments are plain. Other values are tagged: an object with the single key `__rqjobs__`,
+whose value is a list of the tag's name and its parts. `TAGS` lists the types.
+
+Reading imports nothing that a payload names. It calls only constructors of the standard library's
+values. Enums and dataclasses are restored only if their class was given to `allow`; the catalog
+does that for the classes of its modules. The size, the depth, the number of values and the number
+of equal hashes are limited before anything is built.
 """
 
 from __future__ import annotations
@@ -24,36 +27,34 @@ from functools import reduce
 from itertools import accumulate
 from operator import or_
 from types import BuiltinFunctionType
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from rqjobs import config, texts
 
-TAG = "__rqjobs__"
-DEPTH_MAX_LEVELS = 200  # lists and objects within each other, of the JSON
-SAME_HASH_MAX_VALUES = 64  # in one dict or set: each is compared with all that came before it
-COMBINED_FLAGS_MAX = 10_000  # that reading keeps in memory
+TAG_KEY = "__rqjobs__"
+DEPTH_MAX_LEVELS = 200  # nested lists and objects
+SAME_HASH_MAX_VALUES = 64  # in one dict or set: each is compared with all before it
+COMBINED_FLAGS_MAX = 10_000  # combinations of flags that reading keeps in memory
 JSON_TYPES = frozenset((str, int, float, bool, type(None)))
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\Z)', re.DOTALL)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _classes: dict[str, type] = {}
 _combined_flags: dict[tuple[Any, int, int], None] = {}
-load_classes: Callable[[], object] = (
-    dict  # the catalog's way to find the classes that may travel, until it was loaded
-)
+load_classes: Callable[[], object] = dict  # the catalog replaces it: loading it calls `allow`
 
 
 class PayloadError(TypeError):
-    """A value cannot be carried, or data found in Redis are not a payload of ours."""
+    """A value cannot be serialized, or data in Redis are not a payload of rqjobs."""
 
 
 class ValueTooLarge(PayloadError):
-    """A value is larger, or has more parts, than is read again."""
+    """A value is larger, or has more parts, than reading accepts."""
 
 
 def allow(classes: Iterable[type]) -> None:
-    """Let these enums and dataclasses travel in payloads."""
+    """Let these enums and dataclasses be serialized."""
     for cls in classes:
         _classes[class_name(cls)] = cls
 
@@ -63,17 +64,19 @@ def class_name(cls: type) -> str:
 
 
 def _allowed(name: str) -> type | None:
-    """The class of this name that may travel; a process that has enqueued nothing yet loads the catalog for it."""
+    """The allowed class of this name. A process that has enqueued nothing yet loads the catalog."""
     if name not in _classes:
         load_classes()
     return _classes.get(name)
 
 
 def encode(value: Any, where: str = "the value") -> Any:
-    """`value` as JSON's own types. `where` names it in errors and grows with the path: `argument 'x'[3]['y']`.
+    """`value` as JSON's own types.
+
+    `where` names the value in errors and grows with the path: `argument 'x'[3]['y']`.
 
     Raises:
-        PayloadError: something in it cannot be carried.
+        PayloadError: a part of it cannot be serialized.
     """
     try:
         return _encode(value, where)
@@ -85,98 +88,101 @@ def _encode(value: Any, where: str) -> Any:
     kind = type(value)
     if kind in JSON_TYPES:
         return value
-    if kind is list:  # what most values are, before anything that takes time to find out
+    if kind is list:
         return [
             item if type(item) in JSON_TYPES else _encode(item, f"{where}[{index}]")
             for index, item in enumerate(value)
         ]
-    if isinstance(value, Enum):
-        return {TAG: ["enum", class_name(kind), *_member(value, where)]}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {TAG: ["dataclass", class_name(kind), _fields(value, where)]}
-    if isinstance(value, dict):
-        if all(type(key) is str for key in value) and TAG not in value:
-            return {
-                key: item if type(item) in JSON_TYPES else _encode(item, f"{where}[{key!r}]")
-                for key, item in value.items()
-            }
-        _check_hashes(value, where)
+    if kind is dict and _is_object(value):
         return {
-            TAG: [
-                "dict",
-                [
-                    [_encode(key, f"{where}'s key {key!r}"), _encode(item, f"{where}[{key!r}]")]
-                    for key, item in value.items()
-                ],
-            ]
+            key: item if type(item) in JSON_TYPES else _encode(item, f"{where}[{key!r}]")
+            for key, item in value.items()
         }
-    if isinstance(value, list | tuple | set | frozenset):
-        items_ = [_encode(item, f"{where}[{index}]") for index, item in enumerate(value)]
-        if isinstance(value, list):
-            return items_
-        if not isinstance(value, tuple):
-            _check_hashes(value, where)
-            items_.sort(key=repr)  # equal sets come in any order
-        name = next(base.__name__ for base in (tuple, frozenset, set) if isinstance(value, base))
-        return {TAG: [name, items_]}
-    if isinstance(value, datetime):
-        return {TAG: ["datetime", *_moment(value)]}
-    for base, (name, write, _) in _SCALARS.items():
+    name = _NAME_BY_TYPE.get(kind) or _find_tag(value)
+    if name:
+        return {TAG_KEY: [name, *TAGS[name].write(value, where)]}
+    return _encode_subclass(value, where)
+
+
+def _encode_subclass(value: Any, where: str) -> Any:
+    """A subclass of one of JSON's types (numpy's float64, a str subclass) as that type."""
+    if isinstance(value, dict):
+        return _encode(dict(value.items()), where)
+    if isinstance(value, list):
+        return _encode(list(value), where)
+    for base in (str, int, float):
         if isinstance(value, base):
-            return {TAG: [name, write(value)]}
-    for plain in (
-        str,
-        int,
-        float,
-    ):  # subclasses (numpy's float64, a str subclass) travel as what they extend
-        if isinstance(value, plain):
-            return plain(value)
+            return base(value)
+    name = texts.class_name(type(value))
     raise PayloadError(
-        f"{where} is a {texts.class_name(kind)}, which JSON cannot carry; pass an id, and fetch the rest "
-        f"inside the job"
+        f"{where} is a {name}, which JSON cannot carry; pass an id, and fetch the rest inside the "
+        f"job"
     )
 
 
-def _member(value: Enum, where: str) -> tuple[str | None, Any]:
-    """The name of a member; of flags that are combined, None and the value."""
+def _is_object(value: dict[Any, Any]) -> bool:
+    """Whether a dict is a JSON object that is not taken for a tagged value."""
+    return all(type(key) is str for key in value) and TAG_KEY not in value
+
+
+def _write_enum(value: Enum, where: str) -> list[Any]:
+    """The class, and the name of a member; for combined flags None and the value."""
     kind = type(value)
-    _known(kind, where)
+    name = class_name(kind)
+    _check_allowed(kind, where)
     if kind.__members__.get(value.name) is value:
-        return value.name, None
+        return [name, value.name, None]
     if not isinstance(value, Flag) or not _is_combined(kind, value.value):
         raise PayloadError(
-            f"{where} is no member of {class_name(kind)}, nor made of its flags; pass its value"
+            f"{where} is not a member of {name}, nor combined of its flags; pass its value"
         )
-    return None, value.value
+    return [name, None, value.value]
 
 
-def _fields(value: Any, where: str) -> dict[str, Any]:
-    """What is in a dataclass, by name."""
-    _known(type(value), where)
+def _write_dataclass(value: Any, where: str) -> list[Any]:
+    """The class, and the fields by name."""
+    _check_allowed(type(value), where)
     names = [field.name for field in dataclasses.fields(value)]
     for name in names:
         if not hasattr(value, name):
             raise PayloadError(f"{where}.{name} is not set")
-    return {name: _encode(getattr(value, name), f"{where}.{name}") for name in names}
+    encoded = {name: _encode(getattr(value, name), f"{where}.{name}") for name in names}
+    return [class_name(type(value)), encoded]
 
 
-def _moment(value: datetime) -> list[Any]:
-    """A datetime as ISO 8601, the name of its zone if it has one, its fold, and an odd offset."""
-    zone = value.tzinfo.key if isinstance(value.tzinfo, ZoneInfo) else None
-    offset = None if zone else value.utcoffset()
+def _write_datetime(value: datetime, where: str) -> list[Any]:
+    """A datetime as ISO 8601, the name of its zone or None, its fold, and an odd offset."""
+    if isinstance(value.tzinfo, ZoneInfo) and value.tzinfo.key:
+        return [value.replace(tzinfo=None).isoformat(), value.tzinfo.key, value.fold]
+    offset = value.utcoffset()
     if offset is None or not offset.microseconds:
-        text = value.replace(tzinfo=None).isoformat() if zone else value.isoformat()
-        return [text, zone, value.fold]
+        return [value.isoformat(), None, value.fold]
     # Python 3.11 reads an offset of +00:00:00.000001 as none.
-    return [
-        value.replace(tzinfo=None).isoformat(),
-        None,
-        value.fold,
-        [offset.days, offset.seconds, offset.microseconds],
+    parts = [offset.days, offset.seconds, offset.microseconds]
+    return [value.replace(tzinfo=None).isoformat(), None, value.fold, parts]
+
+
+def _write_dict(value: dict[Any, Any], where: str) -> list[Any]:
+    _check_hashes(value, where)
+    pairs = [
+        [_encode(key, f"{where}'s key {key!r}"), _encode(item, f"{where}[{key!r}]")]
+        for key, item in value.items()
     ]
+    return [pairs]
 
 
-def _known(kind: type, where: str) -> None:
+def _write_items(value: tuple[Any, ...], where: str) -> list[Any]:
+    return [[_encode(item, f"{where}[{index}]") for index, item in enumerate(value)]]
+
+
+def _write_set(value: Collection[Any], where: str) -> list[Any]:
+    items = [_encode(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    _check_hashes(value, where)
+    items.sort(key=repr)  # equal sets iterate in any order
+    return [items]
+
+
+def _check_allowed(kind: type, where: str) -> None:
     if _allowed(class_name(kind)) is not kind:
         raise PayloadError(
             f"{where} is a {class_name(kind)}, which is not defined in a module of RQJOBS_MODULES"
@@ -184,7 +190,7 @@ def _known(kind: type, where: str) -> None:
 
 
 def _check_hashes(values: Collection[Any], where: str) -> None:
-    """Refuse many values of one hash: a dict or a set of them takes hours, and integers are easily made so."""
+    """Refuse many values of one hash, which are easily made and of which a set takes hours."""
     if (
         len(values) > SAME_HASH_MAX_VALUES
         and max(Counter(map(hash, values)).values()) > SAME_HASH_MAX_VALUES
@@ -199,25 +205,27 @@ def _check_size(data: bytes) -> None:
     if len(data) > limit:
         raise ValueTooLarge(
             f"the value is {len(data):,} bytes, more than {limit:,} (twice the larger of "
-            f"RQJOBS_MAX_PAYLOAD_BYTES and RQJOBS_MAX_RESULT_BYTES); store it elsewhere, and pass where it is"
+            f"RQJOBS_MAX_PAYLOAD_BYTES and RQJOBS_MAX_RESULT_BYTES); store it elsewhere, and pass "
+            f"where it is"
         )
 
 
 def _check_shape(data: bytes) -> None:
-    """Refuse JSON that is too large, has too many values or too many levels, from its bytes alone.
+    """Check the size, the number of values and the depth of JSON, before anything is built from it.
 
     Raises:
-        PayloadError: it is, before anything was built of it.
+        PayloadError: one of them is over its limit.
     """
-    if len(data) <= DEPTH_MAX_LEVELS:  # so short, it cannot be any of it
+    if len(data) <= DEPTH_MAX_LEVELS:  # too short to reach a limit
         return
     _check_size(data)
-    most = config.current().max_value_bytes // 2
-    if len(data) > most:  # else there cannot be so many parts
+    max_parts = config.current().max_value_bytes // 2
+    if len(data) > max_parts:  # a part takes at least a byte
         bare = _STRING.sub(b"", data)
-        if bare.count(b"[") + bare.count(b"{") + bare.count(b",") > most:
+        if bare.count(b"[") + bare.count(b"{") + bare.count(b",") > max_parts:
             raise ValueTooLarge(
-                f"the value has more than {most:,} parts; store it elsewhere, and pass where it is"
+                f"the value has more than {max_parts:,} parts; store it elsewhere, and pass where "
+                f"it is"
             )
     if data.count(b"[") + data.count(b"{") > DEPTH_MAX_LEVELS and _levels(data) > DEPTH_MAX_LEVELS:
         raise PayloadError(
@@ -226,9 +234,9 @@ def _check_shape(data: bytes) -> None:
 
 
 def _levels(data: bytes) -> int:
-    """How deep the lists and objects are within each other; 0 if that is few levels."""
+    """The depth of nested lists and objects; 0 if it is at most 8."""
     brackets = data.translate(None, _NOT_BRACKETS)
-    for _ in range(8):  # most are: take the innermost pairs away until none is left
+    for _ in range(8):  # fast path: remove the innermost pairs until none is left
         brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
     if not brackets:
         return 0
@@ -236,29 +244,11 @@ def _levels(data: bytes) -> int:
     return max(accumulate(1 if bracket in b"[{" else -1 for bracket in bare), default=0)
 
 
-_SCALARS: dict[type, tuple[str, Callable[[Any], Any], Callable[[Any], Any]]] = {
-    date: ("date", date.isoformat, date.fromisoformat),
-    timedelta: (
-        "timedelta",
-        lambda v: [v.days, v.seconds, v.microseconds],
-        lambda v: timedelta(*v),
-    ),
-    UUID: ("uuid", str, UUID),
-    Decimal: ("decimal", str, Decimal),
-    bytes: (
-        "bytes",
-        lambda v: base64.b64encode(v).decode(),
-        lambda v: base64.b64decode(v, validate=True),
-    ),
-}
-_READ = {name: read for name, _, read in _SCALARS.values()}
-
-
 def decode(value: Any) -> Any:
     """The inverse of `encode`.
 
     Raises:
-        PayloadError: a class is not known here, or the value was not written by `encode`.
+        PayloadError: a class is not allowed in this process, or `encode` did not write the value.
     """
     if type(value) in JSON_TYPES:
         return value
@@ -266,27 +256,27 @@ def decode(value: Any) -> Any:
         return [decode(item) for item in value]
     if not isinstance(value, dict):
         return value
-    if TAG not in value:
+    if TAG_KEY not in value:
         return {key: decode(item) for key, item in value.items()}
     try:
-        (kind, *parts) = value[TAG]
-        if kind in _READ:
-            return _READ[kind](*parts)
-        return _COMPOUND[kind](*parts)
+        name, *parts = value[TAG_KEY]
+        return TAGS[name].read(*parts)
     except PayloadError:
         raise
     except Exception as error:
         raise PayloadError(f"not a payload of rqjobs: {str(value)[:80]} ({error})") from None
 
 
-def _datetime(text: str, zone: str | None, fold: int, offset: list[int] | None = None) -> datetime:
+def _read_datetime(
+    text: str, zone: str | None, fold: int, offset: list[int] | None = None
+) -> datetime:
     moment = datetime.fromisoformat(text)
     if offset:
         return moment.replace(tzinfo=timezone(timedelta(*offset)), fold=fold)
     return moment.replace(tzinfo=ZoneInfo(zone) if zone else moment.tzinfo, fold=fold)
 
 
-def _class(name: str, base: Callable[[type], bool]) -> type:
+def _find_class(name: str, base: Callable[[type], bool]) -> type:
     cls = _allowed(name)
     if cls is None or not base(cls):
         raise PayloadError(
@@ -295,41 +285,52 @@ def _class(name: str, base: Callable[[type], bool]) -> type:
     return cls
 
 
-def _enum(name: str, member: str | None, value: Any) -> Any:
-    """A member by its name, or flags by their bits; the class is never called, nor its own `_missing_`."""
-    cls: Any = _class(name, lambda c: issubclass(c, Enum))
+def _read_enum(name: str, member: str | None, value: Any) -> Any:
+    """A member by its name, or flags by their bits, without calling the class or its `_missing_`."""
+    cls: Any = _find_class(name, lambda c: issubclass(c, Enum))
     if member is not None:
         return cls.__members__[member]
     if not issubclass(cls, Flag) or not _is_combined(cls, value):
-        raise PayloadError(f"the payload has a {name} that is no member, nor made of its flags")
+        raise PayloadError(
+            f"the payload has a {name} that is not a member, nor combined of its flags"
+        )
     return cls._value2member_map_.get(value) or _combine(cls, value)
 
 
 def _is_combined(cls: Any, value: Any) -> bool:
-    """Whether this is a combination of the flags of `cls`, and of no other bits."""
-    known = reduce(or_, (member.value for member in cls.__members__.values()), 0)
-    return type(value) is int and not (value if value >= 0 else ~value) & ~known
+    """Whether `value` is a combination of the flags of `cls`, without other bits."""
+    if type(value) is not int:
+        return False
+    known_bits = reduce(or_, (member.value for member in cls.__members__.values()), 0)
+    bits = value if value >= 0 else ~value
+    return not bits & ~known_bits
 
 
 def _combine(cls: Any, value: int) -> Any:
-    """The flags of these bits, as Python makes them. It keeps each for ever; of those made here the last ones stay."""
+    """The flags of these bits, as Python makes them.
+
+    Python keeps each combination forever. Of those made here the oldest are removed.
+    """
     base: Any = IntFlag if issubclass(cls, IntFlag) else Flag
-    made = base._missing_.__func__(cls, value)
-    _combined_flags[cls, value, made.value] = None
+    flags = base._missing_.__func__(cls, value)
+    _combined_flags[cls, value, flags.value] = None
     if len(_combined_flags) > COMBINED_FLAGS_MAX:
-        old, *values = oldest = next(iter(_combined_flags))
+        oldest = next(iter(_combined_flags))
         del _combined_flags[oldest]
-        for number in values:
-            old._value2member_map_.pop(number, None)
-    return made
+        oldest_class, *oldest_values = oldest
+        for oldest_value in oldest_values:
+            oldest_class._value2member_map_.pop(oldest_value, None)
+    return flags
 
 
-def _dataclass(name: str, items: dict[str, Any]) -> Any:
-    """Restore the fields without running `__new__`, `__init__` or `__post_init__`: a payload is data, never a call."""
-    cls: Any = _class(name, dataclasses.is_dataclass)
-    new: Any = next(
-        filter(_is_builtin, (vars(base).get("__new__") for base in cls.__mro__))
-    )  # that of object, mostly
+def _read_dataclass(name: str, items: dict[str, Any]) -> Any:
+    """Restore the fields without running `__new__`, `__init__` or `__post_init__`.
+
+    A payload is data and never calls a user's code.
+    """
+    cls: Any = _find_class(name, dataclasses.is_dataclass)
+    constructors = (vars(base).get("__new__") for base in cls.__mro__)
+    new: Any = next(filter(_is_builtin, constructors))  # mostly that of object
     instance = new(cls)
     for field in dataclasses.fields(cls):
         if field.name in items:
@@ -349,30 +350,64 @@ def _is_builtin(function: Any) -> bool:
     return isinstance(function, BuiltinFunctionType)
 
 
-def _dict(pairs: list[list[Any]]) -> dict[Any, Any]:
+def _read_dict(pairs: list[list[Any]]) -> dict[Any, Any]:
     keys = [decode(key) for key, _ in pairs]
     _check_hashes(keys, "the payload")
     return {key: decode(item) for key, (_, item) in zip(keys, pairs, strict=True)}
 
 
-def _members(items: list[Any]) -> list[Any]:
+def _read_members(items: list[Any]) -> list[Any]:
     members = [decode(item) for item in items]
     _check_hashes(members, "the payload")
     return members
 
 
-_COMPOUND: dict[str, Callable[..., Any]] = {
-    "datetime": _datetime,
-    "enum": _enum,
-    "dataclass": _dataclass,
-    "dict": _dict,
-    "tuple": lambda items: tuple(decode(item) for item in items),
-    "set": lambda items: set(_members(items)),
-    "frozenset": lambda items: frozenset(_members(items)),
+class Tag(NamedTuple):
+    """How values of a type are written as parts, and how they are read from these parts."""
+
+    kind: type | None  # None: `_find_tag` finds them
+    write: Callable[[Any, str], list[Any]]
+    read: Callable[..., Any]
+
+
+TAGS: dict[str, Tag] = {
+    "enum": Tag(None, _write_enum, _read_enum),
+    "dataclass": Tag(None, _write_dataclass, _read_dataclass),
+    "dict": Tag(dict, _write_dict, _read_dict),
+    "tuple": Tag(tuple, _write_items, lambda items: tuple(decode(item) for item in items)),
+    "set": Tag(set, _write_set, lambda items: set(_read_members(items))),
+    "frozenset": Tag(frozenset, _write_set, lambda items: frozenset(_read_members(items))),
+    "datetime": Tag(datetime, _write_datetime, _read_datetime),  # before date, its base class
+    "date": Tag(date, lambda day, where: [day.isoformat()], date.fromisoformat),
+    "timedelta": Tag(
+        timedelta,
+        lambda delta, where: [[delta.days, delta.seconds, delta.microseconds]],
+        lambda numbers: timedelta(*numbers),
+    ),
+    "uuid": Tag(UUID, lambda uuid, where: [str(uuid)], UUID),
+    "decimal": Tag(Decimal, lambda number, where: [str(number)], Decimal),
+    "bytes": Tag(
+        bytes,
+        lambda data, where: [base64.b64encode(data).decode()],
+        lambda text: base64.b64decode(text, validate=True),
+    ),
 }
+_NAME_BY_TYPE = {tag.kind: name for name, tag in TAGS.items() if tag.kind}
 
 
-_read_json = json.JSONDecoder().decode  # `json.loads` asks ten things before it comes to this
+def _find_tag(value: Any) -> str | None:
+    """The name of the tag of an enum, a dataclass, or an instance of a tagged type's subclass."""
+    if isinstance(value, Enum):
+        return "enum"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return "dataclass"
+    for kind, name in _NAME_BY_TYPE.items():
+        if isinstance(value, kind) and kind is not dict:  # most subclasses of dict are objects
+            return name
+    return None
+
+
+_read_json = json.JSONDecoder().decode  # faster than `json.loads`, which first checks its options
 
 
 class JSONSerializer:
@@ -380,7 +415,7 @@ class JSONSerializer:
 
     @staticmethod
     def dumps(value: Any) -> bytes:
-        """Raises PayloadError if something in `value` cannot be carried, or could not be read again."""
+        """Raises PayloadError if a part of `value` cannot be serialized, or exceeds a limit."""
         try:
             data = json.dumps(encode(value), separators=(",", ":")).encode()
         except ValueError as error:  # an integer of more than 4,300 digits
@@ -390,12 +425,12 @@ class JSONSerializer:
 
     @staticmethod
     def loads(data: bytes) -> Any:
-        """Raises PayloadError if `data` are not JSON (a pickle from a stock RQ, for example), or more than we write."""
+        """Raises PayloadError if `data` are not JSON (for example stock RQ's pickle) or too large."""
         _check_shape(data)
         try:
-            words = str(data, "utf-8")
-            value = _read_json(words)
-            return decode(value) if TAG in words else value
+            text = str(data, "utf-8")
+            value = _read_json(text)
+            return decode(value) if TAG_KEY in text else value
         except (ValueError, RecursionError) as error:
             raise PayloadError(
                 f"not a JSON payload ({error}); was it enqueued by stock RQ, which pickles? "
@@ -404,14 +439,14 @@ class JSONSerializer:
 
 
 class SignedPickleSerializer:
-    """Pickle behind an HMAC-SHA256 made with SECRET_KEY: nothing is unpickled before its signature was checked.
+    """Pickle with an HMAC-SHA256 signature by SECRET_KEY, which is checked before unpickling.
 
-    Who has the key can still make the worker run anything; who can only write to Redis cannot.
+    A client with the key can make the worker run any code. Write access to Redis is not enough.
     """
 
     @staticmethod
     def _signer() -> Any:
-        import itsdangerous  # here, or each worker would hold it in memory
+        import itsdangerous  # here, so that workers without it save the memory
 
         key = config.current().secret_key
         if not key:
@@ -428,7 +463,7 @@ class SignedPickleSerializer:
 
     @classmethod
     def loads(cls, data: bytes) -> Any:
-        """Raises PayloadError if the signature is missing or is not ours."""
+        """Raises PayloadError if the signature is missing or wrong."""
         from itsdangerous import BadSignature
 
         try:
@@ -441,15 +476,13 @@ class SignedPickleSerializer:
 
 
 class ConfiguredSerializer:
-    """The serializer that the settings name, looked up at each call. This is what RQ gets from us everywhere."""
+    """The serializer that RQJOBS_SERIALIZER names, looked up at each call."""
 
     @staticmethod
     def _serializer() -> Any:
-        return (
-            SignedPickleSerializer
-            if config.current().serializer == "signed-pickle"
-            else JSONSerializer
-        )
+        if config.current().serializer == "signed-pickle":
+            return SignedPickleSerializer
+        return JSONSerializer
 
     @classmethod
     def dumps(cls, value: Any) -> bytes:
@@ -463,21 +496,24 @@ class ConfiguredSerializer:
 
 
 class SharedSerializer:
-    """RQ's default serializer in a process that is not ours alone: it reads what ours reads, and writes what stock
-    workers read. What it has read as JSON (a job's meta) it writes as JSON."""
+    """RQ's default serializer in a process that has stock queues too.
+
+    It reads with `ConfiguredSerializer` and writes pickle, which stock workers read. A dict that it
+    has read (a job's meta) is written by `ConfiguredSerializer` again.
+    """
 
     @staticmethod
     def dumps(value: Any) -> bytes:
-        return (
-            ConfiguredSerializer.dumps(value)
-            if isinstance(value, _SharedDict)
-            else pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
-        )
+        if isinstance(value, _SharedDict):
+            return ConfiguredSerializer.dumps(value)
+        return pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
 
     @staticmethod
     def loads(data: bytes) -> Any:
         value = ConfiguredSerializer.loads(data)
-        return _SharedDict(value) if isinstance(value, dict) else value
+        if isinstance(value, dict):
+            return _SharedDict(value)
+        return value
 
 
 class _SharedDict(dict[Any, Any]):

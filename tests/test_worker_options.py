@@ -121,7 +121,7 @@ def test_a_sentinel_client_is_adopted_with_its_service():
     sentinel = redis_py.sentinel.Sentinel([("localhost", 1)])
     pool = foreign_clients.adopt(sentinel.master_for("mymaster", db=3)).connection_pool
     assert pool.service_name == "mymaster" and pool.connection_kwargs["db"] == 3
-    assert pool.connection_class is connection.SentinelTCP
+    assert pool.connection_class is connection.SentinelTCPConnection
 
 
 class OwnJob(rqjobs.Job):
