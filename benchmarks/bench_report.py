@@ -176,7 +176,7 @@ def reach(found: Found) -> list[tuple[str, str, str]]:
                 say("{:.1f}x ({})", times(ours, safe[0]), safe[1]),
             ),
             (
-                f"times the fastest that does so and keeps results, {setting}",
+                f"times the fastest that also keeps results, {setting}",
                 "",
                 say("{:.1f}x ({})", times(ours, like[0]), like[1]),
             ),
@@ -216,7 +216,7 @@ def reach(found: Found) -> list[tuple[str, str, str]]:
             for nap in (0.001, 0.01, 0.1)
         ),
         (
-            "jobs of 100 ms, 10 workers, of 100 jobs/s",
+            "10 workers, jobs of 100 ms: share of 100 jobs/s",
             "99 %",
             both("{:.1f} % (rq: {:.1f} %)", "ideal", nap=0.1),
         ),
