@@ -127,7 +127,7 @@ def test_a_group_that_is_another_s_now_is_left_alone(redis, spawn, eventually):
 
 
 def test_forgotten_children_leave_no_zombies_and_who_is_waited_for_is_left(redis, monkeypatch):
-    monkeypatch.setattr(job_processes, "REAP_SECONDS", 0)
+    monkeypatch.setattr(job_processes, "ZOMBIE_CHECK_SECONDS", 0)
     found = burst((family.keep, 7), family.forget, *[faults.ok] * 5, family.zombies, family.wait)
     assert found[-2:] == [1, 7], "the program that a module keeps, and nothing else"
 

@@ -75,7 +75,7 @@ def test_an_explicit_url_that_differs_from_redis_url_is_an_error_even_if_it_is_r
     )
     assert worker.wait(30) == 1
     assert (
-        "told to use the Redis at localhost:6379, database 0, but REDIS_URL names"
+        "this worker was given the Redis at localhost:6379, database 0, but REDIS_URL names"
         in worker.output()
     )
 

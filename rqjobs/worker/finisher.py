@@ -60,7 +60,7 @@ class Finisher:
 
     def start(self, worker: SettlementMixin, begin_child: Callable[[HorseState], None]) -> None:
         """Fork. A failed fork counts as a child that died at once."""
-        job_processes.flush()
+        job_processes.flush_output()
         try:
             self.pid = os.fork()
         except OSError as error:
@@ -128,7 +128,7 @@ def _run_finisher_process(
             "Worker %s: cannot settle job %s", worker.name, finisher.snapshot.job_id, exc_info=True
         )
     finally:
-        job_processes.flush()
+        job_processes.flush_output()
         os._exit(code)
 
 

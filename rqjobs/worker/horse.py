@@ -354,7 +354,7 @@ def begin_child(
     if os.getppid() != parent:
         os._exit(1)
     os.setpgrp()
-    job_processes.begin()
+    job_processes.detach_from_parent()
     inherited.renew()
     random.seed()
     worker._is_horse = True
@@ -377,9 +377,9 @@ def run_horse_process(
         gc.freeze()  # what was loaded before never becomes garbage; looking at it would copy its pages
         Horse(worker, state, control, limits, prefetch, inherited).run()
         code = 0
-        job_processes.end()
+        job_processes.run_exit_functions()
     except BaseException:
         worker.log.error("Worker %s: its horse failed", worker.name, exc_info=True)
     finally:
-        job_processes.flush()
+        job_processes.flush_output()
         os._exit(code)

@@ -1,7 +1,9 @@
-"""The processes that jobs start: they behave as in a plain script, end with their horse, and leave no zombies.
+"""The processes that jobs start: they run as in a plain script, end with their horse, and leave no
+zombies.
 
-What a job starts is in its horse's process group. A process that begins a session of its own (`start_new_session=True`,
-`setsid`) is on its own: it outlives the horse.
+A process that a job starts is in the horse's process group, and is killed with it. A process that
+begins a session of its own (`start_new_session=True`, `setsid`) leaves that group, and outlives the
+horse.
 """
 
 from __future__ import annotations
@@ -25,38 +27,41 @@ from rq.timeouts import BaseDeathPenalty
 
 from rqjobs import logs, processes
 
-EXIT_SECONDS = 5  # that exit functions may take
-OF_TIMERS = (signal.SIGPROF, signal.SIGVTALRM)
-REAP_SECONDS = 1.0  # between two looks for zombies
-_before = threading.local()  # what a thread that forks had before
+EXIT_SECONDS = 5  # the time limit of exit functions
+ZOMBIE_CHECK_SECONDS = 1.0  # between two checks for zombies
+TIMER_SIGNALS = (signal.SIGPROF, signal.SIGVTALRM)
+_before_fork_state = threading.local()  # the signal mask of a thread that forks
 
 
-def flush() -> None:
-    """Write out what was printed; into a pipe Python would keep it for later."""
-    with contextlib.suppress(
-        Exception
-    ):  # there is none, it is full, or a job has put something else in its place
+def flush_output() -> None:
+    """Write the buffered output. Python keeps it for later if it goes into a pipe."""
+    with contextlib.suppress(Exception):  # no stream, a full disk, or an object of the job's
         sys.stderr.flush()
         sys.stdout.flush()
 
 
 def ignore(number: int, frame: FrameType | None) -> None:
-    """A horse's handler for SIGTERM and SIGINT, for its parent decides when it ends, and for the signals of timers that
-    a job has left running. SIG_IGN would survive an exec."""
+    """The horse's handler of SIGTERM and SIGINT, and of timers that a job has left running.
+
+    The parent decides when the horse ends. SIG_IGN would be inherited by the programs of a job.
+    """
 
 
-def begin() -> None:
-    """In a horse that has just been forked: what it starts is its own, what its parent started is not."""
+def detach_from_parent() -> None:
+    """In a child that the worker has just forked: cut the ties to the parent's children.
+
+    A job that waits for its children, or an exit function, would else reach those of the parent.
+    """
     logs.limit_line_time(False)
     signal.set_wakeup_fd(-1)
-    for number in (signal.SIGTERM, signal.SIGINT, *OF_TIMERS):
+    for number in (signal.SIGTERM, signal.SIGINT, *TIMER_SIGNALS):
         signal.signal(number, ignore)
     for number in (signal.SIGCHLD, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
     os.register_at_fork(
         before=_before_fork, after_in_parent=_unblock_signals, after_in_child=_restore_signals
     )
-    # As multiprocessing does in its children. The exit functions that were registered before are the parent's.
+    # As multiprocessing does in its children. The exit functions so far are the parent's.
     multiprocessing.process._children.clear()  # type: ignore[attr-defined]
     multiprocessing.util._finalizer_registry.clear()  # type: ignore[attr-defined]
     atexit._clear()
@@ -68,18 +73,19 @@ def begin() -> None:
 
 
 def _before_fork() -> None:
-    """A signal that reaches the child before it has its own handlers waits until then."""
-    flush()
-    _before.mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+    """Hold back signals that reach a job's child before the child has its own handlers."""
+    flush_output()
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+    _before_fork_state.mask = blocked
 
 
 def _unblock_signals() -> None:
-    signal.pthread_sigmask(signal.SIG_SETMASK, _before.mask)
+    signal.pthread_sigmask(signal.SIG_SETMASK, _before_fork_state.mask)
 
 
 def _restore_signals() -> None:
-    """In a child that a job forked: the signal handlers of a plain script in the place of the horse's."""
-    for number in (signal.SIGTERM, *OF_TIMERS):
+    """In a child that a job has forked: replace the horse's handlers by those of a plain script."""
+    for number in (signal.SIGTERM, *TIMER_SIGNALS):
         if signal.getsignal(number) is ignore:
             signal.signal(number, signal.SIG_DFL)
     if signal.getsignal(signal.SIGINT) is ignore:
@@ -89,37 +95,46 @@ def _restore_signals() -> None:
     _unblock_signals()
 
 
-def end() -> None:
-    """What Python does when a script has run to its end: wait for threads, end executors, call the exit functions."""
+def run_exit_functions() -> None:
+    """End as a script does: wait for threads, shut executors down, run the exit functions."""
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
 
 
 class Reaper:
-    """Waits for children that jobs have forked and forgotten. A zombie that is seen at two looks between jobs, and that
-    no `Popen` and no `multiprocessing.Process` stands for, is one of them."""
+    """Waits for children that jobs have forked and forgotten.
+
+    A zombie is forgotten if it is there at two checks between jobs, and if no `Popen` and no
+    `multiprocessing.Process` refers to it.
+    """
 
     def __init__(self) -> None:
-        self.seen: set[int] = set()
-        self.looked = 0.0
+        self.suspects: set[int] = set()
+        self.checked_at = 0.0  # in seconds of the monotonic clock
 
     def reap(self) -> None:
-        if time.monotonic() - self.looked < REAP_SECONDS:
+        """Check for zombies, if the last check was ZOMBIE_CHECK_SECONDS ago."""
+        if time.monotonic() - self.checked_at < ZOMBIE_CHECK_SECONDS:
             return
-        self.looked = time.monotonic()
-        forgotten = set(processes.zombies(os.getpid())) if has_zombie() else set()
-        if forgotten:
-            forgotten -= {child.pid for child in multiprocessing.process._children}  # type: ignore[attr-defined]
-            forgotten -= {
-                one.pid for one in gc.get_objects() if issubclass(type(one), subprocess.Popen)
-            }
-        for pid in forgotten & self.seen:
+        self.checked_at = time.monotonic()
+        forgotten = _forgotten_zombies() if has_zombie() else set()
+        for pid in forgotten & self.suspects:
             wait_for(pid)
-        self.seen = forgotten - self.seen
+        self.suspects = forgotten - self.suspects
+
+
+def _forgotten_zombies() -> set[int]:
+    forgotten = set(processes.zombies(os.getpid()))
+    if forgotten:
+        children = multiprocessing.process._children  # type: ignore[attr-defined]
+        forgotten -= {child.pid for child in children}
+        objects = gc.get_objects()
+        forgotten -= {one.pid for one in objects if issubclass(type(one), subprocess.Popen)}
+    return forgotten
 
 
 def has_zombie() -> bool:
-    """Whether a child has ended and was not waited for yet."""
+    """Whether a child has ended, and was not waited for."""
     try:
         return os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
     except ChildProcessError:
@@ -127,14 +142,16 @@ def has_zombie() -> bool:
 
 
 def wait_for(pid: int) -> None:
+    """Remove a zombie, unless another part of the program has waited for it."""
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
 
 
 def reap_orphans(own: set[int]) -> None:
-    """Wait for the orphans that the kernel gave us, as it does to the first process of a container.
+    """Wait for the orphans that the kernel gives to the first process of a container.
 
-    Left alone are `own`, and what is in our own process group: whoever started that waits for it.
+    Zombies in `own` are left alone, and those of this process's own group: the code that started
+    them waits for them.
     """
     if has_zombie():
         for pid, group in processes.zombies(os.getpid()).items():

@@ -1,9 +1,10 @@
-"""What a job changes in its process, and leaves so: the next job begins as the first one did.
+"""Leftovers: changes that a job makes to its process. They are undone before the next job.
 
-Put back are the standard streams, the working directory, the umask, signal handlers, the time-out of new sockets, and
-environment variables that were changed or removed. A variable that was added stays: it may be what a library has set
-when it was imported. Of the interval timers, RQ ends one with the job's time limit, whether it has one or not; the
-horse ignores the signals of the others. After each job this takes a few microseconds.
+Restored are the standard streams, the working directory, the umask, signal handlers, the default
+timeout of new sockets, and environment variables that were changed or removed. A variable that was
+added stays: a library may have set it when it was imported. RQ ends one interval timer after each
+job, and the horse ignores the signals of the other two. After each job this takes a few
+microseconds.
 """
 
 from __future__ import annotations
@@ -13,34 +14,32 @@ import os
 import signal
 import socket
 import sys
-from _signal import getsignal  # type: ignore[import-not-found]  # that of `signal` makes enums, in ten times the time
 
-# Not SIGALRM: each job's time limit puts its own handler there, and ends its timer.
-SIGNALS = [
-    *map(
-        int,
-        (
-            signal.SIGCHLD,
-            signal.SIGPIPE,
-            signal.SIGTERM,
-            signal.SIGINT,
-            signal.SIGPROF,
-            signal.SIGVTALRM,
-        ),
-    )
-]
-OF_HORSE = os.fsencode("RQ_JOB_ID")  # which the horse sets for each job
+# `signal.getsignal` makes an Enum, which takes ten times as long.
+from _signal import getsignal  # type: ignore[import-not-found]
+
+# The signals whose handlers are restored. RQ sets the handler of SIGALRM for each job.
+RESTORED_SIGNALS = (
+    int(signal.SIGCHLD),
+    int(signal.SIGPIPE),
+    int(signal.SIGTERM),
+    int(signal.SIGINT),
+    int(signal.SIGPROF),
+    int(signal.SIGVTALRM),
+)
+JOB_ID_VARIABLE = os.fsencode("RQ_JOB_ID")  # the horse sets it for each job
 
 
 class Leftovers:
-    """Made in a horse before its first job."""
+    """The state of a horse's process before its first job, to be restored after each job."""
 
-    are_final = False  # there is something that only a new process has again: a stream was closed
+    # Whether a job has left a change that only a new process can undo: a closed stream.
+    are_final = False
 
     def __init__(self) -> None:
-        self.streams = sys.stdout, sys.stderr
+        self.streams = (sys.stdout, sys.stderr)
         self.open = [stream for stream in self.streams if stream is not None and not stream.closed]
-        self.handlers = [*map(getsignal, SIGNALS)]
+        self.handlers = [*map(getsignal, RESTORED_SIGNALS)]
         self.folder = _folder()
         self.umask = os.umask(0o077)
         os.umask(self.umask)
@@ -48,39 +47,45 @@ class Leftovers:
         self.environ = dict(os.environb)
 
     def undo(self) -> None:
-        if [*map(getsignal, SIGNALS)] != self.handlers:
-            self._undo_handlers()
+        """Restore the state. Sets `are_final` if that is not possible."""
+        if [*map(getsignal, RESTORED_SIGNALS)] != self.handlers:
+            self._restore_handlers()
         sys.stdout, sys.stderr = self.streams
         os.umask(self.umask)
         socket.setdefaulttimeout(self.socket_timeout)
         if self.folder and _folder() != self.folder:
-            with contextlib.suppress(OSError):  # it is gone
+            with contextlib.suppress(OSError):  # the folder was removed
                 os.chdir(self.folder)
-        variables = os.environ._data  # type: ignore[attr-defined]  # `environb` decodes each of them
-        self.environ[OF_HORSE] = variables.get(OF_HORSE, b"")
-        if variables != self.environ:
-            os.environb.update(
-                {
-                    name: value
-                    for name, value in self.environ.items()
-                    if variables.get(name) != value
-                }
-            )
-            self.environ = dict(os.environb)
+        self._restore_environment()
+        self._flush_streams()
+
+    def _restore_handlers(self) -> None:
+        for number, handler in zip(RESTORED_SIGNALS, self.handlers, strict=True):
+            is_of_python = handler is not None
+            if is_of_python and getsignal(number) != handler:
+                signal.signal(number, handler)
+
+    def _restore_environment(self) -> None:
+        variables = os.environ._data  # type: ignore[attr-defined]  # `environb` decodes each one
+        self.environ[JOB_ID_VARIABLE] = variables.get(JOB_ID_VARIABLE, b"")
+        if variables == self.environ:
+            return
+        for name, value in self.environ.items():
+            if variables.get(name) != value:
+                os.environb[name] = value
+        self.environ = dict(os.environb)
+
+    def _flush_streams(self) -> None:
+        """Write the job's output now. Python keeps it in a buffer if it goes into a pipe."""
         for stream in self.open:
             try:
-                stream.flush()  # into a pipe Python would keep for later what was printed
-            except ValueError:  # closed or detached, also when something was dropped that the job had put in its place
+                stream.flush()
+            except (
+                ValueError
+            ):  # it is closed or detached, perhaps since its replacement was dropped
                 self.are_final = True
-            except Exception:  # it is full
+            except Exception:  # the disk is full
                 pass
-
-    def _undo_handlers(self) -> None:
-        for number, handler in zip(SIGNALS, self.handlers, strict=True):
-            if (
-                handler is not None and getsignal(number) != handler
-            ):  # None: one that is not Python's
-                signal.signal(number, handler)
 
 
 def _folder() -> str:

@@ -1,4 +1,4 @@
-"""What a worker is made with: RQ's own classes and clients give way to ours, and what is neither is refused."""
+"""The options of a worker: RQ's classes and clients are replaced by ours, others are refused."""
 
 from __future__ import annotations
 
@@ -20,10 +20,13 @@ from rqjobs.worker import foreign_clients
 
 
 def prepare(worker: Any, given: Any, options: dict[str, Any]) -> redis.Redis:
-    """Check what a worker is made with, and put ours in the place of RQ's own; returns its Redis client.
+    """Check the options of a worker, replace RQ's own values in them, and return its Redis client.
+
+    `given`: the client that the worker was made with, or None. An object that only looks at a
+    worker of another process (RQ's `prepare_for_work=False`) imports no job modules.
 
     Raises:
-        SystemExit: something cannot be used; the message says what.
+        SystemExit: an option cannot be used; the message names it. `rq` would show a traceback.
     """
     works = options.get("prepare_for_work", True)
     rq_patches.install(shared=not works)
@@ -31,70 +34,74 @@ def prepare(worker: Any, given: Any, options: dict[str, Any]) -> redis.Redis:
         if works:
             catalog.must_load()
             catalog.flask_app()
-            client = _ours(given)
-            if issubclass(
-                worker, rq.Worker
-            ):  # its processes need a server, and not a fake in this one's memory
+            client = _choose_client(given)
+            if issubclass(worker, rq.Worker):
+                # Its processes need a server: a fake Redis is in this process's memory only.
                 client = foreign_clients.adopt(client)
-        else:  # a look at a worker that runs elsewhere
+        else:
             client = foreign_clients.adopt(given or connection.client())
         for option, own, stock, base in (
             ("job_class", worker.job_class, rq.job.Job, Job),
             ("queue_class", worker.queue_class, rq.Queue, Queue),
         ):
-            options[option] = _class(option, options.get(option), own, stock, base)
+            options[option] = _choose_class(option, options.get(option), own, stock, base)
         _check_serializer(options.get("serializer"))
         options["serializer"] = serializers.ConfiguredSerializer
         return client
     except config.ConfigError as error:
-        raise SystemExit(f"rqjobs: {error}") from None  # `rq` would show a traceback
+        raise SystemExit(f"rqjobs: {error}") from None
 
 
-def names(queues: Any) -> list[Any]:
-    """The names of the queues that a worker is given, each once."""
-    given = [queues] if isinstance(queues, str | rq.Queue) else list(queues)
-    return list(dict.fromkeys(queue if isinstance(queue, str) else queue.name for queue in given))
+def queue_names(queues: Any) -> list[Any]:
+    """The names of the queues that a worker was made with, each once, in order.
+
+    `queues`: one queue or several, each an `rq.Queue` or a name.
+    """
+    if isinstance(queues, str | rq.Queue):
+        queues = [queues]
+    names = [queue if isinstance(queue, str) else queue.name for queue in queues]
+    return list(dict.fromkeys(names))
 
 
-def _ours(given: Any) -> redis.Redis:
-    """The client to use for the one that `rq`, or a program, passes.
+def _choose_client(given: Any) -> redis.Redis:
+    """The client to use for the one that `rq`, or a program, has passed.
 
     Raises:
         ConfigError: it is for another Redis than REDIS_URL.
     """
     if given is None:
         return connection.client()
-    adopted, configured = foreign_clients.adopt(given), config.current().redis_url
-    told = _told_by_option()
-    if told is False and foreign_clients.is_default(given):
+    adopted = foreign_clients.adopt(given)
+    is_explicit = _is_redis_explicit()
+    if is_explicit is False and foreign_clients.is_default(given):
         return connection.client()
-    if not configured:
+    if not config.current().redis_url:
         connection.use(adopted)
         return adopted
-    if not foreign_clients.is_same_server(adopted, connection.client()):
+    configured = connection.client()
+    if not foreign_clients.is_same_server(adopted, configured):
         raise config.ConfigError(
-            f"told to use the Redis at {foreign_clients.described(adopted)}, but REDIS_URL names "
-            f"{foreign_clients.described(connection.client())}; set REDIS_URL, and leave out --url"
+            f"this worker was given the Redis at {foreign_clients.describe(adopted)}, but "
+            f"REDIS_URL names {foreign_clients.describe(configured)}; set REDIS_URL, and leave out "
+            f"--url"
         )
-    return connection.client() if told is False else adopted
+    return configured if is_explicit is False else adopted
 
 
-def _told_by_option() -> bool | None:
-    """Whether RQ's command line was told a Redis by an option; None if it is not RQ's command line that starts us."""
+def _is_redis_explicit() -> bool | None:
+    """Whether an option of RQ's command line names the Redis. None outside RQ's command line."""
     context = click.get_current_context(silent=True)
-    if context is None or context.command not in (
-        rq.cli.workers.worker,
-        rq.cli.workers.worker_pool,
-    ):
+    commands = (rq.cli.workers.worker, rq.cli.workers.worker_pool)
+    if context is None or context.command not in commands:
         return None
     return bool(context.params.get("url") or context.params.get("config"))
 
 
-def _class(option: str, given: Any, own: Any, stock: type, base: type) -> Any:
-    """The class to use where `given` is asked for: `own` stands for RQ's `stock` one, a subclass of `base` for itself.
+def _choose_class(option: str, given: Any, own: Any, stock: type, base: type) -> Any:
+    """The class to use: `own` instead of RQ's `stock` class, or the given subclass of `base`.
 
     Raises:
-        ConfigError: it is neither.
+        ConfigError: the class is neither.
     """
     chosen = import_attribute(given) if isinstance(given, str) else given
     if chosen is None or chosen is stock:
@@ -108,27 +115,26 @@ def _class(option: str, given: Any, own: Any, stock: type, base: type) -> Any:
 
 
 def _check_serializer(given: Any) -> None:
-    """Raises ConfigError if the serializer asked for is not the one that the settings name."""
-    named = config.current().serializer
-    same: tuple[Any, ...] = (
+    """Accept RQ's default and the configured serializer, under any of their names.
+
+    Raises:
+        ConfigError: the option names another serializer.
+    """
+    configured = config.current().serializer
+    accepted: list[Any] = [
         None,
         DEFAULT_SERIALIZER_CLASS,
         DefaultSerializer,
         serializers.ConfiguredSerializer,
-    )
-    if named == "json":
-        same = (
-            *same,
-            "json",
-            "rq.serializers.JSONSerializer",
-            JSONSerializer,
-            serializers.JSONSerializer,
-        )
+    ]
+    if configured == "json":
+        accepted += ["json", "rq.serializers.JSONSerializer"]
+        accepted += [JSONSerializer, serializers.JSONSerializer]
     else:
-        same = (*same, serializers.SignedPickleSerializer)
-    if given not in same:
-        shown = given if isinstance(given, str) else catalog.name_of(given)
+        accepted.append(serializers.SignedPickleSerializer)
+    if given not in accepted:
+        name = given if isinstance(given, str) else catalog.name_of(given)
         raise config.ConfigError(
-            f"the serializer {shown!r} is not the one in force, RQJOBS_SERIALIZER={named!r}; set "
-            f"that, and leave out --serializer"
+            f"the serializer {name!r} is not the configured one, RQJOBS_SERIALIZER={configured!r}; "
+            f"set that, and leave out --serializer"
         )

@@ -137,7 +137,7 @@ class SettlementMixin(rq.Worker):
         if (
             self.horse and os.getpid() != self.horse
         ):  # the job forked, and this is its child: there is one horse
-            job_processes.flush()
+            job_processes.flush_output()
             os._exit(0)
         job.ended_at = now()
         failed = job._status == JobStatus.FAILED

@@ -1,4 +1,4 @@
-"""A worker for tests, which runs jobs in the process that calls it."""
+"""A worker for tests: it runs jobs in the process that calls it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from rqjobs.worker import options as worker_options
 
 
 class SimpleWorker(rq.SimpleWorker):
-    """RQ's worker without a process of its own for the jobs, for tests: `SimpleWorker(["default"]).work(burst=True)`.
+    """RQ's worker that runs jobs without a child, for tests.
 
-    It runs the jobs as `Worker` does, from the catalog and with our serializer, but it takes and settles them RQ's way,
-    and loses what it runs when it is killed.
+    `SimpleWorker(["default"]).work(burst=True)` runs the jobs as `Worker` does: from the catalog,
+    and with our serializer. It claims and settles them as RQ does, and loses the job that it runs
+    when it is killed.
+
+    Overrides of RQ: _set_connection.
     """
 
     job_class = Job
@@ -26,9 +29,8 @@ class SimpleWorker(rq.SimpleWorker):
         self, queues: Any, name: str | None = None, connection: Any = None, **options: Any
     ):
         client = worker_options.prepare(type(self), connection, options)
-        super().__init__(worker_options.names(queues), name, connection=client, **options)
+        super().__init__(worker_options.queue_names(queues), name, connection=client, **options)
 
     def _set_connection(self, connection: Any) -> Any:
-        return super()._set_connection(
-            foreign_clients.copy_of(connection)
-        )  # it changes the time-outs of what it gets
+        """Set RQ's timeouts on a copy: RQ would change the client of the whole program."""
+        return super()._set_connection(foreign_clients.copy_of(connection))

@@ -61,7 +61,7 @@ STATUS_OF_PHASE = {
 
 @dataclass
 class HorseWatch:
-    """What the parent has seen of its current horse, and when, in seconds of the monotonic clock."""
+    """What the parent has seen of its horse, and when, in seconds of the monotonic clock."""
 
     spawned_at: float = 0.0
     readable_at: float = field(default_factory=time.monotonic)  # last complete read of its state
@@ -131,7 +131,7 @@ class Supervisor(SettlementMixin):
         self.inherited = self.inherited or InheritedResources()
         # Before the fork: else both processes copy the free pages, and write the buffered output.
         processes.trim_memory()
-        job_processes.flush()
+        job_processes.flush_output()
         with contextlib.ExitStack() as undo:
             try:
                 state = HorseState()
@@ -197,7 +197,7 @@ class Supervisor(SettlementMixin):
         return snapshot.job_id if snapshot and snapshot.running else None
 
     def _publish_state(self) -> None:
-        """Write status, current job and statistics into RQ's worker key, where they have changed."""
+        """Write status, current job and statistics into RQ's worker key, if they have changed."""
         snapshot = self._read_horse()
         if snapshot is None:
             return

@@ -64,7 +64,7 @@ class Worker(ShutdownMixin):
         # RQ would ask Redis for the worker's address here. `bootstrap` does: it can wait for Redis.
         works = options.pop("prepare_for_work", True)
         super().__init__(
-            worker_options.names(queues),
+            worker_options.queue_names(queues),
             name,
             connection=RecordingClient(client),
             prepare_for_work=False,
