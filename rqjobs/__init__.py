@@ -10,7 +10,8 @@ from rqjobs import delayed, schedules
 from rqjobs.catalog import NotAJob, job
 from rqjobs.config import Config, ConfigError
 from rqjobs.connection import NoRedis, client
-from rqjobs.jobs import Job, PayloadTooLarge
+from rqjobs.job_fields import PayloadTooLarge
+from rqjobs.jobs import Job
 from rqjobs.queues import Queue, enqueue, enqueue_at, enqueue_in, enqueue_many, queue
 from rqjobs.schedules.cron import ScheduleError
 from rqjobs.schedules.rules import cron, every

@@ -1,17 +1,15 @@
-"""`rq.Job` that runs only what the catalog lists, and carries only data."""
+"""`rq.Job` that runs only functions of the catalog, and carries only data."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-import zlib
 from base64 import b64decode
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterable
 from contextlib import nullcontext
 from datetime import timedelta
 from functools import lru_cache
-from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis
 import rq
@@ -24,131 +22,106 @@ from rq.serializers import resolve_serializer
 from rq.timeouts import BaseTimeoutException
 from rq.utils import as_text, now
 
-from rqjobs import catalog, config, inherited_resources, texts
+from rqjobs import catalog, config, inherited_resources, plain_jobs, texts
 from rqjobs.broker import transitions
 from rqjobs.broker.scripts import SAVE_FIELDS
 from rqjobs.instrumentation import ClaimedConnection, is_wrapped
-from rqjobs.serializers import JSON_TYPES, ConfiguredSerializer, PayloadError, ValueTooLarge, encode
-from rqjobs.times import format_date, parse_date
+from rqjobs.job_fields import (
+    PayloadTooLarge,
+    ResultTooLarge,
+    check_description,
+    check_size,
+    compress,
+    decompress,
+    read_description,
+    read_traceback,
+)
+from rqjobs.serializers import (
+    JSON_TYPES,
+    ConfiguredSerializer,
+    PayloadError,
+    ValueTooLarge,
+    encode,
+)
 from rqjobs.webhooks import RefusedWebhook, is_allowed
 
-DESCRIPTION_MAX_CHARACTERS = 10_000
-JSON_FIELD_MAX_BYTES = (
-    4 * 1024 * 1024
-)  # of a job's hash: what it depends on, its webhooks and intervals
-UNREAD_META_MAX_BYTES = 1000  # that are shown of a meta which cannot be read
 JSON_FIELDS = (b"dependency_ids", b"webhooks", b"retry_intervals", b"repeat_intervals")
-PLAIN_RESULT_TYPES = JSON_TYPES | {
-    list,
-    dict,
-    tuple,
-    set,
-}  # types of results of which nothing is left to be run
+JSON_FIELD_MAX_BYTES = 4 * 1024 * 1024
+UNREADABLE_META_MAX_BYTES = 1000  # of a meta that cannot be read, to be shown
+PLAIN_RESULT_TYPES = JSON_TYPES | {list, dict, tuple, set}  # no code of theirs is left to run
 UNRUN_RESULT_TYPES = (Generator, AsyncGenerator, Awaitable, map, filter)
-WORKER_FIELDS = ("status", "started_at", "ended_at", "last_heartbeat", "worker_name")  # fields
-UNCOMPRESSED_MAX_BYTES = 512  # bytes of a job's data that are not worth compressing
+WORKER_FIELDS = ("status", "started_at", "ended_at", "last_heartbeat", "worker_name")
 
 signature = lru_cache(maxsize=1024)(inspect.signature)
 
 
-class PayloadTooLarge(ValueError):
-    """A job's arguments are more than RQJOBS_MAX_PAYLOAD_BYTES bytes."""
-
-
-class ResultTooLarge(ValueError):
-    """A job's result, or its meta, is more than RQJOBS_MAX_RESULT_BYTES bytes."""
-
-
 class StartedJobRegistry(rq.registry.StartedJobRegistry):
-    """RQ's, but its entries do not expire: RQ fails what it finds expired, and our sweep puts it
-    back instead.
+    """RQ's registry of started jobs, with entries that do not expire.
+
+    RQ fails the jobs of expired entries; the sweep puts them back instead.
     """
 
     def add_execution(self, execution: Any, pipeline: Any, ttl: int = 0, xx: bool = False) -> int:
+        """Add an entry that never expires."""
         return super().add_execution(execution, pipeline, ttl=-1, xx=xx)
+
+
+class RepeatState(NamedTuple):
+    """The repeats and retries that a job with an `rq.Repeat` had before its first run."""
+
+    times: int
+    retries: int | None
 
 
 class Job(rq.job.Job):
     """An `rq.Job` that runs only if every name in it is in the catalog.
 
-    Overrides: `data` (written as lists, so that a stock `-S json` worker can read it), `to_dict`
-    (small data are not compressed), `_deserialize_data` (checks the shape), `restore`,
-    `latest_result`, `results` (unpack so much and no more), `perform` (leaves the PERSIST to the
-    claim), `_execute` (checks every name first, runs inside RQJOBS_FLASK_APP's context, closes the
-    loop of a coroutine, refuses what has not run), `execute_success_callback` (see `hides_result`),
-    `stopped_callback` (read by the worker outside any `try`), `send_webhooks` (allow-list),
-    `started_job_registry` (see above), `requeue` (RQ's is three steps, and a crash between them
-    loses the job), `should_retry` and `retry` (a run that fails for good does not end RQ's
-    `Repeat`), `save` and `save_meta` (RQ's undo what became of the job since it was read), `__eq__`
-    and `__hash__` (a stock job of the same id is equal).
+    The docstring of each method that replaces one of RQ's says why.
     """
 
-    unheard_of = False  # nothing can be stored under its id yet
-    as_read: Any = None  # the hash that it was read from
-    as_written: dict[str, Any] | None = None  # the fields as they were written last
-    chain: tuple[int, int | None] | None = None  # repeats and retries that it had when it began
-    serialized_result: bytes | None = (
-        None  # its result as it is stored, once the function has returned one
-    )
-    traceback = ""  # the traceback of the run that has just failed
-    execution: Any = None  # RQ's record of that run
-    hides_result = (
-        False  # in a horse: RQ's worker would make a text of the result, which may be anything
-    )
-    hidden_result: Any = None  # the result of a job that hides it
-    unread_meta: Any = (
-        None  # what RQ puts in the place of a meta that cannot be read; it is not stored
-    )
+    is_new = False  # the id is new, so nothing can be stored under it
+    hash_as_read: Any = None  # the hash from which `restore` filled this object
+    fields_as_stored: dict[str, Any] | None = None  # the fields of the last write
+    repeat_state: RepeatState | None = None
+    serialized_result: bytes | None = None  # of a run that has returned
+    traceback = ""  # of a run that has just failed
+    execution: Any = None  # RQ's record of the run
+    hides_result = False  # see `hide_result`
+    hidden_result: Any = None
+    unreadable_meta: Any = None  # what RQ puts in the place of such a meta; it is not stored
 
     def __init__(
         self, id: str | None = None, connection: redis.Redis | None = None, serializer: Any = None
     ):
         super().__init__(id, connection)
-        self.serializer = (
-            ConfiguredSerializer
-            if serializer in (None, ConfiguredSerializer)
-            else resolve_serializer(serializer)
-        )
+        self.serializer = _serializer(serializer)
 
     @classmethod
-    def found(cls, job_id: str, fields: dict[bytes, bytes], connection: redis.Redis) -> Job:
-        """The job of this hash. The fields of a plain job are read here, because RQ's constructor
-        and `restore` take as long as all the rest of a run; a hash that says more is left to RQ.
+    def from_hash(cls, job_id: str, fields: dict[bytes, bytes], connection: redis.Redis) -> Job:
+        """The job of a hash in Redis.
+
+        The fast path for plain jobs is taken unless a subclass has a constructor or a `restore` of
+        its own. Raises whatever `restore` raises if a field cannot be read.
         """
         if cls.__init__ is not Job.__init__ or cls.restore is not Job.restore:
             job = cls(job_id, connection=connection)
             job.restore(fields)
             return job
         job = cls.__new__(cls)
-        state = vars(job)
-        state.update(
-            _BLANK,
-            _id=job_id,
-            connection=connection,
-            webhooks=[],
-            meta={},
-            _dependency_ids=[],
-            as_read=fields,
-            as_written=None,
-        )
-        plain = _PLAIN if fields.get(b"created_at") else {}
-        try:
-            for field, value in fields.items():
-                if value:
-                    name, read = plain[field]
-                    state[name] = read(value)
-        except KeyError:
+        if plain_jobs.restore(job, job_id, fields, connection):
+            job.hash_as_read, job.fields_as_stored = fields, None
+        else:
             job.restore(fields)
         return job
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, rq.job.Job) and self.id == other.id
-
-    def __hash__(self) -> int:
-        return hash(self.id)
+    # Storing
 
     @property
     def data(self) -> bytes:
+        """RQ writes the function and its arguments as a tuple; lists are JSON's own sequence.
+
+        A stock worker with `-S json` can then run the job.
+        """
         if self._data is rq.job.UNEVALUATED and isinstance(self._args, list | tuple):
             self._data = self.serializer.dumps(
                 [self._func_name, self._instance, list(self._args), self._kwargs]
@@ -159,13 +132,13 @@ class Job(rq.job.Job):
     def data(self, value: bytes) -> None:
         rq.job.Job.data.fset(self, value)  # type: ignore[attr-defined]
 
-    def carry(self, function: Callable[..., Any]) -> None:
-        """Make sure that the arguments and the description can travel.
+    def check_payload(self, function: Callable[..., Any]) -> None:
+        """Check that the arguments and the description can be stored.
 
         Raises:
-            PayloadError: an argument cannot; it is named.
+            PayloadError: an argument cannot be; the message names the argument.
             PayloadTooLarge: they are more than RQJOBS_MAX_PAYLOAD_BYTES bytes.
-            TypeError: the description is no text.
+            TypeError: the description is not a string.
         """
         self.description = check_description(self.description)
         try:
@@ -179,130 +152,319 @@ class Job(rq.job.Job):
                 f"the arguments of {self.func_name} are too large: {error}"
             ) from None
         except PayloadError:
-            for where, value in _named(function, tuple(self.args), self.kwargs):
+            for where, value in _named_arguments(function, tuple(self.args), self.kwargs):
                 encode(value, where)
             raise
         limit = config.current().max_payload_bytes
         if size > limit:
             raise PayloadTooLarge(
-                f"the arguments of {self.func_name} are {size:,} bytes, more than RQJOBS_MAX_PAYLOAD_BYTES "
-                f"({limit:,}); pass an id, fetch the data inside the job"
+                f"the arguments of {self.func_name} are {size:,} bytes, more than "
+                f"RQJOBS_MAX_PAYLOAD_BYTES ({limit:,}); pass an id, fetch the data inside the job"
             )
-
-    def stored(self) -> bytes:
-        """The data as they are written: compressed, as RQ does, if that is worth the time. RQ reads
-        both.
-        """
-        return self.data if len(self.data) < UNCOMPRESSED_MAX_BYTES else zlib.compress(self.data, 1)
 
     def to_dict(self, include_meta: bool = True, include_result: bool = True) -> dict[str, Any]:
-        meta = include_meta and self.meta is not self.unread_meta
-        fields = {**super().to_dict(meta, include_result), "data": self.stored()}
+        """RQ compresses data of any size, and stores its own replacement of an unreadable meta.
+
+        The state of a `Repeat` is stored as well: a run may have changed the counters of the job.
+        """
+        include_meta = include_meta and self.meta is not self.unreadable_meta
+        fields = super().to_dict(include_meta, include_result)
+        fields["data"] = compress(self.data)
         check_size("meta", fields.get("meta", b""))
-        if self.chain and self.repeats_left is not None:
-            fields["rqjobs_repeat"] = (
-                f"{self.chain[0]},{'' if self.chain[1] is None else self.chain[1]}"
-            )
+        if self.repeat_state and self.repeats_left is not None:
+            times, retries = self.repeat_state
+            fields["rqjobs_repeat"] = f"{times},{'' if retries is None else retries}"
         return fields
 
-    def fields(self) -> tuple[bool, dict[str, Any]]:
-        """Whether nothing can be stored under its id, and the hash with which the job is enqueued;
-        in that case without empty fields, which are the same to RQ.
-        """
-        new, self.unheard_of = self.unheard_of, False
-        self.as_written = self._new_fields() if new else self.to_dict()
-        return new, self.as_written
+    def to_hash(self) -> tuple[bool, dict[str, Any]]:
+        """Whether the id is new, and the hash with which the job is enqueued.
 
-    def _new_fields(self) -> dict[str, Any]:
-        if (
-            type(self).to_dict is not Job.to_dict
-            or _more(self) != _NO_MORE
-            or not self.created_at
-            or self.ttl == 0
-        ):
-            return {name: value for name, value in self.to_dict().items() if value != ""}
-        state = vars(self)  # RQ's way compresses the data, whatever they are
-        fields = {field: state[name] for field, name in _OF_PLAIN if state[name] not in (None, "")}
-        dates = {
-            field: format_date(state[field])
-            for field in ("created_at", "enqueued_at")
-            if state[field]
-        }
-        return {**fields, **dates, "data": self.stored()}
+        The hash of a new job has no empty fields, which RQ reads as missing ones. The object counts
+        as stored afterwards.
+        """
+        is_new, self.is_new = self.is_new, False
+        if not is_new:
+            self.fields_as_stored = self.to_dict()
+        elif type(self).to_dict is Job.to_dict and plain_jobs.is_plain(self):
+            self.fields_as_stored = plain_jobs.to_hash(self)
+        else:
+            fields = self.to_dict()
+            self.fields_as_stored = {name: value for name, value in fields.items() if value != ""}
+        return is_new, self.fields_as_stored
 
     def save(
         self, pipeline: Any = None, include_meta: bool = True, include_result: bool = True
     ) -> None:
-        """Write what was changed in this object since it was read or written, if the job is still
-        there.
+        """RQ's `save` writes all fields, and undoes changes made since this object was read.
 
-        A view that adds to the meta of a job which ends meanwhile does not make it a queued one
-        again.
+        This one writes the fields that were changed in this object, if the job still exists. So a
+        program that saves the meta of a job that has just ended does not make it a queued one.
         """
-        before = self._as_stored()
+        before = self._stored_fields()
         if before is None:
             return super().save(
                 pipeline=pipeline, include_meta=include_meta, include_result=include_result
             )
         fields = self.to_dict(include_meta=include_meta, include_result=include_result)
         changed = {name: value for name, value in fields.items() if value != before.get(name, "")}
-        if rq.job._job_stack.top is self:  # while it runs, these are its worker's to write
+        if rq.job._job_stack.top is self:  # the job runs, and these fields are its worker's
             changed = {name: value for name, value in changed.items() if name not in WORKER_FIELDS}
-        self.as_written = {**before, **changed}
-        self._save(changed, pipeline)
+        self.fields_as_stored = {**before, **changed}
+        self._save_fields(changed, pipeline)
 
-    def _as_stored(self) -> dict[str, Any] | None:
-        """Its fields as this object knows that they were stored; None if all of them are to be
-        written.
-        """
-        if getattr(self.connection, "writes", None) is not None:  # its outcome is recorded
+    def _stored_fields(self) -> dict[str, Any] | None:
+        """The fields that this object knows to be stored; None if all of its fields are unsaved."""
+        if is_recording(self.connection):
             return None
-        if self.as_written is None and self.as_read is not None:
-            twin = type(self)(self.id, connection=self.connection, serializer=self.serializer)
-            twin.restore(self.as_read)
-            self.as_written = twin.to_dict()
-        return self.as_written
+        if self.fields_as_stored is None and self.hash_as_read is not None:
+            copy = type(self)(self.id, connection=self.connection, serializer=self.serializer)
+            copy.restore(self.hash_as_read)
+            self.fields_as_stored = copy.to_dict()
+        return self.fields_as_stored
 
-    def _save(self, fields: dict[str, Any], pipeline: Any = None) -> None:
-        words = [word for pair in fields.items() for word in pair]
-        if words and pipeline is None:
-            SAVE_FIELDS.run(self.connection, [self.key], words)
-        elif words:
-            pipeline.execute_command("EVAL", SAVE_FIELDS.source, 1, self.key, *words)
+    def _save_fields(self, fields: dict[str, Any], pipeline: Any) -> None:
+        arguments = [word for pair in fields.items() for word in pair]
+        if arguments and pipeline is None:
+            SAVE_FIELDS.run(self.connection, [self.key], arguments)
+        elif arguments:
+            pipeline.execute_command("EVAL", SAVE_FIELDS.source, 1, self.key, *arguments)
+
+    def save_meta(self) -> None:
+        """RQ's `save_meta` leaves the meta of a deleted job behind for ever.
+
+        This one stores the meta if the job still exists.
+
+        Raises:
+            ResultTooLarge: it is more than RQJOBS_MAX_RESULT_BYTES bytes.
+        """
+        meta = self.serializer.dumps(self.meta)
+        check_size("meta", meta)
+        transitions.save_meta(self.connection, self.id, meta)
+
+    # Reading
 
     def restore(self, raw_data: Any) -> Any:
-        self.as_read, self.as_written = raw_data, None
-        found = dict(raw_data)
-        data, trace = found.get(b"data"), found.pop(b"exc_info", None)
+        """RQ's `restore` unpacks and parses values of any size; this one reads within limits.
+
+        Raises:
+            PayloadTooLarge: the data, or a field that holds JSON, are too large.
+        """
+        self.hash_as_read, self.fields_as_stored = raw_data, None
+        fields = dict(raw_data)
+        data, trace = fields.get(b"data"), fields.pop(b"exc_info", None)
         if data:
-            data = _inflate(data)
-            found[b"data"] = b""  # RQ would unpack it once more, and without a limit
-        for field in JSON_FIELDS:
-            if len(found.get(field) or b"") > JSON_FIELD_MAX_BYTES:
+            data = decompress(data)
+            fields[b"data"] = b""  # RQ would decompress it again, without a limit
+        for name in JSON_FIELDS:
+            if len(fields.get(name) or b"") > JSON_FIELD_MAX_BYTES:
                 raise PayloadTooLarge(
-                    f"the job's {field.decode()} are more than {JSON_FIELD_MAX_BYTES:,} bytes"
+                    f"the job's {name.decode()} are more than {JSON_FIELD_MAX_BYTES:,} bytes"
                 )
-        if found.get(b"description"):
-            found[b"description"] = read_description(found[b"description"])
-        super().restore(found)
-        stored = found.get(b"meta")
-        is_unread = isinstance(self.meta, dict) and self.meta.get("unserialized") is stored
-        if stored and is_unread:
-            self.meta = self.unread_meta = {"unserialized": stored[:UNREAD_META_MAX_BYTES]}
+        if fields.get(b"description"):
+            fields[b"description"] = read_description(fields[b"description"])
+        super().restore(fields)
+        self._cut_unreadable_meta(fields.get(b"meta"))
         if data:
             self.data = data
         if trace:
             self._exc_info = read_traceback(trace)
         if self.repeats_left is not None:
-            words = as_text(found.get(b"rqjobs_repeat") or b"").partition(",")[::2]
-            times, retries = (int(word) if word.isdigit() else None for word in words)
-            self.chain = (times, retries) if times else (self.repeats_left, self.retries_left)
+            self._restore_repeat(as_text(fields.get(b"rqjobs_repeat") or b""))
+
+    def _cut_unreadable_meta(self, stored: bytes | None) -> None:
+        is_unreadable = isinstance(self.meta, dict) and self.meta.get("unserialized") is stored
+        if stored and is_unreadable:
+            self.unreadable_meta = {"unserialized": stored[:UNREADABLE_META_MAX_BYTES]}
+            self.meta = self.unreadable_meta
+
+    def _restore_repeat(self, stored: str) -> None:
+        times, _, retries = stored.partition(",")
+        if times.isdigit() and int(times):
+            self.repeat_state = RepeatState(int(times), _digits_or_none(retries))
+        else:  # the job has not run yet
+            self.repeat_state = RepeatState(self.repeats_left or 0, self.retries_left)
+
+    def _deserialize_data(self) -> None:
+        """RQ unpacks data of any shape; this one checks the shape first.
+
+        Raises:
+            DeserializationError: the data are not readable, or do not have the shape of a job's.
+        """
+        try:
+            payload = self.serializer.loads(self.data)
+        except Exception as error:
+            raise DeserializationError(str(error)) from error
+        name = instance = args = kwargs = None
+        if isinstance(payload, list | tuple) and len(payload) == 4:
+            name, instance, args, kwargs = payload
+        if not (
+            isinstance(name, str)
+            and isinstance(args, list | tuple)
+            and isinstance(kwargs, dict)
+            and all(isinstance(key, str) for key in kwargs)
+        ):
+            raise DeserializationError(
+                "the job's data are not [function name, null, [arguments], {arguments}]"
+            )
+        self._func_name, self._instance, self._args, self._kwargs = name, instance, args, kwargs
+
+    def latest_result(self, timeout: int = 0) -> Result | None:
+        """RQ unpacks a result's traceback without a limit."""
+        return BoundedResult.fetch_latest(self, serializer=self.serializer, timeout=timeout)
+
+    def results(self) -> list[Result]:
+        """RQ unpacks the tracebacks of results without a limit."""
+        return BoundedResult.all(self, serializer=self.serializer)
+
+    # Running
+
+    def check(self) -> None:
+        """Check that the job would run functions of the catalog only.
+
+        Raises:
+            NotAJob: the function or a callback is not in the catalog, a callback is a coroutine
+                function, or the data have an `instance`.
+            RefusedWebhook: the host of a webhook is not allowed.
+        """
+        functions = catalog.current()
+        if self.instance is not None:
+            raise catalog.NotAJob(
+                "the job's data have an instance; jobs are plain functions, not methods"
+            )
+        functions.lookup(self.func_name)
+        for name in (
+            self._success_callback_name,
+            self._failure_callback_name,
+            self._stopped_callback_name,
+        ):
+            if name and inspect.iscoroutinefunction(functions.lookup(name)):
+                raise catalog.NotAJob(
+                    f"{name!r} cannot be a callback: it is an async function, whose call runs "
+                    f"nothing; make a plain function that runs it with asyncio.run"
+                )
+        for webhook in self.webhooks:
+            if not is_allowed(webhook.url):
+                raise RefusedWebhook(
+                    f"the webhook {webhook.url!r} is refused: its host is not in "
+                    f"RQJOBS_WEBHOOK_HOSTS"
+                )
+
+    def perform(self) -> Any:
+        """RQ's `perform` begins with a PERSIST, which the claim has done already.
+
+        RQ's method is called only if a tracing library has wrapped it.
+        """
+        if is_wrapped(rq.job.Job, "perform"):
+            connection = self.connection
+            self.connection = ClaimedConnection(connection)
+            try:
+                return super().perform()
+            finally:
+                self.connection = connection
+        rq.job._job_stack.push(self)
+        try:
+            self._result = self._execute()
+        finally:
+            rq.job._job_stack.pop()
+        return self._result
+
+    def hide_result(self) -> None:
+        """Let the next `perform` return None, and keep the result in `hidden_result`.
+
+        RQ's worker makes a string of a result, and a result may be any object. `perform` also
+        serializes it into `serialized_result`, within the job's time limit. Subclasses and tracing
+        libraries that replace `perform` get the result itself.
+        """
+        self.hides_result = True
+        perform = self.perform
+
+        def perform_and_hide() -> Any:
+            del self.perform  # otherwise the job and this function refer to each other
+            result = perform()
+            if result is not None and not issubclass(type(result), rq.job.Retry):
+                self.serialized_result = self.serialize_result(result)
+                self.hidden_result, result = result, None
+            self._result = result
+            return result
+
+        self.perform = perform_and_hide  # type: ignore[method-assign]
+
+    def _execute(self) -> Any:
+        """RQ's `_execute` runs any function that it can import.
+
+        This one checks every name first, and runs the function within RQJOBS_FLASK_APP's context.
+        A coroutine gets an event loop of its own.
+
+        Raises:
+            NotAJob, RefusedWebhook: see `check`.
+            TypeError: the function returned a generator or another object that has not run.
+        """
+        if type(self.connection) is ClaimedConnection:  # isinstance would take a microsecond here
+            self.connection = self.connection.own
+        self.check()
+        app = catalog.flask_app()
+        with app.app_context() if app else _NO_CONTEXT:
+            result = self.func(*self.args, **self.kwargs)
+            if type(result) not in PLAIN_RESULT_TYPES and issubclass(type(result), Coroutine):
+                result = run_coroutine(result)
+        if type(result) not in PLAIN_RESULT_TYPES and issubclass(type(result), UNRUN_RESULT_TYPES):
+            raise TypeError(
+                f"{self.func_name} returned a {texts.class_name(type(result))}, of which nothing "
+                f"has run; loop over it, or await it, inside the job"
+            )
+        return result
+
+    def serialize_result(self, result: Any) -> bytes | None:
+        """A result as it is stored; None for the results None and `Retry`, which are not.
+
+        Raises:
+            ResultTooLarge: it is more than RQJOBS_MAX_RESULT_BYTES bytes.
+        """
+        if result is None or isinstance(result, rq.job.Retry):
+            return None
+        try:
+            data: bytes = self.serializer.dumps(result)
+        except BaseTimeoutException:
+            raise
+        except ValueTooLarge as error:
+            raise ResultTooLarge(f"the job's result is too large: {error}") from None
+        except Exception:  # RQ stores the same text
+            return self.serializer.dumps(UNSERIALIZABLE_RETURN_VALUE_PAYLOAD)
+        check_size("result", data)
+        return data
+
+    def execute_success_callback(self, death_penalty_class: Any, result: Any) -> None:
+        """RQ's worker passes the result that `perform` returned, which may be hidden."""
+        if not self._success_callback_name:
+            return
+        if self.hides_result:
+            result = self.hidden_result
+        super().execute_success_callback(death_penalty_class, result)
+
+    @property
+    def stopped_callback(self) -> Any:
+        """RQ's worker reads it outside any `try`, so a name that is not a job would end the worker."""
+        try:
+            return super().stopped_callback
+        except catalog.NotAJob as error:
+            self.log.error("Job %s: stopped callback refused: %s", self.id, error)
+            return None
+
+    def send_webhooks(self, status: Any, *, exc_string: str | None = None) -> None:
+        """RQ calls any URL; this one calls the hosts of RQJOBS_WEBHOOK_HOSTS only."""
+        if self.webhooks:
+            self.webhooks = [webhook for webhook in self.webhooks if is_allowed(webhook.url)]
+            super().send_webhooks(status, exc_string=exc_string)
+
+    # Afterwards
 
     @property
     def should_retry(self) -> bool:
+        """RQ ends a `Repeat` at the first run that fails for good; ours goes on."""
         return super().should_retry or bool(self.repeats_left)
 
     def retry(self, queue: Any, pipeline: Any) -> None:
+        """RQ calls it after a failure if `should_retry`: enqueue a retry, else the next repeat."""
         if super().should_retry:
             super().retry(queue, pipeline)
             return
@@ -316,160 +478,19 @@ class Job(rq.job.Job):
         )
         repeat(self, queue, pipeline)
 
-    def _deserialize_data(self) -> None:
-        try:
-            payload = self.serializer.loads(self.data)
-        except Exception as error:
-            raise DeserializationError(str(error)) from error
-        shaped = isinstance(payload, list | tuple) and len(payload) == 4
-        name, instance, args, kwargs = payload if shaped else [None] * 4
-        if not (
-            isinstance(name, str)
-            and isinstance(args, list | tuple)
-            and isinstance(kwargs, dict)
-            and all(isinstance(key, str) for key in kwargs)
-        ):
-            raise DeserializationError(
-                "the job's data are not [function name, null, [arguments], {arguments}]"
-            )
-        self._func_name, self._instance, self._args, self._kwargs = name, instance, args, kwargs
+    def requeue(self, at_front: bool = False) -> Job:
+        """RQ's `requeue` takes three steps, and a crash between two of them loses the job.
 
-    def check(self) -> None:
-        """Make sure that nothing but the catalog would run.
-
-        Raises:
-            NotAJob: the function or a callback is not in the catalog, a callback is a coroutine
-                function, or there is an `instance`.
-            RefusedWebhook: a webhook goes to a host that is not allowed.
+        This one moves the failed job back into its queue in one step, and raises as
+        `transitions.requeue` does.
         """
-        jobs = catalog.current()
-        if self.instance is not None:
-            raise catalog.NotAJob(
-                "the job's data have an instance; jobs are plain functions, not methods"
-            )
-        jobs.lookup(self.func_name)
-        for name in (
-            self._success_callback_name,
-            self._failure_callback_name,
-            self._stopped_callback_name,
-        ):
-            if name and inspect.iscoroutinefunction(jobs.lookup(name)):
-                raise catalog.NotAJob(
-                    f"{name!r} cannot be a callback: it is an async function, whose call runs nothing; "
-                    f"make a plain function that calls asyncio.run the callback"
-                )
-        for webhook in self.webhooks:
-            if not is_allowed(webhook.url):
-                raise RefusedWebhook(
-                    f"the webhook {webhook.url!r} is refused: its host is not in RQJOBS_WEBHOOK_HOSTS"
-                )
-
-    def perform(self) -> Any:
-        if is_wrapped(rq.job.Job, "perform"):
-            own, self.connection = self.connection, ClaimedConnection(self.connection)
-            try:
-                return super().perform()
-            finally:
-                self.connection = own
-        rq.job._job_stack.push(self)
-        try:
-            self._result = self._execute()
-        finally:
-            rq.job._job_stack.pop()
-        return self._result
-
-    def hide_result(self) -> None:
-        """Have the next `perform`, whoever overrides or wraps it, put its result into
-        `hidden_result` and `serialized_result`, and return None.
-        """
-        self.hides_result, perform = True, self.perform
-
-        def hidden() -> Any:
-            del self.perform  # or the job and this function would hold each other in memory
-            result = perform()
-            if result is not None and not issubclass(type(result), rq.job.Retry):
-                self.serialized_result = self.pack(result)
-                self.hidden_result, result = result, None
-            self._result = result
-            return result
-
-        self.perform = hidden  # type: ignore[method-assign]
-
-    def _execute(self) -> Any:
-        if (
-            type(self.connection) is ClaimedConnection
-        ):  # isinstance takes a microsecond with the protocols of redis-py's clients
-            self.connection = self.connection.own
-        self.check()
-        app = catalog.flask_app()
-        with app.app_context() if app else _NO_APP:
-            result = self.func(*self.args, **self.kwargs)
-            if type(result) not in PLAIN_RESULT_TYPES and issubclass(type(result), Coroutine):
-                result = run_coroutine(result)
-        if type(result) not in PLAIN_RESULT_TYPES and issubclass(type(result), UNRUN_RESULT_TYPES):
-            raise TypeError(
-                f"{self.func_name} returned a {texts.class_name(type(result))}, of which nothing has run; "
-                f"loop over it, or await it, inside the job"
-            )
-        return result
-
-    def execute_success_callback(self, death_penalty_class: Any, result: Any) -> None:
-        if self._success_callback_name:
-            super().execute_success_callback(
-                death_penalty_class, self.hidden_result if self.hides_result else result
-            )
-
-    def latest_result(self, timeout: int = 0) -> Result | None:
-        return BoundedResult.fetch_latest(self, serializer=self.serializer, timeout=timeout)
-
-    def results(self) -> list[Result]:
-        return BoundedResult.all(self, serializer=self.serializer)
-
-    def pack(self, result: Any) -> bytes | None:
-        """A result as it is stored; within the job's time limit, for it may take long.
-
-        Raises:
-            ResultTooLarge: it is more than RQJOBS_MAX_RESULT_BYTES bytes.
-        """
-        if result is None or isinstance(result, rq.job.Retry):
-            return None
-        try:
-            data: bytes = self.serializer.dumps(result)
-        except BaseTimeoutException:
-            raise
-        except ValueTooLarge as error:
-            raise ResultTooLarge(f"the job's result is too large: {error}") from None
-        except Exception:  # as RQ does
-            return self.serializer.dumps(UNSERIALIZABLE_RETURN_VALUE_PAYLOAD)
-        check_size("result", data)
-        return data
-
-    def save_meta(self) -> None:
-        """Store the meta, if the job is still there: that of a deleted one would be left behind for
-        ever.
-
-        Raises:
-            ResultTooLarge: it is more than RQJOBS_MAX_RESULT_BYTES bytes.
-        """
-        meta = self.serializer.dumps(self.meta)
-        check_size("meta", meta)
-        transitions.save_meta(self.connection, self.id, meta)
-
-    @property
-    def stopped_callback(self) -> Any:
-        try:
-            return super().stopped_callback
-        except catalog.NotAJob as error:
-            self.log.error("Job %s: stopped callback refused: %s", self.id, error)
-            return None
-
-    def send_webhooks(self, status: Any, *, exc_string: str | None = None) -> None:
-        if self.webhooks:
-            self.webhooks = [webhook for webhook in self.webhooks if is_allowed(webhook.url)]
-            super().send_webhooks(status, exc_string=exc_string)
+        transitions.requeue(self.connection, self.id, at_front)
+        self.refresh()
+        return self
 
     @property
     def started_job_registry(self) -> StartedJobRegistry:
+        """RQ's property names its own registry class."""
         return StartedJobRegistry(
             self.origin,
             connection=self.connection,
@@ -477,23 +498,39 @@ class Job(rq.job.Job):
             serializer=self.serializer,
         )
 
-    def requeue(self, at_front: bool = False) -> Job:
-        """Bring the job back from the dead letters in one atomic step; raises as `ledger.requeue`
-        does.
-        """
-        transitions.requeue(self.connection, self.id, at_front)
-        self.refresh()
-        return self
+    def __eq__(self, other: object) -> bool:
+        """RQ's `__eq__` takes a stock job of the same id for another one."""
+        return isinstance(other, rq.job.Job) and self.id == other.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)
 
 
-_NO_APP = nullcontext()
-_BLANK = vars(Job("blank", connection=object()))  # type: ignore[arg-type]
+_NO_CONTEXT = nullcontext()
+
+
+def is_recording(connection: Any) -> bool:
+    """Whether this is a worker's client that keeps the writes of an outcome instead of sending."""
+    return getattr(connection, "writes", None) is not None
+
+
+def _serializer(given: Any) -> Any:
+    if given in (None, ConfiguredSerializer):
+        return ConfiguredSerializer
+    return resolve_serializer(given)
+
+
+def _digits_or_none(text: str) -> int | None:
+    if text.isdigit():
+        return int(text)
+    return None
 
 
 def run_coroutine(coroutine: Any) -> Any:
-    """Run it in a loop of its own, and end that as `asyncio.Runner` does: what still runs in it is
-    canceled, and can do its `finally`, within this job. (`asyncio.run` would leave the thread
-    without a loop for the next job.)
+    """Run a coroutine in an event loop of its own, and close the loop as `asyncio.Runner` does.
+
+    Tasks that still run are canceled, and their `finally` runs within this job. (`asyncio.run`
+    would leave the thread without a loop for the next job.)
     """
     loop = asyncio.new_event_loop()
     try:
@@ -525,42 +562,46 @@ def _cancel_tasks(loop: asyncio.AbstractEventLoop) -> None:
             )
 
 
-def restore_result(
-    cls: Any, job_id: str, result_id: str, payload: Any, *args: Any, **options: Any
-) -> Result:
-    """RQ's `Result.restore`, which unpacks a traceback without a limit."""
-    found = dict(payload)
-    trace = found.pop(b"exc_string", None)
-    result: Result = _restore_result(cls, job_id, result_id, found, *args, **options)
-    if trace:
-        result.exc_string = read_traceback(b64decode(trace))
-    return result
-
-
-_restore_result = Result.restore.__func__  # type: ignore[attr-defined]
+_rq_restore_result = Result.restore.__func__  # type: ignore[attr-defined]
 
 
 class BoundedResult(Result):
-    """RQ's result, read within limits in processes too in which nothing is installed."""
+    """RQ's result with a traceback that is read within limits.
 
-    restore = classmethod(restore_result)
+    `rq_patches` puts its `restore` in the place of RQ's; a user's program uses it without patches.
+    """
+
+    @classmethod
+    def restore(
+        cls, job_id: str, result_id: str, payload: Any, *args: Any, **options: Any
+    ) -> Result:
+        """Make a result of an entry of a job's results."""
+        fields = dict(payload)
+        trace = fields.pop(b"exc_string", None)
+        result: Result = _rq_restore_result(cls, job_id, result_id, fields, *args, **options)
+        if trace:
+            result.exc_string = read_traceback(b64decode(trace))
+        return result
 
 
 def repeat(job: Any, queue: Any, pipeline: Any = None) -> None:
-    """Enqueue a job that has an `rq.Repeat` for its next run, in the place of RQ's
-    `Repeat.schedule`.
+    """Enqueue the next run of a job that has an `rq.Repeat`, in the place of `Repeat.schedule`.
 
-    RQ takes the intervals from the end, and counts them from now in this machine's local time. Each
-    run has all of the job's retries.
+    RQ takes the intervals from the end, and counts them in this machine's local time. Each run has
+    all of the job's retries.
+
+    Raises:
+        ValueError: the job has no repeats left.
     """
     if not job.repeats_left:
         raise ValueError(f"Cannot schedule job {job.id}: no repeats left")
-    times, retries = getattr(job, "chain", None) or (job.repeats_left, job.retries_left)
+    state = getattr(job, "repeat_state", None) or RepeatState(job.repeats_left, job.retries_left)
     intervals = job.repeat_intervals or [0]
-    interval = intervals[min(max(times - job.repeats_left, 0), len(intervals) - 1)]
+    runs = max(state.times - job.repeats_left, 0)
+    interval = intervals[min(runs, len(intervals) - 1)]
     job.repeats_left -= 1
-    job.retries_left = retries
-    pipe = pipeline if pipeline is not None else job.connection.pipeline()
+    job.retries_left = state.retries
+    pipe = job.connection.pipeline() if pipeline is None else pipeline
     if interval:
         queue.schedule_job(job, now() + timedelta(seconds=interval), pipeline=pipe)
     else:
@@ -569,110 +610,10 @@ def repeat(job: Any, queue: Any, pipeline: Any = None) -> None:
         pipe.execute()
 
 
-def check_size(what: str, data: bytes) -> None:
-    limit = config.current().max_result_bytes
-    if len(data) > limit:
-        raise ResultTooLarge(
-            f"the job's {what} is {len(data):,} bytes, more than RQJOBS_MAX_RESULT_BYTES ({limit:,}); store "
-            f"it elsewhere, and keep its name or its key"
-        )
-
-
-def _unpack(value: bytes) -> tuple[bytes, bool]:
-    """What RQ compressed, and whether there is more of it than a value may have; what is not
-    compressed, as it is.
-    """
-    if value[0] & 0x0F != 8:  # RFC 1950: the compression method, and 8 is the only one
-        return value, False
-    unpacker = zlib.decompressobj()
-    try:
-        return unpacker.decompress(value, config.current().max_value_bytes), bool(
-            unpacker.unconsumed_tail
-        )
-    except zlib.error:
-        return value, False
-
-
-def _inflate(value: bytes) -> bytes:
-    data, more = _unpack(value)
-    if more:
-        raise PayloadTooLarge(
-            f"the job's data are more than {len(data):,} bytes when they are unpacked (twice the "
-            f"larger of RQJOBS_MAX_PAYLOAD_BYTES and RQJOBS_MAX_RESULT_BYTES, which must be the same everywhere)"
-        )
-    return data
-
-
-def read_traceback(value: bytes) -> str:
-    """A traceback as RQ keeps it: the first part of one that is longer than any of ours."""
-    trace, more = _unpack(value)
-    return trace.decode(errors="replace") + (
-        "\n… (the rest of this traceback is not read)" if more else ""
-    )
-
-
-def read_description(value: bytes) -> str:
-    return value[: 4 * DESCRIPTION_MAX_CHARACTERS].decode(errors="replace")[
-        :DESCRIPTION_MAX_CHARACTERS
-    ]
-
-
-def check_description(description: Any) -> str:
-    """A job's description as it is stored.
-
-    Raises:
-        TypeError: it is no text.
-    """
-    if not isinstance(description, str):
-        raise TypeError(f"a job's description is a text, not a {type(description).__name__}")
-    short = len(description) <= DESCRIPTION_MAX_CHARACTERS
-    return texts.escape_surrogates(
-        description if short else f"{description[: DESCRIPTION_MAX_CHARACTERS - 1]}…"
-    )
-
-
-_PLAIN: dict[bytes, tuple[str, Callable[[bytes], Any]]] = {
-    b"data": ("_data", _inflate),
-    b"created_at": ("created_at", parse_date),
-    b"enqueued_at": ("enqueued_at", parse_date),
-    b"origin": ("origin", bytes.decode),
-    b"description": ("description", read_description),
-    b"timeout": ("timeout", int),
-    b"result_ttl": ("result_ttl", int),
-    b"failure_ttl": ("failure_ttl", int),
-    b"ttl": ("ttl", int),
-    b"status": (
-        "_status",
-        {status.value.encode(): status for status in rq.job.JobStatus}.__getitem__,
-    ),
-}
-_OF_PLAIN = [
-    (field.decode(), name)
-    for field, (name, read) in _PLAIN.items()
-    if read not in (_inflate, parse_date)
-]
-# What a job may have besides, of that which is written: all attributes but those and these.
-_more = attrgetter(
-    *_BLANK.keys()
-    - {name for name, _ in _PLAIN.values()}
-    - {
-        "_id",
-        "connection",
-        "serializer",
-        "redis_server_version",
-        "log",
-        "_func_name",
-        "_instance",
-        "_args",
-        "_kwargs",
-    }
-)
-_NO_MORE = _more(Job("blank", connection=object()))  # type: ignore[arg-type]
-
-
-def _named(
+def _named_arguments(
     function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Iterable[tuple[str, Any]]:
+    """The arguments with the names that an error message gives them."""
     names = list(signature(function).parameters)
     for index, value in enumerate(args):
         yield f"argument {names[min(index, len(names) - 1)]!r}", value

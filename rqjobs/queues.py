@@ -29,6 +29,7 @@ from rqjobs import catalog, config, connection
 from rqjobs.broker import keys, scripts, transitions
 from rqjobs.broker.transitions import Placement
 from rqjobs.instrumentation import ObservedQueue, WrappedQueue, is_wrapped
+from rqjobs.job_fields import compress
 from rqjobs.jobs import Job, StartedJobRegistry, signature
 from rqjobs.serializers import ConfiguredSerializer, PayloadError
 
@@ -113,8 +114,8 @@ class Queue(rq.Queue):
             ) from None
         _check_numbers(job)
         job.check()
-        job.carry(function)
-        job.unheard_of = given.get("job_id") is None
+        job.check_payload(function)
+        job.is_new = given.get("job_id") is None
         return job
 
     def _warn_if_unserved(self) -> None:
@@ -250,7 +251,7 @@ class Queue(rq.Queue):
 
     def _entry(self, job: Job, place: str, parents: Iterable[str] = ()) -> Placement:
         waits_for = ("1" if job.allow_dependency_failures else "", *parents) if parents else ()
-        return Placement(self.name, job.id, place, job.ttl, *job.fields(), waits_for)
+        return Placement(self.name, job.id, place, job.ttl, *job.to_hash(), waits_for)
 
     def _enter(
         self, job: Job, place: str, pipeline: Any = None, parents: Iterable[str] = ()
@@ -455,7 +456,7 @@ def enqueue_many(calls: Iterable[tuple[Any, ...] | EnqueueData]) -> list[Any]:
         target._stamp(job)
         if wrapped:
             WrappedQueue(target, lambda: None).enqueue_job(job)
-        prepared.append((job, at_front, *job.fields()))
+        prepared.append((job, at_front, *job.to_hash()))
         if not wrapped and not isinstance(call, EnqueueData):
             models[call[0]] = prepared[-1]
     for start in range(0, len(prepared), CHUNK):
@@ -485,5 +486,10 @@ def _like(model: Prepared, args: tuple[Any, ...]) -> Prepared:
     )
     if "description" not in catalog.options(function):
         job.description = job.get_call_string()
-    job.carry(function)
-    return job, at_front, new, {**fields, "data": job.stored(), "description": job.description}
+    job.check_payload(function)
+    return (
+        job,
+        at_front,
+        new,
+        {**fields, "data": compress(job.data), "description": job.description},
+    )

@@ -13,7 +13,7 @@ from rq.group import Group
 from rq.job import Dependency, JobStatus
 
 import rqjobs
-from rqjobs import Callback, Retry
+from rqjobs import Callback, Retry, plain_jobs
 from rqjobs.maintenance import audit as maintenance_audit
 
 
@@ -225,3 +225,12 @@ def test_a_result_that_json_cannot_carry_is_said_to_be_so(worker, finished):
     job = rqjobs.enqueue(faults.strange)
     finished(job)
     assert job.return_value() == rq.defaults.UNSERIALIZABLE_RETURN_VALUE_PAYLOAD
+
+
+def test_the_attributes_of_an_rq_job_are_those_that_the_fast_path_knows():
+    """An attribute that a new RQ adds would be missing in jobs that the fast path reads or writes."""
+    stock = vars(rq.job.Job("stock", connection=object()))
+    fast = rqjobs.Job.__new__(rqjobs.Job)
+    assert not plain_jobs.restore(fast, "stock", {}, stock["connection"])
+    differ = {"created_at", "serializer"}
+    assert {**vars(fast), **dict.fromkeys(differ)} == {**stock, **dict.fromkeys(differ)}

@@ -17,7 +17,7 @@ LAYERS = (  # a module imports what stands in a lower layer, or in its own
     {"serializers"},
     {"catalog"},
     {"broker"},
-    {"rq_patches", "webhooks", "plain_jobs", "jobs", "queues", "delayed"},
+    {"rq_patches", "webhooks", "job_fields", "plain_jobs", "jobs", "queues", "delayed"},
     {"schedules"},
     {"scheduler"},
     {"stats"},

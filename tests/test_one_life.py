@@ -56,7 +56,7 @@ class House:
     def claim(self, worker="a"):
         got = transitions.claim(self.redis, worker, QUEUES, 1)
         for claim in got:
-            self.ran.append(Job.found(claim.job_id, claim.fields, self.redis).args[0])
+            self.ran.append(Job.from_hash(claim.job_id, claim.fields, self.redis).args[0])
         return got[0] if got else None
 
     def finish(self, worker, claim):
@@ -345,7 +345,7 @@ def ends_late(house):
 def ends_beside_its_successor(house):
     """Its worker has claimed the next one too: the outcome was sent, and the connection broke."""
     got = transitions.claim(house.redis, "a", QUEUES, 1, ["x"])
-    house.ran += [Job.found("x", claim.fields, house.redis).args[0] for claim in got]
+    house.ran += [Job.from_hash("x", claim.fields, house.redis).args[0] for claim in got]
     outcome = house.finish("a", house.run)
     for claim in got:
         assert house.finish("a", claim) == "settled"

@@ -274,7 +274,7 @@ def test_what_a_claim_reads_is_what_rq_reads(redis, change):
     rqjobs.enqueue(faults.add, 1, b=2, job_id="one")
     redis.hset("rq:job:one", mapping={"status": "queued", **change})
     fields = redis.hgetall("rq:job:one")
-    expected, found = Job("one", connection=redis), Job.found("one", fields, redis)
+    expected, found = Job("one", connection=redis), Job.from_hash("one", fields, redis)
     expected.restore(fields)
     assert (found.func_name, found.args, found.kwargs) == (
         expected.func_name,
@@ -298,7 +298,7 @@ def test_a_plain_field_that_cannot_be_read_is_an_error(redis, change):
     rqjobs.enqueue(faults.ok, job_id="one")
     redis.hset("rq:job:one", mapping=change)
     with pytest.raises(ValueError):
-        Job.found("one", redis.hgetall("rq:job:one"), redis)
+        Job.from_hash("one", redis.hgetall("rq:job:one"), redis)
 
 
 @pytest.mark.parametrize("more", [{}, {"meta": "{}"}])
@@ -306,7 +306,7 @@ def test_what_was_packed_twice_is_unpacked_once(redis, more):
     """RQ unpacked what our limit had let through, and that had none: 7 kB became 4 GB."""
     bomb = zlib.compress(zlib.compress(b"x"))
     fields = {b"data": bomb, b"created_at": b"2026-11-21T12:00:00Z"}
-    job = Job.found(
+    job = Job.from_hash(
         "one", {**fields, **{name.encode(): value.encode() for name, value in more.items()}}, redis
     )
     assert job.data == zlib.compress(b"x")
@@ -354,10 +354,10 @@ def test_what_is_written_for_a_new_job_is_what_rq_writes(redis, options):
             setattr(job, name, {"_dependency_ids": ["other"], "meta": {"b": 2}}.get(name, 1))
             if name.endswith("ed_at") or name == "last_heartbeat":
                 setattr(job, name, job.created_at + timedelta(microseconds=7))
-        job.unheard_of = True
+        job.is_new = True
         expected = told(job.to_dict())
-        assert job.fields() == (True, expected)
-        assert job.fields() == (False, job.to_dict())
+        assert job.to_hash() == (True, expected)
+        assert job.to_hash() == (False, job.to_dict())
 
 
 def test_what_is_written_for_a_job_that_was_changed_by_hand_is_what_rq_writes(redis):

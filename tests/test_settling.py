@@ -9,7 +9,7 @@ from rq.job import JobStatus
 import rqjobs
 from rqjobs import Callback, Repeat, Retry, config
 from rqjobs.broker import leases, recovery, scripts, transitions
-from rqjobs.jobs import ResultTooLarge
+from rqjobs.job_fields import ResultTooLarge
 from rqjobs.maintenance import audit
 
 

@@ -162,7 +162,7 @@ def build_template(
     if at_front:
         job.enqueue_at_front = True
     fields = {
-        field: value for field, value in job.fields()[1].items() if field not in PER_RUN_FIELDS
+        field: value for field, value in job.to_hash()[1].items() if field not in PER_RUN_FIELDS
     }
     digest = _digest(job, queue.name, fields, "description" in given)
     return JobTemplate(str(job.func_name), queue.name, fields, digest)

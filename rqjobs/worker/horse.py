@@ -267,7 +267,7 @@ class Horse:
             HorsePhase.RUNNING, _deadline(claim)
         )  # from here on a death counts; its hash may be what kills us
         try:
-            job = worker.job_class.found(claim.job_id, claim.fields, worker.connection)
+            job = worker.job_class.from_hash(claim.job_id, claim.fields, worker.connection)
             job.origin = claim.queue
             os.environ["RQ_JOB_ID"] = job.id
         except Exception as error:

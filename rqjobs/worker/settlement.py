@@ -37,7 +37,8 @@ from rqjobs.broker.scripts import SETTLE, SETTLE_SUCCESS, load_scripts
 from rqjobs.broker.transitions import Claim
 from rqjobs.connection import is_transient
 from rqjobs.instrumentation import is_wrapped
-from rqjobs.jobs import Job, check_size
+from rqjobs.job_fields import check_size
+from rqjobs.jobs import Job
 from rqjobs.maintenance import sweep
 from rqjobs.queues import Queue
 from rqjobs.times import format_date
