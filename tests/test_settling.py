@@ -14,7 +14,7 @@ from rqjobs.maintenance import audit
 
 
 def run(*queues):
-    rqjobs.Worker(list(queues or ("default",))).work(burst=True, logging_level="CRITICAL")
+    rqjobs.Worker(list(queues or ("default",))).work(burst=True, logging_level="INFO")
 
 
 def reason(job):
@@ -165,7 +165,7 @@ def test_a_perform_job_that_records_no_outcome_fails_the_job_and_says_so(redis):
         rqjobs.enqueue(faults.mark, "ran", meta={"forget": 1}),
         rqjobs.enqueue(faults.mark, "ran"),
     )
-    Forgetful(["default"]).work(burst=True, logging_level="CRITICAL")
+    Forgetful(["default"]).work(burst=True, logging_level="INFO")
     assert done.is_finished and redis.lrange("ran", 0, -1) == [done.id.encode()]
     assert (
         "Forgetful.perform_job returned without recording an outcome; let it call super()"
