@@ -293,14 +293,14 @@ def test_a_horse_that_alone_does_not_reach_redis_is_replaced(redis, monkeypatch)
 def test_a_job_whose_hash_kills_who_reads_it_is_poison(redis, monkeypatch):
     """The death was not counted, because the job had not begun: it went on for ever."""
     monkeypatch.setattr("rqjobs.worker.supervisor.CRASH_DELAY_SECONDS", 0)
-    found = rqjobs.Job.found.__func__
+    from_hash = rqjobs.Job.from_hash.__func__
 
     def read(cls, job_id, fields, connection):
         if job_id == "big":
             os.kill(os.getpid(), signal.SIGKILL)
-        return found(cls, job_id, fields, connection)
+        return from_hash(cls, job_id, fields, connection)
 
-    monkeypatch.setattr(rqjobs.Job, "found", classmethod(read))
+    monkeypatch.setattr(rqjobs.Job, "from_hash", classmethod(read))
     job = rqjobs.queue("default").enqueue(faults.ok, job_id="big")
     (after,) = burst((faults.ok, 1))
     assert "process died 3 times" in job.latest_result().exc_string and after == 1

@@ -34,7 +34,7 @@ FINISHER_SILENT_SECONDS = 4 * leases.HEARTBEAT_SECONDS
 
 
 class HorseDeath(Enum):
-    """Why a horse died. It decides what happens to the job that it ran."""
+    """The cause of a horse's death. It decides what happens to the job that the horse ran."""
 
     CRASHED = auto()  # without being killed, or unable to reach Redis: the job's crash counts
     TIMED_OUT = auto()  # killed because the job ignored its time limit: the job fails

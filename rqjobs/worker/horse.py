@@ -34,7 +34,7 @@ from rqjobs.worker.ack_pipeline import Ack, AckPipeline
 from rqjobs.worker.leftovers import Leftovers
 from rqjobs.worker.prefetch import PrefetchPipe
 from rqjobs.worker.settlement import SettlementMixin
-from rqjobs.worker.shared_state import HorsePhase, HorseState
+from rqjobs.worker.shared_state import ExitReason, HorsePhase, HorseState
 
 BATCH_SECONDS = (
     0.005  # seconds that the jobs which are claimed at once may take, by their pace so far
@@ -96,8 +96,8 @@ class Horse:
             time.monotonic(),
         )  # bytes that it began with; the last look
 
-    def run(self) -> str:
-        """Returns why it ended: "stopped", "drained", "idle", "enough", "replaced" or "grown"."""
+    def run(self) -> ExitReason:
+        """Claim and run jobs until there is a reason to end. Returns the reason."""
         me = os.getpid()
         self._ask(
             *leases.horse_registration(
@@ -108,17 +108,17 @@ class Horse:
         while True:
             claims = self._claim()
             if self.state.stop:
-                return self._leave("stopped")
+                return self._exit(ExitReason.STOPPED)
             if claims:
                 self._perform_all(claims)
                 if self.limits.max_jobs is not None and self.state.done >= self.limits.max_jobs:
-                    return self._leave("enough")
+                    return self._exit(ExitReason.MAX_JOBS)
                 if spent := self._spent():
-                    return self._leave(spent)
+                    return self._exit(spent)
                 self.reaper.reap()
                 idle_since = time.monotonic()
             elif self.limits.burst:
-                return self._leave("drained")
+                return self._exit(ExitReason.DRAINED)
             elif claims is None:  # suspended
                 self._pause(1.0)
             else:
@@ -128,7 +128,7 @@ class Horse:
                     else (self.limits.max_idle_time - (time.monotonic() - idle_since))
                 )
                 if left <= 0:
-                    return self._leave("idle")
+                    return self._exit(ExitReason.IDLE)
                 self.reaper.reap()
                 queues = [queue.name for queue in self.worker._ordered_queues]
                 queues.sort(key=lambda name: name not in self.queues)  # first those that had jobs
@@ -304,31 +304,34 @@ class Horse:
         worker.log.error("Worker %s: job %s: %s", worker.name, claim.job_id, message)
         worker.log_settlement(claim.job_id, worker.fail_job(claim, message))
 
-    def _spent(self) -> str:
+    def _spent(self) -> ExitReason | None:
         """Why a fresh horse is wanted, if it is: it ran as many jobs as it may, a job has left what
         cannot be undone, or it grew by more than it may.
         """
         if self.leftovers.are_final:
-            return "replaced"
+            return ExitReason.REPLACED
         if self.settings.max_jobs_per_child and self.state.done >= self.settings.max_jobs_per_child:
-            return "replaced"
+            return ExitReason.REPLACED
         limit, now = self.limits.max_growth, time.monotonic()
         if not limit or now - self.measured < MEMORY_CHECK_SECONDS:
-            return ""
+            return None
         self.measured = now
         if processes.memory_bytes() - self.memory <= limit:
-            return ""
+            return None
         processes.trim_memory()  # what is free, and not given back yet, is no growth
-        return "grown" if processes.memory_bytes() - self.memory > limit else ""
+        if processes.memory_bytes() - self.memory > limit:
+            return ExitReason.GROWN
+        return None
 
-    def _leave(self, why: str) -> str:
-        """Settle what is unsettled, end the waits, and say why. What else is in the claims, the
-        parent or the next horse sees to.
+    def _exit(self, reason: ExitReason) -> ExitReason:
+        """Settle the jobs that ran, end the waits, and report the reason to the parent.
+
+        Other jobs in the claims are released by the parent, or claimed by the next horse.
         """
         if self.outbox.outcomes or self.waits.open:
             self._ask()
-        self.state.write(HorsePhase.LEAVING, why)
-        return why
+        self.state.write(HorsePhase.LEAVING, reason)
+        return reason
 
     def _pause(self, seconds: float) -> None:
         processes.readable([self.control], seconds)

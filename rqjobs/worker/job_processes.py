@@ -102,9 +102,9 @@ def run_exit_functions() -> None:
 
 
 class Reaper:
-    """Waits for children that jobs have forked and forgotten.
+    """Waits for children that jobs have forked and abandoned.
 
-    A zombie is forgotten if it is there at two checks between jobs, and if no `Popen` and no
+    A zombie is abandoned if it is there at two checks between jobs, and if no `Popen` and no
     `multiprocessing.Process` refers to it.
     """
 
@@ -117,20 +117,20 @@ class Reaper:
         if time.monotonic() - self.checked_at < ZOMBIE_CHECK_SECONDS:
             return
         self.checked_at = time.monotonic()
-        forgotten = _forgotten_zombies() if has_zombie() else set()
-        for pid in forgotten & self.suspects:
+        abandoned = _abandoned_zombies() if has_zombie() else set()
+        for pid in abandoned & self.suspects:
             wait_for(pid)
-        self.suspects = forgotten - self.suspects
+        self.suspects = abandoned - self.suspects
 
 
-def _forgotten_zombies() -> set[int]:
-    forgotten = set(processes.zombies(os.getpid()))
-    if forgotten:
+def _abandoned_zombies() -> set[int]:
+    abandoned = set(processes.zombies(os.getpid()))
+    if abandoned:
         children = multiprocessing.process._children  # type: ignore[attr-defined]
-        forgotten -= {child.pid for child in children}
+        abandoned -= {child.pid for child in children}
         objects = gc.get_objects()
-        forgotten -= {one.pid for one in objects if issubclass(type(one), subprocess.Popen)}
-    return forgotten
+        abandoned -= {one.pid for one in objects if issubclass(type(one), subprocess.Popen)}
+    return abandoned
 
 
 def has_zombie() -> bool:

@@ -10,7 +10,7 @@ import struct
 import tempfile
 import time
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import Enum, IntEnum
 from typing import Any, NamedTuple
 
 from rq.utils import utcformat
@@ -29,6 +29,17 @@ class HorsePhase(IntEnum):
     SUSPENDED = 4  # `rq suspend` is in force
     LEAVING = 5  # it has settled its jobs and ends
     AFTER = 6  # the outcome is recorded; webhooks are sent
+
+
+class ExitReason(str, Enum):
+    """Why a horse has ended, with all of its jobs settled. The text stands in the worker's log."""
+
+    STOPPED = "stopped"  # the parent asked for it
+    DRAINED = "queues empty"  # in a burst
+    IDLE = "idle"  # for max_idle_time
+    MAX_JOBS = "max jobs"
+    REPLACED = "replaced"  # after RQJOBS_MAX_JOBS_PER_CHILD jobs, or damage that a job has left
+    GROWN = "grown"  # by more than it may
 
 
 class HorseState:

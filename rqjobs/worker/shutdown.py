@@ -54,9 +54,8 @@ class ShutdownMixin(Supervisor):
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
         self._is_registered = False
-        self._scheduler: Scheduler | None = (
-            None  # not RQ's `scheduler`, which RQ's methods would start and stop
-        )
+        # Not RQ's attribute `scheduler`: RQ's methods would start and stop it.
+        self._scheduler: Scheduler | None = None
         self._reset_shutdown()
 
     def _reset_shutdown(self) -> None:
@@ -81,9 +80,8 @@ class ShutdownMixin(Supervisor):
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._request_shutdown)
         signal.signal(signal.SIGALRM, self._exit_at_hard_limit)
-        signal.signal(
-            signal.SIGCHLD, lambda number, frame: None
-        )  # only a signal with a handler wakes the parent
+        # Only a signal with a handler wakes the parent.
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
 
     def _remove_signal_handlers(self) -> None:
         logs.limit_line_time(False)
@@ -144,7 +142,7 @@ class ShutdownMixin(Supervisor):
     def _stop_scheduler(self) -> None:
         """End the scheduler's process, if there is one.
 
-        A scheduler that just begins misses a signal, so it is repeated.
+        The signal is repeated: a scheduler that is about to begin misses it.
         """
         process = self._scheduler and self._scheduler._process
         while process and process.is_alive():
@@ -196,8 +194,9 @@ class ShutdownMixin(Supervisor):
                 self._check_finishers()
 
     def register_death(self) -> None:
-        """Release the claims, unregister and end the lease, unless another process has taken over
-        the name.
+        """Release the claims, unregister and end the lease.
+
+        Nothing is done if the name is another process's by now.
         """
         try:
             self._renew_lease()

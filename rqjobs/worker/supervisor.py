@@ -1,7 +1,7 @@
 """The supervisor: how the worker's parent spawns, watches, kills and reaps its horse.
 
 The parent is one thread, because a fork beside threads can deadlock. It reads the horse's progress
-from shared memory (shared_state.py), so it also knows what a dead horse was doing.
+from shared memory (shared_state.py), which outlives the horse.
 """
 
 from __future__ import annotations
@@ -29,7 +29,13 @@ from rqjobs.worker.finisher import Finisher, HorseDeath, failure_message
 from rqjobs.worker.horse import MAX_PREFETCH_WAIT_SECONDS, Limits, begin_child, run_horse_process
 from rqjobs.worker.prefetch import PrefetchPipe
 from rqjobs.worker.settlement import SettlementMixin
-from rqjobs.worker.shared_state import FunctionOutcome, HorsePhase, HorseSnapshot, HorseState
+from rqjobs.worker.shared_state import (
+    ExitReason,
+    FunctionOutcome,
+    HorsePhase,
+    HorseSnapshot,
+    HorseState,
+)
 
 # A job that crashed its horse waits this long, doubled with each crash.
 CRASH_DELAY_SECONDS = 1.0
@@ -61,7 +67,7 @@ STATUS_OF_PHASE = {
 
 @dataclass
 class HorseWatch:
-    """What the parent has seen of its horse, and when, in seconds of the monotonic clock."""
+    """The parent's observations of its horse, with times of the monotonic clock."""
 
     spawned_at: float = 0.0
     readable_at: float = field(default_factory=time.monotonic)  # last complete read of its state
@@ -72,9 +78,9 @@ class HorseWatch:
 
 @dataclass(frozen=True)
 class WorkerState:
-    """The part of RQ's worker key that follows the horse.
+    """The part of RQ's worker key that follows the horse, as it was last written.
 
-    `status` None: not known, so it is written again.
+    `status` None: the key may have lost it, so it is written again.
     """
 
     status: WorkerStatus | None = None
@@ -103,7 +109,7 @@ class Supervisor(SettlementMixin):
         self._respawn_delay = MIN_RESPAWN_DELAY_SECONDS  # seconds
         self._growth_bytes = GROWTH_BYTES
         self._finishers: list[Finisher] = []
-        self._done_reason = ""  # why the worker is done, while finishers still run
+        self._done_reason: ExitReason | None = None  # set when only finishers are left
         self._jobs_done = 0  # by earlier horses
         self._to_release: set[str] = set()  # tokens taken from the horse, not yet released in Redis
         self._published = WorkerState()
@@ -113,7 +119,7 @@ class Supervisor(SettlementMixin):
     # Spawn
 
     def _horse_is_due(self) -> bool:
-        """Whether there is no horse, and nothing speaks against a new one."""
+        """Whether a horse is to be spawned now."""
         if self.horse_pid or self._stop_requested or self._done_reason:
             return False
         if len(self._finishers) >= MAX_FINISHERS:
@@ -179,7 +185,7 @@ class Supervisor(SettlementMixin):
     # Watch
 
     def _read_horse(self) -> HorseSnapshot | None:
-        """What the horse does.
+        """The horse's progress.
 
         None if there was no horse yet, or if the horse is writing at this moment.
         """
@@ -261,7 +267,7 @@ class Supervisor(SettlementMixin):
     # Limits
 
     def _check_readable(self) -> HorseSnapshot | None:
-        """What the horse does, if there is a horse.
+        """The horse's progress, if there is a horse.
 
         Kills a horse that was frozen in the middle of a write.
         """
@@ -273,9 +279,7 @@ class Supervisor(SettlementMixin):
         return snapshot if self.horse_pid else None
 
     def _check_timeout(self, snapshot: HorseSnapshot) -> None:
-        """Kill a horse whose job still runs RQJOBS_SHUTDOWN_TIMEOUT seconds after its own time
-        limit.
-        """
+        """Kill a horse whose job runs RQJOBS_SHUTDOWN_TIMEOUT seconds beyond its own time limit."""
         if not snapshot.deadline:
             return
         if time.monotonic() <= snapshot.deadline + config.current().shutdown_timeout:
@@ -287,9 +291,7 @@ class Supervisor(SettlementMixin):
             os.kill(self.horse_pid, signal.SIGCONT)
 
     def _check_responsive(self, snapshot: HorseSnapshot) -> None:
-        """Kill a horse that is not in a job and reports nothing, cannot reach Redis, or does not
-        end.
-        """
+        """Kill a horse that is unresponsive outside a job, cannot reach Redis, or does not end."""
         now = time.monotonic()
         silent_seconds = now - snapshot.since
         if snapshot.phase == HorsePhase.LEAVING:
@@ -319,7 +321,7 @@ class Supervisor(SettlementMixin):
     # Stop
 
     def _pause_and_read(self) -> HorseSnapshot | None:
-        """Send SIGSTOP to the horse, and return what it does, once it cannot go on."""
+        """Send SIGSTOP to the horse, wait until it has stopped, and return its progress."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.horse_pid, signal.SIGSTOP)
         for _ in range(1000):
@@ -359,15 +361,15 @@ class Supervisor(SettlementMixin):
 
     # Reap
 
-    def _reap_horse(self) -> str:
+    def _reap_horse(self) -> ExitReason | None:
         """Once the horse has ended, release or settle its claims.
 
-        Returns why the worker is done, or "".
+        Returns the reason to end the worker, if the horse has ended for one.
         """
         if not self.horse_pid:
-            return ""
+            return None
         if not os.waitid(os.P_PID, self.horse_pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-            return ""
+            return None
         status = self._wait_for_horse_and_group()
         with contextlib.suppress(redis.RedisError, OSError):
             self._publish_state()
@@ -381,7 +383,7 @@ class Supervisor(SettlementMixin):
         if snapshot and snapshot.phase == HorsePhase.LEAVING:
             return self._handle_horse_exit(snapshot, status)
         self._handle_horse_death(snapshot, status)
-        return ""
+        return None
 
     def _wait_for_horse_and_group(self) -> int:
         """Wait for a horse that ends, and kill what its jobs have started.
@@ -409,9 +411,12 @@ class Supervisor(SettlementMixin):
         self._respawn_delay = delay
         self._respawn_at = self._watch.spawned_at + delay
 
-    def _handle_horse_exit(self, snapshot: HorseSnapshot, status: int) -> str:
-        """The horse settled all of its jobs and exited. Returns why the worker is done, or ""."""
-        reason = snapshot.job_id
+    def _handle_horse_exit(self, snapshot: HorseSnapshot, status: int) -> ExitReason | None:
+        """The horse has settled all of its jobs and exited.
+
+        Returns the reason to end the worker; None if the next horse is to go on.
+        """
+        reason = ExitReason(snapshot.job_id)
         if status:
             self.log.warning(
                 "Worker %s: the exit functions of the jobs' modules took longer than %d s (%s)",
@@ -419,19 +424,18 @@ class Supervisor(SettlementMixin):
                 job_processes.EXIT_SECONDS,
                 _describe_status(status),
             )
-        if reason == "grown" and snapshot.done < GROWTH_MIN_JOBS:
+        if reason == ExitReason.GROWN and snapshot.done < GROWTH_MIN_JOBS:
             self._growth_bytes *= 2
-        if reason in ("replaced", "grown"):
+        if reason in (ExitReason.REPLACED, ExitReason.GROWN):
             self._respawn_delay = 0.0
             self._respawn_at = 0.0
-            return ""
-        return "" if reason == "stopped" else reason
+            return None
+        if reason == ExitReason.STOPPED:
+            return None  # the shutdown, or RQ's kill-horse command
+        return reason
 
     def _handle_horse_death(self, snapshot: HorseSnapshot | None, status: int) -> None:
-        """The horse died.
-
-        Start a finisher for the job that it ran, if that one is to be settled; requeue the rest.
-        """
+        """Requeue the claims of a horse that died; start a finisher for a job that has to end."""
         running = snapshot if snapshot and snapshot.running else None
         death = self._horse_death
         if running and self._stopped_job_id == running.job_id and death != HorseDeath.TIMED_OUT:
@@ -447,10 +451,7 @@ class Supervisor(SettlementMixin):
         self._stopped_job_id = None  # not before: the finisher's fork has a copy of it
 
     def _requeue_claims(self, crashed_job_id: str, status: int) -> None:
-        """Requeue the dead horse's claims.
-
-        The crash of the job that it ran counts; "" if it ran none.
-        """
+        """Requeue the dead horse's claims. `crashed_job_id`: the job whose crash counts; or ""."""
 
         def attempt() -> str:
             outcomes = recovery.reclaim(
@@ -482,7 +483,7 @@ class Supervisor(SettlementMixin):
         with contextlib.suppress(redis.RedisError, OSError):  # the next sweep tries again
             sweep.enqueue_waiting_dependents(self.client, self._renew_lease_if_due)
 
-    # The lease, which the rest of the worker keeps (worker.py)
+    # The lease (worker.py)
 
     def _renew_lease(self) -> None:
         raise NotImplementedError
@@ -519,8 +520,9 @@ class Supervisor(SettlementMixin):
                 self._finishers.remove(finisher)
 
     def _settle_for_finisher(self, finisher: Finisher) -> str:
-        """Settle the job of a dead horse from three fields of its hash: the finisher that read the
-        whole job has died or hangs.
+        """Settle the job of a dead horse from three fields of its hash.
+
+        The finisher, which read the whole job, has died or hangs.
         """
         snapshot = finisher.snapshot
         try:

@@ -1,9 +1,8 @@
-"""The worker: the parent process that RQ knows by name. It keeps the lease, sweeps, reads commands,
-and supervises a horse.
+"""The worker: the parent process, which keeps the lease, sweeps, and supervises a horse.
 
 The parent is one thread with one loop (`Worker._run`). supervisor.py spawns, watches and reaps the
-horse, the child that claims, runs and settles the jobs (horse.py). shutdown.py says what happens on
-SIGTERM.
+horse, the child that claims, runs and settles the jobs (horse.py). shutdown.py has the shutdown
+(SIGTERM).
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from rqjobs.worker import job_processes
 from rqjobs.worker import options as worker_options
 from rqjobs.worker.horse import MAX_PREFETCH_WAIT_SECONDS, Limits
 from rqjobs.worker.recording import RecordingClient
-from rqjobs.worker.shared_state import HorsePhase
+from rqjobs.worker.shared_state import ExitReason, HorsePhase
 from rqjobs.worker.shutdown import ShutdownMixin
 from rqjobs.worker.supervisor import PHASES_WITH_DEADLINE
 
@@ -74,7 +73,7 @@ class Worker(ShutdownMixin):
             self.hostname = socket.gethostname()
             self.pid = os.getpid()
         self._lease_renewed_at = 0.0
-        self._location: dict[str, Any] = {}  # where this process lives, as its lease says
+        self._location: dict[str, Any] = {}  # of this process, stored with its lease
         self._may_subscribe = True
 
     def _set_connection(self, connection: Any) -> Any:
@@ -120,7 +119,7 @@ class Worker(ShutdownMixin):
             if with_scheduler:
                 self._begin_scheduler(burst, logging_level, date_format, log_format)
             reason = self._run(limits)
-            self.log.info("Worker %s: quitting (%s)", self.name, reason)
+            self.log.info("Worker %s: quitting (%s)", self.name, reason.value)
         except leases.NameTaken:
             self._is_registered = False  # the registration under the name is the other worker's
             raise SystemExit(
@@ -140,10 +139,10 @@ class Worker(ShutdownMixin):
         self._reset_shutdown()
         self._is_registered = False
         self._jobs_done = 0
-        self._done_reason = ""
+        self._done_reason = None
 
-    def _run(self, limits: Limits) -> str:
-        """Supervise one horse after the other. Returns why the worker is done."""
+    def _run(self, limits: Limits) -> ExitReason:
+        """Supervise one horse after the other. Returns the reason to end."""
         while True:
             if self._horse_is_due():
                 self._spawn_horse(limits)
@@ -155,15 +154,15 @@ class Worker(ShutdownMixin):
             if reason := self._exit_reason():
                 return reason
 
-    def _exit_reason(self) -> str:
-        """Why the worker is done, or "".
+    def _exit_reason(self) -> ExitReason | None:
+        """The reason to end the worker now, if there is one.
 
         A worker that is done waits for its finishers, up to the shutdown timeout.
         """
         if self._finishers and not self._shutdown_timed_out():
-            return ""
+            return None
         if self._stop_requested and not self.horse_pid:
-            return self._done_reason or "stopped"
+            return self._done_reason or ExitReason.STOPPED
         return self._done_reason
 
     # Waiting
@@ -183,10 +182,9 @@ class Worker(ShutdownMixin):
             self._watch.batch_seen_at = time.monotonic()
 
     def _watch_batch(self) -> None:
-        """Look every MAX_PREFETCH_WAIT_SECONDS whether the horse has gone on to another job of its
-        batch.
+        """Check every MAX_PREFETCH_WAIT_SECONDS that the horse goes from job to job in its batch.
 
-        Returns when it has not, at any other event, and after MAX_SLEEP_SECONDS.
+        Returns when it does not, at any event, and after MAX_SLEEP_SECONDS.
         """
         assert self.horse_state
         deadline = time.monotonic() + MAX_SLEEP_SECONDS
@@ -202,7 +200,7 @@ class Worker(ShutdownMixin):
                 return
 
     def _sleep_seconds(self) -> float:
-        """How long nothing needs to be done, unless something happens."""
+        """The time until the next periodic task."""
         if not self.horse_pid or self._stop_requested:
             return MAX_PREFETCH_WAIT_SECONDS
         snapshot = self._read_horse()
@@ -213,7 +211,7 @@ class Worker(ShutdownMixin):
         return max(0.1, min(to_heartbeat, interval))
 
     def _sockets(self) -> list[Any]:
-        """What wakes the parent: signals, and RQ's commands."""
+        """The sockets that wake the parent: of signals, and of RQ's commands."""
         sockets: list[Any] = [self._wakeup[0]]
         commands = self.pubsub.connection if self.pubsub else None
         if commands is not None and commands._sock:
@@ -255,9 +253,7 @@ class Worker(ShutdownMixin):
             )
 
     def _beat(self) -> None:
-        """Renew the lease, and do what is done as often: sweep, clean up, release what the horse
-        does not know.
-        """
+        """Renew the lease, release unknown claims, sweep, and clean up."""
         try:
             self._renew_lease()
             with self.client.pipeline() as pipe:
