@@ -1,7 +1,7 @@
-"""Settings: one frozen object, read from the environment and `.env` in this one place.
+"""Settings: one frozen object, read from the environment and `.env`.
 
-Nobody else in rqjobs looks at `os.environ`. A name or a value that cannot be right stops the program with one
-line that says which setting it was, what it was, and what would be right.
+No other module reads `os.environ`. An unknown name or a wrong value stops the program with one
+line: the setting, its value, and the remedy.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
 
 
 class ConfigError(Exception):
-    """A setting is wrong. The message is one line: the setting, its value, and what would be right."""
+    """A setting is wrong. The message is one line: the setting, its value, and the remedy."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """Every setting of rqjobs. `from_env` reads it; `current()` gives the one in force."""
+    """Every setting of rqjobs. `from_env` reads them; `current()` returns those in force."""
 
     redis_url: str | None = field(default=None, repr=False)
     queues: tuple[str, ...] = ("high", "default", "low")
@@ -37,24 +37,26 @@ class Config:
     secret_key: str | None = field(default=None, repr=False)
     admin_user: str = "admin"
     admin_password: str | None = field(default=None, repr=False)
-    one_time_password: str | None = field(
-        default=None, repr=False
-    )  # instead of one that the web app makes up
+    # The password without RQJOBS_ADMIN_PASSWORD; the web app generates one if it is None.
+    one_time_password: str | None = field(default=None, repr=False)
     webhook_hosts: tuple[str, ...] = ()
     shutdown_timeout: int = 20  # seconds
     max_jobs_per_child: int = 0  # 0 is no limit
-    max_memory_per_child: int | None = (
-        None  # bytes that it may grow by; 0 is no limit, None is what supervisor.py says
-    )
+    # Bytes by which a child may grow; 0 is no limit, None the default of the worker.
+    max_memory_per_child: int | None = None
     max_payload_bytes: int = 256 * 1024
     max_result_bytes: int = 1024 * 1024
     max_traceback_bytes: int = 64 * 1024
-    host: str | None = None  # this machine only; with a password and without `dev` all interfaces
+    # None: this machine only; with a password and without `rqjobs dev` all interfaces.
+    host: str | None = None
     port: int = 8000
 
     @cached_property
     def max_value_bytes(self) -> int:
-        """Bytes of one value in Redis: up to twice what this process would write is read, for others may write too."""
+        """The largest value that is read from Redis, in bytes.
+
+        It is twice the largest that this process writes: other processes may have other limits.
+        """
         return 2 * max(self.max_payload_bytes, self.max_result_bytes)
 
     @classmethod
@@ -64,20 +66,7 @@ class Config:
         Raises:
             ConfigError: an unknown `RQJOBS_` name, or a value that cannot be right.
         """
-        for name in environ:
-            if name.startswith("RQJOBS_") and name not in SETTINGS:
-                if name in RENAMED:
-                    raise ConfigError(f"{name} is called {RENAMED[name]} now; set that instead")
-                import difflib  # here, or each worker would hold it in memory; so in the other files
-
-                known = {setting.removeprefix("RQJOBS_"): setting for setting in SETTINGS}
-                close = difflib.get_close_matches(name.removeprefix("RQJOBS_"), known, n=1)
-                hint = (
-                    f"did you mean {known[close[0]]}?"
-                    if close
-                    else "known: " + ", ".join(sorted(SETTINGS))
-                )
-                raise ConfigError(f"{name} is not a setting of rqjobs; {hint}")
+        _check_names(environ)
         values: dict[str, Any] = {}
         for name, (attribute, parse) in SETTINGS.items():
             text = environ.get(name, "").strip()
@@ -85,8 +74,8 @@ class Config:
                 try:
                     values[attribute] = parse(text)
                 except ValueError as error:
-                    secret = next(f for f in fields(cls) if f.name == attribute).repr is False
-                    raise ConfigError(f"{name}={'…' if secret else repr(text)} {error}") from None
+                    shown = "…" if _is_secret(attribute) else repr(text)
+                    raise ConfigError(f"{name}={shown} {error}") from None
         config = cls(**values)
         if config.serializer == "signed-pickle" and not config.secret_key:
             raise ConfigError(
@@ -95,28 +84,54 @@ class Config:
         return config
 
 
-def _integer(low: int, high: int, unit: str, none: bool = False) -> Callable[[str], int]:
-    more = ", or 0 for no limit" if none else ""
+def _check_names(environ: Mapping[str, str]) -> None:
+    """Raises ConfigError for a name with our prefix that is not a setting."""
+    for name in environ:
+        if not name.startswith("RQJOBS_") or name in SETTINGS:
+            continue
+        if name in RENAMED:
+            raise ConfigError(f"{name} is called {RENAMED[name]} now; set that instead")
+        raise ConfigError(f"{name} is not a setting of rqjobs; {_suggestion(name)}")
+
+
+def _suggestion(name: str) -> str:
+    import difflib  # here, so that workers save its memory
+
+    # Without the prefix, which makes all names similar.
+    names = {setting.removeprefix("RQJOBS_"): setting for setting in SETTINGS}
+    close = difflib.get_close_matches(name.removeprefix("RQJOBS_"), names, n=1)
+    if close:
+        return f"did you mean {names[close[0]]}?"
+    return "known: " + ", ".join(sorted(SETTINGS))
+
+
+def _is_secret(attribute: str) -> bool:
+    return any(part.name == attribute and not part.repr for part in fields(Config))
+
+
+def _integer(low: int, high: int, unit: str, zero: bool = False) -> Callable[[str], int]:
+    """A parser for `low` to `high`, and with `zero` also for 0, which is no limit."""
+    zero_hint = ", or 0 for no limit" if zero else ""
 
     def parse(text: str) -> int:
-        if none and text == "0":
+        if zero and text == "0":
             return 0
         if not re.fullmatch(r"[0-9]{1,13}", text) or not low <= int(text) <= high:
-            raise ValueError(f"is not {unit}; give a whole number from {low} to {high}{more}")
+            raise ValueError(f"is not {unit}; give a whole number from {low} to {high}{zero_hint}")
         return int(text)
 
     return parse
 
 
-def _words(pattern: str, example: str) -> Callable[[str], tuple[str, ...]]:
+def _names(pattern: str, example: str) -> Callable[[str], tuple[str, ...]]:
     def parse(text: str) -> tuple[str, ...]:
-        words = tuple(word.strip() for word in text.split(",") if word.strip())
-        bad = [word for word in words if not re.fullmatch(pattern, word)]
-        if bad or not words or len(set(words)) < len(words):
+        names = tuple(name.strip() for name in text.split(",") if name.strip())
+        is_valid = all(re.fullmatch(pattern, name) for name in names)
+        if not names or not is_valid or len(set(names)) < len(names):
             raise ValueError(
                 f"is not a list of different names with commas between; for example {example}"
             )
-        return words
+        return names
 
     return parse
 
@@ -127,23 +142,22 @@ def _redis_url(text: str) -> str:
     )
     try:
         parts = urlsplit(text)
-        if parts.scheme not in REDIS_SCHEMES or not (
-            parts.path if parts.scheme == "unix" else parts.netloc
-        ):
-            raise ValueError(expected)
-        if not parts.scheme.endswith("+sentinel"):
-            _ = parts.port  # raises on a port that is no number
-            database = parts.path.strip("/")
-            if parts.scheme != "unix" and database and not database.isdigit():
-                raise ValueError(expected + " (what follows the host is the number of a database)")
-        elif not parts.path.strip("/"):
+        is_sentinel = parts.scheme.endswith("+sentinel")
+        if not is_sentinel:
+            _ = parts.port  # raises if it is wrong
+    except ValueError:
+        raise ValueError(expected) from None
+    location = parts.path if parts.scheme == "unix" else parts.netloc
+    if parts.scheme not in REDIS_SCHEMES or not location:
+        raise ValueError(expected)
+    path = parts.path.strip("/")
+    if is_sentinel:
+        if not path:
             raise ValueError(
                 "names no service; for example redis+sentinel://host1:26379,host2:26379/mymaster/0"
             )
-    except ValueError as error:
-        raise (
-            error if str(error).startswith(("is not", "names")) else ValueError(expected)
-        ) from None
+    elif parts.scheme != "unix" and path and not path.isdigit():
+        raise ValueError(expected + " (the number of a database follows the host)")
     return text
 
 
@@ -188,8 +202,8 @@ def _password(text: str) -> str:
 _MODULES = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*"
 SETTINGS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "REDIS_URL": ("redis_url", _redis_url),
-    "RQJOBS_QUEUES": ("queues", _words(r"[A-Za-z0-9_.-]+", "high,default,low")),
-    "RQJOBS_MODULES": ("modules", _words(_MODULES, "jobs,shop.emails")),
+    "RQJOBS_QUEUES": ("queues", _names(r"[A-Za-z0-9_.-]+", "high,default,low")),
+    "RQJOBS_MODULES": ("modules", _names(_MODULES, "jobs,shop.emails")),
     "RQJOBS_FLASK_APP": ("flask_app", _flask_app),
     "RQJOBS_SERIALIZER": ("serializer", _one_of("json", "signed-pickle")),
     "SECRET_KEY": ("secret_key", _secret),
@@ -198,16 +212,16 @@ SETTINGS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "RQJOBS_ONE_TIME_PASSWORD": ("one_time_password", _password),
     "RQJOBS_WEBHOOK_HOSTS": (
         "webhook_hosts",
-        _words(r"[a-z0-9.-]+", "hooks.example.com,example.org, in lower case"),
+        _names(r"[a-z0-9.-]+", "hooks.example.com,example.org, in lower case"),
     ),
     "RQJOBS_SHUTDOWN_TIMEOUT": ("shutdown_timeout", _integer(0, 86_400, "a number of seconds")),
     "RQJOBS_MAX_JOBS_PER_CHILD": (
         "max_jobs_per_child",
-        _integer(1, 10**9, "a number of jobs", none=True),
+        _integer(1, 10**9, "a number of jobs", zero=True),
     ),
     "RQJOBS_MAX_MEMORY_PER_CHILD": (
         "max_memory_per_child",
-        _integer(2**24, 2**40, "a number of bytes", none=True),
+        _integer(2**24, 2**40, "a number of bytes", zero=True),
     ),
     "RQJOBS_MAX_PAYLOAD_BYTES": (
         "max_payload_bytes",
@@ -245,22 +259,22 @@ def is_loopback(host: str | None) -> bool:
 
 
 def require_password_for_network(config: Config) -> None:
-    """Raises ConfigError if HOST opens the pages to a network without a password."""
+    """Raises ConfigError if HOST exposes the admin pages without a password."""
     if config.host is not None and not config.admin_password and not is_loopback(config.host):
         raise ConfigError(
-            f"HOST={config.host!r} opens the pages to a network, so RQJOBS_ADMIN_PASSWORD must be set, "
-            f"to 8 characters or more; or serve this machine only, with HOST=127.0.0.1"
+            f"HOST={config.host} exposes the admin pages. Set RQJOBS_ADMIN_PASSWORD (8 characters "
+            f"or more), or HOST=127.0.0.1."
         )
 
 
 _current: Config | None = None
-_from_file: dict[str, str] = {}  # what `.env` has put into the environment
+_from_file: dict[str, str] = {}  # the variables that `.env` has added to the environment
 
 
 def current() -> Config:
-    """The settings in force: read once, from the environment and from `.env` in the working directory.
+    """The settings in force, read once from the environment and `.env` in the working directory.
 
-    What `.env` says never replaces what the environment says already.
+    The environment takes precedence over `.env`.
     """
     global _current
     if _current is None:
@@ -270,20 +284,22 @@ def current() -> Config:
 
 
 def reload() -> tuple[Config, list[str]]:
-    """Read `.env` anew, for `rqjobs dev`; returns the settings, now in force, and the names that have other values.
+    """Read `.env` again; returns the settings, now in force, and the names of changed variables.
 
     Raises:
-        ConfigError: they cannot be; those before stay in force.
+        ConfigError: a setting is wrong. The old settings stay in force.
     """
     global _current
-    before, from_file = dict(os.environ), dict(_from_file)
+    before = dict(os.environ)
+    before_from_file = dict(_from_file)
     try:
         _read_file()
         _current = Config.from_env(os.environ)
     except ConfigError:
-        for kept, values in ((os.environ, before), (_from_file, from_file)):
-            kept.clear()
-            kept.update(values)
+        os.environ.clear()
+        os.environ.update(before)
+        _from_file.clear()
+        _from_file.update(before_from_file)
         raise
     return _current, sorted(
         name
@@ -301,20 +317,20 @@ def _read_file() -> None:
         load_dotenv(Path.cwd() / ".env", override=False)
     except (UnicodeDecodeError, OSError) as error:
         raise ConfigError(
-            f".env cannot be read: {error}; write a text in UTF-8, a NAME=value on each line"
+            f".env cannot be read: {error}; write UTF-8 text with a NAME=value on each line"
         ) from None
     _from_file.clear()
     _from_file.update({name: value for name, value in os.environ.items() if name not in before})
 
 
 def use(config: Config | None = None, **changes: Any) -> Config:
-    """Put `config`, or the current one with some fields changed, in force for this process (tests, `dev`)."""
+    """Put `config`, or the current one, with `changes` in force for this process."""
     global _current
     _current = replace(config or current(), **changes)
     return _current
 
 
 def environment(**settings: str | int) -> dict[str, str]:
-    """The environment for a process of ours: this one's, with some settings put in their place."""
+    """The environment of a child process: this process's, with some settings changed."""
     current()
     return {**os.environ, **{name: str(value) for name, value in settings.items()}}

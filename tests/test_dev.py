@@ -14,7 +14,8 @@ import pytest
 
 import rqjobs
 from rqjobs import config, connection
-from rqjobs.dev import _watched, redis_server
+from rqjobs.dev import redis_server
+from rqjobs.dev.source_files import modification_times
 
 
 @pytest.fixture
@@ -140,7 +141,9 @@ def test_what_is_watched(tmp_path, monkeypatch):
         (tmp_path / "elsewhere" / name).touch()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.syspath_prepend(tmp_path / "elsewhere")
-    seen = _watched(config.Config(modules=("single", "nowhere"), flask_app="shop.views:app"))
+    seen = modification_times(
+        config.Config(modules=("single", "nowhere"), flask_app="shop.views:app")
+    )
     assert sorted(os.path.relpath(path, tmp_path) for path in seen) == [
         "elsewhere/shop/__init__.py",
         "elsewhere/shop/views.py",
@@ -149,7 +152,7 @@ def test_what_is_watched(tmp_path, monkeypatch):
         "here/own.py",
     ]
     (tmp_path / "here" / ".env").touch()
-    assert ".env" in _watched(config.Config())
+    assert ".env" in modification_times(config.Config())
 
 
 def test_a_second_ctrl_c_puts_the_running_job_back_and_ends(dev, eventually, tmp_path):
@@ -161,7 +164,7 @@ def test_a_second_ctrl_c_puts_the_running_job_back_and_ends(dev, eventually, tmp
     rqjobs.Queue("default", connection=connection.client()).enqueue_job(job)
     eventually(lambda: job.get_status() == "started", timeout=60)
     process.send_signal(signal.SIGINT)
-    waits = "waits for running jobs, 305 s at most; a second Ctrl-C puts them back"
+    waits = "waits for running jobs, 305 s at most; a second Ctrl-C requeues them"
     eventually(lambda: waits in process.output(), timeout=60)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 0, process.output()
@@ -236,7 +239,7 @@ def test_the_console_script_sees_changes_too(dev, spawn, environ, port, eventual
 def test_an_open_door_is_refused(dev):
     process = dev(HOST="0.0.0.0")
     assert process.wait(60) == 2
-    assert "opens the pages to a network, so RQJOBS_ADMIN_PASSWORD must be set" in process.output()
+    assert "exposes the admin pages. Set RQJOBS_ADMIN_PASSWORD" in process.output()
 
 
 def test_the_redis_of_a_copied_folder_is_left_alone(dev, spawn, tmp_path, eventually):

@@ -152,7 +152,7 @@ def test_a_newer_server_has_what_an_older_one_wrote_and_the_older_one_is_then_re
     monkeypatch.setattr(redis_server, "_candidates", lambda: [old])
     with pytest.raises(connection.NoRedis, match="cannot read"), redis_server.server(home):
         pass
-    (home / redis_server.WRITER).unlink()  # as an earlier rqjobs left the folder
+    (home / redis_server.WRITER_FILE).unlink()  # as an earlier rqjobs left the folder
     with pytest.raises(connection.NoRedis, match=r"^a server of version 7 or newer wrote the data"):
         use(home, old, lambda redis: None)
     assert use(home, new, lambda redis: redis.zrange("delayed", 0, -1)) == ["job"]
@@ -191,9 +191,10 @@ def test_data_that_cannot_be_loaded_are_said_to_be_whose(tmp_path, new):
     use(home, new, lambda redis: redis.set("a", "b"))
     (base,) = (home / "appendonlydir").glob("*.base.rdb")
     base.write_bytes(b"REDIS9999" + base.read_bytes()[9:])  # as one of a version to come
-    (home / redis_server.WRITER).write_text("Redis 99.0.0 (/opt/redis)\n")
+    (home / redis_server.WRITER_FILE).write_text("Redis 99.0.0 (/opt/redis)\n")
     with pytest.raises(
-        connection.NoRedis, match=r"did not start; .*; the data there were last with Redis 99\.0\.0"
+        connection.NoRedis,
+        match=r"did not start; .*; the last server of these data was Redis 99\.0\.0",
     ):
         use(home, new, lambda redis: None)
 
