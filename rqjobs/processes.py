@@ -8,6 +8,7 @@ import os
 import resource
 import select
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -169,3 +170,25 @@ def readable(files: Iterable[Any], seconds: float) -> list[Any]:
         known[number] = file
         poll.register(number, select.POLLIN)
     return [known[number] for number, _ in poll.poll(max(0.0, seconds) * 1000)]
+
+
+class SignalPipe:
+    """Lets a signal end a wait for sockets: `reader` is readable once a signal has arrived.
+
+    That holds for signals that have a handler in Python. A process can have one such pipe at a time.
+    """
+
+    def __init__(self) -> None:
+        self.reader, self._writer = socket.socketpair()
+        self.reader.setblocking(False)
+        self._writer.setblocking(False)
+        signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+
+    def drain(self) -> None:
+        """Make `reader` unreadable until the next signal. Call it only when `reader` is readable."""
+        self.reader.recv(4096)
+
+    def close(self) -> None:
+        signal.set_wakeup_fd(-1)
+        self.reader.close()
+        self._writer.close()

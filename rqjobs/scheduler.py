@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import socket
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -112,10 +110,7 @@ class Scheduler(RQScheduler):
 
     def work(self) -> None:
         processes.die_with_parent()
-        self._wakeup = socket.socketpair()
-        for end in self._wakeup:
-            end.setblocking(False)
-        signal.set_wakeup_fd(self._wakeup[1].fileno(), warn_on_full_buffer=False)
+        self._signal_pipe = processes.SignalPipe()
         self._install_signal_handlers()
         failing = False
         while not self._stop_requested and os.getppid() == self._parent:
@@ -231,13 +226,14 @@ class Scheduler(RQScheduler):
         """Sleep until something is due, or somebody says that something will be, or a signal comes."""
         while not self._stop_requested:
             line = self._bell.connection if self._bell else None
-            sockets = [self._wakeup[0], *([line._sock] if line and line._sock else [])]
+            sockets = [self._signal_pipe.reader, *([line._sock] if line and line._sock else [])]
             times = [self._next_beat, *(self._next.get(name, 0.0) for name in self._held)]
             left = max(min(times), self._looked + PAUSE) - time.monotonic()
             if left <= 0:
                 break
-            if self._wakeup[0] in processes.readable(sockets, min(left, SCHEDULER_POLL_SECONDS)):
-                self._wakeup[0].recv(4096)
+            ready = processes.readable(sockets, min(left, SCHEDULER_POLL_SECONDS))
+            if self._signal_pipe.reader in ready:
+                self._signal_pipe.drain()
             self._read_channel()
 
     def _read_channel(self) -> None:

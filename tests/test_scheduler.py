@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from datetime import datetime, timedelta, timezone
@@ -17,7 +16,7 @@ from rq.registry import CanceledJobRegistry
 from rq.scheduler import RQScheduler
 
 import rqjobs
-from rqjobs import Repeat, Retry, delayed
+from rqjobs import Repeat, Retry, delayed, processes
 from rqjobs.broker import keys, leases, scripts, transitions
 from rqjobs.maintenance import audit
 from rqjobs.scheduler import LOCK_TTL, Scheduler
@@ -102,11 +101,10 @@ def test_a_delay_is_counted_by_redis_and_not_by_the_clock_of_this_machine(redis,
 def clock(redis):
     """A clock in this process, whose loop a test turns by hand."""
     clock = Scheduler(["default", "low"], connection=redis)
-    clock._wakeup = socket.socketpair()
+    clock._signal_pipe = processes.SignalPipe()
     clock.acquire_locks()
     yield clock
-    for end in clock._wakeup:
-        end.close()
+    clock._signal_pipe.close()
     clock._bell.close()
     clock.stop()
 

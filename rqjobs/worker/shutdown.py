@@ -25,14 +25,13 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import socket
 import time
 from typing import Any
 
 import redis
 from rq.utils import now
 
-from rqjobs import config, logs
+from rqjobs import config, logs, processes
 from rqjobs.broker import leases, recovery, transitions
 from rqjobs.scheduler import Scheduler
 from rqjobs.worker.finisher import HorseDeath
@@ -72,11 +71,8 @@ class ShutdownMixin(Supervisor):
 
         RQ's own would raise exceptions in the middle of a step.
         """
-        self._wakeup = socket.socketpair()
-        for end in self._wakeup:
-            end.setblocking(False)
+        self._signal_pipe = processes.SignalPipe()
         logs.limit_line_time(True)
-        signal.set_wakeup_fd(self._wakeup[1].fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._request_shutdown)
         signal.signal(signal.SIGALRM, self._exit_at_hard_limit)
@@ -85,13 +81,11 @@ class ShutdownMixin(Supervisor):
 
     def _remove_signal_handlers(self) -> None:
         logs.limit_line_time(False)
-        signal.set_wakeup_fd(-1)
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGALRM):
             signal.signal(number, signal.SIG_DFL)
-        for end in self._wakeup:
-            end.close()
+        self._signal_pipe.close()
 
     def _request_shutdown(self, number: int, frame: Any) -> None:
         """The handler of SIGTERM and SIGINT."""

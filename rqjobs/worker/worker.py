@@ -212,7 +212,7 @@ class Worker(ShutdownMixin):
 
     def _sockets(self) -> list[Any]:
         """The sockets that wake the parent: of signals, and of RQ's commands."""
-        sockets: list[Any] = [self._wakeup[0]]
+        sockets: list[Any] = [self._signal_pipe.reader]
         commands = self.pubsub.connection if self.pubsub else None
         if commands is not None and commands._sock:
             sockets.append(commands._sock)
@@ -220,8 +220,8 @@ class Worker(ShutdownMixin):
 
     def _select(self, files: list[Any], seconds: float) -> list[Any]:
         ready = processes.readable(files, seconds)
-        if self._wakeup[0] in ready:
-            self._wakeup[0].recv(4096)
+        if self._signal_pipe.reader in ready:
+            self._signal_pipe.drain()
         return ready
 
     # Periodic tasks
