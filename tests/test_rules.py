@@ -1,4 +1,4 @@
-"""Rules: when the ticks are. croniter, which cron users know, is asked over ten years."""
+"""Rules: when the ticks are. croniter is the oracle over ten years."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def utc(*parts):
     return int(datetime(*parts, tzinfo=timezone.utc).timestamp())
 
 
-def walls(rule, year, month, day, count, hours=0):
-    """What the wall's clock shows at the first ticks after midnight there."""
+def local_times(rule, year, month, day, count, hours=0):
+    """The first ticks after midnight (plus `hours`), in the rule's zone."""
     after = (
         datetime(year, month, day, tzinfo=ZoneInfo(rule.tz))
         - timedelta(seconds=1)
@@ -60,7 +60,7 @@ def walls(rule, year, month, day, count, hours=0):
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_a_line_means_what_croniter_says_over_ten_years(line):
+def test_an_expression_means_the_same_as_in_croniter_over_ten_years(line):
     start, end = utc(2024, 1, 1), utc(2034, 1, 1)
     rule, theirs = (
         cron(line),
@@ -269,33 +269,33 @@ def test_a_year_without_a_scheduler_is_caught_up_with_in_bounded_work(monkeypatc
     assert len(walked) < 6000
 
 
-def test_in_spring_an_appointment_in_the_hour_that_is_skipped_is_kept_once_at_the_change():
-    assert walls(cron("30 2 * * *", tz="Europe/Berlin"), 2026, 3, 28, 3) == [
+def test_in_spring_a_skipped_time_runs_once_at_the_change_of_the_clock():
+    assert local_times(cron("30 2 * * *", tz="Europe/Berlin"), 2026, 3, 28, 3) == [
         "28 02:30+0100",
         "29 03:00+0200",
         "30 02:30+0200",
     ]
-    assert walls(cron("0-59/20 2 * * *", tz="Europe/Berlin"), 2026, 3, 29, 2) == [
+    assert local_times(cron("0-59/20 2 * * *", tz="Europe/Berlin"), 2026, 3, 29, 2) == [
         "29 03:00+0200",
         "30 02:00+0200",
     ]
-    assert walls(cron("0,30 2,3 * * *", tz="Europe/Berlin"), 2026, 3, 29, 3) == [
+    assert local_times(cron("0,30 2,3 * * *", tz="Europe/Berlin"), 2026, 3, 29, 3) == [
         "29 03:00+0200",
         "29 03:30+0200",
         "30 02:00+0200",
     ]
-    assert walls(cron("0 0 * * *", tz="Africa/Cairo"), 2026, 4, 24, 2) == [
+    assert local_times(cron("0 0 * * *", tz="Africa/Cairo"), 2026, 4, 24, 2) == [
         "24 01:00+0300",
         "25 00:00+0300",
     ]
 
 
-def test_in_autumn_an_appointment_in_the_hour_that_comes_twice_is_kept_the_first_time():
-    assert walls(cron("30 2 * * *", tz="Europe/Berlin"), 2026, 10, 25, 2) == [
+def test_in_autumn_a_repeated_time_runs_in_the_first_pass():
+    assert local_times(cron("30 2 * * *", tz="Europe/Berlin"), 2026, 10, 25, 2) == [
         "25 02:30+0200",
         "26 02:30+0100",
     ]
-    assert walls(cron("0,30 2,3 * * *", tz="Europe/Berlin"), 2026, 10, 25, 4) == [
+    assert local_times(cron("0,30 2,3 * * *", tz="Europe/Berlin"), 2026, 10, 25, 4) == [
         "25 02:00+0200",
         "25 02:30+0200",
         "25 03:00+0100",
@@ -310,9 +310,11 @@ def test_in_autumn_an_appointment_in_the_hour_that_comes_twice_is_kept_the_first
         assert again.localize(again.after(second)).isoformat() == "2026-11-02T01:00:00-05:00"
 
 
-def test_an_expression_with_a_star_does_not_run_in_a_skipped_hour_and_runs_in_both_repeated_ones():
-    assert walls(cron("*/20 2 * * *", tz="Europe/Berlin"), 2026, 3, 29, 1) == ["30 02:00+0200"]
-    assert walls(cron("*/30 2 * * *", tz="Europe/Berlin"), 2026, 10, 25, 4) == [
+def test_a_star_skips_the_skipped_hour_and_runs_in_both_passes_of_a_repeated_hour():
+    assert local_times(cron("*/20 2 * * *", tz="Europe/Berlin"), 2026, 3, 29, 1) == [
+        "30 02:00+0200"
+    ]
+    assert local_times(cron("*/30 2 * * *", tz="Europe/Berlin"), 2026, 10, 25, 4) == [
         "25 02:00+0200",
         "25 02:30+0200",
         "25 02:00+0100",
@@ -320,18 +322,18 @@ def test_an_expression_with_a_star_does_not_run_in_a_skipped_hour_and_runs_in_bo
     ]
 
 
-def test_a_line_for_every_hour_follows_the_time_that_passes():
+def test_an_expression_for_every_hour_follows_elapsed_time():
     for day in ((2026, 3, 29), (2026, 10, 25)):
         begin = int(datetime(*day, tzinfo=BERLIN).timestamp())
         ticks = list(cron("*/5 * * * *", tz="Europe/Berlin").ticks(begin, begin + 6 * 3600))
         assert ticks == list(range(begin, begin + 6 * 3600 + 1, 300))
-    assert walls(cron("30 * * * *", tz="Europe/Berlin"), 2026, 10, 25, 4, hours=1) == [
+    assert local_times(cron("30 * * * *", tz="Europe/Berlin"), 2026, 10, 25, 4, hours=1) == [
         "25 01:30+0200",
         "25 02:30+0200",
         "25 02:30+0100",
         "25 03:30+0100",
     ]
-    assert walls(cron("30 * * * *", tz="Europe/Berlin"), 2026, 3, 29, 2, hours=1) == [
+    assert local_times(cron("30 * * * *", tz="Europe/Berlin"), 2026, 3, 29, 2, hours=1) == [
         "29 01:30+0100",
         "29 03:30+0200",
     ]
@@ -359,7 +361,7 @@ def test_start_and_end_hold_for_cron_and_a_naive_one_is_of_this_machine():
     assert list(rule.ticks(0, first + 86400)) == [first, first + 3600, first + 7200]
 
 
-def test_the_latest_ticks_are_found_without_walking_through_a_year():
+def test_the_last_ticks_are_found_without_walking_through_a_year():
     now = utc(2026, 7, 1, 12, 0, 30)
     assert cron("* * * * *").last_ticks(now - 366 * 86400, now, 1) == [now - 30]
     assert every(seconds=1).last_ticks(now - 366 * 86400, now, 3) == [now - 2, now - 1, now]
@@ -485,7 +487,7 @@ def test_a_bad_rule_is_refused(make):
         ),
     ],
 )
-def test_a_rule_as_one_would_say_it(rule, words):
+def test_the_description_of_a_rule(rule, words):
     assert describe(rule) == words
 
 
