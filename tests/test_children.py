@@ -1,4 +1,4 @@
-"""What jobs start, print and leave: as in a plain script; and it ends with the horse."""
+"""Processes, output and exit functions of jobs are as in a plain script, and end with the horse."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def burst(*functions, **options):
     return [job.return_value() for job in jobs]
 
 
-def test_the_children_of_a_job_hear_signals_as_those_of_a_plain_script_do(redis):
-    """They inherited the horse's handler of SIGTERM, and that it ignored SIGINT: `terminate(); join()` never ended."""
+def test_children_of_a_job_handle_signals_as_those_of_a_script(redis):
+    """They inherited the horse's handlers: `terminate(); join()` never ended."""
     found = burst(family.terminated, family.interrupted, family.handlers)
     assert found == [
         -signal.SIGTERM,
@@ -54,19 +54,19 @@ def test_the_children_of_a_job_hear_signals_as_those_of_a_plain_script_do(redis)
     ]
 
 
-def test_multiprocessing_s_pool_ends_each_time(redis):
+def test_multiprocessing_pool_ends_in_each_job(redis):
     assert burst(*[family.pooled] * 5) == [[1, 2]] * 5
 
 
-def test_the_worker_s_own_children_are_none_of_a_job_s(worker, redis, eventually):
-    """A job that ended all of `multiprocessing.active_children()` would have ended the scheduler."""
+def test_children_of_the_worker_are_hidden_from_jobs(worker, redis, eventually):
+    """A job that ends `multiprocessing.active_children()` would have ended the scheduler."""
     job = rqjobs.enqueue(family.siblings)
     worker("default", options=["--with-scheduler"], env=ENV)
     eventually(lambda: job.get_status() == JobStatus.FINISHED)
     assert job.return_value() == 0
 
 
-def test_a_module_s_executor_ends_with_its_horse(redis, tmp_path):
+def test_executor_of_a_job_module_ends_with_the_horse(redis, tmp_path):
     config.use(max_jobs_per_child=1)
     first, second, _ = burst(
         family.executed, family.executed, (family.at_exit, str(tmp_path / "exit"))
@@ -75,21 +75,21 @@ def test_a_module_s_executor_ends_with_its_horse(redis, tmp_path):
     assert not [pid for pid in first + second if psutil.pid_exists(pid)]
 
 
-def test_exit_functions_run_when_a_horse_ends_and_only_there(redis, tmp_path):
+def test_exit_functions_run_once_in_the_horse(redis, tmp_path):
     (pid,) = burst((family.at_exit, str(tmp_path / "exit")))
     assert (tmp_path / "exit").read_text() == str(pid) != str(os.getpid())
 
 
-def test_an_exit_function_that_hangs_is_cut_off(redis, tmp_path, monkeypatch):
+def test_exit_function_that_hangs_is_killed(redis, tmp_path, monkeypatch):
     monkeypatch.setattr(job_processes, "EXIT_SECONDS", 0.5)
     burst((family.at_exit, str(tmp_path / "exit"), 60), faults.ok)
     assert not (tmp_path / "exit").exists()
 
 
 @pytest.mark.parametrize("victim", ["horse", "worker"])
-def test_what_a_job_started_ends_before_the_job_runs_again(worker, redis, eventually, kill, victim):
-    """Its horse, or its whole worker, was killed under `subprocess.run`: the second run worked beside the first one's
-    program."""
+def test_processes_of_a_job_end_before_the_job_runs_again(worker, redis, eventually, kill, victim):
+    """After a kill of the horse or the worker, the program of the first run went on during the
+    second run."""
     job = rqjobs.enqueue(family.programs)
     process = worker("default", env=ENV)
     (program,) = eventually(lambda: redis.lrange("programs", 0, -1))
@@ -103,8 +103,8 @@ def test_what_a_job_started_ends_before_the_job_runs_again(worker, redis, eventu
     assert job.return_value() == []
 
 
-def test_a_group_that_is_another_s_now_is_left_alone(redis, spawn, eventually):
-    """The number of a group that was empty may be given out again."""
+def test_process_group_with_a_reused_number_is_not_killed(redis, spawn, eventually):
+    """The kernel may reuse the number of a group that was empty."""
     process = spawn("sh", "-c", "sleep 60 & echo started; wait")
     eventually(lambda: "started" in process.output())
     (child,) = psutil.Process(process.pid).children()
@@ -126,14 +126,14 @@ def test_a_group_that_is_another_s_now_is_left_alone(redis, spawn, eventually):
     assert not processes.start_time(child.pid)
 
 
-def test_forgotten_children_leave_no_zombies_and_who_is_waited_for_is_left(redis, monkeypatch):
+def test_abandoned_children_are_reaped_and_others_are_not(redis, monkeypatch):
     monkeypatch.setattr(job_processes, "ZOMBIE_CHECK_SECONDS", 0)
     found = burst((family.keep, 7), family.forget, *[faults.ok] * 5, family.zombies, family.wait)
     assert found[-2:] == [1, 7], "the program that a module keeps, and nothing else"
 
 
-def test_an_idle_worker_keeps_no_zombies(worker, redis, eventually):
-    """They stayed until the next job, which may come hours later."""
+def test_idle_horse_reaps_zombies(worker, redis, eventually):
+    """They stayed until the next job, perhaps for hours."""
     process = worker("default", env=ENV)
     job = rqjobs.enqueue(family.forget)
     eventually(lambda: job.get_status() == JobStatus.FINISHED)
@@ -141,10 +141,8 @@ def test_an_idle_worker_keeps_no_zombies(worker, redis, eventually):
     eventually(lambda: not horse.children(), timeout=60)
 
 
-def test_a_worker_that_is_the_first_process_of_a_container_leaves_no_orphans_as_zombies(
-    spawn, redis, eventually
-):
-    """Here the kernel gives it orphans because it is asked to (PR_SET_CHILD_SUBREAPER)."""
+def test_worker_as_first_process_of_a_container_reaps_orphans(spawn, redis, eventually):
+    """Outside a container, PR_SET_CHILD_SUBREAPER has the kernel give orphans to the worker."""
     code = (
         "import ctypes, runpy; ctypes.CDLL(None).prctl(36, 1, 0, 0, 0); "
         "runpy.run_module('rq.cli', run_name='__main__')"
@@ -169,7 +167,7 @@ def test_a_worker_that_is_the_first_process_of_a_container_leaves_no_orphans_as_
     assert rqjobs.enqueue(family.forget) and process.poll() is None
 
 
-def test_a_worker_that_forks_without_descriptors_waits_for_some(redis, monkeypatch, eventually):
+def test_worker_without_free_descriptors_waits_before_it_forks(redis, monkeypatch, eventually):
     def refuse(*args):
         monkeypatch.undo()
         raise OSError(24, "Too many open files")
@@ -184,10 +182,11 @@ def test_a_worker_that_forks_without_descriptors_waits_for_some(redis, monkeypat
 @pytest.mark.parametrize(
     "command", [["rqjobs", "worker"], ["rq.cli", "worker", "--worker-class", "rqjobs.Worker"]]
 )
-def test_what_a_job_prints_and_logs_is_there_when_it_has_ended_and_each_line_once(
+def test_output_of_a_job_appears_once_and_at_its_end(
     spawn, redis, eventually, tmp_path, environ, command
 ):
-    """Into a pipe or a file nothing that was printed appeared, and a module's `basicConfig` did nothing or doubled."""
+    """Output into a pipe or a file was lost, and a module's `basicConfig` did nothing or doubled
+    the lines."""
     (tmp_path / "loud.py").write_text(
         "import logging\nlogging.basicConfig(level=logging.INFO, format='user %(message)s')\nprint('imported')\n"
         "from family import *\nlogging.getLogger('loud').info('set up')\n"
@@ -216,10 +215,8 @@ def test_what_a_job_prints_and_logs_is_there_when_it_has_ended_and_each_line_onc
     assert sum("Job OK" in line and line.startswith("user ") for line in lines) == 2
 
 
-def test_a_horse_runs_as_many_jobs_as_there_are_and_is_replaced_when_it_has_grown(
-    redis, monkeypatch
-):
-    """State that leaks is what the limit on memory is for; what was there before the horse does not count."""
+def test_horse_is_replaced_only_when_it_has_grown(redis, monkeypatch):
+    """Only the growth since the fork counts, not the memory of the parent."""
     monkeypatch.setattr("rqjobs.worker.horse.MEMORY_CHECK_SECONDS", 0)
     ballast = bytearray(os.urandom(1)) * (64 * 2**20)
     config.use(max_memory_per_child=32 * 2**20)
@@ -230,7 +227,7 @@ def test_a_horse_runs_as_many_jobs_as_there_are_and_is_replaced_when_it_has_grow
     assert len(ballast) == 64 * 2**20
 
 
-def test_without_a_setting_a_horse_that_must_be_large_is_not_replaced_for_ever(redis, monkeypatch):
+def test_default_growth_limit_doubles_for_jobs_that_need_memory(redis, monkeypatch):
     monkeypatch.setattr("rqjobs.worker.horse.MEMORY_CHECK_SECONDS", 0)
     monkeypatch.setattr("rqjobs.worker.supervisor.GROWTH_BYTES", 8 * 2**20)
     pids = burst(
@@ -240,16 +237,14 @@ def test_without_a_setting_a_horse_that_must_be_large_is_not_replaced_for_ever(r
     assert not audit.audit(redis).breaches
 
 
-def test_a_horse_that_has_no_descriptor_left_ends_and_its_job_runs_again(
-    redis, tmp_path, monkeypatch
-):
-    """That counted as Redis being away: it was tried again for ever, and the queue stood still."""
+def test_job_of_a_horse_without_free_descriptors_runs_again(redis, tmp_path, monkeypatch):
+    """The error was taken for an unreachable Redis and retried for ever; no job ran."""
     monkeypatch.setattr("rqjobs.worker.supervisor.CRASH_DELAY_SECONDS", 0)
     assert burst((family.exhaust, str(tmp_path / "first")), faults.ok) == ["done", None]
     assert not audit.audit(redis).breaches
 
 
-def test_a_job_that_takes_all_descriptors_each_time_is_poison(redis, monkeypatch):
+def test_job_that_takes_all_descriptors_each_time_is_poison(redis, monkeypatch):
     monkeypatch.setattr("rqjobs.worker.supervisor.CRASH_DELAY_SECONDS", 0)
     job = rqjobs.queue("default").enqueue(family.exhaust, "")
     (after,) = burst(faults.ok)
@@ -257,7 +252,7 @@ def test_a_job_that_takes_all_descriptors_each_time_is_poison(redis, monkeypatch
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EBADF])
-def test_an_error_of_our_own_process_is_not_redis_being_away(number):
+def test_errors_of_the_own_process_are_not_transient(number):
     assert not is_transient(OSError(number, os.strerror(number)))
     assert not is_transient(
         ConnectionError(f"Error {number} connecting to redis:6379. {os.strerror(number)}.")
@@ -274,8 +269,8 @@ def test_an_error_of_our_own_process_is_not_redis_being_away(number):
         )
 
 
-def test_a_horse_that_alone_does_not_reach_redis_is_replaced(redis, monkeypatch):
-    """Whatever the reason: here a job has broken the sockets of its process."""
+def test_horse_that_alone_cannot_reach_redis_is_replaced(redis, monkeypatch):
+    """Here a job has broken the sockets of its process."""
     monkeypatch.setattr("rqjobs.worker.supervisor.UNRESPONSIVE_SECONDS", 1.5)
     monkeypatch.setattr("rqjobs.worker.supervisor.CRASH_DELAY_SECONDS", 0)
     broken, after = (
@@ -290,8 +285,8 @@ def test_a_horse_that_alone_does_not_reach_redis_is_replaced(redis, monkeypatch)
     assert after.is_finished
 
 
-def test_a_job_whose_hash_kills_who_reads_it_is_poison(redis, monkeypatch):
-    """The death was not counted, because the job had not begun: it went on for ever."""
+def test_job_whose_hash_kills_its_reader_is_poison(redis, monkeypatch):
+    """The crash was not counted, because the job had not begun. It was repeated for ever."""
     monkeypatch.setattr("rqjobs.worker.supervisor.CRASH_DELAY_SECONDS", 0)
     from_hash = rqjobs.Job.from_hash.__func__
 
@@ -306,7 +301,7 @@ def test_a_job_whose_hash_kills_who_reads_it_is_poison(redis, monkeypatch):
     assert "process died 3 times" in job.latest_result().exc_string and after == 1
 
 
-def test_a_job_that_closes_all_descriptors_harms_no_other(redis, monkeypatch):
+def test_job_that_closes_all_descriptors_does_not_affect_others(redis, monkeypatch):
     monkeypatch.setattr("rqjobs.worker.supervisor.CRASH_DELAY_SECONDS", 0)
     jobs = [
         rqjobs.queue("default").enqueue(function)

@@ -1,4 +1,4 @@
-"""What is called after the end of a job, in a child with a limit: the process that keeps the lease runs none of it."""
+"""Callbacks and handlers after a job's end run in a child with a time limit, not in the parent."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def dead_host():
 
 
 def longest_silence(redis, process, eventually):
-    """Seconds, by Redis's clock, between two renewals of the lease while something hangs; seen is a number of them."""
+    """The longest time between renewals of the lease while a callback hangs, in seconds."""
     leases = []
 
     def renewed():
@@ -73,8 +73,10 @@ def killed(redis, eventually, dead_host):
 
 
 @pytest.mark.parametrize("end", [stopped, late, killed])
-def test_the_lease_is_kept_whatever_hangs_after_a_job(worker, redis, eventually, dead_host, end):
-    """The parent ran all of this itself: a stopped job with a slow callback ran again in another worker, to its end."""
+def test_lease_is_renewed_while_a_callback_or_handler_hangs(
+    worker, redis, eventually, dead_host, end
+):
+    """The parent ran the callbacks once: its lease expired, and a stopped job ran elsewhere."""
     rqjobs.config.use(webhook_hosts=("127.0.0.1",))
     process = worker(
         "default",
@@ -91,8 +93,8 @@ def test_the_lease_is_kept_whatever_hangs_after_a_job(worker, redis, eventually,
     assert process.poll() is None and not redis.exists("over")
 
 
-def test_the_lease_is_kept_when_a_log_handler_hangs(worker, redis, eventually, tmp_path, environ):
-    """A module may have its log lines sent to a host; the worker's own lines go there too."""
+def test_lease_is_renewed_while_a_log_handler_hangs(worker, redis, eventually, tmp_path, environ):
+    """A job module may send log lines to a host, the worker's own lines too."""
     (tmp_path / "slow_log.py").write_text(
         "import logging, os, time\n"
         "parent = os.getpid()\n"
@@ -119,7 +121,7 @@ def test_the_lease_is_kept_when_a_log_handler_hangs(worker, redis, eventually, t
     assert f"job {job.id}, which it ran, is" in process.output(), "further lines are not lost"
 
 
-def test_a_stopped_callback_that_ignores_its_limit_is_killed(worker, redis, eventually):
+def test_stopped_callback_that_ignores_its_timeout_is_killed(worker, redis, eventually):
     process = worker("default", env=QUICK)
     stopped(redis, eventually, None)
     eventually(lambda: "ignored its time limit" in process.output())
@@ -131,8 +133,9 @@ def test_a_stopped_callback_that_ignores_its_limit_is_killed(worker, redis, even
 
 
 @pytest.mark.parametrize("kind", ["on_success", "on_failure", "handler"])
-def test_a_callback_that_hangs_does_not_hide_how_its_job_ended(worker, redis, eventually, kind):
-    """The job failed with "ignored its time limit of 180 s" (the callback's was 2 s), its real end was lost."""
+def test_outcome_is_recorded_when_a_callback_hangs(worker, redis, eventually, kind):
+    """The job failed with "ignored its time limit of 180 s", although the limit that was ignored
+    was the callback's of 2 s."""
     options = ["--exception-handler", "faults.hang_in_handler"] if kind == "handler" else []
     process = worker("default", options=options, env={**QUICK, "FAULTS_HANDLER_SECONDS": "1"})
     hanging = {} if kind == "handler" else {kind: Callback(faults.hang_in_callback, timeout=1)}
@@ -148,7 +151,7 @@ def test_a_callback_that_hangs_does_not_hide_how_its_job_ended(worker, redis, ev
     assert not audit.audit(redis, settle=0.1).breaches and not redis.exists("over")
 
 
-def test_a_webhook_that_never_ends_ends_neither_the_job_nor_the_horse_s_work(
+def test_hanging_webhook_affects_neither_the_job_nor_later_jobs(
     worker, redis, eventually, dead_host
 ):
     rqjobs.config.use(webhook_hosts=("127.0.0.1",))
@@ -162,13 +165,13 @@ def test_a_webhook_that_never_ends_ends_neither_the_job_nor_the_horse_s_work(
     assert job.is_finished and failing.is_failed and redis.llen("ran") == 1
 
 
-def test_a_success_callback_that_raises_fails_the_job_as_in_rq(redis):
+def test_success_callback_that_raises_fails_the_job_as_in_rq(redis):
     job = rqjobs.enqueue(faults.ok, on_success=Callback(faults.boom_in_callback))
     rqjobs.Worker(["default"]).work(burst=True, logging_level="CRITICAL")
     assert job.is_failed and "ValueError: in the callback" in job.latest_result().exc_string
 
 
-def test_a_stopped_job_that_cannot_be_read_is_stopped_all_the_same(worker, redis, eventually):
+def test_unreadable_job_can_be_stopped(worker, redis, eventually):
     worker("default", env=QUICK)
     job = rqjobs.enqueue(faults.hang, "gate")
     eventually(lambda: redis.llen("gate:reached") == 1)
@@ -179,7 +182,7 @@ def test_a_stopped_job_that_cannot_be_read_is_stopped_all_the_same(worker, redis
     assert not redis.keys("rqjobs:claims:*") and not redis.exists("rq:wip:default")
 
 
-def test_a_stopped_job_whose_hash_was_overwritten_ends_no_worker(worker, redis, eventually):
+def test_stop_of_a_job_with_an_overwritten_hash_does_not_end_the_worker(worker, redis, eventually):
     process = worker("default", env=QUICK)
     job = rqjobs.enqueue(faults.hang, "gate")
     eventually(lambda: redis.llen("gate:reached") == 1)
@@ -194,7 +197,7 @@ def test_a_stopped_job_whose_hash_was_overwritten_ends_no_worker(worker, redis, 
     )
 
 
-def test_a_worker_that_is_done_waits_for_the_handler(redis):
+def test_worker_waits_for_the_handler_before_it_ends(redis):
     job = rqjobs.enqueue(faults.kill_self)
     rqjobs.Worker(["default"], work_horse_killed_handler=faults.note_killed).work(
         burst=True, logging_level="CRITICAL"
@@ -204,7 +207,7 @@ def test_a_worker_that_is_done_waits_for_the_handler(redis):
 
 @pytest.fixture
 def stopped_and_failed(worker, redis, eventually):
-    """A stopped job, the newer, and a failed one."""
+    """A failed job and a stopped one, which is newer."""
     worker("default", env=QUICK)
     failing, job = (
         rqjobs.enqueue(faults.boom, job_id="failed"),
@@ -221,8 +224,8 @@ def counts(redis):
     return queue.failed, queue.stopped
 
 
-def test_a_stopped_job_is_no_failed_one_and_requeued_only_by_its_name(stopped_and_failed, redis):
-    """It was counted among the failed jobs, and *Requeue all* ran it again."""
+def test_stopped_job_does_not_count_as_failed(stopped_and_failed, redis):
+    """It was counted as failed, and *Requeue all* ran it again."""
     job, failing = stopped_and_failed
     assert [int(redis.hget(key, "failed_job_count")) for key in redis.smembers("rq:workers")] == [1]
     assert counts(redis) == (1, 1)
@@ -239,9 +242,7 @@ def test_a_stopped_job_is_no_failed_one_and_requeued_only_by_its_name(stopped_an
     assert counts(redis)[1] == 0 and not redis.exists("rqjobs:stopped:default")
 
 
-def test_a_stopped_job_that_rq_s_tools_requeued_or_deleted_is_not_counted_any_more(
-    stopped_and_failed, redis
-):
+def test_stopped_job_that_rq_requeued_or_deleted_is_not_counted(stopped_and_failed, redis):
     job, _ = stopped_and_failed
     redis.zrem("rq:failed:default", job.id)
     assert counts(redis)[1] == 0 and redis.exists("rqjobs:stopped:default")

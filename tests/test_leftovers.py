@@ -1,4 +1,4 @@
-"""What a job leaves changed in its process is none of the next one's."""
+"""Changes that a job makes to its process are undone before the next job."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from rqjobs.worker.leftovers import Leftovers
 
 
 @pytest.mark.parametrize("kind", family.LEFTOVERS)
-def test_the_next_job_finds_the_process_as_the_first_one_did(redis, monkeypatch, kind):
-    """Printing failed in every later job once one had closed the stream; a timer killed the next job's horse, and that
-    counted as the job's; a child's exit code was 0, whatever it was."""
+def test_process_is_restored_for_the_next_job(redis, monkeypatch, kind):
+    """A closed stream made every later job fail that prints. A timer killed the horse under the
+    next job, whose crash was counted. The exit code of each child was 0."""
     config.use(modules=("family",))
     monkeypatch.setenv("RQ_TEST_OF_LEFTOVERS", "as it was")
     before, job, after, last = [
@@ -35,8 +35,8 @@ def test_the_next_job_finds_the_process_as_the_first_one_did(redis, monkeypatch,
     assert not redis.hget(after.key, "rqjobs_crashes")
 
 
-def test_after_a_detached_stream_the_horse_leaves_in_good_order(monkeypatch):
-    """Asked whether it is closed, such a stream raises, and that ended the horse as if its job had crashed it."""
+def test_detached_stream_makes_leftovers_final(monkeypatch):
+    """A detached stream raises when it is asked whether it is closed: the horse died of that."""
     stream = io.TextIOWrapper(io.BytesIO())
     monkeypatch.setattr(sys, "stdout", stream)
     leftovers = Leftovers()

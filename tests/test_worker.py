@@ -1,4 +1,4 @@
-"""Real workers, real kills."""
+"""Workers as real processes, some of which are killed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def outcome(eventually):
     return wait
 
 
-def test_the_one_true_command_runs_jobs_of_three_queues(worker, outcome):
+def test_rq_worker_command_runs_jobs_of_three_queues(worker, outcome):
     jobs = [
         rqjobs.queue(name).enqueue(faults.add, n, 1)
         for n, name in enumerate(("low", "default", "high"))
@@ -53,7 +53,7 @@ def test_the_one_true_command_runs_jobs_of_three_queues(worker, outcome):
     assert [outcome(job) for job in jobs] == [1, 2, 3]
 
 
-def test_rqjobs_worker_is_the_same_and_reads_dotenv(spawn, environ, redis, tmp_path, outcome):
+def test_rqjobs_worker_command_reads_dotenv(spawn, environ, redis, tmp_path, outcome):
     environ.pop("REDIS_URL")
     environ.pop("RQJOBS_MODULES")
     (tmp_path / ".env").write_text(
@@ -66,15 +66,20 @@ def test_rqjobs_worker_is_the_same_and_reads_dotenv(spawn, environ, redis, tmp_p
     assert "Scheduler" in process.output()
 
 
-def test_high_comes_first(redis, outcome):
+def test_queues_are_served_in_the_given_order(redis, outcome):
     jobs = [rqjobs.queue(name).enqueue(faults.mark, "order") for name in ("low", "default", "high")]
     rqjobs.Worker(["high", "default", "low"]).work(burst=True, logging_level="WARNING")
     assert redis.lrange("order", 0, -1) == [job.id.encode() for job in reversed(jobs)]
 
 
-def test_a_killed_worker_s_job_runs_again_in_the_next_one(worker, redis, eventually, kill, outcome):
-    """The case that the project is about: kill -9 in the middle of a long job, start another worker. On the same host
-    it waits for no lease, and its start recovers what the dead one had: all other sweeps are kept from it here."""
+def test_job_of_a_killed_worker_runs_again_in_the_next_worker(
+    worker, redis, eventually, kill, outcome
+):
+    """kill -9 in the middle of a long job, then the start of another worker on the same host.
+
+    That one need not wait for the lease to expire. Its own start recovers the job: the lock keeps
+    all other sweeps away.
+    """
     job, second = rqjobs.enqueue(faults.hang, "gate"), rqjobs.enqueue(faults.ok, 2)
     first = worker()
     horse = int(eventually(lambda: redis.lrange("gate:reached", 0, -1))[0])
@@ -84,10 +89,10 @@ def test_a_killed_worker_s_job_runs_again_in_the_next_one(worker, redis, eventua
     )
     kill(first.pid)
     eventually(lambda: not psutil.pid_exists(horse), what="the horse's death with its worker")
-    redis.set("rqjobs:sweep:lock", "somebody else", ex=60)
+    redis.set("rqjobs:sweep:lock", "another sweep", ex=60)
     worker()
     eventually(lambda: redis.llen("gate:reached") == 2, timeout=5, what="the second run within 5 s")
-    assert time.time() < lease, "nobody had to wait for that"
+    assert time.time() < lease, "no wait for the lease"
     assert redis.hget(job.key, "enqueued_at") == enqueued_at
     assert first.key not in redis.smembers("rq:workers"), "the dead worker is forgotten"
     redis.rpush("gate:open", 1)
@@ -96,7 +101,7 @@ def test_a_killed_worker_s_job_runs_again_in_the_next_one(worker, redis, eventua
     assert not audit.breaches and not audit.remarks
 
 
-def test_where_a_worker_s_processes_live_is_written_also_when_its_horse_is_a_new_one(
+def test_lease_names_the_processes_of_the_worker_and_its_current_horse(
     worker, redis, eventually, kill
 ):
     process = worker()
@@ -116,7 +121,7 @@ def test_where_a_worker_s_processes_live_is_written_also_when_its_horse_is_a_new
         eventually(lambda horse=horse: not psutil.pid_exists(horse.pid))
 
 
-def test_a_live_worker_puts_back_what_another_left(worker, redis, eventually, kill):
+def test_live_worker_requeues_the_job_of_a_dead_one(worker, redis, eventually, kill):
     rqjobs.enqueue(faults.hang, "gate")
     first = worker()
     eventually(lambda: redis.llen("gate:reached") == 1)
@@ -125,8 +130,8 @@ def test_a_live_worker_puts_back_what_another_left(worker, redis, eventually, ki
     eventually(lambda: redis.llen("gate:reached") == 2, timeout=2 * leases.HEARTBEAT_SECONDS)
 
 
-def test_a_slow_job_of_a_healthy_worker_is_left_alone(worker, redis, eventually, outcome):
-    """For longer than a lease, with other workers sweeping and stock tools reading the registries."""
+def test_slow_job_of_a_live_worker_is_not_requeued(worker, redis, eventually, outcome):
+    """The job runs for longer than a lease, while others sweep and RQ's tools read registries."""
     config.use(shutdown_timeout=2)
     job = rqjobs.enqueue(faults.hang, "gate")
     slow = worker()
@@ -146,7 +151,7 @@ def test_a_slow_job_of_a_healthy_worker_is_left_alone(worker, redis, eventually,
     assert not redis.hexists(job.key, "rqjobs_crashes")
 
 
-def test_poison_ends_among_the_failed_and_the_healthy_finish(worker, redis, outcome):
+def test_poison_jobs_fail_and_other_jobs_finish(worker, redis, outcome):
     poison = rqjobs.enqueue(faults.kill_self)
     crash = rqjobs.queue("high").enqueue(faults.leave, 3)
     healthy = [rqjobs.enqueue(faults.ok, n) for n in range(5)]
@@ -157,7 +162,7 @@ def test_poison_ends_among_the_failed_and_the_healthy_finish(worker, redis, outc
     assert not maintenance_audit.audit(redis).breaches
 
 
-def test_a_worker_that_dies_three_times_under_a_job(worker, redis, eventually, kill, outcome):
+def test_job_fails_after_its_worker_died_three_times(worker, redis, eventually, kill, outcome):
     job = rqjobs.enqueue(faults.hang, "gate")
     for death in range(3):
         process = worker()
@@ -168,14 +173,14 @@ def test_a_worker_that_dies_three_times_under_a_job(worker, redis, eventually, k
     assert redis.llen("gate:reached") == 3
 
 
-def test_a_fixed_name_starts_again_after_a_crash(worker, redis, eventually, kill):
+def test_worker_with_a_fixed_name_starts_again_after_a_crash(worker, redis, eventually, kill):
     """RQ says `There exists an active worker named … already` for up to eight minutes."""
     first = worker(options=["--name", "fixed"])
     kill(first.pid)
     assert worker(options=["--name", "fixed"]).poll() is None
 
 
-def test_sigterm_lets_the_job_end(worker, redis, eventually, outcome):
+def test_sigterm_waits_for_the_job(worker, redis, eventually, outcome):
     job = rqjobs.enqueue(faults.hang, "gate")
     process = worker()
     eventually(lambda: redis.llen("gate:reached") == 1)
@@ -215,7 +220,7 @@ def test_suspend_and_resume(worker, redis, eventually, outcome):
     assert outcome(job) == 1
 
 
-def test_callbacks_retries_repeats_and_the_rest_of_rq(worker, redis, eventually, outcome):
+def test_callbacks_retries_repeats_and_other_features_of_rq(worker, redis, eventually, outcome):
     worker(options=["--with-scheduler"])
     good = rqjobs.enqueue(faults.ok, 5, on_success=Callback(faults.on_done))
     bad = rqjobs.enqueue(faults.boom, "no", on_failure=Callback("faults.on_failed"))
@@ -242,9 +247,12 @@ def test_callbacks_retries_repeats_and_the_rest_of_rq(worker, redis, eventually,
     assert not maintenance_audit.audit(redis).breaches
 
 
-def test_a_job_on_which_others_depend_runs_once(worker, redis, outcome):
-    """Its plain success is turned down (there are dependents), and the claim that was sent along adopted the job, which
-    was still in the worker's claims: it ran again and again, a thousand times, until its horse was replaced."""
+def test_job_with_dependents_runs_once(worker, redis, outcome):
+    """The job ran a thousand times, until its horse was replaced.
+
+    The script for a plain success refuses a job with dependents. The claim that was sent with it
+    took over the job, which was still among the worker's claims.
+    """
     parent = rqjobs.enqueue(faults.mark, "parent")
     child = rqjobs.enqueue(faults.mark, "child", depends_on=parent)
     rqjobs.Worker(["default"]).work(burst=True, logging_level="WARNING")
@@ -254,13 +262,13 @@ def test_a_job_on_which_others_depend_runs_once(worker, redis, outcome):
     assert (redis.llen("parent"), redis.llen("child")) == (1, 1)
 
 
-def test_time_limit(worker, outcome):
+def test_job_timeout(worker, outcome):
     job = rqjobs.enqueue(faults.hang, "gate", job_timeout=1)
     worker()
     assert "exceeded maximum timeout value (1 seconds)" in outcome(job)
 
 
-def test_jobs_run_inside_the_app_that_is_configured(worker, tmp_path, environ, outcome):
+def test_jobs_run_in_the_context_of_the_configured_app(worker, tmp_path, environ, outcome):
     (tmp_path / "shop.py").write_text(
         "import flask\ndef create_app():\n    return flask.Flask('the_shop')\n"
     )
@@ -274,7 +282,7 @@ def test_jobs_run_inside_the_app_that_is_configured(worker, tmp_path, environ, o
     assert outcome(job) == "the_shop"
 
 
-def test_a_worker_whose_modules_do_not_import_says_so_in_one_line(spawn):
+def test_job_module_that_does_not_import_is_an_error_in_one_line(spawn):
     process = spawn(
         sys.executable, "-m", "rqjobs", "worker", env={"RQJOBS_MODULES": "faults,nowhere"}
     )
@@ -284,7 +292,7 @@ def test_a_worker_whose_modules_do_not_import_says_so_in_one_line(spawn):
     )
 
 
-def test_rq_pointed_at_another_redis_is_refused(spawn, tmp_path):
+def test_another_redis_than_redis_url_is_refused(spawn, tmp_path):
     process = spawn(
         sys.executable,
         "-m",
@@ -340,10 +348,10 @@ def test_worker_pool(spawn, redis, eventually, outcome):
     assert not redis.zcard(keys.LEASES)
 
 
-def test_what_a_stock_worker_left_behind_is_put_back(
+def test_jobs_of_a_killed_stock_worker_are_requeued(
     spawn, worker, redis, eventually, kill, outcome
 ):
-    """Jobs of a plain `rq worker` that was killed: RQ would fail them, or lose them."""
+    """RQ itself fails or loses the jobs of a plain `rq worker` that was killed."""
     job = rqjobs.enqueue(faults.hang, "gate")
     stock = worker(
         "default",
@@ -362,8 +370,8 @@ def test_what_a_stock_worker_left_behind_is_put_back(
     assert outcome(job) == "gate" and ours.poll() is None
 
 
-def test_a_storm_of_kills_loses_nothing(worker, redis, eventually, kill):
-    """Workers killed at random instants over many jobs: every job ends, none stands anywhere twice."""
+def test_random_kills_of_workers_lose_no_job(worker, redis, eventually, kill):
+    """Every job ends, and none is in two places."""
     jobs = rqjobs.enqueue_many(
         [(faults.progress, 3) if n % 3 else (faults.urgent, n) for n in range(300)]
     )
@@ -384,9 +392,8 @@ def test_a_storm_of_kills_loses_nothing(worker, redis, eventually, kill):
         )
 
     eventually(nothing_moves, timeout=60)
-    for (
-        job
-    ) in jobs:  # one may have been popped and held by nobody: make that long ago, and look twice
+    # A stray, popped by a killed worker: make it old, and sweep twice.
+    for job in jobs:
         if not ended(job):
             redis.hset(
                 job.key,
@@ -401,7 +408,7 @@ def test_a_storm_of_kills_loses_nothing(worker, redis, eventually, kill):
     assert not maintenance_audit.audit(redis).breaches
 
 
-def test_snapshot_tells_what_is_going_on(worker, redis, eventually):
+def test_snapshot_of_queues_and_workers(worker, redis, eventually):
     process = worker("default")
     rqjobs.enqueue(faults.hang, "gate")
     eventually(lambda: redis.llen("gate:reached") == 1)
@@ -420,17 +427,15 @@ def test_snapshot_tells_what_is_going_on(worker, redis, eventually):
     eventually(lambda: stats.snapshot(redis).workers[0].state == "busy")
 
 
-def test_find_by_key_and_rq_s_worker_listing(worker, redis):
+def test_rq_lists_the_worker(worker, redis):
     process = worker()
     (found,) = rqjobs.Worker.all(connection=redis)
     assert found.name == process.name and found.queue_names() == ["high", "default", "low"]
 
 
 @pytest.mark.parametrize("busy", [True, False])
-def test_a_worker_that_is_told_to_go_while_redis_hangs_goes(
-    executable, tmp_path, spawn, eventually, busy
-):
-    """Each command waited for ten seconds, and a goodbye has many."""
+def test_sigterm_ends_the_worker_while_redis_hangs(executable, tmp_path, spawn, eventually, busy):
+    """Each command waits for ten seconds, and to unregister takes many commands."""
     with redis_server.server(tmp_path / "redis", executable=executable) as url:
         redis = connection.connect(url)
         config.use(redis_url=url)
@@ -456,18 +461,17 @@ def test_a_worker_that_is_told_to_go_while_redis_hangs_goes(
         redis.close()
 
 
-def test_after_a_horse_that_was_replaced_crashes_are_not_followed_by_the_next_at_once(redis):
-    """The pause after a replaced horse is 0, and twice that was 0 too: horses that died at once were forked on end."""
+def test_respawn_delay_grows_with_crashes_after_a_replaced_horse(redis):
+    """The delay after a replaced horse is 0. Twice that was 0 too, so crashing horses were forked
+    without any delay."""
     worker = rqjobs.Worker(["default"])
     worker._renew_lease()
     pauses = []
     for _ in range(3):
         worker._respawn_delay = 0.0 if not pauses else worker._respawn_delay
-        worker.horse_state, worker.prefetch, (worker.control, theirs) = (
-            HorseState(),
-            PrefetchPipe(),
-            socket.socketpair(),
-        )
+        worker.horse_state = HorseState()
+        worker.prefetch = PrefetchPipe()
+        worker.control, theirs = socket.socketpair()
         worker._watch.spawned_at = time.monotonic()
         worker._horse_pid = os.spawnlp(os.P_NOWAIT, "false", "false")
         os.waitid(os.P_PID, worker._horse_pid, os.WEXITED | os.WNOWAIT)

@@ -1,4 +1,4 @@
-"""Workers and queues made in RQ's own ways: its options, its clients, its classes."""
+"""Workers and queues made with RQ's own options, clients and classes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def outcome(eventually):
 
 @pytest.fixture
 def given_in(tmp_path, server):
-    """The options and the environment by which RQ is told the test's Redis, without a REDIS_URL."""
+    """The options and the environment that name the test's Redis to RQ, without REDIS_URL."""
     (tmp_path / "rq_settings.py").write_text(f"REDIS_URL = {server!r}\nQUEUES = ['default']\n")
     options = {
         "--url": ["--url", server],
@@ -47,7 +47,7 @@ def given_in(tmp_path, server):
 
 
 @pytest.mark.parametrize("way", ["--url", "RQ_REDIS_URL", "--config"])
-def test_a_redis_that_rq_was_told_is_used_without_a_redis_url(spawn, redis, given_in, way, outcome):
+def test_redis_from_an_option_of_rq_is_used_without_redis_url(spawn, redis, given_in, way, outcome):
     job = rqjobs.enqueue(faults.pass_on, 7)
     options, environment = given_in(way)
     worker = spawn(*RQ_WORKER, *options, "default", env=environment)
@@ -56,7 +56,7 @@ def test_a_redis_that_rq_was_told_is_used_without_a_redis_url(spawn, redis, give
     assert outcome(passed) == 7, "a job enqueues with the client that its worker was given"
 
 
-def test_a_client_that_a_program_gives_is_used_without_a_redis_url(spawn, server, outcome):
+def test_redis_client_of_a_program_is_used_without_redis_url(spawn, server, outcome):
     job = rqjobs.enqueue(faults.pass_on, 7)
     program = (
         f"import redis, rqjobs; client = redis.Redis.from_url({server!r}); "
@@ -67,9 +67,7 @@ def test_a_client_that_a_program_gives_is_used_without_a_redis_url(spawn, server
     assert outcome(job)
 
 
-def test_an_explicit_url_that_differs_from_redis_url_is_an_error_even_if_it_is_rq_s_default(
-    spawn, server
-):
+def test_explicit_url_must_match_redis_url_even_if_it_is_the_default(spawn, server):
     worker = spawn(
         *RQ_WORKER, "--url", "redis://localhost:6379", "default", env={"REDIS_URL": server}
     )
@@ -80,7 +78,7 @@ def test_an_explicit_url_that_differs_from_redis_url_is_an_error_even_if_it_is_r
     )
 
 
-def test_one_server_is_the_same_by_any_of_its_names():
+def test_server_is_the_same_by_any_of_its_names():
     def client(**options):
         return redis_py.Redis(**options)
 
@@ -100,7 +98,7 @@ def test_one_server_is_the_same_by_any_of_its_names():
     )
 
 
-def test_a_client_that_is_adopted_keeps_what_it_was_given_and_gets_our_time_outs(server):
+def test_adopted_client_keeps_its_options_and_gets_our_timeouts(server):
     given = redis_py.Redis.from_url(server, socket_timeout=300, client_name="mine")
     adopted = foreign_clients.adopt(given)
     options = adopted.connection_pool.connection_kwargs
@@ -117,7 +115,7 @@ def test_a_client_that_is_adopted_keeps_what_it_was_given_and_gets_our_time_outs
         foreign_clients.adopt(redis_py.Redis.from_url(server, decode_responses=True))
 
 
-def test_a_sentinel_client_is_adopted_with_its_service():
+def test_adopted_sentinel_client_keeps_its_service():
     sentinel = redis_py.sentinel.Sentinel([("localhost", 1)])
     pool = foreign_clients.adopt(sentinel.master_for("mymaster", db=3)).connection_pool
     assert pool.service_name == "mymaster" and pool.connection_kwargs["db"] == 3
@@ -132,7 +130,7 @@ class OwnQueue(rqjobs.Queue):
     pass
 
 
-def test_subclasses_of_ours_are_honoured_and_others_are_refused(redis, settings):
+def test_subclasses_of_our_classes_are_used_and_others_are_refused(redis, settings):
     worker = rqjobs.Worker(["default"], job_class=OwnJob, queue_class=f"{__name__}.OwnQueue")
     assert worker.job_class is OwnJob and type(worker.queues[0]) is OwnQueue
     assert (
@@ -155,7 +153,7 @@ def test_subclasses_of_ours_are_honoured_and_others_are_refused(redis, settings)
         rqjobs.Worker(["default"], serializer="pickle")
 
 
-def test_a_job_class_of_the_command_line_runs_the_jobs(spawn, tmp_path, outcome, environ):
+def test_job_class_of_the_command_line_is_used(spawn, tmp_path, outcome, environ):
     (tmp_path / "mine.py").write_text(
         "import rqjobs\n"
         "class Loud(rqjobs.Job):\n"
@@ -189,7 +187,7 @@ def test_work_can_be_called_again(spawn, redis):
     assert not redis.zcard("rqjobs:leases") and not redis.scard("rq:workers")
 
 
-def test_another_process_is_told_what_a_worker_runs(worker, redis, eventually):
+def test_current_job_is_visible_to_other_processes(worker, redis, eventually):
     worker("default")
     job = rqjobs.enqueue(faults.hang, "gate")
     eventually(lambda: redis.exists("gate:reached"))
@@ -209,7 +207,7 @@ def test_every_result_names_its_execution(spawn):
         assert len(executions) == 2 and all(executions) and len(set(executions)) == 2
 
 
-def test_jobs_of_one_id_are_equal_whichever_class_they_have(redis):
+def test_jobs_of_one_id_are_equal_in_any_class(redis):
     ours = rqjobs.enqueue(faults.ok)
     stock = rq.job.Job(ours.id, redis)
     assert ours == stock and stock == ours and len({ours, stock}) == 1
@@ -217,7 +215,7 @@ def test_jobs_of_one_id_are_equal_whichever_class_they_have(redis):
 
 
 class Wrapped:
-    """A function as Flask-RQ's decorator leaves it: an object that can be called."""
+    """A callable object, as Flask-RQ's decorator makes it of a function."""
 
     def __init__(self, function):
         self.function = function
@@ -227,7 +225,7 @@ class Wrapped:
         return self.function(*args, **kwargs)
 
 
-def test_a_function_that_a_decorator_wraps_is_a_job(spawn, outcome):
+def test_function_behind_a_decorator_is_a_job(spawn, outcome):
     job = rqjobs.enqueue(faults.cached, 5)
     assert job.func_name == "faults.cached" and job.description == "faults.cached(5)"
     assert rqjobs.enqueue(faults.cached.__wrapped__, 6).func_name == "faults.cached"
@@ -248,7 +246,7 @@ def test_a_function_that_a_decorator_wraps_is_a_job(spawn, outcome):
         rqjobs.enqueue(functools.wraps(faults.ok)(lambda value=None: value))
 
 
-def test_queues_take_what_rq_s_take(redis):
+def test_queue_accepts_the_parameters_of_rq(redis):
     queue = rqjobs.Queue("default", redis, 100)
     assert queue.enqueue(faults.ok, at_front=None).timeout == 100
     assert (
@@ -259,7 +257,7 @@ def test_queues_take_what_rq_s_take(redis):
     )
 
 
-def test_an_option_that_is_a_parameter_is_refused_with_the_way_out(redis):
+def test_ambiguous_option_is_refused_with_the_remedy(redis):
     for enqueue in (
         rqjobs.enqueue,
         rqjobs.queue("default").enqueue,
@@ -278,7 +276,7 @@ def test_an_option_that_is_a_parameter_is_refused_with_the_way_out(redis):
         rqjobs.enqueue(faults.describe, 1, kwargs={})
 
 
-def test_a_simple_worker_runs_jobs_in_the_process_that_calls_it(redis, settings):
+def test_simple_worker_runs_jobs_in_the_calling_process(redis, settings):
     jobs = [
         rqjobs.enqueue(faults.ok, {1, 2}),
         rqjobs.enqueue(faults.boom),
@@ -295,6 +293,6 @@ def test_a_simple_worker_runs_jobs_in_the_process_that_calls_it(redis, settings)
     ]
     assert jobs[0].return_value() == {1, 2} and child.return_value() == "after"
     assert redis.connection_pool.connection_kwargs == options, (
-        "RQ's time-out is not for the client of everybody"
+        "RQ's timeout must not reach the client of the whole program"
     )
     assert not audit.audit(redis, settle=0).breaches
