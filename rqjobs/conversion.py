@@ -1,7 +1,8 @@
-"""JSON, and what people type, made into the values that a function's annotations ask for, all the way down.
+"""Conversion: JSON and typed text become the values that a function's annotations ask for.
 
-The form and the command line use it. What it makes is what a payload can carry; the path says where something is
-wrong: `items[3].price: 'abc' is not a number`. An annotation that says nothing of the value lets any JSON through.
+The pages and the command line use it. The values are those that a payload can carry. An error
+names the place: `items[3].price: 'abc' is not a number`. Where an annotation does not describe the
+value, any JSON is accepted.
 """
 
 from __future__ import annotations
@@ -21,12 +22,18 @@ from enum import Enum
 from typing import Any, Literal, TypeVar
 from uuid import UUID
 
-MAX_DEPTH = 60  # containers in containers
-SHOWN_CHARACTERS = 60  # of a value in an error
-ANYTHING = (Any, object, inspect.Parameter.empty)
-PLACED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+MAX_JSON_DEPTH = 60  # containers inside one another
+QUOTED_CHARACTERS = 60  # of a value in an error
+QUOTED_PATH_CHARACTERS = 120
+EXAMPLE_MAX_DEPTH = 3  # records inside one another
+NoneType = type(None)
+ANY_JSON = (Any, object, inspect.Parameter.empty)  # annotations that accept any JSON
+POSITIONAL_KINDS = (
+    inspect.Parameter.POSITIONAL_ONLY,
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+)
 UNIONS = (typing.Union, types.UnionType)
-SEVERAL: dict[Any, Any] = {
+VARIADIC_TYPES: dict[Any, Any] = {
     inspect.Parameter.VAR_POSITIONAL: list,
     inspect.Parameter.VAR_KEYWORD: dict,
 }
@@ -51,109 +58,138 @@ MAPPINGS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
 
 
 class ConversionError(ValueError):
-    """A value is not what its annotation asks for."""
+    """A value does not fit its annotation."""
 
     def __init__(self, path: str, problem: str):
-        where = path if len(path) < 120 else f"…{path[-120:]}"
-        super().__init__(f"{where}: {problem}" if where else problem)
+        where = path
+        if len(path) >= QUOTED_PATH_CHARACTERS:
+            where = f"…{path[-QUOTED_PATH_CHARACTERS:]}"
+        if where:
+            problem = f"{where}: {problem}"
+        super().__init__(problem)
 
 
 @dataclasses.dataclass(frozen=True)
 class Scalar:
-    """How a value of one type is read from text, in words what that is, and which JSON may stand for it."""
+    """A type that is read from text: its name in errors, its reader, and the JSON types for it."""
 
     what: str
     read: Callable[[str], Any]
     json: tuple[type, ...] = (str,)
 
 
-def whole(text: str) -> int:
+@dataclasses.dataclass(frozen=True)
+class RecordFields:
+    """The annotation of each field of a record, and the names of the required fields."""
+
+    annotations: dict[str, Any]
+    required: set[str]
+
+
+def parse_int(text: str) -> int:
     if not re.fullmatch(r"[+-]?[0-9]{1,1000}", text):
         raise ValueError
     return int(text)
 
 
-def real(text: str) -> float:
+def parse_float(text: str) -> float:
     number = float(text)
     if number - number != 0:  # infinite, or not a number: JSON has neither
         raise ValueError
     return number
 
 
-def exact(text: str) -> Decimal:
+def parse_decimal(text: str) -> Decimal:
     number = Decimal(text)
     if not number.is_finite():
         raise ValueError
     return number
 
 
-def moment(text: str) -> datetime:
+def parse_datetime(text: str) -> datetime:
     return datetime.fromisoformat(text.replace("Z", "+00:00"))
 
 
+def parse_seconds(text: str) -> timedelta:
+    return timedelta(seconds=parse_float(text))
+
+
 NUMBERS = (int, float, Decimal)
+TRUTH_VALUES = {"True": True, "False": False, "true": True, "false": False}
 SCALARS: dict[type, Scalar] = {
-    bool: Scalar(
-        "true or false",
-        {"True": True, "False": False, "true": True, "false": False}.__getitem__,
-        (bool,),
-    ),
-    int: Scalar("a whole number", whole, (int,)),
-    float: Scalar("a number", real, NUMBERS),
+    bool: Scalar("true or false", TRUTH_VALUES.__getitem__, (bool,)),
+    int: Scalar("a whole number", parse_int, (int,)),
+    float: Scalar("a number", parse_float, NUMBERS),
     str: Scalar("a text", str),
     bytes: Scalar("a text", str.encode),
-    datetime: Scalar("a date and time", moment),
+    datetime: Scalar("a date and time", parse_datetime),
     date: Scalar("a date", date.fromisoformat),
-    timedelta: Scalar("a number of seconds", lambda text: timedelta(seconds=real(text)), NUMBERS),
-    Decimal: Scalar("a decimal number", exact, (str, *NUMBERS)),
+    timedelta: Scalar("a number of seconds", parse_seconds, NUMBERS),
+    Decimal: Scalar("a decimal number", parse_decimal, (str, *NUMBERS)),
     UUID: Scalar("a UUID", UUID),
 }
 
 
-# What the annotations are
+# Annotations
 
 
-def hints(thing: Any) -> dict[str, Any]:
-    """The annotations of a function or a class by name; one that cannot be resolved here is `Any`."""
+def annotations_of(thing: Any) -> dict[str, Any]:
+    """The resolved annotations of a function or a class, by name.
+
+    An annotation that cannot be resolved is `Any`: it names what only type checkers import, or it
+    is no expression.
+    """
     try:
         return typing.get_type_hints(thing)
-    except Exception:  # a name that is only imported for type checkers, or no expression at all
-        found: dict[str, Any] = {}
-        for owner in reversed(thing.__mro__) if inspect.isclass(thing) else [thing]:
-            names = vars(sys.modules.get(owner.__module__, types))
-            for name, annotation in vars(owner).get("__annotations__", {}).items():
-                one = types.SimpleNamespace(__annotations__={name: annotation})
-                try:
-                    found |= typing.get_type_hints(one, names, {owner.__name__: owner})
-                except Exception:
-                    found[name] = Any
-        return found
+    except Exception:  # evaluating an annotation may raise anything
+        pass
+    found: dict[str, Any] = {}
+    owners = [thing]
+    if inspect.isclass(thing):
+        owners = list(reversed(thing.__mro__))
+    for owner in owners:
+        names = vars(sys.modules.get(owner.__module__, types))
+        for name, annotation in vars(owner).get("__annotations__", {}).items():
+            single = types.SimpleNamespace(__annotations__={name: annotation})
+            try:
+                found |= typing.get_type_hints(single, names, {owner.__name__: owner})
+            except Exception:
+                found[name] = Any
+    return found
 
 
-def parameters(function: Callable[..., Any]) -> dict[str, Any]:
-    """What each parameter takes; a starred one takes a list, or a dict, of what it says."""
-    known, found = hints(function), {}
+def parameter_types(function: Callable[..., Any]) -> dict[str, Any]:
+    """The type of each parameter. A starred parameter takes a list or a dict of its annotation."""
+    annotations = annotations_of(function)
+    found = {}
     for name, parameter in inspect.signature(function).parameters.items():
-        annotation = known.get(name, inspect.Parameter.empty)
-        several = SEVERAL.get(parameter.kind)
-        if (
-            several and typing.get_origin(annotation) not in WRAPPERS
-        ):  # not **options: Unpack[Options]
-            one = Any if annotation in ANYTHING else annotation
-            annotation = several[str, one] if several is dict else several[one]
+        annotation = annotations.get(name, inspect.Parameter.empty)
+        container = VARIADIC_TYPES.get(parameter.kind)
+        if container and typing.get_origin(annotation) not in WRAPPERS:
+            # `**options: Unpack[Options]` describes the whole dict: it is left as it is.
+            annotation = _container_of(container, annotation)
         found[name] = annotation
     return found
 
 
-def bare(annotation: Any) -> Any:
-    """The annotation without what says nothing of the value: new names for a type, wrappers, type variables."""
+def _container_of(container: Any, annotation: Any) -> Any:
+    if annotation in ANY_JSON:
+        annotation = Any
+    if container is dict:
+        return dict[str, annotation]
+    return list[annotation]
+
+
+def unwrap(annotation: Any) -> Any:
+    """The annotation behind wrappers, type aliases, `NewType` and type variables."""
     while True:
         if typing.get_origin(annotation) in WRAPPERS:
             annotation = typing.get_args(annotation)[0]
         elif isinstance(annotation, dataclasses.InitVar):
             annotation = annotation.type
         elif isinstance(annotation, TypeVar):
-            annotation = annotation.__bound__ or typing.Union[annotation.__constraints__ or (Any,)]  # noqa: UP007
+            constraints = annotation.__constraints__ or (Any,)
+            annotation = annotation.__bound__ or typing.Union[constraints]  # noqa: UP007
         elif type(annotation).__name__ == "TypeAliasType":  # `type Ids = list[int]`
             annotation = annotation.__value__
         elif hasattr(annotation, "__supertype__"):  # typing.NewType
@@ -162,75 +198,91 @@ def bare(annotation: Any) -> Any:
             return annotation
 
 
-def fields(annotation: Any) -> tuple[dict[str, Any], set[str]] | None:
-    """Of a dataclass, a named tuple, or a typed dict: what each field takes, and which are required; else None."""
+def record_fields(annotation: Any) -> RecordFields | None:
+    """The fields of a dataclass, a named tuple or a typed dict; None for another type."""
     cls = typing.get_origin(annotation) or annotation
     if not inspect.isclass(cls):
         return None
-    known = hints(cls)
+    annotations = annotations_of(cls)
     if typing.is_typeddict(cls):
-        return known, set(cls.__required_keys__)  # type: ignore[attr-defined]
-    if not (dataclasses.is_dataclass(cls) or (issubclass(cls, tuple) and hasattr(cls, "_fields"))):
+        return RecordFields(annotations, set(cls.__required_keys__))  # type: ignore[attr-defined]
+    is_named_tuple = issubclass(cls, tuple) and hasattr(cls, "_fields")
+    if not dataclasses.is_dataclass(cls) and not is_named_tuple:
         return None
-    given = dict(
-        zip(getattr(cls, "__parameters__", ()), typing.get_args(annotation), strict=False)
-    )  # Pair[int]
-    for name, hint in known.items():
-        inner = getattr(hint, "__parameters__", ())
-        known[name] = (
-            hint[tuple(given.get(one, one) for one in inner)] if inner else given.get(hint, hint)
-        )
-    made = inspect.signature(cls).parameters.values()
-    return (
-        {one.name: known.get(one.name, Any) for one in made if one.kind not in SEVERAL},
-        {one.name for one in made if one.default is one.empty and one.kind not in SEVERAL},
+    annotations = _with_type_arguments(annotations, cls, typing.get_args(annotation))
+    parameters = [
+        parameter
+        for parameter in inspect.signature(cls).parameters.values()
+        if parameter.kind not in VARIADIC_TYPES
+    ]
+    return RecordFields(
+        {parameter.name: annotations.get(parameter.name, Any) for parameter in parameters},
+        {parameter.name for parameter in parameters if parameter.default is parameter.empty},
     )
 
 
-# From JSON to values
+def _with_type_arguments(
+    annotations: dict[str, Any], cls: type, arguments: tuple[Any, ...]
+) -> dict[str, Any]:
+    """The annotations of a generic class with its type variables replaced, as in `Pair[int]`."""
+    given = dict(zip(getattr(cls, "__parameters__", ()), arguments, strict=False))
+    found = {}
+    for name, annotation in annotations.items():
+        variables = getattr(annotation, "__parameters__", ())
+        if variables:
+            found[name] = annotation[tuple(given.get(each, each) for each in variables)]
+        else:
+            found[name] = given.get(annotation, annotation)
+    return found
 
 
-def parse(text: str) -> Any:
-    """The JSON in a text. Fractions are `Decimal`, so that none loses digits; `convert` makes them what they are to be.
+# From text to values
+
+
+def parse_json(text: str) -> Any:
+    """The JSON in a text. Fractions are `Decimal`, so that no digit is lost before `convert`.
 
     Raises:
-        ValueError: it is no JSON, or nested deeper than can be read.
+        ValueError: it is not JSON, or has too many containers inside one another.
     """
     try:
-        value = json.loads(text, parse_float=Decimal, parse_constant=_no_constant)
+        value = json.loads(text, parse_float=Decimal, parse_constant=_refuse_constant)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     level = [value]
-    for _ in range(MAX_DEPTH):
-        level = [
-            item
-            for one in level
-            if isinstance(one, list | dict)
-            for item in (one.values() if isinstance(one, dict) else one)
-        ]
+    for _ in range(MAX_JSON_DEPTH):
+        level = [item for container in level for item in _items(container)]
     if level:
-        raise ValueError(f"it has more than {MAX_DEPTH} lists and objects in each other")
+        raise ValueError(f"it has more than {MAX_JSON_DEPTH} lists and objects in each other")
     return value
 
 
-def _no_constant(name: str) -> Any:
+def _items(container: Any) -> Iterable[Any]:
+    if isinstance(container, dict):
+        return container.values()
+    if isinstance(container, list):
+        return container
+    return ()
+
+
+def _refuse_constant(name: str) -> Any:
     raise ValueError(f"JSON has no {name}")
 
 
-def read(text: str, annotation: Any, path: str) -> Any:
-    """What a typed text means where `annotation` is asked for: JSON if it reads as such and fits, else the text itself.
+def read_text(text: str, annotation: Any, path: str) -> Any:
+    """A typed text as the `annotation` asks for it: as JSON if that fits, else as the text itself.
 
     Raises:
         ConversionError: neither fits.
     """
     try:
-        value = parse(text)
+        value = parse_json(text)
     except ValueError as error:
         try:
             return convert(text, annotation, path)
         except ConversionError:
             if text.lstrip()[:1] in ("{", "["):
-                raise ConversionError(path, f"{short(text)} is not JSON: {error}") from None
+                raise ConversionError(path, f"{quote(text)} is not JSON: {error}") from None
             raise
     try:
         return convert(value, annotation, path)
@@ -240,190 +292,221 @@ def read(text: str, annotation: Any, path: str) -> Any:
         return convert(text, annotation, path)
 
 
-def call(
+def read_call(
     function: Callable[..., Any],
     args: Sequence[str],
     kwargs: Mapping[str, str],
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments for `function` that these typed texts mean.
+    """The arguments for `function` in these typed texts, positional and by keyword.
 
     Raises:
         TypeError: they do not fit the signature.
-        ConversionError: one is not what its annotation asks for.
+        ConversionError: an argument does not fit its annotation.
     """
-    signature, wanted = inspect.signature(function), parameters(function)
+    signature = inspect.signature(function)
     signature.bind(*args, **kwargs)
     kinds = {name: parameter.kind for name, parameter in signature.parameters.items()}
-    places = [(name, wanted[name]) for name, kind in kinds.items() if kind in PLACED]
-    named = {name: wanted[name] for name, kind in kinds.items() if kind not in SEVERAL}
+    annotations = parameter_types(function)
+    positional = _positional_types(kinds, annotations, len(args))
+    named = _keyword_types(kinds, annotations, list(kwargs))
+    values = [
+        read_text(text, annotation, name)
+        for text, (name, annotation) in zip(args, positional, strict=False)
+    ]
+    return tuple(values), {
+        name: read_text(text, named.get(name, Any), name) for name, text in kwargs.items()
+    }
+
+
+def _positional_types(
+    kinds: dict[str, Any], annotations: dict[str, Any], count: int
+) -> list[tuple[str, Any]]:
+    """The name and the annotation of each of `count` positional arguments."""
+    found = [(name, annotations[name]) for name, kind in kinds.items() if kind in POSITIONAL_KINDS]
     for name, kind in kinds.items():
         if kind is inspect.Parameter.VAR_POSITIONAL:
-            (each,) = typing.get_args(wanted[name])
-            places += [(f"{name}[{index}]", each) for index in range(len(args) - len(places))]
-        elif kind is inspect.Parameter.VAR_KEYWORD:
-            record = fields(bare(wanted[name]))
-            named = (
-                record[0] if record else dict.fromkeys(kwargs, typing.get_args(wanted[name])[-1])
-            ) | named
-    return (
-        tuple(
-            read(text, annotation, name)
-            for text, (name, annotation) in zip(args, places, strict=False)
-        ),
-        {name: read(text, named.get(name, Any), name) for name, text in kwargs.items()},
-    )
+            (item,) = typing.get_args(annotations[name])
+            found += [(f"{name}[{index}]", item) for index in range(count - len(found))]
+    return found
+
+
+def _keyword_types(
+    kinds: dict[str, Any], annotations: dict[str, Any], names: list[str]
+) -> dict[str, Any]:
+    """The annotation of each keyword argument of these `names`, and of each other parameter."""
+    found = {name: annotations[name] for name, kind in kinds.items() if kind not in VARIADIC_TYPES}
+    for name, kind in kinds.items():
+        if kind is inspect.Parameter.VAR_KEYWORD:
+            record = record_fields(unwrap(annotations[name]))
+            if record:
+                found = record.annotations | found
+            else:
+                found = dict.fromkeys(names, typing.get_args(annotations[name])[-1]) | found
+    return found
+
+
+# From JSON to values
 
 
 def convert(value: Any, annotation: Any, path: str) -> Any:
-    """What the JSON `value` is as the `annotation` asks for it; `path` names it in errors.
+    """The JSON `value` as the `annotation` asks for it. `path` names its place in errors.
 
     Raises:
-        ConversionError: it is something else.
+        ConversionError: it does not fit.
     """
-    annotation = bare(annotation)
+    annotation = unwrap(annotation)
     origin = typing.get_origin(annotation) or annotation
     inner = typing.get_args(annotation)
     if origin in UNIONS:
-        return _one_of(value, inner, path)
+        return _convert_union(value, inner, path)
     if origin is Literal:
-        return _literal(value, inner, path)
-    if annotation is None or annotation is type(None):
+        return _convert_literal(value, inner, path)
+    if annotation is None or annotation is NoneType:
         return _check(value, value is None, "null", path)
-    if annotation in ANYTHING or not inspect.isclass(origin):
-        return _as_it_is(value, path)
+    if annotation in ANY_JSON or not inspect.isclass(origin):
+        return _convert_any(value, path)
     if issubclass(origin, Enum):
-        return _member(value, origin, path)
-    record = fields(annotation)
+        return _convert_enum(value, origin, path)
+    record = record_fields(annotation)
     if record:
-        return _record(value, origin, *record, path)
+        return _convert_record(value, origin, record, path)
     if origin in CONTAINERS:
-        return _several(value, origin, inner, path)
+        return _convert_items(value, origin, inner, path)
     if issubclass(origin, dict) or origin in MAPPINGS:
-        key, item = inner if len(inner) == 2 else (Any, Any)
-        return _mapping(value, key, item, path)
-    return _scalar(value, origin, path)
+        if len(inner) != 2:
+            inner = (Any, Any)
+        return _convert_mapping(value, inner[0], inner[1], path)
+    return _convert_scalar(value, origin, path)
 
 
-def _check(value: Any, right: bool, what: str, path: str) -> Any:
-    if not right:
-        raise ConversionError(path, f"{short(value)} is not {what}")
+def _check(value: Any, is_right: bool, what: str, path: str) -> Any:
+    if not is_right:
+        raise ConversionError(path, f"{quote(value)} is not {what}")
     return value
 
 
-def _scalar(value: Any, cls: type, path: str) -> Any:
-    kind = SCALARS.get(cls) or next(
-        (SCALARS[base] for base in SCALARS if issubclass(cls, base)), None
-    )
-    if kind is None:
-        try:
-            if isinstance(value, cls):  # numbers.Number, for example
-                return _as_it_is(value, path)
-        except TypeError:  # a protocol
-            pass
-        raise ConversionError(
-            path,
-            f"no {cls.__name__} can be made from JSON; let the function take what JSON has, "
-            f"or an enum or a dataclass of a jobs module",
-        )
-    _check(value, type(value) in kind.json, kind.what, path)
-    return from_text(value if isinstance(value, str) else str(value), kind, path)
+def _convert_scalar(value: Any, cls: type, path: str) -> Any:
+    scalar = SCALARS.get(cls)
+    if scalar is None:
+        bases = [base for base in SCALARS if issubclass(cls, base)]
+        if not bases:
+            return _convert_other(value, cls, path)
+        scalar = SCALARS[bases[0]]
+    _check(value, type(value) in scalar.json, scalar.what, path)
+    return _read_scalar(str(value), scalar, path)
 
 
-def from_text(text: str, kind: Scalar, path: str) -> Any:
+def _convert_other(value: Any, cls: type, path: str) -> Any:
+    """A JSON value for a class such as `numbers.Number`, which JSON's own types are members of."""
     try:
-        return kind.read(text)
+        if isinstance(value, cls):
+            return _convert_any(value, path)
+    except TypeError:  # a protocol that does not support isinstance
+        pass
+    raise ConversionError(
+        path,
+        f"no {cls.__name__} can be made from JSON; let the function take what JSON has, "
+        f"or an enum or a dataclass of a jobs module",
+    )
+
+
+def _read_scalar(text: str, scalar: Scalar, path: str) -> Any:
+    try:
+        return scalar.read(text)
     except (ValueError, KeyError, ArithmeticError):
-        raise ConversionError(path, f"{short(text)} is not {kind.what}") from None
+        raise ConversionError(path, f"{quote(text)} is not {scalar.what}") from None
 
 
-def _as_it_is(value: Any, path: str) -> Any:
-    """JSON as Python has it."""
+def _convert_any(value: Any, path: str) -> Any:
+    """JSON as Python has it: a fraction becomes a float."""
     if isinstance(value, Decimal):
-        return from_text(str(value), SCALARS[float], path)
+        return _read_scalar(str(value), SCALARS[float], path)
     if isinstance(value, list):
-        return [_as_it_is(item, f"{path}[{index}]") for index, item in enumerate(value)]
+        return [_convert_any(item, f"{path}[{index}]") for index, item in enumerate(value)]
     if isinstance(value, dict):
-        return {key: _as_it_is(item, f"{path}.{key}") for key, item in value.items()}
+        return {key: _convert_any(item, f"{path}.{key}") for key, item in value.items()}
     return value
 
 
-def _one_of(value: Any, options: tuple[Any, ...], path: str) -> Any:
-    if value is None and type(None) in options:
+def _convert_union(value: Any, options: tuple[Any, ...], path: str) -> Any:
+    """The first option that fits; the option of the value's own type is tried first."""
+    if value is None and NoneType in options:
         return None
+    native: Any = type(value)
+    if isinstance(value, Decimal):
+        native = float
+    others = [option for option in options if option is not NoneType]
     problems = []
-    rest = [option for option in options if option is not type(None)]
-    native = float if isinstance(value, Decimal) else type(value)
-    for option in sorted(
-        rest, key=lambda option: bare(option) is not native
-    ):  # what it is already comes first
+    for option in sorted(others, key=lambda option: unwrap(option) is not native):
         try:
             return convert(value, option, path)
         except ConversionError as error:
             problems.append(str(error))
     if len(problems) == 1:
         raise ConversionError("", problems[0])
-    names = ", ".join(name(option) for option in rest)
-    raise ConversionError(path, f"{short(value)} is none of {names} ({'; '.join(problems):.300})")
+    names = ", ".join(annotation_name(option) for option in others)
+    raise ConversionError(path, f"{quote(value)} is none of {names} ({'; '.join(problems):.300})")
 
 
-def _literal(value: Any, values: tuple[Any, ...], path: str) -> Any:
-    for one in values:
-        if type(one) is type(value) and one == value:
-            return one
-        if isinstance(one, Enum) and (
-            value == one.name or (type(one.value) is type(value) and one.value == value)
-        ):
-            return one
-    raise ConversionError(path, f"{short(value)} is not one of {', '.join(map(repr, values)):.200}")
+def _is_same(value: Any, other: Any) -> bool:
+    return type(value) is type(other) and value == other
 
 
-def _member(value: Any, cls: type[Enum], path: str) -> Any:
-    """The member of that name or value."""
+def _convert_literal(value: Any, options: tuple[Any, ...], path: str) -> Any:
+    for option in options:
+        if _is_same(value, option):
+            return option
+        if isinstance(option, Enum) and (value == option.name or _is_same(value, option.value)):
+            return option
+    names = ", ".join(map(repr, options))
+    raise ConversionError(path, f"{quote(value)} is not one of {names:.200}")
+
+
+def _convert_enum(value: Any, cls: type[Enum], path: str) -> Any:
+    """The member with that name, else the member with that value."""
     if isinstance(value, str) and value in cls.__members__:
         return cls.__members__[value]
     for member in cls.__members__.values():
-        if type(member.value) is type(value) and member.value == value:
+        if _is_same(value, member.value):
             return member
-    raise ConversionError(path, f"{short(value)} is not one of {', '.join(cls.__members__):.200}")
+    raise ConversionError(path, f"{quote(value)} is not one of {', '.join(cls.__members__):.200}")
 
 
-def _record(
-    value: Any,
-    cls: Any,
-    wanted: dict[str, Any],
-    required: set[str],
-    path: str,
-) -> Any:
-    if isinstance(value, list) and issubclass(cls, tuple):
-        value = dict(zip(wanted, value, strict=False)) if len(value) <= len(wanted) else value
-    _check(value, isinstance(value, dict), f"an object with {', '.join(wanted):.200}", path)
+def _convert_record(value: Any, cls: Any, record: RecordFields, path: str) -> Any:
+    names = ", ".join(record.annotations)
+    is_short = isinstance(value, list) and len(value) <= len(record.annotations)
+    if is_short and issubclass(cls, tuple):
+        value = dict(zip(record.annotations, value, strict=False))
+    _check(value, isinstance(value, dict), f"an object with {names:.200}", path)
     for key in value:
-        if key not in wanted:
-            raise ConversionError(
-                path, f"there is no {short(key)}; it takes {', '.join(wanted):.200}"
-            )
-    for key in wanted:
-        if key in required and key not in value:
+        if key not in record.annotations:
+            raise ConversionError(path, f"there is no {quote(key)}; it takes {names:.200}")
+    for key in record.annotations:
+        if key in record.required and key not in value:
             raise ConversionError(path, f"{key} is missing")
-    items = {key: convert(item, wanted[key], f"{path}.{key}") for key, item in value.items()}
+    items = {
+        key: convert(item, record.annotations[key], f"{path}.{key}") for key, item in value.items()
+    }
     if typing.is_typeddict(cls):
         return items
     try:
         return cls(**items)
-    except Exception as error:  # its __post_init__ may raise what it likes
+    except Exception as error:  # the class may check its values and raise anything
         raise ConversionError(path, (str(error) or type(error).__name__)[:300]) from None
 
 
-def _several(value: Any, cls: type, inner: tuple[Any, ...], path: str) -> Any:
+def _convert_items(value: Any, cls: type, inner: tuple[Any, ...], path: str) -> Any:
     _check(value, isinstance(value, list), "a list", path)
-    each = [inner[0] if inner else Any] * len(value)
+    item_types = [inner[0] if inner else Any] * len(value)
     if cls is tuple and inner and inner[-1] is not ...:
-        each = list(inner)
-        if len(value) != len(each):
-            raise ConversionError(path, f"a list of {len(each)} is wanted, and it has {len(value)}")
+        item_types = list(inner)
+        if len(value) != len(item_types):
+            raise ConversionError(
+                path, f"a list of {len(item_types)} is wanted, and it has {len(value)}"
+            )
     items = [
-        convert(item, one, f"{path}[{index}]")
-        for index, (item, one) in enumerate(zip(value, each, strict=True))
+        convert(item, item_type, f"{path}[{index}]")
+        for index, (item, item_type) in enumerate(zip(value, item_types, strict=True))
     ]
     try:
         return CONTAINERS[cls](items)
@@ -431,57 +514,56 @@ def _several(value: Any, cls: type, inner: tuple[Any, ...], path: str) -> Any:
         raise ConversionError(path, str(error)) from None
 
 
-def _mapping(value: Any, key: Any, item: Any, path: str) -> Any:
+def _convert_mapping(value: Any, key_type: Any, item_type: Any, path: str) -> Any:
     _check(value, isinstance(value, dict), "an object", path)
     return {
-        _key(one, key, path): convert(each, item, f"{path}.{one}") for one, each in value.items()
+        _convert_key(key, key_type, path): convert(item, item_type, f"{path}.{key}")
+        for key, item in value.items()
     }
 
 
-def _key(text: str, annotation: Any, path: str) -> Any:
-    """A key, which is a text in JSON, whatever it stands for."""
-    kind = (
-        SCALARS.get(bare(annotation))
-        if isinstance(bare(annotation), collections.abc.Hashable)
-        else None
-    )
-    return (
-        from_text(text, kind, f"{path}'s key") if kind else read(text, annotation, f"{path}'s key")
-    )
+def _convert_key(text: str, annotation: Any, path: str) -> Any:
+    """A key, which is always a text in JSON, as the annotation asks for it."""
+    key_type = unwrap(annotation)
+    if isinstance(key_type, collections.abc.Hashable) and key_type in SCALARS:
+        return _read_scalar(text, SCALARS[key_type], f"{path}'s key")
+    return read_text(text, annotation, f"{path}'s key")
 
 
-# From values to JSON, and to words
+# From values to JSON and to text
 
 
-def plain(value: Any) -> Any:
-    """The JSON that `convert` makes into `value`."""
+def to_json(value: Any) -> Any:
+    """The JSON that `convert` turns into `value`."""
     if isinstance(value, Enum):
         return value.name
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {
-            field.name: plain(getattr(value, field.name))
-            for field in dataclasses.fields(value)
-            if field.init
-        }
+        fields = [field.name for field in dataclasses.fields(value) if field.init]
+        return {name: to_json(getattr(value, name)) for name in fields}
     if isinstance(value, dict):
-        return {
-            key if isinstance(key, str) else str(plain(key)): plain(item)
-            for key, item in value.items()
-        }
+        return {_key_to_json(key): to_json(item) for key, item in value.items()}
     if isinstance(value, set | frozenset):
-        return sorted(map(plain, value))
+        return sorted(map(to_json, value))
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [to_json(item) for item in value]
     if isinstance(value, date):
         return value.isoformat()
     if isinstance(value, timedelta):
         return value.total_seconds()
     if isinstance(value, bytes):
         return value.decode()
-    return str(value) if isinstance(value, Decimal | UUID) else value
+    if isinstance(value, Decimal | UUID):
+        return str(value)
+    return value
 
 
-SAMPLES: dict[Any, Any] = {
+def _key_to_json(key: Any) -> str:
+    if isinstance(key, str):
+        return key
+    return str(to_json(key))
+
+
+EXAMPLES: dict[Any, Any] = {
     bool: True,
     int: 3,
     float: 1.5,
@@ -492,44 +574,49 @@ SAMPLES: dict[Any, Any] = {
     Decimal: "9.90",
     UUID: str(UUID(int=0)),
     dict: {"a": 2},
-    type(None): None,
+    NoneType: None,
 }
 
 
-def sample(annotation: Any, depth: int = 0) -> Any:
-    """Some JSON that fits, for people to see what is wanted."""
-    annotation = bare(annotation)
+def example(annotation: Any, depth: int = 0) -> Any:
+    """Some JSON that fits the annotation, as a hint for people."""
+    annotation = unwrap(annotation)
     origin = typing.get_origin(annotation) or annotation
-    inner = [one for one in typing.get_args(annotation) if one is not ...]
+    inner = [each for each in typing.get_args(annotation) if each is not ...]
     if origin is Literal:
-        return plain(inner[0])
+        return to_json(inner[0])
     if origin in UNIONS:
-        return sample(next(one for one in inner if one is not type(None)), depth)
-    if not inspect.isclass(origin) or depth > 3:
-        return None if annotation is None else "a"
+        return example(next(each for each in inner if each is not NoneType), depth)
+    if annotation is None:
+        return None
+    if not inspect.isclass(origin) or depth > EXAMPLE_MAX_DEPTH:
+        return "a"
     if issubclass(origin, Enum):
         return next(iter(origin.__members__), None)
-    record = fields(annotation)
+    record = record_fields(annotation)
     if record:
-        return {key: sample(one, depth + 1) for key, one in record[0].items() if key in record[1]}
+        required = [name for name in record.annotations if name in record.required]
+        return {name: example(record.annotations[name], depth + 1) for name in required}
     if origin in CONTAINERS:
-        return [sample(one, depth + 1) for one in inner] or ["a", 2]
-    if inner and len(inner) == 2:
-        return {str(sample(inner[0], depth + 1)): sample(inner[1], depth + 1)}
-    return SAMPLES.get(origin, "a")
+        return [example(each, depth + 1) for each in inner] or ["a", 2]
+    if len(inner) == 2:
+        return {str(example(inner[0], depth + 1)): example(inner[1], depth + 1)}
+    return EXAMPLES.get(origin, "a")
 
 
-def short(value: Any) -> str:
-    """A value as an error shows it."""
+def quote(value: Any) -> str:
+    """A value in an error message, cut if it is long."""
     if isinstance(value, str):
-        words = repr(
-            value if len(value) < SHOWN_CHARACTERS else value[: SHOWN_CHARACTERS - 3] + "…"
-        )
+        if len(value) >= QUOTED_CHARACTERS:
+            value = value[: QUOTED_CHARACTERS - 3] + "…"
+        text = repr(value)
     else:
-        words = json.dumps(value, ensure_ascii=False, default=float)
-    return words if len(words) < 2 * SHOWN_CHARACTERS else words[:SHOWN_CHARACTERS] + "…"
+        text = json.dumps(value, ensure_ascii=False, default=float)
+    if len(text) >= 2 * QUOTED_CHARACTERS:
+        return text[:QUOTED_CHARACTERS] + "…"
+    return text
 
 
-def name(annotation: Any) -> str:
+def annotation_name(annotation: Any) -> str:
     """An annotation as its author wrote it."""
     return inspect.formatannotation(annotation).replace("typing.", "")

@@ -1,12 +1,14 @@
-"""One snapshot of what is going on, for the pages and the command line. Reading it changes nothing."""
+"""The state of queues, workers and jobs, for the pages and the command line. Nothing is changed."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import redis
+from rq.exceptions import NoSuchJobError
 from rq.suspension import WORKERS_SUSPENDED
 from rq.utils import now, str_to_date
 
@@ -15,7 +17,8 @@ from rqjobs.broker.keys import decode, queue_names_in
 from rqjobs.broker.places import PLACES, queue_names
 from rqjobs.jobs import Job
 
-REGISTRIES = {
+REGISTRY_KEYS = {  # place of a job -> the word in RQ's key
+    "queued": "queue",
     "running": "wip",
     "scheduled": "scheduled",
     "deferred": "deferred",
@@ -24,11 +27,22 @@ REGISTRIES = {
     "canceled": "canceled",
 }
 SUSPENDED = "RQ is suspended: no worker begins a job until `rq resume`"
+LISTED_FIELDS = (  # of a job's record, for a row of a list
+    "status",
+    "origin",
+    "description",
+    "created_at",
+    "enqueued_at",
+    "started_at",
+    "ended_at",
+    "worker_name",
+    "timeout",
+)
 
 
 @dataclass(frozen=True)
 class QueueStats:
-    """One queue: how many jobs are where, how long the first has been waiting (seconds), how many workers listen."""
+    """One queue: its jobs by place, the age in seconds of the first job, and its live workers."""
 
     name: str
     queued: int
@@ -45,7 +59,7 @@ class QueueStats:
 
 @dataclass(frozen=True)
 class WorkerStats:
-    """One worker that RQ knows of. `alive` is by its lease, or for a stock worker by RQ's key."""
+    """One worker that RQ knows. `alive` is by its lease, or for a stock worker by RQ's key."""
 
     name: str
     state: str
@@ -58,13 +72,17 @@ class WorkerStats:
     failed: int
     alive: bool
     ours: bool
+    version: str = ""  # of RQ
+    python_version: str = ""
 
 
 @dataclass(frozen=True)
 class Snapshot:
+    """Every queue and every worker at one moment."""
+
     queues: list[QueueStats]
     workers: list[WorkerStats]
-    suspended: bool = False  # by `rq suspend`: the workers begin no job until `rq resume`
+    suspended: bool = False  # by `rq suspend`: no worker begins a job until `rq resume`
 
     @property
     def unserved(self) -> list[str]:
@@ -76,19 +94,36 @@ class Snapshot:
         ]
 
 
+@dataclass(frozen=True)
+class JobDetails:
+    """The facts about a job that RQ's `Job` does not read.
+
+    `crashes` counts the processes that died under it. `due` is when a delayed job runs, as Unix
+    seconds or as whatever Redis replies. `schedule` is the schedule that made it, or "".
+    """
+
+    crashes: int
+    due: Any
+    schedule: str
+
+
+# Queues and workers
+
+
 def snapshot(connection: redis.Redis) -> Snapshot:
     """Every queue and every worker, as they are now."""
     return overview(connection, {})[0]
 
 
 def overview(
-    connection: redis.Redis, newest: dict[str, int]
+    connection: redis.Redis, limits: dict[str, int]
 ) -> tuple[Snapshot, dict[str, list[Job]]]:
-    """A snapshot, and of each registry (a key of `REGISTRIES`, or "queued") so many jobs, the newest first.
+    """A snapshot, and the newest jobs of each place (a key of `REGISTRY_KEYS`), the newest first.
 
-    Three round trips, however many queues, workers and jobs there are.
+    `limits` gives the number of jobs for each place. Three round trips, however many queues,
+    workers and jobs there are.
     """
-    first = scripts.read_together(
+    queue_keys, worker_keys, (seconds, _), is_suspended = scripts.read_together(
         connection,
         [
             ("SMEMBERS", keys.QUEUES),
@@ -97,37 +132,33 @@ def overview(
             ("EXISTS", WORKERS_SUSPENDED),
         ],
     )
-    names, (seconds, _), suspended = queue_names_in(first[0]), first[2], bool(first[3])
-    script_keys = sorted(map(decode, first[1])) if isinstance(first[1], set | list) else []
+    names = queue_names_in(queue_keys)
+    workers = []
+    if isinstance(worker_keys, set | list):  # else an error: the key is of the wrong type
+        workers = sorted(decode(key).removeprefix(keys.WORKER_PREFIX) for key in worker_keys)
     portions = scripts.in_chunks(names)
-    facts = [
-        fact
-        for key in script_keys
-        for fact in (
-            ("HGETALL", key),
-            ("ZSCORE", keys.LEASES, key.removeprefix(keys.WORKER_PREFIX)),
-        )
-    ]
+    facts = [command for name in workers for command in _worker_commands(name)]
     counts = [scripts.COUNT_PLACES.call([], portion) for portion in portions]
-    asked = [
-        (registry, _newest(registry, limit, portion))
-        for registry, limit in newest.items()
+    newest = [
+        _newest_command(place, limit, portion)
+        for place, limit in limits.items()
         for portion in portions
     ]
-    second = scripts.read_together(
-        connection,
-        [*facts, *counts, *(command for _, command in asked)],
-        scripts.COUNT_PLACES,
-        scripts.NEWEST_JOBS,
+    replies = scripts.read_together(
+        connection, [*facts, *counts, *newest], scripts.COUNT_PLACES, scripts.NEWEST_JOBS
     )
-    workers = _workers(script_keys, second[: len(facts)], seconds)
-    census = [one for reply in second[len(facts) : len(facts) + len(counts)] for one in reply]
-    found: dict[str, list[Any]] = {registry: [] for registry in newest}
-    for (registry, _), reply in zip(asked, second[len(facts) + len(counts) :], strict=True):
-        found[registry] += reply
-    return Snapshot(_queues(names, census, workers), workers, suspended), _read(
-        connection, found, newest
-    )
+    worker_stats = _workers(workers, replies[: len(facts)], seconds)
+    census = [row for reply in replies[len(facts) : len(facts) + len(counts)] for row in reply]
+    found: dict[str, list[Any]] = {place: [] for place in limits}
+    owners = [place for place in limits for _ in portions]
+    for place, reply in zip(owners, replies[len(facts) + len(counts) :], strict=True):
+        found[place] += reply
+    queues = _queues(names, census, worker_stats)
+    return Snapshot(queues, worker_stats, bool(is_suspended)), _read(connection, found, limits)
+
+
+def _worker_commands(name: str) -> list[tuple[Any, ...]]:
+    return [("HGETALL", keys.worker(name)), ("ZSCORE", keys.LEASES, name)]
 
 
 def _queues(names: list[str], census: list[Any], workers: list[WorkerStats]) -> list[QueueStats]:
@@ -144,61 +175,117 @@ def _queues(names: list[str], census: list[Any], workers: list[WorkerStats]) -> 
 
 
 def _age(moment: Any) -> float | None:
+    if not moment:
+        return None
     try:
-        return max(0.0, (now() - str_to_date(moment)).total_seconds()) if moment else None
+        return max(0.0, (now() - str_to_date(moment)).total_seconds())
     except ValueError:
         return None
 
 
-def _workers(script_keys: list[str], facts: list[Any], seconds: float) -> list[WorkerStats]:
+def _workers(names: list[str], replies: list[Any], seconds: float) -> list[WorkerStats]:
+    """The workers whose record can be read. `replies` are those to `_worker_commands`."""
     found = []
-    for key, raw, lease in zip(script_keys, facts[::2], facts[1::2], strict=True):
-        if not isinstance(raw, dict) or isinstance(lease, Exception):
-            continue  # somebody else wrote there
-        data = {decode(name): decode(value) for name, value in raw.items()}
-        found.append(
-            WorkerStats(
-                name=key.removeprefix(keys.WORKER_PREFIX),
-                state=data.get("state", "?"),
-                job_id=data.get("current_job"),
-                queues=tuple(filter(None, data.get("queues", "").split(","))),
-                host=data.get("hostname", "?"),
-                pid=_number(data.get("pid")),
-                heartbeat=_age(raw.get(b"last_heartbeat")),
-                succeeded=_number(data.get("successful_job_count")),
-                failed=_number(data.get("failed_job_count")),
-                alive=lease > seconds if lease is not None else bool(data) and "death" not in data,
-                ours=lease is not None,
-            )
-        )
-    return [worker for worker in found if worker.state != "?"]
+    for name, record, lease in zip(names, replies[::2], replies[1::2], strict=True):
+        if not isinstance(record, dict) or isinstance(lease, Exception):
+            continue  # a key of the wrong type
+        fields = {decode(field): decode(value) for field, value in record.items()}
+        if "state" in fields and fields["state"] != "?":
+            found.append(_worker(name, fields, lease, seconds))
+    return found
+
+
+def _worker(name: str, fields: dict[str, str], lease: float | None, seconds: float) -> WorkerStats:
+    is_alive = "death" not in fields
+    if lease is not None:
+        is_alive = lease > seconds
+    return WorkerStats(
+        name=name,
+        state=fields["state"],
+        job_id=fields.get("current_job"),
+        queues=tuple(filter(None, fields.get("queues", "").split(","))),
+        host=fields.get("hostname", "?"),
+        pid=_number(fields.get("pid")),
+        heartbeat=_age(fields.get("last_heartbeat")),
+        succeeded=_number(fields.get("successful_job_count")),
+        failed=_number(fields.get("failed_job_count")),
+        alive=is_alive,
+        ours=lease is not None,
+        version=fields.get("version", ""),
+        python_version=fields.get("python_version", ""),
+    )
 
 
 def _number(value: str | None) -> int:
-    return int(value) if value and value.isdigit() else 0
+    if value and value.isdigit():
+        return int(value)
+    return 0
+
+
+def scheduler_is_running(connection: redis.Redis) -> bool:
+    """Whether a scheduler runs the schedules at the moment."""
+    return bool(connection.exists(keys.SCHEDULES_LOCK))
+
+
+# Lists of jobs
 
 
 def recent(
-    connection: redis.Redis, registry: str, limit: int = 10, queues: list[str] | None = None
+    connection: redis.Redis, place: str, limit: int = 10, queues: list[str] | None = None
 ) -> list[Job]:
-    """The newest jobs of a registry (a key of `REGISTRIES`, or "queued") over all queues, newest first.
+    """The newest jobs of a place (a key of `REGISTRY_KEYS`) over all queues, the newest first.
 
-    A job whose hash cannot be read is left out.
+    A job that cannot be read is left out.
     """
     commands = [
-        _newest(registry, limit, portion)
+        _newest_command(place, limit, portion)
         for portion in scripts.in_chunks(queues or queue_names(connection))
     ]
-    found = [
-        one
-        for reply in scripts.read_together(connection, commands, scripts.NEWEST_JOBS)
-        for one in reply
-    ]
-    return _read(connection, {registry: found}, {registry: limit})[registry]
+    replies = scripts.read_together(connection, commands, scripts.NEWEST_JOBS)
+    found = [pair for reply in replies for pair in reply]
+    return _read(connection, {place: found}, {place: limit})[place]
+
+
+def _newest_command(place: str, limit: int, queues: list[str]) -> tuple[Any, ...]:
+    return scripts.NEWEST_JOBS.call([], [REGISTRY_KEYS[place], limit, *queues])
+
+
+def _read(
+    connection: redis.Redis, found: dict[str, list[Any]], limits: dict[str, int]
+) -> dict[str, list[Job]]:
+    """The newest of the jobs that were `found` ([moment, id]) by place, with `LISTED_FIELDS`."""
+    ids = {
+        place: [
+            decode(job_id) for _, job_id in sorted(pairs, key=lambda pair: pair[0], reverse=True)
+        ][: limits[place]]
+        for place, pairs in found.items()
+    }
+    distinct = list(dict.fromkeys(job_id for some in ids.values() for job_id in some))
+    replies = scripts.read_together(
+        connection, [("HMGET", keys.job(job_id), *LISTED_FIELDS) for job_id in distinct]
+    )
+    jobs = {
+        job_id: _job(connection, job_id, reply)
+        for job_id, reply in zip(distinct, replies, strict=True)
+    }
+    return {place: [job for job_id in some if (job := jobs[job_id])] for place, some in ids.items()}
+
+
+def _job(connection: redis.Redis, job_id: str, values: Any) -> Job | None:
+    if not isinstance(values, list) or not any(values):
+        return None
+    pairs = zip(LISTED_FIELDS, values, strict=True)
+    fields = {name.encode(): value for name, value in pairs if value}
+    try:
+        job = Job(job_id, connection=connection)
+        job.restore({**fields, b"data": b""})
+        return job
+    except Exception:  # RQ may raise anything for a damaged record
+        return None
 
 
 def failed_job_ids(connection: redis.Redis) -> list[str]:
-    """Every failed job of every queue, the oldest first in each queue. Stopped jobs are not included."""
+    """Every failed job of every queue, the oldest first in each queue; no stopped jobs."""
     return [
         job_id
         for queue in queue_names(connection)
@@ -206,63 +293,124 @@ def failed_job_ids(connection: redis.Redis) -> list[str]:
     ]
 
 
-def _newest(registry: str, limit: int, portion: list[str]) -> tuple[Any, ...]:
-    return scripts.NEWEST_JOBS.call(
-        [], [{"queued": "queue", **REGISTRIES}[registry], limit, *portion]
-    )
+def failed_jobs(
+    connection: redis.Redis, queues: Iterable[str], start: int, end: int
+) -> list[tuple[str, Job | None]]:
+    """The failed jobs `start` to `end` of these queues with their ids, the newest first.
+
+    A job is None if it cannot be read.
+    """
+    newest: list[tuple[float, str]] = []
+    for name in queues:
+        newest += transitions.failed_jobs(connection, name, end, "newest")
+    ids = [job_id for _, job_id in sorted(newest, reverse=True)[start:end]]
+    return [(job_id, fetch(connection, job_id)) for job_id in ids]
 
 
-SHOWN = (
-    "status",
-    "origin",
-    "description",
-    "created_at",
-    "enqueued_at",
-    "started_at",
-    "ended_at",
-    "worker_name",
-    "timeout",
-)  # fields of a job's hash that lists show
+def stopped_jobs(connection: redis.Redis, queues: Iterable[str]) -> list[str]:
+    """The ids of the jobs of these queues that were stopped by a command."""
+    return [
+        job_id
+        for name in queues
+        for _, job_id in transitions.failed_jobs(connection, name, which="stopped")
+    ]
 
 
-def _read(
-    connection: redis.Redis, found: dict[str, list[Any]], limits: dict[str, int]
-) -> dict[str, list[Job]]:
-    """The newest of the jobs that were `found` ([moment, id]), by registry; without what lists do not show of them."""
-    ids = {
-        registry: [
-            decode(job_id) for _, job_id in sorted(pairs, key=lambda pair: pair[0], reverse=True)
-        ][: limits[registry]]
-        for registry, pairs in found.items()
-    }
-    flat = list(dict.fromkeys(job_id for some in ids.values() for job_id in some))
-    replies = scripts.read_together(
-        connection, [("HMGET", keys.job(job_id), *SHOWN) for job_id in flat]
-    )
-    jobs = {
-        job_id: _job(connection, job_id, reply) for job_id, reply in zip(flat, replies, strict=True)
-    }
-    return {
-        registry: [job for job_id in some if (job := jobs[job_id])]
-        for registry, some in ids.items()
-    }
+def count_jobs(connection: redis.Redis, places: Iterable[tuple[str, str]]) -> list[int]:
+    """The number of jobs in each (queue, place); 0 where the key is of the wrong type."""
+    commands = []
+    for queue, place in places:
+        command = "LLEN" if place == "queued" else "ZCARD"
+        commands.append((command, keys.registry(REGISTRY_KEYS[place], queue)))
+    replies = scripts.read_together(connection, commands)
+    return [reply if isinstance(reply, int) else 0 for reply in replies]
 
 
-def _job(connection: redis.Redis, job_id: str, values: Any) -> Job | None:
-    if not isinstance(values, list) or not any(values):
-        return None
-    fields = {name.encode(): value for name, value in zip(SHOWN, values, strict=True) if value}
-    try:
-        job = Job(job_id, connection=connection)
-        job.restore({**fields, b"data": b""})
-        return job
-    except Exception:  # whatever a hostile or damaged hash makes RQ raise
-        return None
+def job_ids(
+    connection: redis.Redis,
+    queue: str,
+    place: str,
+    start: int = 0,
+    stop: int = -1,
+    backwards: bool = False,
+) -> list[str]:
+    """The ids from `start` to `stop` (inclusive) in the order of the place, or backwards.
+
+    Empty if the key is of the wrong type.
+    """
+    key = keys.registry(REGISTRY_KEYS[place], queue)
+    command: tuple[Any, ...] = ("ZRANGE", key, start, stop)
+    if place != "queued" and backwards:
+        command = (*command, "REV")
+    elif place == "queued":
+        command = ("LRANGE", key, start, stop)
+        if backwards:
+            command = ("LRANGE", key, -1 - stop, -1 - start)
+    (members,) = scripts.read_together(connection, [command])
+    if isinstance(members, Exception):
+        return []
+    if place == "queued" and backwards:
+        members = members[::-1]
+    return [decode(member).partition(":")[0] for member in members]  # running: "<id>:<token>"
+
+
+# One job
 
 
 def fetch(connection: redis.Redis, job_id: str) -> Job | None:
     """The job, or None if there is none, or none that can be read."""
     try:
         return Job.fetch(job_id, connection=connection)  # type: ignore[return-value]
-    except Exception:  # whatever a hostile or damaged hash makes RQ raise
+    except Exception:  # RQ may raise anything for a damaged record
         return None
+
+
+def read_job(connection: redis.Redis, job_id: str) -> Job | Exception:
+    """The job, or the error if its record cannot be read.
+
+    Raises:
+        NoSuchJobError: there is no such job.
+        redis.ConnectionError, redis.TimeoutError: Redis does not answer.
+    """
+    try:
+        return Job.fetch(job_id, connection=connection)  # type: ignore[return-value]
+    except NoSuchJobError:
+        raise
+    except redis.ResponseError as error:  # a key of the wrong type
+        return error
+    except redis.RedisError:
+        raise
+    except Exception as error:  # RQ may raise anything for a damaged record or an odd id
+        if not job_exists(connection, job_id):
+            raise NoSuchJobError(f"No such job: {job_id}") from None
+        return error
+
+
+def job_exists(connection: redis.Redis, job_id: str) -> bool:
+    """Whether there is a record of the job, readable or not. RQ's own check refuses odd ids."""
+    return bool(connection.exists(keys.job(job_id)))
+
+
+def job_details(job: Job) -> JobDetails:
+    """The details of a job, in one round trip."""
+    with job.connection.pipeline(transaction=False) as pipe:
+        pipe.hget(job.key, "rqjobs_crashes")
+        pipe.hget(job.key, "rqjobs_schedule")
+        pipe.zscore(keys.scheduled(job.origin), job.id)
+        crashes, schedule, due = pipe.execute(raise_on_error=False)
+    count = 0
+    if crashes:
+        count = len(decode(crashes).split(","))
+    return JobDetails(count, due, decode(schedule or b""))
+
+
+def failed_queue_of(connection: redis.Redis, job_id: str) -> str | None:
+    """The queue that has this id among its failed jobs, or None."""
+    names = queue_names(connection)
+    replies = scripts.read_together(
+        connection, [("ZSCORE", keys.failed(name), job_id) for name in names]
+    )
+    for name, score in zip(names, replies, strict=True):
+        if isinstance(score, float):
+            return name
+    return None

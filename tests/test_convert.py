@@ -163,13 +163,13 @@ class Options(TypedDict, total=False):
 def test_json_becomes_what_the_annotation_asks_for_and_is_shown_as_such_json(
     text, annotation, value
 ):
-    made = conversion.convert(conversion.parse(text), annotation, "x")
+    made = conversion.convert(conversion.parse_json(text), annotation, "x")
     assert made == value and type(made) is type(value)
     assert repr(made) == repr(value), "all the way down"
     if annotation is not Child:  # what an InitVar was, is not known afterwards
-        assert conversion.convert(conversion.plain(made), annotation, "x") == value
+        assert conversion.convert(conversion.to_json(made), annotation, "x") == value
     if annotation is not Number:
-        conversion.convert(conversion.plain(conversion.sample(annotation)), annotation, "x")
+        conversion.convert(conversion.to_json(conversion.example(annotation)), annotation, "x")
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_json_becomes_what_the_annotation_asks_for_and_is_shown_as_such_json(
 )
 def test_what_does_not_fit_is_named_with_its_path(text, annotation, told):
     with pytest.raises(ConversionError) as raised:
-        conversion.convert(conversion.parse(text), annotation, "x")
+        conversion.convert(conversion.parse_json(text), annotation, "x")
     assert told.replace("Address,", f"{Address.__module__}.Address,") in str(raised.value)
 
 
@@ -246,14 +246,14 @@ def test_what_does_not_fit_is_named_with_its_path(text, annotation, told):
 )
 def test_what_is_no_json_or_too_deep_is_not_read(text):
     with pytest.raises(ValueError):
-        conversion.parse(text)
-    assert conversion.read(text, str, "x") == text
+        conversion.parse_json(text)
+    assert conversion.read_text(text, str, "x") == text
 
 
 def test_many_levels_of_a_type_that_contains_itself():
     text = '{"value": 1, "rest": ' * 50 + "null" + "}" * 50
-    node = conversion.convert(conversion.parse(text), Node, "x")
-    assert conversion.plain(node) == conversion.parse(text)
+    node = conversion.convert(conversion.parse_json(text), Node, "x")
+    assert conversion.to_json(node) == conversion.parse_json(text)
 
 
 def call(
@@ -267,23 +267,23 @@ def call(
 
 
 def test_typed_words_become_the_arguments_of_a_call():
-    assert conversion.call(
+    assert conversion.read_call(
         call, ["1", '["RED"]', "2030-01-02", "3", "4"], {"price": "1.10", "other": "LOW"}
     ) == ((1, [Color.RED], date(2030, 1, 2), 3, 4), {"price": Decimal("1.10"), "other": Level.LOW})
-    assert conversion.call(call, [], {"n": "1", "day": "null"}) == ((), {"n": 1, "day": None})
+    assert conversion.read_call(call, [], {"n": "1", "day": "null"}) == ((), {"n": 1, "day": None})
     with pytest.raises(ConversionError, match=r"rest\[1\]: 'b' is not a whole number"):
-        conversion.call(call, ["1", "[]", "2030-01-02", "3", "b"], {})
+        conversion.read_call(call, ["1", "[]", "2030-01-02", "3", "b"], {})
     with pytest.raises(ConversionError, match="other: 'x' is not one of LOW, HIGH"):
-        conversion.call(call, ["1"], {"other": "x"})
+        conversion.read_call(call, ["1"], {"other": "x"})
     with pytest.raises(ConversionError, match=r"colors\[0\]: 'GREEN' is not one of"):
-        conversion.call(call, ["1", '["GREEN"]'], {})
+        conversion.read_call(call, ["1", '["GREEN"]'], {})
     with pytest.raises(ConversionError, match=r"colors: '\[\"RED\",\]' is not JSON: .*char"):
-        conversion.call(call, ["1", '["RED",]'], {})
+        conversion.read_call(call, ["1", '["RED",]'], {})
 
 
 def test_words_for_typed_options():
     def call(text: str, **more: Any): ...
 
-    assert conversion.call(call, ["true"], {"a": "[1]"}) == (("true",), {"a": [1]})
+    assert conversion.read_call(call, ["true"], {"a": "[1]"}) == (("true",), {"a": [1]})
     with pytest.raises(TypeError):
-        conversion.call(call, ["a", "b"], {})
+        conversion.read_call(call, ["a", "b"], {})

@@ -344,7 +344,9 @@ def every_page(app, job_id, queue, method="GET"):
     for rule in app.url_map.iter_rules():
         ours = rule.endpoint.startswith("rq_dashboard.") and "filename" not in rule.arguments
         if ours and method in rule.methods:
-            for registry in dashboard.REGISTRIES if "registry_name" in rule.arguments else [None]:
+            for registry in (
+                dashboard.UPSTREAM_PLACES if "registry_name" in rule.arguments else [None]
+            ):
                 yield rule.build(
                     {name: {**values, "registry_name": registry}[name] for name in rule.arguments}
                 )[1]

@@ -12,7 +12,8 @@ from uuid import UUID
 import pytest
 from faults import Color, Point, Size, add
 
-from rqjobs.web.forms import fields as forms
+from rqjobs.web.forms.arguments import read_arguments
+from rqjobs.web.forms.fields import documentation, form_fields
 
 UserId = NewType("UserId", int)
 
@@ -80,7 +81,7 @@ def sphinx(a, b=1):
 
 
 def read(function, **given):
-    args, kwargs, errors = forms.read(
+    args, kwargs, errors = read_arguments(
         function, {f"arg.{name}": value for name, value in given.items()}
     )
     assert not errors, errors
@@ -88,7 +89,7 @@ def read(function, **given):
 
 
 def fields(function):
-    return {field.name: field for field in forms.fields(function)}
+    return {field.name: field for field in form_fields(function)}
 
 
 @pytest.mark.parametrize(
@@ -192,7 +193,7 @@ def test_values_are_read_as_the_signature_says(function, given, expected):
 )
 def test_what_does_not_fit_is_told_beside_its_field(function, given, told):
     (name,) = given
-    _, _, errors = forms.read(function, {f"arg.{name}": value for name, value in given.items()})
+    _, _, errors = read_arguments(function, {f"arg.{name}": value for name, value in given.items()})
     assert told in errors[f"arg.{name}"] and len(errors[f"arg.{name}"]) < 400
 
 
@@ -220,7 +221,7 @@ def test_what_does_not_fit_is_told_beside_its_field(function, given, told):
     ],
 )
 def test_what_the_form_shows_at_first_is_read_back_as_the_defaults(function):
-    shown = {field.input: field.default for field in forms.fields(function)}
+    shown = {field.input: field.default for field in form_fields(function)}
     wanted = {
         name: parameter.default
         for name, parameter in inspect.signature(function).parameters.items()
@@ -233,10 +234,10 @@ def test_what_the_form_shows_at_first_is_read_back_as_the_defaults(function):
             "datetime-local": "2030-01-01T00:00",
             "text": "1",
             "textarea": "[]",
-            "select": field.kind.choices[0][0] if field.kind.choices else "",
+            "select": field.widget.choices[0][0] if field.widget.choices else "",
             "checkbox": "",
-        }[field.kind.control]
-        for field in forms.fields(function)
+        }[field.widget.control]
+        for field in form_fields(function)
         if field.required
     }
     if function in (numbers, lists, point, options):
@@ -245,7 +246,7 @@ def test_what_the_form_shows_at_first_is_read_back_as_the_defaults(function):
             "arg.p": '{"x": 1}',
             "arg.kwargs": "{}",
         }
-    args, kwargs, errors = forms.read(function, {**shown, **filled})
+    args, kwargs, errors = read_arguments(function, {**shown, **filled})
     assert not errors, errors
     bound = inspect.signature(function).bind(*args, **kwargs)
     bound.apply_defaults()
@@ -253,35 +254,35 @@ def test_what_the_form_shows_at_first_is_read_back_as_the_defaults(function):
 
 
 def test_controls():
-    assert [field.kind.control for field in forms.fields(times)] == [
+    assert [field.widget.control for field in form_fields(times)] == [
         "datetime-local",
         "date",
         "number",
         "text",
     ]
-    assert [field.kind.control for field in forms.fields(plain)] == [
+    assert [field.widget.control for field in form_fields(plain)] == [
         "number",
         "number",
         "text",
         "checkbox",
         "checkbox",
     ]
-    assert [field.kind.step for field in forms.fields(plain)][:2] == ["1", "any"]
-    assert {name: field.kind.control for name, field in fields(texts).items()} == {
+    assert [field.widget.step for field in form_fields(plain)][:2] == ["1", "any"]
+    assert {name: field.widget.control for name, field in fields(texts).items()} == {
         "prompt": "textarea",
         "short": "text",
         "lines": "textarea",
     }
-    assert [name for name, _ in fields(choices)["b"].kind.choices] == ["x", "y", "3"]
-    assert dict(fields(choices)["c"].kind.choices) == {"SMALL": "SMALL (1)", "LARGE": "LARGE (2)"}
+    assert [name for name, _ in fields(choices)["b"].widget.choices] == ["x", "y", "3"]
+    assert dict(fields(choices)["c"].widget.choices) == {"SMALL": "SMALL (1)", "LARGE": "LARGE (2)"}
     assert fields(choices)["d"].default == "BLUE"
 
 
 def test_required_nullable_and_hints():
-    assert [field.required for field in forms.fields(plain)] == [True, True, True, False, False]
-    assert [field.required for field in forms.fields(optional)] == [False] * 4
-    assert [field.required for field in forms.fields(stars)] == [True, False, False, False, False]
-    assert [field.nullable for field in forms.fields(optional)] == [True, True, True, False]
+    assert [field.required for field in form_fields(plain)] == [True, True, True, False, False]
+    assert [field.required for field in form_fields(optional)] == [False] * 4
+    assert [field.required for field in form_fields(stars)] == [True, False, False, False, False]
+    assert [field.nullable for field in form_fields(optional)] == [True, True, True, False]
     assert "left empty: None" in fields(optional)["a"].hint
     assert "left empty: the default" in fields(stars)["b"].hint
     assert "left empty: <object object" in fields(sentinel)["a"].hint
@@ -291,7 +292,7 @@ def test_required_nullable_and_hints():
 
 
 def test_help_comes_from_the_docstring():
-    assert forms.documentation(google) == (
+    assert documentation(google) == (
         "Do it well.",
         {
             "a": "the first, on two lines: yes.",
@@ -300,9 +301,9 @@ def test_help_comes_from_the_docstring():
             "c": "the last one",
         },
     )
-    assert forms.documentation(sphinx) == (
+    assert documentation(sphinx) == (
         "Do it.",
         {"a": "the first, on two lines", "b": "the second"},
     )
-    assert forms.documentation(plain) == ("", {})
+    assert documentation(plain) == ("", {})
     assert fields(google)["a"].help == "the first, on two lines: yes."

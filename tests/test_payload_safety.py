@@ -372,14 +372,14 @@ BOMBS = {
 LOOKS = """
 import resource, sys
 from rqjobs import connection, web
-from rqjobs.web.rq_dashboard import facts
+from rqjobs.web.rq_dashboard import job_json
 from rqjobs.web.job_view import describe
 from rqjobs.cli import main
 app = web.create_app()
 resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
 with app.test_request_context():
     for job_id in sys.argv[1:]:
-        print(job_id, repr(describe(job_id))[:3000], repr(facts(job_id))[:3000])
+        print(job_id, repr(describe(job_id))[:3000], repr(job_json(job_id))[:3000])
 main(["failed"])
 """
 

@@ -167,7 +167,7 @@ def test_a_login_behind_nginx_or_the_header_that_it_must_set(gunicorn, nginx, ws
             outside, "POST", "/login", LOGIN, Origin=f"http://127.0.0.1:{outside}", **FORM
         )
         assert status == 403 and "proxy_set_header Host $http_host;" in text
-        assert f"from a page of 127.0.0.1:{outside} " in text and f"asked as {asked} " in text
+        assert f"from a page of 127.0.0.1:{outside} " in text and f"called as {asked} " in text
         status, _, _, _ = ask(
             outside, "POST", "/login", LOGIN, Sec_Fetch_Site="same-origin", **FORM
         )

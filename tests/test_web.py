@@ -25,8 +25,8 @@ import rqjobs
 from rqjobs import config, connection
 from rqjobs.jobs import Job
 from rqjobs.web import create_app, init_app
-from rqjobs.web.auth import is_ours
-from rqjobs.web.generated_secrets import kept
+from rqjobs.web.auth import is_local_path
+from rqjobs.web.generated_secrets import generated_secret
 
 PASSWORD = "correct horse"
 OURS = {"Sec-Fetch-Site": "same-origin"}
@@ -202,7 +202,7 @@ def test_login_leads_nowhere_else(app, stranger, target):
     )
     assert reply.location == "/"
     with app.test_request_context():
-        assert is_ours("/failed?page=2") and not is_ours(target)
+        assert is_local_path("/failed?page=2") and not is_local_path(target)
 
 
 def test_logging_in_forgets_the_session_before(app, stranger):
@@ -287,13 +287,13 @@ def test_a_folder_that_cannot_keep_a_secret(folder, capsys, spoil):
     else:
         file.write_bytes(b"\xff" * 40)
         file.chmod(0o600)
-    found = {kept("secret-key", "SECRET_KEY") for _ in range(2)}
+    found = {generated_secret("secret-key", "SECRET_KEY") for _ in range(2)}
     assert len(found) == 2 and all(len(one) >= 16 for one in found), "each process has its own"
     assert "Set SECRET_KEY" in capsys.readouterr().err
 
 
 def test_processes_that_start_at_once_keep_one_secret(spawn, tmp_path):
-    code = "from rqjobs.web.generated_secrets import kept; print(kept('secret-key', 'X'))"
+    code = "from rqjobs.web.generated_secrets import generated_secret; print(generated_secret('secret-key', 'X'))"
     processes = [spawn(sys.executable, "-c", code) for _ in range(8)]
     assert all(process.wait(60) == 0 for process in processes)
     assert len({process.output() for process in processes}) == 1
@@ -472,7 +472,7 @@ def test_without_a_password_only_this_machine_is_served(settings, folder, capsys
     client.get("/login")
     printed = capsys.readouterr().err
     assert (
-        "no RQJOBS_ADMIN_PASSWORD is set, so only this machine is served. Log in as admin with: "
+        "RQJOBS_ADMIN_PASSWORD is not set, so only this machine is served. Log in as admin with: "
         in printed
     )
     password = printed.strip().rpartition(" ")[2]
@@ -594,7 +594,8 @@ def test_a_refusal_names_the_header_that_a_proxy_must_set(stranger):
     )
     assert reply.status_code == 403 and "proxy_set_header Host $http_host;" in reply.text
     assert (
-        "from a page of shop.example:8080" in reply.text and "asked as 127.0.0.1:8000" in reply.text
+        "from a page of shop.example:8080" in reply.text
+        and "called as 127.0.0.1:8000" in reply.text
     )
     reply = log_in(stranger, headers={"Origin": "http://" + HOSTILE, "Host": "127.0.0.1:8000"})
     assert reply.status_code == 403
@@ -705,7 +706,7 @@ def test_home_shows_what_there_is(client, redis):
     page = client.get("/").text
     assert "faults.say(&#39;hello&#39;)" in page and "faults.boom(&#39;bang&#39;)" in page
     assert 'value="faults.add"' in page and '<optgroup label="faults">' in page
-    assert "No worker serves <b>low</b>" in page
+    assert "Jobs are waiting in <b>low</b>, but no worker serves this queue." in page
     assert (
         "faults.say(&#39;waits&#39;)" in client.get("/live").text
         and "<html" not in client.get("/live").text
@@ -857,12 +858,12 @@ def test_at_is_in_the_browsers_time(client, redis):
         ({"queue": ""}, "There is no such queue here."),
         ({"when": "in", "delay": "-1", "unit": "days"}, "from 0 to 3,650 days"),
         ({"when": "in", "delay": "nan", "unit": "days"}, "from 0 to 3,650 days"),
-        ({"when": "in", "delay": "", "unit": "days"}, "Say in how long."),
+        ({"when": "in", "delay": "", "unit": "days"}, "Give the delay."),
         ({"when": "at", "at": "tomorrow"}, "Give a date and a time"),
-        ({"when": "at", "at": "2001-01-01T00:00"}, "That is past."),
+        ({"when": "at", "at": "2001-01-01T00:00"}, "This time is in the past."),
         ({"when": "at", "at": "9999-12-31T23:59", "offset": "-840"}, "10 years"),
         ({"when": "at", "at": "0001-01-01T00:00", "offset": "840"}, "past"),
-        ({"when": "never"}, "Now, in, or at?"),
+        ({"when": "never"}, "Choose when to run the job."),
         ({"retries": "101"}, "from 0 to 100."),
         ({"retries": "1", "retry_interval": "99999999"}, "from 0 to 2,592,000 seconds"),
         ({"repeats": "10001"}, "from 0 to 10,000."),
@@ -1048,13 +1049,14 @@ def test_buttons_do_what_they_say_and_nothing_in_other_states(client, redis, sta
 def test_a_job_that_waits_in_vain_says_so(client, redis):
     parent = rqjobs.enqueue(faults.boom, "bang")
     job = rqjobs.enqueue(faults.say, "after", depends_on=parent)
-    assert "It waits for" not in client.get(f"/jobs/{job.id}").text
+    assert "This job waits for" not in client.get(f"/jobs/{job.id}").text
     run_all(redis)
     page = client.get(f"/jobs/{job.id}").text
-    assert f"It waits for <bdi>{parent.id}</bdi>, which is failed: requeue that one" in page
+    assert f"This job waits for <bdi>{parent.id}</bdi>, which is failed: requeue that one" in page
     parent.delete()
     assert (
-        f"It waits for <bdi>{parent.id}</bdi>, which is gone" in client.get(f"/jobs/{job.id}").text
+        f"This job waits for <bdi>{parent.id}</bdi>, which is gone"
+        in client.get(f"/jobs/{job.id}").text
     )
 
 
@@ -1097,7 +1099,7 @@ def test_there_is_a_page_for_what_is_not_there(client):
         "/nowhere",
     ):
         reply = client.get(path)
-        assert reply.status_code == 404 and "Not here" in reply.text
+        assert reply.status_code == 404 and "Not found" in reply.text
     assert client.post("/jobs/gone/delete").status_code == 404
     assert client.post("/jobs/gone/explode").status_code == 404
 
@@ -1298,15 +1300,12 @@ def test_a_stopped_job_is_shown_beside_the_failed_ones_and_requeue_all_leaves_it
         redis.zadd("rq:failed:default", {job.id: 9e9})
     redis.zadd("rqjobs:stopped:default", {stopped.id: 9e9})
     page = client.get("/failed").text
-    assert "1 stopped by somebody" in page and f'href="/jobs/{stopped.id}"' in page
+    assert "1 stopped job, which" in page and f'href="/jobs/{stopped.id}"' in page
     assert "Requeue 1 failed jobs" in page
     client.post("/failed/requeue")
     assert redis.lrange("rq:queue:default", 0, -1) == [failing.id.encode()]
     client.post(f"/jobs/{stopped.id}/requeue")
-    assert (
-        redis.llen("rq:queue:default") == 2
-        and "stopped by somebody" not in client.get("/failed").text
-    )
+    assert redis.llen("rq:queue:default") == 2 and "stopped job" not in client.get("/failed").text
 
 
 def test_requeue_one_and_all(client, redis):

@@ -14,7 +14,7 @@ import test_web
 import rqjobs
 from rqjobs import catalog, cron, delayed, every, schedules
 from rqjobs.jobs import Job
-from rqjobs.web.forms import fields as forms
+from rqjobs.web.forms.arguments import fill_in, read_arguments
 
 HOSTILE, harmless = test_web.HOSTILE, test_web.harmless
 app, client = test_web.app, test_web.client
@@ -98,10 +98,10 @@ def test_all_schedules_are_listed(client, redis):
         "the script shows it in the viewer's zone"
     )
     assert f'href="/jobs/{job.id}" title="queued, ' in page
-    assert "No clock ticks at the moment" in page
+    assert "No scheduler is running" in page
     redis.set("rqjobs:schedules:lock", "somebody")
     page = client.get("/schedules").text
-    assert "No clock ticks at the moment" not in page
+    assert "No scheduler is running" not in page
     assert (
         client.get("/live/schedules").text.strip() in page
         and "<html" not in client.get("/live/schedules").text
@@ -158,7 +158,9 @@ def test_those_of_the_code_say_why_they_cannot_be_changed(client, redis):
     before = redis.hgetall("rqjobs:schedule:from-code")
     page = client.get("/schedules/from-code").text
     assert (
-        "It is declared in the code" in page and 'id="edit"' not in page and "/remove" not in page
+        "This schedule is declared in the code" in page
+        and 'id="edit"' not in page
+        and "/remove" not in page
     )
     assert (
         "in the code" in client.get("/schedules").text
@@ -173,7 +175,9 @@ def test_those_of_the_code_say_why_they_cannot_be_changed(client, redis):
     assert redis.hgetall("rqjobs:schedule:from-code") == before
     redis.hset("rqjobs:schedule:from-code", "undeclared_since", "1")
     page = client.get("/schedules/from-code").text
-    assert "No running worker declares it" in page and "/schedules/from-code/remove" in page
+    assert (
+        "No running worker declares this schedule" in page and "/schedules/from-code/remove" in page
+    )
 
 
 # What is done
@@ -189,7 +193,7 @@ def test_pause_resume_run_remove(client, redis):
     assert schedules.get("report").state == "active"
     client.post("/schedules/report/run")
     (job_id,) = redis.lrange("rq:queue:low", 0, -1)
-    assert "One of its jobs is in the queue." in client.get("/schedules/report").text
+    assert "One job of this schedule is in the queue." in client.get("/schedules/report").text
     assert 'data-confirm="Remove the schedule report' in client.get("/schedules/report").text
     assert client.post("/schedules/report/remove").location == "/schedules"
     assert schedules.all() == [] and redis.lrange("rq:queue:low", 0, -1) == [job_id]
@@ -288,7 +292,7 @@ def test_a_form_sent_twice_is_one_schedule(client):
         ({"interval": "0.5", "unit": "seconds"}, "interval", "at least one"),
         ({"interval": ""}, "interval", "at least one"),
         ({"interval": "4000", "unit": "days"}, "interval", "from 0 to 3,650 days"),
-        ({"kind": "sometimes"}, "kind", "by a cron expression?"),
+        ({"kind": "sometimes"}, "kind", "an interval or a cron expression."),
         (
             {"kind": "cron", "expression": "0 6 * * mon-fry", "tz": ""},
             "expression",
@@ -345,7 +349,7 @@ def test_the_look_ahead(client):
     )
     for wrong, told in (
         (CRON | {"expression": "0 6 * * mon-fry"}, "field 5"),
-        ({}, "by a cron expression?"),
+        ({}, "an interval or a cron expression."),
         (NEW | {"start": "9998-12-31T23:00"}, ""),
         (NEW | {"end": "2001-01-01T00:00"}, "never"),
         (dict.fromkeys(CRON, HOSTILE) | {"kind": "cron"}, ""),
@@ -452,7 +456,7 @@ def test_a_change_that_somebody_else_made_is_not_overwritten_unseen(client):
     form = inputs(client.get("/schedules/one").text) | {"arg.a": "9"}
     schedules.edit("one", rule=every(hours=2))
     reply = client.post("/schedules/one", data=form)
-    assert reply.status_code == 422 and "It was changed meanwhile" in reply.text
+    assert reply.status_code == 422 and "The schedule has changed since" in reply.text
     assert schedules.get("one").args == [3]
     client.post("/schedules/one", data=inputs(reply.text))
     assert schedules.get("one").args == [9, 1], "seen, and written over it"
@@ -474,8 +478,8 @@ def test_a_change_that_somebody_else_made_is_not_overwritten_unseen(client):
     ],
 )
 def test_arguments_are_shown_as_they_are_read_again(function, args, kwargs):
-    shown = forms.shown(function, args, kwargs)
-    again, more, errors = forms.read(function, shown)
+    shown = fill_in(function, args, kwargs)
+    again, more, errors = read_arguments(function, shown)
     assert not errors and json.dumps([*again, more]).startswith(json.dumps(args)[:-1])
 
 
@@ -492,7 +496,7 @@ def test_arguments_are_shown_as_they_are_read_again(function, args, kwargs):
     ],
 )
 def test_arguments_that_the_form_cannot_show_stay(client, redis, function, args):
-    assert forms.shown(function, args, {}) is None
+    assert fill_in(function, args, {}) is None
 
 
 def test_an_edit_without_the_arguments(client, redis, monkeypatch):
@@ -504,7 +508,7 @@ def test_an_edit_without_the_arguments(client, redis, monkeypatch):
     assert schedules.get("one").rule == every(hours=3) and schedules.get("one").args == [moment]
     monkeypatch.delitem(catalog.current().functions, "faults.ok")
     page = client.get("/schedules/one").text
-    assert "is no job function here" in page and "Its function is not in the catalog" in page
+    assert "is not a job function here" in page and "The function is not in the catalog" in page
     client.post("/schedules/one", data=inputs(page) | {"interval": "4"})
     assert schedules.get("one").rule == every(hours=4) and schedules.get("one").args == [moment]
 
@@ -635,7 +639,7 @@ def test_hostile_schedules_are_text(client, redis):
 
 
 def test_delayed_jobs_are_listed(client, redis):
-    assert "None waits for its time" in client.get("/delayed").text
+    assert "No delayed jobs" in client.get("/delayed").text
     late, soon = (
         rqjobs.enqueue_in(500, faults.say, "late"),
         rqjobs.enqueue_in(50, faults.say, "soon"),
@@ -688,18 +692,20 @@ def test_cancel_and_reschedule(client, redis):
 @pytest.mark.parametrize(
     "wrong, told",
     [
-        ({"when": "in", "delay": ""}, "Say in how long."),
+        ({"when": "in", "delay": ""}, "Give the delay."),
         ({"when": "in", "delay": "-1"}, "from 0 to"),
         ({"when": "at", "at": "soon"}, "Give a date and a time"),
-        ({"when": "at", "at": "2001-01-01T00:00"}, "That is past."),
-        ({"when": HOSTILE}, "Now, in, or at?"),
+        ({"when": "at", "at": "2001-01-01T00:00"}, "This time is in the past."),
+        ({"when": HOSTILE}, "Choose when to run the job."),
     ],
 )
 def test_errors_of_a_reschedule(client, redis, wrong, told):
     job = rqjobs.enqueue_in(500, faults.ok)
     due = redis.zscore("rq:scheduled:default", job.id)
     reply = client.post(f"/jobs/{job.id}/reschedule", data=wrong)
-    assert reply.status_code == 422 and told in reply.text and "Its time is as it was" in reply.text
+    assert (
+        reply.status_code == 422 and told in reply.text and "The time was not changed" in reply.text
+    )
     harmless(reply.text)
     assert redis.zscore("rq:scheduled:default", job.id) == due
 

@@ -52,6 +52,7 @@ SCHEDULES_UNFINISHED = "rqjobs:schedules:unfinished"
 SCHEDULES_DECLARED = "rqjobs:schedules:declared"
 SCHEDULES_ANNOUNCED = "rqjobs:schedules:announced"
 RESULT = "rqjobs:result"
+SESSIONS = "rqjobs:sessions"  # sorted set, session id -> when it expires, in Redis's clock
 REGISTRIES = ("scheduled", "deferred", "wip", "finished", "failed", "canceled")
 DOCTOR = "rqjobs:doctor"  # never written: the doctor's commands need a key
 SCHEDULES_WAKEUP_CHANNEL = "rqjobs:schedules:wakeup"
@@ -180,6 +181,18 @@ def schedule_runs(name: str) -> str:
 
 def schedule_outcomes(name: str) -> str:
     return f"rqjobs:schedule:{name}:outcomes"
+
+
+def login_tries(client: str) -> str:
+    """The counter of wrong passwords of one client; of all together for ""."""
+    if not client:
+        return "rqjobs:login"
+    return f"rqjobs:login:{client}"
+
+
+def login_pause(client: str) -> str:
+    """A key that exists as long as the client must pause."""
+    return f"{login_tries(client)}:pause"
 
 
 def decode(reply: Any) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import redis
-from redis.exceptions import NoPermissionError, ResponseError
+from redis.exceptions import NoPermissionError, ResponseError, WatchError
 from rq.defaults import DEFAULT_FAILURE_TTL
 from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.utils import now, utcformat
@@ -32,6 +32,7 @@ from rqjobs.broker.scripts import (
     in_chunks,
     read_together,
 )
+from rqjobs.connection import refusal_code
 from rqjobs.texts import escape_surrogates
 
 BATCH_MAX_JOBS = 1000  # jobs; a script holds up everybody else in Redis
@@ -313,6 +314,59 @@ def _remove_failed(connection: redis.Redis, job_id: str, but_of: str = "") -> No
             connection.zrem(keys.failed(name), job_id)
 
 
+def requeue_all(connection: redis.Redis, queues: Iterable[str], limit: int = -1) -> int:
+    """Requeue the oldest failed jobs of these queues, up to `limit` in all; returns how many.
+
+    Each job is requeued in one atomic step. A job that has been requeued or deleted since is
+    skipped, and so is a job whose queue's key is of the wrong type.
+
+    Raises:
+        redis.ResponseError: Redis refuses the write.
+    """
+    failed = [
+        (name, job_id) for name in queues for _, job_id in failed_jobs(connection, name, limit)
+    ]
+    if limit >= 0:
+        failed = failed[:limit]
+    count = 0
+    for name, job_id in failed:
+        try:
+            requeue(connection, job_id)
+            count += 1
+        except NoSuchJobError:
+            connection.zrem(keys.failed(name), job_id)
+        except InvalidJobOperation:
+            continue
+        except ResponseError as error:
+            if refusal_code(error):
+                raise
+    return count
+
+
+def cancel(job: Any, status: str) -> None:
+    """Cancel an `rq.job.Job` by RQ's own code, in one step, if its status is still `status`.
+
+    Raises:
+        InvalidJobOperation: the job has another status by now.
+    """
+    with job.connection.pipeline() as pipe:
+        pipe.watch(job.key)
+        if decode(pipe.hget(job.key, "status") or b"gone") != status:
+            raise InvalidJobOperation("the job's status has changed")
+        pipe.multi()
+        job.cancel(pipeline=pipe)
+        try:
+            pipe.execute()
+        except WatchError:
+            raise InvalidJobOperation("the job's status has changed") from None
+
+
+def delete_unreadable(connection: redis.Redis, job_id: str, queue: str) -> None:
+    """Delete a job that cannot be read from the failed jobs of `queue`, and its record."""
+    delete(connection, [job_id], queue)
+    connection.delete(keys.job(job_id))  # the queue in the record may be unreadable too
+
+
 def delete(connection: redis.Redis, job_ids: list[str], queue: str) -> list[str]:
     """Delete these jobs of `queue`; says of each whether it is "deleted", "running" (and left alone), or "gone"."""
     registries = ("scheduled", "deferred", "finished", "failed", "canceled")
@@ -336,6 +390,14 @@ def delete(connection: redis.Redis, job_ids: list[str], queue: str) -> list[str]
                 pipe.execute_command(*DELETE.call(own + places, [job_id, queue]))
             outcomes += map(decode, pipe.execute())
     return outcomes
+
+
+def delete_job(connection: redis.Redis, job_id: str) -> str:
+    """Delete a job from every place; returns "deleted", "running" (and left alone), or "gone"."""
+    origin = connection.hget(keys.job(job_id), "origin")
+    if origin is None:
+        return "gone"
+    return delete(connection, [job_id], decode(origin))[0]
 
 
 def delete_failed(connection: redis.Redis, job_id: str) -> None:

@@ -163,7 +163,7 @@ def _convert_arguments(
             kwargs[name] = value
         else:
             args.append(text)
-    return conversion.call(function, args, kwargs)
+    return conversion.read_call(function, args, kwargs)
 
 
 @group.command()

@@ -30,6 +30,7 @@ from rqjobs.schedules.store import (
     check_name,
     enqueue_ticks,
     first_tick,
+    is_stored,
     names_of_all,
     read,
     save,
@@ -263,6 +264,16 @@ def get(name: str) -> Schedule:
     raise ScheduleError(
         f"the schedule {name!r} in Redis cannot be read; remove it and add it again"
     )
+
+
+def names() -> list[str]:
+    """The names of all schedules, sorted; also of those that cannot be read."""
+    return names_of_all(connections.client())
+
+
+def exists(name: str) -> bool:
+    """Whether there is a schedule with this name, readable or not."""
+    return is_stored(connections.client(), name)
 
 
 def all() -> list[Schedule]:

@@ -33,6 +33,7 @@ from rqjobs.times import MAX_TIMESTAMP, utc
 
 HISTORY_RUNS = 20  # runs that Redis keeps of each schedule
 PER_RUN_FIELDS = ("created_at", "enqueued_at", "status")  # a schedule's jobs do not share these
+NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}")
 OPTION_FIELDS = {
     "timeout": ("timeout",),
     "ttl": ("ttl",),
@@ -128,13 +129,18 @@ class Schedule:
         return [self.rule.localize(tick) for tick in ticks]
 
 
+def is_name(text: Any) -> bool:
+    """Whether a schedule may have this name: the ids of its jobs begin with it."""
+    return isinstance(text, str) and bool(NAME_PATTERN.fullmatch(text))
+
+
 def check_name(name: str) -> str:
     """Return `name`. The ids of the schedule's jobs begin with it.
 
     Raises:
         ScheduleError: it cannot be the name of a schedule.
     """
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,80}", name):
+    if not is_name(name):
         raise ScheduleError(
             f"{name!r} cannot be the name of a schedule; use letters, digits, '_' and '-', at most 80"
         )
@@ -358,6 +364,12 @@ def names_of_all(client: redis.Redis) -> list[str]:
     if not isinstance(members, list):
         return []  # the key is of the wrong type
     return sorted(map(decode, members))
+
+
+def is_stored(client: redis.Redis, name: str) -> bool:
+    """Whether there is a schedule with this name, readable or not."""
+    (due,) = scripts.read_together(client, [("ZSCORE", keys.SCHEDULES, name)])
+    return isinstance(due, float)
 
 
 def read(client: redis.Redis, names: Iterable[str]) -> dict[str, Schedule]:

@@ -1,6 +1,6 @@
-"""The web pages: `create_app()` for an app of our own, `init_app()` to put the pages into yours.
+"""The web pages: `create_app()` is an app of their own, `init_app()` puts them into your app.
 
-The process that serves them never unpickles and never imports anything that it found in Redis.
+The process that serves them never unpickles, and never imports a name from Redis.
 """
 
 from __future__ import annotations
@@ -9,52 +9,61 @@ from flask import Flask
 from flask.sessions import SecureCookieSessionInterface
 
 from rqjobs import config, rq_patches
-from rqjobs.web import rq_dashboard as dashboard
-from rqjobs.web import views as views  # its pages
-from rqjobs.web.auth import Guard, Session, pages
+from rqjobs.web import rq_dashboard
+from rqjobs.web import views as views  # importing them adds them to the blueprint
+from rqjobs.web.auth import Auth, SessionInterface
+from rqjobs.web.rendering import pages
 
 
 def create_app() -> Flask:
-    """The admin pages as an app of their own, at `/`; for example `gunicorn 'rqjobs.web:create_app()'`.
+    """The admin pages as an app of their own, at `/`.
+
+    For example `gunicorn 'rqjobs.web:create_app()'`.
 
     Raises:
-        ConfigError: HOST opens the pages to a network, but there is no RQJOBS_ADMIN_PASSWORD.
+        ConfigError: HOST serves a network, but RQJOBS_ADMIN_PASSWORD is not set.
     """
     rq_patches.install()
     settings = config.current()
     config.require_password_for_network(settings)
     app = Flask("rqjobs.web")
-    largest = (
-        4 * settings.max_payload_bytes + 64 * 1024
-    )  # a form may take three bytes for one, and has more fields
+    # A form may take three bytes for one byte of a payload, and has other fields too.
+    max_form_bytes = 4 * settings.max_payload_bytes + 64 * 1024
     app.config.update(
-        SESSION_COOKIE_NAME="rqjobs_session",  # browsers do not tell ports apart: not every app's "session"
-        MAX_CONTENT_LENGTH=largest,
-        MAX_FORM_MEMORY_SIZE=largest,
+        # Browsers send cookies to all ports of a host, so the name must differ from other apps'.
+        SESSION_COOKIE_NAME="rqjobs_session",
+        MAX_CONTENT_LENGTH=max_form_bytes,
+        MAX_FORM_MEMORY_SIZE=max_form_bytes,
     )
     init_app(app)
     return app
 
 
 def init_app(app: Flask, url_prefix: str = "") -> None:
-    """Put the pages and the dashboard into `app`, all behind our guard; what is not under `url_prefix` is untouched.
+    """Put the pages and the dashboard into `app`, all behind our login.
 
-    The login lives in the app's own session, under the one key "rqjobs". Only what the app left at Flask's defaults is
-    changed, for its session cookie: SameSite becomes Lax, and over https the cookie is Secure. An app without a
-    secret key gets SECRET_KEY, or when the first request comes one that is kept in the data folder. With an empty
-    `url_prefix` the guard covers every route of the app. Nothing is printed or written before a request comes.
+    Routes outside `url_prefix` are not affected. With an empty `url_prefix` the login protects every
+    route of the app. Nothing is printed or written before the first request.
 
-    Stock queues of this process go on writing pickle, for stock workers. But nothing here unpickles by RQ's default
-    any longer, so a stock job's arguments, meta and result cannot be read here. To read them, pass
-    `serializer=rq.serializers.DefaultSerializer` to RQ, or serve `create_app()` in a process of its own.
+    The login is stored in the app's own session, under the key "rqjobs". Only settings that the app
+    has left at Flask's defaults change: the session cookie becomes SameSite=Lax, and Secure over
+    https. An app without a secret key gets SECRET_KEY; without that setting, the first request
+    generates a key in the data folder.
+
+    Stock queues of this process still write pickle, for stock workers. But nothing in this process
+    unpickles by RQ's default any more, so it cannot read the arguments, meta and result of a stock
+    job. To read them, pass `serializer=rq.serializers.DefaultSerializer` to RQ, or serve
+    `create_app()` in a process of its own.
     """
     rq_patches.install(shared=True)
-    prefix = "/" + url_prefix.strip("/") if url_prefix.strip("/") else ""
+    prefix = ""
+    if url_prefix.strip("/"):
+        prefix = "/" + url_prefix.strip("/")
     app.secret_key = app.secret_key or config.current().secret_key
     if app.config["SESSION_COOKIE_SAMESITE"] is None:
         app.config["SESSION_COOKIE_SAMESITE"] = "Lax"
     if type(app.session_interface) is SecureCookieSessionInterface:
-        app.session_interface = Session()
-    Guard(app, prefix)
+        app.session_interface = SessionInterface()
+    Auth(app, prefix)
     app.register_blueprint(pages, url_prefix=prefix or None)
-    dashboard.mount(app, prefix)
+    rq_dashboard.mount(app, prefix)

@@ -1,4 +1,4 @@
-"""Secrets that nobody set: made once, and kept in the data folder, so that every process started there has the same."""
+"""Generated secrets: made once, and kept in the data folder for all processes of that folder."""
 
 from __future__ import annotations
 
@@ -6,40 +6,46 @@ import fcntl
 import os
 import secrets
 import sys
+from pathlib import Path
 
 from rqjobs import connection
 
-BYTES = 18  # of chance in one
-SHORTEST_CHARACTERS = 16
+SECRET_BYTES = 18
+MIN_SECRET_CHARACTERS = 16
 
 
-def kept(name: str, setting: str) -> str:
-    """The secret `name` of this folder. Where the folder cannot be used, one of this process's own, which says so.
+def generated_secret(name: str, setting: str) -> str:
+    """The secret in the file `name` of the data folder; the first process to ask makes it.
 
-    The file can be read by its owner only. Of several processes that start at once, one makes it.
+    Only the file's owner can read it. If the folder cannot be used, the secret is temporary and
+    belongs to this process; a message on stderr then names the `setting` to use instead.
     """
-    made = secrets.token_urlsafe(BYTES)
-    path = connection.DATA_FOLDER / name
+    new = secrets.token_urlsafe(SECRET_BYTES)
     try:
         connection.DATA_FOLDER.mkdir(mode=0o700, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with open(descriptor, "r+", encoding="ascii") as file:
-            about = os.fstat(descriptor)
-            if about.st_uid != os.geteuid() or about.st_mode & 0o077:
-                raise PermissionError(f"{path} must be yours, and readable by you only (chmod 600)")
-            fcntl.flock(file, fcntl.LOCK_EX)
-            found = file.read().strip()
-            if len(found) < SHORTEST_CHARACTERS:
-                found = made
-                file.seek(0)
-                file.truncate()
-                file.write(found)
-            return found
+        return _read_or_write(connection.DATA_FOLDER / name, new)
     except (OSError, UnicodeError) as error:
         print(
-            f"rqjobs: {error}; so this process has a secret of its own, and no other process takes its logins. "
-            f"Set {setting}",
+            f"rqjobs: {error}. This process uses a temporary secret, so other processes reject its "
+            f"logins. Set {setting}",
             file=sys.stderr,
             flush=True,
         )
-        return made
+        return new
+
+
+def _read_or_write(path: Path, new: str) -> str:
+    """The secret in the file, or `new` after it was written there. A lock makes this one step."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "r+", encoding="ascii") as file:
+        about = os.fstat(descriptor)
+        if about.st_uid != os.geteuid() or about.st_mode & 0o077:
+            raise PermissionError(f"{path} must be yours, and readable by you only (chmod 600)")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        old = file.read().strip()
+        if len(old) >= MIN_SECRET_CHARACTERS:
+            return old
+        file.seek(0)
+        file.truncate()
+        file.write(new)
+        return new

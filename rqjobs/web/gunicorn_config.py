@@ -1,10 +1,13 @@
-"""Gunicorn's settings, for the Procfile and `rqjobs dev`: `gunicorn --config python:rqjobs.web.gunicorn_config …`."""
+"""Gunicorn's settings, for the Procfile and `rqjobs dev`.
+
+Use them with `gunicorn --config python:rqjobs.web.gunicorn_config "rqjobs.web:create_app()"`.
+"""
 
 import sys
 from typing import Any
 
-# Not `config` itself: gunicorn takes every name in here for a setting of its own.
-from rqjobs.config import ConfigError, current, require_password_for_network
+# The names are imported one by one: gunicorn takes every name in this module for a setting.
+from rqjobs.config import Config, ConfigError, current, require_password_for_network
 from rqjobs.connection import NoRedis, client
 
 try:
@@ -12,15 +15,21 @@ try:
     require_password_for_network(_settings)
     client()
 except NoRedis:
-    pass  # there may be one when the first page is asked for
+    pass  # Redis may be there by the time of the first request
 except ConfigError as error:
     sys.exit(f"rqjobs: {error}")
-# Behind a password all interfaces are served, as a platform that sets PORT expects; without one only this machine.
-bind = (
-    f"{_settings.host or ('0.0.0.0' if _settings.admin_password else '127.0.0.1')}:{_settings.port}"
-)
+
+
+def _default_host(settings: Config) -> str:
+    """All interfaces if a password is set, as hosting platforms expect; else this machine only."""
+    if settings.admin_password:
+        return "0.0.0.0"
+    return "127.0.0.1"
+
+
+bind = f"{_settings.host or _default_host(_settings)}:{_settings.port}"
 workers = 1  # one process with threads: the pages only wait for Redis
-threads = 32  # a slow client has one for at most so long as gunicorn_worker.py says
+threads = 32  # a slow client occupies one for at most REQUEST_SECONDS of gunicorn_worker.py
 worker_class = "rqjobs.web.gunicorn_worker.Worker"
 graceful_timeout = 3  # seconds
 loglevel = "warning"
@@ -28,6 +37,6 @@ control_socket_disable = True  # gunicorn would leave one in the home directory
 
 
 def when_ready(server: Any) -> None:
-    """Say where it serves: what starts it may have chosen the port (honcho: 5000). `rqjobs dev` says so itself."""
+    """Print the address, because honcho may have chosen the port. `rqjobs dev` prints its own."""
     if not _settings.one_time_password:
         print(f"rqjobs: serving at http://{bind}/", file=sys.stderr, flush=True)

@@ -1,5 +1,8 @@
-"""Gunicorn's threaded worker with time-outs for its clients: gunicorn itself lets one that sends or reads a byte a
-second keep a thread for as long as it likes, and as many of these as there are threads are the end of all service."""
+"""Gunicorn's threaded worker with time-outs for slow clients.
+
+Gunicorn has no time-out for a client that sends or reads one byte a second. Such a client keeps a
+thread for as long as it likes, and as many such clients as there are threads block the server.
+"""
 
 from __future__ import annotations
 
@@ -10,35 +13,38 @@ from typing import Any
 
 from gunicorn.workers.gthread import ThreadWorker
 
-HEAD_SECONDS = 5  # in which the head of a request must have come
-REQUEST_SECONDS = (
-    30  # in which then its body must have come, and the answer have been made and taken
-)
+HEAD_SECONDS = 5  # in which the head of a request must arrive
+REQUEST_SECONDS = 30  # in which the body must then arrive, and the response be made and sent
 
 
 class Worker(ThreadWorker):
-    """Overrides: `handle` and `handle_request` (note until when), `notify` (once a second: end what took longer)."""
+    """A threaded worker that closes connections past their deadline."""
 
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
-        self.ends: dict[Any, float] = {}  # connection that has a thread -> until when
+        self.deadlines: dict[Any, float] = {}  # of each connection that occupies a thread
 
     def handle(self, conn: Any) -> Any:
-        self.ends[conn] = time.monotonic() + HEAD_SECONDS
+        """Overridden to set the deadline of the head."""
+        self.deadlines[conn] = time.monotonic() + HEAD_SECONDS
         try:
             return super().handle(conn)
         finally:
-            self.ends.pop(conn, None)
+            self.deadlines.pop(conn, None)
 
     def handle_request(self, req: Any, conn: Any) -> Any:
-        self.ends[conn] = time.monotonic() + REQUEST_SECONDS
+        """Overridden to set the deadline of the request."""
+        self.deadlines[conn] = time.monotonic() + REQUEST_SECONDS
         return super().handle_request(req, conn)
 
     def notify(self) -> None:
+        """Overridden to shut down connections past their deadline; gunicorn calls it once a second.
+
+        The thread that waits for such a connection then reads its end and becomes free.
+        """
         super().notify()
-        for conn, end in list(self.ends.items()):
-            if time.monotonic() > end:
-                with contextlib.suppress(OSError):  # it is gone by itself
-                    conn.sock.shutdown(
-                        socket.SHUT_RDWR
-                    )  # its thread, which waits for it, sees the end of it
+        now = time.monotonic()
+        for conn, deadline in list(self.deadlines.items()):
+            if now > deadline:
+                with contextlib.suppress(OSError):  # the client has closed it
+                    conn.sock.shutdown(socket.SHUT_RDWR)

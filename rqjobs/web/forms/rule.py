@@ -1,104 +1,136 @@
-"""The form of a rule: what is read from it, what it shows, and a look ahead while it is filled in."""
+"""The inputs of a rule: read from a form, and filled in to be edited."""
 
 from __future__ import annotations
 
 import re
 import zoneinfo
-from datetime import timedelta
+from collections.abc import Callable
+from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
-from flask import request
-
 from rqjobs import ScheduleError, cron, every
-from rqjobs.schedules.describe import describe
 from rqjobs.schedules.rules import Rule
-from rqjobs.web.auth import page, pages
-from rqjobs.web.forms import fields as forms
+from rqjobs.web.forms.options import DURATION_UNITS, NO_DATE, FormReader
 
-TERMS = ("missed", "overlap", "jitter", "start", "end", "times")
-AHEAD = 3  # times that the look ahead shows
-
-
-@pages.get("/live/rule")
-def look_ahead() -> Any:
-    """The rule that the form describes by now, in words, and its next times; or what is wrong."""
-    reader = forms.Reader(request.args)
-    rule = read(reader)
-    try:
-        ahead = {"rule_text": describe(rule), "times": times(rule.upcoming(AHEAD))} if rule else {}
-    except (ValueError, OverflowError):  # so far away that it is no date
-        ahead = {}
-    return page("_rule.html", ahead=ahead, wrong=next(iter(reader.errors.values()), ""))
-
-
-def times(ticks: list[Any]) -> list[Any]:
-    """(tick, how the rule's own zone writes it)"""
-    return [(tick, f"{tick:%a %Y-%m-%d %H:%M:%S %Z}") for tick in ticks]
+OPTION_INPUTS = ("missed", "overlap", "jitter", "start", "end", "times")
+MISSED_LABELS = {
+    "once": "run once for all of them",
+    "all": "run once for each",
+    "skip": "skip them",
+}
+MAX_JITTER_SECONDS = 86_400
+MAX_TIMES = 1_000_000
+MIN_YEAR, MAX_YEAR = 1970, 9998  # that an input of a date can hold in every time zone
+NEW_RULE = {
+    "kind": "every",
+    "interval": "5",
+    "unit": "minutes",
+    "missed": "once",
+    "overlap": "on",
+}
 
 
-def given(rule: Rule) -> dict[str, str]:
-    """The inputs for a rule. Moments are in the server's time zone; the browser brings them to its own."""
-    unit = next(unit for unit, size in reversed(forms.UNITS.items()) if rule.seconds % size == 0)
-    shown = {
+def fill_in_rule(rule: Rule) -> dict[str, str]:
+    """The inputs of a rule. Dates are in the server's time zone; the browser converts them."""
+    form = {
         "kind": rule.kind,
         "missed": rule.missed,
         "overlap": "on" if rule.overlap else "",
         "jitter": f"{rule.jitter:g}" if rule.jitter else "",
         "times": str(rule.times or ""),
+        "start": _date_text(rule.start),
+        "end": _date_text(rule.end),
     }
-    shown |= (
-        {"interval": str(rule.seconds // forms.UNITS[unit]), "unit": unit}
-        if rule.kind == "every"
-        else {"expression": rule.expression, "tz": rule.tz}
-    )
-    for name, moment in (("start", rule.start), ("end", rule.end)):
-        usual = moment and 1970 <= moment.year < 9999
-        shown[name] = (
-            f"{moment.astimezone() if usual else moment:%Y-%m-%dT%H:%M:%S}" if moment else ""
-        )
-    return shown
+    if rule.kind == "cron":
+        return form | {"expression": rule.expression, "tz": rule.tz}
+    unit = next(unit for unit, size in reversed(DURATION_UNITS.items()) if rule.seconds % size == 0)
+    return form | {"interval": str(rule.seconds // DURATION_UNITS[unit]), "unit": unit}
 
 
-def read(reader: forms.Reader, before: Rule | None = None) -> Rule | None:
-    """The rule that a form describes; None if it is wrong, and then the reader has the errors.
+def _is_usual(moment: datetime) -> bool:
+    return MIN_YEAR <= moment.year <= MAX_YEAR
 
-    What the form cannot show of the rule `before` (fractions of a second) stays as it was.
+
+def _date_text(moment: datetime | None) -> str:
+    if moment is None:
+        return ""
+    if _is_usual(moment):
+        moment = moment.astimezone()
+    return f"{moment:%Y-%m-%dT%H:%M:%S}"
+
+
+def read_rule(form: FormReader, before: Rule | None = None) -> Rule | None:
+    """The rule in a form; None if an input is wrong, and then `form.errors` has the reason.
+
+    A date of the rule `before` keeps its fraction of a second, because the form cannot show it.
     """
-    terms: dict[str, Any] = {
-        "missed": reader.text("missed"),
-        "overlap": bool(reader.text("overlap")),
+    options: dict[str, Any] = {
+        "missed": form.text("missed"),
+        "overlap": bool(form.text("overlap")),
+        "jitter": form.number("jitter", 0, MAX_JITTER_SECONDS, "seconds") or 0,
+        "times": form.whole_number("times", 1, MAX_TIMES),
     }
-    terms["jitter"] = reader.number("jitter", 0, 86400, " seconds", float) or 0
-    terms["times"] = reader.number("times", 1, 1_000_000)
     for name in ("start", "end"):
-        if reader.text(name):
-            moment, old = reader.moment(name, f"{name}_offset"), getattr(before, name, None)
-            if moment and not 1970 <= moment.year < 9999:
-                reader.errors[name] = "Give a date and a time, such as 2030-12-31T12:00."
-            terms[name] = old if moment and old and moment == old.replace(microsecond=0) else moment
-    kind, where = reader.text("kind"), "interval"
-    try:
-        if kind == "every":
-            parts: dict[str, Any] = {
-                "seconds": (reader.duration("interval", "unit") or timedelta()).total_seconds()
-            }
-            every(**parts)
-        elif kind == "cron":
-            parts, where = {"expression": reader.text("expression")}, "expression"
-            cron(**parts)
-            parts["tz"], where = reader.text("tz") or "UTC", "tz"
-            cron(**parts)
-        else:
-            reader.errors["kind"] = "Every so often, or by a cron expression?"
-        return None if reader.errors else (every if kind == "every" else cron)(**parts, **terms)
-    except (ScheduleError, OverflowError) as error:
-        term = re.match(r"(\w+)=", str(error))  # so begins what is said of a term
-        reader.errors.setdefault(term[1] if term and term[1] in TERMS else where, str(error))
+        if form.text(name):
+            options[name] = _read_date(form, name, getattr(before, name, None))
+    kind = form.text("kind")
+    if kind == "every":
+        return _read_every(form, options)
+    if kind == "cron":
+        return _read_cron(form, options)
+    form.errors["kind"] = "Choose an interval or a cron expression."
     return None
 
 
+def _read_date(form: FormReader, name: str, before: datetime | None) -> datetime | None:
+    moment = form.moment(name, f"{name}_offset")
+    if moment is None:
+        return None
+    if not _is_usual(moment):
+        form.errors[name] = NO_DATE
+    if before and moment == before.replace(microsecond=0):
+        return before
+    return moment
+
+
+def _read_every(form: FormReader, options: dict[str, Any]) -> Rule | None:
+    duration = form.duration("interval", "unit") or timedelta()
+    return _make_rule(form, "interval", every, options, seconds=duration.total_seconds())
+
+
+def _read_cron(form: FormReader, options: dict[str, Any]) -> Rule | None:
+    expression = form.text("expression")
+    # The expression is checked alone first, so that a second error is about the time zone.
+    _make_rule(form, "expression", cron, {}, expression=expression)
+    if "expression" in form.errors:
+        return None
+    return _make_rule(form, "tz", cron, options, expression=expression, tz=form.text("tz") or "UTC")
+
+
+def _make_rule(
+    form: FormReader,
+    name: str,
+    make: Callable[..., Rule],
+    options: dict[str, Any],
+    **times: Any,
+) -> Rule | None:
+    """The rule, or None if any input is wrong. An error that names no option is about `name`."""
+    try:
+        make(**times)
+        if form.errors:
+            return None
+        return make(**times, **options)
+    except (ScheduleError, OverflowError) as error:
+        # An error about an option begins with its name: "jitter=…".
+        option = re.match(r"(\w+)=", str(error))
+        if option and option[1] in OPTION_INPUTS:
+            name = option[1]
+        form.errors.setdefault(name, str(error))
+        return None
+
+
 @lru_cache
-def zones() -> list[str]:
+def time_zones() -> list[str]:
     """The time zones that this machine knows."""
     return sorted(zoneinfo.available_timezones())

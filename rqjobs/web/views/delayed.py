@@ -1,83 +1,73 @@
-"""The page of delayed jobs: what waits for its time, to be canceled or given another one."""
+"""The page of delayed jobs: cancel one, run it now, or give it another time."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
-from flask import request, session
+from flask import request
 from redis.exceptions import ResponseError
 from rq.exceptions import InvalidJobOperation, NoSuchJobError
 
 from rqjobs import connection, delayed, stats
-from rqjobs.web.auth import back, page, pages
-from rqjobs.web.forms import fields as forms
-from rqjobs.web.job_view import cut, describe, part
+from rqjobs.web.forms.options import FormReader, time_inputs
+from rqjobs.web.job_view import ROW_LABEL_CHARACTERS, describe
+from rqjobs.web.rendering import cut, flash, page, pages, paging, queue_filter, redirect_back
 
-PER_PAGE = 25
+DELAYED_PER_PAGE = 25
 
 
 @pages.get("/delayed")
 def delayed_jobs() -> Any:
-    return page("delayed.html", **_waiting())
+    return page("delayed.html", **_table())
 
 
 @pages.get("/live/delayed")
 def live_delayed() -> Any:
-    """The table of that page, as it is now."""
-    return page("_delayed.html", **_waiting())
+    """The table of the page, as it is now."""
+    return page("_delayed.html", **_table())
 
 
-def _waiting() -> dict[str, Any]:
-    chosen = request.args.get("queue", "")
-    client = connection.client()
-    counts = {queue.name: queue.scheduled for queue in stats.snapshot(client).queues}
-    total = sum(count for name, count in counts.items() if chosen in ("", name))
-    number, pages = part(total, PER_PAGE)
-    jobs = delayed.jobs(chosen or None, (number - 1) * PER_PAGE, PER_PAGE)
+def _table() -> dict[str, Any]:
+    queues = stats.snapshot(connection.client()).queues
+    shown = queue_filter({queue.name: queue.scheduled for queue in queues})
+    part = paging(shown.total, DELAYED_PER_PAGE)
+    jobs = delayed.jobs(shown.chosen or None, part.start, part.size)
     return {
         "jobs": [
             {
                 "id": job.job_id,
                 "queue": job.queue,
                 "due": job.due,
-                "label": cut(job.description or job.job_id, 160),
+                "label": cut(job.description or job.job_id, ROW_LABEL_CHARACTERS),
             }
             for job in jobs
         ],
-        "counts": counts,
-        "chosen": chosen,
-        "total": total,
-        "number": number,
-        "pages": pages,
+        "queue": shown,
+        "paging": part,
     }
 
 
 @pages.post("/jobs/<job_id>/reschedule")
 def reschedule(job_id: str) -> Any:
-    """Give a delayed job the time that the form says; `when=now` lets it run as soon as it can."""
-    reader = forms.Reader(request.form)
-    due = reader.due()
-    if reader.errors:
-        return page("job.html", 422, job=describe(job_id), **reschedule_form(reader.errors))
+    """Give a delayed job the time in the form. `when=now` makes it due at once."""
+    form = FormReader(request.form)
+    due = form.due()
+    if form.errors:
+        return page("job.html", 422, job=describe(job_id), **reschedule_form(form.errors))
     try:
-        moment = delayed.reschedule(job_id, 0 if due is None else due)
-        note = (
-            f"The job is due at {moment:%Y-%m-%d %H:%M:%S} UTC." if due else "The job is due now."
-        )
+        if due is None:
+            delayed.reschedule(job_id, 0)
+            flash("The job is due now.")
+        else:
+            moment = delayed.reschedule(job_id, due)
+            flash(f"The job is due at {moment:%Y-%m-%d %H:%M:%S} UTC.")
     except (InvalidJobOperation, NoSuchJobError, ResponseError) as error:
-        note = f"Nothing was done: {error}"
-    session["rqjobs_note"] = note
-    return back("rqjobs.job", job_id=job_id)
+        flash(f"Nothing was done: {error}")
+    return redirect_back("rqjobs.job", job_id=job_id)
 
 
 def reschedule_form(errors: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
-    """What the form on a job's page needs."""
-    return {
-        "given": request.form,
-        "errors": errors,
-        "units": forms.UNITS,
-        "zone": datetime.now().astimezone().tzname(),
-    }
+    """The values for the reschedule form on a job's page."""
+    return {"given": request.form, "errors": errors, **time_inputs()}

@@ -1,89 +1,92 @@
-"""The pages of schedules: all of them, one with its next times and last runs, and the form that makes or changes one.
+"""The pages of schedules: the list, one schedule with its next times and runs, and the form.
 
-What stands in a schedule's hash is untrusted text, and one that cannot be read must not hide the others.
+The record of a schedule is untrusted text. A record that cannot be read must not hide the others.
 """
 
 from __future__ import annotations
 
-import re
+import contextlib
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from dataclasses import dataclass
 from typing import Any
 
 import redis
-from flask import abort, redirect, request, session, url_for
+from flask import abort, redirect, request, url_for
 from redis.exceptions import ResponseError
 
-from rqjobs import ScheduleError, catalog, connection, queues
-from rqjobs import schedules as stored
-from rqjobs.broker import keys, scripts
-from rqjobs.broker.keys import decode
-from rqjobs.scheduler import SCHEDULES_LOCK
+from rqjobs import ScheduleError, catalog, connection, queues, schedules, stats
 from rqjobs.schedules.describe import describe, describe_missed
 from rqjobs.schedules.rules import Rule
-from rqjobs.schedules.store import Schedule, read
-from rqjobs.web.auth import back, page, pages
-from rqjobs.web.forms import fields as forms
-from rqjobs.web.forms import rule as ruleform
-from rqjobs.web.job_view import cut, is_id, part
+from rqjobs.schedules.store import Schedule, is_name, read
+from rqjobs.web.forms import arguments, fields
+from rqjobs.web.forms.options import FormReader
+from rqjobs.web.forms.rule import MISSED_LABELS, NEW_RULE, fill_in_rule, read_rule, time_zones
+from rqjobs.web.job_view import is_job_id
+from rqjobs.web.rendering import cut, flash, page, pages, paging, redirect_back
 
-PER_PAGE = 50
-NAME = re.compile(r"[A-Za-z0-9_-]{1,80}")
-ODD = (
-    ValueError,
-    OverflowError,
-    RecursionError,
-)  # what foreign numbers and JSON in a hash may raise
+SCHEDULES_PER_PAGE = 50
+ROW_RUNS = 5  # of a schedule in the list
+PAGE_RUNS = 10
+PAGE_TIMES = 5
+PREVIEW_TIMES = 3
 UNREADABLE = "unreadable"
-DECLARED = "it is declared in the code, so it is changed and removed there."
-MISSED = {"once": "run once for all of them", "all": "run once for each", "skip": "skip them"}
-ACTIONS: dict[
-    str, tuple[Callable[[str], Any], str]
-] = {  # what can be done, by what, and what is said then
-    "run": (stored.run_now, "One of its jobs is in the queue."),
-    "pause": (stored.pause, "The schedule rests until it is resumed."),
-    "resume": (stored.resume, "The schedule goes on with its next time."),
-    "remove": (stored.remove, "The schedule is removed; the jobs that it made stay."),
+# A record may have numbers that are too large, or lists inside one another without end.
+BAD_DATA = (ValueError, OverflowError, RecursionError)
+CONNECTION_ERRORS = (redis.ConnectionError, redis.TimeoutError)
+
+
+@dataclass(frozen=True)
+class Action:
+    """A button of a schedule, and the note after it."""
+
+    do: Callable[[str], Any]
+    note: str
+
+
+ACTIONS = {
+    "run": Action(schedules.run_now, "One job of this schedule is in the queue."),
+    "pause": Action(schedules.pause, "The schedule is paused until it is resumed."),
+    "resume": Action(schedules.resume, "The schedule continues with its next time."),
+    "remove": Action(schedules.remove, "The schedule is removed. Its jobs stay."),
 }
 
 
-# What is shown
+# The list
 
 
-@pages.get("/schedules")
-def schedules() -> Any:
+@pages.get("/schedules", endpoint="schedules")
+def list_schedules() -> Any:
     name = request.args.get("function", "")
-    return _list(name, _fresh(name), {})
+    return _list(name, _new_schedule(name), {})
 
 
 @pages.get("/live/schedules")
 def live_schedules() -> Any:
-    """The table of that page, as it is now."""
+    """The table of the list, as it is now."""
     return page("_schedules.html", **_table())
 
 
 def _list(
     function: str, given: Mapping[str, str], errors: dict[str, str], status: int = 200
 ) -> Any:
-    return page(
-        "schedules.html", status, form=_form(function), given=given, errors=errors, **_table()
-    )
+    form = _form(function)
+    return page("schedules.html", status, form=form, given=given, errors=errors, **_table())
 
 
 def _table() -> dict[str, Any]:
-    client = connection.client()
-    known = scripts.read_together(client, [("ZRANGE", keys.SCHEDULES, 0, -1)])[0]
-    names = sorted(map(decode, known)) if isinstance(known, list) else []
-    number, pages = part(len(names), PER_PAGE)
-    shown = names[(number - 1) * PER_PAGE : number * PER_PAGE]
+    names = schedules.names()
+    part = paging(len(names), SCHEDULES_PER_PAGE)
+    shown = names[part.start : part.end]
     found = _read(shown)
     return {
-        "schedules": [_describe(name, found.get(name), 5, 0) for name in shown],
+        "schedules": [_view(name, found.get(name), ROW_RUNS, 0) for name in shown],
         "total": len(names),
-        "number": number,
-        "pages": pages,
-        "clock": bool(client.exists(SCHEDULES_LOCK)),
+        "paging": part,
+        "scheduler_is_running": stats.scheduler_is_running(connection.client()),
     }
+
+
+# One schedule
 
 
 @pages.get("/schedules/<name>")
@@ -92,16 +95,35 @@ def schedule(name: str) -> Any:
     if found is None or found.source == "code":
         return _one(name, found, "", {}, {})
     chosen = request.args.get("function", found.function)
-    function = catalog.current().functions.get(chosen)
-    arguments = _arguments(found) if chosen == found.function else _defaults(function)
-    given = (arguments or {}) | ruleform.given(found.rule) | {"queue": found.queue}
-    return _one(name, found, chosen, given, {}, keep=arguments is None)
+    inputs: dict[str, str] | None
+    if chosen == found.function:
+        inputs = _argument_inputs(found)
+    else:
+        inputs = arguments.default_inputs(catalog.current().functions.get(chosen))
+    given = (inputs or {}) | fill_in_rule(found.rule) | {"queue": found.queue}
+    return _one(name, found, chosen, given, {}, keep=inputs is None)
 
 
 @pages.get("/live/schedules/<name>")
 def live_schedule(name: str) -> Any:
-    """What that page shows above the form, as it is now."""
-    return page("_schedule.html", schedule=_describe(name, _find(name), 10, 5), clock=_clock())
+    """The part of that page above the form, as it is now."""
+    return page("_schedule.html", **_detail(name, _find(name)))
+
+
+@pages.get("/live/rule")
+def look_ahead() -> Any:
+    """The rule in the form in plain English and its next times, or the error in the form."""
+    form = FormReader(request.args)
+    rule = read_rule(form)
+    ahead = {}
+    if rule:
+        # The next time may be in no year that a date can have.
+        with contextlib.suppress(ValueError, OverflowError):
+            ahead = {
+                "rule_text": describe(rule),
+                "times": _local_times(rule.upcoming(PREVIEW_TIMES)),
+            }
+    return page("_rule.html", ahead=ahead, wrong=next(iter(form.errors.values()), ""))
 
 
 def _one(
@@ -113,263 +135,282 @@ def _one(
     keep: bool = False,
     status: int = 200,
 ) -> Any:
-    form, shown = None, _describe(name, found, 10, 5)
-    if found and found.source != "code" and shown["state"] != UNREADABLE:
-        moments = {} if errors else {"start": found.rule.start, "end": found.rule.end}
-        form = _form(function) | {"keep": keep, "revision": found.revision, "moments": moments}
+    """The page of a schedule, with the form if the schedule can be edited.
+
+    `keep` leaves the arguments out of the form: they stay as they are.
+    """
+    detail = _detail(name, found)
+    form = None
+    if found and found.source != "code" and detail["schedule"]["state"] != UNREADABLE:
+        form = _form(function) | {"keep": keep, "revision": found.revision}
+        if not errors:  # then the browser converts the dates to its own time zone
+            form["moments"] = {"start": found.rule.start, "end": found.rule.end}
         if found.queue not in form["queues"]:
             form["queues"] = [*form["queues"], found.queue]
-    return page(
-        "schedule.html",
-        status,
-        schedule=shown,
-        form=form,
-        given=given,
-        errors=errors,
-        clock=_clock(),
-    )
+    return page("schedule.html", status, form=form, given=given, errors=errors, **detail)
 
 
-def _clock() -> bool:
-    """Whether somebody ticks at the moment."""
-    return bool(connection.client().exists(SCHEDULES_LOCK))
+def _detail(name: str, found: Schedule | None) -> dict[str, Any]:
+    return {
+        "schedule": _view(name, found, PAGE_RUNS, PAGE_TIMES),
+        "scheduler_is_running": stats.scheduler_is_running(connection.client()),
+    }
 
 
 def _find(name: str) -> Schedule | None:
     """The schedule, or None if it cannot be read. Aborts with 404 if there is none."""
-    found = _read([name]).get(name) if NAME.fullmatch(name) else None
-    if found is None and (not NAME.fullmatch(name) or not _is_known(name)):
+    if not is_name(name):
+        abort(404)
+    found = _read([name]).get(name)
+    if found is None and not schedules.exists(name):
         abort(404)
     return found
 
 
-def _is_known(name: str) -> bool:
-    return isinstance(
-        scripts.read_together(connection.client(), [("ZSCORE", keys.SCHEDULES, name)])[0], float
-    )
-
-
 def _read(names: list[str]) -> dict[str, Schedule]:
-    """Those of these schedules that can be read."""
-    client = connection.client()
+    """The schedules that can be read."""
     try:
-        return read(client, names)
-    except ODD:
+        return read(connection.client(), names)
+    except BAD_DATA:
         if len(names) == 1:
             return {}
-        return {name: schedule for each in names for name, schedule in _read([each]).items()}
+    # One of them cannot be read: read them one by one.
+    found: dict[str, Schedule] = {}
+    for name in names:
+        found |= _read([name])
+    return found
 
 
-def _describe(name: str, found: Schedule | None, runs: int, times: int) -> dict[str, Any]:
-    """A schedule as texts of bounded length, with so many of its last runs and next times."""
-    shown: dict[str, Any] = {
+# A schedule as texts
+
+
+def _view(name: str, found: Schedule | None, runs: int, times: int) -> dict[str, Any]:
+    """A schedule as texts of bounded length, with its last `runs` and next `times`."""
+    view: dict[str, Any] = {
         "name": cut(name, 100),
-        "linked": bool(NAME.fullmatch(name)),
+        "linked": is_name(name),
         "state": UNREADABLE,
         "runs": [],
         "actions": ["remove"],
     }
     if found is None:
-        return shown
+        return view
     try:
-        upcoming = found.upcoming(times) if times else []
-        last = stored.runs(name, runs)
-        rule_text = describe(found.rule)
-    except (redis.ConnectionError, redis.TimeoutError):
+        return view | {
+            "rule_text": cut(describe(found.rule), 300),
+            "upcoming": _local_times(found.upcoming(times)) if times else [],
+            "runs": [_run_view(run) for run in schedules.runs(name, runs)],
+            **_facts(found),
+        }
+    except CONNECTION_ERRORS:
         raise
-    except Exception:  # whatever a hostile hash makes of it
-        return shown
-    rests = {"active": ["pause"], "paused": ["resume"]}.get(found.state, [])
-    removable = found.source != "code" or found.state == "undeclared"
-    return shown | {
+    except Exception:  # a damaged record may raise anything
+        return view
+
+
+def _facts(found: Schedule) -> dict[str, Any]:
+    rule = ""
+    if found.rule.expression:
+        rule = cut(f"{found.rule.expression} ({found.rule.tz})", 300)
+    missed = ""
+    if found.missed:
+        missed = describe_missed(found.missed)
+    return {
         "state": cut(found.state, 40),
-        "rule_text": cut(rule_text, 300),
         "call": cut(found.description, 300),
         "function": cut(found.function, 200),
         "known": found.function in catalog.current().functions,
         "queue": cut(found.queue, 100),
         "declared": found.source == "code",
-        "rule": cut(
-            f"{found.rule.expression} ({found.rule.tz})" if found.rule.expression else "", 300
-        ),
+        "rule": rule,
         "zone": found.rule.tz,
-        "upcoming": ruleform.times(upcoming),
         "next": found.next,
         "due": found.due,
         "last": found.last,
         "jitter": found.rule.jitter,
         "left": found.runs_left,
         "made": found.made,
-        "missed": describe_missed(found.missed) if found.missed else "",
+        "missed": missed,
         "overlapped": found.overlapped,
         "created": found.created,
         "changed": found.changed,
-        "actions": ["run", *rests, *["remove"] * removable],
-        "runs": [
-            {
-                "id": cut(run.job_id, 260),
-                "outcome": cut(run.outcome, 40),
-                "tick": run.tick,
-                "ended": run.ended,
-                "enqueued": run.enqueued,
-                "linked": is_id(run.job_id),
-            }
-            for run in last
-        ],
+        "actions": _actions(found),
     }
 
 
-# What is done
+def _actions(found: Schedule) -> list[str]:
+    actions = ["run"]
+    if found.state == "active":
+        actions.append("pause")
+    elif found.state == "paused":
+        actions.append("resume")
+    if found.source != "code" or found.state == "undeclared":
+        actions.append("remove")
+    return actions
+
+
+def _run_view(run: schedules.Run) -> dict[str, Any]:
+    return {
+        "id": cut(run.job_id, 260),
+        "outcome": cut(run.outcome, 40),
+        "tick": run.tick,
+        "ended": run.ended,
+        "enqueued": run.enqueued,
+        "linked": is_job_id(run.job_id),
+    }
+
+
+def _local_times(ticks: list[Any]) -> list[Any]:
+    """Each tick, with its text in the rule's time zone."""
+    return [(tick, f"{tick:%a %Y-%m-%d %H:%M:%S %Z}") for tick in ticks]
+
+
+# Actions
 
 
 @pages.post("/schedules/<name>/<action>")
 def act_on_schedule(name: str, action: str) -> Any:
-    if action not in ACTIONS or not NAME.fullmatch(name):
+    """Do one of `ACTIONS`, and say the outcome in a note."""
+    if action not in ACTIONS or not is_name(name):
         abort(404)
-    do, note = ACTIONS[action]
+    note = ACTIONS[action].note
     try:
-        do(name)
-    except (ScheduleError, TypeError, ResponseError, *ODD) as error:
+        ACTIONS[action].do(name)
+    except (ScheduleError, TypeError, ResponseError, *BAD_DATA) as error:
         note = f"Nothing was done: {cut(str(error), 500)}"
-    session["rqjobs_note"] = f"{note} ({name})"
-    if not _is_known(name):
-        return back("rqjobs.schedules")
-    return back("rqjobs.schedule", name=name)
+    flash(f"{note} ({name})")
+    if not schedules.exists(name):
+        return redirect_back("rqjobs.schedules")
+    return redirect_back("rqjobs.schedule", name=name)
 
 
 @pages.post("/schedules")
 def add_schedule() -> Any:
-    chosen, name = request.form.get("function", ""), request.form.get("name", "").strip()
+    """Store the schedule in the form. A form that is sent twice makes one schedule."""
+    chosen = request.form.get("function", "")
+    name = request.form.get("name", "").strip()
     function = catalog.current().functions.get(chosen)
     if function is None:
-        return _list(
-            chosen, request.form, {"function": "There is no such job function; choose one."}, 422
-        )
-    args, kwargs, errors = forms.read(function, request.form)
-    reader = forms.Reader(request.form)
-    rule, queue = ruleform.read(reader), reader.queue()
+        return _list(chosen, request.form, {"function": fields.NO_SUCH_FUNCTION}, 422)
+    args, kwargs, errors = arguments.read_arguments(function, request.form)
+    form = FormReader(request.form)
+    rule = read_rule(form)
+    queue = form.queue()
     if not name:
-        reader.errors["name"] = "Give it a name, such as nightly-report."
-    errors |= reader.errors
+        form.errors["name"] = "Give it a name, such as nightly-report."
+    errors |= form.errors
     if rule and not errors:
         try:
-            stored.add(name, rule, function, args=args, kwargs=kwargs, replace=False, queue=queue)
-        except ScheduleError as error:  # the rule is right, so it is the name
-            if not _same(name, rule, chosen, queue, args, kwargs):
+            schedules.add(
+                name, rule, function, args=args, kwargs=kwargs, replace=False, queue=queue
+            )
+        except ScheduleError as error:  # the rule is right, so the error is about the name
+            if not _is_stored(name, rule, chosen, queue, args, kwargs):
                 errors["name"] = str(error)
-        except (TypeError, ValueError) as error:  # everything that enqueue refuses is one of these
+        except (TypeError, ValueError) as error:  # enqueue refuses with one of these
             errors[""] = str(error)
     if errors:
         return _list(chosen, request.form, errors, 422)
-    session["rqjobs_note"] = "The schedule is stored."
+    flash("The schedule is stored.")
     return redirect(url_for("rqjobs.schedule", name=name), 303)
 
 
-def _same(name: str, rule: Rule, function: str, queue: str, args: Any, kwargs: Any) -> bool:
-    """Whether there is such a schedule already: the same form was sent twice."""
+def _is_stored(name: str, rule: Rule, function: str, queue: str, args: Any, kwargs: Any) -> bool:
+    """Whether this very schedule is stored already: the form was sent twice."""
     found = _read([name]).get(name)
-    return found is not None and (
-        found.rule,
-        found.function,
-        found.queue,
-        found.args,
-        found.kwargs,
-    ) == (rule, function, queue, list(args), kwargs)
+    if found is None:
+        return False
+    stored = (found.rule, found.function, found.queue, found.args, found.kwargs)
+    return stored == (rule, function, queue, list(args), kwargs)
 
 
 @pages.post("/schedules/<name>")
 def edit_schedule(name: str) -> Any:
+    """Change a schedule to the form, if nobody has changed it since the form was shown."""
     found = _find(name)
     if found is None or found.source == "code":
-        session["rqjobs_note"] = f"Nothing was done: {DECLARED if found else 'it cannot be read'}"
+        reason = "it cannot be read"
+        if found:
+            reason = "it is declared in the code, so change and remove it there."
+        flash(f"Nothing was done: {reason}")
         return redirect(url_for("rqjobs.schedule", name=name), 303)
-    chosen, keep = request.form.get("function", ""), "keep" in request.form
-    reader = forms.Reader(request.form)
-    rule, change = ruleform.read(reader, found.rule), dict[str, Any]()
-    if request.form.get("queue") != found.queue or chosen != found.function:
-        change["queue"] = (
-            found.queue if request.form.get("queue") == found.queue else reader.queue()
-        )
-    if request.form.get("revision") != str(found.revision):
-        reader.errors[""] = (
-            "It was changed meanwhile, so nothing was done. Save again to write this over it."
-        )
-    function = catalog.current().functions.get(chosen)
-    errors = reader.errors
-    if function is None and not keep:
-        errors["function"] = "There is no such job function; choose one."
-    elif function and not keep:
-        args, kwargs, more = forms.read(function, request.form)
-        errors |= more
-        if chosen != found.function:
-            change |= {"function": function, "args": args, "kwargs": kwargs}
-        elif not more and forms.shown(function, args, kwargs) != _arguments(found):
-            change |= {"args": args, "kwargs": kwargs}
-    if rule and not errors:
+    form = FormReader(request.form)
+    rule = read_rule(form, found.rule)
+    change = _read_change(form, found)
+    if rule and not form.errors:
         try:
-            stored.edit(name, rule=rule, **change)
+            schedules.edit(name, rule=rule, **change)
         except (TypeError, ValueError) as error:
-            errors[""] = str(error)
-    if errors:
-        return _one(name, found, chosen, request.form, errors, keep, 422)
-    session["rqjobs_note"] = "The schedule is changed."
+            form.errors[""] = str(error)
+    if form.errors:
+        chosen = request.form.get("function", "")
+        keep = "keep" in request.form
+        return _one(name, found, chosen, request.form, form.errors, keep, 422)
+    flash("The schedule is changed.")
     return redirect(url_for("rqjobs.schedule", name=name), 303)
+
+
+def _read_change(form: FormReader, found: Schedule) -> dict[str, Any]:
+    """The changes to the call in a form, for `schedules.edit`; wrong inputs are in its errors."""
+    change: dict[str, Any] = {}
+    chosen = form.form.get("function", "")
+    if form.form.get("queue") != found.queue:
+        change["queue"] = form.queue()
+    elif chosen != found.function:
+        change["queue"] = found.queue  # not the queue of the new function
+    if form.form.get("revision") != str(found.revision):
+        form.errors[""] = (
+            "The schedule has changed since this form was opened, so nothing was stored. "
+            "Save again to overwrite that change."
+        )
+    if "keep" in form.form:
+        return change
+    function = catalog.current().functions.get(chosen)
+    if function is None:
+        form.errors["function"] = fields.NO_SUCH_FUNCTION
+        return change
+    args, kwargs, errors = arguments.read_arguments(function, form.form)
+    form.errors |= errors
+    if chosen != found.function:
+        change |= {"function": function, "args": args, "kwargs": kwargs}
+    elif not errors and arguments.fill_in(function, args, kwargs) != _argument_inputs(found):
+        change |= {"args": args, "kwargs": kwargs}
+    return change
 
 
 # The form
 
 
 def _form(chosen: str) -> dict[str, Any]:
-    """What the form needs to call the function of that name."""
-    jobs = catalog.current()
-    function = jobs.functions.get(chosen)
-    modules: dict[str, list[str]] = {}
-    for known, _ in jobs:
-        modules.setdefault(known.rpartition(".")[0], []).append(known)
-    return {
-        "modules": modules,
-        "name": chosen,
-        "known": function is not None,
-        "queues": forms.queue_choices(),
-        "summary": forms.documentation(function)[0] if function else "",
-        "units": forms.UNITS,
-        "fields": forms.fields(function) if function else [],
-        "missed": MISSED,
-        "zone": datetime.now().astimezone().tzname(),
-        "zones": ruleform.zones(),
+    """The values for the form of a schedule that calls the function `chosen`."""
+    return fields.function_form(chosen) | {
+        "missed": MISSED_LABELS,
+        "zones": time_zones(),
         "moments": {},
         "keep": False,
     }
 
 
-def _defaults(function: Callable[..., Any] | None) -> dict[str, str]:
-    return {field.input: field.default for field in forms.fields(function)} if function else {}
-
-
-def _fresh(chosen: str) -> dict[str, str]:
-    """The form for a new schedule, filled in."""
+def _new_schedule(chosen: str) -> dict[str, str]:
+    """The inputs of a new schedule. Its name is the function's, if that name is free."""
     function = catalog.current().functions.get(chosen)
     if function is None:
         return {}
     name = chosen.rpartition(".")[2]
-    free = NAME.fullmatch(name) and not _is_known(name)
-    return _defaults(function) | {
-        "name": name if free else "",
-        "kind": "every",
-        "interval": "5",
-        "unit": "minutes",
-        "missed": "once",
-        "overlap": "on",
-        "queue": queues.queue_for(function).name,
-    }
+    if not is_name(name) or schedules.exists(name):
+        name = ""
+    queue = queues.queue_for(function).name
+    return arguments.default_inputs(function) | NEW_RULE | {"name": name, "queue": queue}
 
 
-def _arguments(found: Schedule) -> dict[str, str] | None:
-    """The inputs for what it calls; None if they cannot say that."""
+def _argument_inputs(found: Schedule) -> dict[str, str] | None:
+    """The inputs of the schedule's arguments, or None if no inputs can show them."""
     function = catalog.current().functions.get(found.function)
+    if function is None:
+        return None
     try:
-        return forms.shown(function, found.args, found.kwargs) if function else None
-    except (redis.ConnectionError, redis.TimeoutError):
+        return arguments.fill_in(function, found.args, found.kwargs)
+    except CONNECTION_ERRORS:
         raise
-    except Exception:  # somebody else wrote them
+    except Exception:  # a damaged record may raise anything
         return None

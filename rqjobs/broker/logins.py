@@ -1,0 +1,89 @@
+"""Logins to the pages: open sessions, and the counters that slow down wrong passwords.
+
+Sessions are kept in Redis, so a logout ends a session in every process. A counter allows some
+tries without a pause. Each further try doubles the pause before the next one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+from rq.suspension import WORKERS_SUSPENDED
+
+from rqjobs.broker import keys
+from rqjobs.broker.scripts import LOG_IN, TRY_LOGIN
+from rqjobs.connection import refusal_code
+
+TRY_COUNTER_SECONDS = 900  # a counter of wrong passwords expires this long after the last try
+
+
+@dataclass(frozen=True)
+class RateLimit:
+    """A counter of wrong passwords, the tries without a pause, and the longest pause in seconds."""
+
+    name: str
+    free_tries: int
+    max_pause_seconds: int
+
+    @property
+    def key(self) -> str:
+        return keys.login_tries(self.name)
+
+    @property
+    def pause_key(self) -> str:
+        return keys.login_pause(self.name)
+
+
+@dataclass(frozen=True)
+class SessionCheck:
+    """Whether a session is open, and two facts about Redis that were read with it.
+
+    `suspended` and `memory` are the replies of Redis. Either may be an error, because a Redis user
+    may lack the right to that command.
+    """
+
+    is_open: bool
+    suspended: Any
+    memory: Any
+
+
+def count_try(connection: redis.Redis, limits: list[RateLimit]) -> float:
+    """Count a login before its password is checked; returns the seconds to wait, 0 if allowed.
+
+    A refused try is not counted. Of many tries at once, only the free ones are allowed.
+    """
+    names = [key for limit in limits for key in (limit.key, limit.pause_key)]
+    numbers = [number for limit in limits for number in (limit.free_tries, limit.max_pause_seconds)]
+    return int(TRY_LOGIN.run(connection, names, [TRY_COUNTER_SECONDS, *numbers])) / 1000
+
+
+def open_session(
+    connection: redis.Redis, session_id: str, seconds: int, limits: list[RateLimit]
+) -> None:
+    """Store a session for `seconds`, and reset the first of the `limits`."""
+    names = [keys.SESSIONS, limits[0].key, limits[0].pause_key]
+    LOG_IN.run(connection, names, [session_id, seconds])
+
+
+def close_session(connection: redis.Redis, session_id: str) -> None:
+    """End a session. Its cookie is refused from now on, in every process."""
+    connection.zrem(keys.SESSIONS, session_id)
+
+
+def check_session(connection: redis.Redis, session_id: str) -> SessionCheck:
+    """Whether a session is open, in one round trip with the state of Redis.
+
+    Raises:
+        redis.RedisError: Redis does not answer, or refuses the question about the session.
+    """
+    with connection.pipeline(transaction=False) as pipe:
+        pipe.zscore(keys.SESSIONS, session_id)
+        pipe.exists(WORKERS_SUSPENDED)
+        pipe.info("memory")
+        expiry, suspended, memory = pipe.execute(raise_on_error=False)
+    if isinstance(expiry, Exception) and refusal_code(expiry):
+        raise expiry
+    # A key of the wrong type gives an error instead of a number: then no session is open.
+    return SessionCheck(isinstance(expiry, float), suspended, memory)

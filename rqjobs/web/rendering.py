@@ -1,0 +1,203 @@
+"""How the pages are made: the blueprint, templates, texts of bounded length, and error pages.
+
+A job's arguments, result, traceback and names are untrusted text: cut here, and escaped by every
+template.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timezone
+from math import ceil
+from pprint import pformat
+from typing import Any, NamedTuple
+
+import redis
+from flask import Blueprint, Response, g, redirect, render_template, request, session, url_for
+from werkzeug.exceptions import HTTPException, NotFound
+
+from rqjobs import connection, stats
+from rqjobs.broker.logins import SessionCheck
+
+MAX_TEXT_CHARACTERS = 20_000  # of one text on a page
+MAX_PAGE_NUMBER = 1000
+MEMORY_FULL_RATIO = 0.98  # of maxmemory; at about this share Redis refuses writes
+LIST_ENDPOINTS = {
+    "failed": "rqjobs.failed",
+    "delayed": "rqjobs.delayed_jobs",
+    "schedules": "rqjobs.schedules",
+}
+
+pages = Blueprint(
+    "rqjobs",
+    __name__,
+    template_folder="templates",
+    static_folder="static",
+    static_url_path="/assets",
+)
+
+
+# Pages
+
+
+def page(template: str, status: int = 200, **values: Any) -> Response:
+    """One of our templates, with the values that every page shows."""
+    note = None
+    if "rqjobs_note" in session:
+        note = session.pop("rqjobs_note")
+    html = render_template(
+        f"rqjobs/{template}",
+        nav=g.get("rqjobs_nav", False),
+        note=note,
+        warnings=g.get("rqjobs_warnings", []),
+        **values,
+    )
+    # A lone surrogate (half an emoji) has no UTF-8 bytes.
+    return Response(html.encode(errors="backslashreplace"), status, mimetype="text/html")
+
+
+def message(status: int, title: str, text: str) -> Response:
+    """A page with a title and a sentence, for an error."""
+    return page("message.html", status, title=title, text=text)
+
+
+def flash(note: str) -> None:
+    """Show `note` once, on the next page that this browser opens."""
+    session["rqjobs_note"] = note
+
+
+def redirect_back(endpoint: str, **values: Any) -> Any:
+    """After an action, redirect to the list where its button was, else to `endpoint`.
+
+    A list is opened at the queue and the page that it showed.
+    """
+    wanted = request.form.get("back", "")
+    if wanted in LIST_ENDPOINTS:
+        endpoint = LIST_ENDPOINTS[wanted]
+        values = {name: request.form.get(name) or None for name in ("queue", "page")}
+    return redirect(url_for(endpoint, **values), 303)
+
+
+def redis_warnings(check: SessionCheck) -> list[str]:
+    """The warnings about Redis that every page shows."""
+    found = []
+    if isinstance(check.suspended, int) and check.suspended:
+        found.append(stats.SUSPENDED)
+    memory = check.memory
+    if not isinstance(memory, dict) or not memory.get("maxmemory"):
+        return found
+    if memory.get("maxmemory_policy") == "noeviction":
+        used = memory.get("used_memory", 0) - memory.get("mem_not_counted_for_evict", 0)
+        if used >= MEMORY_FULL_RATIO * memory["maxmemory"]:
+            found.append(connection.REFUSAL_MEANINGS["OOM"])
+    return found
+
+
+# Lists in parts
+
+
+class Paging(NamedTuple):
+    """One part of a long list. Pages are counted from 1."""
+
+    number: int
+    pages: int
+    size: int
+
+    @property
+    def start(self) -> int:
+        return (self.number - 1) * self.size
+
+    @property
+    def end(self) -> int:
+        return self.number * self.size
+
+
+def paging(total: int, size: int) -> Paging:
+    """The part of a list of `total` entries that `?page=` asks for, within the pages there are."""
+    pages = ceil(total / size)
+    wanted = max(request.args.get("page", 1, type=int), 1)
+    return Paging(min(wanted, max(pages, 1), MAX_PAGE_NUMBER), pages, size)
+
+
+class QueueFilter(NamedTuple):
+    """The queue that `?queue=` chooses ("" for all), and the number of jobs in each queue."""
+
+    chosen: str
+    counts: dict[str, int]
+
+    @property
+    def names(self) -> list[str]:
+        """The chosen queues."""
+        return [name for name in self.counts if self.chosen in ("", name)]
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts[name] for name in self.names)
+
+
+def queue_filter(counts: dict[str, int]) -> QueueFilter:
+    return QueueFilter(request.args.get("queue", ""), counts)
+
+
+# Texts
+
+
+def cut(value: str | None, length: int = MAX_TEXT_CHARACTERS) -> str:
+    """`value` in at most `length` characters, and the number of characters that were cut off."""
+    value = value or ""
+    if len(value) <= length:
+        return value
+    return f"{value[:length]}… ({len(value) - length:,} more characters)"
+
+
+def pretty(value: Any) -> str:
+    """`value` for people: a text as it is, else as JSON, else as Python writes it."""
+    if isinstance(value, str):
+        return value
+    try:
+        return json.dumps(value, indent=2, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):
+        pass
+    try:
+        return pformat(value, width=100)
+    except Exception as error:  # a `__repr__` of the user's may raise
+        return unreadable(error)
+
+
+def unreadable(error: Exception) -> str:
+    return f"cannot be read: {error}"
+
+
+@pages.app_template_filter("rqjobs_time")
+def iso(moment: datetime) -> str:
+    """`moment` in ISO 8601 and in UTC, unless its year in UTC is out of range."""
+    try:
+        return moment.astimezone(timezone.utc).isoformat(timespec="seconds")
+    except OverflowError:
+        return moment.isoformat(timespec="seconds")
+
+
+# Errors
+
+
+@pages.errorhandler(redis.RedisError)
+def redis_error(error: redis.RedisError) -> Any:
+    """An error of Redis as a page: 409 for unexpected data, else 503."""
+    explanation = connection.explain(error)
+    if connection.refusal_code(error):
+        return message(503, "Redis refuses this", explanation)
+    if isinstance(error, redis.ResponseError):
+        return message(409, "Unexpected data in Redis", explanation)
+    return message(503, "Redis does not answer", explanation)
+
+
+@pages.errorhandler(HTTPException)
+def http_error(error: HTTPException) -> Any:
+    """An HTTP error as a page."""
+    if isinstance(error, NotFound):
+        return message(
+            404,
+            "Not found",
+            "There is no such page, or the job has expired: ended jobs are kept for a limited time.",
+        )
+    return message(error.code or 500, error.name, error.description or "")
