@@ -74,7 +74,7 @@ def test_a_sweep_looks_only_at_queues_in_which_something_may_be_wrong(redis, man
 
 
 def test_a_sweep_of_many_queues_gives_signs_of_life(redis, many, monkeypatch):
-    monkeypatch.setattr(sweep, "SCAN_COUNT", 100)
+    monkeypatch.setattr(sweep, "SCAN_BATCH_KEYS", 100)
     signs = []
     sweep.sweep(redis, force=True, on_progress=lambda: signs.append(1))
     assert len(signs) >= NAMES / 100 / 2

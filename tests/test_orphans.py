@@ -595,7 +595,7 @@ def test_a_stray_that_came_back_by_itself_is_not_doubled(redis):
 
 def test_the_hunt_for_strays_goes_on_where_it_ended(redis, monkeypatch):
     monkeypatch.setattr(strays, "STRAY_SCAN_KEYS", 1000)
-    monkeypatch.setattr(places, "SCAN_COUNT", 10)
+    monkeypatch.setattr(places, "SCAN_BATCH_KEYS", 10)
     jobs = rqjobs.enqueue_many([(faults.ok, n) for n in range(500)])
     for job in jobs[::50]:
         stray(redis, job, idle=3600)
@@ -712,7 +712,7 @@ def test_only_what_is_provably_gone_is_gone(monkeypatch):
     assert not processes.is_gone(me, processes.start_time(me))
     assert processes.is_gone(me, "1"), "the pid is somebody else's now"
     assert processes.is_gone(2**22 + 1, "1")
-    monkeypatch.setattr(processes, "started", lambda pid: "")
+    monkeypatch.setattr(processes, "start_time", lambda pid: "")
     assert not processes.is_gone(me, "1")
 
     def refuse(pid, signal):

@@ -38,10 +38,10 @@ def renew_lease(
     """
     fields = {"process": process_id(where), **where}
     args = [worker, LEASE_SECONDS, int(first), *(part for pair in fields.items() for part in pair)]
-    new = RENEW_LEASE.run(connection, [LEASES, keys.process(worker)], args)
-    if new < 0:
+    reply = decode(RENEW_LEASE.run(connection, [LEASES, keys.process(worker)], args))
+    if reply == "name taken":
         raise NameTaken(f"a worker called {worker!r} runs already; choose another --name")
-    return bool(new)
+    return reply == "new"
 
 
 def process_id(where: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ import redis
 from rqjobs.broker import keys, leases, scripts
 from rqjobs.broker.keys import decode, queue_names_in
 
-SCAN_COUNT = 1000
+SCAN_BATCH_KEYS = 1000  # keys that one step of a scan looks at
 
 
 def queue_names(connection: redis.Redis) -> list[str]:
@@ -58,7 +58,7 @@ def ids_in_places(
     for registry in ("scheduled", "deferred"):
         if counts.get(registry):
             for member, _ in connection.zscan_iter(
-                keys.registry(registry, queue), count=SCAN_COUNT
+                keys.registry(registry, queue), count=SCAN_BATCH_KEYS
             ):
                 yield decode(member)
     if counts.get("running"):

@@ -10,7 +10,7 @@ from rq.utils import now
 
 from rqjobs.broker import keys, recovery, scripts
 from rqjobs.broker.keys import decode
-from rqjobs.broker.places import SCAN_COUNT, claimed_ids, ids_in_places
+from rqjobs.broker.places import SCAN_BATCH_KEYS, claimed_ids, ids_in_places
 from rqjobs.maintenance.sweep_result import SweepResult, seen_for, skip_wrong_types
 from rqjobs.queues import Queue
 from rqjobs.times import parse_date
@@ -47,9 +47,9 @@ def sweep_strays(connection: redis.Redis, moment: float, result: SweepResult) ->
 def _next_stray_candidates(connection: redis.Redis) -> Iterator[Stray]:
     """Jobs that wait or run, from where the last part of the hunt ended; after the last key it begins anew."""
     cursor = connection.get(keys.STRAYS_CURSOR) or b"0"
-    for _ in range(STRAY_SCAN_KEYS // SCAN_COUNT):
+    for _ in range(STRAY_SCAN_KEYS // SCAN_BATCH_KEYS):
         cursor, found, _others = scripts.SCAN_JOBS.run(
-            connection, [], [cursor, SCAN_COUNT, "active"]
+            connection, [], [cursor, SCAN_BATCH_KEYS, "active"]
         )
         yield from (Stray(decode(job_id), decode(queue), *rest) for job_id, queue, *rest in found)
         if cursor == b"0":

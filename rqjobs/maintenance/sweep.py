@@ -10,7 +10,7 @@ import redis
 from rqjobs import config
 from rqjobs.broker import keys, leases, odd_keys, recovery, scripts, transitions
 from rqjobs.broker.keys import decode
-from rqjobs.broker.places import SCAN_COUNT, owners_of, queue_names, started_jobs
+from rqjobs.broker.places import SCAN_BATCH_KEYS, owners_of, queue_names, started_jobs
 from rqjobs.maintenance.liveness import Liveness, WorkerLiveness, death_cause
 from rqjobs.maintenance.strays import is_time_for_strays, sweep_strays
 from rqjobs.maintenance.sweep_result import SweepResult, log, seen_for, skip_wrong_types
@@ -110,7 +110,7 @@ def _busy_queues(connection: redis.Redis, result: SweepResult) -> list[str]:
     cursor, besides, found = b"0", list(config.current().queues), dict[str, None]()
     while True:
         cursor, *names = scripts.BUSY_QUEUES.run(
-            connection, [keys.QUEUES], [cursor, SCAN_COUNT, *besides]
+            connection, [keys.QUEUES], [cursor, SCAN_BATCH_KEYS, *besides]
         )
         found.update(dict.fromkeys(map(decode, names)))
         result.on_progress()

@@ -1,21 +1,22 @@
--- Find the queues at which a sweep has to look.
+-- Find the queues that a sweep has to look at.
 --
 -- KEYS  1 rq:queues
--- ARGV  1 where the last call ended, "0" at first   2 about so many queues   then names that are looked at besides
--- Promise: nothing is written; what has no name of ours costs nothing.
--- Returns where to go on ("0": that was all), then the names of those that have something in wip, in intermediate, among
--- the crashed, or remembered of intermediate.
+-- ARGV  1 cursor of the last call, "0" at first   2 about how many queues to look at
+--       then names of further queues to look at
+-- Promise: nothing is written.
+-- Returns the next cursor ("0": no more), then the names of queues that have jobs in wip, in the
+-- intermediate list, or delayed after a crash, or notes of a sweep about intermediate jobs.
 
-local scan = redis.pcall('SSCAN', KEYS[1], ARGV[1], 'COUNT', ARGV[2])
-local found = {scan.err and '0' or scan[1]}
+local cursor, count = ARGV[1], ARGV[2]
+local scan = redis.pcall('SSCAN', KEYS[1], cursor, 'COUNT', count)
+local reply = {scan.err and '0' or scan[1]}
 
-local function look(name)
-  if redis.call('EXISTS', 'rq:wip:' .. name, 'rq:queue:' .. name .. ':intermediate', 'rqjobs:crash-backoff:' .. name,
-      'rqjobs:sweep:intermediate:' .. name) > 0 then
-    found[#found + 1] = name
-  end
+local function look_at(name)
+  local number = redis.call('EXISTS', 'rq:wip:' .. name, 'rq:queue:' .. name .. ':intermediate',
+    'rqjobs:crash-backoff:' .. name, 'rqjobs:sweep:intermediate:' .. name)
+  if number > 0 then reply[#reply + 1] = name end
 end
 
-for _, key in ipairs(scan[2] or {}) do look(string.gsub(key, '^rq:queue:', '')) end
-for i = 3, #ARGV do look(ARGV[i]) end
-return found
+for _, key in ipairs(scan[2] or {}) do look_at(string.gsub(key, '^rq:queue:', '')) end
+for i = 3, #ARGV do look_at(ARGV[i]) end
+return reply

@@ -1,20 +1,26 @@
--- What several scripts share; put in front of each. Keys of a job are made from its id and queue, because a script
--- learns of both only while it runs (so: no Redis Cluster).
+-- Functions that several scripts share. They are put in front of each script. A script learns a
+-- job's id and queue only while it runs, so it builds keys itself (and needs one Redis server, not
+-- a Redis Cluster).
 --
--- The first write of every move is one that Redis refuses when its memory is full (HSET, LMOVE; not LREM or ZREM, which
--- free memory and are always let through): a script that is refused has then done nothing.
+-- Full memory: the first write of every move is one that Redis refuses when its memory is full
+-- (HSET, LMOVE; LREM and ZREM are always accepted, because they free memory). A refused script has
+-- therefore done nothing.
 --
--- No script fails after its first write, for Lua takes nothing back. What the move consists of is checked before (`fits`);
--- what others only look at (rq:wip, rq:queues, a registry of ended jobs) is written with `pcall`, and may fail. Lua puts
--- some 7,900 words on its stack at most: `unpack` is only given what is bounded well below that.
+-- Wrong types: Lua does not roll back, so no script may fail after its first write. Keys that a move
+-- needs are checked before (`fits`). Keys that others only look at (rq:wip, rq:queues, registries of
+-- ended jobs) are written with `pcall`, and may fail. An error that `pcall` returns has no elements,
+-- so a loop over it does nothing.
+--
+-- Sizes: Lua's stack holds about 7,900 words. `unpack` is used only for tables that are bounded well
+-- below that.
 
-local function clock()
+local function redis_time()
   local time = redis.call('TIME')
   return tonumber(time[1]) + tonumber(time[2]) / 1000000
 end
 
--- Fields of a job's hash, or nil if there is no such hash (something else may stand under its key).
-local function read(id, ...)
+-- Fields of a job's hash, false for an empty one; nil if the key has the wrong type.
+local function read_job(id, ...)
   local fields = redis.pcall('HMGET', 'rq:job:' .. id, ...)
   if fields.err then return nil end
   for i, field in ipairs(fields) do
@@ -23,50 +29,62 @@ local function read(id, ...)
   return fields
 end
 
--- Whether something of this type stands under the key, or nothing.
+-- Whether a key has this type, or does not exist.
 local function fits(key, wanted)
   local kind = redis.call('TYPE', key).ok
   return kind == wanted or kind == 'none'
 end
 
--- A time to live in whole seconds, or nil if `value` is none that Redis takes.
-local function lifetime(value)
+-- A time to live in whole seconds; nil if Redis would not accept `value`.
+local function ttl_seconds(value)
   local seconds = tonumber(value or '')
   if seconds and seconds >= 1 and seconds < 2 ^ 31 then return math.floor(seconds) end
 end
 
--- The job is in nobody's hands any more; forget who had it.
-local function drop(claims, queue, id, token)
+-- Whether a job with this status waits or runs.
+local function is_active(status)
+  return status == 'queued' or status == 'started' or status == 'scheduled'
+end
+
+local function set_members(key)
+  local ids = redis.pcall('SMEMBERS', key)
+  return ids.err and {} or ids
+end
+
+-- Remove a job from a worker's claims, and the run with this token from RQ's registry.
+local function drop_claim(claims, queue, id, token)
   redis.pcall('LREM', claims, 1, id)
   if token then redis.pcall('ZREM', 'rq:wip:' .. queue, id .. ':' .. token) end
 end
 
--- Let what belongs to a job live exactly as long as its hash does.
-local function outlive_not(job, key)
-  local left = redis.call('PTTL', job)
-  if left > 0 then
-    redis.call('PEXPIRE', key, left)
-  elseif left == -1 then
+-- Let a key that belongs to a job expire together with the job's hash.
+local function expire_with(job, key)
+  local milliseconds = redis.call('PTTL', job)
+  if milliseconds > 0 then
+    redis.call('PEXPIRE', key, milliseconds)
+  elseif milliseconds == -1 then
     redis.call('PERSIST', key)
   else
     redis.call('DEL', key)
   end
 end
 
--- An id has one life: whoever enqueues it again, by whatever means, ends the run in progress. A script that puts a job
--- into a place asks for its `standing` first, writes the hash, and then calls `retire` with that. What a stock client
--- writes does not, and is seen when the job is claimed, promoted or settled: its status is not "started", and it really
--- `stands` where the status says. (A stale save() writes the status only.)
+-- An id has one life: enqueueing it again, by any means, ends the run in progress. A script that
+-- puts a job into a place reads its `placement` first, writes the hash, and then calls `retire`
+-- with that placement. Stock clients do not. Their jobs are noticed at the next claim, promotion or
+-- settlement: the status is not "started", and the job `is_in_place` where its status says. (A
+-- stale save() of a stock client changes only the status.)
 
--- Where the hash says that a job is, and who has it; nil if there is no such job.
-local function standing(id)
-  local fields = read(id, 'origin', 'status', 'worker_name', 'rqjobs_token')
+-- The place of a job and the worker that runs it, by its hash; nil if there is no such job.
+local function placement(id)
+  local fields = read_job(id, 'origin', 'status', 'worker_name', 'rqjobs_token')
   if fields and (fields[1] or fields[2] or fields[4]) then
     return {queue = fields[1] or '', status = fields[2], worker = fields[3], token = fields[4]}
   end
 end
 
-local function stands(id, queue, status)
+-- Whether a job really is in the place that its status names.
+local function is_in_place(id, queue, status)
   local found
   if status == 'queued' then
     found = queue and redis.pcall('LPOS', 'rq:queue:' .. queue, id)
@@ -76,37 +94,45 @@ local function stands(id, queue, status)
   return type(found) == 'number' or type(found) == 'string'
 end
 
--- The run in progress, if there is one, has lost its job.
+-- Take the job away from the worker that runs it, if one does.
 local function revoke(id, before)
   if not before.token then return end
   redis.call('HDEL', 'rq:job:' .. id, 'rqjobs_token')
-  drop('rqjobs:claims:' .. (before.worker or ''), before.queue, id, before.token)
+  drop_claim('rqjobs:claims:' .. (before.worker or ''), before.queue, id, before.token)
 end
 
-local function leave(id, queue, ...)
-  for _, place in ipairs({...}) do redis.pcall('ZREM', 'rq:' .. place .. ':' .. queue, id) end
+local function remove_from_registries(id, queue, ...)
+  for _, registry in ipairs({...}) do
+    redis.pcall('ZREM', 'rq:' .. registry .. ':' .. queue, id)
+  end
 end
 
--- The job is in no place any more, and in nobody's hands.
+-- Remove the job from its place, from the registries of ended jobs, and from its worker.
 local function retire(id, before)
   revoke(id, before)
   if before.status == 'queued' then redis.pcall('LREM', 'rq:queue:' .. before.queue, 0, id) end
-  leave(id, before.queue, 'scheduled', 'deferred', 'finished', 'failed', 'canceled')
-  for _, ours in ipairs({'crashed', 'stopped'}) do redis.pcall('ZREM', 'rqjobs:' .. ours .. ':' .. before.queue, id) end
+  remove_from_registries(id, before.queue, 'scheduled', 'deferred', 'finished', 'failed', 'canceled')
+  for _, set in ipairs({'crash-backoff', 'stopped'}) do
+    redis.pcall('ZREM', 'rqjobs:' .. set .. ':' .. before.queue, id)
+  end
   redis.call('HDEL', 'rq:job:' .. id, 'rqjobs_due')
 end
 
--- Whether the job is in the hands of another worker than `me`.
+-- Whether a worker other than `me` has claimed the job.
 local function is_held_by_another(id, me, token, worker)
-  return token and worker and worker ~= me and type(redis.pcall('LPOS', 'rqjobs:claims:' .. worker, id)) == 'number'
+  return token and worker and worker ~= me
+    and type(redis.pcall('LPOS', 'rqjobs:claims:' .. worker, id)) == 'number'
 end
 
--- The claim of a run whose outcome is refused; the job's next one stays if it is in the same hands.
+-- Drop the claim of a run whose outcome is refused. The claim of the job's next run stays, if the
+-- same worker has it. `fields`: as `refusal` reads them.
 local function drop_refused(claims, queue, id, token, fields)
   redis.pcall('ZREM', 'rq:wip:' .. queue, id .. ':' .. token)
   local current, status, origin, worker = fields[1], fields[3], fields[4], fields[5]
   local next_is_here = current and worker == string.sub(claims, 15)
-  if not current and status == 'queued' then next_is_here = not stands(id, origin, status) end  -- it came with a wake-up
+  if not current and status == 'queued' then
+    next_is_here = not is_in_place(id, origin, status)  -- a blocking pop has delivered it
+  end
   if not next_is_here then
     redis.pcall('LREM', claims, 0, id)
   elseif type(redis.pcall('LPOS', claims, id, 'RANK', 2)) == 'number' then
@@ -114,15 +140,17 @@ local function drop_refused(claims, queue, id, token, fields)
   end
 end
 
--- Why the holder of this token may not settle the job, if it may not; else nil, and whether it was canceled meanwhile.
+-- Why this token may not settle the job: "gone", "already" or "refused". If it may, nil, and
+-- whether the job was canceled while it ran.
 local function refusal(claims, queue, id, token)
-  local fields = read(id, 'rqjobs_token', 'rqjobs_settled_token', 'status', 'origin', 'worker_name')
+  local fields = read_job(id, 'rqjobs_token', 'rqjobs_settled_token', 'status', 'origin',
+    'worker_name')
   if not fields or (not fields[1] and not fields[3]) then
-    drop(claims, queue, id, token)
+    drop_claim(claims, queue, id, token)
     return 'gone'
   end
   if fields[1] == token then
-    if not stands(id, fields[4], fields[3]) then return nil, fields[3] == 'canceled' end
+    if not is_in_place(id, fields[4], fields[3]) then return nil, fields[3] == 'canceled' end
     redis.call('HDEL', 'rq:job:' .. id, 'rqjobs_token')  -- a stock client has enqueued it again
     fields[1] = false
   elseif fields[2] == token then
@@ -132,114 +160,144 @@ local function refusal(claims, queue, id, token)
   return 'refused'
 end
 
--- Back to the front of its queue, as if it had never been taken. False, and nothing done, if there can be no such queue.
+-- Note the token that has settled the job, and drop its claim.
+local function mark_settled(claims, queue, id, token)
+  redis.call('HSET', 'rq:job:' .. id, 'rqjobs_settled_token', token, 'rqjobs_token', '')
+  drop_claim(claims, queue, id, token)
+end
+
+-- Write the job as waiting again with this status, and as claimed by no worker.
+local function unclaim(id, status)
+  redis.call('HSET', 'rq:job:' .. id, 'status', status, 'started_at', '', 'worker_name', '')
+  redis.call('HDEL', 'rq:job:' .. id, 'rqjobs_token')
+end
+
+-- Put the job back at the front of its queue, as if it had never been claimed. False, with nothing
+-- done, if the queue's key has the wrong type.
 local function put_back(queue, id)
   if not fits('rq:queue:' .. queue, 'list') then return false end
-  redis.call('HSET', 'rq:job:' .. id, 'status', 'queued', 'started_at', '', 'worker_name', '')
-  redis.call('HDEL', 'rq:job:' .. id, 'rqjobs_token')
-  local ttl = lifetime(read(id, 'ttl')[1])  -- it is waiting again, and the claim had stopped its clock
-  if ttl then redis.call('EXPIRE', 'rq:job:' .. id, ttl) end
+  unclaim(id, 'queued')
+  local ttl = ttl_seconds(read_job(id, 'ttl')[1])
+  if ttl then redis.call('EXPIRE', 'rq:job:' .. id, ttl) end  -- the claim had removed the expiry
   redis.call('LPUSH', 'rq:queue:' .. queue, id)
   redis.pcall('SADD', 'rq:queues', 'rq:queue:' .. queue)
   return true
 end
 
-local function members(key)
-  local ids = redis.pcall('SMEMBERS', key)
-  return ids.err and {} or ids
-end
-
--- Whether a job that waits for this one need not wait any longer; RQ counts one that is gone as finished.
+-- Whether a job that depends on this one can stop waiting for it. RQ counts a deleted job as
+-- finished.
 local function has_ended(id, failures_allowed)
-  local status = (read(id, 'status') or {})[1]
+  local status = (read_job(id, 'status') or {})[1]
   return not status or status == 'finished' or (failures_allowed and status == 'failed')
 end
 
--- Into the scheduled set; the scheduler is told if the job is due sooner than it looks by itself.
-local function schedule(id, queue, due, look_seconds)
+-- Add the job to the scheduled set. The scheduler is woken if the job is due before its next poll.
+local function add_scheduled(id, queue, due, poll_seconds)
   redis.call('ZADD', 'rq:scheduled:' .. queue, due, id)
-  if tonumber(due) < clock() + tonumber(look_seconds) then redis.pcall('PUBLISH', 'rqjobs:wakeup:' .. queue, due) end
+  if tonumber(due) < redis_time() + tonumber(poll_seconds) then
+    redis.pcall('PUBLISH', 'rqjobs:wakeup:' .. queue, due)
+  end
 end
 
--- Put a job that is deferred behind parent `id` into its queue, or into the scheduled set if it was delayed too, unless it
--- waits for another one as well; `as` is what the parent counts as. Returns whether it was done.
-local function wake_one(child, id, as, iso, default_timeout)
-  local fields = read(child, 'origin', 'status', 'allow_dependency_failures', 'enqueue_at_front', 'timeout', 'ttl',
-    'rqjobs_due')
-  if not fields or fields[2] ~= 'deferred' or not stands(child, fields[1], fields[2]) then return false end
-  for _, parent in ipairs(members('rq:job::' .. child .. ':dependencies')) do
-    local ended = parent == id and as == 'finished' or has_ended(parent, fields[3] == '1')
-    if not ended and not (parent == id and as == 'failed' and fields[3] == '1') then return false end
+-- Whether a deferred job still has to wait for a parent. `parent` is the one that ends now, as
+-- `outcome` ("finished", "failed", or "" for what its hash says).
+local function waits_for_parents(child, parent, outcome, failures_allowed)
+  for _, id in ipairs(set_members('rq:job::' .. child .. ':dependencies')) do
+    local ended = id == parent and outcome == 'finished' or has_ended(id, failures_allowed)
+    local failed_now = id == parent and outcome == 'failed' and failures_allowed
+    if not ended and not failed_now then return true end
   end
-  local due, before = tonumber(fields[7] or ''), standing(child)
-  local status = due and due > clock() and 'scheduled' or 'queued'
-  if not fits('rq:queue:' .. fields[1], 'list') or not fits('rq:scheduled:' .. fields[1], 'zset') then return false end
-  redis.call('HSET', 'rq:job:' .. child, 'status', status, 'enqueued_at', iso, 'timeout', fields[5] or default_timeout)
-  if lifetime(fields[6]) then redis.call('EXPIRE', 'rq:job:' .. child, lifetime(fields[6])) end
+end
+
+-- Put a job that is deferred behind `parent` into its queue, or into the scheduled set if it is
+-- delayed too, unless it waits for another parent. Returns whether the job was moved.
+local function enqueue_dependent(child, parent, outcome, iso, default_timeout)
+  local fields = read_job(child, 'origin', 'status', 'allow_dependency_failures',
+    'enqueue_at_front', 'timeout', 'ttl', 'rqjobs_due')
+  if not fields or fields[2] ~= 'deferred' then return false end
+  local queue, due = fields[1], tonumber(fields[7] or '')
+  if not is_in_place(child, queue, 'deferred') then return false end
+  if waits_for_parents(child, parent, outcome, fields[3] == '1') then return false end
+  local before = placement(child)
+  local status = due and due > redis_time() and 'scheduled' or 'queued'
+  if not fits('rq:queue:' .. queue, 'list') or not fits('rq:scheduled:' .. queue, 'zset') then
+    return false
+  end
+  redis.call('HSET', 'rq:job:' .. child, 'status', status, 'enqueued_at', iso,
+    'timeout', fields[5] or default_timeout)
+  if ttl_seconds(fields[6]) then
+    redis.call('EXPIRE', 'rq:job:' .. child, ttl_seconds(fields[6]))
+  end
   revoke(child, before)
   if status == 'scheduled' then
-    schedule(child, fields[1], fields[7], '+inf')
+    add_scheduled(child, queue, fields[7], '+inf')
   else
-    redis.call(fields[4] == '1' and 'LPUSH' or 'RPUSH', 'rq:queue:' .. fields[1], child)
+    redis.call(fields[4] == '1' and 'LPUSH' or 'RPUSH', 'rq:queue:' .. queue, child)
   end
-  redis.pcall('SADD', 'rq:queues', 'rq:queue:' .. fields[1])
-  redis.pcall('ZREM', 'rq:deferred:' .. fields[1], child)
-  redis.call('SREM', 'rq:job:' .. id .. ':dependents', child)
+  redis.pcall('SADD', 'rq:queues', 'rq:queue:' .. queue)
+  redis.pcall('ZREM', 'rq:deferred:' .. queue, child)
+  redis.call('SREM', 'rq:job:' .. parent .. ':dependents', child)
   return true
 end
 
--- Put each job that is deferred behind this one, which ends `as` finished or failed, and behind nothing else that has not
--- ended, into its queue; what RQ's `enqueue_dependents` does. More than a hundred would hold up everybody else: they are
--- noted in rqjobs:ended-parents, for `enqueue_dependents.lua`. Returns whether they were.
-local function wake(id, as, iso, default_timeout)
+-- Enqueue the jobs that depend on this one, which ends as `outcome`, and on no other unended job.
+-- More than a hundred would hold up all other clients: then the job is noted in
+-- rqjobs:ended-parents, for `enqueue_dependents.lua`. Returns whether it was noted.
+local function enqueue_dependents(id, outcome, iso, default_timeout)
   local dependents = 'rq:job:' .. id .. ':dependents'
   if redis.call('TYPE', dependents).ok ~= 'set' then return false end
   if redis.call('SCARD', dependents) > 100 and fits('rqjobs:ended-parents', 'set') then
-    redis.call('SADD', 'rqjobs:ended-parents', id .. ':' .. as)
+    redis.call('SADD', 'rqjobs:ended-parents', id .. ':' .. outcome)
     return true
   end
-  for _, child in ipairs(members(dependents)) do wake_one(child, id, as, iso, default_timeout) end
+  for _, child in ipairs(set_members(dependents)) do
+    enqueue_dependent(child, id, outcome, iso, default_timeout)
+  end
   return false
 end
 
--- Among the dead letters, with `trace` as RQ stores one; whoever sweeps next wakes what waits for it.
-local function bury(queue, id, worker, trace, iso, default_ttl)
+-- Fail a job for a reason of our own. `traceback` is as RQ stores it. The next sweep enqueues the
+-- jobs that depend on it and may run after a failure.
+local function fail_job(queue, id, worker, traceback, iso, default_ttl)
   local job, results = 'rq:job:' .. id, 'rq:results:' .. id
-  local own = redis.pcall('HGET', job, 'failure_ttl')
-  local kept = lifetime(type(own) == 'string' and own) or tonumber(default_ttl)
-  redis.pcall('ZADD', 'rq:failed:' .. queue, own == '-1' and '+inf' or clock() + kept, id)
-  if type(own) == 'table' then return end  -- no hash stands under the job's key; there is nothing to write into
+  local failure_ttl = redis.pcall('HGET', job, 'failure_ttl')
+  local is_hash = type(failure_ttl) ~= 'table'
+  local kept = ttl_seconds(is_hash and failure_ttl) or tonumber(default_ttl)
+  local expiry = failure_ttl == '-1' and '+inf' or redis_time() + kept
+  redis.pcall('ZADD', 'rq:failed:' .. queue, expiry, id)
+  if not is_hash then return end
   redis.call('HSET', job, 'status', 'failed', 'ended_at', iso, 'origin', queue)
   redis.call('HDEL', job, 'rqjobs_token')
   redis.call('PERSIST', job)
-  if own ~= '-1' then redis.call('EXPIRE', job, kept) end
-  redis.pcall('XADD', results, 'MAXLEN', '~', 10, '*', 'type', 2, 'worker_name', worker, 'exc_string', trace)
-  outlive_not(job, results)
-  if redis.call('EXISTS', job .. ':dependents') == 1 then redis.pcall('SADD', 'rqjobs:ended-parents', id) end
-end
-
--- Add now to the deaths of a job; returns how many count, those within the last `window` seconds.
-local function count_death(id, window)
-  local job, now, deaths = 'rq:job:' .. id, clock(), {}
-  for moment in string.gmatch(redis.call('HGET', job, 'rqjobs_crashes') or '', '%d+') do
-    if tonumber(moment) > now - tonumber(window) then deaths[#deaths + 1] = moment end
+  if failure_ttl ~= '-1' then redis.call('EXPIRE', job, kept) end
+  redis.pcall('XADD', results, 'MAXLEN', '~', 10, '*', 'type', 2, 'worker_name', worker,
+    'exc_string', traceback)
+  expire_with(job, results)
+  if redis.call('EXISTS', job .. ':dependents') == 1 then
+    redis.pcall('SADD', 'rqjobs:ended-parents', id)
   end
-  deaths[#deaths + 1] = string.format('%d', now)
-  redis.call('HSET', job, 'rqjobs_crashes', table.concat(deaths, ','))
-  return #deaths
 end
 
--- The jobs of a queue that somebody has stopped. RQ keeps them among its failed jobs, and its tools may take them from
--- there, so what a job's hash says counts.
-local function stopped_in(queue)
+-- Note that a process has died under the job. Returns the number of such deaths within the last
+-- `window` seconds.
+local function count_crash(id, window)
+  local job, now, crashes = 'rq:job:' .. id, redis_time(), {}
+  for moment in string.gmatch(redis.call('HGET', job, 'rqjobs_crashes') or '', '%d+') do
+    if tonumber(moment) > now - tonumber(window) then crashes[#crashes + 1] = moment end
+  end
+  crashes[#crashes + 1] = string.format('%d', now)
+  redis.call('HSET', job, 'rqjobs_crashes', table.concat(crashes, ','))
+  return #crashes
+end
+
+-- The stopped jobs of a queue. RQ keeps them among its failed jobs, and RQ's tools may remove them
+-- from there, so each job's hash decides.
+local function stopped_jobs(queue)
   local found = {}
-  for _, id in ipairs(redis.pcall('ZRANGE', 'rqjobs:stopped:' .. queue, 0, -1)) do  -- an error has no members
-    local there = type(redis.pcall('ZSCORE', 'rq:failed:' .. queue, id)) == 'string'
-    local fields = there and read(id, 'status')
+  for _, id in ipairs(redis.pcall('ZRANGE', 'rqjobs:stopped:' .. queue, 0, -1)) do
+    local is_listed = type(redis.pcall('ZSCORE', 'rq:failed:' .. queue, id)) == 'string'
+    local fields = is_listed and read_job(id, 'status')
     if fields and fields[1] == 'stopped' then found[#found + 1] = id end
   end
   return found
 end
-
-local function waits(status) return status == 'queued' or status == 'started' or status == 'scheduled' end
-

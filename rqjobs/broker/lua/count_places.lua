@@ -1,32 +1,38 @@
--- Count what stands in the places of queues.
+-- Count the jobs in the places of queues.
 --
 -- ARGV  names of queues
 -- Promise: nothing is written; a key of the wrong type counts as empty.
--- Returns, for each queue in which there is something: its name, when the first that waits was enqueued, as RQ writes it,
--- then how many stand in: queue, intermediate, scheduled, deferred, wip, finished, failed, canceled,
--- and how many of the failed jobs somebody has stopped, which are not counted there.
+-- Returns, for each queue that has any job: its name; when its first waiting job was enqueued, as RQ
+-- writes it; then the numbers of jobs in: queue, intermediate, scheduled, deferred, wip, finished,
+-- failed, canceled, stopped. RQ keeps stopped jobs among the failed ones; here they count as stopped.
+
+local REGISTRIES = {'scheduled', 'deferred', 'wip', 'finished', 'failed', 'canceled'}
+local FAILED = 7  -- the position of the failed jobs in the counts
 
 local function count(command, key)
   local number = redis.pcall(command, key)
   return type(number) == 'number' and number or 0
 end
 
-local found = {}
-for _, name in ipairs(ARGV) do
+local function places_of(name)
   local queue = 'rq:queue:' .. name
-  local one, total = {name, ''}, 0
-  for i, key in ipairs({queue, queue .. ':intermediate', 'rq:scheduled:' .. name, 'rq:deferred:' .. name,
-      'rq:wip:' .. name, 'rq:finished:' .. name, 'rq:failed:' .. name, 'rq:canceled:' .. name}) do
-    local number = count(i < 3 and 'LLEN' or 'ZCARD', key)
-    one[i + 2] = number
-    total = total + number
+  local counts = {count('LLEN', queue), count('LLEN', queue .. ':intermediate')}
+  for _, registry in ipairs(REGISTRIES) do
+    counts[#counts + 1] = count('ZCARD', 'rq:' .. registry .. ':' .. name)
   end
-  one[11] = one[9] > 0 and #stopped_in(name) or 0
-  one[9] = one[9] - one[11]
-  if one[3] > 0 then
-    local fields = read(redis.call('LINDEX', queue, 0), 'enqueued_at')
-    one[2] = fields and fields[1] or ''
-  end
-  if total > 0 then found[#found + 1] = one end
+  local total = 0
+  for _, number in ipairs(counts) do total = total + number end
+  if total == 0 then return nil end
+  local stopped = counts[FAILED] > 0 and #stopped_jobs(name) or 0
+  counts[FAILED] = counts[FAILED] - stopped
+  counts[#counts + 1] = stopped
+  local first = counts[1] > 0 and read_job(redis.call('LINDEX', queue, 0), 'enqueued_at')
+  return {name, first and first[1] or '', unpack(counts)}
 end
-return found
+
+local reply = {}
+for _, name in ipairs(ARGV) do
+  local places = places_of(name)
+  if places then reply[#reply + 1] = places end
+end
+return reply

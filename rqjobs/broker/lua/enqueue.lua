@@ -1,46 +1,67 @@
--- Accept jobs: write each and put it into its place. The one way there for whatever is enqueued, delayed, or made to wait
--- for other jobs.
+-- Accept jobs: write each job and put it into its place. Every enqueued, delayed or dependent job
+-- comes through this script.
 --
 -- KEYS  1 rq:queues
--- ARGV  1 seconds after which the scheduler looks by itself, then for each job: its queue, its id, "back" or "front" of
---       the queue, or when it is due (Unix seconds), or "nowhere" (the caller runs it), its seconds to live ("" for
---       ever), "1" if there was never a job of this id, how many words say what it waits for, how many words follow; then
---       "1" if it may run after the failure of that, else "", and the ids of that; and the fields and values of its hash
--- Promise: a job and its place are written in one step, all of ARGV in one script. A job of this id that is there
--- already leaves its place, and the worker that runs it has lost it: that run's outcome will be refused, and this one
--- counts. Options, time to live and deaths of the earlier job are forgotten; so are the jobs for which it waited.
--- Returns the ids of those that wait for other jobs.
+-- ARGV  1 seconds between two polls of the scheduler, then for each job an entry of these words:
+--       queue, job id, place, ttl, is new, number of parent words, number of field words;
+--       the parent words: "1" if the job may run after a parent's failure, else "", then the ids
+--       of its parents; the field words: fields and values of its hash
+--       place: "back" or "front" of the queue; a due time in Unix seconds; "nowhere" (the caller
+--       runs the job)   ttl: seconds, "" for none   is new: "1" if no job had this id
+-- Promise: a job and its place are written in one step, and all entries of one call too. An existing
+-- job of this id leaves its place, its worker loses it (the outcome of that run will be refused),
+-- and its options, ttl, crashes and parents are cleared.
+-- Returns the ids of the jobs that wait for parents.
 
-local OPTIONS = {'retries_left', 'retry_intervals', 'number_of_retries', 'enqueue_at_front_on_retry', 'repeats_left',
-  'repeat_intervals', 'rqjobs_repeat', 'dependency_id', 'dependency_ids', 'allow_dependency_failures',
-  'enqueue_at_front', 'success_callback_timeout', 'failure_callback_timeout', 'stopped_callback_timeout', 'webhooks',
+local OPTIONS = {'retries_left', 'retry_intervals', 'number_of_retries',
+  'enqueue_at_front_on_retry', 'repeats_left', 'repeat_intervals', 'rqjobs_repeat',
+  'dependency_id', 'dependency_ids', 'allow_dependency_failures', 'enqueue_at_front',
+  'success_callback_timeout', 'failure_callback_timeout', 'stopped_callback_timeout', 'webhooks',
   'ttl', 'result_ttl', 'failure_ttl', 'meta', 'result', 'exc_info', 'rqjobs_crashes'}
 
-local function forget(id, first, last)
-  local job, dependencies, old, new = 'rq:job:' .. id, 'rq:job::' .. id .. ':dependencies', {}, {}
-  for _, parent in ipairs(members(dependencies)) do redis.pcall('SREM', 'rq:job:' .. parent .. ':dependents', id) end
+-- The entry whose first word is ARGV[at]. `parents` and `fields` are positions of first words; the
+-- parents' ids begin after the first parent word.
+local function entry_at(at)
+  local parents = at + 7
+  local fields = parents + ARGV[at + 5]
+  return {queue = ARGV[at], id = ARGV[at + 1], place = ARGV[at + 2], ttl = ARGV[at + 3],
+    is_new = ARGV[at + 4] == '1', parents = parents, fields = fields,
+    last = fields + ARGV[at + 6] - 1}
+end
+
+-- Clear the options and the parents of an earlier life of the job.
+local function forget(entry)
+  local id = entry.id
+  local job, dependencies = 'rq:job:' .. id, 'rq:job::' .. id .. ':dependencies'
+  for _, parent in ipairs(set_members(dependencies)) do
+    redis.pcall('SREM', 'rq:job:' .. parent .. ':dependents', id)
+  end
   redis.call('DEL', dependencies)
   redis.call('PERSIST', job)
   redis.call('PERSIST', job .. ':dependents')
-  for i = first, last, 2 do new[ARGV[i]] = true end
+  local new, old = {}, {}
+  for i = entry.fields, entry.last, 2 do new[ARGV[i]] = true end
   for _, option in ipairs(OPTIONS) do
     if not new[option] then old[#old + 1] = option end
   end
   redis.call('HDEL', job, unpack(old))
 end
 
--- Whether the job has to wait for one of these; not for itself, which would be for ever: its earlier life ends now.
-local function must_wait(id, first, last)
-  for i = first + 1, last do
-    if ARGV[i] ~= id and not has_ended(ARGV[i], ARGV[first] == '1') then return true end
+-- Whether the job has to wait for a parent. It never waits for itself: its earlier life ends now.
+local function must_wait(entry)
+  for i = entry.parents + 1, entry.fields - 1 do
+    if ARGV[i] ~= entry.id and not has_ended(ARGV[i], ARGV[entry.parents] == '1') then
+      return true
+    end
   end
 end
 
-local function defer(id, queue, due, first, last)
+local function defer(entry, due)
+  local id = entry.id
   redis.call('HSET', 'rq:job:' .. id, 'status', 'deferred')
-  if due then redis.call('HSET', 'rq:job:' .. id, 'rqjobs_due', due) end
-  redis.call('ZADD', 'rq:deferred:' .. queue, string.format('%d', clock()), id)
-  for i = first + 1, last do
+  if due then redis.call('HSET', 'rq:job:' .. id, 'rqjobs_due', entry.place) end
+  redis.call('ZADD', 'rq:deferred:' .. entry.queue, string.format('%d', redis_time()), id)
+  for i = entry.parents + 1, entry.fields - 1 do
     if ARGV[i] ~= id then
       redis.pcall('SADD', 'rq:job:' .. ARGV[i] .. ':dependents', id)
       redis.call('SADD', 'rq:job::' .. id .. ':dependencies', ARGV[i])
@@ -48,56 +69,67 @@ local function defer(id, queue, due, first, last)
   end
 end
 
--- The key of the wrong type that would keep one of the jobs out of its place.
-local function obstacle()
-  local checked, at = {}, 2
-  local function is_wrong(key, kind)
-    if checked[key] == nil then checked[key] = not fits(key, kind) end
-    return checked[key]
+-- The keys that an entry needs, with the types that they must have.
+local function needed_keys(entry)
+  local keys = {['rq:queue:' .. entry.queue] = 'list'}
+  if tonumber(entry.place) then keys['rq:scheduled:' .. entry.queue] = 'zset' end
+  if entry.fields > entry.parents then
+    keys['rq:deferred:' .. entry.queue] = 'zset'
+    keys['rq:job::' .. entry.id .. ':dependencies'] = 'set'
+    for i = entry.parents + 1, entry.fields - 1 do
+      keys['rq:job:' .. ARGV[i] .. ':dependents'] = 'set'
+    end
   end
+  if not entry.is_new then keys['rq:job:' .. entry.id] = 'hash' end
+  return keys
+end
+
+-- A key of the wrong type that one of the entries needs.
+local function wrong_key()
+  local is_wrong, at = {}, 2
   while at <= #ARGV do
-    local queue, id, parents, fields = ARGV[at], ARGV[at + 1], at + 7, at + 7 + ARGV[at + 5]
-    local keys = {['rq:queue:' .. queue] = 'list'}
-    if tonumber(ARGV[at + 2]) then keys['rq:scheduled:' .. queue] = 'zset' end
-    if fields > parents then
-      keys['rq:deferred:' .. queue], keys['rq:job::' .. id .. ':dependencies'] = 'zset', 'set'
-      for i = parents + 1, fields - 1 do keys['rq:job:' .. ARGV[i] .. ':dependents'] = 'set' end
+    local entry = entry_at(at)
+    for key, kind in pairs(needed_keys(entry)) do
+      if is_wrong[key] == nil then is_wrong[key] = not fits(key, kind) end
+      if is_wrong[key] then return key end
     end
-    if ARGV[at + 4] ~= '1' then keys['rq:job:' .. id] = 'hash' end
-    for key, kind in pairs(keys) do
-      if is_wrong(key, kind) then return key end
-    end
-    at = fields + ARGV[at + 6]
+    at = entry.last + 1
   end
 end
 
-local wrong = obstacle()
-if wrong then return redis.error_reply('ERR the key ' .. wrong .. ' has the wrong type, so no job gets there') end
-
-local at, known, deferred = 2, {}, {}
-while at <= #ARGV do
-  local queue, id, place, ttl = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
-  local job, parents, fields = 'rq:job:' .. id, at + 7, at + 7 + ARGV[at + 5]
-  local last = fields + ARGV[at + 6] - 1
-  local before = ARGV[at + 4] ~= '1' and standing(id)
-  local waiting = fields > parents and must_wait(id, parents, fields - 1)
-  local due = tonumber(place)
-  redis.call('HSET', job, unpack(ARGV, fields, last))
+local function accept(entry)
+  local id, queue, job = entry.id, entry.queue, 'rq:job:' .. entry.id
+  local before = not entry.is_new and placement(id)
+  local waits = entry.fields > entry.parents and must_wait(entry)
+  local due = tonumber(entry.place)
+  redis.call('HSET', job, unpack(ARGV, entry.fields, entry.last))
   if before then
     retire(id, before)
-    forget(id, fields, last)
+    forget(entry)
   end
-  if ttl ~= '' then redis.call('EXPIRE', job, ttl) end
-  if waiting then
-    defer(id, queue, due and place, parents, fields - 1)
-    deferred[#deferred + 1] = id
+  if entry.ttl ~= '' then redis.call('EXPIRE', job, entry.ttl) end
+  if waits then
+    defer(entry, due)
   elseif due then
-    schedule(id, queue, place, ARGV[1])
-  elseif place ~= 'nowhere' then
-    redis.call(place == 'front' and 'LPUSH' or 'RPUSH', 'rq:queue:' .. queue, id)
+    add_scheduled(id, queue, entry.place, ARGV[1])
+  elseif entry.place ~= 'nowhere' then
+    redis.call(entry.place == 'front' and 'LPUSH' or 'RPUSH', 'rq:queue:' .. queue, id)
   end
-  if not known[queue] then redis.pcall('SADD', KEYS[1], 'rq:queue:' .. queue) end
-  known[queue] = true
-  at = last + 1
+  return waits
+end
+
+local wrong = wrong_key()
+if wrong then
+  return redis.error_reply('ERR the key ' .. wrong .. ' has the wrong type; rename or delete it')
+end
+local registered, deferred, at = {}, {}, 2
+while at <= #ARGV do
+  local entry = entry_at(at)
+  if accept(entry) then deferred[#deferred + 1] = entry.id end
+  if not registered[entry.queue] then
+    redis.pcall('SADD', KEYS[1], 'rq:queue:' .. entry.queue)
+    registered[entry.queue] = true
+  end
+  at = entry.last + 1
 end
 return deferred

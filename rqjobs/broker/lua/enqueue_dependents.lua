@@ -1,23 +1,29 @@
--- Let the jobs run that waited for one which has ended: some of them at each call.
+-- Enqueue jobs that depend on a job which has ended: some of them at each call.
 --
 -- KEYS  1 rqjobs:ended-parents
--- ARGV  1 the job's member there: its id, if it failed for a reason of our own, else "<id>:finished" or "<id>:failed", what
---       it counts as (a job that repeats has ended for them, and is queued again)   2 now, as RQ writes it
---       3 default timeout, seconds   4 where to go on, "0" to begin   5 about how many to look at
--- Promise: a job goes from the deferred set into its queue if it is deferred still, and all that it waits for has ended
--- so that it may run; when all have been looked at the member is removed. Asked twice, or by several, nothing is done twice.
--- Returns where to go on, "0" at the end, and the ids that were enqueued.
+-- ARGV  1 the job's member of that set: its id, if we failed it, else "<id>:finished" or
+--       "<id>:failed" (for its dependents a job that repeats has ended, although it is queued again)
+--       2 now, as RQ writes it   3 default timeout, seconds   4 cursor, "0" at first
+--       5 about how many dependents to look at
+-- Promise: a job moves from the deferred set into its queue if it is still deferred and all jobs that
+-- it depends on have ended so that it may run. The member is removed after the last dependent.
+-- Repeated or concurrent calls do nothing twice.
+-- Returns the next cursor ("0": no more), and the ids that were enqueued.
 
-local id, as = string.match(ARGV[1], '^([^:]*):?(.*)$')
+local ended_parents, member, iso, default_timeout = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
+local cursor, count = ARGV[4], ARGV[5]
+local id, outcome = string.match(member, '^([^:]*):?(.*)$')
 local job, dependents = 'rq:job:' .. id, 'rq:job:' .. id .. ':dependents'
-local there = redis.call('TYPE', dependents).ok == 'set' and (as ~= '' or has_ended(id, true))
-local found = there and redis.call('SSCAN', dependents, ARGV[4], 'COUNT', ARGV[5]) or {'0', {}}
-local woken = {found[1]}
-for _, child in ipairs(found[2]) do
-  if wake_one(child, id, as, ARGV[2], ARGV[3]) then woken[#woken + 1] = child end
+local has_dependents = redis.call('TYPE', dependents).ok == 'set'
+  and (outcome ~= '' or has_ended(id, true))
+local scan = {'0', {}}
+if has_dependents then scan = redis.call('SSCAN', dependents, cursor, 'COUNT', count) end
+local reply = {scan[1]}
+for _, child in ipairs(scan[2]) do
+  if enqueue_dependent(child, id, outcome, iso, default_timeout) then reply[#reply + 1] = child end
 end
-if found[1] == '0' then
-  redis.pcall('SREM', KEYS[1], ARGV[1])
-  if there then outlive_not(job, dependents) end
+if scan[1] == '0' then
+  redis.pcall('SREM', ended_parents, member)
+  if has_dependents then expire_with(job, dependents) end
 end
-return woken
+return reply

@@ -1,24 +1,30 @@
--- List failed jobs of a queue. RQ keeps those that somebody has stopped in the same place; they are left out.
+-- List failed jobs of a queue, or its stopped jobs, which RQ keeps among the failed ones.
 --
--- ARGV  1 queue   2 how many at most, -1 for all   3 "newest" or "oldest" first; or "stopped": those that are left out
+-- ARGV  1 queue   2 maximum number of jobs, -1 for all
+--       3 "newest" or "oldest" first; or "stopped": all stopped jobs, with score 0
 -- Promise: nothing is written; a key of the wrong type counts as empty.
 -- Returns id, score, id, score, …
 
-local stopped, most, found = {}, tonumber(ARGV[2]), {}
-for _, id in ipairs(stopped_in(ARGV[1])) do
-  stopped[id] = true
-  if most >= 0 then most = most + 1 end
+local queue, max_jobs, which = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local stopped, reply = stopped_jobs(queue), {}
+
+local function add(id, score)
+  reply[#reply + 1] = id
+  reply[#reply + 1] = score
 end
-if ARGV[3] == 'stopped' then
-  for i, id in ipairs(stopped_in(ARGV[1])) do found[2 * i - 1], found[2 * i] = id, '0' end
-  return found
+
+if which == 'stopped' then
+  for _, id in ipairs(stopped) do add(id, '0') end
+  return reply
 end
-local command = ARGV[3] == 'newest' and 'ZREVRANGE' or 'ZRANGE'
-local all = most == 0 and {} or redis.pcall(command, 'rq:failed:' .. ARGV[1], 0, most < 0 and -1 or most - 1, 'WITHSCORES')
-for i = 1, #all, 2 do
-  if not stopped[all[i]] and (tonumber(ARGV[2]) < 0 or #found < 2 * tonumber(ARGV[2])) then
-    found[#found + 1] = all[i]
-    found[#found + 1] = all[i + 1]
-  end
+if max_jobs == 0 then return reply end
+local is_stopped = {}
+for _, id in ipairs(stopped) do is_stopped[id] = true end
+local last = max_jobs < 0 and -1 or max_jobs + #stopped - 1
+local command = which == 'newest' and 'ZREVRANGE' or 'ZRANGE'
+local entries = redis.pcall(command, 'rq:failed:' .. queue, 0, last, 'WITHSCORES')
+for i = 1, #entries, 2 do
+  local is_full = max_jobs >= 0 and #reply >= 2 * max_jobs
+  if not is_stopped[entries[i]] and not is_full then add(entries[i], entries[i + 1]) end
 end
-return found
+return reply

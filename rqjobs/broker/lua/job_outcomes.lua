@@ -12,8 +12,8 @@ if scan.err then return {'0'} end  -- the key has the wrong type; run_schedule.l
 local reply, unfinished = {scan[1]}, scan[2]
 for i = 1, #unfinished, 2 do
   local id, schedule = unfinished[i], unfinished[i + 1]
-  local fields = read(id, 'status', 'ended_at') or {}
-  if not (waits(fields[1]) or fields[1] == 'deferred' or fields[1] == 'created') then
+  local fields = read_job(id, 'status', 'ended_at') or {}
+  if not (is_active(fields[1]) or fields[1] == 'deferred' or fields[1] == 'created') then
     reply[#reply + 1] = {id, schedule, fields[1] or '', fields[2] or ''}
   end
 end

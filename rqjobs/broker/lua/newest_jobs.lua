@@ -1,24 +1,30 @@
 -- Find the newest jobs of one registry over many queues.
 --
--- ARGV  1 "queue", or a registry as RQ's keys name it   2 at most so many   then names of queues
+-- ARGV  1 "queue", or a registry as RQ's keys name it   2 maximum number of jobs
+--       then names of queues
 -- Promise: nothing is written; a key of the wrong type counts as empty.
--- Returns {{moment, id}, …}, the newest first; the moment is when the job ended, or else was enqueued or created.
+-- Returns {{moment, id}, …}, the newest first. The moment is the job's end, else its enqueueing, else
+-- its creation.
 
-local kind, most, found = ARGV[1], tonumber(ARGV[2]), {}
+local registry, max_jobs, found = ARGV[1], tonumber(ARGV[2]), {}
+
+local function newest_members(queue)
+  local key = 'rq:' .. registry .. ':' .. queue
+  if registry == 'queue' then return redis.pcall('LRANGE', key, -max_jobs, -1) end
+  local number = max_jobs
+  if registry == 'failed' then number = number + #stopped_jobs(queue) end
+  return redis.pcall('ZREVRANGE', key, 0, number - 1)
+end
+
 for i = 3, #ARGV do
-  local key, ids = 'rq:' .. kind .. ':' .. ARGV[i], nil
-  if kind == 'queue' then
-    ids = redis.pcall('LRANGE', key, -most, -1)
-  else
-    local extra = kind == 'failed' and #stopped_in(ARGV[i]) or 0
-    ids = redis.pcall('ZREVRANGE', key, 0, most + extra - 1)
-  end
-  for _, member in ipairs(ids) do  -- an error has none
+  for _, member in ipairs(newest_members(ARGV[i])) do
     local id = string.match(member, '^[^:]*')
-    local fields = read(id, 'ended_at', 'enqueued_at', 'created_at', 'status')
-    if fields and not (kind == 'failed' and fields[4] == 'stopped') then found[#found + 1] = {fields[1] or fields[2] or fields[3] or '', id} end
+    local fields = read_job(id, 'ended_at', 'enqueued_at', 'created_at', 'status')
+    if fields and not (registry == 'failed' and fields[4] == 'stopped') then
+      found[#found + 1] = {fields[1] or fields[2] or fields[3] or '', id}
+    end
   end
 end
 table.sort(found, function(one, other) return one[1] > other[1] end)
-for i = #found, most + 1, -1 do found[i] = nil end
+for i = #found, max_jobs + 1, -1 do found[i] = nil end
 return found

@@ -1,95 +1,122 @@
--- Move the jobs of one queue that are due from the scheduled set into the queue.
+-- Move the due jobs of one queue from the scheduled set into the queue.
 --
--- KEYS  1 scheduled   2 queue   3 rq:queues   4 rqjobs:crash-backoff:<queue>   5 failed   6 rqjobs:scheduled-without-job:<queue>
---       7 the scheduler's lock
--- ARGV  1 at most so many   2 now, as RQ writes it   3 default timeout, seconds
---       4 seconds for which a due id without a job, or with one that runs or has ended, is kept, counted from when it was
---         first seen so: its enqueuer, if it is stock RQ, has yet to write the job. Then an id without a job, or with one
---         of another queue, is dropped, and any other job runs
---       5 "1": only jobs that wait because a process died under them; KEYS 4 tells which, because a thousand that wait
---       for a scheduler may be due before them
---       6 how many of those that are due to pass over: earlier calls found no job for them, and kept them
---       7 who must hold the lock, "" if that does not matter: a stock scheduler that has just got it moves jobs in steps
--- Promise: a due job is in the scheduled set or in the queue, never in both, whoever else promotes beside us; a run of it
--- in progress has lost it; if stock RQ has enqueued it again elsewhere since, it stays there. By Redis's clock none comes
--- early; the order is that of the due times; what crashed a horse comes to the front, where it was. What is no job goes
--- to the dead letters, and holds up nothing.
--- Returns how many were moved, how many were kept, whether there may be more that are due ("1"), now, and when the next
--- is due ("" if none is).
+-- KEYS  1 scheduled   2 queue   3 rq:queues   4 rqjobs:crash-backoff:<queue>   5 failed
+--       6 rqjobs:scheduled-without-job:<queue>   7 RQ's scheduler lock of the queue
+-- ARGV  1 maximum number of jobs   2 now, as RQ writes it   3 default timeout, seconds
+--       4 seconds for which an id is kept if it has no job, or one that runs or has ended, from when
+--         it was first seen so: stock RQ writes the due time before the job. Afterwards an id
+--         without a job, or with one of another queue, is dropped, and any other job runs
+--       5 "1": only jobs that are delayed after a crash. KEYS 4 lists them, because many others that
+--         wait for a scheduler may be due before them
+--       6 number of due ids to pass over, which earlier calls have kept
+--       7 the scheduler that must hold the lock, "" for any: stock schedulers move jobs in steps
+-- Promise: a due job is in the scheduled set or in the queue, never in both, however many processes
+-- promote. A run of the job in progress loses it. A job that stock RQ has enqueued again elsewhere
+-- stays there. By Redis's clock no job is early; jobs are moved in the order of their due times. A
+-- job that crashed its horse returns to the front. An id whose key is not a job's fails.
+-- Returns the number of jobs moved, the number of ids kept, whether more may be due ("1"), now, and
+-- the next due time ("" if there is none).
 
-local now, crashed, most = clock(), ARGV[5] == '1', tonumber(ARGV[1])
-if ARGV[7] ~= '' and redis.call('GET', KEYS[7]) ~= ARGV[7] then return {0, 0, '', tostring(now), ''} end
-for key, kind in pairs({[KEYS[2]] = 'list', [KEYS[4]] = 'zset', [KEYS[6]] = 'hash'}) do
-  if not fits(key, kind) then return redis.error_reply('WRONGTYPE the key ' .. key .. ' is no ' .. kind) end
-end
-local queue = string.sub(KEYS[1], 14)
-local WAITING = {scheduled = true, queued = true, deferred = true, created = true}
-local moved, kept, done, front, back = 0, 0, {}, {}, {}
-local crashes = redis.call('EXISTS', KEYS[4]) == 1
-local missing = redis.call('EXISTS', KEYS[6]) == 1
-
--- Whether an id is to be kept for now, because its job may yet have to be written.
-local function is_young(id)
-  local since = tonumber(missing and redis.call('HGET', KEYS[6], id) or '')
-  if not since then
-    redis.call('HSET', KEYS[6], id, string.format('%.6f', now))
-    redis.call('EXPIRE', KEYS[6], 3600)
+local scheduled, queue_key, queues_key, crash_backoff = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local failed, without_job, lock = KEYS[5], KEYS[6], KEYS[7]
+local max_jobs, iso, default_timeout, keep_seconds = tonumber(ARGV[1]), ARGV[2], ARGV[3], tonumber(ARGV[4])
+local crashed_only, skip, holder = ARGV[5] == '1', ARGV[6], ARGV[7]
+local now = redis_time()
+if holder ~= '' and redis.call('GET', lock) ~= holder then return {0, 0, '', tostring(now), ''} end
+for key, kind in pairs({[queue_key] = 'list', [crash_backoff] = 'zset', [without_job] = 'hash'}) do
+  if not fits(key, kind) then
+    return redis.error_reply('WRONGTYPE the key ' .. key .. ' is not a ' .. kind)
   end
-  local young = not since or since > now - tonumber(ARGV[4])
-  if young then kept = kept + 1 end
-  return young
+end
+local queue = string.sub(scheduled, 14)
+local WAITING = {scheduled = true, queued = true, deferred = true, created = true}
+local has_crashes = redis.call('EXISTS', crash_backoff) == 1
+local has_without_job = redis.call('EXISTS', without_job) == 1
+local moved, kept, done, front, back = 0, 0, {}, {}, {}
+
+-- Whether an id is kept for now, because its enqueuer may still write the job.
+local function keep_for_now(id)
+  local since = tonumber(has_without_job and redis.call('HGET', without_job, id) or '')
+  if not since then
+    redis.call('HSET', without_job, id, string.format('%.6f', now))
+    redis.call('EXPIRE', without_job, 3600)
+  end
+  local is_young = not since or since > now - keep_seconds
+  if is_young then kept = kept + 1 end
+  return is_young
 end
 
-local function waits_elsewhere(id, status, origin)
+local function is_elsewhere(id, status, origin)
   if status == 'scheduled' and origin == queue then return false end
-  return stands(id, origin, status)
+  return is_in_place(id, origin, status)
 end
 
-local function ready(id, fields, since)
-  local job, ttl = 'rq:job:' .. id, lifetime(fields[7])
-  redis.call('HSET', job, 'status', 'queued', 'enqueued_at', since or ARGV[2], 'timeout', fields[6] or ARGV[3])
-  if ttl then redis.call('EXPIRE', job, ttl) end
-  if fields[9] then revoke(id, {queue = fields[8] or '', worker = fields[10], token = fields[9]}) end
+local function promote(id, job, enqueued_at, to_front)
+  redis.call('HSET', 'rq:job:' .. id, 'status', 'queued', 'enqueued_at', enqueued_at or iso,
+    'timeout', job.timeout or default_timeout)
+  local ttl = ttl_seconds(job.ttl)
+  if ttl then redis.call('EXPIRE', 'rq:job:' .. id, ttl) end
+  if job.token then
+    revoke(id, {queue = job.origin or '', worker = job.worker, token = job.token})
+  end
   moved = moved + 1
+  if to_front then
+    table.insert(front, 1, id)
+  else
+    back[#back + 1] = id
+  end
+end
+
+local function read_scheduled(id)
+  local fields = read_job(id, 'status', 'enqueue_at_front', 'enqueue_at_front_on_retry', 'ended_at',
+    'enqueued_at', 'timeout', 'ttl', 'origin', 'rqjobs_token', 'worker_name')
+  if not fields then return nil end
+  local is_retry_at_front = fields[3] == '1' and fields[4]
+  return {status = fields[1], at_front = fields[2] == '1' or is_retry_at_front,
+    enqueued_at = fields[5], timeout = fields[6], ttl = fields[7], origin = fields[8],
+    token = fields[9], worker = fields[10]}
+end
+
+-- Move the job of one due id, if it has one. Returns whether the id stays in the scheduled set.
+local function handle(id, score)
+  local job = read_scheduled(id)
+  local has_crashed = has_crashes and redis.call('ZSCORE', crash_backoff, id)
+  if crashed_only then score = redis.call('ZSCORE', scheduled, id) end
+  score = tonumber(score or '')
+  if not score or score > now then return true end  -- crashed once, and was rescheduled or moved since
+  if not job then  -- not a job's hash
+    redis.pcall('ZADD', failed, '+inf', id)
+    return false
+  end
+  if redis.call('HSTRLEN', 'rq:job:' .. id, 'data') == 0 then return keep_for_now(id) end
+  if job.status == 'canceled' or is_elsewhere(id, job.status, job.origin) then return false end
+  if not WAITING[job.status] and keep_for_now(id) then return true end
+  if WAITING[job.status] or job.origin == queue then
+    -- A job that crashed was in the queue already, so it keeps its place and its time.
+    promote(id, job, has_crashed and job.enqueued_at, has_crashed or job.at_front)
+  end
+  return false
 end
 
 local moment = string.format('%.6f', now)
-local due = redis.call('ZRANGEBYSCORE', KEYS[crashed and 4 or 1], '-inf', moment, 'WITHSCORES', 'LIMIT',
-  crashed and 0 or ARGV[6], most)
+local source, offset = scheduled, skip
+if crashed_only then
+  source = crash_backoff
+  offset = 0
+end
+local due = redis.call('ZRANGEBYSCORE', source, '-inf', moment, 'WITHSCORES', 'LIMIT', offset, max_jobs)
 for i = 1, #due, 2 do
   local id = due[i]
-  local fields = read(id, 'status', 'enqueue_at_front', 'enqueue_at_front_on_retry', 'ended_at', 'enqueued_at',
-    'timeout', 'ttl', 'origin', 'rqjobs_token', 'worker_name')
-  local keep
-  local again = crashes and redis.call('ZSCORE', KEYS[4], id)  -- it was in the queue already, and keeps its place
-  local score = crashed and tonumber(redis.call('ZSCORE', KEYS[1], id) or '') or not crashed and tonumber(due[i + 1])
-  if not score or score > now then
-    keep = true  -- it crashed a horse once, and is not there any more, or for another time
-  elseif not fields then
-    redis.pcall('ZADD', KEYS[5], '+inf', id)
-  elseif redis.call('HSTRLEN', 'rq:job:' .. id, 'data') == 0 then
-    keep = is_young(id)
-  elseif fields[1] == 'canceled' or waits_elsewhere(id, fields[1], fields[8]) then
-    keep = false
-  elseif not WAITING[fields[1]] and is_young(id) then
-    keep = true
-  elseif WAITING[fields[1]] or fields[8] == queue then
-    ready(id, fields, again and fields[5])
-    if again or fields[2] == '1' or (fields[3] == '1' and fields[4]) then
-      table.insert(front, 1, id)
-    else
-      back[#back + 1] = id
-    end
-  end
-  if not keep then
+  if not handle(id, due[i + 1]) then
     done[#done + 1] = id
-    if missing then redis.call('HDEL', KEYS[6], id) end
+    if has_without_job then redis.call('HDEL', without_job, id) end
   end
-  if crashes then redis.call('ZREM', KEYS[4], id) end
+  if has_crashes then redis.call('ZREM', crash_backoff, id) end
 end
-if #back > 0 then redis.call('RPUSH', KEYS[2], unpack(back)) end
-for _, id in ipairs(front) do redis.call('LPUSH', KEYS[2], id) end
-if moved > 0 then redis.pcall('SADD', KEYS[3], KEYS[2]) end
-if #done > 0 then redis.call('ZREM', KEYS[1], unpack(done)) end
-local later = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. moment, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
-return {moved, kept, #due == 2 * most and '1' or '', moment, later[2] or ''}
+-- Both calls below of unpack are bounded by the maximum number of jobs.
+if #back > 0 then redis.call('RPUSH', queue_key, unpack(back)) end
+for _, id in ipairs(front) do redis.call('LPUSH', queue_key, id) end
+if moved > 0 then redis.pcall('SADD', queues_key, queue_key) end
+if #done > 0 then redis.call('ZREM', scheduled, unpack(done)) end
+local later = redis.call('ZRANGEBYSCORE', scheduled, '(' .. moment, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+return {moved, kept, #due == 2 * max_jobs and '1' or '', moment, later[2] or ''}

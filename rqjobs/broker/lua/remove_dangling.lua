@@ -2,6 +2,6 @@
 --
 -- KEYS  1 queue   2 job hash
 -- ARGV  1 job id
--- Promise: a job that was enqueued again meanwhile stays in its queue.
+-- Promise: a job that was enqueued again since stays in its queue.
 
 if redis.call('EXISTS', KEYS[2]) == 0 then redis.call('LREM', KEYS[1], 0, ARGV[1]) end

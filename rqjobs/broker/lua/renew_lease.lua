@@ -1,13 +1,20 @@
--- Renew a worker's lease, and write where the worker lives.
+-- Renew a worker's lease, and write where its processes are.
 --
--- KEYS  1 rqjobs:leases   2 rqjobs:process:<name>
--- ARGV  1 worker's name   2 lease, seconds   3 "1" for the first beat   4-5 "process" and which process it is
---       then more fields and values of where it lives
--- Promise: a name belongs to one process as long as that process's lease lasts.
--- Returns 1 if the worker had no lease, 0 if it had one, -1 if the name belongs to another process.
+-- KEYS  1 rqjobs:leases   2 rqjobs:process:<worker>
+-- ARGV  1 worker   2 lease, seconds   3 "1" for the worker's first lease   4 "process"
+--       5 the worker's process   then further fields and values
+-- Promise: while a process has a lease, its name belongs to it.
+-- Returns "new" if the worker had no lease, "renewed" if it had one, "name taken" if the name belongs
+-- to another process.
 
-local time, owner = redis.call('TIME'), redis.call('HGET', KEYS[2], 'process')
-local first, leased = ARGV[3] == '1', redis.call('ZSCORE', KEYS[1], ARGV[1])
-if (first and leased or not first and owner) and owner ~= ARGV[5] then return -1 end
-redis.call('HSET', KEYS[2], unpack(ARGV, 4))
-return redis.call('ZADD', KEYS[1], string.format('%.3f', time[1] + time[2] / 1000000 + ARGV[2]), ARGV[1])
+local leases, process_key = KEYS[1], KEYS[2]
+local worker, seconds, is_first, process = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1', ARGV[5]
+local time, owner = redis.call('TIME'), redis.call('HGET', process_key, 'process')
+local has_lease = redis.call('ZSCORE', leases, worker)
+local is_contested = owner
+if is_first then is_contested = has_lease end
+if is_contested and owner ~= process then return 'name taken' end
+redis.call('HSET', process_key, unpack(ARGV, 4))
+local lease_end = tonumber(time[1]) + tonumber(time[2]) / 1000000 + seconds
+local added = redis.call('ZADD', leases, string.format('%.3f', lease_end), worker)
+return added == 1 and 'new' or 'renewed'

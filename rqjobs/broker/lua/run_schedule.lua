@@ -18,7 +18,7 @@ local schedules_key, schedule_key, runs_key, outcomes_key = KEYS[1], KEYS[2], KE
 local unfinished_key, queue_key = KEYS[6], KEYS[7]
 local name, revision, first, following, following_due = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local iso, may_overlap, missed, last, runs_kept = ARGV[6], ARGV[7] == '1', tonumber(ARGV[8]), ARGV[9], tonumber(ARGV[10])
-local by_rule, now = first ~= '', clock()
+local by_rule, now = first ~= '', redis_time()
 
 local stored = redis.call('HMGET', schedule_key, 'revision', 'state', 'next', 'runs_left', 'made', 'missed',
   'overlapped', 'undeclared_since')
@@ -38,8 +38,8 @@ local notes_unfinished = fits(unfinished_key, 'hash')  -- all schedules share it
 
 local function has_unfinished_job()
   for _, run in ipairs(redis.call('LRANGE', runs_key, 0, -1)) do
-    local fields = read(string.match(run, '%S*$'), 'status')
-    if fields and (waits(fields[1]) or fields[1] == 'deferred') then return true end
+    local fields = read_job(string.match(run, '%S*$'), 'status')
+    if fields and (is_active(fields[1]) or fields[1] == 'deferred') then return true end
   end
 end
 
@@ -62,7 +62,7 @@ local function enqueue(tick, id)
   if redis.call('EXISTS', key) == 1 then return false end  -- a user has given this id to another job
   redis.call('HSET', key, 'status', 'queued', 'created_at', iso, 'enqueued_at', iso, 'rqjobs_schedule', name,
     unpack(job))
-  if lifetime(options.ttl) then redis.call('EXPIRE', key, lifetime(options.ttl)) end
+  if ttl_seconds(options.ttl) then redis.call('EXPIRE', key, ttl_seconds(options.ttl)) end
   redis.call(options.enqueue_at_front == '1' and 'LPUSH' or 'RPUSH', queue_key, id)
   redis.call('SADD', KEYS[8], queue_key)
   remember(tick, id)

@@ -1,8 +1,9 @@
--- Write fields of a job that is there.
+-- Write fields of an existing job.
 --
 -- KEYS  1 job hash
 -- ARGV  fields and values
--- Promise: of a job that was deleted or has expired meanwhile no half a hash is made, which nothing would remove.
+-- Promise: for a job that was deleted or has expired nothing is written. A partial hash would never
+-- be removed.
 -- Returns 1, or 0 if there is no such job.
 
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end

@@ -1,19 +1,25 @@
--- Find keys under which something of the wrong type stands, and set them aside.
+-- Find keys of the wrong type, and rename them out of the way.
 --
--- ARGV  1 "1" to set them aside, "" only to tell   2 how many kinds   then of each kind: what its key begins with, what
---       that ends with, the type   then the names that stand in between
--- Promise: nothing is deleted that is of the right type; what is set aside stands under rqjobs:odd:<key>.
--- Returns {key, what it is, what it should be} of each.
+-- ARGV  1 "1" to rename them, "" only to report them   2 number of kinds of keys
+--       then for each kind: the beginning of its key, the end of its key, its type
+--       then the names that stand between beginning and end
+-- Promise: keys of the right type are not touched. A renamed key is kept under rqjobs:odd:<key>.
+-- Returns {key, type found, right type} of each.
 
-local aside, kinds, odd = ARGV[1] == '1', tonumber(ARGV[2]), {}
-for i = 3 + 3 * kinds, #ARGV do
-  for at = 3, 3 * kinds, 3 do
-    local key = ARGV[at] .. ARGV[i] .. ARGV[at + 1]
-    local found = redis.call('TYPE', key).ok
-    if found ~= 'none' and found ~= ARGV[at + 2] then
-      odd[#odd + 1] = {key, found, ARGV[at + 2]}
-      if aside then redis.call('RENAME', key, 'rqjobs:odd:' .. key) end
-    end
+local renames, kinds = ARGV[1] == '1', tonumber(ARGV[2])
+local FIRST_KIND, reply = 3, {}
+local first_name = FIRST_KIND + 3 * kinds
+
+local function check(key, right)
+  local found = redis.call('TYPE', key).ok
+  if found == 'none' or found == right then return end
+  reply[#reply + 1] = {key, found, right}
+  if renames then redis.call('RENAME', key, 'rqjobs:odd:' .. key) end
+end
+
+for i = first_name, #ARGV do
+  for at = FIRST_KIND, first_name - 3, 3 do
+    check(ARGV[at] .. ARGV[i] .. ARGV[at + 1], ARGV[at + 2])
   end
 end
-return odd
+return reply

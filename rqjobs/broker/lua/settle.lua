@@ -1,75 +1,106 @@
--- Record the outcome of a job, and let go of it: all of these writes, or none.
+-- Record the outcome of a job and drop its claim: all writes, or none.
 --
--- KEYS  1 rqjobs:claims:<me>
--- ARGV  1 job id   2 queue   3 token   4 what the job counts as for those that wait for it: "finished", "failed", or ""
---       if they go on waiting   5 now, as RQ writes it   6 RQ's default timeout, seconds
+-- KEYS  1 rqjobs:claims:<worker>
+-- ARGV  1 job id   2 queue   3 token   4 the outcome for the job's dependents: "finished", "failed",
+--       or "" if they continue to wait   5 now, as RQ writes it   6 RQ's default timeout, seconds
 --       then the writes: the number of a command's words, its words, and so on
--- Promise: the writes are applied if and only if the job still carries this token; the claim is dropped in the same
--- step. Asked again with the token that settled the job, it says so and does nothing. A job that was canceled while
--- it ran stays canceled. A write that cannot succeed is found before the first is made; of the worker's statistics it is
--- left out.
--- Returns "settled", "dependents left" (settled, and jobs that wait for it are left to `enqueue_dependents.lua`), "already" (by this token),
--- "canceled", "gone" (the job was deleted), or "refused" (the claim was taken back, the job is somebody else's now).
+-- Promise: the writes are applied only if the job still carries this token; the claim is dropped in
+-- the same step. A second call with the token that settled the job does nothing. A job that was
+-- canceled while it ran stays canceled. A write that cannot succeed is found before the first is
+-- made; among the worker's statistics it is left out.
+-- Returns "settled", "dependents left" (settled; its many dependents are left to
+-- `enqueue_dependents.lua`), "already" (settled by this token before), "canceled", "gone" (the job
+-- was deleted), or "refused" (the job has been claimed or enqueued again).
 
-local id, queue, token = ARGV[1], ARGV[2], ARGV[3]
+local claims, id, queue, token = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
+local outcome, iso, default_timeout = ARGV[4], ARGV[5], ARGV[6]
+local FIRST_WRITE = 7
 local job = 'rq:job:' .. id
 
--- What a command writes into; "any" is deleted or given a time to live, whatever it is.
-local WRITES = {}
+-- The type of key that each command writes. "any" commands accept every type.
+local KEY_TYPES = {}
 for kind, commands in pairs({
-  hash = 'HSET HMSET HSETNX HDEL HINCRBY HINCRBYFLOAT', set = 'SADD SREM SPOP', stream = 'XADD XDEL XTRIM',
-  list = 'LPUSH RPUSH LPUSHX RPUSHX LPOP RPOP LREM LTRIM', string = 'SET SETEX PSETEX SETNX INCR INCRBY DECR DECRBY APPEND',
+  hash = 'HSET HMSET HSETNX HDEL HINCRBY HINCRBYFLOAT',
+  set = 'SADD SREM SPOP',
+  stream = 'XADD XDEL XTRIM',
+  list = 'LPUSH RPUSH LPUSHX RPUSHX LPOP RPOP LREM LTRIM',
+  string = 'SET SETEX PSETEX SETNX INCR INCRBY DECR DECRBY APPEND',
   zset = 'ZADD ZINCRBY ZREM ZREMRANGEBYSCORE ZREMRANGEBYRANK',
   any = 'DEL UNLINK EXPIRE PEXPIRE EXPIREAT PEXPIREAT PERSIST PUBLISH',
 }) do
-  for command in string.gmatch(commands, '%u+') do WRITES[command] = kind end
+  for command in string.gmatch(commands, '%u+') do KEY_TYPES[command] = kind end
 end
-local types = {}  -- of the keys, as they are when the writes so far have been made
+local types = {}  -- of the keys, as the writes so far leave them
+
+-- Whether a counter that the command increments holds something that is not a number.
+local function counts_no_number(kind, key, field)
+  if kind == 'zset' then return false end
+  local before
+  if kind == 'hash' then
+    before = redis.pcall('HGET', key, field)
+  else
+    before = redis.pcall('GET', key)
+  end
+  return type(before) == 'string' and not tonumber(before)
+end
 
 -- Why Redis would refuse the command whose words are ARGV[first] to ARGV[last]; nil if it would not.
-local function trouble(first, last)
+local function problem(first, last)
   local command, key = string.upper(ARGV[first]), ARGV[first + 1]
-  local wanted = WRITES[command]
-  if not wanted or last - first > 6000 then return command .. ' of ' .. (last - first) .. ' words is no outcome' end
+  local kind = KEY_TYPES[command]
+  if not kind or last - first > 6000 then
+    return command .. ' of ' .. (last - first) .. ' words is not part of an outcome'
+  end
   types[key] = types[key] or redis.call('TYPE', key).ok
   if command == 'DEL' or command == 'UNLINK' then
     for i = first + 1, last do types[ARGV[i]] = 'none' end
-  elseif wanted ~= 'any' and command ~= 'SET' and types[key] ~= 'none' and types[key] ~= wanted then
-    return 'the key ' .. key .. ' is a ' .. types[key] .. ' and no ' .. wanted
+  elseif kind ~= 'any' and command ~= 'SET' and types[key] ~= 'none' and types[key] ~= kind then
+    return 'the key ' .. key .. ' is a ' .. types[key] .. ', not a ' .. kind
   elseif string.find(command, 'INCR') or string.find(command, 'DECR') then
-    local read = wanted == 'hash' and {'HGET', key, ARGV[first + 2]} or {'GET', key}
-    local before = wanted ~= 'zset' and redis.pcall(unpack(read))
-    if type(before) == 'string' and not tonumber(before) then return key .. ' counts with no number' end
+    if counts_no_number(kind, key, ARGV[first + 2]) then return key .. ' holds no number' end
   elseif command == 'EXPIRE' and math.abs(tonumber(ARGV[first + 2]) or 2 ^ 40) >= 2 ^ 31 then
-    return ARGV[first + 2] .. ' is no time to live'
+    return ARGV[first + 2] .. ' is not a time to live'
   end
-  if wanted ~= 'any' then types[key] = wanted end
+  if kind ~= 'any' then types[key] = kind end
 end
 
-local reply, canceled = refusal(KEYS[1], queue, id, token)
+-- Call `visit(first, last)` for each write, until it returns something.
+local function each_write(visit)
+  local at = FIRST_WRITE
+  while at <= #ARGV do
+    local last = at + tonumber(ARGV[at])
+    local result = visit(at + 1, last)
+    if result then return result end
+    at = last + 1
+  end
+end
+
+local reply, is_canceled = refusal(claims, queue, id, token)
 if reply then return reply end
-local skipped, at = {}, canceled and #ARGV + 1 or 7
-while at <= #ARGV do
-  local last = at + tonumber(ARGV[at])
-  local why = trouble(at + 1, last)
-  if why and string.sub(ARGV[at + 2], 1, 10) ~= 'rq:worker:' then return redis.error_reply('ERR ' .. why) end
-  skipped[at] = why
-  at = last + 1
+if is_canceled then
+  mark_settled(claims, queue, id, token)
+  return 'canceled'
 end
 
-redis.call('HSET', job, 'rqjobs_settled_token', token, 'rqjobs_token', '')
-drop(KEYS[1], queue, id, token)
-if canceled then return 'canceled' end
-local waking = ARGV[4] ~= '' and wake(id, ARGV[4], ARGV[5], ARGV[6])
-local failed
-at = 7
-while at <= #ARGV do
-  local last = at + tonumber(ARGV[at])
-  local answer = not skipped[at] and redis.pcall(unpack(ARGV, at + 1, last))
-  local refused = type(answer) == 'table' and answer.err and ARGV[at + 1] ~= 'PUBLISH'  -- not every user may do that
-  failed = failed or refused and answer
-  at = last + 1
-end
-outlive_not(job, 'rq:results:' .. id)
-if not waking and ARGV[4] ~= '' then outlive_not(job, job .. ':dependents') end
-return failed or waking and 'dependents left' or 'settled'  -- nothing above should have failed; the job has ended all the same
+local left_out = {}
+local obstacle = each_write(function(first, last)
+  local reason = problem(first, last)
+  if reason and string.sub(ARGV[first + 1], 1, 10) ~= 'rq:worker:' then return reason end
+  left_out[first] = reason
+end)
+if obstacle then return redis.error_reply('ERR ' .. obstacle) end
+
+mark_settled(claims, queue, id, token)
+local dependents_left = outcome ~= '' and enqueue_dependents(id, outcome, iso, default_timeout)
+local failure
+each_write(function(first, last)
+  local answer = not left_out[first] and redis.pcall(unpack(ARGV, first, last))
+  local is_error = type(answer) == 'table' and answer.err
+  if is_error and ARGV[first] ~= 'PUBLISH' then  -- a user without the right to publish may settle
+    failure = failure or answer
+  end
+end)
+expire_with(job, 'rq:results:' .. id)
+if not dependents_left and outcome ~= '' then expire_with(job, job .. ':dependents') end
+if failure then return failure end  -- unexpected; the job is settled all the same
+return dependents_left and 'dependents left' or 'settled'

@@ -1,16 +1,19 @@
--- Take those scheduler locks that are free, and renew those that are ours.
+-- Take the scheduler locks that are free, and renew those that the caller holds.
 --
 -- KEYS  the locks
--- ARGV  1 who asks   2 milliseconds that a lock lasts   3 the longest that somebody else's may last, milliseconds
+-- ARGV  1 the caller   2 milliseconds that a lock lasts
+--       3 the longest that another scheduler's lock may last, milliseconds
 -- Promise: each lock has one owner at a time.
--- Returns the places, from 1, of the locks that are ours now.
+-- Returns the positions, from 1, of the locks that the caller holds now.
 
+local caller, lock_milliseconds, max_milliseconds = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local held = {}
 for i, key in ipairs(KEYS) do
-  local owner = redis.pcall('GET', key)  -- an error if somebody else wrote there
-  local left = redis.call('PTTL', key)  -- a lock without an end, or with one later than a lock's may be, is nobody's
-  if not owner or owner == ARGV[1] or left == -1 or left > tonumber(ARGV[3]) then
-    redis.call('SET', key, ARGV[1], 'PX', ARGV[2])
+  local owner = redis.pcall('GET', key)  -- an error if the key has the wrong type
+  local left = redis.call('PTTL', key)
+  local is_foreign = left == -1 or left > max_milliseconds  -- no scheduler has written that
+  if not owner or owner == caller or is_foreign then
+    redis.call('SET', key, caller, 'PX', lock_milliseconds)
     held[#held + 1] = i
   end
 end
