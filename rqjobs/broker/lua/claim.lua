@@ -1,5 +1,5 @@
--- Claim jobs for a worker: first those that are in its claims without its knowledge, then new ones
--- from its queues.
+-- Claim jobs for a worker: first those in its claims that it does not know of, then new ones from
+-- its queues.
 --
 -- KEYS  1 rqjobs:claims:<worker>   2 rqjobs:leases   then the queues in order of priority
 -- ARGV  1 worker   2 maximum number of jobs   3 now, as RQ writes it
@@ -7,11 +7,11 @@
 --       6 a prefix for tokens, never used before   7 the worker's process, or ""
 --       then the ids of the jobs that the worker knows it has claimed
 -- Promise: every id that leaves a queue is in the claims, unless its job was gone, had ended, was
--- claimed already, was enqueued again elsewhere, or could not be read (then it has failed). A job in
--- the claims that the worker does not know of is returned with a fresh token, so a lost reply loses
--- no job; beyond the maximum it returns to the front of its queue. A job under which a process died
--- is claimed alone. Nothing is claimed without a live lease, for a name that belongs to another
--- process by now, or while RQ is suspended.
+-- claimed already, was enqueued again elsewhere, or could not be read (then it has failed). A job
+-- in the claims that the worker does not know of is returned with a fresh token, so a lost reply
+-- loses no job; beyond the maximum it returns to the front of its queue. A job under which a
+-- process died is claimed alone. Nothing is claimed without a live lease, for a name that belongs
+-- to another process by now, or while RQ is suspended.
 -- Returns {"ok", {id, queue, token, {field, value, …}}, …}, or {"no lease"}, or {"suspended"}.
 
 local claims, leases = KEYS[1], KEYS[2]
@@ -37,7 +37,8 @@ local claimed = {}  -- the jobs of the reply
 -- claims. This needs an earlier life of the job. The hash of a new job has no worker_name.
 local function is_elsewhere(id, job, queue)
   if job.status ~= 'queued' or not queue then
-    return (job.status ~= 'queued' or job.has_worker_name) and is_in_place(id, job.origin, job.status)
+    return (job.status ~= 'queued' or job.has_worker_name)
+      and is_in_place(id, job.origin, job.status)
   end
   return job.origin and job.origin ~= queue and is_in_place(id, job.origin, job.status)
 end

@@ -6,13 +6,13 @@
 -- (HSET, LMOVE; LREM and ZREM are always accepted, because they free memory). A refused script has
 -- therefore done nothing.
 --
--- Wrong types: Lua does not roll back, so no script may fail after its first write. Keys that a move
--- needs are checked before (`fits`). Keys that others only look at (rq:wip, rq:queues, registries of
--- ended jobs) are written with `pcall`, and may fail. An error that `pcall` returns has no elements,
--- so a loop over it does nothing.
+-- Wrong types: Lua does not roll back, so no script may fail after its first write. Keys that a
+-- move needs are checked before (`fits`). Keys that others only look at (rq:wip, rq:queues,
+-- registries of ended jobs) are written with `pcall`, and may fail. An error that `pcall` returns
+-- has no elements, so a loop over it does nothing.
 --
--- Sizes: Lua's stack holds about 7,900 words. `unpack` is used only for tables that are bounded well
--- below that.
+-- Sizes: Lua's stack holds about 7,900 words. `unpack` is used only for tables that are bounded
+-- well below that.
 
 local function redis_time()
   local time = redis.call('TIME')
@@ -111,7 +111,8 @@ end
 local function retire(id, before)
   revoke(id, before)
   if before.status == 'queued' then redis.pcall('LREM', 'rq:queue:' .. before.queue, 0, id) end
-  remove_from_registries(id, before.queue, 'scheduled', 'deferred', 'finished', 'failed', 'canceled')
+  remove_from_registries(id, before.queue, 'scheduled', 'deferred', 'finished', 'failed',
+    'canceled')
   for _, set in ipairs({'crash-backoff', 'stopped'}) do
     redis.pcall('ZREM', 'rqjobs:' .. set .. ':' .. before.queue, id)
   end

@@ -2,9 +2,10 @@
 --
 -- ARGV  names of queues
 -- Promise: nothing is written; a key of the wrong type counts as empty.
--- Returns, for each queue that has any job: its name; when its first waiting job was enqueued, as RQ
--- writes it; then the numbers of jobs in: queue, intermediate, scheduled, deferred, wip, finished,
--- failed, canceled, stopped. RQ keeps stopped jobs among the failed ones; here they count as stopped.
+-- Returns, for each queue that has any job: its name; when its first waiting job was enqueued, as
+-- RQ writes it; then the numbers of jobs in: queue, intermediate, scheduled, deferred, wip,
+-- finished, failed, canceled, stopped. RQ keeps stopped jobs among the failed ones; here they count
+-- as stopped.
 
 local REGISTRIES = {'scheduled', 'deferred', 'wip', 'finished', 'failed', 'canceled'}
 local FAILED = 7  -- the position of the failed jobs in the counts

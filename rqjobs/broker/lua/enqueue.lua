@@ -8,9 +8,9 @@
 --       of its parents; the field words: fields and values of its hash
 --       place: "back" or "front" of the queue; a due time in Unix seconds; "nowhere" (the caller
 --       runs the job)   ttl: seconds, "" for none   is new: "1" if no job had this id
--- Promise: a job and its place are written in one step, and all entries of one call too. An existing
--- job of this id leaves its place, its worker loses it (the outcome of that run will be refused),
--- and its options, ttl, crashes and parents are cleared.
+-- Promise: a job and its place are written in one step, and all entries of one call too. An
+-- existing job of this id leaves its place, its worker loses it (the outcome of that run will be
+-- refused), and its options, ttl, crashes and parents are cleared.
 -- Returns the ids of the jobs that wait for parents.
 
 local OPTIONS = {'retries_left', 'retry_intervals', 'number_of_retries',

@@ -1,12 +1,12 @@
 -- Enqueue jobs that depend on a job which has ended: some of them at each call.
 --
 -- KEYS  1 rqjobs:ended-parents
--- ARGV  1 the job's member of that set: its id, if we failed it, else "<id>:finished" or
---       "<id>:failed" (for its dependents a job that repeats has ended, although it is queued again)
+-- ARGV  1 the ended job's member of that set: its id if we failed it, else its id and outcome,
+--       "<id>:finished" or "<id>:failed", because a job that repeats is queued again by now
 --       2 now, as RQ writes it   3 default timeout, seconds   4 cursor, "0" at first
 --       5 about how many dependents to look at
--- Promise: a job moves from the deferred set into its queue if it is still deferred and all jobs that
--- it depends on have ended so that it may run. The member is removed after the last dependent.
+-- Promise: a job moves from the deferred set into its queue if it is still deferred and all jobs
+-- that it depends on have ended so that it may run. The member is removed after the last dependent.
 -- Repeated or concurrent calls do nothing twice.
 -- Returns the next cursor ("0": no more), and the ids that were enqueued.
 

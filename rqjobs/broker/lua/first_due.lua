@@ -2,8 +2,8 @@
 --
 -- ARGV  names of queues
 -- Promise: nothing is written.
--- Returns now, then for each queue the Unix time; "" if it has no scheduled job; or "-inf" if its key
--- has the wrong type, because the promotion then reports what is wrong.
+-- Returns now, then for each queue the Unix time; "" if it has no scheduled job; or "-inf" if its
+-- key has the wrong type, because the promotion then reports what is wrong.
 
 local reply = {string.format('%.6f', redis_time())}
 for i, name in ipairs(ARGV) do

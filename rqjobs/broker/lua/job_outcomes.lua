@@ -3,8 +3,8 @@
 -- KEYS  1 rqjobs:schedules:unfinished
 -- ARGV  1 cursor of the last call, "0" at first   2 about how many jobs to look at
 -- Promise: nothing is written.
--- Returns the next cursor ("0": no more), then {job id, schedule, status, time of its end} of each job that has ended
--- or is gone; the status of a job that is gone is "".
+-- Returns the next cursor ("0": no more), then {job id, schedule, status, time of its end} of each
+-- job that has ended or is gone; the status of a job that is gone is "".
 
 local cursor, count = ARGV[1], ARGV[2]
 local scan = redis.pcall('HSCAN', KEYS[1], cursor, 'COUNT', count)

@@ -1,12 +1,13 @@
--- Note a login.
+-- Record a login.
 --
--- KEYS  1 rqjobs:sessions   2-3 the counter and the pause of wrong passwords, which are forgiven
--- ARGV  1 the login   2 how long it lasts, seconds
--- Promise: a full Redis lets its writes through, as those of try_login.lua.
+-- KEYS  1 rqjobs:sessions   2 the counter and 3 the pause of wrong passwords, which are cleared
+-- ARGV  1 the login   2 seconds that it lasts
+-- Promise: a Redis without free memory accepts the writes, as in try_login.lua.
 
+local sessions, login, seconds = KEYS[1], ARGV[1], ARGV[2]
 redis.call('DEL', KEYS[2], KEYS[3])
-if redis.call('TYPE', KEYS[1]).ok ~= 'zset' then redis.call('DEL', KEYS[1]) end
+if redis.call('TYPE', sessions).ok ~= 'zset' then redis.call('DEL', sessions) end
 local now = tonumber(redis.call('TIME')[1])
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
-redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1])
-redis.call('EXPIRE', KEYS[1], ARGV[2])
+redis.call('ZREMRANGEBYSCORE', sessions, '-inf', now)
+redis.call('ZADD', sessions, now + seconds, login)
+redis.call('EXPIRE', sessions, seconds)

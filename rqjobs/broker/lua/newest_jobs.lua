@@ -3,8 +3,8 @@
 -- ARGV  1 "queue", or a registry as RQ's keys name it   2 maximum number of jobs
 --       then names of queues
 -- Promise: nothing is written; a key of the wrong type counts as empty.
--- Returns {{moment, id}, …}, the newest first. The moment is the job's end, else its enqueueing, else
--- its creation.
+-- Returns {{moment, id}, …}, the newest first. The moment is the job's end, else its enqueueing,
+-- else its creation.
 
 local registry, max_jobs, found = ARGV[1], tonumber(ARGV[2]), {}
 

@@ -3,13 +3,15 @@
 -- KEYS  1 scheduled   2 queue   3 rq:queues   4 rqjobs:crash-backoff:<queue>   5 failed
 --       6 rqjobs:scheduled-without-job:<queue>   7 RQ's scheduler lock of the queue
 -- ARGV  1 maximum number of jobs   2 now, as RQ writes it   3 default timeout, seconds
---       4 seconds for which an id is kept if it has no job, or one that runs or has ended, from when
---         it was first seen so: stock RQ writes the due time before the job. Afterwards an id
---         without a job, or with one of another queue, is dropped, and any other job runs
---       5 "1": only jobs that are delayed after a crash. KEYS 4 lists them, because many others that
---         wait for a scheduler may be due before them
+--       4 seconds for which an id is kept if it has no job, or one that runs or has ended
+--       5 "1": only jobs that are delayed after a crash
 --       6 number of due ids to pass over, which earlier calls have kept
---       7 the scheduler that must hold the lock, "" for any: stock schedulers move jobs in steps
+--       7 the scheduler that must hold the lock, "" for any
+-- An id without a job is kept because stock RQ writes the due time before the job. When the seconds
+-- have passed since it was first seen, an id without a job, or with one of another queue, is
+-- dropped, and any other job runs. KEYS 4 lists the jobs that crashed, because many jobs that wait
+-- for a scheduler may be due before them. The lock matters because stock schedulers, which may hold
+-- it, move jobs in several steps.
 -- Promise: a due job is in the scheduled set or in the queue, never in both, however many processes
 -- promote. A run of the job in progress loses it. A job that stock RQ has enqueued again elsewhere
 -- stays there. By Redis's clock no job is early; jobs are moved in the order of their due times. A
@@ -19,7 +21,8 @@
 
 local scheduled, queue_key, queues_key, crash_backoff = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local failed, without_job, lock = KEYS[5], KEYS[6], KEYS[7]
-local max_jobs, iso, default_timeout, keep_seconds = tonumber(ARGV[1]), ARGV[2], ARGV[3], tonumber(ARGV[4])
+local max_jobs, iso, default_timeout = tonumber(ARGV[1]), ARGV[2], ARGV[3]
+local keep_seconds = tonumber(ARGV[4])
 local crashed_only, skip, holder = ARGV[5] == '1', ARGV[6], ARGV[7]
 local now = redis_time()
 if holder ~= '' and redis.call('GET', lock) ~= holder then return {0, 0, '', tostring(now), ''} end
@@ -83,7 +86,7 @@ local function handle(id, score)
   local has_crashed = has_crashes and redis.call('ZSCORE', crash_backoff, id)
   if crashed_only then score = redis.call('ZSCORE', scheduled, id) end
   score = tonumber(score or '')
-  if not score or score > now then return true end  -- crashed once, and was rescheduled or moved since
+  if not score or score > now then return true end  -- rescheduled or moved since its crash
   if not job then  -- not a job's hash
     redis.pcall('ZADD', failed, '+inf', id)
     return false
@@ -104,7 +107,8 @@ if crashed_only then
   source = crash_backoff
   offset = 0
 end
-local due = redis.call('ZRANGEBYSCORE', source, '-inf', moment, 'WITHSCORES', 'LIMIT', offset, max_jobs)
+local due = redis.call('ZRANGEBYSCORE', source, '-inf', moment, 'WITHSCORES',
+  'LIMIT', offset, max_jobs)
 for i = 1, #due, 2 do
   local id = due[i]
   if not handle(id, due[i + 1]) then
@@ -118,5 +122,6 @@ if #back > 0 then redis.call('RPUSH', queue_key, unpack(back)) end
 for _, id in ipairs(front) do redis.call('LPUSH', queue_key, id) end
 if moved > 0 then redis.pcall('SADD', queues_key, queue_key) end
 if #done > 0 then redis.call('ZREM', scheduled, unpack(done)) end
-local later = redis.call('ZRANGEBYSCORE', scheduled, '(' .. moment, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+local later = redis.call('ZRANGEBYSCORE', scheduled, '(' .. moment, '+inf', 'WITHSCORES',
+  'LIMIT', 0, 1)
 return {moved, kept, #due == 2 * max_jobs and '1' or '', moment, later[2] or ''}

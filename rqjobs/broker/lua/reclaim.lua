@@ -1,9 +1,9 @@
 -- Take back every job that a dead worker, or a worker's dead horse, had claimed.
 --
--- KEYS  1 rqjobs:claims:<worker>   2 rqjobs:leases   3 rqjobs:process:<worker>   4 rq:worker:<worker>
---       5 rq:workers   then rq:workers:<queue> of each queue
--- ARGV  1 worker   2 the cause: "lease expired"; "process gone" (its processes have provably ended);
---       or "horse died" (reported by the worker itself)
+-- KEYS  1 rqjobs:claims:<worker>   2 rqjobs:leases   3 rqjobs:process:<worker>
+--       4 rq:worker:<worker>   5 rq:workers   then rq:workers:<queue> of each queue
+-- ARGV  1 worker   2 the cause: "lease expired"; "process gone" (its processes have provably
+--       ended); or "horse died" (reported by the worker itself)
 --       3 id of the job that was running, "?" for the first in the claims, "" for none
 --       4 number of crashes after which a job fails   5 seconds within which they count
 --       6 traceback of such a job   7 RQ's default failure_ttl   8 now, as RQ writes it

@@ -1,20 +1,21 @@
 -- Put one job that stock RQ has lost back at the front of its queue.
 --
--- KEYS  1 intermediate   2 scheduled   3 deferred   4 wip   5 queue   6 executions   7 execution hash
---       8 rqjobs:leases   9 rq:worker:<owner>
+-- KEYS  1 intermediate   2 scheduled   3 deferred   4 wip   5 queue   6 executions
+--       7 execution hash   8 rqjobs:leases   9 rq:worker:<owner>
 -- ARGV  1 where it was found: "wip", "intermediate", or "stray" (in no place)   2 job id
 --       3 its member of wip   4 owner   5 queue's name   6 number of crashes after which it fails
 --       7 seconds within which they count   8 traceback of such a job   9 RQ's default failure_ttl
 --       10 now, as RQ writes it   11 for a stray, "1" if it was enqueued after its last end
--- Promise: the job is moved only if it is still where it was found and its owner is still dead. It is
--- never in two places. A crash is counted only for a job that had started. A stray among the ended
--- jobs has ended, unless it was enqueued again since: a stale save() has overwritten its status,
--- which is corrected.
+-- Promise: the job is moved only if it is still where it was found and its owner is still dead. It
+-- is never in two places. A crash is counted only for a job that had started. A stray among the
+-- ended jobs has ended, unless it was enqueued again since: a stale save() has overwritten its
+-- status, which is corrected.
 -- Returns "requeued" or "failed"; or why nothing was moved: "moved", "alive", "gone", "ended",
 -- "placed".
 
-local intermediate, scheduled, deferred, wip, queue_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local executions, execution, leases, owner_key = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
+local intermediate, scheduled, deferred, wip = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local queue_key, executions, execution = KEYS[5], KEYS[6], KEYS[7]
+local leases, owner_key = KEYS[8], KEYS[9]
 local found, id, member, owner, queue = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local max_crashes, crash_window, poison_traceback = tonumber(ARGV[6]), ARGV[7], ARGV[8]
 local default_ttl, iso, is_enqueued_again = ARGV[9], ARGV[10], ARGV[11] == '1'

@@ -1,8 +1,8 @@
 -- Put claimed jobs that have not begun back at the front of their queues, in order.
 --
 -- KEYS  1 rqjobs:claims:<worker>   2 rqjobs:process:<worker>
--- ARGV  1 which: "all" (the worker runs none of them), "unknown" (jobs that a blocking pop delivered
---       and no claim has adopted), or "tokens"   2 the worker's process, or ""
+-- ARGV  1 which: "all" (the worker runs none of them), "unknown" (jobs that a blocking pop
+--       delivered and no claim has adopted), or "tokens"   2 the worker's process, or ""
 --       then, for "tokens", the tokens
 -- Promise: a job that is no longer in the claims, carries another token (it was claimed again), was
 -- enqueued again since, or whose queue's key has the wrong type, is left alone. So is every job if

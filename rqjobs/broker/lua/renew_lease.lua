@@ -4,8 +4,8 @@
 -- ARGV  1 worker   2 lease, seconds   3 "1" for the worker's first lease   4 "process"
 --       5 the worker's process   then further fields and values
 -- Promise: while a process has a lease, its name belongs to it.
--- Returns "new" if the worker had no lease, "renewed" if it had one, "name taken" if the name belongs
--- to another process.
+-- Returns "new" if the worker had no lease, "renewed" if it had one, "name taken" if the name
+-- belongs to another process.
 
 local leases, process_key = KEYS[1], KEYS[2]
 local worker, seconds, is_first, process = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1', ARGV[5]

@@ -2,7 +2,8 @@
 --
 -- KEYS  1 job hash   2 queue   3 rq:queues   4 failed
 -- ARGV  1 job id   2 "front" or "back"   3 now, as RQ writes it
--- Promise: the job leaves the failed jobs and enters its queue in one step. Its crashes are cleared.
+-- Promise: the job leaves the failed jobs and enters its queue in one step. Its crashes are
+-- cleared.
 -- Returns "requeued"; "not failed" (the job is not listed, or was enqueued again since and has left
 -- the failed jobs now); or "gone" (its hash had expired; the entry is removed).
 

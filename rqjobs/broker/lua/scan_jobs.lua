@@ -4,8 +4,8 @@
 --       3 "active", or "all"
 -- Promise: nothing is written. A key that is not a job's hash with data is skipped.
 -- Returns the next cursor ("0": no more), then two lists. For "active": {id, queue, timeout, last
--- heartbeat, start, enqueueing, creation} of each job that has a queue and waits or runs; and nothing. For
--- "all": the ids of the jobs that have not ended; and of the others.
+-- heartbeat, start, enqueueing, creation} of each job that has a queue and waits or runs; and an
+-- empty list. For "all": the ids of the jobs that have not ended; and of the others.
 
 local cursor, count, wants_all = ARGV[1], ARGV[2], ARGV[3] == 'all'
 local active, others = {}, {}

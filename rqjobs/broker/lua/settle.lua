@@ -1,8 +1,9 @@
 -- Record the outcome of a job and drop its claim: all writes, or none.
 --
 -- KEYS  1 rqjobs:claims:<worker>
--- ARGV  1 job id   2 queue   3 token   4 the outcome for the job's dependents: "finished", "failed",
---       or "" if they continue to wait   5 now, as RQ writes it   6 RQ's default timeout, seconds
+-- ARGV  1 job id   2 queue   3 token   4 the outcome for the job's dependents: "finished",
+--       "failed", or "" if they continue to wait   5 now, as RQ writes it
+--       6 RQ's default timeout, seconds
 --       then the writes: the number of a command's words, its words, and so on
 -- Promise: the writes are applied only if the job still carries this token; the claim is dropped in
 -- the same step. A second call with the token that settled the job does nothing. A job that was
@@ -44,7 +45,8 @@ local function counts_no_number(kind, key, field)
   return type(before) == 'string' and not tonumber(before)
 end
 
--- Why Redis would refuse the command whose words are ARGV[first] to ARGV[last]; nil if it would not.
+-- Why Redis would refuse the command whose words are ARGV[first] to ARGV[last]; nil if it would
+-- not.
 local function problem(first, last)
   local command, key = string.upper(ARGV[first]), ARGV[first + 1]
   local kind = KEY_TYPES[command]

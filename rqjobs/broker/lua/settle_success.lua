@@ -28,8 +28,8 @@ end
 local added = redis.pcall('ZADD', registry, registry_score, id)
 if type(added) == 'table' then return added end  -- an error
 
--- Redis allocates 4 KiB for a new stream at its first entry, which takes most of this script's time.
--- A copy of a stream has only the memory that it needs.
+-- Redis allocates 4 KiB for a new stream at its first entry, which takes most of this script's
+-- time. A copy of a stream has only the memory that it needs.
 local result = {'type', 1, 'worker_name', worker, 'execution_id', token,
   'execution_started_at', started, 'execution_ended_at', ended}
 if return_value then
