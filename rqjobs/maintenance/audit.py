@@ -92,7 +92,9 @@ def _suspects(connection: redis.Redis, queues: list[str]) -> set[str]:
     suspects = {job_id for job_id, count in places.items() if count > 1}
     cursor = b"0"
     while True:
-        cursor, waiting, ended = scripts.SCAN_JOBS.run(connection, [], [cursor, SCAN_BATCH_KEYS, "all"])
+        cursor, waiting, ended = scripts.SCAN_JOBS.run(
+            connection, [], [cursor, SCAN_BATCH_KEYS, "all"]
+        )
         suspects.update(job_id for job_id in map(decode, waiting) if job_id not in places)
         suspects.update(job_id for job_id in map(decode, ended) if job_id in places)
         if cursor == b"0":
@@ -161,7 +163,9 @@ def _remarks(connection: redis.Redis, counts: dict[str, dict[str, int]]) -> Iter
             if owner not in ours and owners.state(owner) is not Liveness.ALIVE:
                 yield f"orphan: {job_id} of the dead worker {owner or '?'} (rqjobs recover puts it back)"
         if places["deferred"]:
-            deferred = islice(connection.zscan_iter(keys.deferred(queue), count=SCAN_BATCH_KEYS), 10_000)
+            deferred = islice(
+                connection.zscan_iter(keys.deferred(queue), count=SCAN_BATCH_KEYS), 10_000
+            )
             for job_id, parent, status in blocked_jobs(
                 connection, [decode(member) for member, _ in deferred]
             ):
