@@ -706,7 +706,7 @@ def test_a_horse_that_waits_for_redis_is_kept_and_one_frozen_while_it_settles_is
     stage.eventually(fault.fired.is_set)
     stage.eventually(lambda: psutil.Process(horse).status() == psutil.STATUS_STOPPED)
     stage.eventually(lambda: stage.settled("failing", [job]), timeout=30, what=stage.text)
-    assert stage.horse() != horse and "has not been heard of" in stage.text()
+    assert stage.horse() != horse and "has been unresponsive for" in stage.text()
     assert job.is_failed and stage.runs() == 2 and not redis.hexists(job.key, "rqjobs_crashes")
 
 

@@ -13,12 +13,12 @@
    within a second does not count.
 5. The parent waits until running callbacks of ended jobs (finisher.py) have ended, or the shutdown
    timeout has expired.
-6. The parent leaves no child behind (`_stop_children`). It releases what it still has claimed,
-   removes its registration, and ends its lease (`register_death`). Other workers need not wait for
-   the lease to expire.
+6. The parent leaves no child behind (`_stop_children`). It releases its remaining claims, removes
+   its registration, and ends its lease (`register_death`). Other workers need not wait for the
+   lease to expire.
 7. Redis may not answer. UNREGISTER_SECONDS after the shutdown timeout the hard limit
-   (`_exit_at_hard_limit`) interrupts whatever waits for Redis, and the process ends. The lease then
-   expires, and the next sweep of another worker requeues the worker's jobs.
+   (`_exit_at_hard_limit`) interrupts the call that waits for Redis, and the process ends. The lease
+   then expires, and the next sweep of another worker requeues the worker's jobs.
 """
 
 from __future__ import annotations

@@ -534,14 +534,18 @@ class Worker(ShutdownMixin):
 
 
 def _log_each_line_once() -> None:
-    """Where the user's modules have set up the root logger that is enough.
+    """Remove RQ's log handlers if the job modules have set up the root logger.
 
-    RQ's command line looks before they do.
+    RQ's command line adds its handlers before the job modules are imported.
     """
-    for name in ("rq.worker", "rq.job") if logging.root.handlers else ():
+    if not logging.root.handlers:
+        return
+    for name in ("rq.worker", "rq.job"):
         logger = logging.getLogger(name)
         logger.handlers = [
-            one for one in logger.handlers if not isinstance(one, ColorizingStreamHandler)
+            handler
+            for handler in logger.handlers
+            if not isinstance(handler, ColorizingStreamHandler)
         ]
 
 
