@@ -1,7 +1,7 @@
 """Job functions and their options: the allow-list.
 
-A function is a job if it is a public function defined in a module of RQJOBS_MODULES, decorated or not, and no generator
-function. A name from Redis is looked up here, by exact match; it is never imported.
+Each public function that a module of RQJOBS_MODULES defines is a job function, decorated or not.
+Generator functions are not. A name from Redis is looked up by exact match and never imported.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from typing import Any, TypeVar, overload
 from rqjobs import config, serializers
 
 F = TypeVar("F", bound=Callable[..., Any])
-GENERATOR_REASON = "is a generator function, whose call runs nothing; make a plain function that loops over it the job"
+GENERATOR_REASON = (
+    "is a generator function, whose call runs nothing; make a plain function that loops over it "
+    "the job"
+)
 JOB_OPTIONS = frozenset(
     {
         "queue",
@@ -41,7 +44,7 @@ JOB_OPTIONS = frozenset(
 
 
 class NotAJob(ValueError):
-    """A name or a function is not in the catalog. The message says how to get it in."""
+    """A name or a function is not in the catalog. The message has the remedy."""
 
 
 @overload
@@ -51,33 +54,37 @@ def job(**options: Any) -> Callable[[F], F]: ...
 def job(function: Any = None, **options: Any) -> Any:
     """Attach options to a job function and return the same plain function.
 
-    Options are RQ's, with the defaults for each enqueue: `queue` (a name), `timeout`, `ttl`, `result_ttl`,
-    `failure_ttl` (seconds), `retry`, `repeat`, `description`, `meta`, `on_success`, `on_failure`,
-    `on_stopped`, `webhooks`. What is passed at enqueue comes before them.
+    The options are RQ's, and the defaults of each enqueue: `queue` (a name), `timeout`, `ttl`,
+    `result_ttl`, `failure_ttl` (seconds), `retry`, `repeat`, `description`, `meta`, `on_success`,
+    `on_failure`, `on_stopped`, `webhooks`. Options of an enqueue take precedence.
 
     Raises:
-        TypeError: an option that is none of these, something else than a function, or a generator function.
+        TypeError: an option is unknown, or `function` is a generator function or not a function.
     """
     unknown = options.keys() - JOB_OPTIONS
     if unknown:
         raise TypeError(
-            f"@job has no option {', '.join(sorted(unknown))}; it takes: {', '.join(sorted(JOB_OPTIONS))}"
+            f"@job has no option {', '.join(sorted(unknown))}; it takes: "
+            f"{', '.join(sorted(JOB_OPTIONS))}"
         )
 
     def attach(target: F) -> F:
         if not inspect.isfunction(inspect.unwrap(target)):
             raise TypeError(
-                f"@job takes a plain function, or options by name as in @job(queue='low'), not {target!r}"
+                f"@job takes a plain function, or options by name as in @job(queue='low'), "
+                f"not {target!r}"
             )
         refuse_generator(target)
         target.__rqjobs__ = options  # type: ignore[attr-defined]
         return target
 
-    return attach(function) if function is not None else attach
+    if function is None:
+        return attach
+    return attach(function)
 
 
 def refuse_generator(function: Any) -> None:
-    """Raises TypeError if a call of this function would run nothing of it."""
+    """Raises TypeError for a generator function, whose call runs nothing."""
     if _is_generator(function):
         raise TypeError(f"{name_of(function)} {GENERATOR_REASON}")
 
@@ -87,30 +94,30 @@ def _is_generator(function: Any) -> bool:
 
 
 def options(function: Callable[..., Any]) -> dict[str, Any]:
-    """What `@job` attached to `function`; empty for a plain one."""
+    """The options that `@job` has attached to `function`."""
     return getattr(function, "__rqjobs__", {})
 
 
 def name_of(function: Callable[..., Any] | str) -> str:
     """`module.function`, as RQ stores it."""
-    return (
-        function if isinstance(function, str) else f"{function.__module__}.{function.__qualname__}"
-    )
+    if isinstance(function, str):
+        return function
+    return f"{function.__module__}.{function.__qualname__}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Catalog:
-    """The job functions by name, and the modules that could not be imported with the reason."""
+    """The job functions by name, and the modules that failed to import with their errors."""
 
     functions: dict[str, Callable[..., Any]]
     modules: tuple[str, ...]
-    errors: dict[str, str]
+    import_errors: dict[str, str]
 
     def __iter__(self) -> Iterator[tuple[str, Callable[..., Any]]]:
         return iter(sorted(self.functions.items()))
 
     def lookup(self, name: object) -> Callable[..., Any]:
-        """The job function called exactly `name`.
+        """The job function of exactly this name.
 
         Raises:
             NotAJob: there is none.
@@ -121,10 +128,10 @@ class Catalog:
             raise NotAJob(self._reason(str(name))) from None
 
     def check(self, function: Callable[..., Any] | str) -> Callable[..., Any]:
-        """The job function for `function`, which may be one or the name of one.
+        """The job function for a function or a name.
 
         Raises:
-            NotAJob: it is not in the catalog, or only looks like a function that is.
+            NotAJob: it is not in the catalog, or differs from the function of that name.
         """
         if isinstance(function, str):
             return self.lookup(function)
@@ -140,40 +147,45 @@ class Catalog:
         shown = name if len(name) < 80 else name[:77] + "…"
         module, _, short = name.rpartition(".")
         if module == "__main__":
-            return f"{shown!r} cannot be a job: workers do not know your __main__; move it into a module"
-        for broken, error in self.errors.items():
-            if module == broken:
-                return f"{shown!r} cannot be a job: {broken} failed to import: {error}"
-        if module in self.modules and _is_generator(getattr(sys.modules.get(module), short, None)):
-            return f"{shown!r} cannot be a job: it {GENERATOR_REASON}"
+            return (
+                f"{shown!r} cannot be a job: workers cannot import your __main__; move it into a "
+                f"module"
+            )
+        if module in self.import_errors:
+            error = self.import_errors[module]
+            return f"{shown!r} cannot be a job: {module} failed to import: {error}"
         if module in self.modules:
-            hidden = "; public names only" if short.startswith("_") else ""
-            return f"{shown!r} is not a job: {module} defines no such function{hidden}"
-        nested = any(
-            module.startswith(f"{configured}.") for configured in self.modules
-        )  # or an unlisted submodule
-        return (
-            f"{shown!r} is not a job: its module is not in RQJOBS_MODULES (now: {', '.join(self.modules)})"
-            + ("; jobs are plain functions at the top level of one" if nested else "")
+            if _is_generator(getattr(sys.modules.get(module), short, None)):
+                return f"{shown!r} cannot be a job: it {GENERATOR_REASON}"
+            hint = "; public names only" if short.startswith("_") else ""
+            return f"{shown!r} is not a job: {module} defines no such function{hint}"
+        reason = (
+            f"{shown!r} is not a job: its module is not in RQJOBS_MODULES "
+            f"(now: {', '.join(self.modules)})"
         )
+        # A method of a class in a jobs module, or a function of a submodule that is not listed.
+        if any(module.startswith(f"{configured}.") for configured in self.modules):
+            reason += "; jobs are plain functions at the top level of one"
+        return reason
 
 
 def current() -> Catalog:
-    """The catalog of the modules in force, imported once. Broken modules are listed in `errors`."""
+    """The catalog of RQJOBS_MODULES, imported once. `import_errors` lists broken modules."""
     return _load(config.current().modules)
 
 
-serializers.load_classes = current  # a process may read before it enqueues
+# A process may read enums and dataclasses before it enqueues a job.
+serializers.load_classes = current
 
 
 def must_load() -> Catalog:
-    """The catalog, for a process that cannot do without any of it.
+    """The catalog, for a process that needs all of its modules.
 
     Raises:
         ConfigError: a module failed to import.
     """
     catalog = current()
-    for module, error in catalog.errors.items():
+    for module, error in catalog.import_errors.items():
         raise config.ConfigError(f"RQJOBS_MODULES: {module} failed to import: {error}")
     return catalog
 
@@ -190,20 +202,26 @@ def _load(modules: tuple[str, ...]) -> Catalog:
             errors[name] = f"{type(error).__name__}: {error}".splitlines()[0]
             continue
         for attribute, value in vars(module).items():
-            ours = _is_function(value) and value.__module__ == name  # not what the module imports
-            named = (
-                ours and value.__qualname__ == attribute and attribute[0] != "_"
-            )  # no lambda, no second name
-            if named and not _is_generator(value):
+            if _is_job_function(value, name, attribute):
                 functions[f"{name}.{attribute}"] = value
         serializers.allow(_value_classes(module))
     return Catalog(functions, modules, errors)
 
 
-def _is_function(value: Any) -> bool:
-    """Whether it is a function, or an object that a decorator made of one (`functools.lru_cache`, a `@rq.job`).
+def _is_job_function(value: Any, module: str, attribute: str) -> bool:
+    """Whether the module defines the function under this public name; imported ones are no jobs."""
+    if not _is_function(value) or _is_generator(value):
+        return False
+    if value.__module__ != module or value.__qualname__ != attribute:
+        return False
+    return not attribute.startswith("_")
 
-    A proxy such as `flask.current_app` is not asked: it forwards the question, and what it stands for may not be there.
+
+def _is_function(value: Any) -> bool:
+    """Whether it is a function, or a decorator's object for one (`functools.lru_cache`, `@rq.job`).
+
+    `isinstance` is not called on a proxy such as `flask.current_app`: it would be forwarded to an
+    object that may not exist.
     """
     if not callable(value) or issubclass(type(value), type):
         return False
@@ -213,10 +231,10 @@ def _is_function(value: Any) -> bool:
 
 
 def _value_classes(scope: Any, prefix: str = "") -> Iterator[type]:
-    """The enums and dataclasses that a module defines, those nested in its classes too."""
+    """The enums and dataclasses that a module defines, also within its classes."""
     module = scope.__module__ if prefix else scope.__name__
     for name, value in list(vars(scope).items()):
-        is_class = issubclass(type(value), type)  # without asking a proxy
+        is_class = issubclass(type(value), type)  # `isinstance` would be forwarded by a proxy
         if is_class and value.__module__ == module and value.__qualname__ == prefix + name:
             if issubclass(value, Enum) or dataclasses.is_dataclass(value):
                 yield value
@@ -225,10 +243,10 @@ def _value_classes(scope: Any, prefix: str = "") -> Iterator[type]:
 
 @functools.cache
 def flask_app() -> Any:
-    """The Flask app that RQJOBS_FLASK_APP names, in whose context jobs run; None if it names none.
+    """The Flask app of RQJOBS_FLASK_APP, in whose context jobs run; None if that is not set.
 
     Raises:
-        ConfigError: it cannot be imported, or is no Flask app.
+        ConfigError: it cannot be imported, or is not a Flask app.
     """
     name = config.current().flask_app
     if not name:
@@ -237,7 +255,8 @@ def flask_app() -> Any:
     add_cwd_to_sys_path()
     try:
         app = getattr(importlib.import_module(module), attribute.removesuffix("()"))
-        app = app if hasattr(app, "app_context") else app()
+        if not hasattr(app, "app_context"):
+            app = app()  # a factory
         app.app_context  # noqa: B018
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
@@ -248,6 +267,6 @@ def flask_app() -> Any:
 
 
 def add_cwd_to_sys_path() -> None:
-    """Console scripts start without the working directory on the path, where an MVP's modules are."""
+    """Add the working directory to the path, which console scripts omit."""
     if "" not in sys.path and "." not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())

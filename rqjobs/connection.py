@@ -1,7 +1,8 @@
-"""The Redis client: TLS, time-outs, reconnects; refuses what breaks RQ.
+"""Redis clients: TLS, timeouts, reconnects, and which errors are transient.
 
-A client from here reconnects with backoff, but never sends a command twice by itself: a command whose reply was
-lost may have had its effect, and a second RPUSH would be a second job. (redis-py 8 re-sends by default.)
+These clients retry the connect with backoff, but never send a command twice. A command whose reply
+is lost may have had its effect, and a second RPUSH would be a second job. (redis-py 8 re-sends by
+default.)
 """
 
 from __future__ import annotations
@@ -49,27 +50,25 @@ from rq.connections import get_connection_kwargs
 from rqjobs import config
 from rqjobs.texts import escape_surrogates
 
-CONNECT_TIMEOUT_SECONDS = 3  # seconds
-COMMAND_TIMEOUT_SECONDS = (
-    10  # seconds; well under a lease, so that a worker whose Redis hangs can still renew it in time
-)
-CONNECT_RETRIES = 4  # with backoff, some two seconds in all: a web request must not hang for longer
-HEALTH_CHECK_SECONDS = 25  # seconds of silence after which a connection is tried before it is used
-MIN_REDIS_VERSION = (6, 2)  # LMOVE and BLMOVE came with 6.2
-DATA_FOLDER = Path(
-    ".rqjobs"
-)  # what the embedded server keeps, in the directory where it was started
+CONNECT_TIMEOUT_SECONDS = 3
+# Well under a lease, so that a worker whose Redis hangs can still renew its lease in time.
+COMMAND_TIMEOUT_SECONDS = 10
+CONNECT_RETRIES = 4  # about two seconds in all: a web request must not hang longer
+HEALTH_CHECK_SECONDS = 25  # an idle connection is checked before it is used again
+SENTINEL_PORT = 26379
+MIN_REDIS_VERSION = (6, 2)  # it has LMOVE and BLMOVE
+DATA_FOLDER = Path(".rqjobs")  # of the embedded server, in its working directory
 
 
 class NoRedis(ConnectionError):
-    """There is no usable Redis. The message says in one line how to get one."""
+    """There is no usable Redis. The message is one line with the remedy."""
 
 
 class ReconnectMixin:
-    """Retries to connect, and only that; nothing of a command has been sent by then.
+    """Retries the connect, before a command is sent. It never retries a command.
 
-    A connect that times out is not retried, it has waited already; and it is a ConnectionError, on which RQ's worker
-    waits for Redis to come back, while a TimeoutError makes it quit.
+    A connect that times out is not retried, because it has waited already. It raises a
+    ConnectionError, after which RQ's worker waits for Redis; a TimeoutError would end the worker.
     """
 
     _connecting = False
@@ -80,16 +79,18 @@ class ReconnectMixin:
             ExponentialWithJitterBackoff(cap=1, base=0.05), CONNECT_RETRIES, (ConnectionError,)
         )
         try:
-            attempts.call_with_retry(super().connect, lambda _: self.disconnect())  # type: ignore[misc,attr-defined]
+            attempts.call_with_retry(
+                super().connect,  # type: ignore[misc]
+                lambda _: self.disconnect(),  # type: ignore[attr-defined]
+            )
         except TimeoutError as error:
             raise ConnectionError(f"no answer from Redis while connecting: {error}") from error
         finally:
             self._connecting = False
 
     def check_health(self) -> None:
-        if (
-            self._connecting
-        ):  # redis-py asks here too, before its first HELLO, whose reply is the check
+        # redis-py also calls this before its first HELLO, whose reply is the check.
+        if self._connecting:
             return
         try:
             super().check_health()  # type: ignore[misc]
@@ -119,16 +120,19 @@ class SentinelTLSConnection(ReconnectMixin, SentinelManagedSSLConnection):
 
 
 class SurrogatePacker(HiredisRespSerializer):
-    """Sends texts with lone surrogates, for which UTF-8 has no bytes, with these as backslash escapes."""
+    """Sends lone surrogates, which UTF-8 cannot encode, as backslash escapes."""
 
     def pack(self, *args: Any) -> Any:
         try:
             return super().pack(*args)
         except UnicodeEncodeError:
-            words: list[Any] = [
-                escape_surrogates(arg) if isinstance(arg, str) else arg for arg in args
-            ]
-            return super().pack(*words)
+            return super().pack(*map(_escape, args))
+
+
+def _escape(argument: Any) -> Any:
+    if isinstance(argument, str):
+        return escape_surrogates(argument)
+    return argument
 
 
 CONNECTION_OPTIONS: dict[str, Any] = {
@@ -138,20 +142,23 @@ CONNECTION_OPTIONS: dict[str, Any] = {
     "health_check_interval": HEALTH_CHECK_SECONDS,
     "retry": Retry(NoBackoff(), 0),
 }
-with contextlib.suppress(
-    ImportError
-):  # redis-py 8 reads its own package's metadata for each connection, for 3 ms
+# redis-py 8 reads its package's metadata for each connection, which takes 3 ms.
+with contextlib.suppress(ImportError):
     from redis.driver_info import DriverInfo
 
     CONNECTION_OPTIONS["driver_info"] = DriverInfo()
+# Options of a client that a URL, which is text, cannot set.
 NON_TEXT_OPTIONS = (
     "event_dispatcher",
     "retry",
     "retry_on_error",
     "socket_keepalive_options",
     "socket_type",
-)  # never a text
-URL_OPTION_EXAMPLES = "there are, for example, ?db=1, ?socket_timeout=5 and, with rediss://, ?ssl_ca_certs=/path/ca.pem"
+)
+URL_OPTION_EXAMPLES = (
+    "there are, for example, ?db=1, ?socket_timeout=5 and, with rediss://, "
+    "?ssl_ca_certs=/path/ca.pem"
+)
 KEEPALIVE_OPTIONS: dict[str, Any] = {"socket_keepalive": True, "socket_keepalive_options": {}}
 if hasattr(socket, "TCP_KEEPIDLE"):
     KEEPALIVE_OPTIONS["socket_keepalive_options"] = {
@@ -164,43 +171,53 @@ if hasattr(socket, "TCP_KEEPIDLE"):
 def connect(url: str) -> redis.Redis:
     """A client for `url` that connects when it is first used.
 
-    Takes `redis://`, `rediss://` (certificate options as redis-py names them, for example `?ssl_ca_certs=…` or
-    `?ssl_cert_reqs=none` for a hosted server with a self-signed certificate), `unix://`, and
-    `redis+sentinel://host:port,host:port/service/db`.
+    Takes `redis://`, `rediss://`, `unix://`, and `redis+sentinel://host:port,host:port/service/db`.
+    Options in the query have redis-py's names, for example `?ssl_ca_certs=…`, or
+    `?ssl_cert_reqs=none` for a hosted server with a self-signed certificate.
 
     Raises:
-        ConfigError: the URL asks for something that breaks RQ, or cannot be read.
+        ConfigError: the URL cannot be read, or has an option that breaks RQ.
     """
     try:
-        parts = urlsplit(url)
-        if parts.scheme.endswith("+sentinel"):
-            return _check_options(refuse_decoding(_sentinel(url)))
-        kind = {"redis": TCPConnection, "rediss": TLSConnection, "unix": UnixConnection}[
-            parts.scheme
-        ]
-        more = {} if kind is UnixConnection else KEEPALIVE_OPTIONS
-        pool = redis.ConnectionPool.from_url(
-            url, connection_class=kind, **CONNECTION_OPTIONS, **more
-        )
-        return _check_options(refuse_decoding(redis.Redis(connection_pool=pool)))
+        return _check_options(refuse_decoding(_make_client(url)))
     except (TypeError, ValueError, LookupError, AttributeError, redis.RedisError) as error:
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-        reason = (
-            f"no URL has the option {unknown[1]!r}; {URL_OPTION_EXAMPLES}" if unknown else error
-        )
+        reason = str(error)
+        if unknown:
+            reason = f"no URL has the option {unknown[1]!r}; {URL_OPTION_EXAMPLES}"
         raise config.ConfigError(
             f"REDIS_URL={mask_password(url)!r} cannot be used: {reason}"
         ) from None
 
 
+def _make_client(url: str) -> redis.Redis:
+    scheme = urlsplit(url).scheme
+    if scheme.endswith("+sentinel"):
+        return _sentinel(url)
+    connection_classes: dict[str, Any] = {
+        "redis": TCPConnection,
+        "rediss": TLSConnection,
+        "unix": UnixConnection,
+    }
+    options = dict(CONNECTION_OPTIONS)
+    if scheme != "unix":
+        options |= KEEPALIVE_OPTIONS
+    pool = redis.ConnectionPool.from_url(
+        url, connection_class=connection_classes[scheme], **options
+    )
+    return redis.Redis(connection_pool=pool)
+
+
 def _check_options(client: redis.Redis) -> redis.Redis:
-    """Return `client` if its options make a connection, which is then not used; else what redis-py raises on them."""
+    """Return `client` if its options make a connection. Raises the error of redis-py if not."""
     pool = client.connection_pool
     for name in NON_TEXT_OPTIONS:
         if isinstance(pool.connection_kwargs.get(name), str):
             raise TypeError(f"unexpected keyword argument {name!r}")
-    asked = pool.sentinel_manager.sentinels if isinstance(pool, SentinelConnectionPool) else []
-    for each in [pool, *(sentinel.connection_pool for sentinel in asked)]:
+    pools = [pool]
+    if isinstance(pool, SentinelConnectionPool):
+        pools += [sentinel.connection_pool for sentinel in pool.sentinel_manager.sentinels]
+    for each in pools:
         each.connection_class(**each.connection_kwargs).encoder.encode("")
     return client
 
@@ -220,16 +237,17 @@ def _sentinel(url: str) -> redis.Redis:
     }
     nodes = []
     for host in hosts.split(","):
-        name, _, port = host.rpartition(":") if ":" in host else (host, "", "26379")
-        nodes.append((name.strip("[]"), int(port)))
+        name, has_port, port = host.rpartition(":")
+        if has_port:
+            nodes.append((name.strip("[]"), int(port)))
+        else:
+            nodes.append((host.strip("[]"), SENTINEL_PORT))
     tls = parts.scheme.startswith("rediss")
     if tls:
         sentinel_options.setdefault("ssl", True)
-    asking = {
-        "socket_timeout": CONNECT_TIMEOUT_SECONDS,
-        "retry": Retry(NoBackoff(), 0),
-    }  # one is down? The next one knows
-    sentinel = Sentinel(nodes, sentinel_kwargs={**asking, **sentinel_options})
+    # A Sentinel that does not answer is not retried: the next one is asked.
+    defaults = {"socket_timeout": CONNECT_TIMEOUT_SECONDS, "retry": Retry(NoBackoff(), 0)}
+    sentinel = Sentinel(nodes, sentinel_kwargs={**defaults, **sentinel_options})
     return sentinel.master_for(
         service,
         db=int(database or 0),
@@ -241,9 +259,9 @@ def _sentinel(url: str) -> redis.Redis:
 
 
 def dedicated_connection(client: redis.Redis, seconds: float) -> Any:
-    """A connection of its own beside `client`'s pool, whose replies may take up to `seconds`.
+    """A connection outside `client`'s pool, whose replies may take up to `seconds`.
 
-    RESP2 and no health checks: nothing but replies may come in on it.
+    It has RESP2 and no health checks, so that it receives nothing but replies.
     """
     options = {
         **get_connection_kwargs(client),
@@ -251,30 +269,30 @@ def dedicated_connection(client: redis.Redis, seconds: float) -> Any:
         "health_check_interval": 0,
         "socket_timeout": seconds,
     }
-    made = client.connection_pool.connection_class(**options)
-    made.connect()
-    return made
+    connection = client.connection_pool.connection_class(**options)
+    connection.connect()
+    return connection
 
 
 def refuse_decoding(client: redis.Redis) -> redis.Redis:
-    """Return `client`, or refuse it.
+    """Return `client` if it does not decode responses.
 
     Raises:
-        ConfigError: the client decodes responses; RQ keeps compressed bytes in Redis and would break on them.
+        ConfigError: it does, and cannot read RQ's compressed job data.
     """
     if client.connection_pool.connection_kwargs.get("decode_responses"):
         raise config.ConfigError(
-            "this Redis client has decode_responses=True, which breaks RQ (job data are compressed bytes); "
-            "use a client without it"
+            "this Redis client has decode_responses=True, which breaks RQ (job data are compressed "
+            "bytes); use a client without it"
         )
     return client
 
 
 def url() -> str:
-    """The URL of the Redis in force: REDIS_URL, else that of the embedded server that runs here.
+    """REDIS_URL, or else the URL of the embedded server that runs in this folder.
 
     Raises:
-        NoRedis: neither is there.
+        NoRedis: there is neither.
     """
     configured = config.current().redis_url
     if configured:
@@ -288,7 +306,7 @@ def url() -> str:
 
 
 def client() -> redis.Redis:
-    """The process's client for `url()`, made once; without a REDIS_URL the one that `use` was given."""
+    """The process's client for `url()`, or without REDIS_URL the client that `use` has set."""
     if _adopted_client is not None and not config.current().redis_url:
         return _adopted_client
     return _client(url())
@@ -299,38 +317,41 @@ def _client(address: str) -> redis.Redis:
     return connect(address)
 
 
-# What the kernel says of this process, and not of Redis. A job can do that to its horse; another one is free of it.
+# Errors of this process and not of Redis. A job can cause them in its horse; a new horse has none.
 LOCAL_ERRNOS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EBADF, errno.ENOTSOCK))
 
 
 def is_local_error(error: Exception) -> bool:
-    """Whether this process is at fault: it has no descriptor or no memory left, or a job closed one of ours."""
+    """Whether this process lacks descriptors or memory, or has closed a descriptor."""
     number = getattr(error, "errno", None)
-    if number is None and (
-        found := re.match(r"Error (\d+) ", str(error))
-    ):  # so redis-py passes an OSError on
-        number = int(found[1])
+    if number is None:
+        match = re.match(r"Error (\d+) ", str(error))  # redis-py's text for an OSError
+        if match:
+            number = int(match[1])
     return number in LOCAL_ERRNOS
 
 
 def mask_password(address: str) -> str:
-    """`address` as it may be shown to people: a password in it, also in a query, becomes `***`."""
+    """`address` with its password, also one in the query, as `***`."""
     address = re.sub(r"(?<=://)([^/@:]*):[^?]*@", r"\1:***@", address)
     return re.sub(r"(?<=password=)[^&]*", "***", address)
 
 
-REFUSAL_MEANINGS = {  # what Redis says first when it refuses -> what that means, and what to do
-    "OOM": "Redis is full (its maxmemory is reached) and refuses writes: give it more memory, or delete what is not "
-    "needed",
+# The code at the start of an error of Redis, its meaning and the remedy.
+REFUSAL_MEANINGS = {
+    "OOM": "Redis is full (its maxmemory is reached) and refuses writes: give it more memory, or "
+    "delete data",
     "NOPERM": "the Redis user lacks a right (grant it with ACL SETUSER)",
-    "READONLY": "this Redis is a replica, which takes no writes: have REDIS_URL name the master, or the Sentinels "
-    "(redis+sentinel://…)",
-    "MISCONF": "Redis refuses writes because it cannot save to its disk: see its log, and free space there",
-    "LOADING": "Redis is still loading its data: try again when that is done",
+    "READONLY": "this Redis is a replica, which takes no writes: set REDIS_URL to the master, or "
+    "to the Sentinels (redis+sentinel://…)",
+    "MISCONF": "Redis refuses writes because it cannot save to its disk: see its log, and free "
+    "space there",
+    "LOADING": "Redis is loading its data: try again later",
     "NOAUTH": "the user or password in REDIS_URL is missing or wrong",
-    "NOREPLICAS": "Redis refuses writes because too few of its replicas are there (min-replicas-to-write)",
-    "MASTERDOWN": "this Redis is a replica that has lost its master: have REDIS_URL name the master",
-    "BUSY": "a script that somebody else started keeps Redis busy: end it with SCRIPT KILL",
+    "NOREPLICAS": "Redis refuses writes because too few replicas are connected "
+    "(min-replicas-to-write): start them, or lower that number",
+    "MASTERDOWN": "this Redis is a replica that has lost its master: set REDIS_URL to the master",
+    "BUSY": "a long script of another client blocks Redis: end it with SCRIPT KILL",
 }
 _REFUSAL_CLASSES: dict[str, type[Exception]] = {
     "OOM": OutOfMemoryError,
@@ -340,67 +361,77 @@ _REFUSAL_CLASSES: dict[str, type[Exception]] = {
     "NOAUTH": AuthenticationError,
     "MASTERDOWN": MasterDownError,
 }
-_REFUSAL_PATTERN = re.compile(
-    rf"(?:^|[\s:-])({'|'.join(REFUSAL_MEANINGS)})\s"
-)  # where redis-py has no class for what it says
-_NOPERM_IN_SCRIPT = "user executing the script can't"  # how NOPERM reads there
+# For errors that are not of one of these classes.
+_REFUSAL_PATTERN = re.compile(rf"(?:^|[\s:-])({'|'.join(REFUSAL_MEANINGS)})\s")
+_NOPERM_IN_SCRIPT = "user executing the script can't"  # the text of NOPERM in a script
 
 
 def warn_channels_refused(log: logging.Logger, who: str, lost: str) -> None:
-    """Say that a Redis user has no right to our channels, and what does not work without it."""
+    """Log that the Redis user has no right to the channels, and the consequence."""
     log.warning(
-        "%s: the Redis user may not use channels, so %s; grant it: ACL SETUSER <user> &rq:* &rqjobs:*",
+        "%s: the Redis user may not use channels, so %s; grant it: "
+        "ACL SETUSER <user> &rq:* &rqjobs:*",
         who,
         lost,
     )
 
 
 def refusal_code(error: Exception) -> str:
-    """Why Redis refused, as a key of `REFUSAL_MEANINGS`; "" if it is none of these, or did not answer at all."""
+    """The key of `REFUSAL_MEANINGS` for an error; "" for other errors and for no answer."""
     for code, kind in _REFUSAL_CLASSES.items():
         if isinstance(error, kind):
             return code
     if _NOPERM_IN_SCRIPT in str(error):
         return "NOPERM"
-    found = isinstance(error, redis.ResponseError) and _REFUSAL_PATTERN.search(str(error))
-    return found[1] if found else ""
+    if isinstance(error, redis.ResponseError):
+        match = _REFUSAL_PATTERN.search(str(error))
+        if match:
+            return match[1]
+    return ""
 
 
 def explain(error: Exception) -> str:
-    """What went wrong with Redis and what to do, in one line for people, with no password in it."""
+    """The error and its remedy in one line, without the password of REDIS_URL."""
     line = (str(error).splitlines() or [type(error).__name__])[0]
     meaning = REFUSAL_MEANINGS.get(refusal_code(error))
     if meaning:
         line = f"{meaning}; it said: {line}"
-    address = config.current().redis_url or ""
-    password = urlsplit(address).password if "," not in address else None
-    return line.replace(address or "\0", mask_password(address)).replace(password or "\0", "***")
+    address = config.current().redis_url
+    if address:
+        line = line.replace(address, mask_password(address))
+        password = None
+        if "," not in address:  # a list of Sentinels, which urllib cannot read
+            password = urlsplit(address).password
+        if password:
+            line = line.replace(password, "***")
+    return line
 
 
-def use(given: redis.Redis) -> None:
-    """Make `given` this process's client, when no setting names a Redis: `rq worker --url …` was told one."""
+def use(client: redis.Redis) -> None:
+    """Make `client` this process's client while REDIS_URL is unset, as for `rq worker --url`."""
     global _adopted_client
-    _adopted_client = given
+    _adopted_client = client
 
 
 _adopted_client: redis.Redis | None = None
 
 
 class Client:
-    """What `rq … --connection-class rqjobs.connection.Client` calls, so that RQ's commands take our URLs too."""
+    """For `rq … --connection-class rqjobs.connection.Client`, so that RQ takes these URLs."""
 
     from_url = staticmethod(connect)
 
 
-# Redis's words for "not now", at the start of an error, inside what 6.2 says of an error in a script, or after what
-# redis-py says of an error in a pipeline.
+# Redis's codes for transient refusals: at the start of an error, within the error of a script in
+# Redis 6.2, or after redis-py's text for an error in a pipeline.
 TRANSIENT_ERRORS = re.compile(
-    r"(?:^|-|caused error: )(?:BUSY|CLUSTERDOWN|LOADING|MASTERDOWN|MISCONF|NOREPLICAS|OOM|READONLY|TRYAGAIN)\b"
+    r"(?:^|-|caused error: )"
+    r"(?:BUSY|CLUSTERDOWN|LOADING|MASTERDOWN|MISCONF|NOREPLICAS|OOM|READONLY|TRYAGAIN)\b"
 )
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether it is worth asking again: Redis is away or refuses for now. Anything else is our mistake or a job's."""
+    """Whether a retry can succeed: Redis does not answer, or refuses for now."""
     if isinstance(error, ResponseError) and TRANSIENT_ERRORS.search(str(error)):
         return True
     return not is_local_error(error) and isinstance(

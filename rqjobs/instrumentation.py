@@ -1,7 +1,8 @@
-"""Whether somebody wraps RQ's methods (sentry-sdk, OpenTelemetry, ddtrace and the like do), and where ours let them in.
+"""Support for libraries that wrap RQ's methods: sentry-sdk, OpenTelemetry, ddtrace and others.
 
-Several of our methods do in one step what RQ's do in many, and do not call them. Where RQ's were replaced, ours run
-inside of whatever replaced them, so that it sees each job and may write into its `meta`. Nothing is paid otherwise.
+Several methods of rqjobs do in one step what RQ's do in many, and do not call RQ's. Where RQ's
+method is wrapped, rqjobs calls the wrapper, so that it sees each job and can write into its `meta`.
+There is no cost if nothing is wrapped.
 """
 
 from __future__ import annotations
@@ -18,23 +19,23 @@ from rq.job import JobStatus
 
 
 def is_wrapped(owner: type, *names: str) -> bool:
-    """Whether one of these methods of an RQ class is not RQ's own function, whoever was imported first."""
+    """Whether one of these methods of an RQ class is not RQ's own, in any order of imports."""
     for name in names:
         function = getattr(owner, name)
         if function not in _rq_functions:
-            if type(function) is not FunctionType or not function.__globals__[
-                "__name__"
-            ].startswith("rq."):
+            if type(function) is not FunctionType:
+                return True
+            if not function.__globals__["__name__"].startswith("rq."):
                 return True
             _rq_functions.add(function)
     return False
 
 
-_rq_functions: set[FunctionType] = set()  # those that were found to be RQ's own
+_rq_functions: set[FunctionType] = set()  # checked, and RQ's own
 
 
 class WrappedQueue(rq.Queue):
-    """RQ's methods, called for the sake of what wraps them: where they would write to Redis, `write` is called."""
+    """RQ's methods, called for their wrappers. In place of writing to Redis they call `write`."""
 
     is_written = False
 
@@ -43,9 +44,8 @@ class WrappedQueue(rq.Queue):
 
     def setup_dependencies(self, job: Any, pipeline: Any = None) -> Any:
         job = super().setup_dependencies(job)
-        if (
-            job.get_status(refresh=False) == JobStatus.DEFERRED
-        ):  # as RQ has read it; `write` decides
+        # This is the status that RQ has read. `write` decides whether the job is deferred.
+        if job.get_status(refresh=False) == JobStatus.DEFERRED:
             self._enqueue_async_job(job)
         return job
 
@@ -62,7 +62,7 @@ class WrappedQueue(rq.Queue):
 
 
 class ObservedQueue(WrappedQueue):
-    """The same for a job that is not enqueued now, or not alone: only what wraps `enqueue_job` itself sees it."""
+    """The same for a job that is enqueued later, or with others: only `enqueue_job` is called."""
 
     def __init__(self, queue: rq.Queue):
         super().__init__(queue, lambda: None)
@@ -72,7 +72,7 @@ class ObservedQueue(WrappedQueue):
 
 
 class _NullConnection:
-    """A client and its pipeline, for what RQ writes before or behind `write`."""
+    """A client and pipeline that do nothing, for RQ's commands before and after `write`."""
 
     def pipeline(self) -> _NullConnection:
         return self
@@ -84,8 +84,10 @@ class _NullConnection:
 
 
 class ClaimedConnection(redis.Redis):
-    """The connection of a claimed job while RQ's `perform` begins with a PERSIST, which the claim has done: Redis being
-    away in that moment is no reason for the job to fail."""
+    """The connection of a claimed job at the start of RQ's `perform`, without its PERSIST.
+
+    The claim has persisted the job. An outage of Redis at this moment must not fail the job.
+    """
 
     def __init__(self, own: redis.Redis):
         super().__init__(connection_pool=own.connection_pool)
@@ -96,8 +98,11 @@ class ClaimedConnection(redis.Redis):
 
 
 def run_isolated(run: Callable[..., Any], *args: Any) -> None:
-    """Run one job in a context of its own: what it sets in context variables, or gives to sentry-sdk (tags,
-    breadcrumbs, user), does not reach the next one."""
+    """Run one job in its own context.
+
+    Its context variables, and the tags, breadcrumbs and user that it gives to sentry-sdk, do not
+    reach the next job.
+    """
     sentry: Any = sys.modules.get("sentry_sdk")
     if sentry is not None and hasattr(sentry, "isolation_scope"):
         contextvars.copy_context().run(_in_scope, sentry, run, *args)

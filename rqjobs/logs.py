@@ -1,7 +1,7 @@
-"""Text from outside as a terminal may get it: printed lines, and what our log and RQ's say.
+"""Log lines and printed lines that are safe for a terminal.
 
-Whoever can write to Redis chooses the names and descriptions of jobs, queues and workers. A terminal obeys some
-characters: they retitle it, hide lines, or type.
+A client with write access to Redis chooses the names and descriptions of jobs, queues and workers.
+Some characters control a terminal: they change its title, hide lines, or type.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from rq.timeouts import BaseTimeoutException
 
 from rqjobs.texts import class_name
 
-_COLORS = r"\x1b\[(?:3[0-7]|39;49;00)m"  # which RQ puts around names
-# Control characters but tab and newline, those that change the direction of text or cannot be seen, halves of a pair.
+_COLORS = r"\x1b\[(?:3[0-7]|39;49;00)m"  # RQ's, around names
+# Control characters but tab and newline, invisible characters and those that change the direction
+# of text, and lone surrogates.
 _CONTROL_CHARACTERS = re.compile(
-    rf"({_COLORS})|[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff]"
+    rf"({_COLORS})|[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u200b-\u200f\u2028-\u202e\u2060-\u206f"
+    r"\ud800-\udfff\ufeff]"
 )
 
-LINE_MAX_SECONDS = 1  # that a log line may take in a process that keeps a lease
-FALLBACK_SECONDS = 60  # for which handlers that took longer get no lines
+LINE_MAX_SECONDS = 1  # for a log line in a process that keeps a lease
+FALLBACK_SECONDS = 60  # log lines are printed to stderr so long after a handler was slower
 
 
 @dataclass
@@ -39,12 +41,15 @@ _limit = _Limit()
 
 
 def replace_control_characters(text: str) -> str:
-    """`text` with each character that a terminal would obey, but tab, newline and RQ's colors, shown as `�`."""
-    return _CONTROL_CHARACTERS.sub(lambda found: found[1] or "�", text)
+    """`text` with `�` for each control character. Tab, newline and RQ's colors are kept."""
+    return _CONTROL_CHARACTERS.sub(lambda match: match[1] or "�", text)
 
 
 class ControlCharacterFilter(logging.Filter):
-    """Cleans what is put into a log line. Further lines of it are indented, so that none looks like a line of ours."""
+    """Cleans the arguments of a log line.
+
+    Further lines of an argument are indented, so that none looks like a log line.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
         if isinstance(record.args, tuple):
@@ -60,22 +65,20 @@ def _clean(value: Any) -> Any:
     if isinstance(value, BaseException):
         try:
             value = str(value)
-        except Exception:  # the job's own exception
+        except Exception:  # a job's exception class may have any code
             value = type(value).__name__
-    return (
-        replace_control_characters(value).replace("\n", "\n    ")
-        if isinstance(value, str)
-        else value
-    )
+    if isinstance(value, str):
+        return replace_control_characters(value).replace("\n", "\n    ")
+    return value
 
 
 _filter = ControlCharacterFilter()
 
 
 def protect(logger: logging.Logger) -> None:
-    """Clean what is logged here, and let the process go on whatever becomes of a log line.
+    """Clean the lines of `logger`, and keep an error in a log line from the caller.
 
-    A job or a module may have put a handler, a filter or a record factory there that raises.
+    A job or a module may have added a handler, a filter or a record factory that raises.
     """
     logger.addFilter(_filter)
 
@@ -98,11 +101,11 @@ def protect(logger: logging.Logger) -> None:
 
 
 class _HandlerTimeout(BaseException):
-    """A handler of somebody's has no answer, perhaps from a host that is not there."""
+    """A log handler of the user has not returned in time; its host may not answer."""
 
 
 def limit_line_time(in_force: bool) -> None:
-    """Whether a log line of this process may take `LINE_MAX_SECONDS` at most, because the process keeps a lease."""
+    """Limit each log line of this process to `LINE_MAX_SECONDS`, because it keeps a lease."""
     _limit.in_force = in_force
 
 
@@ -112,7 +115,8 @@ def _log_within_limit(
     if time.monotonic() < _limit.fallback_until:
         print(message % args if args else message, file=sys.stderr, flush=True)
         return
-    before, began = signal.signal(signal.SIGALRM, _raise_timeout), time.monotonic()
+    old_handler = signal.signal(signal.SIGALRM, _raise_timeout)
+    start = time.monotonic()
     left, _ = signal.setitimer(signal.ITIMER_REAL, LINE_MAX_SECONDS)
     try:
         try:
@@ -122,15 +126,16 @@ def _log_within_limit(
     except _HandlerTimeout:
         _limit.fallback_until = time.monotonic() + FALLBACK_SECONDS
         print(
-            f"rqjobs: a log handler took longer than {LINE_MAX_SECONDS} s in the process that keeps "
-            f"the worker's lease; its lines come here for {FALLBACK_SECONDS} s",
+            f"rqjobs: a log handler took longer than {LINE_MAX_SECONDS} s in the process that "
+            f"keeps the worker's lease; its lines come here for {FALLBACK_SECONDS} s",
             file=sys.stderr,
             flush=True,
         )
     finally:
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGALRM, old_handler)
         if left:
-            signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - began), 0.001))
+            left -= time.monotonic() - start
+            signal.setitimer(signal.ITIMER_REAL, max(left, 0.001))
 
 
 def _raise_timeout(signum: int, frame: Any) -> None:
@@ -138,7 +143,7 @@ def _raise_timeout(signum: int, frame: Any) -> None:
 
 
 def tolerate_any_encoding() -> None:
-    """Have a character that the terminal's encoding does not know printed as an escape, instead of an error."""
+    """Print a character that the terminal's encoding lacks as an escape, and not raise an error."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError):  # somebody put another object there
+        with contextlib.suppress(AttributeError):  # user code has replaced the stream
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

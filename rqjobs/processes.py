@@ -1,4 +1,4 @@
-"""Facts about processes: who we are, who is provably gone, and dying with one's parent."""
+"""Facts about operating-system processes: identity, end, memory, process groups."""
 
 from __future__ import annotations
 
@@ -16,30 +16,34 @@ from pathlib import Path
 from typing import Any
 
 PR_SET_PDEATHSIG = 1
-MAXRSS_UNIT = 1024 if sys.platform == "linux" else 1  # bytes; of getrusage's ru_maxrss
-_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+MAXRSS_UNIT_BYTES = 1  # of getrusage's ru_maxrss
+KILL_GROUP_SECONDS = 2.0
+_libc: Any = None
+if sys.platform == "linux":
+    MAXRSS_UNIT_BYTES = 1024
+    _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def die_with_parent(number: int = signal.SIGKILL) -> None:
-    """Have the kernel send `number` to this process when its parent dies (Linux; elsewhere nothing happens).
+    """Have the kernel send the signal `number` to this process when its parent dies (Linux only).
 
-    The signal is set after the fork, so a parent that died in between is noticed by the caller, who compares
-    `os.getppid()` with what it was.
+    The parent may have died between the fork and this call. The caller must compare `os.getppid()`
+    with the parent's pid.
     """
     if _libc is not None:
         _libc.prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
 def trim_memory() -> None:
-    """Give memory that is free back to the kernel (glibc; elsewhere nothing happens)."""
+    """Return free memory to the kernel (glibc only)."""
     with contextlib.suppress(AttributeError):
-        _libc.malloc_trim(0)  # type: ignore[union-attr]
+        _libc.malloc_trim(0)
 
 
 def host_id() -> str:
-    """What two processes share exactly if they see each other's pids: the boot and the pid namespace.
+    """The boot and the pid namespace of this process, which processes with the same pids share.
 
-    Empty where it cannot be read; then nothing is provable and leases alone decide.
+    Returns "" if the kernel does not show it. Leases alone then decide which workers are alive.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
@@ -49,18 +53,20 @@ def host_id() -> str:
 
 
 def start_time(pid: int) -> str:
-    """When process `pid` started, in the kernel's ticks since boot; "" if there is none or it is a zombie.
+    """When process `pid` started, in kernel ticks since boot; "" if it has ended or is a zombie.
 
-    A pid is used again sooner or later, a pid with its start time is not. Field 22 of /proc/<pid>/stat (proc(5)),
-    counted after the command's name, which may itself contain spaces and parentheses, and ends after 15 bytes, perhaps
-    in the middle of a character.
+    A pid is reused sooner or later; a pid with its start time is unique. It is field 22 of
+    /proc/<pid>/stat (proc(5)). The fields are counted after the command's name, which may contain
+    spaces and parentheses, and is cut after 15 bytes, perhaps within a character.
     """
     fields = _stat(pid)
-    return "" if not fields or fields[0] in "ZX" else fields[19]
+    if not fields or fields[0] in "ZX":
+        return ""
+    return fields[19]
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields of /proc/<pid>/stat from the third one, the state, on; none if there is no such process."""
+    """The fields of /proc/<pid>/stat, starting with the state; none if there is no such process."""
     with contextlib.suppress(OSError, IndexError):
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="latin-1").rpartition(")")[2].split()
         return fields if len(fields) > 19 else []
@@ -68,7 +74,7 @@ def _stat(pid: int) -> list[str]:
 
 
 def _all() -> Iterator[tuple[int, list[str]]]:
-    """Every process that /proc shows, with its `_stat`; none where there is no /proc."""
+    """Every process in /proc, with its `_stat`; none where there is no /proc."""
     with contextlib.suppress(OSError):
         for name in os.listdir("/proc"):
             if name.isdigit() and (fields := _stat(int(name))):
@@ -76,7 +82,7 @@ def _all() -> Iterator[tuple[int, list[str]]]:
 
 
 def zombies(parent: int) -> dict[int, int]:
-    """The children of `parent` that have ended and were not waited for yet, each with its process group."""
+    """The children of `parent` that have ended and are not reaped, each with its process group."""
     return {
         pid: int(fields[2])
         for pid, fields in _all()
@@ -84,24 +90,34 @@ def zombies(parent: int) -> dict[int, int]:
     }
 
 
-def end_group(group: int, seconds: float = 2.0) -> None:
-    """Kill every process of a group whose leader is a zombie of the caller's, and wait until they have ended."""
+def end_group(group: int, seconds: float = KILL_GROUP_SECONDS) -> None:
+    """Kill a process group, and wait up to `seconds` until its processes have ended.
+
+    The group's leader must be a zombie of the caller: it keeps the group's id from reuse.
+    """
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, signal.SIGKILL)
         _wait_for_group(group, seconds)
 
 
-def end_abandoned_group(group: int, started: str, session: str, seconds: float = 2.0) -> None:
-    """Kill what is left of a group whose leader, which had started at `started` in `session`, is provably gone.
+def end_abandoned_group(
+    group: int, started: str, session: str, seconds: float = KILL_GROUP_SECONDS
+) -> None:
+    """Kill the rest of a group whose leader is gone. The leader started at `started` in `session`.
 
-    A pid is not given out again while a group is called so. When the group was empty for a moment it may be another's
-    now: that has a leader, or it is of another session, or its processes are older than the leader was.
+    The kernel does not reuse a pid while a group has that id. A group that was empty for a moment
+    may be a new one. The new group then has a leader, or another session, or processes that are
+    older than the old leader.
     """
-    left = _members(group)
-    ours = started.isdigit() and all(
-        fields[3] == session and int(fields[19]) >= int(started) for fields in left.values()
+    members = _members(group)
+    if not started.isdigit() or not members or group in members:
+        return
+    if group in (os.getpid(), os.getpgrp()):
+        return
+    is_same_group = all(
+        fields[3] == session and int(fields[19]) >= int(started) for fields in members.values()
     )
-    if left and ours and group not in left and group not in (os.getpid(), os.getpgrp()):
+    if is_same_group:
         end_group(group, seconds)
 
 
@@ -118,28 +134,26 @@ def _wait_for_group(group: int, seconds: float) -> None:
 
 
 def memory_bytes() -> int:
-    """Bytes of memory that this process has now; where the kernel does not say so, the most that it ever had."""
+    """The memory of this process; its maximum where the kernel does not show the current size."""
     try:
-        return (
-            int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-            * resource.getpagesize()
-        )
+        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+        return int(pages) * resource.getpagesize()
     except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MAXRSS_UNIT
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MAXRSS_UNIT_BYTES
 
 
-def wait_until(seconds: float, until: Callable[[], bool], step: float = 0.2) -> None:
-    """Wait for `seconds`, or until `until()` is true (a flag that a signal handler sets), looked at each `step`."""
+def wait_until(seconds: float, condition: Callable[[], bool], step: float = 0.2) -> None:
+    """Wait until `condition()` is true, at most `seconds`. It is checked every `step` seconds."""
     end = time.monotonic() + seconds
-    while not until() and (left := end - time.monotonic()) > 0:
+    while not condition() and (left := end - time.monotonic()) > 0:
         time.sleep(min(step, left))
 
 
 def is_gone(pid: int, start: str) -> bool:
-    """Whether the process that had `pid` and started at `start` is provably not there any more.
+    """Whether the process with `pid` and the start time `start` has provably ended.
 
-    What the kernel hides from us (hidepid) is there: it answers a signal with a refusal. So is a process of which
-    nobody could read when it started.
+    A process that the kernel hides (hidepid) has not: a signal to it is refused. Without a start
+    time a process that exists has not ended either.
     """
     now = start_time(pid)
     if now:
@@ -154,22 +168,25 @@ def is_gone(pid: int, start: str) -> bool:
 
 
 def state(pid: int) -> str:
-    """The kernel's letter for what process `pid` does (T: stopped, Z: zombie; proc(5)); "" if there is none."""
+    """The kernel's letter for the state of `pid` (T: stopped, Z: zombie; proc(5)), or ""."""
     fields = _stat(pid)
-    return fields[0] if fields else ""
+    if not fields:
+        return ""
+    return fields[0]
 
 
 def readable(files: Iterable[Any], seconds: float) -> list[Any]:
-    """Those of `files` (sockets, descriptors) that can be read, as soon as one can or `seconds` have passed.
+    """Wait up to `seconds`; returns the sockets and descriptors of `files` that can be read.
 
     `select.select` does the same, but fails for descriptors above 1,023.
     """
-    poll, known = select.poll(), {}
+    poll = select.poll()
+    file_by_number = {}
     for file in files:
         number = file if isinstance(file, int) else file.fileno()
-        known[number] = file
+        file_by_number[number] = file
         poll.register(number, select.POLLIN)
-    return [known[number] for number, _ in poll.poll(max(0.0, seconds) * 1000)]
+    return [file_by_number[number] for number, _ in poll.poll(max(0.0, seconds) * 1000)]
 
 
 class SignalPipe:

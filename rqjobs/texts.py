@@ -1,4 +1,4 @@
-"""Texts that leave for Redis, logs and pages, of whatever exceptions a job raises and whatever it puts into them."""
+"""Texts of a job's values and exceptions for Redis, logs and pages, whose code may raise."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import Any
 
 
 def escape_surrogates(text: str) -> str:
-    """`text` with its lone surrogates as `\\\\udcff`: UTF-8 has no bytes for them, and every encoder refuses them."""
-    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
+    """`text` with lone surrogates as `\\udcff`, because UTF-8 cannot encode them."""
+    if text.isascii():
+        return text
+    return text.encode(errors="backslashreplace").decode()
 
 
 def format_exception(kind: Any, error: Any = None, trace: Any = None) -> list[str]:
-    """The traceback, as `traceback.format_exception` makes it. Never raises, whatever the exception's own code does."""
+    """The traceback as of `traceback.format_exception`. It never raises."""
     try:
         return [escape_surrogates("".join(traceback.format_exception(kind, error, trace)))]
     except BaseException as failure:
@@ -25,7 +27,7 @@ def format_exception(kind: Any, error: Any = None, trace: Any = None) -> list[st
 
 
 def describe_error(error: BaseException) -> str:
-    """The exception in a line, as far as its own code allows."""
+    """The exception in one line; its class alone if its own code raises."""
     try:
         return escape_surrogates(f"{class_name(type(error))}: {error}")
     except BaseException:
@@ -33,5 +35,5 @@ def describe_error(error: BaseException) -> str:
 
 
 def class_name(kind: type) -> str:
-    """The name of a class, whatever its metaclass says."""
+    """The name of a class, without running code of its metaclass."""
     return escape_surrogates(str(vars(type)["__name__"].__get__(kind)))

@@ -66,7 +66,7 @@ def test_public_functions_of_the_module_are_jobs_and_nothing_else(module):
         "shop_jobs.optioned",
         "shop_jobs.plain",
     ]
-    assert not jobs.errors and jobs.modules == ("shop_jobs",)
+    assert not jobs.import_errors and jobs.modules == ("shop_jobs",)
 
 
 def test_a_module_may_have_proxies_that_stand_for_nothing_now(module):
@@ -155,7 +155,7 @@ class Methods:
         ("faults.Outer.Inner", "jobs are plain functions at the top level of one"),
         (
             "__main__.report",
-            "cannot be a job: workers do not know your __main__; move it into a module",
+            "cannot be a job: workers cannot import your __main__; move it into a module",
         ),
         (
             "missing_jobs.report",
@@ -203,7 +203,10 @@ def test_a_name_that_is_no_text_is_looked_up_and_not_found(name):
 )
 def test_a_module_that_fails_to_import_is_listed_and_the_others_work(module, source, error):
     jobs = module(source, modules=("faults", "shop_jobs"))
-    assert jobs.errors["shop_jobs"].startswith(error) and "\n" not in jobs.errors["shop_jobs"]
+    assert (
+        jobs.import_errors["shop_jobs"].startswith(error)
+        and "\n" not in jobs.import_errors["shop_jobs"]
+    )
     assert jobs.lookup("faults.ok") is faults.ok
     with pytest.raises(rqjobs.NotAJob, match="shop_jobs failed to import"):
         jobs.lookup("shop_jobs.anything")

@@ -25,7 +25,7 @@ def test_every_job_is_in_the_catalog_and_documents_its_arguments():
     """And nothing else is: imported functions and classes are no jobs."""
     jobs = catalog.current()
     names = ["book_room", "greet", "slow", "statistics", "unreliable"]
-    assert not jobs.errors and [name for name, _ in jobs] == [
+    assert not jobs.import_errors and [name for name, _ in jobs] == [
         f"rqjobs.demo.{name}" for name in names
     ]
     for _, function in jobs:

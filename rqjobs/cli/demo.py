@@ -62,11 +62,12 @@ def _print_results(jobs: list[Job], echo: Callable[[str], Any], deadline: float)
     pending = list(jobs)
     code, progress = 0, 0
     while pending and time.monotonic() < deadline:
+        ended = [job for job in pending if _has_ended(job)]
         meta = jobs[-1].get_meta()  # of `slow`
         if meta.get("done", 0) > progress:
             progress = meta["done"]
             echo(f"slow … {progress} of {meta['total']}")
-        for job in filter(_has_ended, list(pending)):
+        for job in ended:
             pending.remove(job)
             echo(_result_line(job))
             if not job.is_finished and _name(job) != "unreliable":

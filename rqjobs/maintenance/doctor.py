@@ -65,10 +65,10 @@ def examine() -> Iterator[Finding]:
 def _modules() -> Iterator[Finding]:
     jobs = catalog.current()
     for module in jobs.modules:
-        if module in jobs.errors:
+        if module in jobs.import_errors:
             yield Finding(
                 "LOSS",
-                f"RQJOBS_MODULES: {module} does not import, its jobs fail: {jobs.errors[module]}",
+                f"RQJOBS_MODULES: {module} does not import, its jobs fail: {jobs.import_errors[module]}",
             )
         else:
             count = sum(function.__module__ == module for _, function in jobs)

@@ -304,7 +304,7 @@ def function_form(chosen: str) -> dict[str, Any]:
     function = jobs.functions.get(chosen)
     form: dict[str, Any] = {
         "modules": modules,
-        "broken": jobs.errors,
+        "broken": jobs.import_errors,
         "name": chosen,
         "known": function is not None,
         "summary": "",
