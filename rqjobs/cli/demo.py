@@ -16,7 +16,7 @@ from rqjobs.cli.output import echo_text
 from rqjobs.connection import client
 from rqjobs.demo import book_room, greet, slow, statistics, unreliable
 
-POLL_SECONDS = 0.1
+RESULT_POLL_SECONDS = 0.1
 ENDED_STATUSES = ("finished", "failed", "stopped", "canceled")
 
 
@@ -72,7 +72,7 @@ def _print_results(jobs: list[Job], echo: Callable[[str], Any], deadline: float)
             echo(_result_line(job))
             if not job.is_finished and _name(job) != "unreliable":
                 code = 1
-        time.sleep(POLL_SECONDS)
+        time.sleep(RESULT_POLL_SECONDS)
     return code
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-UNIT_SECONDS = {"w": 604_800, "d": 86_400, "h": 3_600, "m": 60, "s": 1}
+DURATION_UNIT_SECONDS = {"w": 604_800, "d": 86_400, "h": 3_600, "m": 60, "s": 1}
 
 
 class Duration(click.ParamType):
@@ -22,7 +22,7 @@ class Duration(click.ParamType):
             message = f"{value!r} is not a duration; write it like 90s, 5m, 1h30m or 2d"
             self.fail(message, param, ctx)
         parts = re.findall(r"([0-9]+)([wdhms])", value)
-        return sum(int(number) * UNIT_SECONDS[unit] for number, unit in parts)
+        return sum(int(number) * DURATION_UNIT_SECONDS[unit] for number, unit in parts)
 
 
 def is_duration(text: str) -> bool:

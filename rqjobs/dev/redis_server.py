@@ -33,7 +33,7 @@ WRITER_FILE = "server"  # names the server that has used the data last
 SOCKET_FOLDER_MAX_BYTES = 92
 START_TIMEOUT_SECONDS = 30  # loading a large append-only file takes a while
 STOP_TIMEOUT_SECONDS = 10
-POLL_SECONDS = 0.02
+SERVER_POLL_SECONDS = 0.02
 
 
 def binary(home: Path | None = None) -> str:
@@ -245,7 +245,7 @@ def _wait(address: str, process: subprocess.Popen[bytes], home: Path) -> None:
     while not answers(address):
         if process.poll() is not None or time.monotonic() > deadline:
             raise connection.NoRedis(_start_error(home))
-        time.sleep(POLL_SECONDS)
+        time.sleep(SERVER_POLL_SECONDS)
 
 
 def _start_error(home: Path) -> str:
@@ -286,7 +286,7 @@ def _stop(address: str, process: subprocess.Popen[bytes] | None) -> None:
 
     deadline = time.monotonic() + STOP_TIMEOUT_SECONDS
     while is_running() and time.monotonic() < deadline:
-        time.sleep(POLL_SECONDS)
+        time.sleep(SERVER_POLL_SECONDS)
     if process and process.poll() is None:
         process.kill()
         process.wait()
