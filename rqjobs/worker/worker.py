@@ -237,7 +237,7 @@ class Worker(ShutdownMixin):
         try:
             self._release_prefetched()
             if time.monotonic() - self._lease_renewed_at >= HEARTBEAT_SECONDS:
-                self._beat()
+                self._run_heartbeat_tasks()
             if self._scheduler and not self._stop_requested:
                 self._scheduler.ensure_running()
             if time.monotonic() - self._published_at >= MAX_SLEEP_SECONDS:
@@ -252,7 +252,7 @@ class Worker(ShutdownMixin):
                 "Worker %s: a periodic task failed, and is tried again", self.name, exc_info=True
             )
 
-    def _beat(self) -> None:
+    def _run_heartbeat_tasks(self) -> None:
         """Renew the lease, release unknown claims, sweep, and clean up."""
         try:
             self._renew_lease()
