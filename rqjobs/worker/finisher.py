@@ -27,7 +27,13 @@ from rqjobs.broker.transitions import Claim
 from rqjobs.times import parse_date
 from rqjobs.worker import job_processes
 from rqjobs.worker.settlement import SettlementMixin
-from rqjobs.worker.shared_state import HANDLER_SECONDS, HorsePhase, HorseSnapshot, HorseState
+from rqjobs.worker.shared_state import (
+    HANDLER_SECONDS,
+    FunctionEnd,
+    HorsePhase,
+    HorseSnapshot,
+    HorseState,
+)
 
 # A finisher that reports nothing for this long is killed, and the parent settles the job.
 FINISHER_SILENT_SECONDS = 4 * leases.HEARTBEAT_SECONDS
@@ -156,28 +162,22 @@ def _settle(worker: SettlementMixin, snapshot: HorseSnapshot, death: HorseDeath)
     job._status = JobStatus.STARTED
     queue = worker.queue_class(job.origin, connection=worker.connection)
     queue.redis_server_version = worker.redis_server_version
-    outcome = None
+    end = None
     if worker.function_outcome and death == HorseDeath.TIMED_OUT:
-        outcome = worker.function_outcome.read(snapshot.token)
-    if outcome is None:
+        end = worker.function_outcome.read(snapshot.token)
+    if end is None:
         message = failure_message(death, job.timeout)
         worker.log.warning("Worker %s: job %s: %s", worker.name, job.id, message)
         worker.handle_job_failure(job, queue, exc_string=message)
     else:
-        _settle_as_function_ended(worker, job, queue, *outcome)
+        _settle_as_function_ended(worker, job, queue, end)
     if death == HorseDeath.JOB_STOPPED and worker.has_settled and job.stopped_callback:
         worker.report(HorsePhase.AFTER, time.monotonic() + job.stopped_callback_timeout)
         job.execute_stopped_callback(worker.death_penalty_class)
 
 
 def _settle_as_function_ended(
-    worker: SettlementMixin,
-    job: Any,
-    queue: Any,
-    has_failed: bool,
-    started: str,
-    ended: str,
-    data: bytes | None,
+    worker: SettlementMixin, job: Any, queue: Any, end: FunctionEnd
 ) -> None:
     """Record how the job's function ended: a callback or an exception handler ignored the limit,
     not the function.
@@ -187,17 +187,17 @@ def _settle_as_function_ended(
         worker.name,
         job.id,
     )
-    job.started_at = parse_date(started)
-    job.ended_at = parse_date(ended)
-    if has_failed:
-        trace = (data or b"").decode(errors="replace")
+    job.started_at = parse_date(end.started)
+    job.ended_at = parse_date(end.ended)
+    if end.failed:
+        trace = (end.data or b"").decode(errors="replace")
         worker.handle_job_failure(job, queue, exc_string=trace)
         return
-    job.serialized_result = data
+    job.serialized_result = end.data
     job._status = JobStatus.FINISHED
     job.hidden_result = None
-    if data is not None:
-        job.hidden_result = job.serializer.loads(data)
+    if end.data is not None:
+        job.hidden_result = job.serializer.loads(end.data)
     job._result = job.hidden_result
     worker.record_success(job, queue, queue.started_job_registry)
     if worker.has_settled:
