@@ -31,6 +31,7 @@ def format_date(moment: datetime) -> str:
 _str_to_date = rq.job.str_to_date
 
 EPOCH = datetime(1970, 1, 1)
+UNIT_SECONDS = {"week": 604_800, "day": 86_400, "hour": 3_600, "minute": 60, "second": 1}
 MAX_TIMESTAMP = 253_402_214_400  # Unix seconds, at the end of the year 9999: no tick comes after
 
 

@@ -183,7 +183,7 @@ def schedule_outcomes(name: str) -> str:
     return f"rqjobs:schedule:{name}:outcomes"
 
 
-def login_tries(client: str) -> str:
+def login_attempts(client: str) -> str:
     """The counter of wrong passwords of one client; of all together for ""."""
     if not client:
         return "rqjobs:login"
@@ -192,7 +192,7 @@ def login_tries(client: str) -> str:
 
 def login_pause(client: str) -> str:
     """A key that exists as long as the client must pause."""
-    return f"{login_tries(client)}:pause"
+    return f"{login_attempts(client)}:pause"
 
 
 def decode(reply: Any) -> str:

@@ -1,7 +1,7 @@
 """Logins to the pages: open sessions, and the counters that slow down wrong passwords.
 
 Sessions are kept in Redis, so a logout ends a session in every process. A counter allows some
-tries without a pause. Each further try doubles the pause before the next one.
+attempts without a pause. Each further attempt doubles the pause before the next one.
 """
 
 from __future__ import annotations
@@ -16,20 +16,22 @@ from rqjobs.broker import keys
 from rqjobs.broker.scripts import LOG_IN, TRY_LOGIN
 from rqjobs.connection import refusal_code
 
-TRY_COUNTER_SECONDS = 900  # a counter of wrong passwords expires this long after the last try
+ATTEMPT_COUNTER_SECONDS = (
+    900  # a counter of wrong passwords expires this long after the last attempt
+)
 
 
 @dataclass(frozen=True)
 class RateLimit:
-    """A counter of wrong passwords, the tries without a pause, and the longest pause in seconds."""
+    """A counter of wrong passwords, its attempts without a pause, and its longest pause."""
 
     name: str
-    free_tries: int
+    free_attempts: int
     max_pause_seconds: int
 
     @property
     def key(self) -> str:
-        return keys.login_tries(self.name)
+        return keys.login_attempts(self.name)
 
     @property
     def pause_key(self) -> str:
@@ -49,14 +51,16 @@ class SessionCheck:
     memory: Any
 
 
-def count_try(connection: redis.Redis, limits: list[RateLimit]) -> float:
+def count_attempt(connection: redis.Redis, limits: list[RateLimit]) -> float:
     """Count a login before its password is checked; returns the seconds to wait, 0 if allowed.
 
-    A refused try is not counted. Of many tries at once, only the free ones are allowed.
+    A refused attempt is not counted. Of many attempts at once, only the free ones are allowed.
     """
     names = [key for limit in limits for key in (limit.key, limit.pause_key)]
-    numbers = [number for limit in limits for number in (limit.free_tries, limit.max_pause_seconds)]
-    return int(TRY_LOGIN.run(connection, names, [TRY_COUNTER_SECONDS, *numbers])) / 1000
+    numbers = [
+        number for limit in limits for number in (limit.free_attempts, limit.max_pause_seconds)
+    ]
+    return int(TRY_LOGIN.run(connection, names, [ATTEMPT_COUNTER_SECONDS, *numbers])) / 1000
 
 
 def open_session(

@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 
-DURATION_UNIT_SECONDS = {"w": 604_800, "d": 86_400, "h": 3_600, "m": 60, "s": 1}
+from rqjobs.times import UNIT_SECONDS
+
+DURATION_UNIT_SECONDS = {unit[0]: seconds for unit, seconds in UNIT_SECONDS.items()}
 
 
 class Duration(click.ParamType):

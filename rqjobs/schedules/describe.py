@@ -6,8 +6,8 @@ from datetime import datetime
 
 from rqjobs.schedules.cron import parse_expression
 from rqjobs.schedules.rules import MISSED_MAX_TICKS, Rule
+from rqjobs.times import UNIT_SECONDS
 
-UNIT_SECONDS = (("week", 604_800), ("day", 86_400), ("hour", 3_600), ("minute", 60), ("second", 1))
 MISSED_TEXTS = {
     "once": "",
     "all": "each missed run is made up for",
@@ -48,7 +48,8 @@ def _describe_cron(rule: Rule) -> str:
 
 
 def _describe_every(rule: Rule) -> str:
-    unit, size = next((unit, size) for unit, size in UNIT_SECONDS if rule.seconds % size == 0)
+    units = UNIT_SECONDS.items()  # the longest first
+    unit, size = next((unit, size) for unit, size in units if rule.seconds % size == 0)
     count = rule.seconds // size
     text = f"every {unit}" if count == 1 else f"every {count} {unit}s"
     if size >= 86_400 and rule.start is None:

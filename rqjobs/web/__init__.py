@@ -42,8 +42,8 @@ def create_app() -> Flask:
 def init_app(app: Flask, url_prefix: str = "") -> None:
     """Put the pages and the dashboard into `app`, all behind our login.
 
-    Routes outside `url_prefix` are not affected. With an empty `url_prefix` the login protects every
-    route of the app. Nothing is printed or written before the first request.
+    Routes outside `url_prefix` are not affected. With an empty `url_prefix` the login protects
+    every route of the app. Nothing is printed or written before the first request.
 
     The login is stored in the app's own session, under the key "rqjobs". Only settings that the app
     has left at Flask's defaults change: the session cookie becomes SameSite=Lax, and Secure over

@@ -39,9 +39,9 @@ SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 PUBLIC_ENDPOINTS = ("rqjobs.login", "rqjobs.healthz")
 SESSION_SECONDS = 12 * 3600
 DEVICE_SECONDS = 180 * 24 * 3600  # a browser that has logged in is recognized for so long
-CLIENT_FREE_TRIES = 3  # wrong passwords of one address or one browser without a pause
+CLIENT_FREE_ATTEMPTS = 3  # wrong passwords of one address or one browser without a pause
 CLIENT_MAX_PAUSE_SECONDS = 60
-TOTAL_FREE_TRIES = 30  # of all addresses together
+TOTAL_FREE_ATTEMPTS = 30  # of all addresses together
 TOTAL_MAX_PAUSE_SECONDS = 2
 SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -55,7 +55,7 @@ PAGE_CONTENT_POLICY = (
 
 
 class SessionInterface(SecureCookieSessionInterface):
-    """Flask's cookie session. The cookie is always signed, and Secure whenever the browser speaks https."""
+    """Flask's cookie session: always signed, and Secure whenever the browser speaks https."""
 
     def get_cookie_secure(self, app: Flask) -> bool:
         """Overridden because an app behind a proxy sees http."""
@@ -131,7 +131,7 @@ class Auth:
     # The check of a request
 
     def protects(self) -> bool:
-        """Whether the request is for a protected path; by its path, and by the route that matches."""
+        """Whether the request is for a protected path, by its path or by the route that matches."""
         paths = [request.path]
         if request.url_rule:
             paths.append(request.url_rule.rule)
@@ -214,7 +214,7 @@ class Auth:
         return session_id
 
     def is_logged_in(self) -> bool:
-        """Whether the request's session is open. The page's warnings about Redis are read with it."""
+        """Whether the session is open. The page's warnings about Redis are read with it."""
         g.rqjobs_nav = False
         session_id = self.session_id()
         if session_id is None:
@@ -233,8 +233,8 @@ class Auth:
     def rate_limits(self) -> list[RateLimit]:
         """The counters of wrong passwords for this request.
 
-        A browser that has logged in before has a counter of its own. So nobody else can lock it out,
-        even from the same address: behind a proxy all clients have the same one.
+        A browser that has logged in before has a counter of its own. So an attacker cannot lock it
+        out, even from the same address: behind a proxy all clients have the same one.
         """
         cookie = request.cookies.get("rqjobs_device", "")
         try:
@@ -242,10 +242,10 @@ class Auth:
         except itsdangerous.BadData:
             client = client_network(request.remote_addr)
             return [
-                RateLimit(client, CLIENT_FREE_TRIES, CLIENT_MAX_PAUSE_SECONDS),
-                RateLimit("", TOTAL_FREE_TRIES, TOTAL_MAX_PAUSE_SECONDS),
+                RateLimit(client, CLIENT_FREE_ATTEMPTS, CLIENT_MAX_PAUSE_SECONDS),
+                RateLimit("", TOTAL_FREE_ATTEMPTS, TOTAL_MAX_PAUSE_SECONDS),
             ]
-        return [RateLimit(f"device:{device}", CLIENT_FREE_TRIES, CLIENT_MAX_PAUSE_SECONDS)]
+        return [RateLimit(f"device:{device}", CLIENT_FREE_ATTEMPTS, CLIENT_MAX_PAUSE_SECONDS)]
 
 
 def _prefers_html() -> bool:
@@ -271,7 +271,7 @@ def login() -> Any:
     if request.method != "POST":
         return page("login.html", wanted=target)
     limits = auth.rate_limits()
-    pause = ceil(logins.count_try(connection.client(), limits))
+    pause = ceil(logins.count_attempt(connection.client(), limits))
     if pause:
         response = page(
             "login.html",

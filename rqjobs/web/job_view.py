@@ -26,7 +26,7 @@ NAME_CHARACTERS = 260
 MAX_ARGUMENTS = 100
 MAX_PARENTS = 50
 MAX_BLOCKING_PARENTS = 10
-EPOCH = datetime.fromtimestamp(0, timezone.utc)
+NO_DATE = datetime.fromtimestamp(0, timezone.utc)  # of a job without any date
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Action:
     note: str
 
 
-ACTIONS = {
+JOB_ACTIONS = {
     "cancel": Action(("queued", "scheduled", "deferred"), "The job is canceled and will not run."),
     "stop": Action(("started",), "The worker was told to stop the job."),
     "requeue": Action(("failed", "stopped"), "The job is back in its queue."),
@@ -50,7 +50,7 @@ ACTIONS = {
 
 def actions_in(status: str) -> list[str]:
     """The actions that a job with this status allows."""
-    return [name for name, action in ACTIONS.items() if status in action.statuses]
+    return [name for name, action in JOB_ACTIONS.items() if status in action.statuses]
 
 
 def is_job_id(text: str) -> bool:
@@ -83,7 +83,7 @@ def label(job: Job | Exception, job_id: str) -> str:
 def row(job: Job) -> dict[str, Any]:
     """A job as a row of a table."""
     status = job.get_status(refresh=False).value
-    when = job.ended_at or job.started_at or job.enqueued_at or job.created_at or EPOCH
+    when = job.ended_at or job.started_at or job.enqueued_at or job.created_at or NO_DATE
     return {
         "id": job.id,
         "status": status,

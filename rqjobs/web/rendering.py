@@ -198,6 +198,6 @@ def http_error(error: HTTPException) -> Any:
         return message(
             404,
             "Not found",
-            "There is no such page, or the job has expired: ended jobs are kept for a limited time.",
+            "There is no such page, or the job has expired. Ended jobs are kept for some time.",
         )
     return message(error.code or 500, error.name, error.description or "")

@@ -34,7 +34,7 @@ def client_network(address: str | None) -> str:
 def is_from_this_machine() -> bool:
     """Whether the client is a program on this machine that has asked for a local name.
 
-    A foreign site can point a name of its own at this machine, so the Host and Origin must be local.
+    A foreign site can point its own name at this machine, so Host and Origin must be local.
     A proxy on this machine is refused if it can be recognized: by the headers that it adds, by the
     Origin that it passes on, or by HTTP/1.0, which nginx uses by default and browsers never do.
     Against a proxy that hides all of these, the password remains.
@@ -89,13 +89,13 @@ def explain_refusal() -> str:
             "Referer headers). A script must send Origin."
         )
     return (
-        f"The browser sent this from a page of {source_host()[:100]} (Origin or Referer header), but "
-        f"the app was called as {request.host[:100]} (Host header). A proxy in between must pass on "
-        "the Host header of the browser; in nginx: proxy_set_header Host $http_host;"
+        f"The browser sent this from a page of {source_host()[:100]} (Origin or Referer header), "
+        f"but the app was called as {request.host[:100]} (Host header). A proxy in between must "
+        "pass on the Host header of the browser; in nginx: proxy_set_header Host $http_host;"
     )
 
 
 def is_https() -> bool:
-    """Whether the browser speaks https. A proxy's word is enough: it only makes cookies stricter."""
+    """Whether the browser speaks https. A proxy's header is enough: it makes cookies stricter."""
     forwarded = request.headers.get("X-Forwarded-Proto", "").lower()
     return request.is_secure or forwarded.startswith("https")

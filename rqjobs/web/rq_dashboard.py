@@ -13,7 +13,7 @@ have to be replaced. Ours has its name, its files and its addresses. The repairs
 - Workers come from `stats`: upstream answers 500 while a job with JSON data runs.
 - Requeue is our script, so `meta` survives and no crash loses the job. It is POST only.
 - Delete and *Empty* take a job from every place in one step, and refuse a running job: its worker
-  would continue, and write the remains of the job back. *Compact* is our queue's, which moves no id.
+  would continue, and write the remains of the job back. *Compact* is our queue's: it moves no id.
 - A job, page, registry or Redis instance that does not exist is a 404. Reading changes nothing.
 - Connections are those of the pool: upstream opens one for each poll.
 """

@@ -1,1 +1,1 @@
-"""The forms of the pages: an input for each parameter of a job function, and the inputs of options and rules."""
+"""The forms of the pages: inputs for the arguments of a call, for its options and for rules."""

@@ -50,7 +50,7 @@ class Widget:
 
 @dataclasses.dataclass(frozen=True)
 class FormField:
-    """The field of one parameter. `default` is its text at first; a `nullable` field may be empty."""
+    """The field of one parameter. `default` is its first text; a `nullable` field may be empty."""
 
     name: str
     widget: Widget
@@ -296,7 +296,7 @@ def documentation(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
 
 
 def function_form(chosen: str) -> dict[str, Any]:
-    """The values for the choice of a function; with the fields of its call, if it is in the catalog."""
+    """The choice of a function, and the fields of its call if it is in the catalog."""
     jobs = catalog.current()
     modules: dict[str, list[str]] = {}
     for name, _ in jobs:

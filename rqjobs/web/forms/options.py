@@ -13,15 +13,16 @@ from rq import Repeat, Retry
 
 from rqjobs import catalog, config
 from rqjobs.conversion import parse_datetime, parse_float, parse_int
+from rqjobs.times import UNIT_SECONDS
 
-DURATION_UNITS = {"seconds": 1, "minutes": 60, "hours": 3600, "days": 86400}
+DURATION_UNITS = {f"{unit}s": UNIT_SECONDS[unit] for unit in ("second", "minute", "hour", "day")}
 MAX_DELAY_SECONDS = 10 * 365 * 86400
 MAX_INTERVAL_SECONDS = 30 * 86400  # between two retries or repeats
 MAX_RETRIES = 100
 MAX_REPEATS = 10_000
 MAX_OFFSET_MINUTES = 14 * 60  # of a time zone
 PAST_TOLERANCE_SECONDS = 60  # the browser's minute may have passed when the form arrives
-NO_DATE = "Give a date and a time, such as 2030-12-31T12:00."
+DATE_ERROR = "Give a date and a time, such as 2030-12-31T12:00."
 
 
 def queue_choices() -> list[str]:
@@ -99,11 +100,11 @@ class FormReader:
                 return moment.astimezone()
             return moment.replace(tzinfo=timezone(timedelta(minutes=offset)))
         except (ValueError, OverflowError):
-            self.errors[name] = NO_DATE
+            self.errors[name] = DATE_ERROR
             return None
 
     def due(self) -> timedelta | datetime | None:
-        """The time in the inputs `when`, `delay`, `unit` and `at`; None for now, or if it is wrong."""
+        """The time in `when`, `delay`, `unit` and `at`; None for now, or if it is wrong."""
         when = self.form.get("when", "now")
         if when == "in":
             delay = self.duration("delay", "unit")
@@ -135,7 +136,7 @@ class FormReader:
 
 @dataclass(frozen=True)
 class EnqueueOptions:
-    """The options of one enqueue. `due` is None for now; `job_options` are RQ's retry and repeat."""
+    """The options of one enqueue. `due` is None for now; `job_options` are retry and repeat."""
 
     queue: str
     job_id: str

@@ -11,7 +11,7 @@ from typing import Any
 
 from rqjobs import ScheduleError, cron, every
 from rqjobs.schedules.rules import Rule
-from rqjobs.web.forms.options import DURATION_UNITS, NO_DATE, FormReader
+from rqjobs.web.forms.options import DATE_ERROR, DURATION_UNITS, FormReader
 
 OPTION_INPUTS = ("missed", "overlap", "jitter", "start", "end", "times")
 MISSED_LABELS = {
@@ -88,7 +88,7 @@ def _read_date(form: FormReader, name: str, before: datetime | None) -> datetime
     if moment is None:
         return None
     if not _is_usual(moment):
-        form.errors[name] = NO_DATE
+        form.errors[name] = DATE_ERROR
     if before and moment == before.replace(microsecond=0):
         return before
     return moment

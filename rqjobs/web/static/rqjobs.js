@@ -1,4 +1,4 @@
-// What the pages do by themselves: local times, live tables, a live job. Everything works without it too.
+// Local times, live tables and a live job. The pages work without this script too.
 "use strict";
 
 const ago = new Intl.RelativeTimeFormat("en", {numeric: "always", style: "short"});
@@ -22,8 +22,8 @@ function showTimes() {
   }
 }
 
-// Make `old` like `fresh` and touch only what differs: what is scrolled, selected or has the focus stays so. Rows are
-// known by their data-key; a <time> is filled in by showTimes.
+// Make `old` like `fresh`, and change only what differs, so that scrolling, selection and focus stay. A row is
+// identified by its data-key. The text of a <time> is set by showTimes.
 function patch(old, fresh) {
   for (const {name, value} of fresh.attributes) if (old.getAttribute(name) !== value) old.setAttribute(name, value);
   for (const {name} of [...old.attributes]) {
@@ -57,7 +57,7 @@ function patchChildren(old, fresh) {
   }
 }
 
-// Put new HTML (ours, escaped by the server) into a place.
+// Put new HTML into a place. The HTML is ours, and escaped by the server.
 function replace(place, html) {
   if (place.shown === html) return;
   place.shown = html;
@@ -67,8 +67,8 @@ function replace(place, html) {
   showTimes();
 }
 
-// Say above `place` since when nothing new was heard, or with no `since` that all is well.
-function sayStale(place, since) {
+// Show above `place` since when there has been no answer. Without `since`, remove that warning.
+function showStale(place, since) {
   place.classList.toggle("stale", Boolean(since));
   let sign = document.getElementById("stale");
   if (!since) return sign?.remove();
@@ -79,24 +79,24 @@ function sayStale(place, since) {
     sign.setAttribute("role", "status");
     place.before(sign);
   }
-  sign.textContent = `No answer since ${since.toLocaleTimeString()}, from the server or from its Redis: what is shown here is from then.`;
+  sign.textContent = `No answer since ${since.toLocaleTimeString()}, from the server or from its Redis. This page shows the state at that time.`;
 }
 
-// Call `ask` for `place` again and again: every `pause` ms, more slowly after trouble, not at all while nobody looks.
+// Call `ask` for `place` every `pause` ms, less often after errors, and not while the page is hidden.
 function poll(place, pause, ask) {
   let wait = pause;
-  let heard = new Date();
+  let answered = new Date();
   const next = () => setTimeout(async () => {
     if (document.hidden) return next();
     try {
       const outcome = await ask();
-      heard = new Date();
+      answered = new Date();
       wait = pause;
-      sayStale(place, null);
+      showStale(place, null);
       if (outcome === "done") return;
     } catch {
       wait = Math.min(wait * 2, 30000);
-      sayStale(place, heard);
+      showStale(place, answered);
     }
     next();
   }, wait);
@@ -121,7 +121,7 @@ if (live) {
 const job = document.querySelector("[data-job]");
 if (job && !("ended" in job.dataset)) {
   const badge = document.querySelector("#status .badge");
-  const say = (status) => {
+  const showStatus = (status) => {
     if (badge.textContent === status) return;
     badge.textContent = status;
     badge.className = `badge ${status}`;
@@ -130,20 +130,20 @@ if (job && !("ended" in job.dataset)) {
   };
   let quiet = 0;
   poll(job, 1000, async () => {
-    if (quiet++ > 60 && quiet % 5) return;  // nothing has happened for a minute: every five seconds will do
+    if (quiet++ > 60 && quiet % 5) return;  // unchanged for a minute: ask every five seconds
     const reply = await get(job.dataset.job);
-    if (reply.status === 404) return say("gone"), "done";
+    if (reply.status === 404) return showStatus("gone"), "done";
     if (!reply.ok) throw new Error(reply.status);
     const state = await reply.json();
     if (job.shown !== state.html) quiet = 0;
-    say(state.status);
+    showStatus(state.status);
     replace(job, state.html);
     if (state.ended) return "done";
   });
 }
 
 const choose = document.getElementById("choose");
-if (choose) {  // a choice by mouse or touch is one; each arrow key changes the value, so from the keyboard it takes Enter
+if (choose) {  // Choosing with the mouse submits. Arrow keys change the value, so the keyboard needs Enter.
   const select = choose.querySelector("select");
   let typing = false;
   select.addEventListener("pointerdown", () => { typing = false; });
@@ -165,9 +165,9 @@ for (const field of document.querySelectorAll("[data-own-zone]")) {
 
 for (const offset of document.querySelectorAll("[data-offset-of]")) {
   const field = document.getElementById(offset.dataset.offsetOf);
-  const tell = () => { offset.value = field.value ? -new Date(field.value).getTimezoneOffset() : ""; };
-  field.addEventListener("input", tell);
-  tell();
+  const setOffset = () => { offset.value = field.value ? -new Date(field.value).getTimezoneOffset() : ""; };
+  field.addEventListener("input", setOffset);
+  setOffset();
   document.querySelector("[data-zone]").textContent =
     `Time zone: yours (${Intl.DateTimeFormat().resolvedOptions().timeZone}).`;
 }
@@ -179,7 +179,7 @@ for (const field of document.querySelectorAll("[data-selects]")) {
 }
 
 const rule = document.querySelector("[data-ahead]");
-if (rule) {  // say in words what the rule is by now, without the arguments of the call
+if (rule) {  // show the rule as text, without the arguments of the call
   const form = rule.closest("form");
   const place = rule.querySelector(".ahead");
   let asked = 0;
@@ -207,7 +207,7 @@ document.addEventListener("submit", (event) => {
   const button = event.submitter;
   if (button) setTimeout(() => { button.disabled = true; });
 });
-window.addEventListener("pageshow", () => {  // also when the browser brings a page back as it was left
+window.addEventListener("pageshow", () => {  // also when the browser restores a page from its cache
   for (const button of document.querySelectorAll("button:disabled")) button.disabled = false;
 });
 

@@ -13,7 +13,7 @@ from werkzeug.exceptions import HTTPException
 from rqjobs import connection, delayed, queues, stats
 from rqjobs.broker import transitions
 from rqjobs.jobs import Job
-from rqjobs.web.job_view import ACTIONS, actions_in, describe, fetch, label
+from rqjobs.web.job_view import JOB_ACTIONS, actions_in, describe, fetch, label
 from rqjobs.web.rendering import cut, flash, page, pages, redirect_back
 from rqjobs.web.views.delayed import reschedule_form
 
@@ -37,13 +37,13 @@ def state(job_id: str) -> Any:
 
 @pages.post("/jobs/<job_id>/<action>")
 def act(job_id: str, action: str) -> Any:
-    """Do one of `ACTIONS` if the job's status allows it now, and say the outcome in a note."""
-    if action not in ACTIONS:
+    """Do one of `JOB_ACTIONS` if the job's status allows it now, and say the outcome in a note."""
+    if action not in JOB_ACTIONS:
         abort(404)
     target = job_id
     try:
         found = fetch(job_id)
-        note = f"{ACTIONS[action].note} ({label(found, job_id)})"
+        note = f"{JOB_ACTIONS[action].note} ({label(found, job_id)})"
         if isinstance(found, Exception):
             _act_on_unreadable(job_id, action)
         else:

@@ -43,7 +43,7 @@ class Action:
     note: str
 
 
-ACTIONS = {
+SCHEDULE_ACTIONS = {
     "run": Action(schedules.run_now, "One job of this schedule is in the queue."),
     "pause": Action(schedules.pause, "The schedule is paused until it is resumed."),
     "resume": Action(schedules.resume, "The schedule continues with its next time."),
@@ -270,12 +270,12 @@ def _local_times(ticks: list[Any]) -> list[Any]:
 
 @pages.post("/schedules/<name>/<action>")
 def act_on_schedule(name: str, action: str) -> Any:
-    """Do one of `ACTIONS`, and say the outcome in a note."""
-    if action not in ACTIONS or not is_name(name):
+    """Do one of `SCHEDULE_ACTIONS`, and say the outcome in a note."""
+    if action not in SCHEDULE_ACTIONS or not is_name(name):
         abort(404)
-    note = ACTIONS[action].note
+    note = SCHEDULE_ACTIONS[action].note
     try:
-        ACTIONS[action].do(name)
+        SCHEDULE_ACTIONS[action].do(name)
     except (ScheduleError, TypeError, ResponseError, *BAD_DATA) as error:
         note = f"Nothing was done: {cut(str(error), 500)}"
     flash(f"{note} ({name})")
@@ -326,7 +326,7 @@ def _is_stored(name: str, rule: Rule, function: str, queue: str, args: Any, kwar
 
 @pages.post("/schedules/<name>")
 def edit_schedule(name: str) -> Any:
-    """Change a schedule to the form, if nobody has changed it since the form was shown."""
+    """Change a schedule to the form, unless it has changed since the form was opened."""
     found = _find(name)
     if found is None or found.source == "code":
         reason = "it cannot be read"
