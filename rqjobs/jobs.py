@@ -511,7 +511,7 @@ _NO_CONTEXT = nullcontext()
 
 def is_recording(connection: Any) -> bool:
     """Whether this is a worker's client that keeps the writes of an outcome instead of sending."""
-    return getattr(connection, "writes", None) is not None
+    return getattr(connection, "recording", None) is not None
 
 
 def _serializer(given: Any) -> Any:

@@ -30,7 +30,7 @@ from rqjobs.broker import keys, scripts, transitions
 from rqjobs.broker.transitions import Placement
 from rqjobs.instrumentation import ObservedQueue, WrappedQueue, is_wrapped
 from rqjobs.job_fields import compress
-from rqjobs.jobs import Job, StartedJobRegistry, signature
+from rqjobs.jobs import Job, StartedJobRegistry, is_recording, signature
 from rqjobs.serializers import ConfiguredSerializer, PayloadError
 
 log = logging.getLogger("rqjobs")
@@ -277,7 +277,7 @@ class Queue(rq.Queue):
         job.timeout = job.timeout or self._default_timeout
 
     def _is_recording(self) -> bool:
-        return getattr(self.connection, "writes", None) is not None
+        return is_recording(self.connection)
 
     def enqueue_dependents(
         self,
@@ -297,7 +297,8 @@ class Queue(rq.Queue):
             JobStatus.FINISHED,
             JobStatus.FAILED,
         ):  # `settle.lua` does it
-            self.connection.counts_as = job.get_status(refresh=False).value  # type: ignore[attr-defined]
+            recording: Any = self.connection.recording  # type: ignore[attr-defined]
+            recording.counts_as = job.get_status(refresh=False).value
 
     def compact(self) -> None:
         """Remove ids whose job is gone. Every other id stays where it is, at every instant."""

@@ -590,11 +590,11 @@ def waits(redis):
 def ask(waits, redis):
     """End the waits; whether they were over, and what is in the claims then, asked behind them."""
     with redis.pipeline(transaction=False) as pipe:
-        for command in waits.ends():
+        for command in waits.unblock_commands():
             pipe.execute_command(*command)
         pipe.lrange("rqjobs:claims:w", 0, -1)
         *replies, found = pipe.execute(raise_on_error=False)
-    return waits.ended(replies), found
+    return waits.all_unblocked(replies), found
 
 
 def test_waits_are_over_when_what_stands_behind_their_ends_is_done(waits, redis, eventually):
@@ -617,7 +617,7 @@ def test_an_end_that_overtakes_its_wait_is_asked_for_again(waits, redis, eventua
     """What such a wait brings later would be in the claims, and nobody would know."""
     waits.wait_now("high", "low")
     assert eventually(lambda: ask(waits, redis)[0])
-    low = waits.lines[1]
+    low = waits.pops[1]._connection
     late, send = [], low.send_command
     monkeypatch.setattr(low, "send_command", lambda *words: late.append(words))
     redis.rpush("rq:queue:high", "first")
@@ -635,15 +635,15 @@ def test_an_end_that_overtakes_its_wait_is_asked_for_again(waits, redis, eventua
 def test_a_wait_that_cannot_be_ended_is_given_up(waits, redis, eventually, monkeypatch):
     """Its connection may be dead, with nobody to tell us."""
     waits.wait_now("high")
-    line = waits.lines[0]
-    waits.ids[0] = 2**40
+    pop = waits.pops[0]
+    waits.pops[0].client_id = 2**40
     monkeypatch.setattr("rqjobs.worker.listener.UNBLOCK_SECONDS", 0.2)
-    eventually(lambda: not ask(waits, redis)[0] and not waits.lines)
-    assert line._sock is None and ask(waits, redis) == (True, [])
+    eventually(lambda: not ask(waits, redis)[0] and not waits.pops)
+    assert pop.socket is None and ask(waits, redis) == (True, [])
     monkeypatch.undo()
     waits.wait_now("high")
-    waits.ids[0] = "forbidden"
-    assert ask(waits, redis) == (False, []) and not waits.lines
+    waits.pops[0].client_id = "forbidden"
+    assert ask(waits, redis) == (False, []) and not waits.pops
 
 
 def test_a_queue_that_is_named_twice_is_waited_for_once(redis):

@@ -1,6 +1,4 @@
-"""Outcomes on their way to Redis: each leaves as soon as it is known, and is kept until its reply
-has been read.
-"""
+"""The acks of plain successes: each is sent at once, and kept until its reply has been read."""
 
 from __future__ import annotations
 
@@ -16,105 +14,106 @@ from redis.exceptions import ConnectionError, InvalidResponse, NoScriptError, Re
 from rqjobs import connection
 from rqjobs.broker.transitions import Claim
 
+READ_BYTES = 65536
+
 
 class Ack(NamedTuple):
-    """A plain success: the command that records it, and RQ's own way, for when Redis cannot do
-    that.
+    """A plain success: its job's claim, and the command that records it.
+
+    `fallback` records it with RQ's own code, for when Redis refuses the command.
     """
 
     claim: Claim
     command: tuple[Any, ...]
-    longhand: Callable[[], None]
-    took: float = 0.0  # seconds
+    fallback: Callable[[], None]
+    seconds: float = 0.0  # that the job took
 
 
 class AckPipeline:
-    """One connection on which outcomes are sent without waiting, and their replies read with that
-    to the next claim.
+    """One connection on which acks are sent without a wait for their replies.
 
-    A command on a connection that broke may have had its effect. It is sent again, and
-    `settle_success.lua` answers that it was done already.
+    The replies are read with the reply to the next claim. A command on a connection that broke may
+    have had its effect. It is sent again, and `settle_success.lua` answers that it was done.
     """
 
     def __init__(self, client: redis.Redis):
         self.client = client
-        self.outcomes: list[Ack] = []  # those whose replies have not been read
-        self._sent = 0  # of them, on this connection
-        self._line: Any = None
+        self.pending: list[Ack] = []  # the acks whose replies have not been read
+        self._sent = 0  # of the pending acks, on this connection
+        self._connection: Any = None
         self._reader: Any = None
-        self._used = 0.0  # when something was read from it
+        self._read_at = 0.0
 
-    def send(self, outcome: Ack) -> None:
-        """Never raises; what cannot be sent now goes with the next `exchange`."""
-        self.outcomes.append(outcome)
+    def send(self, ack: Ack) -> None:
+        """Send an ack, or keep it for the next `flush` if Redis cannot be reached. Never raises."""
+        self.pending.append(ack)
         with contextlib.suppress(redis.RedisError, OSError):
             self._send([])
 
     @property
-    def behind(self) -> bool:
-        """Whether one could not be sent."""
-        return self._sent < len(self.outcomes)
+    def has_unsent(self) -> bool:
+        """Whether an ack could not be sent."""
+        return self._sent < len(self.pending)
 
-    def exchange(self, *commands: tuple[Any, ...]) -> tuple[list[tuple[Ack, Any]], list[Any]]:
-        """Ask `commands` behind all outcomes; returns these with their replies, and those to the
-        commands.
+    def flush(self, *commands: tuple[Any, ...]) -> tuple[list[tuple[Ack, Any]], list[Any]]:
+        """Send what is unsent and then `commands`; returns the acks with replies, and the replies.
 
-        An error that Redis answered is returned. Every other is raised, and nothing is known then:
-        all outcomes are still here.
+        Errors that Redis answers stand among the replies. Every other error is raised, and then all
+        acks are still pending.
         """
         self._send([*commands])
         try:
-            replies = self._read(len(self.outcomes) + len(commands))
+            replies = self._read(len(self.pending) + len(commands))
         except BaseException:
             self.close()
             raise
-        done, self.outcomes, self._sent = self.outcomes, [], 0
-        return list(zip(done, replies, strict=False)), replies[len(done) :]
+        acks, self.pending, self._sent = self.pending, [], 0
+        return list(zip(acks, replies, strict=False)), replies[len(acks) :]
 
-    def _send(self, more: list[tuple[Any, ...]]) -> None:
-        if (
-            time.monotonic() - self._used > connection.HEALTH_CHECK_SECONDS
-        ):  # somebody between us and Redis may have dropped it
-            self.close()
+    def _send(self, commands: list[tuple[Any, ...]]) -> None:
+        if time.monotonic() - self._read_at > connection.HEALTH_CHECK_SECONDS:
+            self.close()  # a proxy may have dropped the silent connection
         try:
-            if self._line is None:
-                self._line, self._used = (
-                    connection.dedicated_connection(
-                        self.client, connection.COMMAND_TIMEOUT_SECONDS
-                    ),
-                    time.monotonic(),
-                )
-                self._reader = hiredis.Reader(protocolError=InvalidResponse, replyError=_error)
-            commands = [outcome.command for outcome in self.outcomes[self._sent :]] + more
-            self._line.send_packed_command(
-                [hiredis.pack_command(words) for words in commands], check_health=False
+            if self._connection is None:
+                self._connect()
+            unsent = [ack.command for ack in self.pending[self._sent :]]
+            self._connection.send_packed_command(
+                [hiredis.pack_command(words) for words in unsent + commands], check_health=False
             )
-            self._sent = len(self.outcomes)
-        except BaseException:  # half a command may be on it
+            self._sent = len(self.pending)
+        except BaseException:  # half a command may be sent
             self.close()
             raise
 
+    def _connect(self) -> None:
+        self._connection = connection.dedicated_connection(
+            self.client, connection.COMMAND_TIMEOUT_SECONDS
+        )
+        self._read_at = time.monotonic()
+        self._reader = hiredis.Reader(protocolError=InvalidResponse, replyError=_error)
+
     def _read(self, number: int) -> list[Any]:
-        """The next replies, straight from the socket: through redis-py each takes ten times as
-        long.
-        """
+        """The next replies, straight from the socket; redis-py takes ten times as long for each."""
         replies: list[Any] = []
         while len(replies) < number:
-            if (reply := self._reader.gets()) is not False:  # which no command answers
+            if (reply := self._reader.gets()) is not False:  # no command has this reply
                 replies.append(reply)
-            elif data := self._line._sock.recv(65536):
+            elif data := self._connection._sock.recv(READ_BYTES):
                 self._reader.feed(data)
             else:
                 raise ConnectionError("Redis closed the connection")
-        self._used = time.monotonic()
+        self._read_at = time.monotonic()
         return replies
 
     def close(self) -> None:
-        line, self._line, self._sent = self._line, None, 0
-        if line is not None:
+        """Drop the connection. All pending acks are unsent then."""
+        closed, self._connection, self._sent = self._connection, None, 0
+        if closed is not None:
             with contextlib.suppress(Exception):
-                line.disconnect()
+                closed.disconnect()
 
 
-def _error(words: str) -> ResponseError:
-    return NoScriptError(words) if words.startswith("NOSCRIPT") else ResponseError(words)
+def _error(message: str) -> ResponseError:
+    if message.startswith("NOSCRIPT"):
+        return NoScriptError(message)
+    return ResponseError(message)

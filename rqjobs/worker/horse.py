@@ -1,4 +1,11 @@
-"""The horse: the long-lived child that claims jobs, runs them, and settles them."""
+"""The horse: the long-lived child that claims jobs, runs them, and settles them.
+
+1. A claim takes the jobs of the next few milliseconds, in one round trip.
+2. The horse runs the first one. It writes the tokens of the others into the prefetch pipe.
+3. Each outcome is sent at once. Its reply is read with the reply to the next claim.
+4. Before the next job the horse takes its token from the pipe, unless the parent has released it.
+5. Without a job, the horse waits on all of its queues (`QueueListener`).
+"""
 
 from __future__ import annotations
 
@@ -10,55 +17,58 @@ import random
 import socket
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import redis
 import rq
-from redis.backoff import ExponentialWithJitterBackoff
-from redis.exceptions import NoScriptError
 from rq.executions import Execution
 from rq.logutils import blue, green
 from rq.worker import DequeueStrategy
 
 from rqjobs import config, processes, texts
 from rqjobs.broker import keys, leases, transitions
-from rqjobs.broker.keys import decode
-from rqjobs.broker.scripts import CLAIM, RELEASE, load_scripts
+from rqjobs.broker.scripts import CLAIM, RELEASE
 from rqjobs.broker.transitions import Claim
 from rqjobs.connection import is_transient
 from rqjobs.inherited_resources import InheritedResources
 from rqjobs.instrumentation import run_isolated
 from rqjobs.queues import Queue
-from rqjobs.worker import job_processes, listener
+from rqjobs.worker import job_processes
 from rqjobs.worker.ack_pipeline import Ack, AckPipeline
 from rqjobs.worker.leftovers import Leftovers
+from rqjobs.worker.listener import BLOCK_SECONDS, QueueListener
 from rqjobs.worker.prefetch import PrefetchPipe
-from rqjobs.worker.settlement import SettlementMixin
+from rqjobs.worker.retry import retry_until_answered
+from rqjobs.worker.settlement import SettlementMixin, SettleReply
 from rqjobs.worker.shared_state import ExitReason, HorsePhase, HorseState
 
-BATCH_SECONDS = (
-    0.005  # seconds that the jobs which are claimed at once may take, by their pace so far
-)
-CLAIM_BATCH_MAX_JOBS = 32  # jobs
+# The jobs of one claim take about this long, at the present pace.
+BATCH_SECONDS = 0.005
+CLAIM_BATCH_MAX_JOBS = 32
 # A job that waits longer behind others of its batch is released.
 MAX_PREFETCH_WAIT_SECONDS = 0.04
-MEMORY_CHECK_SECONDS = 0.1  # between two looks at how large the horse is
+MEMORY_CHECK_SECONDS = 0.1  # between two measurements of the horse's memory
+LEASE_WAIT_SECONDS = 0.2  # before the next claim of a worker whose lease has expired
+SUSPENDED_WAIT_SECONDS = 1.0  # between two claims while RQ is suspended
 
 
 @dataclass
 class Limits:
-    """When a horse, and with it its worker, has done enough. Seconds and jobs; None is no end. And
-    by how many bytes the horse may grow; 0 is no limit.
-    """
+    """When a horse has done enough, and its worker with it. None is no limit."""
 
-    burst: bool = False
+    burst: bool = False  # end when the queues are empty
     max_jobs: int | None = None
-    max_idle_time: int | None = None
-    max_growth: int = 0
+    max_idle_time: int | None = None  # seconds
+    max_growth: int = 0  # bytes by which the horse may grow; 0 is no limit
+
+
+class _StopRequested(Exception):
+    """The parent has asked the horse to stop while Redis does not answer."""
 
 
 class Horse:
-    """Claims, runs and settles job after job, until its limits, its parent, or its size say enough."""
+    """Claims, runs and settles jobs until a limit is reached or the parent asks it to stop."""
 
     def __init__(
         self,
@@ -69,289 +79,336 @@ class Horse:
         prefetch: PrefetchPipe,
         inherited: InheritedResources,
     ):
-        self.worker, self.state, self.control, self.limits, self.prefetch = (
-            worker,
-            state,
-            control,
-            limits,
-            prefetch,
-        )
+        self.worker = worker
+        self.state = state
+        self.control = control
+        self.limits = limits
+        self.prefetch = prefetch
         self.inherited = inherited
         self.client = worker.client
-        self.waits = listener.QueueListener(self.client, keys.claims(worker.name))
-        self.outbox = worker.outbox = AckPipeline(self.client)
-        worker.horse = os.getpid()
-        rq.job._job_stack.push(
-            None
-        )  # under all jobs: RQ's `pop` throws an empty stack away, to be built again
-        self.some_execution = Execution(
-            "", "", self.client
-        )  # RQ asks for one; `record` makes the right one
+        self.listener = QueueListener(self.client, keys.claims(worker.name))
+        self.acks = worker.acks = AckPipeline(self.client)
+        worker.own_pid = os.getpid()
+        # RQ's `pop` deletes an empty stack, and the next job would build it again.
+        rq.job._job_stack.push(None)
+        # RQ's methods take an execution; `SettlementMixin.record` makes the real one.
+        self.placeholder_execution = Execution("", "", self.client)
         self.settings = config.current()
         self.queues: dict[str, Queue] = {}
-        self.pace = BATCH_SECONDS  # seconds that a job takes, by a running mean
-        self.reaper, self.leftovers = job_processes.Reaper(), Leftovers()
-        self.memory, self.measured = (
-            processes.memory_bytes(),
-            time.monotonic(),
-        )  # bytes that it began with; the last look
+        self.seconds_per_job = BATCH_SECONDS  # a running mean
+        self.reaper = job_processes.Reaper()
+        self.leftovers = Leftovers()
+        self.memory_at_start = processes.memory_bytes()
+        self.measured_at = time.monotonic()
 
     def run(self) -> ExitReason:
-        """Claim and run jobs until there is a reason to end. Returns the reason."""
-        me = os.getpid()
-        self._ask(
-            *leases.horse_registration(
-                self.worker.name, self.worker.process, me, processes.start_time(me)
-            )
-        )
+        """Work until there is a reason to end; returns it."""
+        self._register()
         idle_since = time.monotonic()
         while True:
             claims = self._claim()
             if self.state.stop:
                 return self._exit(ExitReason.STOPPED)
             if claims:
-                self._perform_all(claims)
-                if self.limits.max_jobs is not None and self.state.done >= self.limits.max_jobs:
-                    return self._exit(ExitReason.MAX_JOBS)
-                if spent := self._spent():
-                    return self._exit(spent)
+                self._run_batch(claims)
+                if reason := self._reached_limit():
+                    return self._exit(reason)
                 self.reaper.reap()
                 idle_since = time.monotonic()
             elif self.limits.burst:
                 return self._exit(ExitReason.DRAINED)
-            elif claims is None:  # suspended
-                self._pause(1.0)
-            else:
-                left = (
-                    listener.BLOCK_SECONDS
-                    if self.limits.max_idle_time is None
-                    else (self.limits.max_idle_time - (time.monotonic() - idle_since))
-                )
-                if left <= 0:
-                    return self._exit(ExitReason.IDLE)
-                self.reaper.reap()
-                queues = [queue.name for queue in self.worker._ordered_queues]
-                queues.sort(key=lambda name: name not in self.queues)  # first those that had jobs
-                self.waits.wait(
-                    [keys.queue(name) for name in queues],
-                    min(left, listener.BLOCK_SECONDS),
-                    self.control,
-                )
+            elif claims is None:
+                self._pause(SUSPENDED_WAIT_SECONDS)
+            elif not self._wait_for_job(idle_since):
+                return self._exit(ExitReason.IDLE)
+
+    def _register(self) -> None:
+        """Store where this process runs: a worker is provably gone if it and its parent are."""
+        pid = os.getpid()
+        worker = self.worker
+        self._call(
+            *leases.horse_registration(worker.name, worker.process, pid, processes.start_time(pid))
+        )
 
     def _claim(self) -> list[Claim] | None:
-        """Claim as many jobs as will not take long. None while RQ is suspended."""
+        """Claim a batch of jobs; none if the parent asks to stop. None while RQ is suspended."""
+        worker = self.worker
         while not self.state.stop:
-            held = [
-                outcome.claim.job_id for outcome in self.outbox.outcomes
-            ]  # should they not settle
-            queues = [queue.name for queue in self.worker._ordered_queues]
-            reply = self._ask(
-                *CLAIM.call(
-                    *transitions.claim_arguments(
-                        self.worker.name, queues, self._room(), held, self.worker.process
-                    )
-                )
+            # Should the acks fail, these jobs are not to be adopted as new ones.
+            held = [ack.claim.job_id for ack in self.acks.pending]
+            arguments = transitions.claim_arguments(
+                worker.name, self._queue_names(), self._batch_size(), held, worker.process
             )
+            reply = self._call(*CLAIM.call(*arguments))
             try:
                 return transitions.read_claims(reply) if reply else []
             except leases.NoLease:
-                self._pause(0.2)
+                self._pause(LEASE_WAIT_SECONDS)
             except transitions.Suspended:
-                with contextlib.suppress(redis.RedisError):  # it is asked for again
-                    transitions.release_all(self.client, self.worker.name, self.worker.process)
+                with contextlib.suppress(redis.RedisError):  # the next claim tries it again
+                    transitions.release_all(self.client, worker.name, worker.process)
                 self.state.write(HorsePhase.SUSPENDED)
                 return None
         return []
 
-    def _room(self) -> int:
-        """How many jobs to claim at once: those of the next few milliseconds."""
+    def _queue_names(self) -> list[str]:
+        return [queue.name for queue in self.worker._ordered_queues]
+
+    def _batch_size(self) -> int:
+        """The number of jobs to claim at once: those of the next few milliseconds."""
         if self.worker._dequeue_strategy != DequeueStrategy.DEFAULT:
             return 1
         limits = (self.settings.max_jobs_per_child or None, self.limits.max_jobs)
         left = [limit - self.state.done for limit in limits if limit is not None]
-        return max(1, min(CLAIM_BATCH_MAX_JOBS, int(BATCH_SECONDS / self.pace), *left))
+        at_present_pace = int(BATCH_SECONDS / self.seconds_per_job)
+        return max(1, min(CLAIM_BATCH_MAX_JOBS, at_present_pace, *left))
 
-    def _ask(self, *command: Any) -> Any:
-        """Bring all outcomes to Redis, end all waits, and ask `command`, in one round trip; until
-        Redis has answered, or, once nothing is left to be settled, until it is time to stop.
-        Returns its reply.
+    def _wait_for_job(self, idle_since: float) -> bool:
+        """Wait until a job may have arrived. False if the horse has been idle for too long."""
+        seconds: float = BLOCK_SECONDS
+        if self.limits.max_idle_time is not None:
+            seconds = self.limits.max_idle_time - (time.monotonic() - idle_since)
+            if seconds <= 0:
+                return False
+        self.reaper.reap()
+        names = self._queue_names()
+        names.sort(key=lambda name: name not in self.queues)  # queues that had jobs come first
+        queue_keys = [keys.queue(name) for name in names]
+        self.listener.wait(queue_keys, min(seconds, BLOCK_SECONDS), self.control)
+        return True
+
+    # Redis
+
+    def _flush_acks(self) -> None:
+        """Return when Redis has answered all acks."""
+        self._call()
+
+    def _call(self, *command: Any) -> Any:
+        """Flush the acks, end the blocking pops and run `command`, until Redis answers all of it.
+
+        Returns the reply. If the parent asks to stop while Redis does not answer, and no ack is
+        pending, returns None. Permanent errors are raised.
         """
-        backoff, failures = ExponentialWithJitterBackoff(cap=3, base=0.05), 0
+        try:
+            return retry_until_answered(
+                partial(self._call_once, command), self.client, self._wait_before_retry
+            )
+        except _StopRequested:
+            return None
+        except Exception:
+            if self.acks.pending:  # it counts as a crash of this job, or it would go on for ever
+                self.worker.claim = self.acks.pending[-1].claim
+                self.worker.report(HorsePhase.SETTLING)
+            raise
+
+    def _call_once(self, command: tuple[Any, ...]) -> Any:
         while True:
-            self.state.write(HorsePhase.IDLE)  # at each try: who waits for Redis is not stuck
-            try:
-                ends = self.waits.ends()
-                answered, replies = self.outbox.exchange(*ends, *[command] if command else [])
-                trouble = [self._told(*one) for one in answered]
-                for error in [*trouble, *replies[len(ends) :]]:
-                    if isinstance(error, Exception):
-                        raise error
-                self.state.away = 0.0
-                if self.waits.ended(replies[: len(ends)]):
-                    return replies[-1] if command else None
-                continue
-            except NoScriptError:
-                load_scripts(self.client)
-            except Exception as error:
-                if not is_transient(error):
-                    if (
-                        self.outbox.outcomes
-                    ):  # what cannot be recorded counts as a death, or it would go on for ever
-                        self.worker.claim = self.outbox.outcomes[-1].claim
-                        self.worker.report(HorsePhase.SETTLING)
-                    raise
-                self.outbox.close()  # who refuses may be a master no more; the next connection asks who is
-                self.worker.wait_before_retry(error, failures, backoff.compute(failures))
-                failures += 1
-            if self.state.stop and not self.outbox.outcomes:
-                return None
+            self.state.write(HorsePhase.IDLE)  # each try shows that the horse is responsive
+            unblock = self.listener.unblock_commands()
+            commands = [command] if command else []
+            acks, replies = self.acks.flush(*unblock, *commands)
+            errors = [self._handle_ack(ack, reply) for ack, reply in acks]
+            for error in [*errors, *replies[len(unblock) :]]:
+                if isinstance(error, Exception):
+                    raise error
+            self.state.away = 0.0
+            if self.listener.all_unblocked(replies[: len(unblock)]):
+                return replies[-1] if command else None
 
-    def _told(self, outcome: Ack, reply: Any) -> Exception | None:
-        """Take in the reply to an outcome; returns the error for which it has to be sent again, if
-        there is one.
-        """
-        if isinstance(reply, Exception) and is_transient(reply):
-            self.outbox.outcomes.append(outcome)
-            return reply
-        if isinstance(
-            reply, Exception
-        ):  # a key of the wrong type; RQ's own way says so, and the job is buried
-            self.worker.claim = outcome.claim
-            outcome.longhand()
+    def _wait_before_retry(self, error: Exception, failures: int, seconds: float) -> None:
+        # A master that refuses writes may have become a replica; a new connection finds the master.
+        self.acks.close()
+        self.worker.wait_before_retry(error, failures, seconds)
+        if self.state.stop and not self.acks.pending:
+            raise _StopRequested
+
+    def _handle_ack(self, ack: Ack, reply: Any) -> Exception | None:
+        """Take in the reply to an ack; returns the error after which it has to be sent again."""
+        if isinstance(reply, Exception):
+            if is_transient(reply):
+                self.acks.pending.append(ack)
+                return reply
+            self.worker.claim = ack.claim  # a key has the wrong type; RQ's code fails the job
+            ack.fallback()
             self.state.write(HorsePhase.IDLE)
             return None
-        if decode(reply) in ("settled", "dependents left"):
+        settled = SettleReply.read(reply)
+        if settled.is_new:
             self.state.succeeded += 1
-            self.state.worked += outcome.took
-        self.worker.log_settlement(outcome.claim.job_id, decode(reply))
+            self.state.worked += ack.seconds
+        self.worker.log_settlement(ack.claim.job_id, settled)
         return None
 
-    def _perform_all(self, claims: list[Claim]) -> None:
-        """Run the first at once, and each of the others if the parent did not give it back
-        meanwhile.
+    # Jobs
 
-        The parent looks how long one job takes; here is seen how long all of them do.
+    def _run_batch(self, claims: list[Claim]) -> None:
+        """Run the first job, and each of the others unless the parent has released it.
+
+        The parent watches the time of the running job; this method watches that of the batch.
         """
-        first, waiting = time.monotonic(), {claim.token: claim for claim in claims[1:]}
-        if waiting:
-            self.prefetch.put(waiting)
-        claim: Claim | None = claims[0]
-        while claim and not self.state.stop and not self.leftovers.are_final:
-            began = time.monotonic()
-            self._perform(claim)
-            took = min(
-                time.monotonic() - began, 4 * self.pace
-            )  # who waits for a processor once is not slow
-            self.pace += (took - self.pace) / 5
-            if (
-                waiting and self.outbox.behind
-            ):  # or it would wait behind a slow job, and be repeated with it
-                self._ask()
-            if waiting and time.monotonic() - first > MAX_PREFETCH_WAIT_SECONDS:
-                rest = iter(self.prefetch.get, "")
-                self._ask(
-                    *RELEASE.call(*transitions.release_tokens_arguments(self.worker.name, rest))
-                )
+        began = time.monotonic()
+        prefetched = {claim.token: claim for claim in claims[1:]}
+        if prefetched:
+            self.prefetch.put(prefetched)
+        claim = claims[0]
+        while not self.state.stop and not self.leftovers.are_final:
+            self._run_and_time(claim)
+            if not prefetched:
                 return
-            own = waiting and self.prefetch.get()
-            claim = waiting.pop(own) if own else None
+            if self.acks.has_unsent:  # a slow job next would delay the outcome, and repeat the job
+                self._flush_acks()
+            if time.monotonic() - began > MAX_PREFETCH_WAIT_SECONDS:
+                self._release_prefetched()
+                return
+            token = self.prefetch.get()
+            if not token:
+                return
+            claim = prefetched.pop(token)
 
-    def _perform(self, claim: Claim) -> None:
+    def _release_prefetched(self) -> None:
+        """Put the jobs of this batch that have not begun back into their queues."""
+        tokens = iter(self.prefetch.get, "")
+        self._call(*RELEASE.call(*transitions.release_tokens_arguments(self.worker.name, tokens)))
+
+    def _run_and_time(self, claim: Claim) -> None:
+        began = time.monotonic()
+        self._run_job(claim)
+        seconds = time.monotonic() - began
+        # One wait for a processor does not make the jobs slow ones.
+        seconds = min(seconds, 4 * self.seconds_per_job)
+        self.seconds_per_job += (seconds - self.seconds_per_job) / 5
+
+    def _run_job(self, claim: Claim) -> None:
+        """Run and settle a job. Its exceptions end here."""
         worker = self.worker
+        queue = self._queue(claim.queue)
         worker.claim = claim
-        if claim.queue not in self.queues:
-            self.queues[claim.queue] = worker.queue_class(claim.queue, connection=worker.connection)
-            self.queues[claim.queue].redis_server_version = worker.get_redis_server_version()
-        queue = self.queues[claim.queue]
-        worker.report(
-            HorsePhase.RUNNING, _deadline(claim)
-        )  # from here on a death counts; its hash may be what kills us
-        try:
-            job = worker.job_class.from_hash(claim.job_id, claim.fields, worker.connection)
-            job.origin = claim.queue
-            os.environ["RQ_JOB_ID"] = job.id
-        except Exception as error:
-            message = f"The job's hash in Redis cannot be read: {texts.describe_error(error)}"
-            worker.log.error("Worker %s: job %s: %s", worker.name, claim.job_id, message)
-            worker.log_settlement(claim.job_id, worker.fail_job(claim, message))
+        # A crash counts from here on: the job's hash may be the cause.
+        worker.report(HorsePhase.RUNNING, _deadline(claim))
+        job = self._read_job(claim)
+        if job is None:
             return
         if worker._dequeue_strategy != DequeueStrategy.DEFAULT:
-            worker.reorder_queues(
-                reference_queue=next((q for q in worker.queues if q.name == claim.queue), queue)
-            )
-        worker.execution = self.some_execution
-        job.worker_name, job._status = worker.name, rq.job.JobStatus.STARTED
+            self._reorder_queues(queue)
+        worker.execution = self.placeholder_execution
+        job.worker_name = worker.name
+        job._status = rq.job.JobStatus.STARTED
         job.redis_server_version = queue.redis_server_version
         if worker.log.isEnabledFor(logging.INFO):
-            what = (
-                f"{blue(str(job.description))} ({job.id})" if worker.log_job_description else job.id
-            )
-            worker.log.info("Worker %s: %s: %s", worker.name, green(queue.name), what)
+            self._log_start(job, queue)
         self.inherited.reset()
         run_isolated(worker.perform_job, job, queue)
         self.leftovers.undo()
         self.inherited.reset()
-        if worker.handed_over != claim.token:
-            self._fail_unsettled(claim)
+        if worker.last_settled_token != claim.token:
+            name = type(worker).__name__
+            self._fail(
+                claim,
+                f"{name}.perform_job returned without recording an outcome; let it call "
+                f"super().perform_job",
+            )
         self.state.done += 1
 
-    def _fail_unsettled(self, claim: Claim) -> None:
+    def _queue(self, name: str) -> Queue:
+        if name not in self.queues:
+            queue = self.worker.queue_class(name, connection=self.worker.connection)
+            queue.redis_server_version = self.worker.get_redis_server_version()
+            self.queues[name] = queue
+        return self.queues[name]
+
+    def _read_job(self, claim: Claim) -> Any:
+        """The claimed job; None if its hash cannot be read, which fails the job."""
+        try:
+            job = self.worker.job_class.from_hash(
+                claim.job_id, claim.fields, self.worker.connection
+            )
+            job.origin = claim.queue
+            os.environ["RQ_JOB_ID"] = job.id
+        except Exception as error:
+            reason = texts.describe_error(error)
+            self._fail(claim, f"The job's hash in Redis cannot be read: {reason}")
+            return None
+        return job
+
+    def _reorder_queues(self, queue: Queue) -> None:
+        """Let RQ's dequeue strategy (random, round robin) put the queues into their next order."""
+        same_name = (own for own in self.worker.queues if own.name == queue.name)
+        self.worker.reorder_queues(reference_queue=next(same_name, queue))
+
+    def _log_start(self, job: Any, queue: Queue) -> None:
+        shown = job.id
+        if self.worker.log_job_description:
+            shown = f"{blue(str(job.description))} ({job.id})"
+        self.worker.log.info("Worker %s: %s: %s", self.worker.name, green(queue.name), shown)
+
+    def _fail(self, claim: Claim, message: str) -> None:
+        """Fail a job for a reason that is not its function's."""
         worker = self.worker
-        message = (
-            f"{type(worker).__name__}.perform_job returned without recording an outcome; let it call "
-            f"super().perform_job"
-        )
         worker.log.error("Worker %s: job %s: %s", worker.name, claim.job_id, message)
         worker.log_settlement(claim.job_id, worker.fail_job(claim, message))
 
-    def _spent(self) -> ExitReason | None:
-        """Why a fresh horse is wanted, if it is: it ran as many jobs as it may, a job has left what
-        cannot be undone, or it grew by more than it may.
-        """
-        if self.leftovers.are_final:
+    # The end
+
+    def _reached_limit(self) -> ExitReason | None:
+        """The limit that the horse has reached. After some of them the parent spawns another."""
+        done = self.state.done
+        if self.limits.max_jobs is not None and done >= self.limits.max_jobs:
+            return ExitReason.MAX_JOBS
+        if self.leftovers.are_final:  # a job has left something that cannot be undone
             return ExitReason.REPLACED
-        if self.settings.max_jobs_per_child and self.state.done >= self.settings.max_jobs_per_child:
+        if self.settings.max_jobs_per_child and done >= self.settings.max_jobs_per_child:
             return ExitReason.REPLACED
-        limit, now = self.limits.max_growth, time.monotonic()
-        if not limit or now - self.measured < MEMORY_CHECK_SECONDS:
-            return None
-        self.measured = now
-        if processes.memory_bytes() - self.memory <= limit:
-            return None
-        processes.trim_memory()  # what is free, and not given back yet, is no growth
-        if processes.memory_bytes() - self.memory > limit:
+        if self.limits.max_growth and self._has_grown():
             return ExitReason.GROWN
         return None
 
-    def _exit(self, reason: ExitReason) -> ExitReason:
-        """Settle the jobs that ran, end the waits, and report the reason to the parent.
+    def _has_grown(self) -> bool:
+        """Whether the horse has grown by more than it may; measured every tenth of a second."""
+        now = time.monotonic()
+        if now - self.measured_at < MEMORY_CHECK_SECONDS:
+            return False
+        self.measured_at = now
+        allowed = self.memory_at_start + self.limits.max_growth
+        if processes.memory_bytes() <= allowed:
+            return False
+        processes.trim_memory()  # free memory that the allocator keeps is not growth
+        return processes.memory_bytes() > allowed
 
-        Other jobs in the claims are released by the parent, or claimed by the next horse.
+    def _exit(self, reason: ExitReason) -> ExitReason:
+        """Settle all outcomes, end the pops, and report the reason.
+
+        The parent releases the other claims, or the next horse adopts them.
         """
-        if self.outbox.outcomes or self.waits.open:
-            self._ask()
+        if self.acks.pending or self.listener.blocking():
+            self._flush_acks()
         self.state.write(HorsePhase.LEAVING, reason)
         return reason
 
     def _pause(self, seconds: float) -> None:
+        """Wait, or return early at a signal of the parent."""
         processes.readable([self.control], seconds)
-        self.waits.hear(self.control)
+        self.listener.drain_control(self.control)
 
 
 def _deadline(claim: Claim) -> float:
-    """When the job is to have ended, by the monotonic clock; 0 if it has no time limit."""
+    """The monotonic time at which the job's time limit expires; 0 if it has none."""
     try:
         timeout = int(claim.fields[b"timeout"]) or Queue.DEFAULT_TIMEOUT
     except (KeyError, ValueError):
         timeout = Queue.DEFAULT_TIMEOUT
-    return time.monotonic() + timeout if timeout > 0 else 0.0
+    if timeout < 0:
+        return 0.0
+    return time.monotonic() + timeout
 
 
 def begin_child(
     worker: SettlementMixin, state: HorseState, parent: int, inherited: InheritedResources
 ) -> None:
-    """In a child that the worker's parent has just forked: it dies with the parent, and shares
-    nothing else with it.
+    """Make a child of the parent a process that ends with the parent and shares nothing with it.
+
+    Args:
+        state: where the child reports its progress.
+        parent: the process id of the parent. If it has died already, the child exits.
     """
     processes.die_with_parent()
     if os.getppid() != parent:
@@ -373,11 +430,11 @@ def run_horse_process(
     parent: int,
     inherited: InheritedResources,
 ) -> None:
-    """The life of the forked child: never returns."""
+    """Run a horse in a child that was just forked. Never returns."""
     code = 1
     try:
         begin_child(worker, state, parent, inherited)
-        gc.freeze()  # what was loaded before never becomes garbage; looking at it would copy its pages
+        gc.freeze()  # garbage collection would write on, and so copy, the parent's pages
         Horse(worker, state, control, limits, prefetch, inherited).run()
         code = 0
         job_processes.run_exit_functions()

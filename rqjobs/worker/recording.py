@@ -1,13 +1,15 @@
-"""A client that keeps writes instead of sending them, so that RQ's own code can say what an outcome
-writes.
+"""A client that keeps writes instead of sending them: RQ's own code says what an outcome writes.
 
 RQ writes outside the pipelines that it is given (`Job.retry`, `ScheduledJobRegistry.schedule`,
-`handle_job_failure` executes twice, dependents in a third). Run on a `Recorder`, all of it becomes
-one list of writes, which `settle` applies in one step, or not at all.
+`handle_job_failure`, the enqueueing of dependents). On a `RecordingClient` all of it becomes one
+list of writes, which `settle.lua` applies in one step, or not at all.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import redis
@@ -47,67 +49,96 @@ READS = frozenset(
         "ZSCORE",
     )
 )
-REPLIES: dict[str, Any] = {
-    "XADD": b"0-0",
-    "SET": True,
-    "GET": None,
-}  # to a kept write; 1 for all others
+# The reply that a caller gets to a write that is kept; 1 to every other.
+REPLIES: dict[str, Any] = {"XADD": b"0-0", "SET": True, "GET": None}
+
+
+@dataclass
+class Recording:
+    """The writes of one outcome.
+
+    `guard`: the pipeline that watches the keys which RQ reads; the settlement is its transaction.
+    `counts_as`: the job's result for its dependents, as in `transitions.settle_arguments`.
+    `error`: the error of a read. RQ catches and logs some of them.
+    """
+
+    guard: Pipeline
+    writes: list[tuple[Any, ...]] = field(default_factory=list)
+    counts_as: str = ""
+    error: redis.RedisError | None = None
+
+    def writes_without(self, key: str) -> list[tuple[Any, ...]]:
+        """The writes to other keys than this one."""
+        others = [write for write in self.writes if write[1] != key]
+        return [
+            tuple(word for word in write if word != key) if write[0] == "DEL" else write
+            for write in others
+        ]
 
 
 class RecordingClient(redis.Redis):
-    """Sends everything like the client that it is made from, until `writes` is a list: then writes
-    go in there.
+    """Sends everything like the client that it is made from, except within `record`."""
 
-    `guard` is the pipeline whose WATCH protects what was read meanwhile; `settle` runs inside its
-    transaction. `counts_as` is what the job is then to those that wait for it, as
-    `ledger.settle_arguments` takes it.
-    """
+    recording: Recording | None = None
 
     def __init__(self, client: redis.Redis):
         super().__init__(connection_pool=client.connection_pool)
-        self.plain = client
-        self.writes: list[tuple[Any, ...]] | None = None
-        self.guard: Pipeline | None = None
-        self.counts_as = ""
-        self.trouble: redis.RedisError | None = None  # of a read; RQ catches and logs some of them
+        self.real_client = client
+
+    @contextlib.contextmanager
+    def record(self, guard: Pipeline) -> Iterator[Recording]:
+        """Keep the writes of the block, and send its reads.
+
+        Raises:
+            RedisError: a read failed, even if the block has caught the error.
+        """
+        recording = self.recording = Recording(guard)
+        try:
+            yield recording
+        finally:
+            self.recording = None
+        if recording.error:
+            raise recording.error
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
-        if self.writes is None:
+        """Send the command, or keep it."""
+        recording = self.recording
+        if recording is None:
             return super().execute_command(*args, **options)
-        if str(args[0]).upper() in READS:
+        name = str(args[0]).upper()
+        if name in READS:
             try:
                 return super().execute_command(*args, **options)
             except redis.RedisError as error:
-                self.trouble = error
+                recording.error = error
                 raise
-        self.writes.append(args)
-        return REPLIES.get(str(args[0]).upper(), 1)
+        recording.writes.append(args)
+        return REPLIES.get(name, 1)
 
     def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Any:
-        if self.writes is None:
+        """A pipeline that keeps its writes within `record`."""
+        if self.recording is None:
             return super().pipeline(transaction, shard_hint)
-        return _Recording(self)
+        return _RecordingPipeline(self, self.recording)
 
 
-class _Recording(Pipeline):
-    """A pipeline of a recording client: its writes are kept when it is executed, its reads are
-    sent.
-    """
+class _RecordingPipeline(Pipeline):
+    """Sends its reads and keeps its writes when it is executed. Its WATCH is the guard's."""
 
-    def __init__(self, recorder: RecordingClient):
+    def __init__(self, recorder: RecordingClient, recording: Recording):
         super().__init__(recorder.connection_pool, recorder.response_callbacks, True, None)
         self.recorder = recorder
+        self.recording = recording
 
     def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Any:
-        return _Recording(self.recorder)
+        return _RecordingPipeline(self.recorder, self.recording)
 
     def watch(self, *names: Any) -> bool:  # type: ignore[override]
-        assert self.recorder.guard is not None
         self.watching = True
         try:
-            return bool(self.recorder.guard.watch(*names))
+            return bool(self.recording.guard.watch(*names))
         except redis.RedisError as error:
-            self.recorder.trouble = error
+            self.recording.error = error
             raise
 
     def unwatch(self) -> bool:  # type: ignore[override]

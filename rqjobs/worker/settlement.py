@@ -1,8 +1,7 @@
-"""Settling: how an outcome is recorded, all of its writes or none, whatever Redis does meanwhile."""
+"""Settlement: how an outcome is recorded, all of its writes or none, whatever Redis does meanwhile."""
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]
 import base64
 import contextlib
 import logging
@@ -10,20 +9,16 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from _signal import signal as set_signal_handler  # type: ignore[import-not-found]
+from collections.abc import Callable, Iterator
+from enum import Enum
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import redis
 import rq
-from redis.backoff import ExponentialWithJitterBackoff
-from redis.exceptions import (
-    ConnectionError,
-    NoScriptError,
-    ResponseError,
-    TimeoutError,
-    WatchError,
-)
+from redis.client import Pipeline
+from redis.exceptions import ConnectionError, ResponseError, TimeoutError
 from rq.defaults import DEFAULT_FAILURE_TTL
 from rq.executions import Execution
 from rq.job import JobStatus, Retry
@@ -33,27 +28,53 @@ from rq.utils import now
 from rqjobs import config, texts
 from rqjobs.broker import keys, transitions
 from rqjobs.broker.keys import decode
-from rqjobs.broker.scripts import SETTLE, SETTLE_SUCCESS, load_scripts
+from rqjobs.broker.scripts import SETTLE, SETTLE_SUCCESS
 from rqjobs.broker.transitions import Claim
-from rqjobs.connection import is_transient
 from rqjobs.instrumentation import is_wrapped
 from rqjobs.job_fields import check_size
 from rqjobs.jobs import Job
 from rqjobs.maintenance import sweep
 from rqjobs.queues import Queue
 from rqjobs.times import format_date
-from rqjobs.worker import job_processes
+from rqjobs.worker import job_processes, retry
 from rqjobs.worker.ack_pipeline import Ack, AckPipeline
-from rqjobs.worker.recording import RecordingClient
+from rqjobs.worker.recording import Recording, RecordingClient
 from rqjobs.worker.shared_state import HANDLER_SECONDS, FunctionOutcome, HorsePhase, HorseState
 
-SMALL_OUTCOME_BYTES = (
-    512 * 1024
-)  # bytes; a Redis that refuses no more than that cannot be used at all
-TRACE_MAX_BYTES = 64 * 1024  # of the traceback of a job whose outcome cannot be recorded
-MAX_REFUSALS = (
-    4  # times that Redis answers, but closes the connection at a larger outcome; then it is refused
-)
+# A Redis that refuses smaller outcomes cannot be used at all.
+SMALL_OUTCOME_BYTES = 512 * 1024
+UNRECORDABLE_TRACEBACK_MAX_BYTES = 64 * 1024
+# A larger outcome is given up if Redis closes the connection at it this many times, and answers.
+MAX_REFUSALS = 4
+PROCESS_TITLE_SECONDS = 1  # between two changes of the process title
+
+Reply = TypeVar("Reply")
+
+
+class SettleReply(str, Enum):
+    """The answer of `settle.lua` and `settle_success.lua`."""
+
+    SETTLED = "settled"
+    DEPENDENTS_LEFT = "dependents left"  # settled; many dependents are left to be enqueued
+    ALREADY = "already"  # by this claim
+    CANCELED = "canceled"  # while the job ran
+    GONE = "gone"  # the job was deleted while it ran
+    REFUSED = "refused"  # the claim is no longer the job's
+
+    @classmethod
+    def read(cls, reply: Any) -> SettleReply:
+        """The member for a reply of Redis."""
+        return cls(decode(reply))
+
+    @property
+    def is_new(self) -> bool:
+        """Whether this reply's command has recorded the outcome."""
+        return self is SettleReply.SETTLED or self is SettleReply.DEPENDENTS_LEFT
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether the outcome of this claim is in Redis."""
+        return self.is_new or self is SettleReply.ALREADY
 
 
 class OutcomeTooLarge(Exception):
@@ -61,180 +82,236 @@ class OutcomeTooLarge(Exception):
 
 
 class DeathPenalty(UnixSignalDeathPenalty):
-    """RQ's time limit, which leaves its signal handler where the next job puts it again.
+    """RQ's time limit with a signal handler that stays: the next job would install it again.
 
-    `signal.signal` looks for the handler in an Enum, which takes longer than all the rest; what it
-    calls does not.
+    Python's `signal.signal` looks the handler up in an Enum, which takes longer than all the rest.
     """
 
     def setup_death_penalty(self) -> None:
-        _signal.signal(signal.SIGALRM, self.handle_death_penalty)
+        """Start the time limit."""
+        set_signal_handler(signal.SIGALRM, self.handle_death_penalty)
         signal.alarm(self._timeout)
 
     def cancel_death_penalty(self) -> None:
+        """End the time limit."""
         signal.alarm(0)
 
 
-class SettlementMixin(rq.Worker):
-    """An `rq.Worker` whose outcomes are settled through the ledger, all of their writes or none.
+class JobSnapshot:
+    """A job's attributes, for another try of code that counts down `retries_left` and others."""
 
-    RQ's own `perform_job` and `handle_exception` run a job, behind a guard. Overridden is what they
-    write:
-    `prepare_job_execution` (the claim did it), `handle_execution_ended` (the outcome has it),
-    `handle_job_success`, `handle_job_retry` and `handle_job_failure` (recorded, and settled in one
-    step; a plain success has a script of its own, and leaves without waiting for the reply).
+    def __init__(self, job: Any):
+        self.job = job
+        self.attributes = dict(vars(job))
+
+    def restore(self) -> None:
+        """Give the job the attributes that it had."""
+        state = vars(self.job)
+        state.clear()
+        state.update(self.attributes)
+
+
+@contextlib.contextmanager
+def captured_webhooks(job: Any) -> Iterator[list[tuple[Any, Any]]]:
+    """Keep the calls of `job.send_webhooks` in the block, as pairs of status and traceback."""
+    calls: list[tuple[Any, Any]] = []
+
+    def capture(status: Any, *, exc_string: str | None = None) -> None:
+        calls.append((status, exc_string))
+
+    job.send_webhooks = capture
+    try:
+        yield calls
+    finally:
+        del job.send_webhooks
+
+
+class SettlementMixin(rq.Worker):
+    """An `rq.Worker` whose outcomes are settled by the broker's scripts, all of their writes or none.
+
+    RQ's `perform_job` and `handle_exception` run a job. The methods here that replace RQ's say why
+    in their docstrings. `claim` and the attributes after it are used in the horse only.
     """
 
     job_class: type[Job] = Job
     queue_class: type[Queue] = Queue
     death_penalty_class = DeathPenalty
-    claim: Claim | None = None
-    shared_state: HorseState | None = None  # in the horse, like the following
-    outbox: AckPipeline
-    horse = 0  # its process
-    handed_over = ""  # the token of the claim whose outcome is in the outbox, or recorded
-    has_settled = False  # whether the last outcome that was recorded in RQ's way is
-    function_outcome: FunctionOutcome | None = None
+    process = ""  # the worker's process, as `leases.process_id` names it
+    function_outcome: FunctionOutcome | None = None  # memory shared with the horse
     outcome_bytes = 0  # of the last outcome that was sent and waited for
-    process = ""  # the worker's, as `ledger.process_of` names it
-    _titled = 0.0
+    claim: Claim | None = None
+    shared_state: HorseState | None = None
+    acks: AckPipeline
+    own_pid = 0
+    last_settled_token = ""  # of the last claim whose outcome was recorded, or sent as an ack
+    has_settled = False  # whether the last outcome of `record` is in Redis
+    _title_set_at = 0.0
+
+    @property
+    def client(self) -> redis.Redis:
+        """The client that sends everything, also while an outcome is recorded."""
+        return self.connection.real_client  # type: ignore[attr-defined]
+
+    # Running a job
 
     def prepare_job_execution(self, job: Any, remove_from_intermediate_queue: bool = False) -> None:
-        if time.monotonic() - self._titled > 1:  # for people; it takes longer than a short job
-            self._titled = time.monotonic()
+        """RQ marks the job as started, which the claim has done. The process title is left.
+
+        The title takes longer than a short job, so it is set once a second.
+        """
+        if time.monotonic() - self._title_set_at > PROCESS_TITLE_SECONDS:
+            self._title_set_at = time.monotonic()
             self.procline(f"Processing {job.func_name} from {job.origin} since {time.time()}")
 
     def perform_job(self, job: Any, queue: Any) -> bool:
-        """What is raised beside the job's function ends neither the horse nor another job: a
-        callback's or a handler's error, an exception or a result that raises when it is looked at.
+        """RQ's `perform_job`, with the result hidden from RQ, which makes a string of it.
+
+        An exception outside the job's function ends neither the horse nor another job: it comes
+        from a callback, a handler, or from an object of the job's that raises when it is printed.
         """
-        claim, self.handed_over = self.claim, ""
+        claim = self.claim
         assert claim
+        self.last_settled_token = ""
         job.hide_result()
         try:
             return super().perform_job(job, queue)
         except BaseException as error:
-            trace = "".join(texts.format_exception(type(error), error, error.__traceback__))
+            trace = _format(error)
             self.log.error(
-                "Worker %s: job %s: raised beside its function:\n%s", self.name, claim.job_id, trace
+                "Worker %s: job %s: raised outside its function:\n%s",
+                self.name,
+                claim.job_id,
+                trace,
             )
-            if self.handed_over != claim.token:
-                self.log_settlement(
-                    claim.job_id,
-                    self.fail_job(claim, f"The outcome could not be recorded:\n{trace}"),
-                )
+            if self.last_settled_token != claim.token:
+                message = f"The outcome could not be recorded:\n{trace}"
+                self.log_settlement(claim.job_id, self.fail_job(claim, message))
             return False
 
     def handle_exception(self, job: Any, *exc_info: Any) -> None:
+        """RQ's method ends the worker if one of the user's exception handlers raises."""
         try:
             super().handle_exception(job, *exc_info)
         except BaseException as error:
-            trace = "".join(texts.format_exception(type(error), error, error.__traceback__))
             self.log.error(
-                "Worker %s: job %s: its exception handler failed:\n%s", self.name, job.id, trace
+                "Worker %s: job %s: its exception handler failed:\n%s",
+                self.name,
+                job.id,
+                _format(error),
             )
 
     def handle_execution_ended(self, job: Any, queue: Any, heartbeat_ttl: int) -> None:
-        if (
-            self.horse and os.getpid() != self.horse
-        ):  # the job forked, and this is its child: there is one horse
+        """RQ writes the job's end, which the outcome does here. Callbacks and handlers come next.
+
+        They may hang until the horse is killed, so the function's end is kept in shared memory. A
+        child that the job has forked ends here: it must not settle the job.
+        """
+        if self.own_pid and os.getpid() != self.own_pid:
             job_processes.flush_output()
             os._exit(0)
         job.ended_at = now()
         failed = job._status == JobStatus.FAILED
-        handled = failed and bool(self._exc_handlers)
-        called = job._failure_callback_name if failed else job._success_callback_name
-        if not called and not handled:
+        has_callback = job._failure_callback_name if failed else job._success_callback_name
+        has_handler = failed and self._exc_handlers
+        if not has_callback and not has_handler:
             return
+        seconds = heartbeat_ttl if has_callback else 0
+        if has_handler:
+            seconds += HANDLER_SECONDS
         if self.claim and self.function_outcome:
-            trace = "".join(texts.format_exception(*sys.exc_info())) if failed else ""
-            trace = transitions.cut_middle(trace, config.current().max_traceback_bytes)
-            data = trace.encode(errors="backslashreplace") if failed else job.serialized_result
+            data = _traceback_of_now() if failed else job.serialized_result
             self.function_outcome.write(self.claim.token, failed, job, data)
-        seconds = (heartbeat_ttl if called else 0) + (HANDLER_SECONDS if handled else 0)
-        self.report(
-            HorsePhase.RUNNING, time.monotonic() + seconds
-        )  # they have a time limit of their own
+        self.report(HorsePhase.RUNNING, time.monotonic() + seconds)
 
     def report(self, phase: HorsePhase, deadline: float = 0.0) -> None:
+        """Publish the phase of the claimed job, and its monotonic deadline, to the parent."""
         if self.shared_state and self.claim:
             if phase == HorsePhase.RUNNING:
                 self.shared_state.away = 0.0
             self.shared_state.write(phase, self.claim.job_id, self.claim.token, deadline)
 
-    def handle_job_success(self, job: Any, queue: Any, started_job_registry: Any) -> None:
-        def longhand() -> None:
-            self.record_success(job, queue, started_job_registry)
+    # Outcomes
 
+    def handle_job_success(self, job: Any, queue: Any, started_job_registry: Any) -> None:
+        """RQ records a success in several steps; a plain one is one script here.
+
+        Its ack is sent at once, and its reply is read with the next claim.
+        """
+        claim = self.claim
+        assert claim
         job._result = job.hidden_result
         ttl = job.get_result_ttl(self.default_result_ttl)
-        assert self.claim
-        large = (
-            len(job.serialized_result or b"") > SMALL_OUTCOME_BYTES
-        )  # it is not sent before somebody waits for the reply
-        if (
-            large
-            or job.webhooks
-            or job.repeats_left
-            or ttl == 0
-            or is_wrapped(rq.Worker, "handle_job_success")
-        ):
-            return longhand()
-        took = (job.ended_at - job.started_at).total_seconds()
-        self.outbox.send(Ack(self.claim, self.plain_success(job, ttl), longhand, took))
-        self.handed_over = self.claim.token
+        if not self._is_plain_success(job, ttl):
+            self.record_success(job, queue, started_job_registry)
+            return
+        seconds = (job.ended_at - job.started_at).total_seconds()
+        fallback = partial(self.record_success, job, queue, started_job_registry)
+        self.acks.send(Ack(claim, self._success_command(claim, job, ttl), fallback, seconds))
+        self.last_settled_token = claim.token
         if self.log.isEnabledFor(logging.INFO):
             self.log.info(
                 "Worker %s: successfully completed %s in %s s",
                 self.name,
                 job.description if self.log_job_description else job.id,
-                took,
+                seconds,
             )
 
-    def record_success(self, job: Any, queue: Any, started_job_registry: Any) -> None:
-        """Record a success in RQ's own way."""
-        self.record(
-            job,
-            lambda: super(SettlementMixin, self).handle_job_success(
-                job=job, queue=queue, started_job_registry=started_job_registry
-            ),
+    def _is_plain_success(self, job: Any, ttl: int) -> bool:
+        """Whether `settle_success.lua` can record it.
+
+        A large result is waited for, because Redis may refuse it. With `ttl` 0 RQ deletes the job.
+        """
+        return not (
+            len(job.serialized_result or b"") > SMALL_OUTCOME_BYTES
+            or job.webhooks
+            or job.repeats_left
+            or ttl == 0
+            or is_wrapped(rq.Worker, "handle_job_success")
         )
 
-    @property
-    def client(self) -> redis.Redis:
-        return self.connection.plain  # type: ignore[attr-defined]
+    def _success_command(self, claim: Claim, job: Any, ttl: int) -> tuple[Any, ...]:
+        """The command that makes the writes of RQ's `handle_job_success` for a plain success."""
+        started, ended = job.started_at, job.ended_at
+        expires: float | str = "+inf"
+        if ttl > 0:
+            expires = int(ended.timestamp()) + ttl
+        arguments = [
+            claim.job_id,
+            claim.queue,
+            claim.token,
+            self.name,
+            format_date(started),
+            format_date(ended),
+            started.timestamp(),
+            ended.timestamp(),
+            ttl,
+            expires,
+            int(bool(job._dependency_ids)),
+            rq.Queue.DEFAULT_TIMEOUT,
+        ]
+        if job.serialized_result is not None:
+            arguments.append(base64.b64encode(job.serialized_result))
+        return SETTLE_SUCCESS.call([keys.claims(self.name)], arguments)
 
-    def plain_success(self, job: Any, ttl: int) -> tuple[Any, ...]:
-        """The command that records a plain success: what RQ's `handle_job_success` comes to."""
-        claim, started, ended = self.claim, job.started_at, job.ended_at
-        assert claim
-        result = () if job.serialized_result is None else (base64.b64encode(job.serialized_result),)
-        return SETTLE_SUCCESS.call(
-            [keys.claims(self.name)],
-            [
-                claim.job_id,
-                claim.queue,
-                claim.token,
-                self.name,
-                format_date(started),
-                format_date(ended),
-                started.timestamp(),
-                ended.timestamp(),
-                ttl,
-                int(ended.timestamp()) + ttl if ttl > 0 else "+inf",
-                int(bool(job._dependency_ids)),
-                rq.Queue.DEFAULT_TIMEOUT,
-                *result,
-            ],
+    def record_success(self, job: Any, queue: Any, started_job_registry: Any) -> None:
+        """Record a success with RQ's own code, and wait until Redis has answered."""
+        method = super().handle_job_success
+        self.record(
+            job,
+            lambda: method(job=job, queue=queue, started_job_registry=started_job_registry),
         )
 
     def handle_job_retry(
         self, job: Any, queue: Any, retry: Retry, started_job_registry: Any, execution: Any
     ) -> None:
-        # The execution that RQ passes is an empty one; `record` makes that of this claim.
+        """RQ records a retry in several steps; here they are one.
+
+        RQ passes the horse's placeholder of an execution; `record` makes that of this claim.
+        """
+        method = super().handle_job_retry
         self.record(
             job,
-            lambda: super(SettlementMixin, self).handle_job_retry(
+            lambda: method(
                 job=job,
                 queue=queue,
                 retry=retry,
@@ -246,113 +323,94 @@ class SettlementMixin(rq.Worker):
     def handle_job_failure(
         self, job: Any, queue: Any, started_job_registry: Any = None, exc_string: str = ""
     ) -> None:
+        """RQ records a failure in several steps, and counts a stopped job among the failed ones."""
         job.traceback = exc_string  # for a job that goes on to its next repeat
         exc_string = transitions.cut_middle(exc_string, config.current().max_traceback_bytes)
-
         stopped = self._stopped_job_id == job.id
+        method = super().handle_job_failure
 
-        def method() -> None:
-            if stopped:  # RQ keeps it among the failed jobs
-                self._note_stopped(job)
-            super(SettlementMixin, self).handle_job_failure(
+        def record_failure() -> None:
+            if stopped:
+                self._add_to_stopped_jobs(job)
+            method(
                 job=job,
                 queue=queue,
                 started_job_registry=started_job_registry,
                 exc_string=exc_string,
             )
 
-        self.record(job, method, exc_string)
+        self.record(job, record_failure, exc_string)
 
-    def _note_stopped(self, job: Any) -> None:
+    def _add_to_stopped_jobs(self, job: Any) -> None:
         ttl = DEFAULT_FAILURE_TTL if job.failure_ttl is None else job.failure_ttl
         moment = now().timestamp()
         key = keys.stopped(job.origin)
         self.connection.zremrangebyscore(key, 0, moment)
         self.connection.zadd(key, {job.id: "+inf" if ttl < 0 else moment + ttl})
-        self.connection.hincrby(self.key, "failed_job_count", -1)  # RQ counts it there too
+        self.connection.hincrby(self.key, "failed_job_count", -1)  # RQ counts it as failed
 
     def record(self, job: Any, method: Callable[[], None], trace: str = "") -> None:
-        """Run RQ's `method` on a recording connection, and settle the job with what it writes.
+        """Run RQ's `method` on a recording client, and settle the job with the writes it makes.
 
-        Tried until a reply has been read. If what RQ read has changed by then (WATCH) its method
-        runs again, with the job's counters as they were. Webhooks are sent when the outcome is
-        recorded, and only then. `trace` is that of the job, to be kept should all this fail.
+        It is tried until Redis has answered. If a key that RQ has read has changed by then, `method`
+        runs again, with the job's attributes as they were. Webhooks are sent once the outcome is
+        recorded. `trace` is the traceback of the job; it is kept if the outcome cannot be recorded.
         """
-        assert self.claim
+        claim = self.claim
+        assert claim
         self.report(HorsePhase.SETTLING)
-        self._check_meta(job)
-        claim, recorder = self.claim, self.connection
-        assert isinstance(recorder, RecordingClient)
-        before, stopped = dict(job.__dict__), self._stopped_job_id
-        client = recorder.plain
-        hooks: list[tuple[Any, Any]] = []
+        self._drop_unstorable_meta(job)
+        snapshot, stopped = JobSnapshot(job), self._stopped_job_id
+        webhook_calls: list[tuple[Any, Any]] = []
 
-        def attempt() -> str:
-            job.__dict__.clear()
-            job.__dict__.update(before)
+        def attempt() -> SettleReply:
+            snapshot.restore()
             self._stopped_job_id = stopped
-            self.execution = job.execution = execution_of(job, claim, self.name)
-            hooks.clear()
-            job.send_webhooks = lambda status, *, exc_string=None: hooks.append(
-                (status, exc_string)
-            )
-            with client.pipeline() as guard:
-                recorder.guard, recorder.writes, recorder.trouble, recorder.counts_as = (
-                    guard,
-                    [],
-                    None,
-                    "",
-                )
-                try:
+            self.execution = job.execution = _execution_of(job, claim, self.name)
+            recorder = self.connection
+            assert isinstance(recorder, RecordingClient)
+            with self.client.pipeline() as guard:
+                with recorder.record(guard) as recording, captured_webhooks(job) as calls:
                     method()
-                    writes, counts_as = recorder.writes, recorder.counts_as
-                finally:
-                    recorder.guard = recorder.writes = None
-                    del job.send_webhooks
-                if recorder.trouble:
-                    raise recorder.trouble
-                if counts_as:  # the script sees to the set of those that wait, which may not end before all were woken
-                    writes = [
-                        _without(job.dependents_key, write)
-                        for write in writes
-                        if write[1] != job.dependents_key
-                    ]
-                guard.multi()
-                self.outcome_bytes = sum(
-                    len(word) for some in writes for word in some if isinstance(word, bytes | str)
-                )
-                guard.execute_command(
-                    *SETTLE.call(*self.settle_arguments(claim, writes, counts_as))
-                )
-                return decode(guard.execute()[0])
+                webhook_calls[:] = calls
+                return self._settle_recorded(guard, claim, recording, job)
 
-        outcome = self.settle(claim, attempt, trace)
-        self.handed_over = claim.token
-        self.log_settlement(claim.job_id, outcome)
-        self.has_settled = outcome in ("settled", "dependents left", "already")
-        self._send_webhooks(job, hooks)
+        reply = self._settle(claim, attempt, trace)
+        self.last_settled_token = claim.token
+        self.log_settlement(claim.job_id, reply)
+        self.has_settled = reply.is_recorded
+        self._send_webhooks(job, webhook_calls)
 
-    def _send_webhooks(self, job: Any, hooks: list[tuple[Any, Any]]) -> None:
-        """Send those of an outcome that was recorded; of no other."""
+    def _settle_recorded(
+        self, guard: Pipeline, claim: Claim, recording: Recording, job: Any
+    ) -> SettleReply:
+        """Settle a job with recorded writes, unless a key that RQ has read has changed."""
+        writes = recording.writes
+        if recording.counts_as:
+            # The script removes the dependents, and only after all of them are enqueued.
+            writes = recording.writes_without(job.dependents_key)
+        self.outcome_bytes = sum(
+            len(word) for write in writes for word in write if isinstance(word, bytes | str)
+        )
+        guard.multi()
+        arguments = transitions.settle_arguments(
+            self.name, claim, writes, recording.counts_as, rq.Queue.DEFAULT_TIMEOUT
+        )
+        guard.execute_command(*SETTLE.call(*arguments))
+        return SettleReply.read(guard.execute()[0])
+
+    def _send_webhooks(self, job: Any, calls: list[tuple[Any, Any]]) -> None:
+        """Send the webhooks of an outcome that was recorded. Those of any other are dropped."""
         seconds = HANDLER_SECONDS + sum(webhook.timeout for webhook in job.webhooks)
         self.report(HorsePhase.AFTER, time.monotonic() + seconds)
-        if self.has_settled:
-            for status, exc_string in hooks:
-                job.send_webhooks(status, exc_string=exc_string)
-        else:
+        if not self.has_settled:
             job.webhooks = []
+            return
+        for status, exc_string in calls:
+            job.send_webhooks(status, exc_string=exc_string)
 
-    def settle_arguments(
-        self, claim: Claim, writes: list[tuple[Any, ...]], counts_as: str
-    ) -> tuple[list[str], list[Any]]:
-        return transitions.settle_arguments(
-            self.name, claim, writes, counts_as, rq.Queue.DEFAULT_TIMEOUT
-        )
-
-    def _check_meta(self, job: Any) -> None:
-        """Leave what is stored of a job's meta as it is, if the job has put something there that
-        cannot be stored.
-        """
+    def _drop_unstorable_meta(self, job: Any) -> None:
+        """Leave the stored meta as it is if the job's meta cannot be stored."""
         try:
             check_size("meta", job.serializer.dumps(job.meta))
         except BaseException as error:
@@ -364,79 +422,96 @@ class SettlementMixin(rq.Worker):
             )
             job.meta = {}
 
-    def retry_until_answered(self, attempt: Callable[[], str]) -> str:
-        """Do `attempt` until Redis has answered it; it must do nothing twice. Raises what will not
-        pass by itself.
-        """
-        backoff, failures, refusals = ExponentialWithJitterBackoff(cap=3, base=0.05), 0, 0
-        self.outcome_bytes = 0
-        while True:
-            try:
-                reply = attempt()
-                if self.shared_state:
-                    self.shared_state.away = 0.0
-                return reply
-            except NoScriptError:
-                load_scripts(self.client)
-            except Exception as error:
-                broken = error.__context__ if isinstance(error, WatchError) else error
-                if broken is None:
-                    continue  # what was read has changed
-                if not isinstance(broken, Exception) or not is_transient(broken):
-                    raise
-                self.wait_before_retry(broken, failures, backoff.compute(failures))
-                failures += 1
-                refusals += self._is_refused_for_size(broken)
-                if refusals == MAX_REFUSALS:
-                    raise OutcomeTooLarge(
-                        f"Redis closed the connection {refusals} times at an outcome of {self.outcome_bytes:,} bytes; "
-                        f"let the job return and save less, or raise proto-max-bulk-len of Redis"
-                    ) from error
+    def _settle(
+        self, claim: Claim, attempt: Callable[[], SettleReply], trace: str = ""
+    ) -> SettleReply:
+        """Call `attempt` until Redis answers; fail the job if its outcome can never be recorded.
 
-    def _is_refused_for_size(self, error: Exception) -> bool:
-        """Whether Redis answers, but closes the connection at our outcome, which is a large one.
-        With a limit of its own (proto-max-bulk-len, that of a hosted Redis) it does no more than
-        that; the outcome would be sent for ever.
-        """
-        if self.outcome_bytes < SMALL_OUTCOME_BYTES or not isinstance(
-            error, ConnectionError | TimeoutError | OSError
-        ):
-            return False
-        with contextlib.suppress(redis.RedisError, OSError):
-            return bool(self.client.ping())
-        return False
-
-    def settle(self, claim: Claim, attempt: Callable[[], str], trace: str = "") -> str:
-        """Like `retry_until_answered`, but a job whose outcome can never be recorded goes to the
-        dead letters instead.
+        That happens if a key has the wrong type, or if RQ's own code fails.
         """
         try:
             return self.retry_until_answered(attempt)
-        except Exception as error:  # a key of the wrong type, a failure of RQ's own code
+        except Exception as error:
             message = f"The outcome could not be recorded: {texts.describe_error(error)}"
             self.log.error("Worker %s: job %s: %s", self.name, claim.job_id, message, exc_info=True)
-            trace = transitions.cut_middle(
-                trace, TRACE_MAX_BYTES
-            )  # it may be what Redis does not take
-            return self.fail_job(claim, f"{trace}\n{message}" if trace else message)
+            if trace:  # its size may be the cause
+                trace = transitions.cut_middle(trace, UNRECORDABLE_TRACEBACK_MAX_BYTES)
+                message = f"{trace}\n{message}"
+            return self.fail_job(claim, message)
 
-    def fail_job(self, claim: Claim, message: str, status: str = "failed") -> str:
-        """Send a job to the dead letters for a reason of our own; without the traceback if Redis
-        cannot hold that.
+    def fail_job(self, claim: Claim, message: str, status: str = "failed") -> SettleReply:
+        """Fail a job for a reason that is not its function's; `message` is stored as its traceback.
+
+        It is stored without a traceback if Redis cannot hold one. `status`: "failed" or "stopped".
         """
         writes = transitions.failure_writes(claim, self.name, message, status)
-        try:
-            return self.retry_until_answered(partial(self.send, claim, writes))
-        except ResponseError:
-            return self.retry_until_answered(partial(self.send, claim, writes[:-1]))
-
-    def send(self, claim: Claim, writes: list[tuple[Any, ...]]) -> str:
         counts_as = "failed" if "failed" in writes[0] else ""
-        arguments = self.settle_arguments(claim, writes, counts_as)
-        return decode(SETTLE.run(self.client, *arguments))
+
+        def send(writes: list[tuple[Any, ...]]) -> SettleReply:
+            arguments = transitions.settle_arguments(
+                self.name, claim, writes, counts_as, rq.Queue.DEFAULT_TIMEOUT
+            )
+            return SettleReply.read(SETTLE.run(self.client, *arguments))
+
+        try:
+            return self.retry_until_answered(partial(send, writes))
+        except ResponseError:
+            return self.retry_until_answered(partial(send, writes[:-1]))
+
+    def log_settlement(self, job_id: str, reply: SettleReply) -> None:
+        """Log an outcome that was not recorded, and enqueue the dependents that are left."""
+        if reply is SettleReply.DEPENDENTS_LEFT:
+            on_progress = self.shared_state.touch if self.shared_state else lambda: None
+            with contextlib.suppress(redis.RedisError, OSError):  # the next sweep goes on
+                sweep.enqueue_waiting_dependents(self.client, on_progress)
+        elif reply is SettleReply.REFUSED:
+            self.log.warning(
+                "Worker %s: the outcome of job %s is refused: the lease of this worker had expired "
+                "and the job was requeued, or the job was enqueued again",
+                self.name,
+                job_id,
+            )
+        elif reply in (SettleReply.CANCELED, SettleReply.GONE):
+            self.log.warning(
+                "Worker %s: job %s was %s while it ran; its outcome is dropped",
+                self.name,
+                job_id,
+                "deleted" if reply is SettleReply.GONE else reply.value,
+            )
+
+    # Redis
+
+    def retry_until_answered(self, operation: Callable[[], Reply]) -> Reply:
+        """Call `operation`, which must be idempotent, until Redis answers.
+
+        Permanent errors are raised.
+
+        Raises:
+            OutcomeTooLarge: Redis answers, but closes the connection at this outcome each time.
+        """
+        refusals = 0
+        self.outcome_bytes = 0
+
+        def wait(error: Exception, failures: int, seconds: float) -> None:
+            nonlocal refusals
+            self.wait_before_retry(error, failures, seconds)
+            if not self._is_refused_for_size(error):
+                return
+            refusals += 1
+            if refusals == MAX_REFUSALS:
+                raise OutcomeTooLarge(
+                    f"Redis closed the connection {refusals} times at an outcome of "
+                    f"{self.outcome_bytes:,} bytes; let the job return and save less, or raise "
+                    f"proto-max-bulk-len of Redis"
+                ) from error
+
+        reply = retry.retry_until_answered(operation, self.client, wait)
+        if self.shared_state:
+            self.shared_state.away = 0.0
+        return reply
 
     def wait_before_retry(self, error: Exception, failures: int, seconds: float) -> None:
-        """Wait until Redis may be back; its outcome stays in memory."""
+        """Wait until Redis may answer again. Outcomes stay in memory."""
         if failures == 0:
             self.log.error(
                 "Worker %s: waits for Redis, and keeps what it has: %s", self.name, error
@@ -447,37 +522,33 @@ class SettlementMixin(rq.Worker):
         self.connection.connection_pool.disconnect()
         time.sleep(seconds)
 
-    def log_settlement(self, job_id: str, outcome: str) -> None:
-        """Log what became of an outcome, unless it was simply recorded, and wake the many that
-        waited for it.
+    def _is_refused_for_size(self, error: Exception) -> bool:
+        """Whether Redis answers, but has closed the connection at a large outcome.
+
+        A Redis whose own limit is smaller (proto-max-bulk-len) does so without an error message.
         """
-        if outcome == "dependents left":  # should it fail, or we die, the next sweep goes on
-            with contextlib.suppress(redis.RedisError, OSError):
-                client = self.client
-                sweep.enqueue_waiting_dependents(
-                    client, self.shared_state.touch if self.shared_state else lambda: None
-                )
-        if outcome == "refused":
-            self.log.warning(
-                "Worker %s: the outcome of job %s is refused: this worker was believed dead, and the job "
-                "was given to another, or it was enqueued again meanwhile",
-                self.name,
-                job_id,
-            )
-        elif outcome in ("canceled", "gone"):
-            self.log.warning(
-                "Worker %s: job %s was %s while it ran; its outcome is dropped",
-                self.name,
-                job_id,
-                "deleted" if outcome == "gone" else outcome,
-            )
+        if self.outcome_bytes < SMALL_OUTCOME_BYTES:
+            return False
+        if not isinstance(error, ConnectionError | TimeoutError | OSError):
+            return False
+        with contextlib.suppress(redis.RedisError, OSError):
+            return bool(self.client.ping())
+        return False
 
 
-def _without(key: str, write: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(word for word in write if word != key) if write[0] == "DEL" else write
+def _format(error: BaseException) -> str:
+    return "".join(texts.format_exception(type(error), error, error.__traceback__))
 
 
-def execution_of(job: Any, claim: Claim, worker: str) -> Execution:
+def _traceback_of_now() -> bytes:
+    """The traceback of the exception that is being handled, as it is stored."""
+    trace = "".join(texts.format_exception(*sys.exc_info()))
+    trace = transitions.cut_middle(trace, config.current().max_traceback_bytes)
+    return trace.encode(errors="backslashreplace")
+
+
+def _execution_of(job: Any, claim: Claim, worker: str) -> Execution:
+    """RQ's record of this run; its id is the claim's token."""
     execution = Execution(claim.token, job.id, job.connection, worker_name=worker)
     execution.created_at = job.started_at or execution.created_at
     return execution
