@@ -1,7 +1,7 @@
-"""`make bench`: rqjobs beside RQ and its other peers, on one Redis, in one run.
+"""`make bench`: rqjobs and other job systems, measured on one Redis in one run.
 
-Nothing here fails for being slow; a job that is not done, or not recorded, does. What is measured is written to
-benchmarks/results/, as Markdown, SVG and JSON.
+A slow system is not a failure. A job that did not run, or whose outcome is not recorded, is. The
+figures are written to benchmarks/results/ as Markdown, SVG and JSON.
 """
 
 from __future__ import annotations
@@ -19,24 +19,37 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import bench_clock
+import bench_delays
 import bench_report
 import click
 import psutil
-from bench_stage import HERE, Failed, Stage, System, Team, p99, seconds, stage, status, systems
+from bench_environment import (
+    HERE,
+    Environment,
+    Failed,
+    System,
+    WorkerGroup,
+    elapsed_seconds,
+    new_environment,
+    p99,
+    show_progress,
+    systems,
+)
 
 from rqjobs.dev import redis_server
 
-KINDS = {
-    "failing": (0, 1, 1),
-    "retried": (1, 0, 2),
-    "dependent": (2, 0, 2),
-}  # of each: finished, failed, runs
+# kind of job -> for each job that is asked for: finished jobs, failed jobs, runs
+OUTCOMES = {"failing": (0, 1, 1), "retried": (1, 0, 2), "dependent": (2, 0, 2)}
+REGISTRY_TIMEOUT_SECONDS = 30
+TESTED_SYSTEMS = ("rqjobs", "rq")  # a failure of one of these fails the whole run
+# Systems that drain their backlog in less time get a second run with more jobs.
+SHORT_DRAIN_SECONDS = 5
+MANY_JOBS = 200_000
 
 
 @dataclass
 class Bench:
-    """What is to be measured, and what was."""
+    """The options of a run, and the rows that it has measured."""
 
     systems: list[System]
     runs: int
@@ -45,12 +58,14 @@ class Bench:
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def size(self, full: int, quick: int) -> int:
-        return quick if self.quick else full
+        if self.quick:
+            return quick
+        return full
 
     @property
-    def family(self) -> list[System]:
-        """Ours and RQ's own worker, which every scenario compares."""
-        return [system for system in self.systems if system.name in ("rqjobs", "rq")]
+    def compared(self) -> list[System]:
+        """rqjobs and RQ's own worker, which every scenario compares."""
+        return [system for system in self.systems if system.name in TESTED_SYSTEMS]
 
     @property
     def workers(self) -> int:
@@ -58,9 +73,14 @@ class Bench:
 
     @property
     def settings(self) -> tuple[str, ...]:
-        return ("off",) if self.quick or self.brief else ("off", "everysec")
+        if self.quick or self.brief:
+            return ("off",)
+        return ("off", "everysec")
 
-    def note(self, what: str, system: System, values: list[float], unit: str, **more: Any) -> None:
+    def record(
+        self, what: str, system: System, values: list[float], unit: str, **details: Any
+    ) -> None:
+        """Add a row, and print its median."""
         self.rows.append(
             {
                 "what": what,
@@ -68,340 +88,441 @@ class Bench:
                 "unit": unit,
                 "values": values,
                 "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                **more,
+                **details,
             }
         )
-        about = " ".join(
-            f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}"
-            for name, value in more.items()
-        )
-        status()
+        parts = []
+        for name, value in details.items():
+            text = f"{value:,}" if isinstance(value, int) else str(value)
+            parts.append(f"{name} {text}")
+        show_progress()
+        median = statistics.median(values)
         click.echo(
-            f"{what:10} {system.name:26} {about:44} {statistics.median(values):12,.2f} {unit}",
-            err=True,
+            f"{what:10} {system.name:26} {' '.join(parts):44} {median:12,.2f} {unit}", err=True
         )
 
-    def drain(
-        self, what: str, team: Team, number: int, finished: int, failed: int, per_job: int
-    ) -> None:
-        """The rate at which a backlog that is ready is worked off."""
-        rates = [drained(team, number * per_job, finished, failed) for _ in range(self.runs)]
-        self.note(
-            what,
-            team.system,
-            rates,
-            "jobs/s",
-            setting=team.stage.setting,
-            workers=team.workers,
-            jobs=number,
-        )
+    def record_failure(self, what: str, system: System, error: Failed) -> None:
+        """Add a row without values, and print the reason."""
+        show_progress()
+        click.echo(f"{what:10} {system.name:26} FAILED: {error}", err=True)
+        self.rows.append({"what": what, "system": system.name, "failed": str(error), "values": []})
 
 
-def drained(team: Team, runs: int, finished: int, failed: int = 0, database: int = 1) -> float:
-    """Have the backlog of that database, which is so many runs of jobs, worked off, and check it; the rate."""
-    forget(team)
-    rate = runs / seconds(team.drain(runs, database))
-    check(team, finished, failed)
+def drain_rate(
+    group: WorkerGroup, runs: int, finished: int, failed: int = 0, database: int = 1
+) -> float:
+    """Publish the backlog of a database and wait for its `runs` of jobs; returns runs per second.
+
+    Raises:
+        Failed: Redis does not have `finished` and `failed` jobs afterwards.
+    """
+    clear_registries(group)
+    rate = runs / elapsed_seconds(group.drain(runs, database))
+    check_registries(group, finished, failed)
     return rate
 
 
-def forget(team: Team) -> None:
+def clear_registries(group: WorkerGroup) -> None:
     for kind in ("finished", "failed"):
-        team.stage.redis.delete(*(f"rq:{kind}:{queue}" for queue in ("high", "default", "low")))
+        keys = (f"rq:{kind}:{queue}" for queue in ("high", "default", "low"))
+        group.environment.redis.delete(*keys)
 
 
-def check(team: Team, finished: int, failed: int) -> None:
-    """Make sure that RQ's registries say what we have seen, and that nothing is left over (RQ's family only).
+def check_registries(group: WorkerGroup, finished: int, failed: int) -> None:
+    """Check that RQ's registries have these numbers of jobs and that no job is left elsewhere.
+
+    Only rqjobs and RQ have such registries; other systems are not checked.
 
     Raises:
-        Failed: they do not, half a minute later.
+        Failed: the numbers differ for half a minute.
     """
-    if team.system.module != "rq_jobs":
+    if group.system.module != "rq_jobs":
         return
-    client, wanted = (
-        team.stage.redis,
-        {"finished": finished, "failed": failed, "wip": 0, "queue": 0, "claims": 0},
-    )
-    deadline = time.monotonic() + 30
-    while (
-        found := {
-            **{kind: client.zcard(f"rq:{kind}:default") for kind in ("finished", "failed", "wip")},
-            "queue": client.llen("rq:queue:default"),
-            "claims": sum(client.llen(key) for key in client.keys("rqjobs:claims:*")),
-        }
-    ) != wanted:
-        team.check()
+    expected = {"finished": finished, "failed": failed, "wip": 0, "queue": 0, "claims": 0}
+    deadline = time.monotonic() + REGISTRY_TIMEOUT_SECONDS
+    while (counted := count_jobs(group)) != expected:
+        group.check()
         if time.monotonic() > deadline:
-            raise Failed(f"{team.system.name}: Redis should say {wanted}, and says {found}")
+            raise Failed(f"{group.system.name}: Redis has {counted} instead of {expected}")
         time.sleep(0.1)
 
 
+def count_jobs(group: WorkerGroup) -> dict[str, int]:
+    """The number of jobs in each place of the default queue, and in all claims."""
+    client = group.environment.redis
+    counted = {kind: client.zcard(f"rq:{kind}:default") for kind in ("finished", "failed", "wip")}
+    counted["queue"] = client.llen("rq:queue:default")
+    counted["claims"] = sum(client.llen(key) for key in client.keys("rqjobs:claims:*"))
+    return counted
+
+
 def drain(bench: Bench) -> None:
-    """A backlog of jobs that do nothing; persistence off, ten times as many, too, for those that need less than 5 s."""
+    """Throughput on a backlog of empty jobs.
+
+    Without persistence, fast systems drain a second backlog of 200,000 jobs.
+    """
     for setting in bench.settings:
-        with stage(setting) as here:
-            rates = take_turns(
-                bench,
-                "drain",
-                here,
-                [
-                    (
-                        system,
-                        bench.size(system.jobs, 2000 if system.name == "rqjobs" else 50),
-                        bench.workers,
-                    )
-                    for system in bench.systems
-                ],
-            )
+        with new_environment(setting) as environment:
+            entries = []
+            for system in bench.systems:
+                quick_jobs = 2000 if system.name == "rqjobs" else 50
+                entries.append((system, bench.size(system.jobs, quick_jobs), bench.workers))
+            rates = alternate(bench, "drain", environment, entries)
             if setting == "off" and not bench.quick and not bench.brief:
-                take_turns(
-                    bench,
-                    "drain",
-                    here,
-                    [
-                        (system, 200_000, bench.workers)
-                        for system in bench.systems
-                        if system.jobs == 20_000 and rates.get(system.name, 0) > 20_000 / 5
-                    ],
-                )
+                fast = [
+                    (system, MANY_JOBS, bench.workers)
+                    for system in bench.systems
+                    if system.jobs == 20_000
+                    and rates.get(system.name, 0) > 20_000 / SHORT_DRAIN_SECONDS
+                ]
+                alternate(bench, "drain", environment, fast)
 
 
 def workers(bench: Bench) -> None:
-    """The same with 2 and with 50 workers."""
+    """Throughput of rqjobs with 2, 10 and 50 workers."""
+    counts = (2, 10, 50)[: bench.size(3, 1)]
     for setting in bench.settings:
-        with stage(setting) as here:
-            take_turns(
-                bench,
-                "workers",
-                here,
-                [
-                    (system, bench.size(system.jobs, 1000), count)
-                    for system in bench.family
-                    if system.name == "rqjobs"
-                    for count in (2, 10, 50)[: bench.size(3, 1)]
-                ],
-            )
+        with new_environment(setting) as environment:
+            entries = [
+                (system, bench.size(system.jobs, 1000), count)
+                for system in bench.systems
+                if system.name == "rqjobs"
+                for count in counts
+            ]
+            alternate(bench, "workers", environment, entries)
 
 
-def take_turns(
-    bench: Bench, what: str, here: Stage, entries: list[tuple[System, int, int]]
+def alternate(
+    bench: Bench, what: str, environment: Environment, entries: list[tuple[System, int, int]]
 ) -> dict[str, float]:
-    """Drain the backlogs of these (system, jobs, workers), one after the other and then all of them again, because the
-    machine is not equally fast at all times. Returns the median rates."""
-    found: dict[int, list[float]] = {place: [] for place in range(1, len(entries) + 1)}
+    """Drain the backlogs of these (system, jobs, workers) in turns, `bench.runs` times each.
+
+    The speed of the machine changes with time; turns spread that over all systems. Each entry has
+    its backlog in a database of its own. Returns the median rates by the names of the systems.
+    """
+    rates_of: dict[int, list[float]] = {database: [] for database in range(1, len(entries) + 1)}
     for _ in range(bench.runs):
-        for place, rates in list(found.items()):
-            system, number, count = entries[place - 1]
+        for database, rates in list(rates_of.items()):
+            system, number, count = entries[database - 1]
             with attempt(bench, what, system):
                 if not rates:
-                    here.fill(system, number, database=place)
-                with Team(here, system, count) as team:
-                    rates.append(drained(team, number, number, database=place))
+                    environment.prepare_backlog(system, number, database=database)
+                with WorkerGroup(environment, system, count) as group:
+                    rates.append(drain_rate(group, number, number, database=database))
                 continue
-            del found[place]  # what fails once has no median
-    for place, rates in found.items():
-        system, number, count = entries[place - 1]
-        bench.note(what, system, rates, "jobs/s", setting=here.setting, workers=count, jobs=number)
-    return {entries[place - 1][0].name: statistics.median(rates) for place, rates in found.items()}
+            del rates_of[database]  # a system that failed once has no median
+    medians = {}
+    for database, rates in rates_of.items():
+        system, number, count = entries[database - 1]
+        bench.record(
+            what,
+            system,
+            rates,
+            "jobs/s",
+            setting=environment.setting,
+            workers=count,
+            jobs=number,
+        )
+        medians[system.name] = statistics.median(rates)
+    return medians
 
 
 def backlog(bench: Bench) -> None:
-    """How much the length of the queue costs: the first jobs of a backlog are timed."""
-    with stage() as here:
-        for system in bench.family:
+    """The effect of the queue's length: throughput of the first jobs of a backlog."""
+    with new_environment() as environment:
+        for system in bench.compared:
             for waiting in bench.size((10_000, 100_000, 1_000_000), (3_000,)):
                 first = min(waiting, 10_000 if system.name == "rqjobs" else 500)
-                here.fill(system, waiting)
+                environment.prepare_backlog(system, waiting)
                 rates = []
                 for _ in range(bench.runs):
                     with (
                         attempt(bench, "backlog", system),
-                        Team(here, system, bench.workers, warm=0) as team,
+                        WorkerGroup(environment, system, bench.workers, warm_up_jobs=0) as group,
                     ):
-                        rates.append(first / seconds(team.drain(first)[:first]))
-                bench.note("backlog", system, rates, "jobs/s", backlog=waiting, jobs=first)
+                        rates.append(first / elapsed_seconds(group.drain(first)[:first]))
+                if rates:
+                    bench.record("backlog", system, rates, "jobs/s", backlog=waiting, jobs=first)
 
 
-def naps(bench: Bench) -> None:
-    """Jobs that take a while: what of a worker's time is overhead (two workers, so none waits for a processor), and
-    how near ten workers come to what is possible."""
-    kinds = [(2, 0.001, 5_000), (2, 0.01, 1_000), (2, 0.1, 100), (bench.workers, 0.1, 1_000)]
-    with stage() as here:
-        for system in bench.family:
-            for count, nap, most in kinds:
-                number = min(bench.size(most, 20), most if system.name == "rqjobs" else 300)
-                with attempt(bench, "naps", system), Team(here, system, count) as team:
-                    here.fill(system, number, str(nap))
-                    found = []
-                    for _ in range(bench.runs):
-                        forget(team)
-                        found.append(overhead(team.drain(number), count, nap))
-                        check(team, number, 0)
+def sleeping(bench: Bench) -> None:
+    """Jobs that sleep: the overhead per job, and the share of the ideal rate.
+
+    The overhead is measured with two workers, so that each of them has a processor.
+    """
+    cases = [(2, 0.001, 5_000), (2, 0.01, 1_000), (2, 0.1, 100), (bench.workers, 0.1, 1_000)]
+    with new_environment() as environment:
+        for system in bench.compared:
+            for count, sleep_seconds, jobs in cases:
+                number = bench.size(jobs, 20)
+                if system.name != "rqjobs":
+                    number = min(number, 300)
+                with (
+                    attempt(bench, "sleeping", system),
+                    WorkerGroup(environment, system, count) as group,
+                ):
+                    environment.prepare_backlog(system, number, str(sleep_seconds))
+                    measured = measure_sleeping(bench.runs, group, number, sleep_seconds)
+                    details = {"sleep": sleep_seconds, "jobs": number}
                     if count == 2:
-                        bench.note(
-                            "overhead",
-                            system,
-                            [each for each, _ in found],
-                            "ms/job",
-                            nap=nap,
-                            jobs=number,
-                        )
+                        overheads = [milliseconds for milliseconds, _ in measured]
+                        bench.record("overhead", system, overheads, "ms/job", **details)
                     else:
-                        bench.note(
-                            "ideal",
-                            system,
-                            [share for _, share in found],
-                            "%",
-                            nap=nap,
-                            jobs=number,
-                        )
+                        shares = [share for _, share in measured]
+                        bench.record("ideal", system, shares, "%", **details)
 
 
-def overhead(times: list[tuple[int, int]], workers: int, nap: float) -> tuple[float, float]:
-    """Milliseconds for each job that its worker did not nap, and the share of the possible rate, in percent; both from
-    when all workers were at work until the last job began."""
-    begun, ended = times[workers - 1][0], times[-1][0]
+def measure_sleeping(
+    runs: int, group: WorkerGroup, number: int, sleep_seconds: float
+) -> list[tuple[float, float]]:
+    """The `overhead` of each of several runs of the backlog."""
+    measured = []
+    for _ in range(runs):
+        clear_registries(group)
+        measured.append(overhead(group.drain(number), group.workers, sleep_seconds))
+        check_registries(group, number, 0)
+    return measured
+
+
+def overhead(
+    times: list[tuple[int, int]], workers: int, sleep_seconds: float
+) -> tuple[float, float]:
+    """Milliseconds of worker time per job outside of the job, and the percentage of the ideal rate.
+
+    `times` are the starts and ends of the jobs in nanoseconds, sorted. Both figures count from the
+    time when every worker has a job until the last job starts.
+    """
+    begun = times[workers - 1][0]
+    ended = times[-1][0]
     busy = sum(max(0, min(end, ended) - max(begin, begun)) for begin, end in times)
     jobs = len(times) - workers
-    return ((ended - begun) * workers - busy) / jobs / 1e6, 100 * jobs * nap * 1e9 / workers / (
-        ended - begun
-    )
+    milliseconds = ((ended - begun) * workers - busy) / jobs / 1e6
+    share = 100 * jobs * sleep_seconds * 1e9 / workers / (ended - begun)
+    return milliseconds, share
 
 
 def latency(bench: Bench) -> None:
-    """From before one job is sent until its first line, with 10 idle workers on three queues (RQ's family)."""
-    with stage() as here:
+    """Milliseconds from the call that enqueues a job to the job's first line, with 10 idle workers.
+
+    The workers of rqjobs and RQ listen to three queues.
+    """
+    with new_environment() as environment:
         for system in bench.systems:
-            with attempt(bench, "latency", system), Team(here, system, bench.workers):
+            with (
+                attempt(bench, "latency", system),
+                WorkerGroup(environment, system, bench.workers),
+            ):
                 number = bench.size(200, 20)
-                values = [value / 1e6 for value in here.ask(system, "latency", str(number))]
-                bench.note("latency", system, values, "ms")
-                bench.note("p99", system, [p99(values)], "ms")
+                delays = environment.run_client(system, "latency", str(number))
+                values = [nanoseconds / 1e6 for nanoseconds in delays]
+                bench.record("latency", system, values, "ms")
+                bench.record("p99", system, [p99(values)], "ms")
 
 
 def idle(bench: Bench) -> None:
-    """What 10 idle workers and their Redis use of one core."""
-    with stage() as here:
-        for system in bench.family:
-            with attempt(bench, "idle", system), Team(here, system, bench.workers) as team:
-                server, pause = psutil.Process(here.pid), bench.size(30, 2)
-                before = team.cpu(), sum(server.cpu_times()[:2])
-                time.sleep(pause)
-                after = team.cpu(), sum(server.cpu_times()[:2])
-                shares = [
-                    100 * (late - early) / pause for early, late in zip(before, after, strict=True)
-                ]
-                bench.note("idle", system, [sum(shares)], "% of a core", redis=round(shares[1], 2))
+    """CPU use of 10 idle workers and their Redis, in percent of one core."""
+    seconds = bench.size(30, 2)
+    with new_environment() as environment:
+        server = psutil.Process(environment.pid)
+        for system in bench.compared:
+            with (
+                attempt(bench, "idle", system),
+                WorkerGroup(environment, system, bench.workers) as group,
+            ):
+                workers_before = group.cpu_seconds()
+                server_before = sum(server.cpu_times()[:2])
+                time.sleep(seconds)
+                workers_share = 100 * (group.cpu_seconds() - workers_before) / seconds
+                server_share = 100 * (sum(server.cpu_times()[:2]) - server_before) / seconds
+                total = workers_share + server_share
+                bench.record("idle", system, [total], "% of a core", redis=round(server_share, 2))
 
 
 def enqueue(bench: Bench) -> None:
-    """What it costs to enqueue one job, and each of many; ours and RQ's take turns."""
-    with stage() as here:
+    """The cost of one enqueue, and of each job of `enqueue_many`. The systems alternate."""
+    with new_environment() as environment:
         number = bench.size(2000, 100)
-        costs: dict[str, list[Any]] = {system.name: [] for system in bench.family}
+        costs: dict[str, list[Any]] = {system.name: [] for system in bench.compared}
         for _ in range(bench.runs):
-            for system in bench.family:
-                here.redis.flushall()
-                costs[system.name].append(here.ask(system, "enqueue", str(number)))
-        for system in bench.family:
-            found = costs[system.name]
-            bench.note(
-                "enqueue", system, [statistics.median(one["one"]) for one in found], "us/job"
-            )
-            bench.note("trips", system, [one["trips"] for one in found], "round trips")
-            bench.note("many", system, [one["many"] for one in found], "us/job", jobs=number)
+            for system in bench.compared:
+                environment.redis.flushall()
+                costs[system.name].append(environment.run_client(system, "enqueue", str(number)))
+        for system in bench.compared:
+            runs = costs[system.name]
+            medians = [statistics.median(run["one"]) for run in runs]
+            bench.record("enqueue", system, medians, "us/job")
+            bench.record("trips", system, [run["trips"] for run in runs], "round trips")
+            bench.record("many", system, [run["many"] for run in runs], "us/job", jobs=number)
 
 
-def unhappy(bench: Bench) -> None:
-    """Jobs that fail, that fail once and are retried, and pairs of which one depends on the other."""
-    with stage() as here:
-        for system in bench.family:
-            with attempt(bench, "unhappy", system), Team(here, system, bench.workers) as team:
-                for kind, (finished, failed, per_job) in KINDS.items():
-                    number = bench.size(4_000 if system.name == "rqjobs" else 300, 30)
-                    here.fill(system, number, kind)
-                    bench.drain(kind, team, number, finished * number, failed * number, per_job)
+def outcomes(bench: Bench) -> None:
+    """Throughput of jobs that fail, of jobs that fail once and are retried, and of dependents."""
+    with new_environment() as environment:
+        for system in bench.compared:
+            with (
+                attempt(bench, "outcomes", system),
+                WorkerGroup(environment, system, bench.workers) as group,
+            ):
+                number = bench.size(4_000 if system.name == "rqjobs" else 300, 30)
+                for kind, (finished, failed, runs_per_job) in OUTCOMES.items():
+                    environment.prepare_backlog(system, number, kind)
+                    rates = [
+                        drain_rate(group, number * runs_per_job, finished * number, failed * number)
+                        for _ in range(bench.runs)
+                    ]
+                    bench.record(
+                        kind,
+                        system,
+                        rates,
+                        "jobs/s",
+                        setting=environment.setting,
+                        workers=bench.workers,
+                        jobs=number,
+                    )
 
 
 def delays(bench: Bench) -> None:
-    """How late delayed jobs begin, one due each 10 ms; and how long a crowd that is due at once takes (RQ's family)."""
-    with stage() as here:
+    """Lateness of delayed jobs, and the rate at which due jobs enter their queue."""
+    with new_environment() as environment:
         for system in bench.systems:
-            if system.name in bench_clock.CAN:
-                with attempt(bench, "lateness", system):
-                    values = bench_clock.lateness(here, system, bench.workers, bench.size(1000, 50))
-                    bench.note("lateness", system, values, "ms")
-                    bench.note("lateness p99", system, [p99(values)], "ms")
-                    bench.note("earliest", system, [min(values)], "ms")
-        for system in bench.family:
+            if system.name not in bench_delays.DELAYING_SYSTEMS:
+                continue
+            with attempt(bench, "lateness", system):
+                values = bench_delays.lateness(
+                    environment, system, bench.workers, bench.size(1000, 50)
+                )
+                bench.record("lateness", system, values, "ms")
+                bench.record("lateness p99", system, [p99(values)], "ms")
+                bench.record("earliest", system, [min(values)], "ms")
+        for system in bench.compared:
             with attempt(bench, "promotion", system):
                 number = bench.size(100_000 if system.name == "rqjobs" else 10_000, 1_000)
-                took = bench_clock.promotion(here, system, number)
-                bench.note("promotion", system, [number / took], "jobs/s", jobs=number)
+                seconds = bench_delays.promotion(environment, system, number)
+                bench.record("promotion", system, [number / seconds], "jobs/s", jobs=number)
 
 
 def memory(bench: Bench) -> None:
-    """What 10 busy workers hold in memory (PSS: what is shared counts once), and Redis for each job."""
-    number, many = bench.size(2_000, 20), bench.size(20_000, 100)
-    for system in bench.family:
-        with (
-            attempt(bench, "memory", system),
-            stage() as here,
-        ):  # a Redis each, for the first use of one costs extra
-            before = here.used()
-            here.fill(system, many)
-            bench.note("queued", system, [(here.used() - before) / many], "bytes/job", jobs=many)
-            with Team(here, system, bench.workers) as team:
-                here.fill(system, number)
-                before = here.used()
-                forget(team)
-                team.drain(number)
-                check(team, number, 0)
-                bench.note(
-                    "finished", system, [(here.used() - before) / number], "bytes/job", jobs=number
-                )
-                here.fill(system, bench.size(200, 30), "0.1")
-                team.publish()
-                team.wait(20)
-                if sys.platform == "linux":
-                    bench.note("pss", system, [team.pss() / 2**20], "MiB")
-                team.wait(bench.size(200, 30))
+    """Memory of 10 busy workers (PSS), and Redis's memory for a queued and a finished job."""
+    for system in bench.compared:
+        # Each system has a Redis of its own, because the first jobs in a Redis use extra memory.
+        with attempt(bench, "memory", system), new_environment() as environment:
+            measure_memory(bench, environment, system)
+
+
+def measure_memory(bench: Bench, environment: Environment, system: System) -> None:
+    queued = bench.size(20_000, 100)
+    before = environment.used_bytes()
+    environment.prepare_backlog(system, queued)
+    per_job = (environment.used_bytes() - before) / queued
+    bench.record("queued", system, [per_job], "bytes/job", jobs=queued)
+    with WorkerGroup(environment, system, bench.workers) as group:
+        number = bench.size(2_000, 20)
+        environment.prepare_backlog(system, number)
+        before = environment.used_bytes()
+        clear_registries(group)
+        group.drain(number)
+        check_registries(group, number, 0)
+        per_job = (environment.used_bytes() - before) / number
+        bench.record("finished", system, [per_job], "bytes/job", jobs=number)
+        sleeping_jobs = bench.size(200, 30)
+        environment.prepare_backlog(system, sleeping_jobs, "0.1")
+        group.publish()
+        group.wait(20)
+        if sys.platform == "linux":
+            bench.record("pss", system, [group.pss_bytes() / 2**20], "MiB")
+        group.wait(sleeping_jobs)
 
 
 SCENARIOS: dict[str, Callable[[Bench], None]] = {
     scenario.__name__: scenario
-    for scenario in (drain, workers, backlog, naps, latency, idle, enqueue, unhappy, memory, delays)
+    for scenario in (
+        drain,
+        workers,
+        backlog,
+        sleeping,
+        latency,
+        idle,
+        enqueue,
+        outcomes,
+        memory,
+        delays,
+    )
 }
-QUICK = ("drain", "latency", "enqueue", "unhappy", "memory", "delays")
+QUICK_SCENARIOS = ("drain", "latency", "enqueue", "outcomes", "memory", "delays")
 
 
 @contextmanager
 def attempt(bench: Bench, what: str, system: System) -> Iterator[None]:
-    """What fails is said, in the table too, and the rest goes on; in the end we exit with 1 if it was ours or RQ."""
+    """Record a `Failed` of the block as a row, and continue with the next measurement."""
     try:
         yield
     except Failed as error:
-        status()
-        click.echo(f"{what:10} {system.name:26} FAILED: {error}", err=True)
-        bench.rows.append({"what": what, "system": system.name, "failed": str(error), "values": []})
+        bench.record_failure(what, system, error)
 
 
-def machine() -> dict[str, str]:
-    model = platform.processor()
-    if sys.platform == "linux":
-        names = [
-            line.split(":")[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ]
-        model = names[0] if names else model
+def machine_facts() -> dict[str, str]:
+    """The machine, the versions and the date, for the head of the report."""
+    memory_gib = psutil.virtual_memory().total / 2**30
     return {
-        "machine": f"{os.cpu_count()} cores ({model}), {psutil.virtual_memory().total / 2**30:.0f} GiB, "
+        "machine": f"{os.cpu_count()} cores ({processor_model()}), {memory_gib:.0f} GiB, "
         f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "redis": ".".join(map(str, redis_server.version(redis_server.binary()))),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     }
+
+
+def processor_model() -> str:
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":")[1].strip()
+    return platform.processor()
+
+
+def choose_systems(names: tuple[str, ...]) -> list[System]:
+    """The systems with these names. A name that no system has exactly is a prefix."""
+    if not names:
+        return systems()
+    exact = {system.name for system in systems()}
+    prefixes = tuple(name.lower() for name in names if name not in exact)
+    return [
+        system
+        for system in systems()
+        if system.name in names or system.name.lower().startswith(prefixes)
+    ]
+
+
+def install_systems(bench: Bench, chosen: list[System]) -> list[dict[str, Any]]:
+    """Install each system and add it to the run; returns the facts and versions for the report."""
+    facts = []
+    for system in chosen:
+        facts.append(vars(system) | {"found": "not installed"})
+        with attempt(bench, "install", system):
+            facts[-1]["found"] = system.install()
+            bench.systems.append(system)
+    return facts
+
+
+def measure(
+    bench: Bench, scenarios: tuple[str, ...], facts: list[dict[str, Any]], results: Path, add: bool
+) -> None:
+    """Run the scenarios; write the report after each, so that an interrupted run is not lost."""
+    begun = time.monotonic()
+    for scenario in scenarios:
+        summary = (SCENARIOS[scenario].__doc__ or "").splitlines()[0]
+        click.echo(f"\n== {time.monotonic() - begun:5.0f} s: {scenario}. {summary}", err=True)
+        SCENARIOS[scenario](bench)
+        report = {
+            **machine_facts(),
+            "seconds": round(time.monotonic() - begun),
+            "runs": bench.runs,
+            "systems": facts,
+            "rows": bench.rows,
+        }
+        bench_report.write(results, report, add)
+        add = True  # later scenarios must not remove the rows of this one
+    click.echo(f"\n{time.monotonic() - begun:.0f} s; results are in {results}", err=True)
 
 
 @click.command()
@@ -410,22 +531,28 @@ def machine() -> dict[str, str]:
     "scenarios",
     multiple=True,
     type=click.Choice([*SCENARIOS]),
-    help="Measure only this (again).",
+    help="Measure only this scenario; repeatable.",
 )
 @click.option(
     "--system",
     "names",
     multiple=True,
-    help="Only systems whose name begins so; case does not matter.",
+    help="Measure only systems with this name or prefix, in any case; repeatable.",
 )
-@click.option("--runs", default=3, show_default=True, help="Medians of so many runs.")
-@click.option("--quick", is_flag=True, help="Few jobs, one run, ours and RQ: does everything work?")
+@click.option("--runs", default=3, show_default=True, help="Number of runs; medians are reported.")
 @click.option(
-    "--brief", is_flag=True, help="Persistence off only, and no longer runs for the fast ones."
+    "--quick",
+    is_flag=True,
+    help="Check that the benchmark works: few jobs, one run, rqjobs and RQ.",
 )
-@click.option("--add", is_flag=True, help="Keep what else an earlier run has measured.")
+@click.option("--brief", is_flag=True, help="Skip persistence and the runs with 200,000 jobs.")
+@click.option("--add", is_flag=True, help="Keep the other figures of an earlier run.")
 @click.option(
-    "--results", default=HERE / "results", type=click.Path(path_type=Path), show_default=True
+    "--results",
+    default=HERE / "results",
+    type=click.Path(path_type=Path),
+    show_default=True,
+    help="Folder for the report.",
 )
 def main(
     scenarios: tuple[str, ...],
@@ -436,51 +563,18 @@ def main(
     add: bool,
     results: Path,
 ) -> None:
-    """Measure, and write what was found into the folder --results."""
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(143)
-    )  # so that our workers and our Redis end with us
-    names = names or (("rqjobs", "rq") if quick else ())
-    exact = {system.name for system in systems()}
-    chosen = [
-        system
-        for system in systems()
-        if not names
-        or any(
-            system.name == name
-            or (name not in exact and system.name.lower().startswith(name.lower()))
-            for name in names
-        )
-    ]
-    bench = Bench([], 1 if quick else runs, quick, brief)
-    about = []
-    for system in chosen:
-        about.append(vars(system) | {"found": "not installed"})
-        with attempt(bench, "install", system):
-            about[-1]["found"] = system.install()
-            bench.systems.append(system)
-    begun = time.monotonic()
-    for scenario in scenarios or (QUICK if quick else SCENARIOS):
-        click.echo(
-            f"\n== {time.monotonic() - begun:5.0f} s: {scenario}. {SCENARIOS[scenario].__doc__}",
-            err=True,
-        )
-        SCENARIOS[scenario](bench)
-        bench_report.write(
-            results,
-            {
-                **machine(),
-                "seconds": round(time.monotonic() - begun),
-                "runs": bench.runs,
-                "systems": about,
-                "rows": bench.rows,
-            },
-            add,
-        )
-        add = True  # the next ones add to what this one has written
-    click.echo(f"\n{time.monotonic() - begun:.0f} s; written to {results}", err=True)
-    broken = [row for row in bench.rows if "failed" in row and row["system"] in ("rqjobs", "rq")]
-    sys.exit(1 if broken else 0)
+    """Measure the systems, and write a report. Exits 1 if rqjobs or RQ failed."""
+    # An exit by exception runs the clean-up, which ends the workers and Redis.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if quick:
+        runs = 1
+        names = names or TESTED_SYSTEMS
+        scenarios = scenarios or QUICK_SCENARIOS
+    bench = Bench([], runs, quick, brief)
+    facts = install_systems(bench, choose_systems(names))
+    measure(bench, scenarios or tuple(SCENARIOS), facts, results, add)
+    if any("failed" in row and row["system"] in TESTED_SYSTEMS for row in bench.rows):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

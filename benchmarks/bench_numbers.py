@@ -1,8 +1,8 @@
-"""What large numbers cost: thousands of schedules, of queues and of jobs, on a Redis of its own.
+"""The cost of large numbers: thousands of schedules, queues and jobs.
 
-usage: python benchmarks/bench_numbers.py [schedules] [names] [queues] [audit]    (nothing said: all of them)
+usage: bench_numbers.py [schedules] [names] [queues] [audit]    (default: all of them)
 
-Each part says what was to be reached. Nothing fails for being slow.
+Each part has a Redis of its own and prints its targets. A slow result is not a failure.
 """
 
 from __future__ import annotations
@@ -19,16 +19,24 @@ from typing import Any
 
 import psutil
 import redis
-from bench_stage import Stage, stage
+from bench_environment import Environment, new_environment
 
 import rqjobs
 from rqjobs import config, connection, every, stats
 from rqjobs.maintenance import audit as maintenance_audit
 from rqjobs.web import create_app
+from rqjobs.web.views.home import activity
 
 HERE = Path(__file__).parent
 IDLE_SECONDS = 30
-SCHEDULES, NAMES, QUEUES, JOBS = 10_000, 5_000, 2_000, 100_000
+SETTLING_SECONDS = 5  # after a worker's start, before its CPU use is measured
+SCHEDULES = 10_000
+DELAYED_JOBS = 100
+QUEUE_NAMES = 5_000
+WORKER_QUEUES = 2_000
+AUDITED_JOBS = 100_000
+ENQUEUE_BATCH_JOBS = 5_000
+ADMIN_PASSWORD = "a password of this run"
 
 
 def nothing() -> None:
@@ -36,11 +44,13 @@ def nothing() -> None:
 
 
 @contextlib.contextmanager
-def worker(here: Stage, *queues: str, options: tuple[str, ...] = ()) -> Iterator[psutil.Process]:
-    """A worker that has come to rest."""
+def running_worker(
+    environment: Environment, *queues: str, options: tuple[str, ...] = ()
+) -> Iterator[psutil.Process]:
+    """Start a worker, and wait until it is idle."""
     env = {
         **os.environ,
-        "REDIS_URL": here.url,
+        "REDIS_URL": environment.url,
         "RQJOBS_MODULES": "bench_numbers",
         "PYTHONPATH": str(HERE),
     }
@@ -54,136 +64,161 @@ def worker(here: Stage, *queues: str, options: tuple[str, ...] = ()) -> Iterator
         *options,
         *queues,
     ]
-    with (here.home / "worker.log").open("wb") as log:
-        process = subprocess.Popen(command, env=env, cwd=here.home, stdout=log, stderr=log)
+    log_file = environment.home / "worker.log"
+    with log_file.open("wb") as log:
+        process = subprocess.Popen(command, env=env, cwd=environment.home, stdout=log, stderr=log)
     try:
-        while not any(
-            one.alive and one.state == "idle" for one in stats.snapshot(here.redis).workers
-        ):
-            assert process.poll() is None, (here.home / "worker.log").read_text()[-2000:]
+        while not has_idle_worker(environment):
+            assert process.poll() is None, log_file.read_text()[-2000:]
             time.sleep(0.1)
-        time.sleep(5)
+        time.sleep(SETTLING_SECONDS)
         yield psutil.Process(process.pid)
     finally:
         process.terminate()
         process.wait()
 
 
-def cpu(process: psutil.Process) -> float:
-    """Seconds that a process and its children have used so far."""
-    return sum(sum(one.cpu_times()[:2]) for one in [process, *process.children(recursive=True)])
+def has_idle_worker(environment: Environment) -> bool:
+    workers = stats.snapshot(environment.redis).workers
+    return any(worker.alive and worker.state == "idle" for worker in workers)
 
 
-def say(what: str, measured: str, wanted: str) -> None:
-    print(f"{what:52} {measured:>34}   (to reach: {wanted})", flush=True)
+def cpu_seconds(process: psutil.Process) -> float:
+    """CPU seconds that a process and its descendants have used so far."""
+    family = [process, *process.children(recursive=True)]
+    return sum(sum(member.cpu_times()[:2]) for member in family)
 
 
-def idle(here: Stage, process: psutil.Process, what: str) -> None:
-    server = psutil.Process(here.pid)
-    before = cpu(process), cpu(server)
+def report(figure: str, measured: str, target: str) -> None:
+    print(f"{figure:52} {measured:>34}   (target: {target})", flush=True)
+
+
+def report_idle_cpu(environment: Environment, process: psutil.Process, setup: str) -> None:
+    """Measure the CPU use of an idle worker and of Redis, in percent of one core."""
+    server = psutil.Process(environment.pid)
+    worker_before = cpu_seconds(process)
+    server_before = cpu_seconds(server)
     time.sleep(IDLE_SECONDS)
-    shares = [
-        100 * (after - early) / IDLE_SECONDS
-        for early, after in zip(before, (cpu(process), cpu(server)), strict=True)
-    ]
-    say(
-        f"{what}: an idle worker",
-        f"{shares[0]:.1f} % of a core, Redis {shares[1]:.1f} %",
+    worker_share = 100 * (cpu_seconds(process) - worker_before) / IDLE_SECONDS
+    server_share = 100 * (cpu_seconds(server) - server_before) / IDLE_SECONDS
+    report(
+        f"{setup}: an idle worker",
+        f"{worker_share:.1f} % of a core, Redis {server_share:.1f} %",
         "under 3 %",
     )
 
 
-def waited(here: Stage, jobs: list[Any], since: Callable[[Any], float]) -> str:
-    """Milliseconds from `since` until each of these jobs began, as text."""
+def start_delays(jobs: list[Any], since: Callable[[Any], float]) -> str:
+    """Wait for these jobs; returns their delays from `since` (a Unix time) to their start."""
     while not all(job.is_finished for job in jobs):
         time.sleep(0.1)
     for job in jobs:
         job.refresh()
-    late = sorted(1000 * (job.started_at.timestamp() - since(job)) for job in jobs)
-    return f"{statistics.median(late):.1f} ms, at most {late[-1]:.1f} ms"
+    delays = sorted(1000 * (job.started_at.timestamp() - since(job)) for job in jobs)
+    return f"{statistics.median(delays):.1f} ms, at most {delays[-1]:.1f} ms"
 
 
-def schedules(here: Stage) -> None:
-    """10,000 schedules, none due."""
+def schedules(environment: Environment) -> None:
+    """10,000 schedules, none of them due."""
     for number in range(SCHEDULES):
         rqjobs.schedules.add(f"customer-{number}", every(days=365), nothing)
-    with worker(here, "default", options=("--with-scheduler",)) as process:
-        idle(here, process, f"{SCHEDULES:,} schedules")
-        jobs, dues = [], {}
-        for number in range(100):
-            jobs.append(rqjobs.enqueue_in(1 + number / 10, nothing))
-            dues[jobs[-1].id] = here.redis.zscore("rq:scheduled:default", jobs[-1].id)
-        late = waited(here, jobs, lambda job: dues[job.id])
-        say(f"{SCHEDULES:,} schedules: delayed jobs late by", late, "50 ms")
+    with running_worker(environment, "default", options=("--with-scheduler",)) as process:
+        report_idle_cpu(environment, process, f"{SCHEDULES:,} schedules")
+        jobs = []
+        due_times = {}
+        for number in range(DELAYED_JOBS):
+            job = rqjobs.enqueue_in(1 + number / 10, nothing)
+            jobs.append(job)
+            due_times[job.id] = environment.redis.zscore("rq:scheduled:default", job.id)
+        delays = start_delays(jobs, lambda job: due_times[job.id])
+        report(f"{SCHEDULES:,} schedules: lateness of delayed jobs", delays, "50 ms")
 
 
-def names(here: Stage) -> None:
-    """5,000 queues that Redis knows of, most of them empty."""
-    here.redis.sadd("rq:queues", *(f"rq:queue:customer-{number}" for number in range(NAMES)))
-    for number in range(0, NAMES, NAMES // 50):
+def names(environment: Environment) -> None:
+    """5,000 queues in Redis's set of queues, most of them empty."""
+    keys = (f"rq:queue:customer-{number}" for number in range(QUEUE_NAMES))
+    environment.redis.sadd("rq:queues", *keys)
+    for number in range(0, QUEUE_NAMES, QUEUE_NAMES // 50):
         rqjobs.queue(f"customer-{number}").enqueue(nothing)
-    with worker(here, "default") as process:
-        idle(here, process, f"{NAMES:,} queue names")
-        home(here)
+    with running_worker(environment, "default") as process:
+        report_idle_cpu(environment, process, f"{QUEUE_NAMES:,} queue names")
+        measure_home_page()
 
 
-def home(here: Stage) -> None:
-    """The home page: its data, its round trips, and all of it."""
-    from rqjobs.web.views.home import activity
-
-    asked: list[Any] = []
-    command, batch = redis.Redis.execute_command, redis.client.Pipeline.execute
-
-    def counted(original: Any) -> Any:
-        return lambda *args, **options: (asked.append(args), original(*args, **options))[1]
-
-    config.use(admin_password="a password of this run", secret_key="k" * 32)
+def measure_home_page() -> None:
+    """Report the time of the home page and of its data, and its round trips."""
+    config.use(admin_password=ADMIN_PASSWORD, secret_key="k" * 32)
     client = create_app().test_client()
     client.environ_base["HTTP_SEC_FETCH_SITE"] = "same-origin"
-    client.post("/login", data={"user": "admin", "password": "a password of this run"})
-    took = [timed(activity) for _ in range(5)]
-    say(
-        f"{NAMES:,} queue names: the home page's data",
-        f"{1000 * statistics.median(took):.0f} ms",
-        "300 ms",
-    )
-    say(
-        f"{NAMES:,} queue names: the home page",
-        f"{1000 * timed(lambda: client.get('/')):.0f} ms",
-        "no figure",
-    )
+    client.post("/login", data={"user": "admin", "password": ADMIN_PASSWORD})
+    setup = f"{QUEUE_NAMES:,} queue names"
+    data_seconds = statistics.median(seconds_of(activity) for _ in range(5))
+    report(f"{setup}: the home page's data", f"{1000 * data_seconds:.0f} ms", "300 ms")
+    page_seconds = seconds_of(lambda: client.get("/"))
+    report(f"{setup}: the home page", f"{1000 * page_seconds:.0f} ms", "none")
+    with counted_round_trips() as trips:
+        client.get("/")
+    report(f"{setup}: round trips of the home page", str(len(trips)), "8")
+
+
+@contextlib.contextmanager
+def counted_round_trips() -> Iterator[list[Any]]:
+    """A list that gets an entry for every command or pipeline that is sent to Redis."""
+    trips: list[Any] = []
+    command = redis.Redis.execute_command
+    pipeline = redis.client.Pipeline.execute
+
+    def counted(original: Any) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
+            trips.append(args)
+            return original(*args, **options)
+
+        return call
+
     redis.Redis.execute_command = counted(command)  # type: ignore[method-assign]
-    redis.client.Pipeline.execute = counted(batch)  # type: ignore[method-assign]
-    client.get("/")
-    redis.Redis.execute_command, redis.client.Pipeline.execute = command, batch  # type: ignore[method-assign]
-    say(f"{NAMES:,} queue names: the home page asks Redis", f"{len(asked)} times", "8 round trips")
+    redis.client.Pipeline.execute = counted(pipeline)  # type: ignore[method-assign]
+    try:
+        yield trips
+    finally:
+        redis.Redis.execute_command = command  # type: ignore[method-assign]
+        redis.client.Pipeline.execute = pipeline  # type: ignore[method-assign]
 
 
-def queues(here: Stage) -> None:
+def queues(environment: Environment) -> None:
     """One worker that listens to 2,000 queues."""
-    with worker(here, *(f"customer-{number}" for number in range(QUEUES))) as process:
-        idle(here, process, f"{QUEUES:,} queues of one worker")
-        for what, places in (("its first", range(20)), ("any", range(50, QUEUES, QUEUES // 20))):
+    setup = f"{WORKER_QUEUES:,} queues of one worker"
+    with running_worker(
+        environment, *(f"customer-{number}" for number in range(WORKER_QUEUES))
+    ) as process:
+        report_idle_cpu(environment, process, setup)
+        first_queues = range(20)
+        other_queues = range(50, WORKER_QUEUES, WORKER_QUEUES // 20)
+        for position, numbers in (("the first", first_queues), ("any", other_queues)):
             jobs = []
-            for number in places:
+            for number in numbers:
                 jobs.append(rqjobs.queue(f"customer-{number}").enqueue(nothing))
                 time.sleep(0.23)
-            late = waited(here, jobs, lambda job: job.enqueued_at.timestamp())
-            say(f"{QUEUES:,} queues of one worker: {what} picked up in", late, "no figure")
+            delays = start_delays(jobs, lambda job: job.enqueued_at.timestamp())
+            report(f"{setup}: latency of {position}", delays, "none")
 
 
-def audit(here: Stage) -> None:
-    """100,000 jobs: half of them wait, half have finished."""
-    for _ in range(JOBS // 2 // 5_000):
-        rqjobs.enqueue_many([(nothing,)] * 5_000)
+def audit(environment: Environment) -> None:
+    """100,000 jobs, half of them waiting and half finished."""
+    enqueue_half()
     rqjobs.Worker(["default"]).work(burst=True, logging_level="CRITICAL")
-    for _ in range(JOBS // 2 // 5_000):
-        rqjobs.enqueue_many([(nothing,)] * 5_000)
-    took = [timed(lambda: maintenance_audit.audit(here.redis)) for _ in range(3)]
-    say(f"audit of {JOBS:,} jobs", f"{statistics.median(took):.2f} s", "3 s")
+    enqueue_half()
+    seconds = statistics.median(
+        seconds_of(lambda: maintenance_audit.audit(environment.redis)) for _ in range(3)
+    )
+    report(f"audit of {AUDITED_JOBS:,} jobs", f"{seconds:.2f} s", "3 s")
 
 
-def timed(action: Callable[[], Any]) -> float:
+def enqueue_half() -> None:
+    for _ in range(AUDITED_JOBS // 2 // ENQUEUE_BATCH_JOBS):
+        rqjobs.enqueue_many([(nothing,)] * ENQUEUE_BATCH_JOBS)
+
+
+def seconds_of(action: Callable[[], Any]) -> float:
     begun = time.monotonic()
     action()
     return time.monotonic() - begun
@@ -193,13 +228,14 @@ def main() -> None:
     for part in (schedules, names, queues, audit):
         if sys.argv[1:] and part.__name__ not in sys.argv[1:]:
             continue
-        with stage() as here:
-            config.use(config.Config(redis_url=here.url, modules=("bench_numbers",)))
-            here.redis = connection.client()
-            part(here)
+        with new_environment() as environment:
+            config.use(config.Config(redis_url=environment.url, modules=("bench_numbers",)))
+            environment.redis = connection.client()
+            part(environment)
 
 
 if __name__ == "__main__":
+    # Jobs must be stored as functions of `bench_numbers`, the module that the worker imports.
     sys.modules["bench_numbers"] = sys.modules["__main__"]
     nothing.__module__ = "bench_numbers"
     main()

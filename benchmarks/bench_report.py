@@ -1,7 +1,8 @@
-"""What `make bench` found, as Markdown and SVG.
+"""The report of `make bench`, as Markdown and SVG.
 
-usage: bench_report.py [--docs]    write both again from results/bench.json; with --docs, put the
-tables into docs/benchmarks.md, too
+usage: bench_report.py [--docs]
+
+Writes the report again from results/bench.json. With --docs, also updates docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -13,124 +14,130 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import bench_environment
 import bench_plots
-import bench_stage
 
 HERE = Path(__file__).parent
 DOCS_PAGE = HERE.parent / "docs" / "benchmarks.md"
-NONE = "not measured"
-ACKS = ("before", "after")
-LATE = ("rqjobs", "rq", "arq 2x5", "Huey threads", "Celery prefork")
-UNHAPPY = ("failing", "retried", "dependent")
+NOT_MEASURED = "not measured"
+ACKNOWLEDGEMENTS = ("before", "after")
+LATENESS_SYSTEMS = ("rqjobs", "rq", "arq 2x5", "Huey threads", "Celery prefork")
+OUTCOME_KINDS = ("failing", "retried", "dependent")
+FAILURE_MAX_CHARACTERS = 120
 Row = dict[str, Any]
+TargetRow = tuple[str, str, str]  # a figure's name, its target, its measured value
 
 
-class Found:
-    """The numbers of a run, by what was measured."""
+class Results:
+    """The rows of a run, with look-ups by what was measured."""
 
     def __init__(self, raw: dict[str, Any]):
-        self.raw, self.rows = raw, raw["rows"]
+        self.raw = raw
+        self.rows = raw["rows"]
         self.systems = raw["systems"]
 
-    def pick(self, what: str, system: str, **more: Any) -> list[Row]:
+    def select(self, what: str, system: str, **details: Any) -> list[Row]:
         return [
             row
             for row in self.rows
             if row["what"] == what
             and row["system"] == system
             and row["values"]
-            and all(row.get(name) == value for name, value in more.items())
+            and all(row.get(name) == value for name, value in details.items())
         ]
 
-    def value(self, what: str, system: str, **more: Any) -> float | None:
-        """The median; of the run with the most jobs, where there are several."""
-        rows = self.pick(what, system, **more)
-        return (
-            statistics.median(max(rows, key=lambda row: row.get("jobs", 0))["values"])
-            if rows
-            else None
-        )
+    def median(self, what: str, system: str, **details: Any) -> float | None:
+        """The median of the row with the most jobs; None if nothing was measured."""
+        rows = self.select(what, system, **details)
+        if not rows:
+            return None
+        return statistics.median(max(rows, key=lambda row: row.get("jobs", 0))["values"])
 
     def rate(self, system: str, setting: str) -> float | None:
-        return self.value("drain", system, setting=setting)
+        return self.median("drain", system, setting=setting)
 
-    def best(self, setting: str, *acks: str, keeping: bool = False) -> tuple[float | None, str]:
-        """The fastest peer of those that acknowledge so, and keep results (if it matters), and its rate."""
+    def fastest(
+        self, setting: str, *acks: str, keeps_results: bool = False
+    ) -> tuple[float | None, str]:
+        """The rate and the name of the fastest system other than rqjobs.
+
+        Only systems with one of these kinds of acknowledgement count; with `keeps_results`, only
+        systems that keep results.
+        """
         rates = [
             (self.rate(system["name"], setting) or 0.0, system["name"])
             for system in self.systems
             if not system["name"].startswith("rqjobs")
             and system["acks"] in acks
-            and not (keeping and system["results"] == "none")
+            and not (keeps_results and system["results"] == "none")
         ]
         rate, name = max(rates, default=(0.0, ""))
         return rate or None, name
 
 
 def write(results: Path, raw: dict[str, Any], add: bool = False) -> None:
-    """Write bench.json, bench.md and the plots; with `add`, what an earlier run has measured besides stays in them."""
+    """Write bench.json, bench.md and the plots; with `add`, keep the other rows of earlier runs."""
     results.mkdir(parents=True, exist_ok=True)
     file = results / "bench.json"
     if add and file.exists():
-        old = json.loads(file.read_text())
-        new = {(row["what"], row["system"]) for row in raw["rows"]}
-        names = {system["name"] for system in raw["systems"]}
-        raw["rows"] = [row for row in old["rows"] if (row["what"], row["system"]) not in new] + raw[
-            "rows"
-        ]
-        raw["systems"] = [system for system in old["systems"] if system["name"] not in names] + raw[
-            "systems"
-        ]
-    order = {system.name: place for place, system in enumerate(bench_stage.systems())}
+        merge(json.loads(file.read_text()), raw)
+    order = {system.name: index for index, system in enumerate(bench_environment.systems())}
     raw["systems"].sort(key=lambda system: order.get(system["name"], len(order)))
     file.write_text(json.dumps(raw, indent=1) + "\n")
-    found = Found(raw)
-    drawn = pictures(found)
+    found = Results(raw)
+    drawn = plots(found)
     for name, picture in drawn.items():
         (results / f"{name}.svg").write_text(picture)
-    (results / "bench.md").write_text(
-        "\n".join(
-            [
-                "# What `make bench` measured\n",
-                head(found),
-                table(found),
-                *(f"![{name}]({name}.svg)" for name in drawn),
-                "\n## Beside what was to be reached\n",
-                grid(("what", "to reach", "measured"), *reach(found)),
-            ]
-        )
-    )
+    parts = [
+        "# Results of `make bench`\n",
+        summary(found),
+        throughput_table(found),
+        *(f"![{name}]({name}.svg)" for name in drawn),
+        "\n## Targets\n",
+        markdown_table(("figure", "target", "measured"), *targets(found)),
+    ]
+    (results / "bench.md").write_text("\n".join(parts))
 
 
-def head(found: Found) -> str:
+def merge(old: dict[str, Any], raw: dict[str, Any]) -> None:
+    """Add to `raw` the old rows that were not measured again, and the old systems."""
+    measured = {(row["what"], row["system"]) for row in raw["rows"]}
+    names = {system["name"] for system in raw["systems"]}
+    kept_rows = [row for row in old["rows"] if (row["what"], row["system"]) not in measured]
+    kept_systems = [system for system in old["systems"] if system["name"] not in names]
+    raw["rows"] = kept_rows + raw["rows"]
+    raw["systems"] = kept_systems + raw["systems"]
+
+
+def summary(found: Results) -> str:
+    """When and where the figures were measured, in one paragraph."""
     raw = found.raw
     versions = sorted({f"{system['version']} {system['found']}" for system in found.systems})
-    when = sorted(row["when"][:16].replace("T", " ") for row in found.rows if "when" in row) or [
-        raw["date"][:16]
-    ]
+    when = sorted(row["when"][:16].replace("T", " ") for row in found.rows if "when" in row)
+    when = when or [raw["date"][:16]]
     return (
-        f"{when[0]} to {when[-1]} UTC. {raw['machine']}; Python {raw['python']}, "
-        f"Redis {raw['redis']} on a unix socket; runs: {raw['runs']}, of which the medians are given. "
-        f"{', '.join(versions)}.\n"
+        f"Measured from {when[0]} to {when[-1]} UTC on {raw['machine']}, with Python "
+        f"{raw['python']} and Redis {raw['redis']} on a Unix socket. Each figure is the median of "
+        f"{raw['runs']} runs. Versions: {', '.join(versions)}.\n"
     )
 
 
-def table(found: Found) -> str:
-    """Throughput by system."""
+def throughput_table(found: Results) -> str:
+    """The throughput of every system, and the facts that explain it."""
     lines = [
-        "| 10 workers, jobs that do nothing | jobs/s, persistence off | everysec | jobs | acknowledges | results "
-        "| log |",
+        "| 10 workers, empty jobs | jobs/s, persistence off | jobs/s, everysec | jobs "
+        "| acknowledges | results | log |",
         "|---|---:|---:|---:|---|---|---|",
     ]
     for system in found.systems:
         name = system["name"]
         failed = [row["failed"] for row in found.rows if row["system"] == name and "failed" in row]
-        jobs = " and ".join(
-            f"{jobs:,}" for jobs in sorted({row["jobs"] for row in found.pick("drain", name)})
-        )
-        rates = [say("{:,.0f}", found.rate(name, setting)) for setting in ("off", "everysec")]
-        if failed and NONE in rates:
-            rates = [f"{NONE}: {failed[0].splitlines()[0][:120]}", ""]
+        sizes = sorted({row["jobs"] for row in found.select("drain", name)})
+        jobs = " and ".join(f"{size:,}" for size in sizes)
+        rates = [show("{:,.0f}", found.rate(name, setting)) for setting in ("off", "everysec")]
+        if failed and NOT_MEASURED in rates:
+            reason = failed[0].splitlines()[0][:FAILURE_MAX_CHARACTERS]
+            rates = [f"{NOT_MEASURED}: {reason}", ""]
         lines.append(
             f"| {name} | {' | '.join(rates)} | {jobs} | {system['acks']} | {system['results']} "
             f"| {system['log']} |"
@@ -138,185 +145,259 @@ def table(found: Found) -> str:
     return "\n".join(lines) + "\n"
 
 
-def say(form: str, *values: Any) -> str:
-    return NONE if None in values else form.format(*values)
+def show(form: str, *values: Any) -> str:
+    """Format the values; `NOT_MEASURED` if one of them is None."""
+    if None in values:
+        return NOT_MEASURED
+    return form.format(*values)
 
 
-def times(ours: float | None, theirs: float | None) -> float | None:
-    return ours / theirs if ours and theirs else None
+def ratio(value: float | None, reference: float | None) -> float | None:
+    if value and reference:
+        return value / reference
+    return None
 
 
-def reach(found: Found) -> list[tuple[str, str, str]]:
-    """What was to be reached, how much of it, and what was."""
+def show_both(found: Results, form: str, what: str, **details: Any) -> str:
+    """The medians of rqjobs and of RQ, in this order."""
+    return show(form, found.median(what, "rqjobs", **details), found.median(what, "rq", **details))
 
-    def both(form: str, what: str, **more: Any) -> str:
-        return say(form, found.value(what, "rqjobs", **more), found.value(what, "rq", **more))
 
-    def ratio(form: str, what: str) -> str:
-        return say(form, times(found.value(what, "rqjobs"), found.value(what, "rq")))
+def show_ratio(found: Results, form: str, what: str) -> str:
+    """The median of rqjobs divided by that of RQ."""
+    return show(form, ratio(found.median(what, "rqjobs"), found.median(what, "rq")))
 
-    lines = []
-    for setting, aim in (("off", "20,000 jobs/s"), ("everysec", "12,000 jobs/s")):
-        ours, safe, fast = (
-            found.rate("rqjobs", setting),
-            found.best(setting, "after"),
-            found.best(setting, *ACKS),
-        )
-        like = found.best(setting, "after", keeping=True)
-        counts = [
-            found.value("workers", "rqjobs", setting=setting, workers=count)
-            for count in (2, 10, 50)
-        ]
-        best = max(filter(None, counts), default=None)
-        lines += [
-            (f"10 workers, persistence {setting}", aim, say("{:,.0f} jobs/s", ours)),
-            (
-                f"times the fastest that acknowledges after, {setting}",
-                "3x",
-                say("{:.1f}x ({})", times(ours, safe[0]), safe[1]),
-            ),
-            (
-                f"times the fastest that also keeps results, {setting}",
-                "",
-                say("{:.1f}x ({})", times(ours, like[0]), like[1]),
-            ),
-            (
-                f"times the fastest, {setting}",
-                "above 1x",
-                say("{:.1f}x ({})", times(ours, fast[0]), fast[1]),
-            ),
-            (
-                f"times `rq worker`, {setting}",
-                "100x",
-                say("{:.0f}x", times(ours, found.rate("rq", setting))),
-            ),
-            (
-                f"2 workers, to the best of 2, 10 and 50, {setting}",
-                "0.7x",
-                say("{:.2f}x", times(counts[0], best)),
-            ),
-            (
-                f"50 workers, to the best of them, {setting}",
-                "0.7x",
-                say("{:.2f}x", times(counts[2], best)),
-            ),
-        ]
-    million = times(
-        *(found.value("backlog", "rqjobs", backlog=length) for length in (1_000_000, 10_000))
-    )
+
+def targets(found: Results) -> list[TargetRow]:
+    """Every figure with its target; a figure without a target has an empty one."""
     return [
-        *lines,
-        ("backlog of 1,000,000, to one of 10,000", "0.8x", say("{:.2f}x", million)),
-        *(
-            (
-                f"overhead of a job of {nap * 1000:.0f} ms, 2 workers",
-                "0.3 ms",
-                both("{:.2f} ms (rq: {:.0f})", "overhead", nap=nap),
-            )
-            for nap in (0.001, 0.01, 0.1)
+        *throughput_targets(found, "off", "20,000 jobs/s"),
+        *throughput_targets(found, "everysec", "12,000 jobs/s"),
+        *worker_targets(found),
+        *enqueue_targets(found),
+        *delay_targets(found),
+        *outcome_targets(found),
+        *memory_targets(found),
+    ]
+
+
+def throughput_targets(found: Results, setting: str, target: str) -> list[TargetRow]:
+    ours = found.rate("rqjobs", setting)
+    late_ack = found.fastest(setting, "after")
+    with_results = found.fastest(setting, "after", keeps_results=True)
+    fastest = found.fastest(setting, *ACKNOWLEDGEMENTS)
+    counts = [
+        found.median("workers", "rqjobs", setting=setting, workers=count) for count in (2, 10, 50)
+    ]
+    best = max(filter(None, counts), default=None)
+    named_ratio = "{:.1f}x ({})"
+    suffix = f", persistence {setting}"
+    return [
+        (f"throughput, 10 workers{suffix}", target, show("{:,.0f} jobs/s", ours)),
+        (
+            f"throughput relative to the fastest system that acknowledges after the run{suffix}",
+            "3x",
+            show(named_ratio, ratio(ours, late_ack[0]), late_ack[1]),
         ),
         (
-            "10 workers, jobs of 100 ms: share of 100 jobs/s",
+            f"throughput relative to the fastest system that also keeps results{suffix}",
+            "",
+            show(named_ratio, ratio(ours, with_results[0]), with_results[1]),
+        ),
+        (
+            f"throughput relative to the fastest system{suffix}",
+            "above 1x",
+            show(named_ratio, ratio(ours, fastest[0]), fastest[1]),
+        ),
+        (
+            f"throughput relative to `rq worker`{suffix}",
+            "100x",
+            show("{:.0f}x", ratio(ours, found.rate("rq", setting))),
+        ),
+        (
+            f"2 workers relative to the best of 2, 10 and 50{suffix}",
+            "0.7x",
+            show("{:.2f}x", ratio(counts[0], best)),
+        ),
+        (
+            f"50 workers relative to the best of 2, 10 and 50{suffix}",
+            "0.7x",
+            show("{:.2f}x", ratio(counts[2], best)),
+        ),
+    ]
+
+
+def worker_targets(found: Results) -> list[TargetRow]:
+    """Long queues, overhead, latency, and the cost of idle workers."""
+    long_queue = found.median("backlog", "rqjobs", backlog=1_000_000)
+    short_queue = found.median("backlog", "rqjobs", backlog=10_000)
+    overheads = [
+        (
+            f"overhead of a job of {sleep * 1000:.0f} ms, 2 workers",
+            "0.3 ms",
+            show_both(found, "{:.2f} ms (rq: {:.0f})", "overhead", sleep=sleep),
+        )
+        for sleep in (0.001, 0.01, 0.1)
+    ]
+    latency_form = "{:.1f} ms (rq: {:.1f} ms)"
+    return [
+        (
+            "throughput with a backlog of 1,000,000 relative to 10,000",
+            "0.8x",
+            show("{:.2f}x", ratio(long_queue, short_queue)),
+        ),
+        *overheads,
+        (
+            "10 workers, jobs of 100 ms: share of the ideal 100 jobs/s",
             "99 %",
-            both("{:.1f} % (rq: {:.1f} %)", "ideal", nap=0.1),
+            show_both(found, "{:.1f} % (rq: {:.1f} %)", "ideal", sleep=0.1),
         ),
-        ("idle pick-up, median", "2 ms", both("{:.1f} ms (rq: {:.1f} ms)", "latency")),
-        ("idle pick-up, 99th percentile", "10 ms", both("{:.1f} ms (rq: {:.1f} ms)", "p99")),
+        ("latency, idle workers, median", "2 ms", show_both(found, latency_form, "latency")),
         (
-            "10 idle workers with their Redis",
+            "latency, idle workers, 99th percentile",
+            "10 ms",
+            show_both(found, latency_form, "p99"),
+        ),
+        (
+            "CPU of 10 idle workers and their Redis",
             "1 % of a core",
-            both("{:.2f} % (rq: {:.2f} %)", "idle"),
-        ),
-        ("enqueue one, round trips", "1", both("{:.0f} (rq: {:.0f})", "trips")),
-        ("enqueue one", "", both("{:.0f} us (rq: {:.0f} us)", "enqueue")),
-        ("enqueue one, to RQ's time", "0.6x", ratio("{:.2f}x", "enqueue")),
-        ("enqueue_many", "40 us a job", both("{:.0f} us a job (rq: {:.0f} us)", "many")),
-        *(line for name in LATE for line in late(found, name)),
-        (
-            "delayed jobs that are due at once, into the queue",
-            "20,000 jobs/s",
-            both("{:,.0f} jobs/s (rq: {:,.0f})", "promotion"),
-        ),
-        *((f"{kind} jobs, times `rq worker`", "5x", ratio("{:.0f}x", kind)) for kind in UNHAPPY),
-        ("memory of 10 busy workers (PSS)", "rq's", both("{:.0f} MiB (rq: {:.0f} MiB)", "pss")),
-        ("Redis for a queued job", "rq's", both("{:,.0f} bytes (rq: {:,.0f})", "queued")),
-        (
-            "Redis for a finished job, its result included",
-            "rq's",
-            both("{:,.0f} bytes (rq: {:,.0f})", "finished"),
+            show_both(found, "{:.2f} % (rq: {:.2f} %)", "idle"),
         ),
     ]
 
 
-def late(found: Found, name: str) -> list[tuple[str, str, str]]:
-    """How late a delayed job began."""
-    values = [found.value(what, name) for what in ("lateness", "lateness p99", "earliest")]
+def enqueue_targets(found: Results) -> list[TargetRow]:
+    return [
+        ("enqueue, round trips", "1", show_both(found, "{:.0f} (rq: {:.0f})", "trips")),
+        ("enqueue, time", "", show_both(found, "{:.0f} us (rq: {:.0f} us)", "enqueue")),
+        ("enqueue, time relative to RQ's", "0.6x", show_ratio(found, "{:.2f}x", "enqueue")),
+        (
+            "enqueue_many, time per job",
+            "40 us",
+            show_both(found, "{:.0f} us (rq: {:.0f} us)", "many"),
+        ),
+    ]
+
+
+def delay_targets(found: Results) -> list[TargetRow]:
+    rows = []
+    for name in LATENESS_SYSTEMS:
+        values = [found.median(what, name) for what in ("lateness", "lateness p99", "earliest")]
+        measured = show("{:,.0f} ms, 99th percentile {:,.0f}, earliest {:,.0f}", *values)
+        target = "50 ms (99 %)" if name == "rqjobs" else ""
+        rows.append((f"lateness of delayed jobs, {name}", target, measured))
+    rows.append(
+        (
+            "delayed jobs that are due together, moved to the queue",
+            "20,000 jobs/s",
+            show_both(found, "{:,.0f} jobs/s (rq: {:,.0f})", "promotion"),
+        )
+    )
+    return rows
+
+
+def outcome_targets(found: Results) -> list[TargetRow]:
     return [
         (
-            f"delayed jobs begin after they are due, {name}",
-            "50 ms (99 %)" if name == "rqjobs" else "",
-            say("{:,.0f} ms, 99th percentile {:,.0f}, earliest {:,.0f}", *values),
+            f"throughput of {kind} jobs relative to `rq worker`",
+            "5x",
+            show_ratio(found, "{:.0f}x", kind),
         )
+        for kind in OUTCOME_KINDS
     ]
 
 
-def grid(*lines: tuple[str, ...]) -> str:
-    """A table; the first line is its head, numbers stand at the right."""
-    head, *rest = (f"| {' | '.join(one)} |\n" for one in lines)
-    return "".join([head, "|---" + "|---:" * (len(lines[0]) - 1) + "|\n", *rest])
-
-
-def pictures(found: Found) -> dict[str, str]:
-    where = f"{found.raw['machine'].split(' (')[0]}, Redis {found.raw['redis']}, {found.raw['date'][:10]}"
-    bars = [
-        (system["name"], found.rate(system["name"], "off"), found.rate(system["name"], "everysec"))
-        for system in found.systems
-    ]
-    bars = sorted(
-        (bar for bar in bars if bar[1] or bar[2]), key=lambda bar: -(bar[1] or bar[2] or 0)
-    )
-    series = {
-        name: [(row["backlog"], statistics.median(row["values"])) for row in rows]
-        for name in ("rqjobs", "rq")
-        if (rows := found.pick("backlog", name))
-    }
-    delays = sorted(
+def memory_targets(found: Results) -> list[TargetRow]:
+    return [
         (
-            (system["name"], rows[0]["values"])
-            for system in found.systems
-            if (rows := found.pick("latency", system["name"]))
+            "memory of 10 busy workers (PSS)",
+            "rq's",
+            show_both(found, "{:.0f} MiB (rq: {:.0f} MiB)", "pss"),
         ),
-        key=lambda one: statistics.median(one[1]),
-    )
+        (
+            "Redis memory of a queued job",
+            "rq's",
+            show_both(found, "{:,.0f} bytes (rq: {:,.0f})", "queued"),
+        ),
+        (
+            "Redis memory of a finished job and its result",
+            "rq's",
+            show_both(found, "{:,.0f} bytes (rq: {:,.0f})", "finished"),
+        ),
+    ]
+
+
+def markdown_table(*rows: tuple[str, ...]) -> str:
+    """A table whose first row is the header. All columns but the first are right-aligned."""
+    header, *body = (f"| {' | '.join(row)} |\n" for row in rows)
+    return "".join([header, "|---" + "|---:" * (len(rows[0]) - 1) + "|\n", *body])
+
+
+def plots(found: Results) -> dict[str, str]:
+    """The SVG of each plot that has data, by its file's stem."""
+    machine = found.raw["machine"].split(" (")[0]
+    place = f"{machine}, Redis {found.raw['redis']}, {found.raw['date'][:10]}"
     drawn = {}
-    if bars:
-        drawn["throughput"] = bench_plots.throughput(
-            bars,
-            f"10 workers, jobs that do nothing; dark: persistence off, light: everysec. {where}",
+    if bars := throughput_bars(found):
+        note = f"10 workers, empty jobs; dark: persistence off, light: everysec. {place}"
+        drawn["throughput"] = bench_plots.throughput(bars, note)
+    if series := backlog_series(found):
+        note = f"The first jobs of a backlog, 10 workers, persistence off. {place}"
+        drawn["backlog"] = bench_plots.backlogs(series, note)
+    if latencies := latency_values(found):
+        note = (
+            "10 idle workers, one job at a time: median, middle half, 1st to 99th percentile. "
+            f"{place}"
         )
-    if series:
-        drawn["backlog"] = bench_plots.backlogs(
-            series, f"The first jobs of a backlog, 10 workers, persistence off. {where}"
-        )
-    if delays:
-        drawn["latency"] = bench_plots.latencies(
-            delays,
-            f"10 idle workers, one job at a time: median, middle half, 1st to 99th percentile. {where}",
-        )
+        drawn["latency"] = bench_plots.latencies(latencies, note)
     return drawn
 
 
-def put_into_docs(found: Found) -> None:
+def throughput_bars(found: Results) -> list[tuple[str, float | None, float | None]]:
+    """Each measured system with its rates, the fastest first."""
+    names = [system["name"] for system in found.systems]
+    bars = [(name, found.rate(name, "off"), found.rate(name, "everysec")) for name in names]
+    measured = [bar for bar in bars if bar[1] or bar[2]]
+    return sorted(measured, key=lambda bar: -(bar[1] or bar[2] or 0))
+
+
+def backlog_series(found: Results) -> dict[str, list[tuple[int, float]]]:
+    """For rqjobs and RQ, the length of each backlog and the rate."""
+    return {
+        name: [(row["backlog"], statistics.median(row["values"])) for row in rows]
+        for name in ("rqjobs", "rq")
+        if (rows := found.select("backlog", name))
+    }
+
+
+def latency_values(found: Results) -> list[tuple[str, list[float]]]:
+    """Each measured system with its latencies in milliseconds, the fastest first."""
+    values = [
+        (system["name"], rows[0]["values"])
+        for system in found.systems
+        if (rows := found.select("latency", system["name"]))
+    ]
+    return sorted(values, key=lambda entry: statistics.median(entry[1]))
+
+
+def update_docs(found: Results) -> None:
     """Replace the text between the two marks in docs/benchmarks.md by the tables and the plots."""
-    others = [(what, measured) for what, _, measured in reach(found) if measured != NONE]
-    plots = "".join(f"![{name}](../benchmarks/results/{name}.svg)\n" for name in pictures(found))
-    ours = "\n".join(
-        [head(found), table(found), grid(("other figures", "measured"), *others), plots]
+    figures = [
+        (figure, measured) for figure, _, measured in targets(found) if measured != NOT_MEASURED
+    ]
+    images = "".join(f"![{name}](../benchmarks/results/{name}.svg)\n" for name in plots(found))
+    text = "\n".join(
+        [
+            summary(found),
+            throughput_table(found),
+            markdown_table(("other figures", "measured"), *figures),
+            images,
+        ]
     )
     DOCS_PAGE.write_text(
         re.sub(
             r"(<!-- bench -->\n).*?(<!-- /bench -->)",
-            lambda match: match[1] + ours + match[2],
+            lambda match: match[1] + text + match[2],
             DOCS_PAGE.read_text(),
             flags=re.S,
         )
@@ -324,7 +405,7 @@ def put_into_docs(found: Found) -> None:
 
 
 if __name__ == "__main__":
-    raw = json.loads((HERE / "results" / "bench.json").read_text())
-    write(HERE / "results", raw)
+    raw_results = json.loads((HERE / "results" / "bench.json").read_text())
+    write(HERE / "results", raw_results)
     if "--docs" in sys.argv:
-        put_into_docs(Found(raw))
+        update_docs(Results(raw_results))

@@ -1,4 +1,7 @@
-"""The benchmark counts right, knows its systems, and says what it could not measure. (`make bench-quick` runs it.)"""
+"""The benchmark counts every job, describes every system, and reports what was not measured.
+
+`make bench-quick` runs the benchmark itself.
+"""
 
 import subprocess
 import sys
@@ -11,7 +14,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 @pytest.fixture
 def bench(monkeypatch, tmp_path):
-    """Its folder to import from, and a file for the marks."""
+    """Make the benchmark's modules importable, and give them an empty file of marks."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     monkeypatch.setenv("BENCH_MARKS", str(tmp_path / "marks"))
     (tmp_path / "marks").touch()
@@ -40,7 +43,7 @@ assert os.waitpid(child, 0)[1] == 0
 
 
 def test_every_job_is_counted(bench):
-    """Threads, and a process forked in the middle, leave one mark for each job, more than fit into one block."""
+    """Threads and a forked process leave one mark per job, more than fit into one block."""
     from peers import work
 
     subprocess.run([sys.executable, "-c", MARKING], cwd=BENCHMARKS / "peers", check=True)
@@ -51,21 +54,20 @@ def test_every_job_is_counted(bench):
     assert len(work.marks(later)) == sum(begun >= later for begun, _ in marks)
 
 
-def test_overhead_is_what_is_left_of_the_workers_time(bench):
-    """Two workers, naps of 10 ms; one needs 2 ms from job to job, the other 4."""
+def test_overhead_is_worker_time_outside_of_jobs(bench):
+    """Two workers run jobs of 10 ms; one needs 2 ms between two jobs, the other 4 ms."""
     from bench import overhead
 
-    begins = sorted([*range(0, 1200, 12), *range(0, 1190, 14)])
-    each, share = overhead(
-        [(begin * 1_000_000, (begin + 10) * 1_000_000) for begin in begins], 2, 0.01
+    starts = sorted([*range(0, 1200, 12), *range(0, 1190, 14)])
+    milliseconds, share = overhead(
+        [(start * 1_000_000, (start + 10) * 1_000_000) for start in starts], 2, 0.01
     )
-    assert each == pytest.approx(2.9, abs=0.2) and share == pytest.approx(
-        100 * (10 / 12 + 10 / 14) / 2, abs=1
-    )
+    assert milliseconds == pytest.approx(2.9, abs=0.2)
+    assert share == pytest.approx(100 * (10 / 12 + 10 / 14) / 2, abs=1)
 
 
-def test_every_system_tells_what_a_reader_must_know(bench):
-    from bench_stage import systems
+def test_every_system_has_the_facts_that_the_report_needs(bench):
+    from bench_environment import systems
 
     found = systems()
     assert len({system.name for system in found}) == len(found) >= 14
@@ -77,23 +79,41 @@ def test_every_system_tells_what_a_reader_must_know(bench):
     assert all(system.results and system.log and system.jobs for system in found)
 
 
-def test_what_failed_is_not_measured(bench, tmp_path):
-    """The report has no figure where there is none; and a part that is measured again replaces only itself."""
+def system_facts(name):
+    return {
+        "name": name,
+        "module": "rq_jobs",
+        "acks": "after",
+        "results": "kept",
+        "log": "off",
+        "version": name,
+        "found": "1",
+        "jobs": 10,
+    }
+
+
+def drain_row(system, values):
+    return {
+        "what": "drain",
+        "system": system,
+        "unit": "jobs/s",
+        "values": values,
+        "setting": "off",
+        "jobs": 10,
+    }
+
+
+def test_the_report_has_no_figure_for_a_failed_measurement(bench, tmp_path):
+    """Rows that are measured again replace the old rows; the other rows stay."""
     import bench_report
 
-    systems = [
-        {
-            "name": name,
-            "module": "rq_jobs",
-            "acks": "after",
-            "results": "kept",
-            "log": "off",
-            "version": name,
-            "found": "1",
-            "jobs": 10,
-        }
-        for name in ("rqjobs", "slow", "broken")
-    ]
+    systems = [system_facts(name) for name in ("rqjobs", "slow", "broken")]
+    failure = {
+        "what": "drain",
+        "system": "broken",
+        "failed": "it fell over\nsomewhere",
+        "values": [],
+    }
     raw = {
         "machine": "4 cores (x)",
         "python": "3",
@@ -102,40 +122,16 @@ def test_what_failed_is_not_measured(bench, tmp_path):
         "runs": 3,
         "seconds": 60,
         "systems": systems,
-        "rows": [
-            {
-                "what": "drain",
-                "system": "rqjobs",
-                "unit": "jobs/s",
-                "values": [1, 900, 800],
-                "setting": "off",
-                "jobs": 10,
-            },
-            {
-                "what": "drain",
-                "system": "slow",
-                "unit": "jobs/s",
-                "values": [100],
-                "setting": "off",
-                "jobs": 10,
-            },
-            {
-                "what": "drain",
-                "system": "broken",
-                "failed": "it fell over\nsomewhere",
-                "values": [],
-            },
-        ],
+        "rows": [drain_row("rqjobs", [1, 900, 800]), drain_row("slow", [100]), failure],
     }
+    fastest = "| throughput relative to the fastest system, persistence off | above 1x |"
     bench_report.write(tmp_path, raw)
     text = (tmp_path / "bench.md").read_text()
     assert "| rqjobs | 800 | not measured | 10 |" in text
     assert "| broken | not measured: it fell over |" in text
-    assert "| times the fastest, off | above 1x | 8.0x (slow) |" in text
-    assert "| enqueue one, round trips | 1 | not measured |" in text
+    assert f"{fastest} 8.0x (slow) |" in text
+    assert "| enqueue, round trips | 1 | not measured |" in text
     assert "800</text>" in (tmp_path / "throughput.svg").read_text()
-    again = {**raw, "systems": systems[1:2], "rows": [{**raw["rows"][1], "values": [400]}]}
+    again = {**raw, "systems": systems[1:2], "rows": [drain_row("slow", [400])]}
     bench_report.write(tmp_path, again, add=True)
-    assert (
-        "| times the fastest, off | above 1x | 2.0x (slow) |" in (tmp_path / "bench.md").read_text()
-    )
+    assert f"{fastest} 2.0x (slow) |" in (tmp_path / "bench.md").read_text()

@@ -1,4 +1,7 @@
-"""arq: two processes with five jobs at a time each, because one uses only one core; results kept as by default."""
+"""arq: two processes with five jobs at a time each, because a process uses only one core.
+
+Results are kept as by default.
+"""
 
 import asyncio
 import datetime
@@ -37,21 +40,21 @@ class Settings:
 
 
 @functools.cache
-def connected():
+def event_loop_and_pool():
     loop = asyncio.new_event_loop()
     return loop, loop.run_until_complete(create_pool(_redis))
 
 
 def send(number):
-    loop, pool = connected()
+    loop, pool = event_loop_and_pool()
 
-    async def all_of_them():
+    async def enqueue_all():
         for _ in range(number):
             await pool.enqueue_job("noop")
 
-    loop.run_until_complete(all_of_them())
+    loop.run_until_complete(enqueue_all())
 
 
 def later(seconds):
-    loop, pool = connected()
+    loop, pool = event_loop_and_pool()
     loop.run_until_complete(pool.enqueue_job("noop", _defer_by=datetime.timedelta(seconds=seconds)))

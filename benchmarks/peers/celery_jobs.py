@@ -1,5 +1,7 @@
-"""Celery: results off and a high prefetch, as its guide advises for many short tasks; the first acknowledges early
-(the default), the second late."""
+"""Celery: no results and a high prefetch, as its guide advises for many short tasks.
+
+A task is acknowledged early, which is the default, except with acks_late.
+"""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Dramatiq: its Redis broker with the default middleware, no results."""
+"""Dramatiq: its Redis broker with the default middleware, without results."""
 
 import os
 
@@ -11,7 +11,7 @@ ABOUT = {
     "version": "dramatiq",
     "acks": "after",
     "results": "none",
-    "log": "INFO (its default: no line for a job)",
+    "log": "INFO (the default, no line per job)",
     "systems": {
         "Dramatiq 2x5": {"run": "dramatiq dramatiq_jobs --processes 2 --threads 5"},
         "Dramatiq 10x1": {"run": "dramatiq dramatiq_jobs --processes 10 --threads 1"},

@@ -1,4 +1,4 @@
-"""Huey: its blocking Redis queue; a task's None is not stored (its default)."""
+"""Huey: its blocking Redis queue. By default the result None is not stored."""
 
 import os
 

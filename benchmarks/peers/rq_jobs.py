@@ -1,4 +1,4 @@
-"""RQ, and rqjobs (with BENCH_OURS set): the same functions, the same calls."""
+"""RQ, and rqjobs if BENCH_OURS is set: the same functions and the same calls."""
 
 import datetime
 import itertools
@@ -10,7 +10,7 @@ import rq
 import work
 
 ABOUT = {
-    "requires": "",  # what rqjobs itself has installed
+    "requires": "",  # the environment of rqjobs has RQ
     "version": "rq",
     "results": "kept 500 s",
     "log": "WARNING (--quiet)",
@@ -53,9 +53,13 @@ ABOUT = {
     },
 }
 OURS = "BENCH_OURS" in os.environ
-QUEUES = itertools.cycle(("high", "default", "low"))
-MULTIPLY = """
--- KEYS: a job, its queue; ARGV: the id's first part, from, to. Puts copies of the job into the queue.
+QUEUE_CYCLE = itertools.cycle(("high", "default", "low"))
+COPY_BATCH_JOBS = 10_000
+CROWD_BATCH_JOBS = 1_000
+DIRECT_MAX_JOBS = 100  # larger backlogs are copies of one job
+COPY_JOBS_SCRIPT = """
+-- Adds copies of a job to its queue.
+-- KEYS: the job, the queue. ARGV: the common start of the ids, the first and the last number.
 for number = ARGV[2], ARGV[3] do
   local id = string.format('%s%012d', ARGV[1], number)
   redis.call('COPY', KEYS[1], 'rq:job:' .. id)
@@ -67,7 +71,7 @@ def noop():
     work.noop()
 
 
-def nap(seconds):
+def sleep(seconds):
     begun = time.monotonic_ns()
     time.sleep(seconds)
     work.mark(begun)
@@ -75,13 +79,13 @@ def nap(seconds):
 
 def failing():
     work.noop()
-    raise ValueError("as it was told")
+    raise ValueError("a failing job of the benchmark")
 
 
 def retried():
     work.noop()
     if rq.get_current_job().retries_left:
-        raise ValueError("as it was told")
+        raise ValueError("a retried job of the benchmark")
 
 
 def queue(name):
@@ -93,30 +97,43 @@ def queue(name):
 
 
 def send(number, kind="noop"):
-    """`number` jobs: noop, failing, retried, dependent (on a job that is sent with it), or so many seconds' nap."""
+    """Enqueue `number` jobs.
+
+    The kind is noop, failing, retried, dependent (each job with a job that depends on it), or the
+    number of seconds that a job sleeps.
+    """
     if number == 1:
-        return queue(next(QUEUES)).enqueue(noop)
+        queue(next(QUEUE_CYCLE)).enqueue(noop)
+        return
     target = queue("default")
-    if kind in ("failing", "retried"):
+    if kind == "failing":
         for _ in range(number):
-            target.enqueue(
-                failing if kind == "failing" else retried,
-                retry=rq.Retry(1) if kind == "retried" else None,
-            )
+            target.enqueue(failing)
+    elif kind == "retried":
+        for _ in range(number):
+            target.enqueue(retried, retry=rq.Retry(1))
     elif kind == "dependent":
         for _ in range(number):
             target.enqueue(noop, depends_on=target.enqueue(noop))
-    elif (
-        number <= 100
-    ):  # perhaps to workers that wait for them: the first would have ended before it is copied
-        for _ in range(number):
-            target.enqueue(noop) if kind == "noop" else target.enqueue(nap, float(kind))
     else:
-        job = target.enqueue(noop) if kind == "noop" else target.enqueue(nap, float(kind))
-        for start in range(1, number, 10_000):
-            bounds = (start, min(start + 9_999, number - 1))
-            target.connection.eval(MULTIPLY, 2, job.key, target.key, job.id[:-12], *bounds)
-    return None
+        send_equal_jobs(target, number, kind)
+
+
+def send_equal_jobs(target, number, kind):
+    """Enqueue noop jobs or sleeping jobs.
+
+    A large backlog is one job and its copies. The jobs of a small number are enqueued one by one,
+    because they may be the warm-up: a waiting worker could finish the first before it is copied.
+    """
+    call = (noop,) if kind == "noop" else (sleep, float(kind))
+    if number <= DIRECT_MAX_JOBS:
+        for _ in range(number):
+            target.enqueue(*call)
+        return
+    job = target.enqueue(*call)
+    for first in range(1, number, COPY_BATCH_JOBS):
+        last = min(first + COPY_BATCH_JOBS - 1, number - 1)
+        target.connection.eval(COPY_JOBS_SCRIPT, 2, job.key, target.key, job.id[:-12], first, last)
 
 
 def later(seconds):
@@ -124,21 +141,25 @@ def later(seconds):
 
 
 def crowd(number):
-    """`number` jobs that are due at the same second; returns that, as a Unix time."""
-    target, due = queue("default"), int(time.time()) + 10 + number // 5000
-    for start in range(0, number, 1000):
+    """Enqueue `number` jobs that are due at the same second; returns it, as a Unix time."""
+    target = queue("default")
+    due = int(time.time()) + 10 + number // 5000
+    moment = datetime.datetime.fromtimestamp(due, datetime.timezone.utc)
+    for start in range(0, number, CROWD_BATCH_JOBS):
         with target.connection.pipeline() as pipe:
-            for _ in range(min(1000, number - start)):
-                target.enqueue_at(
-                    datetime.datetime.fromtimestamp(due, datetime.timezone.utc), noop, pipeline=pipe
-                )
+            for _ in range(min(CROWD_BATCH_JOBS, number - start)):
+                target.enqueue_at(moment, noop, pipeline=pipe)
             pipe.execute()
     return due
 
 
 def costs(number):
-    """Microseconds for each enqueue, and for each job of `enqueue_many`; writes to the socket for one enqueue."""
-    target, trips = queue("default"), []
+    """The cost of enqueueing.
+
+    Returns a dict: `one`, the microseconds of each enqueue; `many`, the microseconds of
+    `enqueue_many` per job; `trips`, the round trips of one enqueue.
+    """
+    target = queue("default")
     target.enqueue(noop)
     times = []
     for _ in range(number):
@@ -153,12 +174,22 @@ def costs(number):
     else:
         target.enqueue_many([rq.Queue.prepare_data(noop) for _ in range(number)])
     many = (time.perf_counter() - begun) * 1e6 / number
-    connection = target.connection.connection_pool.get_connection()
-    target.connection.connection_pool.release(connection)
-    kind, plain = type(connection), type(connection).send_packed_command
-    kind.send_packed_command = lambda self, *args, **named: (
-        trips.append(1),
-        plain(self, *args, **named),
-    )[1]
+    return {"one": times, "many": many, "trips": round_trips(target)}
+
+
+def round_trips(target):
+    """The number of writes to the socket for one enqueue."""
+    pool = target.connection.connection_pool
+    connection = pool.get_connection()
+    pool.release(connection)
+    connection_class = type(connection)
+    original = connection_class.send_packed_command
+    writes = []
+
+    def counted(self, *args, **options):
+        writes.append(1)
+        return original(self, *args, **options)
+
+    connection_class.send_packed_command = counted
     target.enqueue(noop)
-    return {"one": times, "many": many, "trips": len(trips)}
+    return len(writes)

@@ -1,4 +1,4 @@
-"""saq: two processes with five jobs at a time each; results kept as by default."""
+"""saq: two processes with five jobs at a time each. Results are kept as by default."""
 
 import asyncio
 import functools
@@ -9,7 +9,8 @@ from redis.asyncio import Redis
 from saq.queue.redis import RedisQueue
 
 ABOUT = {
-    "requires": "saq[redis,hiredis] typing_extensions",  # which saq 0.26 imports and does not require
+    # saq 0.26 imports typing_extensions without requiring it.
+    "requires": "saq[redis,hiredis] typing_extensions",
     "version": "saq",
     "acks": "after",
     "results": "kept 10 min",
@@ -28,8 +29,8 @@ loop = functools.cache(asyncio.new_event_loop)
 
 
 def send(number):
-    async def all_of_them():
+    async def enqueue_all():
         for _ in range(number):
             await queue.enqueue("noop")
 
-    loop().run_until_complete(all_of_them())
+    loop().run_until_complete(enqueue_all())

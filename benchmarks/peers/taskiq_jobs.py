@@ -1,5 +1,7 @@
-"""taskiq with taskiq-redis: a list (a job is gone once it was taken), and a stream, with acknowledgements; the latter
-also with the result backend that the examples of its documentation have."""
+"""taskiq with taskiq-redis: a list without acknowledgements, and a stream with them.
+
+The stream also runs with the result backend of the documentation's examples.
+"""
 
 import asyncio
 import functools
@@ -34,9 +36,10 @@ ABOUT = {
         },
     },
 }
-broker = (RedisStreamBroker if "TASKIQ_STREAM" in os.environ else ListQueueBroker)(
-    os.environ["REDIS_URL"]
-)
+if "TASKIQ_STREAM" in os.environ:
+    broker = RedisStreamBroker(os.environ["REDIS_URL"])
+else:
+    broker = ListQueueBroker(os.environ["REDIS_URL"])
 if "TASKIQ_RESULTS" in os.environ:
     broker = broker.with_result_backend(
         RedisAsyncResultBackend(os.environ["REDIS_URL"], result_ex_time=500)
@@ -49,15 +52,15 @@ async def noop():
 
 
 @functools.cache
-def started():
+def started_loop():
     loop = asyncio.new_event_loop()
     loop.run_until_complete(broker.startup())
     return loop
 
 
 def send(number):
-    async def all_of_them():
+    async def enqueue_all():
         for _ in range(number):
             await noop.kiq()
 
-    started().run_until_complete(all_of_them())
+    started_loop().run_until_complete(enqueue_all())

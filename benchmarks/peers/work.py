@@ -1,14 +1,17 @@
-"""What the jobs of every system do, and how they are counted: alike for all, and outside of their bookkeeping.
+"""The work of a job, the same for every system, and the count of the jobs that have run.
 
-A job leaves two times, of its begin and its end, in a file that all processes map into their memory. That costs a
-microsecond or two and no system call (which would hand the interpreter's lock to another thread, and so cost systems
-with threads more than others); a thread reserves room for some hundred jobs at a time.
+A job writes its start and its end into a file that all processes map into memory. This takes a
+microsecond or two and no system call. A system call could pass the interpreter lock to another
+thread, which would slow down systems with threads more than others. Each thread reserves room for
+some hundred jobs in advance.
 
-usage: work.py MODULE fill NUMBER KIND      have the module send so many jobs
-       work.py MODULE latency NUMBER        send one job at a time; print how long each took to begin, in nanoseconds
-       work.py MODULE enqueue NUMBER        what sending costs (rq_jobs only)
-       work.py MODULE crowd NUMBER          send so many jobs that are due at once; print when (rq_jobs only)
-       work.py MODULE later NUMBER          send so many delayed jobs, one due each 10 ms; print when, in nanoseconds
+usage: work.py MODULE fill NUMBER [KIND]    enqueue this number of jobs
+       work.py MODULE latency NUMBER        enqueue one job at a time; print each job's delay in ns
+       work.py MODULE enqueue NUMBER        print the cost of enqueueing (rq_jobs only)
+       work.py MODULE crowd NUMBER          enqueue jobs that are due together; print the Unix time
+                                            at which they are due (rq_jobs only)
+       work.py MODULE later NUMBER          enqueue delayed jobs, one due every 10 ms; print their
+                                            due times in ns of the monotonic clock
 """
 
 from __future__ import annotations
@@ -26,24 +29,25 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-BLOCK = mmap.ALLOCATIONGRANULARITY  # bytes that are reserved at a time
-TIMES = struct.Struct(
-    "qq"
-)  # nanoseconds of the monotonic clock, which is the same in all processes
-EACH = BLOCK // TIMES.size
+BLOCK_BYTES = mmap.ALLOCATIONGRANULARITY  # how much a thread reserves at a time
+# Start and end of a job, in nanoseconds of the monotonic clock, which all processes share.
+MARK = struct.Struct("qq")
+MARKS_PER_BLOCK = BLOCK_BYTES // MARK.size
+LATENCY_TIMEOUT_NANOSECONDS = 60e9
+DELAY_NANOSECONDS = 3_000_000_000  # from the call until the first delayed job is due
+INTERVAL_NANOSECONDS = 10_000_000  # between the due times of delayed jobs
 
 
-class Mine(threading.local):
-    """A thread's own block, and how many marks it has room for."""
+class ThreadBlock(threading.local):
+    """A thread's own block, and the number of marks that still fit into it."""
 
     block: mmap.mmap
-    room = 0
+    free_marks = 0
 
 
-mine = Mine()
-os.register_at_fork(
-    after_in_child=lambda: setattr(mine, "room", 0)
-)  # a child must not write where its parent does
+own = ThreadBlock()
+# A forked child must not write into its parent's block.
+os.register_at_fork(after_in_child=lambda: setattr(own, "free_marks", 0))
 
 
 def noop() -> None:
@@ -51,75 +55,87 @@ def noop() -> None:
 
 
 def mark(begun: int) -> None:
-    """Note that a job ran from `begun` until now."""
-    if not mine.room:
+    """Record that a job ran from `begun` until now."""
+    if not own.free_marks:
         file = os.open(os.environ["BENCH_MARKS"], os.O_RDWR | os.O_APPEND)
-        os.write(file, bytes(BLOCK))  # at the end of the file, whoever else does so now
-        mine.block = mmap.mmap(file, BLOCK, offset=os.lseek(file, 0, os.SEEK_CUR) - BLOCK)
-        mine.room = EACH
+        os.write(file, bytes(BLOCK_BYTES))  # O_APPEND: no other thread gets the same block
+        offset = os.lseek(file, 0, os.SEEK_CUR) - BLOCK_BYTES
+        own.block = mmap.mmap(file, BLOCK_BYTES, offset=offset)
+        own.free_marks = MARKS_PER_BLOCK
         os.close(file)
-    TIMES.pack_into(mine.block, BLOCK - mine.room * TIMES.size, begun, time.monotonic_ns())
-    mine.room -= 1
+    position = BLOCK_BYTES - own.free_marks * MARK.size
+    MARK.pack_into(own.block, position, begun, time.monotonic_ns())
+    own.free_marks -= 1
 
 
-def _written() -> Iterator[tuple[int, bytes]]:
-    """Each block that is in use: how many marks it holds (cheap for a full one), and the block."""
+def _blocks() -> Iterator[tuple[int, bytes]]:
+    """The number of marks in each block, and the block. The last mark of a full one is not 0."""
     with open(os.environ["BENCH_MARKS"], "rb") as file:
-        while block := file.read(BLOCK):
-            full = any(block[-8:])
-            yield EACH if full else sum(1 for _ in _until_empty(block)), block
+        while block := file.read(BLOCK_BYTES):
+            if any(block[-8:]):
+                yield MARKS_PER_BLOCK, block
+            else:
+                yield sum(1 for _ in _marks_of(block)), block
 
 
-def _until_empty(block: bytes) -> Iterator[tuple[int, int]]:
-    return itertools.takewhile(lambda times: times[1], TIMES.iter_unpack(block))
+def _marks_of(block: bytes) -> Iterator[tuple[int, int]]:
+    return itertools.takewhile(lambda times: times[1], MARK.iter_unpack(block))
 
 
 def count() -> int:
-    """How many jobs have ended so far."""
-    return sum(number for number, _ in _written())
+    """The number of jobs that have ended so far."""
+    return sum(number for number, _ in _blocks())
 
 
 def marks(since: int = 0) -> list[tuple[int, int]]:
-    """Begin and end, in nanoseconds, of the jobs that have begun after `since`; sorted."""
+    """Start and end of each job that began at `since` or later, in nanoseconds, sorted."""
     return sorted(
-        times for _, block in _written() for times in _until_empty(block) if times[0] >= since
+        times for _, block in _blocks() for times in _marks_of(block) if times[0] >= since
     )
 
 
 def latency(send: Callable[[int], Any], number: int) -> list[int]:
-    """From just before a job is sent, by a process that does nothing else, to its first line."""
+    """Nanoseconds from just before a job is enqueued to its first line, one job at a time.
+
+    Raises:
+        TimeoutError: a job did not start within a minute.
+    """
     delays = []
     for _ in range(number):
         time.sleep(random.uniform(0.01, 0.05))
-        ended, sent = count(), time.monotonic_ns()
+        ended = count()
+        sent = time.monotonic_ns()
         send(1)
         while count() == ended:
-            if time.monotonic_ns() - sent > 60e9:
-                raise TimeoutError("a job did not begin within a minute")
+            if time.monotonic_ns() - sent > LATENCY_TIMEOUT_NANOSECONDS:
+                raise TimeoutError("a job did not start within a minute")
             time.sleep(0.005)
         delays.append(marks(sent)[0][0] - sent)
     return delays
 
 
 def later(send: Callable[[float], Any], number: int) -> list[int]:
-    """When each of the delayed jobs is due, by the monotonic clock; the first in three seconds."""
-    begun, dues = time.monotonic_ns() + 3_000_000_000, []
-    for index in range(number):
-        dues.append(begun + index * 10_000_000)
-        send((dues[-1] - time.monotonic_ns()) / 1e9)
-    return dues
+    """Enqueue delayed jobs; returns their due times in nanoseconds of the monotonic clock."""
+    first = time.monotonic_ns() + DELAY_NANOSECONDS
+    due_times = [first + index * INTERVAL_NANOSECONDS for index in range(number)]
+    for due in due_times:
+        send((due - time.monotonic_ns()) / 1e9)
+    return due_times
+
+
+def main(module: str, command: str, number: str, *kind: str) -> None:
+    jobs = importlib.import_module(module)
+    if command == "fill":
+        jobs.send(int(number), *kind)
+    elif command == "latency":
+        print(json.dumps(latency(jobs.send, int(number))))
+    elif command == "enqueue":
+        print(json.dumps(jobs.costs(int(number))))
+    elif command == "later":
+        print(json.dumps(later(jobs.later, int(number))))
+    elif command == "crowd":
+        print(json.dumps(jobs.crowd(int(number))))
 
 
 if __name__ == "__main__":
-    name, verb, number, *kind = sys.argv[1:]
-    jobs = importlib.import_module(name)
-    if verb == "fill":
-        jobs.send(int(number), *kind)
-    elif verb == "latency":
-        print(json.dumps(latency(jobs.send, int(number))))
-    elif verb == "enqueue":
-        print(json.dumps(jobs.costs(int(number))))
-    elif verb == "later":
-        print(json.dumps(later(jobs.later, int(number))))
-    elif verb == "crowd":
-        print(json.dumps(jobs.crowd(int(number))))
+    main(*sys.argv[1:])
