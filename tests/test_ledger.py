@@ -8,6 +8,7 @@ import socket
 import time
 
 import faults
+import helpers
 import psutil
 import pytest
 from rq.job import JobStatus
@@ -280,7 +281,7 @@ def test_a_crashed_job_comes_back_without_a_scheduler_however_many_jobs_are_due(
         rqjobs.enqueue_in(0, faults.ok)
     job, younger = rqjobs.enqueue(faults.ok), rqjobs.enqueue(faults.ok)
     leases.renew_lease(redis, "one", {"host": ""})
-    (claim,) = transitions.claim(redis, "one", ["default"])
+    (claim,) = helpers.claim(redis, "one", ["default"])
     assert recovery.reclaim(
         redis, "one", ["default"], recovery.DeathCause.HORSE_DIED, claim.job_id, delay=0.01
     ) == {job.id: "delayed"}
@@ -309,20 +310,22 @@ def test_who_finds_its_name_taken_touches_nothing(redis):
     ours, theirs = map(leases.process_id, (here, there))
     first, second = rqjobs.enqueue(faults.ok), rqjobs.enqueue(faults.ok)
     leases.renew_lease(redis, "one", here, first=True)
-    transitions.claim(redis, "one", ["default"])
+    helpers.claim(redis, "one", ["default"])
     redis.zadd(keys.LEASES, {"one": 1})
     assert recovery.reclaim(redis, "one", ["default"], recovery.DeathCause.LEASE_EXPIRED) == {
         first.id: "requeued"
     }
     leases.renew_lease(redis, "one", there, first=True)
-    (claim,) = transitions.claim(redis, "one", ["default"])
+    (claim,) = helpers.claim(redis, "one", ["default"])
     lease = redis.zscore(keys.LEASES, "one")
 
     with pytest.raises(leases.NameTaken):
         leases.renew_lease(redis, "one", here)
     with pytest.raises(leases.NoLease):
         transitions.read_claims(
-            scripts.CLAIM.run(redis, *transitions.claim_arguments("one", ["default"], process=ours))
+            scripts.CLAIM.run(
+                redis, *transitions.claim_arguments("one", ["default"], 1, process=ours)
+            )
         )
     assert redis.execute_command(*leases.horse_registration("one", ours, 9, "9")) == 0
     assert transitions.release_all(redis, "one", process=ours) == []
@@ -477,13 +480,11 @@ def test_an_id_that_was_pushed_twice_is_run_once(redis):
     redis.rpush("rq:queue:default", *[job.id for job in jobs])
     for name in ("one", "two"):
         leases.renew_lease(redis, name, {"host": ""})
-    first = transitions.claim(redis, "one", ["default"], 2)
+    first = helpers.claim(redis, "one", ["default"], 2)
     assert [claim.job_id for claim in first] == [job.id for job in jobs[:2]]
-    assert [claim.job_id for claim in transitions.claim(redis, "two", ["default"], 5)] == [
-        jobs[2].id
-    ]
+    assert [claim.job_id for claim in helpers.claim(redis, "two", ["default"], 5)] == [jobs[2].id]
     redis.rpush("rqjobs:claims:two", jobs[0].id)  # a wake-up brought it
-    assert transitions.claim(redis, "two", ["default"], 5, [jobs[2].id]) == []
+    assert helpers.claim(redis, "two", ["default"], 5, [jobs[2].id]) == []
     assert redis.zcard("rq:wip:default") == 3 and not audit.audit(redis, settle=0).breaches
 
 
@@ -535,7 +536,7 @@ def test_what_a_job_decides_late_does_not_wait_behind_the_next_of_its_batch(
 def test_what_goes_back_to_its_queue_may_expire_there_again(redis):
     job = rqjobs.enqueue(faults.ok, ttl=100)
     leases.renew_lease(redis, "one", {"host": ""})
-    transitions.claim(redis, "one", ["default"])
+    helpers.claim(redis, "one", ["default"])
     assert redis.ttl(job.key) == -1
     transitions.release_all(redis, "one")
     assert 0 < redis.ttl(job.key) <= 100
@@ -547,7 +548,7 @@ def test_an_id_that_is_none_of_rq_s_goes_to_the_dead_letters(redis, job_id):
     redis.hset(b"rq:job:" + job_id, mapping={"data": "[]", "origin": "default", "status": "queued"})
     redis.rpush("rq:queue:default", job_id)
     leases.renew_lease(redis, "one", {"host": ""})
-    assert transitions.claim(redis, "one", ["default"]) == []
+    assert helpers.claim(redis, "one", ["default"]) == []
     assert redis.zrange("rq:failed:default", 0, -1) == [job_id] and not redis.exists(
         "rqjobs:claims:one"
     )

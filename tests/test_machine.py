@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import faults
+import helpers
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -112,7 +113,7 @@ class Ledger(RuleBasedStateMachine):
         """`lost`: the reply is, so the worker does not know of what it got."""
         held = [claim.job_id for claim in self.known[name]]
         try:
-            got = transitions.claim(self.redis, name, list(order), room, held)
+            got = helpers.claim(self.redis, name, list(order), room, held)
         except leases.NoLease:
             assert name not in self.alive
             return

@@ -8,6 +8,7 @@ import logging
 from datetime import timedelta
 
 import faults
+import helpers
 import pytest
 import redis as redis_py
 
@@ -102,7 +103,7 @@ def a_good_job_runs(redis):
     """It is claimed beside the odd queue by a worker that starts now, and ends."""
     job = rqjobs.queue("high").enqueue(faults.ok)
     leases.renew_lease(redis, "good", {"pid": 1})
-    claims = transitions.claim(redis, "good", ["odd", "high"], room=50)
+    claims = helpers.claim(redis, "good", ["odd", "high"], room=50)
     assert job.id in [claim.job_id for claim in claims]
     transitions.release_all(redis, "good")
     redis.delete("rq:suspended")
@@ -137,7 +138,7 @@ def claimed_beside(redis, job):
     """By a worker that lives already, before any sweep."""
     leases.renew_lease(redis, "alive", {"pid": 1})
     assert job.id in [
-        claim.job_id for claim in transitions.claim(redis, "alive", ["odd", "high"], room=50)
+        claim.job_id for claim in helpers.claim(redis, "alive", ["odd", "high"], room=50)
     ]
     assert job.id in transitions.release_all(redis, "alive")
     redis.zrem(keys.LEASES, "alive")

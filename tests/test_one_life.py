@@ -11,6 +11,7 @@ import time
 from datetime import datetime, timedelta, timezone
 
 import faults
+import helpers
 import pytest
 import rq
 from rq.exceptions import InvalidJobOperation
@@ -54,7 +55,7 @@ class House:
         return job
 
     def claim(self, worker="a"):
-        got = transitions.claim(self.redis, worker, QUEUES, 1)
+        got = helpers.claim(self.redis, worker, QUEUES, 1)
         for claim in got:
             self.ran.append(Job.from_hash(claim.job_id, claim.fields, self.redis).args[0])
         return got[0] if got else None
@@ -344,7 +345,7 @@ def ends_late(house):
 
 def ends_beside_its_successor(house):
     """Its worker has claimed the next one too: the outcome was sent, and the connection broke."""
-    got = transitions.claim(house.redis, "a", QUEUES, 1, ["x"])
+    got = helpers.claim(house.redis, "a", QUEUES, 1, ["x"])
     house.ran += [Job.from_hash("x", claim.fields, house.redis).args[0] for claim in got]
     outcome = house.finish("a", house.run)
     for claim in got:

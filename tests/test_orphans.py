@@ -7,6 +7,7 @@ import threading
 import time
 
 import faults
+import helpers
 import pytest
 import rq
 from redis.exceptions import ResponseError
@@ -36,7 +37,7 @@ def claim(redis):
         token = ""
         if begun:
             held = [keys.decode(other) for other in redis.lrange(f"rqjobs:claims:{owner}", 0, -2)]
-            (taken,) = transitions.claim(redis, owner, [job.origin], 1, held)
+            (taken,) = helpers.claim(redis, owner, [job.origin], 1, held)
             assert taken.job_id == job.id
             token = taken.token
         redis.zadd(keys.LEASES, {owner: before})
@@ -293,7 +294,7 @@ def test_waking_twice_is_waking_once(redis, claim, lease):
     redis.sadd(f"rq:job:{poison.id}:dependents", child.id)
     assert recovery.enqueue_dependents(redis, poison.id, 180) == [] and order() == [child.id]
     leases.renew_lease(redis, "one", {"host": ""})
-    transitions.claim(redis, "one", ["default"])
+    helpers.claim(redis, "one", ["default"])
     assert recovery.enqueue_dependents(redis, poison.id, 180) == [] and order() == []
     redis.hset(poison.key, "status", "queued")
     redis.hset(child.key, "status", "deferred")
@@ -695,7 +696,7 @@ def test_hostile_hashes_hold_up_neither_the_queue_nor_the_scheduler(redis, lease
         )
         redis.rpush("rq:queue:default", f"bad-{number}")
     redis.rpush("rq:queue:default", good[0].id)
-    (claim,) = transitions.claim(redis, "one", ["default"])
+    (claim,) = helpers.claim(redis, "one", ["default"])
     assert claim.job_id == good[0].id
     assert redis.zcard("rq:failed:default") == 6
 

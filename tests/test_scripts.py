@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import faults
+import helpers
 import pytest
 from redis.exceptions import RedisError, ResponseError
 from rq.exceptions import InvalidJobOperation, NoSuchJobError
@@ -28,7 +29,7 @@ def lease(redis):
 
 
 def claim_one(redis):
-    (claim,) = transitions.claim(redis, "me", ["default"])
+    (claim,) = helpers.claim(redis, "me", ["default"])
     return claim
 
 
@@ -114,14 +115,14 @@ def claiming(redis):
     family(redis)
     rqjobs.enqueue(faults.ok, job_id="other")
     redis.rpush("rq:queue:default", "odd id")
-    return lambda: transitions.claim(redis, "me", ["high", "default"], room=5)
+    return lambda: helpers.claim(redis, "me", ["high", "default"], room=5)
 
 
 def adopting(redis):
     family(redis)
     claim_one(redis)
     redis.rpush("rqjobs:claims:me", "odd id")
-    return lambda: transitions.claim(redis, "me", ["default"])
+    return lambda: helpers.claim(redis, "me", ["default"])
 
 
 def releasing(redis):
@@ -337,7 +338,7 @@ def test_any_number_of_jobs_may_wait_for_one(redis, kind, number):
 
 def test_waking_many_goes_on_where_a_death_ended_it(redis, lease):
     parent = with_children(redis, 1200, result_ttl=0)
-    (claim,) = transitions.claim(redis, "me", ["high"])
+    (claim,) = helpers.claim(redis, "me", ["high"])
     arguments = transitions.settle_arguments("me", claim, [("DEL", parent.key)], "finished")
     assert scripts.SETTLE.run(redis, *arguments) == b"dependents left" and not redis.exists(
         "rq:queue:low"

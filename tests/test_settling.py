@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faults
+import helpers
 import pytest
 from rq.job import JobStatus
 
@@ -130,7 +131,7 @@ def test_a_failed_job_s_hash_and_reason_and_entry_are_kept_equally_long(
     if kind == "boom":
         run()
     else:
-        (claim,) = transitions.claim(redis, "me", ["default"])
+        (claim,) = helpers.claim(redis, "me", ["default"])
         if kind == "poison":
             redis.hset(job.key, "rqjobs_crashes", ",".join([str(redis.time()[0])] * 2))
             assert recovery.reclaim(

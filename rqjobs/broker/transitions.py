@@ -1,4 +1,17 @@
-"""The transitions of a job: enqueue, claim, settle, release, requeue, promote, delete. Each is one script."""
+"""The transitions of a job. Each is one atomic script in `lua/`.
+
+A job goes back into its queue for several reasons, and each has its own function:
+
+    claimed, but not started   release_all, release_tokens, release_unknown   release.lua
+    worker or horse died       recovery.reclaim                               reclaim.lua
+    lost by stock RQ           recovery.recover                               recover.lua
+    failed, and requeued       requeue                                        requeue.lua
+    delayed, and due now       promote                                        promote_due.lua
+    waited for other jobs      recovery.enqueue_dependents             enqueue_dependents.lua
+
+Released and recovered jobs return to the front, because they had been first. An adopted job beyond
+a claim's maximum is put back by the claim itself (claim.lua).
+"""
 
 from __future__ import annotations
 
@@ -20,7 +33,6 @@ from rqjobs.broker import keys
 from rqjobs.broker.keys import LEASES, QUEUES, decode
 from rqjobs.broker.leases import NoLease
 from rqjobs.broker.scripts import (
-    CLAIM,
     DELETE,
     ENQUEUE,
     FAILED_JOBS,
@@ -35,19 +47,20 @@ from rqjobs.broker.scripts import (
 from rqjobs.connection import refusal_code
 from rqjobs.texts import escape_surrogates
 
-BATCH_MAX_JOBS = 1000  # jobs; a script holds up everybody else in Redis
-TOKEN_CHARACTERS = 32  # letters of a claim's token
-MISSING_JOB_SECONDS = 60  # seconds
+BATCH_MAX_JOBS = 1000  # jobs that one script moves; a longer one would hold up other clients
+TOKEN_CHARACTERS = 32  # characters of a claim's token
+MISSING_JOB_SECONDS = 60  # seconds for which a due id without a job is kept
 # The scheduler looks for due jobs this often. A job that is due earlier is published to it.
 SCHEDULER_POLL_SECONDS = 1.0
+TRACEBACK_CUT_MARK = "[{:,} bytes are left out here: more than RQJOBS_MAX_TRACEBACK_BYTES]"
 
 
 class Suspended(Exception):
-    """RQ is suspended."""
+    """RQ is suspended, so no job can be claimed."""
 
 
 class Claim(NamedTuple):
-    """A job in a worker's hands: the token that settles it, and the job's hash as it was."""
+    """A claimed job: the token that settles it, and the job's hash when it was claimed."""
 
     job_id: str
     queue: str
@@ -56,98 +69,98 @@ class Claim(NamedTuple):
 
 
 def cut_middle(message: str, limit: int) -> str:
-    """`message` in at most about `limit` bytes; of a longer one the beginning and the end are kept."""
+    """`message` in about `limit` bytes at most. A longer one loses its middle."""
     data = message.encode(errors="backslashreplace")
     if len(data) <= limit:
         return message
-    head, tail = (
-        data[: limit // 2].decode(errors="ignore"),
-        data[-(limit // 2) :].decode(errors="ignore"),
-    )
-    return f"{head}\n[{len(data) - limit:,} bytes are left out here: more than RQJOBS_MAX_TRACEBACK_BYTES]\n{tail}"
+    head = data[: limit // 2].decode(errors="ignore")
+    tail = data[-(limit // 2) :].decode(errors="ignore")
+    return f"{head}\n{TRACEBACK_CUT_MARK.format(len(data) - limit)}\n{tail}"
 
 
 def pack_traceback(message: str) -> str:
-    """A traceback as RQ keeps it in a result."""
+    """A traceback in the form in which RQ stores it in a result."""
     return base64.b64encode(zlib.compress(escape_surrogates(message).encode())).decode()
 
 
 UNREADABLE_TRACEBACK = pack_traceback(
-    "The job in Redis cannot be read: its hash has no data, or is no hash, or its id is none that RQ gives."
+    "The job in Redis cannot be read: its key is not a hash with data, or its id is not one that RQ "
+    "accepts. Delete the job."
 )
 NO_QUEUE_TRACEBACK = pack_traceback(
-    "The job cannot go back into its queue: the queue's key in Redis is no list. Delete that key, and requeue the job."
+    "The job cannot return to its queue: the queue's key in Redis is not a list. Delete that key, and "
+    "requeue the job."
 )
+
+
+# Enqueue
 
 
 class Placement(NamedTuple):
-    """A job on its way into its place."""
+    """A job, and the place into which `enqueue` puts it.
+
+    `place` is "back" or "front" of the queue, a due time in Unix seconds, or "nowhere" if the
+    caller runs the job. `ttl` is in seconds. `new` is True if the id is certainly unused. `parents`
+    is "1" if the jobs that it depends on may fail, else "", followed by their ids.
+    """
 
     queue: str
     job_id: str
-    place: str  # "back" or "front" of the queue; when it is due, in Unix seconds; "nowhere": the caller runs it
-    ttl: int | None  # seconds to live
-    new: bool  # there was surely never a job of this id
-    fields: dict[str, Any]  # its hash
-    parents: tuple[
-        str, ...
-    ] = ()  # "1" if those that it waits for may fail, else ""; then their ids
+    place: str
+    ttl: int | None
+    new: bool
+    fields: dict[str, Any]
+    parents: tuple[str, ...] = ()
 
 
-def enqueue(connection: redis.Redis, entries: Iterable[Placement]) -> set[str]:
-    """Write jobs and put each into its place, all in one step; returns the ids of those that wait for other jobs."""
-    return set(map(decode, ENQUEUE.run(connection, [QUEUES], _script_arguments(entries))))
+def enqueue(connection: redis.Redis, placements: Iterable[Placement]) -> set[str]:
+    """Write jobs and put each into its place, all in one step.
+
+    Returns:
+        The ids of the jobs that wait for other jobs.
+    """
+    reply = ENQUEUE.run(connection, [QUEUES], _enqueue_arguments(placements))
+    return {decode(job_id) for job_id in reply}
 
 
-def enqueue_in_pipeline(pipeline: Any, entries: Iterable[Placement]) -> None:
-    """The same as a command of a pipeline: the script whole, because one that Redis did not know would be an error in
-    the middle of the transaction."""
+def enqueue_in_pipeline(pipeline: Any, placements: Iterable[Placement]) -> None:
+    """`enqueue` as a command of a pipeline.
+
+    The whole script is sent. If Redis did not know a script's hash, the transaction would fail in
+    the middle.
+    """
     if pipeline.watching and not pipeline.explicit_transaction:
         pipeline.multi()
-    pipeline.execute_command("EVAL", ENQUEUE.source, 1, QUEUES, *_script_arguments(entries))
+    pipeline.execute_command("EVAL", ENQUEUE.source, 1, QUEUES, *_enqueue_arguments(placements))
 
 
-def _script_arguments(entries: Iterable[Placement]) -> list[Any]:
+def _enqueue_arguments(placements: Iterable[Placement]) -> list[Any]:
     words: list[Any] = [SCHEDULER_POLL_SECONDS]
-    for queue, job_id, place, ttl, new, fields, parents in entries:
-        words += (
-            queue,
-            job_id,
-            place,
-            ttl or "",
-            int(new),
-            len(parents),
-            2 * len(fields),
-            *parents,
-        )
+    for queue, job_id, place, ttl, new, fields, parents in placements:
+        words += (queue, job_id, place, ttl or "", int(new), len(parents), 2 * len(fields))
+        words += parents
         for pair in fields.items():
             words += pair
     return words
 
 
-def claim(
-    connection: redis.Redis, worker: str, queues: list[str], room: int = 1, held: Iterable[str] = ()
-) -> list[Claim]:
-    """Take up to `room` jobs, beside those `held`, for `worker` from the `queues`, in their order.
-
-    First come jobs that stand in the worker's claims and are not `held`: the reply that told of them was lost, or a
-    wake-up brought them.
-
-    Raises:
-        NoLease: the worker is not believed alive now; it must beat first.
-        Suspended: `rq suspend` is in force.
-    """
-    return read_claims(CLAIM.run(connection, *claim_arguments(worker, queues, room, held)))
+# Claim
 
 
 def claim_arguments(
-    worker: str, queues: list[str], room: int = 1, held: Iterable[str] = (), process: str = ""
+    worker: str, queues: list[str], max_jobs: int, held: Iterable[str] = (), process: str = ""
 ) -> tuple[list[str], list[Any]]:
-    """What `CLAIM` takes. `process`: whose the name must be; "" if that does not matter."""
-    script_keys = [keys.claims(worker), LEASES, *(keys.queue(queue) for queue in queues)]
+    """The keys and arguments of `CLAIM`, for up to `max_jobs` jobs from `queues` in their order.
+
+    Args:
+        held: ids of the claimed jobs that the worker knows of. Others in its claims come first: the
+            reply to an earlier claim was lost, or a blocking pop delivered them.
+        process: the process to which the worker's name must belong; "" accepts any.
+    """
+    script_keys = [keys.claims(worker), LEASES, *map(keys.queue, queues)]
     return script_keys, [
         worker,
-        room,
+        max_jobs,
         utcformat(now()),
         UNREADABLE_TRACEBACK,
         DEFAULT_FAILURE_TTL,
@@ -158,6 +171,12 @@ def claim_arguments(
 
 
 def read_claims(reply: list[Any]) -> list[Claim]:
+    """The claims in a reply of `CLAIM`.
+
+    Raises:
+        NoLease: the worker has no live lease; it must renew its lease first.
+        Suspended: `rq suspend` is in force.
+    """
     if reply[0] == b"no lease":
         raise NoLease("this worker has no live lease, so it may not claim")
     if reply[0] == b"suspended":
@@ -173,6 +192,9 @@ def read_claims(reply: list[Any]) -> list[Claim]:
     ]
 
 
+# Settle
+
+
 def settle_arguments(
     worker: str,
     claim: Claim,
@@ -180,9 +202,10 @@ def settle_arguments(
     counts_as: str = "",
     default_timeout: int = 180,
 ) -> tuple[list[str], list[Any]]:
-    """What `SETTLE` takes to record an outcome.
+    """The keys and arguments of `SETTLE`, which records an outcome by these `writes`.
 
-    `counts_as`: what the job is to those that wait for it, "finished", "failed", or "" if they go on waiting.
+    `counts_as`: the outcome for the jobs that depend on this one, "finished" or "failed"; "" if
+    they continue to wait.
     """
     words = [word for write in writes for word in (len(write), *write)]
     return [keys.claims(worker)], [
@@ -199,9 +222,13 @@ def settle_arguments(
 def failure_writes(
     claim: Claim, worker: str, message: str, status: str = "failed"
 ) -> list[tuple[Any, ...]]:
-    """The writes that send a job to the dead letters for a reason of our own; the last says the reason."""
-    own = decode(claim.fields.get(b"failure_ttl") or b"")
-    ttl = int(own) if own.lstrip("-").isdigit() else DEFAULT_FAILURE_TTL
+    """The writes that fail (or stop) a job for a reason of our own. The last one stores the
+    message.
+    """
+    failure_ttl = decode(claim.fields.get(b"failure_ttl") or b"")
+    ttl = DEFAULT_FAILURE_TTL
+    if failure_ttl.lstrip("-").isdigit():
+        ttl = int(failure_ttl)
     job = keys.job(claim.job_id)
     expiry: tuple[Any, ...] = ("PERSIST", job)
     score: float | str = "+inf"
@@ -222,8 +249,11 @@ def failure_writes(
 
 
 def save_meta(connection: redis.Redis, job_id: str, meta: bytes) -> None:
-    """Write a job's meta into its hash, if there is one."""
+    """Write a job's meta into its hash, if the job exists."""
     SAVE_FIELDS.run(connection, [keys.job(job_id)], ["meta", meta])
+
+
+# Release
 
 
 def release_all(connection: redis.Redis, worker: str, process: str = "") -> list[str]:
@@ -239,16 +269,15 @@ def release_all(connection: redis.Redis, worker: str, process: str = "") -> list
 
 
 def release_unknown(connection: redis.Redis, worker: str, process: str = "") -> list[str]:
-    """Put back the jobs that a blocking pop delivered and no claim has adopted; as `release_all`."""
+    """Put back the jobs that a blocking pop delivered and no claim has adopted; as `release_all`.
+    """
     return _release(connection, worker, ["unknown", process])
 
 
 def release_tokens(connection: redis.Redis, worker: str, tokens: Iterable[str]) -> list[str]:
     """Put back the claimed jobs that carry these tokens and have not begun; as `release_all`."""
-    return [
-        decode(job_id)
-        for job_id in RELEASE.run(connection, *release_tokens_arguments(worker, tokens))
-    ]
+    _, args = release_tokens_arguments(worker, tokens)
+    return _release(connection, worker, args)
 
 
 def release_tokens_arguments(worker: str, tokens: Iterable[str]) -> tuple[list[str], list[Any]]:
@@ -261,57 +290,58 @@ def _release(connection: redis.Redis, worker: str, args: list[Any]) -> list[str]
     return [decode(job_id) for job_id in reply]
 
 
+# Failed jobs
+
+
 def failed_jobs(
     connection: redis.Redis, queue: str, limit: int = -1, which: str = "oldest"
 ) -> list[tuple[float, str]]:
-    """Failed jobs of a queue and their scores, the "oldest" or the "newest" first; those that somebody has stopped are
-    none, and "stopped" gives only them."""
+    """(score, job id) of failed jobs of a queue, up to `limit`; -1 gives all.
+
+    `which`: "oldest" or "newest" first, without stopped jobs; or "stopped", which gives only those.
+    """
     reply = FAILED_JOBS.run(connection, [], [queue, limit, which])
-    return [
-        (float(score), decode(job_id))
-        for job_id, score in zip(reply[::2], reply[1::2], strict=True)
-    ]
+    pairs = zip(reply[::2], reply[1::2], strict=True)
+    return [(float(score), decode(job_id)) for job_id, score in pairs]
 
 
 def requeue(connection: redis.Redis, job_id: str, at_front: bool = False) -> None:
-    """Bring a job back from the dead letters into its queue, in one atomic step.
+    """Move a failed job back into its queue, in one step.
 
     Raises:
-        NoSuchJobError: there is no such job (any more).
-        InvalidJobOperation: the job is not among the dead letters.
+        NoSuchJobError: there is no such job.
+        InvalidJobOperation: the job has not failed.
     """
     try:
         origin = connection.hget(keys.job(job_id), "origin")
-    except ResponseError:  # no hash stands there
+    except ResponseError:  # the key is not a hash
         origin = None
-    if origin is None:  # expired; its entry is of no use to anybody
-        _remove_failed(connection, job_id)
+    if origin is None:  # the job has expired; its entries are useless
+        _remove_from_failed(connection, job_id)
         raise NoSuchJobError(f"No such job: {job_id}")
     queue = decode(origin)
-    script_keys = [keys.job(job_id), keys.queue(queue), QUEUES, keys.failed(queue)]
-    outcome = decode(
-        REQUEUE.run(
-            connection, script_keys, [job_id, "front" if at_front else "back", utcformat(now())]
-        )
+    place = "front" if at_front else "back"
+    reply = REQUEUE.run(
+        connection,
+        [keys.job(job_id), keys.queue(queue), QUEUES, keys.failed(queue)],
+        [job_id, place, utcformat(now())],
     )
+    outcome = decode(reply)
     if outcome == "gone":
         raise NoSuchJobError(f"No such job: {job_id}")
     if outcome != "requeued":
-        _remove_failed(
-            connection, job_id, queue
-        )  # stock RQ has enqueued it again elsewhere, and left its old entry
+        # Stock RQ has enqueued the job in another queue, and left its old entry.
+        _remove_from_failed(connection, job_id, except_queue=queue)
         raise InvalidJobOperation(
             f"job {job_id} is not among the failed jobs of {queue!r}, so it was not requeued"
         )
 
 
-def _remove_failed(connection: redis.Redis, job_id: str, but_of: str = "") -> None:
-    """Remove the entries of a job among the failed jobs of all queues `but_of` one."""
-    for name in (
-        decode(key).removeprefix(keys.QUEUE_PREFIX) for key in connection.smembers(QUEUES)
-    ):
-        if name != but_of:
-            connection.zrem(keys.failed(name), job_id)
+def _remove_from_failed(connection: redis.Redis, job_id: str, except_queue: str = "") -> None:
+    for key in connection.smembers(QUEUES):
+        queue = decode(key).removeprefix(keys.QUEUE_PREFIX)
+        if queue != except_queue:
+            connection.zrem(keys.failed(queue), job_id)
 
 
 def requeue_all(connection: redis.Redis, queues: Iterable[str], limit: int = -1) -> int:
@@ -368,26 +398,26 @@ def delete_unreadable(connection: redis.Redis, job_id: str, queue: str) -> None:
 
 
 def delete(connection: redis.Redis, job_ids: list[str], queue: str) -> list[str]:
-    """Delete these jobs of `queue`; says of each whether it is "deleted", "running" (and left alone), or "gone"."""
-    registries = ("scheduled", "deferred", "finished", "failed", "canceled")
-    places = [
-        keys.queue(queue),
-        keys.intermediate(queue),
-        keys.running(queue),
-        *(keys.registry(registry, queue) for registry in registries),
-    ]
+    """Delete these jobs of `queue`.
+
+    Returns:
+        For each job "deleted", "running" (and left alone), or "gone".
+    """
+    places = [keys.queue(queue), keys.intermediate(queue), keys.running(queue)]
+    for registry in ("scheduled", "deferred", "finished", "failed", "canceled"):
+        places.append(keys.registry(registry, queue))
     connection.script_load(DELETE.source)
     outcomes: list[str] = []
     for start in range(0, len(job_ids), BATCH_MAX_JOBS):
         with connection.pipeline(transaction=False) as pipe:
             for job_id in job_ids[start : start + BATCH_MAX_JOBS]:
-                own = [
+                of_job = [
                     keys.job(job_id),
                     keys.dependents(job_id),
                     keys.dependencies(job_id),
                     keys.results(job_id),
                 ]
-                pipe.execute_command(*DELETE.call(own + places, [job_id, queue]))
+                pipe.execute_command(*DELETE.call(of_job + places, [job_id, queue]))
             outcomes += map(decode, pipe.execute())
     return outcomes
 
@@ -414,25 +444,33 @@ def delete_failed(connection: redis.Redis, job_id: str) -> None:
         raise NoSuchJobError(f"No such job: {job_id}")
 
 
+# Delayed jobs
+
+
 class Promotion(NamedTuple):
-    """What one step of promotion did, and when (Unix seconds, by Redis's clock) the next is worth while."""
+    """The result of one promotion step. Times are Unix seconds by Redis's clock.
+
+    `moved` counts jobs; `kept` counts due ids without a job, which stay for now. `full` is True if
+    more jobs may be due. `next` is the next due time.
+    """
 
     moved: int
-    kept: int  # due ids for which there is no job yet
-    full: bool  # there may be more that are due
+    kept: int
+    full: bool
     now: float
     next: float | None
 
 
 def first_due(connection: redis.Redis, queues: list[str]) -> tuple[float, dict[str, float]]:
-    """Now, and when the first scheduled job of each of these queues that has any is due; both by Redis's clock."""
-    replies = read_together(
-        connection, [FIRST_DUE.call([], portion) for portion in in_chunks(queues)], FIRST_DUE
-    )
-    dues = [due for _, *dues in replies for due in dues]
-    return float(replies[-1][0]), {
-        name: float(due) for name, due in zip(queues, dues, strict=True) if due
-    }
+    """The time now, and the first due time of each of these queues that has scheduled jobs.
+
+    Both are Unix seconds by Redis's clock.
+    """
+    commands = [FIRST_DUE.call([], portion) for portion in in_chunks(queues)]
+    replies = read_together(connection, commands, FIRST_DUE)
+    due_times = [due for _, *dues in replies for due in dues]
+    by_queue = {queue: float(due) for queue, due in zip(queues, due_times, strict=True) if due}
+    return float(replies[-1][0]), by_queue
 
 
 def promote_batch(
@@ -443,9 +481,13 @@ def promote_batch(
     skip: int = 0,
     holder: str = "",
 ) -> Promotion:
-    """Move up to `AT_ONCE` due jobs of `queue` into it, less the first `skip`, for which there was no job yet.
+    """Move up to `BATCH_MAX_JOBS` due jobs of `queue` from the scheduled set into the queue.
 
-    `holder`: the scheduler that must hold RQ's lock of this queue, else nothing is done; "" if that does not matter.
+    Args:
+        crashed_only: move only jobs that are delayed after a crash.
+        skip: number of due ids to pass over, because earlier steps found no job for them.
+        holder: the scheduler that must hold RQ's lock of this queue; "" accepts any. Without the
+            lock nothing is moved.
     """
     script_keys = [
         keys.scheduled(queue),
@@ -466,9 +508,8 @@ def promote_batch(
         holder,
     ]
     moved, kept, full, moment, later = PROMOTE_DUE.run(connection, script_keys, args)
-    return Promotion(
-        int(moved), int(kept), full == b"1", float(moment), float(later) if later else None
-    )
+    next_due = float(later) if later else None
+    return Promotion(int(moved), int(kept), full == b"1", float(moment), next_due)
 
 
 def promote(
@@ -476,14 +517,16 @@ def promote(
 ) -> int:
     """Move every due job of `queue` from the scheduled set into the queue; returns how many.
 
-    `crashed_only`: only those that wait because they crashed a horse; any live worker does that, for there may be no
-    scheduler.
+    `crashed_only`: move only jobs that are delayed after a crash. Every live worker does that,
+    because there may be no scheduler.
     """
-    total = kept = 0
+    total = 0
+    kept = 0
     while True:
-        some = promote_batch(connection, queue, default_timeout, crashed_only, kept)
-        total, kept = total + some.moved, kept + some.kept
-        if not some.full:
+        step = promote_batch(connection, queue, default_timeout, crashed_only, kept)
+        total += step.moved
+        kept += step.kept
+        if not step.full:
             return total
 
 
@@ -495,8 +538,8 @@ def publish_due(connection: redis.Redis, queue: str, due: Any) -> None:
 def publish_wakeup(connection: redis.Redis, channel: str, message: Any) -> None:
     """Send a message to the schedulers.
 
-    It only saves time: a scheduler also looks every `SCHEDULER_POLL_SECONDS`. So a Redis user without the
-    right to the channel is accepted.
+    It only saves time: a scheduler also looks every `SCHEDULER_POLL_SECONDS`. So a Redis user
+    without the right to the channel is accepted.
     """
     with contextlib.suppress(NoPermissionError):
         connection.publish(channel, message)

@@ -32,8 +32,8 @@ def death_cause(state: Liveness) -> DeathCause:
 class WorkerLiveness:
     """The state of each worker at the time of one sweep.
 
-    `leases_count`: whether an ended lease proves that a worker is dead. `processes` has "<pid>:<start
-    time>" of each worker that was checked, as `recovery.reclaim` takes it.
+    `leases_count`: whether an ended lease proves that a worker is dead. `processes` has
+    "<pid>:<start time>" of each worker that was checked, as `recovery.reclaim` takes it.
     """
 
     def __init__(self, connection: redis.Redis, leases_count: bool):

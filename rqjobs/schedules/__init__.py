@@ -49,8 +49,8 @@ class NoSuchSchedule(ScheduleError):
 class Run:
     """A job that a schedule has made.
 
-    `tick` is None if the job was requested with `run_now`. `outcome` is the job's status, or "unknown"
-    if the job was deleted before its outcome was noted.
+    `tick` is None if the job was requested with `run_now`. `outcome` is the job's status, or
+    "unknown" if the job was deleted before its outcome was noted.
     """
 
     job_id: str
@@ -72,10 +72,10 @@ def add(
 ) -> Schedule:
     """Store a schedule that calls `function(*args, **kwargs)` by `rule` until it is removed.
 
-    Arguments are given as to `rqjobs.enqueue`, with RQ's keyword options (`job_timeout`, `retry`, …)
-    among them; `args=(…), kwargs={…}` keeps the function's arguments apart. An existing schedule of
-    that name is changed as by `edit`; one with this rule and this call stays as it is. So a program
-    can add its schedules at each start, and several processes can do so at once.
+    Arguments are given as to `rqjobs.enqueue`, with RQ's keyword options (`job_timeout`, `retry`,
+    …) among them; `args=(…), kwargs={…}` keeps the function's arguments apart. An existing schedule
+    of that name is changed as by `edit`; one with this rule and this call stays as it is. So a
+    program can add its schedules at each start, and several processes can do so at once.
 
     Args:
         function: a job function, or its "module.name".
@@ -146,8 +146,8 @@ def edit(
 ) -> Schedule:
     """Change the given parts of a schedule and keep the others.
 
-    A schedule with other ticks starts now; with the same ticks it continues. Another `function` starts
-    with its own queue and without the options of the old one.
+    A schedule with other ticks starts now; with the same ticks it continues. Another `function`
+    starts with its own queue and without the options of the old one.
 
     Raises:
         NoSuchSchedule: there is no such schedule.
@@ -195,7 +195,8 @@ def _changed_template(
 
 
 def pause(name: str) -> None:
-    """Pause a schedule: its ticks make no jobs until it is resumed. Its earlier jobs are not affected.
+    """Pause a schedule: its ticks make no jobs until it is resumed. Its earlier jobs are not
+    affected.
 
     Raises:
         NoSuchSchedule: there is no such schedule.
@@ -205,7 +206,8 @@ def pause(name: str) -> None:
 
 
 def resume(name: str) -> None:
-    """Resume a paused schedule at its next tick from now. The ticks in between do not count as missed.
+    """Resume a paused schedule at its next tick from now. The ticks in between do not count as
+    missed.
 
     Raises:
         NoSuchSchedule: there is no such schedule.

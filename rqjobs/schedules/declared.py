@@ -129,7 +129,8 @@ class Declarations:
     """Keeps the stored schedules equal to those that running workers declare.
 
     If workers run different versions of the code, the worker that started last decides. A schedule
-    in no worker's code becomes undeclared, and continues where it was if a worker declares it again.
+    in no worker's code becomes undeclared, and continues where it was if a worker declares it
+    again.
     """
 
     def __init__(self, connection: redis.Redis):
@@ -140,8 +141,8 @@ class Declarations:
     def reconcile(self) -> Iterator[None]:
         """Compare and store, in steps of a few milliseconds.
 
-        While the declarations stay the same, the schedules are compared once in `COMPARE_SECONDS`, because
-        other programs may have changed them.
+        While the declarations stay the same, the schedules are compared once in `COMPARE_SECONDS`,
+        because other programs may have changed them.
         """
         counter, members, redis_time = scripts.read_together(
             self.connection,
@@ -270,7 +271,8 @@ def _store_or_log(
 
 
 def _remove_unreadable(connection: redis.Redis, name: str) -> bool:
-    """Remove an unreadable schedule whose source is the code. Returns whether the name is free now."""
+    """Remove an unreadable schedule whose source is the code. Returns whether the name is free now.
+    """
     source, revision = connection.hmget(keys.schedule(name), "source", "revision")
     if source is None and revision is None:
         return True

@@ -195,8 +195,8 @@ def save(
 ) -> bool:
     """Write a schedule in the place of `found`; False if `found` has changed since it was read.
 
-    A schedule whose rule has the same ticks continues where it was, and catches up on the ticks that it
-    has missed. With other ticks it starts now.
+    A schedule whose rule has the same ticks continues where it was, and catches up on the ticks
+    that it has missed. With other ticks it starts now.
     """
     fields = {
         "rule": rule.to_json(),
@@ -227,7 +227,8 @@ def save(
 
 
 def first_tick(client: redis.Redis, name: str, rule: Rule) -> tuple[str, dict[str, str]]:
-    """The due time of a schedule that starts now, as `write` takes it, and its state and next tick."""
+    """The due time of a schedule that starts now, as `write` takes it, and its state and next tick.
+    """
     tick = rule.after(scripts.redis_time(client))
     if tick is None:
         return "never", {"state": "ended", "next": ""}
@@ -294,8 +295,8 @@ class RunResult(NamedTuple):
 class DueRange(NamedTuple):
     """The ticks from `first` to `last` that a run deals with, and the tick that follows them.
 
-    `missed` is the number of ticks that make no job. Ticks are Unix seconds; `following` is None if no tick
-    follows, and `following_due` is the due time of its job.
+    `missed` is the number of ticks that make no job. Ticks are Unix seconds; `following` is None if
+    no tick follows, and `following_due` is the due time of its job.
     """
 
     first: int

@@ -34,7 +34,8 @@ RETRY_SECONDS = 5  # seconds after which a tick that Redis refused is tried agai
 
 
 def run_due(connection: redis.Redis, seconds: float = 60) -> float | None:
-    """Enqueue the jobs of due ticks, for at most `TICK_BATCH_SCHEDULES` schedules and about `seconds`.
+    """Enqueue the jobs of due ticks, for at most `TICK_BATCH_SCHEDULES` schedules and about
+    `seconds`.
 
     Returns:
         The time of the next due tick in Unix seconds by Redis's clock; None if there is none.
@@ -61,7 +62,8 @@ def run_due(connection: redis.Redis, seconds: float = 60) -> float | None:
 
 
 def _run_or_log(connection: redis.Redis, schedule: Schedule, now: float) -> bool:
-    """Run one schedule; False if it failed. Foreign data in one schedule does not stop the others."""
+    """Run one schedule; False if it failed. Foreign data in one schedule does not stop the others.
+    """
     try:
         return _run_schedule(connection, schedule, now)
     except (redis.ConnectionError, redis.TimeoutError):
