@@ -28,9 +28,9 @@ PLANT = {
 OURS = {
     key.replace("*", name): kind
     for kinds, name in (
-        (odd_keys.SINGLE, ""),
-        (odd_keys.OF_WORKERS, "odd"),
-        (odd_keys.OF_QUEUES, "odd"),
+        (odd_keys.SINGLE_KEYS, ""),
+        (odd_keys.WORKER_KEYS, "odd"),
+        (odd_keys.QUEUE_KEYS, "odd"),
     )
     for kind, keys in kinds.items()
     for key in keys

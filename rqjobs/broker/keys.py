@@ -6,7 +6,7 @@ RQ's keys are its own, unchanged. Ours begin with `rqjobs:`:
     rqjobs:process:<worker>            hash, the worker's processes: host, pids, start times
     rqjobs:claims:<worker>             list, ids of its claimed jobs in the order in which they run
     rqjobs:retired-workers             sorted set, worker -> when it ended or was removed
-    rqjobs:crash-backoff:<queue>       sorted set, scheduled jobs that wait after a crash, by due time
+    rqjobs:crash-backoff:<queue>       sorted set, jobs that are delayed after a crash, by due time
     rqjobs:stopped:<queue>             sorted set, those of RQ's failed jobs that were stopped
     rqjobs:scheduled-without-job:<q>   hash, scheduled id that has no job -> since when
     rqjobs:ended-parents               set, ended jobs whose dependents are to be enqueued: an id,
@@ -25,8 +25,8 @@ RQ's keys are its own, unchanged. Ours begin with `rqjobs:`:
 Fields of ours in a job's hash: `rqjobs_token` (the claim's, which is RQ's execution id),
 `rqjobs_settled_token` (the last token that settled it), `rqjobs_due` (when a deferred job is due),
 `rqjobs_crashes` (when processes died under it: Unix seconds, comma-separated), `rqjobs_repeat` (of
-a job with an `rq.Repeat`: its repeats and retries at the start) and `rqjobs_schedule` (the schedule
-that made it).
+a job with an `rq.Repeat`: its repeats and retries at the start), and `rqjobs_schedule` (the
+schedule that made it).
 """
 
 from __future__ import annotations
@@ -196,12 +196,15 @@ def login_pause(client: str) -> str:
 
 
 def decode(reply: Any) -> str:
-    """A reply of Redis as text; what is no UTF-8 becomes U+FFFD."""
-    return reply.decode(errors="replace") if isinstance(reply, bytes) else str(reply)
+    """A reply of Redis as text. Bytes that are not UTF-8 become U+FFFD."""
+    if isinstance(reply, bytes):
+        return reply.decode(errors="replace")
+    return str(reply)
 
 
 def queue_names_in(members: Any) -> list[str]:
     """The queues in a reply to `SMEMBERS rq:queues` (or an error), and the configured ones."""
-    known = members if isinstance(members, set | list) else []  # an error: no set stands there
-    names = {decode(key).removeprefix(QUEUE_PREFIX) for key in known}
-    return sorted(names | set(config.current().queues))
+    names = set(config.current().queues)
+    if isinstance(members, set | list):  # otherwise the key has the wrong type
+        names.update(decode(key).removeprefix(QUEUE_PREFIX) for key in members)
+    return sorted(names)

@@ -12,32 +12,42 @@ from rqjobs.broker import keys
 from rqjobs.broker.keys import LEASES, RETIRED_WORKERS, decode
 from rqjobs.broker.scripts import BEGIN_SWEEP, REGISTER_HORSE, RENEW_LEASE, read_together
 
-LEASE_SECONDS = 20  # seconds that a worker is believed alive without a heartbeat
-HEARTBEAT_SECONDS = 5  # seconds between heartbeats, and between sweeps
-RETIRED_SECONDS = 3600  # seconds for which the claims of a worker that has gone are looked at again
+LEASE_SECONDS = 20  # seconds for which a worker counts as alive without a heartbeat
+HEARTBEAT_SECONDS = 5  # seconds between two heartbeats, and between two sweeps
+RETIRED_SECONDS = 3600  # seconds for which sweeps look at the claims of a worker that has ended
+# Other workers wait this long after a sweep. It is shorter than a heartbeat, so that no turn is
+# lost.
+SWEEP_LOCK_MILLISECONDS = HEARTBEAT_SECONDS * 1000 - 500
 
 
 class NoLease(Exception):
-    """The worker's lease has ended; whatever it had may be somebody else's now."""
+    """The worker's lease has expired, so other workers may have taken back its claims."""
 
 
 class NameTaken(Exception):
-    """Another worker of that name has a lease."""
+    """Another process has the worker's name and a lease."""
 
 
 def renew_lease(
     connection: redis.Redis, worker: str, where: dict[str, Any], first: bool = False
 ) -> bool:
-    """Renew the lease of `worker`: it is believed alive for `LEASE` seconds from now. `where` says where it lives.
+    """Renew the lease of `worker` for `LEASE_SECONDS` from now.
 
-    True if it had none: this is its first, or it was believed dead and everything of it was forgotten.
+    Args:
+        where: the host, pids and start times of the worker's processes.
+        first: whether this is the worker's first lease.
+
+    Returns:
+        True if the worker had no lease: it is the first, or the worker was declared dead and its
+        registration was removed.
 
     Raises:
-        NameTaken: the name is another process's. It is to be the `first`, and that one has a lease; or this one was
-            believed dead, and that one started in its place.
+        NameTaken: the name belongs to another process, which started first, or while this worker
+            counted as dead.
     """
     fields = {"process": process_id(where), **where}
-    args = [worker, LEASE_SECONDS, int(first), *(part for pair in fields.items() for part in pair)]
+    words = [word for pair in fields.items() for word in pair]
+    args = [worker, LEASE_SECONDS, int(first), *words]
     reply = decode(RENEW_LEASE.run(connection, [LEASES, keys.process(worker)], args))
     if reply == "name taken":
         raise NameTaken(f"a worker called {worker!r} runs already; choose another --name")
@@ -45,28 +55,21 @@ def renew_lease(
 
 
 def process_id(where: dict[str, Any]) -> str:
-    """What tells a worker from any other of its name."""
+    """A text that differs for any two workers of the same name."""
     return ":".join(str(where.get(field, "")) for field in ("host", "pid", "started"))
 
 
 def horse_registration(worker: str, process: str, horse: int, started: str) -> tuple[Any, ...]:
-    """The command with which a horse says that it is there, before it claims anything: only when neither it nor its
-    parent lives any more is the worker provably gone."""
-    return (
-        "EVAL",
-        REGISTER_HORSE.source,
-        2,
-        LEASES,
-        keys.process(worker),
-        worker,
-        process,
-        horse,
-        started,
-    )
+    """The command by which a horse registers before its first claim.
+
+    A worker counts as gone only when its parent and its registered horse have ended.
+    """
+    script_keys = (LEASES, keys.process(worker))
+    return ("EVAL", REGISTER_HORSE.source, 2, *script_keys, worker, process, horse, started)
 
 
 def end_lease(connection: redis.Redis, worker: str) -> None:
-    """End the lease of a worker that goes in good order, holding no job."""
+    """End the lease of a worker that shuts down and has no claims."""
     with connection.pipeline() as pipe:
         pipe.zadd(RETIRED_WORKERS, {worker: now().timestamp()})
         pipe.zrem(LEASES, worker)
@@ -75,18 +78,21 @@ def end_lease(connection: redis.Redis, worker: str) -> None:
 
 
 def workers_with_claims(connection: redis.Redis) -> list[str]:
-    """The names of all workers in whose claims a job may be: those with a lease, and those that have gone lately."""
+    """The workers that may have claims: those with a lease, and those that ended recently."""
+    oldest = now().timestamp() - RETIRED_SECONDS
     _, *replies = read_together(
         connection,
         [
-            ("ZREMRANGEBYSCORE", RETIRED_WORKERS, 0, now().timestamp() - RETIRED_SECONDS),
+            ("ZREMRANGEBYSCORE", RETIRED_WORKERS, 0, oldest),
             ("ZRANGE", LEASES, 0, -1),
             ("ZRANGE", RETIRED_WORKERS, 0, -1),
         ],
     )
-    return sorted(
-        {decode(name) for names in replies if not isinstance(names, Exception) for name in names}
-    )
+    names: set[str] = set()
+    for reply in replies:
+        if not isinstance(reply, Exception):
+            names.update(map(decode, reply))
+    return sorted(names)
 
 
 class SweepPermission(Enum):
@@ -102,6 +108,6 @@ def begin_sweep(connection: redis.Redis, force: bool = False) -> SweepPermission
     reply = BEGIN_SWEEP.run(
         connection,
         [keys.SWEEP_LOCK, keys.LAST_SWEEP, LEASES],
-        [HEARTBEAT_SECONDS * 1000 - 500, LEASE_SECONDS, int(force)],
+        [SWEEP_LOCK_MILLISECONDS, LEASE_SECONDS, int(force)],
     )
     return SweepPermission(decode(reply))

@@ -1,8 +1,8 @@
-"""Odd records: keys_ that somebody else wrote, of a type that neither RQ nor we write there.
+"""Odd keys: keys of the wrong type, which another program has written.
 
-A key of the wrong type holds nothing of ours, and it is in the way of what we would write. So whoever sweeps renames it
-to `rqjobs:odd:<key>`, once, and says so; whoever meets it before that passes over it. Keys of single jobs and schedules
-are left where they are: they are in nobody's way but their own.
+An odd key holds no data of RQ or rqjobs, and blocks what they would write. A sweep renames it to
+`rqjobs:odd:<key>` and logs that once. Before that, scripts and commands skip it. Keys of single
+jobs and schedules are not renamed, because each blocks only itself.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from rqjobs.broker import keys, scripts
 from rqjobs.broker.keys import decode
 
 log = logging.getLogger("rqjobs")
-SINGLE = {
+# The right types of keys. "*" stands for a worker or a queue.
+SINGLE_KEYS = {
     "string": (
         keys.SWEEP_LOCK,
         keys.LAST_SWEEP,
@@ -29,10 +30,10 @@ SINGLE = {
     "zset": (keys.LEASES, keys.RETIRED_WORKERS, keys.SCHEDULES),
     "set": (keys.ENDED_PARENTS, keys.QUEUES, keys.WORKERS),
     "hash": (keys.STRAYS_SEEN, keys.SCHEDULES_UNFINISHED, keys.SCHEDULES_DECLARED),
-    "none": (keys.RESULT,),  # it exists only inside a script
+    "none": (keys.RESULT,),  # exists only inside a script
 }
-OF_WORKERS = {"hash": (keys.process("*"), keys.worker("*")), "list": (keys.claims("*"),)}
-OF_QUEUES = {
+WORKER_KEYS = {"hash": (keys.process("*"), keys.worker("*")), "list": (keys.claims("*"),)}
+QUEUE_KEYS = {
     "list": (keys.queue("*"), keys.intermediate("*")),
     "zset": (
         *(keys.registry(kind, "*") for kind in keys.REGISTRIES),
@@ -43,68 +44,70 @@ OF_QUEUES = {
     "hash": (keys.scheduled_without_job("*"), keys.seen_intermediate("*")),
     "string": (keys.scheduler_lock("*"),),
 }
-Kinds = dict[str, tuple[str, ...]]
-Odd = tuple[str, str, str]  # a key, the type that it is of, and the one that it should be of
+KeyTypes = dict[str, tuple[str, ...]]
+OddKey = tuple[str, str, str]  # a key, its type, and the right type
 
 
 def find(
-    connection: redis.Redis, kinds: Kinds, names: Iterable[str] = ("",), aside: bool = False
-) -> list[Odd]:
-    """The odd keys of these kinds, with each name in the place of the asterisk; `aside`: renamed, too."""
-    words = [
-        word
-        for kind, patterns in kinds.items()
-        for key in patterns
-        for word in (*key.partition("*")[::2], kind)
-    ]
+    connection: redis.Redis, types: KeyTypes, names: Iterable[str] = ("",), aside: bool = False
+) -> list[OddKey]:
+    """The odd keys of these types. Each name is put in the place of the asterisk.
+
+    `aside`: also rename them.
+    """
+    kinds: list[str] = []
+    for right_type, patterns in types.items():
+        for pattern in patterns:
+            beginning, _, end = pattern.partition("*")
+            kinds += (beginning, end, right_type)
+    mode = "1" if aside else ""
     commands = [
-        scripts.SET_ASIDE.call([], ["1" if aside else "", len(words) // 3, *words, *portion])
+        scripts.SET_ASIDE.call([], [mode, len(kinds) // 3, *kinds, *portion])
         for portion in scripts.in_chunks(list(names))
     ]
-    return [
-        (decode(key), decode(found), decode(wanted))
-        for reply in scripts.read_together(connection, commands, scripts.SET_ASIDE)
-        for key, found, wanted in reply
-    ]
+    found = []
+    for reply in scripts.read_together(connection, commands, scripts.SET_ASIDE):
+        for key, type_found, right in reply:
+            found.append((decode(key), decode(type_found), decode(right)))
+    return found
 
 
 def workers(connection: redis.Redis, *sources: str) -> list[str]:
-    """The workers that may have keys: those with a lease, retired ones, and RQ's; or those in
-    `sources`."""
-    replies = scripts.read_together(
-        connection,
-        [
-            ("SMEMBERS", key) if key == keys.WORKERS else ("ZRANGE", key, 0, -1)
-            for key in sources or (keys.LEASES, keys.RETIRED_WORKERS, keys.WORKERS)
-        ],
-    )
-    names = {
-        decode(name).removeprefix(keys.WORKER_PREFIX)
-        for reply in replies
-        if not isinstance(reply, Exception)
-        for name in reply
-    }
+    """The workers that may have keys: those with a lease, retired ones, and RQ's.
+
+    `sources`: read only these keys.
+    """
+    commands: list[tuple[str | int, ...]] = []
+    for key in sources or (keys.LEASES, keys.RETIRED_WORKERS, keys.WORKERS):
+        if key == keys.WORKERS:
+            commands.append(("SMEMBERS", key))
+        else:
+            commands.append(("ZRANGE", key, 0, -1))
+    names: set[str] = set()
+    for reply in scripts.read_together(connection, commands):
+        if not isinstance(reply, Exception):
+            names.update(decode(member).removeprefix(keys.WORKER_PREFIX) for member in reply)
     return sorted(names)
 
 
-def all_of(connection: redis.Redis, queues: list[str]) -> list[Odd]:
-    """The odd keys of every kind; nothing is changed."""
+def all_of(connection: redis.Redis, queues: list[str]) -> list[OddKey]:
+    """All odd keys. Nothing is changed."""
     return [
-        *find(connection, SINGLE),
-        *find(connection, OF_WORKERS, workers(connection)),
-        *find(connection, OF_QUEUES, queues),
+        *find(connection, SINGLE_KEYS),
+        *find(connection, WORKER_KEYS, workers(connection)),
+        *find(connection, QUEUE_KEYS, queues),
     ]
 
 
-def set_aside(connection: redis.Redis, kinds: Kinds, names: Iterable[str] = ("",)) -> bool:
-    """Rename the odd keys of these kinds, and log each; whether there were any."""
-    odd = find(connection, kinds, names, aside=True)
-    for key, found, wanted in odd:
+def set_aside(connection: redis.Redis, types: KeyTypes, names: Iterable[str] = ("",)) -> bool:
+    """Rename the odd keys of these types and log each. Returns whether there were any."""
+    found = find(connection, types, names, aside=True)
+    for key, type_found, right in found:
         log.error(
-            "the key %s in Redis was a %s, and no %s: somebody else wrote there; it is now rqjobs:odd:%s",
+            "Redis key %s was a %s instead of a %s (written by another program); renamed to %s",
             key,
-            found,
-            wanted,
-            key,
+            type_found,
+            right,
+            keys.odd(key),
         )
-    return bool(odd)
+    return bool(found)

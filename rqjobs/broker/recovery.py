@@ -1,4 +1,7 @@
-"""Recovery: what happens to the claims of a dead worker, to poison jobs, and to jobs that depend on an ended one."""
+"""Recovery: the claims of a dead worker, poison jobs, and the dependents of ended jobs.
+
+`transitions` lists all functions that put a job back into its queue.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,12 @@ from rqjobs.broker.keys import ENDED_PARENTS, LEASES, decode
 from rqjobs.broker.scripts import ENQUEUE_DEPENDENTS, RECLAIM, RECOVER
 from rqjobs.broker.transitions import NO_QUEUE_TRACEBACK, pack_traceback
 
-MAX_CRASHES = 3  # a job under which the process died so often...
-CRASH_WINDOW_SECONDS = 72 * 3600  # ...within so many seconds fails
-DEPENDENTS_PER_SCRIPT = 500
+MAX_CRASHES = 3  # a job fails when its process has died this often...
+CRASH_WINDOW_SECONDS = 72 * 3600  # ...within this time
+DEPENDENTS_PER_SCRIPT = 500  # dependents that one script looks at
 POISON_TRACEBACK = pack_traceback(
-    f"The process died {MAX_CRASHES} times within {CRASH_WINDOW_SECONDS // 3600} hours while it ran this job, "
-    f"so it is not run again. Requeue it when the cause is mended."
+    f"The process died {MAX_CRASHES} times within {CRASH_WINDOW_SECONDS // 3600} hours while it "
+    f"ran this job, so the job is not run again. Fix the cause, then requeue the job."
 )
 
 
@@ -57,13 +60,15 @@ def reclaim(
     """Take back all claims of a dead worker, or of the worker's own dead horse (`HORSE_DIED`).
 
     Args:
-        running: the job that was being run, whose death counts; "?" for the first claim, "" for none.
-        delay: seconds that it waits before it runs again, doubled with each death; 0 puts it at the front.
-        process: for `PROCESS_GONE`, the process that has ended, "<pid>:<started>"; for `HORSE_DIED`,
-            the process to which the name must belong, as in `release_all`.
+        running: id of the job that was running, whose crash is counted; "?" is the first claim, ""
+            none.
+        delay: seconds for which that job is delayed, doubled with each crash; 0 puts it at the
+        front.
+        process: for `PROCESS_GONE`, the process that has ended, "<pid>:<started>"; for
+            `HORSE_DIED`, the process to which the name must belong, as in `release_all`.
 
     Returns:
-        job id -> `REQUEUED`, `DELAYED`, `FAILED` or `ENDED`; nothing if the worker lives.
+        job id -> `REQUEUED`, `DELAYED`, `FAILED` or `ENDED`; empty if the worker is alive.
     """
     script_keys = [
         keys.claims(worker),
@@ -71,8 +76,8 @@ def reclaim(
         keys.process(worker),
         keys.worker(worker),
         keys.WORKERS,
+        *map(keys.listeners, queues),
     ]
-    script_keys += [keys.listeners(queue) for queue in queues]
     args = [
         worker,
         cause.value,
@@ -101,12 +106,12 @@ def recover(
     owner: str = "",
     again: bool = False,
 ) -> Outcome:
-    """Put a job that stock RQ left behind, or lost, back at the front of `queue`, in one atomic step.
+    """Put a job that stock RQ has lost back at the front of `queue`, in one step.
 
     Args:
-        found: where it was: "wip", "intermediate" or "stray".
-        execution, owner: for "wip", RQ's execution id and the name of the worker.
-        again: for "stray", that it was enqueued after its last end.
+        found: the place where it was: "wip", "intermediate", or "stray" (in no place).
+        execution, owner: for "wip", RQ's execution id and the worker's name.
+        again: for "stray", whether it was enqueued after its last end.
 
     Returns:
         The outcome. Only `REQUEUED` and `FAILED` have moved the job.
@@ -144,20 +149,23 @@ def enqueue_dependents(
     default_timeout: int,
     on_progress: Callable[[], None] = lambda: None,
 ) -> list[str]:
-    """Enqueue the jobs that waited for one which has ended; says which. Any number may do it at once.
+    """Enqueue the jobs that depend on an ended job. Several processes may do so at once.
 
     Args:
-        member: how it stands in `rqjobs:ended-parents`.
-        on_progress: called between two steps.
+        member: the ended job's member of `rqjobs:ended-parents`.
+        default_timeout: seconds, for jobs that have no timeout.
+        on_progress: called after each step.
+
+    Returns:
+        The ids of the enqueued jobs.
     """
-    woken: list[str] = []
+    enqueued: list[str] = []
     cursor = "0"
     while True:
-        arguments = [member, utcformat(now()), default_timeout, cursor, DEPENDENTS_PER_SCRIPT]
-        cursor, *children = map(
-            decode, ENQUEUE_DEPENDENTS.run(connection, [ENDED_PARENTS], arguments)
-        )
-        woken += children
+        args = [member, utcformat(now()), default_timeout, cursor, DEPENDENTS_PER_SCRIPT]
+        reply = ENQUEUE_DEPENDENTS.run(connection, [ENDED_PARENTS], args)
+        cursor, *job_ids = map(decode, reply)
+        enqueued += job_ids
         if cursor == "0":
-            return woken
+            return enqueued
         on_progress()

@@ -1,4 +1,4 @@
-"""The Lua scripts: how they are loaded and called. Each file in `lua/` is one step."""
+"""The Lua scripts: loading and calling them. Each file in `lua/` is one atomic step."""
 
 from __future__ import annotations
 
@@ -8,46 +8,45 @@ from pathlib import Path
 from typing import Any
 
 import redis
-from redis.exceptions import (
-    NoScriptError,
-    ResponseError,
-)
+from redis.exceptions import NoScriptError, ResponseError
 
 from rqjobs.connection import is_transient
 
-QUEUES_PER_SCRIPT = 500  # names of queues that one script looks at
-
-
+QUEUES_PER_SCRIPT = 500  # queues that one script looks at; a longer one would hold up other clients
 LUA_FOLDER = Path(__file__).parent / "lua"
 
 
 class Script:
-    """A script of ours by its name, sent whole only when Redis does not know it yet."""
+    """A script by its name. Its source is sent only if Redis does not have it yet.
+
+    `common`: whether it uses the functions of common.lua, which are then put in front.
+    """
 
     def __init__(self, name: str, common: bool = True):
-        parts = ["common", name] if common else [name]
-        self.source = "\n".join(
-            (LUA_FOLDER / f"{part}.lua").read_text(encoding="utf-8") for part in parts
-        )
+        files = ["common", name] if common else [name]
+        sources = [(LUA_FOLDER / f"{file}.lua").read_text(encoding="utf-8") for file in files]
+        self.source = "\n".join(sources)
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
     def call(self, keys: list[str], args: list[Any]) -> tuple[Any, ...]:
-        """The command that runs it, for a pipeline; `load` it first."""
+        """The script's command, for a pipeline. Redis must have the script already."""
         return ("EVALSHA", self.sha, len(keys), *keys, *args)
 
     def run(self, connection: redis.Redis, keys: list[str], args: list[Any]) -> Any:
+        """Call the script and return its reply."""
         try:
             return connection.execute_command(*self.call(keys, args))
-        except NoScriptError:  # nothing was run, so this is no second try
+        except NoScriptError:  # nothing was run, so this is not a repetition
             return connection.execute_command("EVAL", self.source, len(keys), *keys, *args)
 
 
 def read_together(
     connection: redis.Redis, commands: Iterable[tuple[Any, ...]], *scripts: Script
 ) -> list[Any]:
-    """The replies to `commands`, which only read, in one round trip; where a key is of the wrong type, that error.
+    """The replies to reading `commands`, in one round trip.
 
-    `scripts`: those that they call, to be loaded if Redis does not know them.
+    A key of the wrong type gives its error as the reply. Other errors are raised. `scripts`: the
+    scripts that the commands call; they are loaded if Redis does not have them.
     """
     commands = list(commands)
     with connection.pipeline(transaction=False) as pipe:
@@ -65,26 +64,26 @@ def read_together(
 
 
 def is_wrong_type(error: Exception) -> bool:
-    """Whether a key is of another type than it should: somebody else wrote there."""
+    """Whether Redis refused a command because the key has another type: it holds foreign data."""
     return isinstance(error, ResponseError) and "WRONGTYPE" in str(error)
 
 
-def in_chunks(names: list[str]) -> list[list[str]]:
-    """Names of queues in portions for one script each: it holds up everybody else in Redis."""
-    return [
-        names[start : start + QUEUES_PER_SCRIPT]
-        for start in range(0, len(names), QUEUES_PER_SCRIPT)
-    ]
+def in_chunks(queues: list[str]) -> list[list[str]]:
+    """`queues` in portions of `QUEUES_PER_SCRIPT`, one for each call of a script."""
+    starts = range(0, len(queues), QUEUES_PER_SCRIPT)
+    return [queues[start : start + QUEUES_PER_SCRIPT] for start in starts]
 
 
 def redis_time(connection: redis.Redis) -> float:
-    """Redis's clock, in Unix seconds: the one by which everything is due."""
-    seconds, micro = connection.time()
-    return float(seconds + micro / 1e6)
+    """The Unix time by Redis's clock, by which leases and due times are judged."""
+    seconds, microseconds = connection.time()
+    return float(seconds + microseconds / 1e6)
 
 
 def load_scripts(client: redis.Redis) -> None:
-    """Make Redis know our scripts, unless it is away or refuses for now: the next try says so again."""
+    """Load the worker's scripts into Redis. A transient error is ignored: the next command meets
+    it.
+    """
     try:
         for script in (CLAIM, SETTLE_SUCCESS, SETTLE, RELEASE, RECLAIM):
             client.script_load(script.source)
@@ -93,7 +92,7 @@ def load_scripts(client: redis.Redis) -> None:
             raise
 
 
-# Moves of a job.
+# Transitions of a job.
 ENQUEUE = Script("enqueue")
 CLAIM = Script("claim")
 SETTLE = Script("settle")
@@ -120,7 +119,7 @@ REGISTER_HORSE = Script("register_horse", common=False)
 BEGIN_SWEEP = Script("begin_sweep", common=False)
 TAKE_LOCKS = Script("take_locks", common=False)
 
-# Odd keys.
+# Keys of the wrong type.
 SET_ASIDE = Script("set_aside", common=False)
 REMOVE_DANGLING = Script("remove_dangling", common=False)
 
@@ -128,7 +127,7 @@ REMOVE_DANGLING = Script("remove_dangling", common=False)
 TRY_LOGIN = Script("try_login", common=False)
 LOG_IN = Script("log_in", common=False)
 
-# These only read.
+# Reading only.
 BUSY_QUEUES = Script("busy_queues", common=False)
 COUNT_PLACES = Script("count_places")
 FAILED_JOBS = Script("failed_jobs")

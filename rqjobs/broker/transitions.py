@@ -84,12 +84,12 @@ def pack_traceback(message: str) -> str:
 
 
 UNREADABLE_TRACEBACK = pack_traceback(
-    "The job in Redis cannot be read: its key is not a hash with data, or its id is not one that RQ "
-    "accepts. Delete the job."
+    "The job in Redis cannot be read: its key is not a hash with data, or its id is not one that "
+    "RQ accepts. Delete the job."
 )
 NO_QUEUE_TRACEBACK = pack_traceback(
-    "The job cannot return to its queue: the queue's key in Redis is not a list. Delete that key, and "
-    "requeue the job."
+    "The job cannot return to its queue: the queue's key in Redis is not a list. Delete that key, "
+    "and requeue the job."
 )
 
 
@@ -269,8 +269,7 @@ def release_all(connection: redis.Redis, worker: str, process: str = "") -> list
 
 
 def release_unknown(connection: redis.Redis, worker: str, process: str = "") -> list[str]:
-    """Put back the jobs that a blocking pop delivered and no claim has adopted; as `release_all`.
-    """
+    """Put back the jobs that a blocking pop delivered and no claim adopted; as `release_all`."""
     return _release(connection, worker, ["unknown", process])
 
 

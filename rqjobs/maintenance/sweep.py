@@ -32,11 +32,11 @@ def sweep(
     permission = leases.begin_sweep(connection, force)
     if permission is leases.SweepPermission.TOO_SOON:
         return None
-    odd_keys.set_aside(connection, odd_keys.SINGLE)
-    odd_keys.set_aside(connection, odd_keys.OF_WORKERS, odd_keys.workers(connection))
+    odd_keys.set_aside(connection, odd_keys.SINGLE_KEYS)
+    odd_keys.set_aside(connection, odd_keys.WORKER_KEYS, odd_keys.workers(connection))
     thorough = force or is_time_for_strays(connection)
     if thorough:
-        odd_keys.set_aside(connection, odd_keys.OF_QUEUES, queue_names(connection))
+        odd_keys.set_aside(connection, odd_keys.QUEUE_KEYS, queue_names(connection))
     result, owners = (
         SweepResult(on_progress),
         WorkerLiveness(connection, leases_count=permission is leases.SweepPermission.SWEEP),

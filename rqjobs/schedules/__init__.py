@@ -104,8 +104,8 @@ def add(
         found = read(client, [check_name(name)]).get(name)
         if found and not replace:
             raise ScheduleError(
-                f"there is a schedule {name!r} already; edit, replace or remove it, or choose another "
-                f"name"
+                f"there is a schedule {name!r} already; edit, replace or remove it, or choose "
+                f"another name"
             )
         if found and found.state != "undeclared":
             _check_not_declared(name, "change")
@@ -127,7 +127,7 @@ def _build_template(function: Any, given: dict[str, Any]) -> JobTemplate:
     ]
     if refused:
         raise ScheduleError(
-            f"a schedule takes no {', '.join(refused)}: it makes many jobs, each with an id of its own"
+            f"a schedule takes no {', '.join(refused)}: it makes many jobs, each with its own id"
         )
     del options["func"]
     args = options.pop("args")
@@ -359,8 +359,8 @@ def _change_state(
             return
         if found.state not in ("active", "paused"):
             raise ScheduleError(
-                f"the schedule {name!r} is {found.state}, so it cannot be paused or resumed; run it now, "
-                f"or add it again"
+                f"the schedule {name!r} is {found.state}, so it cannot be paused or resumed; run "
+                f"it now, or add it again"
             )
         due, fields = start(found)
         if write(client, name, found.revision, due, "same", {"state": state} | fields):

@@ -271,8 +271,7 @@ def _store_or_log(
 
 
 def _remove_unreadable(connection: redis.Redis, name: str) -> bool:
-    """Remove an unreadable schedule whose source is the code. Returns whether the name is free now.
-    """
+    """Remove an unreadable schedule if its source is the code. Returns whether the name is free."""
     source, revision = connection.hmget(keys.schedule(name), "source", "revision")
     if source is None and revision is None:
         return True
@@ -297,8 +296,8 @@ def _store_declared(
         found = read(connection, [name]).get(name)
     if found and found.source != "code":
         log.error(
-            "schedule %s of %s is not stored: a schedule of that name was added at run time; remove "
-            "it, or give the declaration another name=…",
+            "schedule %s of %s is not stored: a schedule of that name was added at run time; "
+            "remove it, or give the declaration another name=…",
             name,
             declaration["function"],
         )

@@ -142,7 +142,7 @@ def check_name(name: str) -> str:
     """
     if not is_name(name):
         raise ScheduleError(
-            f"{name!r} cannot be the name of a schedule; use letters, digits, '_' and '-', at most 80"
+            f"{name!r} cannot be the name of a schedule; use up to 80 letters, digits, '_' and '-'"
         )
     return name
 
@@ -227,8 +227,7 @@ def save(
 
 
 def first_tick(client: redis.Redis, name: str, rule: Rule) -> tuple[str, dict[str, str]]:
-    """The due time of a schedule that starts now, as `write` takes it, and its state and next tick.
-    """
+    """The due time of a schedule that starts now, as `write` takes it; its state and next tick."""
     tick = rule.after(scripts.redis_time(client))
     if tick is None:
         return "never", {"state": "ended", "next": ""}

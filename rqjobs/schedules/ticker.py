@@ -62,8 +62,7 @@ def run_due(connection: redis.Redis, seconds: float = 60) -> float | None:
 
 
 def _run_or_log(connection: redis.Redis, schedule: Schedule, now: float) -> bool:
-    """Run one schedule; False if it failed. Foreign data in one schedule does not stop the others.
-    """
+    """Run one schedule; False if it failed. Foreign data in one does not stop the others."""
     try:
         return _run_schedule(connection, schedule, now)
     except (redis.ConnectionError, redis.TimeoutError):

@@ -354,7 +354,7 @@ class Worker(ShutdownMixin):
         """
         try:
             names = self.queue_names()
-            odd_keys.set_aside(self.client, odd_keys.OF_QUEUES, names)
+            odd_keys.set_aside(self.client, odd_keys.QUEUE_KEYS, names)
             self._renew_lease()
             super().register_birth()
         except leases.NameTaken as error:
@@ -421,8 +421,8 @@ class Worker(ShutdownMixin):
         """Another program has written a value of another type to the key of our lease or of our
         registration.
         """
-        odd_keys.set_aside(self.client, odd_keys.SINGLE)
-        odd_keys.set_aside(self.client, odd_keys.OF_WORKERS, [self.name])
+        odd_keys.set_aside(self.client, odd_keys.SINGLE_KEYS)
+        odd_keys.set_aside(self.client, odd_keys.WORKER_KEYS, [self.name])
         self._renew_lease()
         self._register_again()
 
