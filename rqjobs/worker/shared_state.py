@@ -32,7 +32,7 @@ class HorsePhase(IntEnum):
 
 
 class ExitReason(str, Enum):
-    """Why a horse has ended, with all of its jobs settled. The text stands in the worker's log."""
+    """Why a horse has ended, with all of its jobs settled. The text goes to the log."""
 
     STOPPED = "stopped"  # the parent asked for it
     DRAINED = "queues empty"  # in a burst

@@ -1,7 +1,7 @@
 """The supervisor: how the worker's parent spawns, watches, kills and reaps its horse.
 
-The parent is one thread, because a fork beside threads can deadlock. It reads the horse's progress
-from shared memory (shared_state.py), which outlives the horse.
+The parent is one thread, because a fork in a process with threads can deadlock. It reads the
+horse's progress from shared memory (shared_state.py), which outlives the horse.
 """
 
 from __future__ import annotations

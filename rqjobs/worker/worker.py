@@ -297,7 +297,7 @@ class Worker(ShutdownMixin):
 
     def _handle_disconnect(self, error: Exception) -> None:
         self._disconnected_at = time.monotonic()
-        self.log.error("Worker %s: waiting for Redis: %s", self.name, error)
+        self.log.error("Worker %s: waits for Redis: %s", self.name, error)
         self.unsubscribe()
         self.client.connection_pool.disconnect()
         self._publish_again()
