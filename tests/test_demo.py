@@ -35,7 +35,7 @@ def test_every_job_is_in_the_catalog_and_documents_its_arguments():
 
 
 def test_one_job_has_a_form_field_of_each_kind():
-    controls = {field.kind.control for field in fields.fields(demo.book_room)}
+    controls = {field.widget.control for field in fields.form_fields(demo.book_room)}
     assert controls == {
         "text",
         "textarea",

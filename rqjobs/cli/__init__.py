@@ -69,10 +69,10 @@ def main() -> None:
     help="Number of worker processes.",
 )
 def run_dev(workers: int) -> None:
-    """Run Redis (unless REDIS_URL is set), the web app, and workers with the scheduler.
+    """Run Redis, the web app and workers with the scheduler.
 
-    Prints the address and the login. Workers and web app restart when a job module changes. Ctrl-C
-    stops everything.
+    An embedded Redis is started unless REDIS_URL is set. The address and the login are printed.
+    Workers and web app restart when a jobs module changes. Ctrl-C stops everything.
     """
     dev.run(workers, echo_text)
 
@@ -123,10 +123,10 @@ def run_worker(
 
 @main.command()
 def recover() -> None:
-    """Requeue the jobs of dead workers now, at the front of their queues.
+    """Requeue the jobs of dead workers now.
 
-    Live workers do this every few seconds. A stray (a job that is in no place) is requeued only if
-    it is found twice, half a minute apart.
+    They return to the front of their queues. Live workers do this every few seconds. A stray (a job
+    that is in no place) is requeued only if it is found twice, half a minute apart.
     """
     result = sweep.sweep(connection.client(), force=True)
     assert result is not None
@@ -140,9 +140,9 @@ def recover() -> None:
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def audit(as_json: bool) -> None:
-    """Count the jobs in every place, and list jobs that are lost or in two places.
+    """Count the jobs in every place, and list lost ones.
 
-    Exits with 1 if there are any.
+    A job that is in two places is listed too. Exits with 1 if there are such jobs.
     """
     result = maintenance_audit.audit(connection.client())
     if as_json:

@@ -23,7 +23,10 @@ from rqjobs.cli.params import Duration, is_duration
 )
 @click.pass_context
 def group(ctx: click.Context, limit: int) -> None:
-    """List delayed jobs, the next due first; or cancel and reschedule them."""
+    """List, cancel and reschedule delayed jobs.
+
+    Without a command the delayed jobs are listed, the next due first.
+    """
     if ctx.invoked_subcommand:
         return
     for job in delayed.jobs(limit=limit):

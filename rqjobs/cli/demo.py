@@ -23,9 +23,9 @@ ENDED_STATUSES = ("finished", "failed", "stopped", "canceled")
 @click.command("demo")
 @click.argument("path", type=click.Path(exists=True, dir_okay=False))
 def command(path: str) -> None:
-    """Run the demo jobs with a temporary Redis and worker, and print their results.
+    """Run the demo jobs and print their results.
 
-    One of the jobs reads the text in PATH.
+    They have a temporary Redis and worker. One of the jobs counts the words in PATH.
     """
     sys.exit(dev.with_worker("rqjobs.demo", lambda: run(path, echo_text)))
 

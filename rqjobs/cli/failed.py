@@ -25,7 +25,10 @@ from rqjobs.cli.output import each, echo, short_line
 )
 @click.pass_context
 def group(ctx: click.Context, limit: int) -> None:
-    """List failed jobs, newest first; or requeue, show and delete them."""
+    """List, requeue, show and delete failed jobs.
+
+    Without a command the failed jobs are listed, newest first.
+    """
     if ctx.invoked_subcommand:
         return
     client = connection.client()

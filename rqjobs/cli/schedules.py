@@ -27,7 +27,7 @@ TEMPLATE_OPTIONS = ("queue", "timeout")
 @click.group("schedules", invoke_without_command=True)
 @click.pass_context
 def group(ctx: click.Context) -> None:
-    """List schedules; or show, add, edit, pause, resume, run and remove them."""
+    """List, show, add, edit, pause, resume, run and remove schedules."""
     if ctx.invoked_subcommand:
         return
     found = schedules.all()
@@ -54,7 +54,7 @@ def group(ctx: click.Context) -> None:
 @click.argument("name")
 @one_line_errors
 def show(name: str) -> None:
-    """Print a schedule: its rule, its next five times, and its last ten runs."""
+    """Print a schedule, its next five times and its last ten runs."""
     schedule = schedules.get(name)
     source = "declared in the code" if schedule.source == "code" else "added"
     echo(f"{schedule.name}  ({schedule.state}, {source}, revision {schedule.revision})")
@@ -174,12 +174,13 @@ def _convert_arguments(
 @_schedule_options
 @one_line_errors
 def add(name: str, function: str, arguments: Sequence[str], replace: bool, **options: Any) -> None:
-    """Add the schedule NAME, which calls FUNCTION ("module.name") with ARGUMENTS.
+    """Add the schedule NAME.
 
-    Arguments are converted to the function's annotations: JSON where it fits, else text. name=value
-    passes an argument by name. For example:
-    rqjobs schedules add greet-ada jobs.greet Ada times=2 --cron "0 6 * * mon-fri" --tz
-    Europe/Berlin
+    It calls FUNCTION ("module.name") with ARGUMENTS. Arguments are converted to the function's
+    annotations: JSON where it fits, else text. name=value passes an argument by name.
+
+    \b
+    rqjobs schedules add greet-ada jobs.greet Ada times=2 --cron "0 6 * * mon-fri"
     """
     rule = _new_rule(options)
     args, kwargs = _convert_arguments(catalog.current().lookup(function), arguments)
