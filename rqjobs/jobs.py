@@ -94,7 +94,7 @@ class Job(rq.job.Job):
         self, id: str | None = None, connection: redis.Redis | None = None, serializer: Any = None
     ):
         super().__init__(id, connection)
-        self.serializer = _serializer(serializer)
+        self.serializer = serializer_for(serializer)
 
     @classmethod
     def from_hash(cls, job_id: str, fields: dict[bytes, bytes], connection: redis.Redis) -> Job:
@@ -213,7 +213,7 @@ class Job(rq.job.Job):
         self._save_fields(changed, pipeline)
 
     def _stored_fields(self) -> dict[str, Any] | None:
-        """The fields that this object knows to be stored; None if all of its fields are unsaved."""
+        """The fields that are stored as far as this object has read or written; None if none are."""
         if is_recording(self.connection):
             return None
         if self.fields_as_stored is None and self.hash_as_read is not None:
@@ -443,7 +443,7 @@ class Job(rq.job.Job):
 
     @property
     def stopped_callback(self) -> Any:
-        """RQ's worker reads it outside any `try`, so a name that is not a job would end the worker."""
+        """RQ's worker reads it outside any `try`; a name that is not a job would end the worker."""
         try:
             return super().stopped_callback
         except catalog.NotAJob as error:
@@ -514,7 +514,8 @@ def is_recording(connection: Any) -> bool:
     return getattr(connection, "recording", None) is not None
 
 
-def _serializer(given: Any) -> Any:
+def serializer_for(given: Any) -> Any:
+    """The serializer that a job or a queue is made with: the configured one by default."""
     if given in (None, ConfiguredSerializer):
         return ConfiguredSerializer
     return resolve_serializer(given)

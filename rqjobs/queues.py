@@ -1,4 +1,4 @@
-"""`rq.Queue` with the catalog's options, the payload guard and atomic moves; and `enqueue`."""
+"""`rq.Queue` with the catalog's options, checks, and enqueueing in one step; and `enqueue`."""
 
 from __future__ import annotations
 
@@ -10,19 +10,14 @@ import time
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta, timezone
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import redis
 import rq
 import rq.job
-import rq.queue
-import rq.registry
-import rq.repeat
-import rq.webhook
 from rq.job import JobStatus
 from rq.queue import EnqueueArgs, EnqueueData
-from rq.serializers import resolve_serializer
 from rq.utils import now
 
 from rqjobs import catalog, config, connection
@@ -30,29 +25,29 @@ from rqjobs.broker import keys, scripts, transitions
 from rqjobs.broker.transitions import Placement
 from rqjobs.instrumentation import ObservedQueue, WrappedQueue, is_wrapped
 from rqjobs.job_fields import compress
-from rqjobs.jobs import Job, StartedJobRegistry, is_recording, signature
-from rqjobs.serializers import ConfiguredSerializer, PayloadError
+from rqjobs.jobs import Job, StartedJobRegistry, is_recording, serializer_for, signature
+from rqjobs.serializers import PayloadError
 
 log = logging.getLogger("rqjobs")
-CHUNK = 200  # jobs that `enqueue_many` sends in one script, which holds up everybody else
+# The jobs of one script, during which Redis runs nothing else.
+ENQUEUE_BATCH_MAX_JOBS = 200
+JOB_ID_MAX_CHARACTERS = 255  # the horse's shared memory has room for them
+MAX_SECONDS = 2**31 - 1  # of a time limit or a time to live, in Redis
+UNSERVED_CHECK_SECONDS = 60  # between two checks whether a worker serves a queue
+QUEUE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-LONGEST_ID = 255  # letters of a job's id; so many the horse can tell its parent
-UNSERVED_PAUSE = 60  # seconds between two looks at whether anybody serves a queue
-_looked: dict[str, float] = {}
+RQ_OPTIONS = frozenset(
+    {*EnqueueArgs._fields, "job_timeout"} - {"func", "timeout", "args", "kwargs"}
+)
 
-
-Prepared = tuple[Job, bool, bool, dict[str, Any]]  # at the front?, a new id?, its hash
+_unserved_checked_at: dict[str, float] = {}  # a queue's key -> monotonic time
 
 
 class Queue(rq.Queue):
-    """An `rq.Queue` with RQ's whole API, that stores nothing which no worker would run.
+    """An `rq.Queue` with RQ's whole API that checks each job before it stores it.
 
-    Overrides: `enqueue`, `enqueue_at` (a parameter called like one of RQ's options is not taken for
-    that), `create_job` (options of `@job`, the guard), `enqueue_job`, `_enqueue_job`,
-    `enqueue_many` and `schedule_job` (one script puts a job into its place, whoever asks, and takes
-    it out of the one where it was), `enqueue_in` (by Redis's clock), `_persist_job` (works while an
-    outcome is recorded), `enqueue_dependents` (left to the script that records the outcome),
-    `compact` (RQ's loses jobs if it is interrupted).
+    One script puts a job into its place, however it is enqueued, and removes it from the place
+    where it was. The docstring of each method that replaces one of RQ's says why.
     """
 
     job_class = Job
@@ -67,47 +62,48 @@ class Queue(rq.Queue):
         serializer: Any = None,
         **options: Any,
     ):
-        job_class = (
-            None if job_class is rq.job.Job else job_class
-        )  # which is what RQ passes when it was told nothing
+        if job_class is rq.job.Job:  # RQ passes its own class where the caller has named none
+            job_class = None
         super().__init__(name, connection, default_timeout, is_async, job_class, **options)
-        self.serializer = (
-            ConfiguredSerializer
-            if serializer in (None, ConfiguredSerializer)
-            else resolve_serializer(serializer)
-        )
+        self.serializer = serializer_for(serializer)
 
     @cached_property
     def started_job_registry(self) -> StartedJobRegistry:
+        """RQ's property names its own registry class."""
         return StartedJobRegistry(queue=self, job_class=self.job_class, serializer=self.serializer)
+
+    # Making a job
 
     def create_job(  # type: ignore[override]
         self, func: Any, args: Any = None, kwargs: Any = None, **given: Any
     ) -> Job:
         """A job for `func(*args, **kwargs)`, not yet enqueued.
 
+        RQ's method takes any function. This one takes those of the catalog, adds the options of
+        `@job`, and checks everything that a worker would check.
+
         Raises:
             NotAJob: `func` or a callback is not in the catalog.
             TypeError: the arguments do not fit the function's signature.
-            PayloadError: an argument cannot be carried; it is named.
+            PayloadError: an argument cannot be stored; the message names the argument.
             PayloadTooLarge: they are more than RQJOBS_MAX_PAYLOAD_BYTES bytes.
-            RefusedWebhook: a webhook goes to a host that is not allowed.
+            RefusedWebhook: the host of a webhook is not allowed.
+            ValueError: the id is too long, or a number of seconds too large.
         """
         args, kwargs = tuple(args or ()), dict(kwargs or {})
         function = catalog.current().check(func)
-        _fit(function, args, kwargs)
+        _check_signature(function, args, kwargs)
         for option, value in catalog.options(function).items():
             if option != "queue" and given.get(option) is None:
                 given[option] = value
-        if given.get("meta"):
-            given["meta"] = copy.copy(
-                given["meta"]
-            )  # the job's own, since trace headers are written into it
+        if given.get("meta"):  # a copy for this job: tracing libraries write headers into it
+            given["meta"] = copy.copy(given["meta"])
         self._warn_if_unserved()
+        # RQ takes a callable that is not a plain function for an object whose `__call__` is the
+        # job, so it gets the name.
+        name = catalog.name_of(function)
         try:
-            # By name: RQ takes a callable that is no plain function for an object whose `__call__`
-            # is the job.
-            job: Job = super().create_job(catalog.name_of(function), args, kwargs, **given)  # type: ignore[assignment]
+            job: Job = super().create_job(name, args, kwargs, **given)  # type: ignore[assignment]
         except RecursionError:
             raise PayloadError(
                 "an argument contains itself, or is nested too deeply for JSON"
@@ -119,165 +115,187 @@ class Queue(rq.Queue):
         return job
 
     def _warn_if_unserved(self) -> None:
-        if time.monotonic() - _looked.get(self.key, -UNSERVED_PAUSE) < UNSERVED_PAUSE:
+        """Log a warning, at most once a minute, if no worker serves this queue."""
+        checked_at = _unserved_checked_at.get(self.key, -UNSERVED_CHECK_SECONDS)
+        if time.monotonic() - checked_at < UNSERVED_CHECK_SECONDS:
             return
-        _looked[self.key] = time.monotonic()
+        _unserved_checked_at[self.key] = time.monotonic()
         try:
-            served = self.connection.scard(keys.listeners(self.name))
-        except redis.ResponseError:  # somebody else wrote there
+            workers = self.connection.scard(keys.listeners(self.name))
+        except redis.ResponseError:  # the key has another type
             return
-        if not served:
+        if not workers:
             log.warning(
-                "no worker serves the queue %r now; jobs wait until one is started with: rqjobs worker %s",
+                "no worker serves the queue %r now; jobs wait until one is started with: "
+                "rqjobs worker %s",
                 self.name,
                 self.name,
             )
 
-    def schedule_job(
-        self, job: Any, datetime: datetime, pipeline: Any = None, unique: bool = False
-    ) -> Any:
-        if not self._is_recording():
-            self.show(job)
-        if unique:
-            return super().schedule_job(job, datetime, pipeline=pipeline, unique=unique)
-        write = partial(self._schedule, job, datetime.timestamp(), pipeline)
-        if is_wrapped(rq.Queue, "schedule_job"):
-            WrappedQueue(self, write).schedule_job(job, datetime)
-        else:
-            write()
-        return job
-
-    def _schedule(self, job: Job, due: float, pipeline: Any) -> None:
-        job.origin = self.name
-        if self._is_recording():
-            self._record_schedule(job, due, pipeline)
-        else:
-            job._status = JobStatus.SCHEDULED
-            self._enter(job, repr(due), pipeline, job._dependency_ids)
-
-    def _record_schedule(self, job: Job, due: float, pipeline: Any) -> None:
-        """The job goes on, a retry or a repeat, so long from now: its move is a part of its
-        outcome.
-        """
-        pipe = pipeline if pipeline is not None else self.connection
-        pipe.sadd(self.redis_queues_keys, self.key)
-        self._persist_job(job, pipe, status=JobStatus.SCHEDULED)
-        here = time.time()
-        due += scripts.redis_time(self.connection) - here
-        pipe.zadd(keys.scheduled(self.name), {job.id: due})
-        if due < here + transitions.SCHEDULER_POLL_SECONDS:
-            transitions.publish_due(self.connection, self.name, due)
+    # Enqueueing
 
     def enqueue(self, f: Any, *args: Any, **kwargs: Any) -> Any:
+        """RQ takes a function's argument for an option of the same name; this one refuses it."""
         return super().enqueue(f, **split_options(f, args, kwargs))
 
     def enqueue_at(self, datetime: datetime, f: Any, *args: Any, **kwargs: Any) -> Any:
+        """RQ takes a function's argument for an option of the same name; this one refuses it."""
         return super().enqueue_at(datetime, f, **split_options(f, args, kwargs))
 
     def enqueue_in(self, time_delta: timedelta, func: Any, *args: Any, **kwargs: Any) -> Any:
+        """RQ counts from this machine's clock; this one counts from Redis's, as the scheduler."""
         moment = datetime.fromtimestamp(scripts.redis_time(self.connection), timezone.utc)
         return self.enqueue_at(moment + time_delta, func, *args, **kwargs)
 
     def enqueue_job(
         self, job: Any, pipeline: Any = None, at_front: bool = False, unique: bool = False
     ) -> Any:
-        if unique or self._is_recording():
+        """RQ takes several steps; this one takes one, which checks the job's parents as well."""
+        if unique or is_recording(self.connection):
             return super().enqueue_job(job, pipeline=pipeline, at_front=at_front, unique=unique)
-        write = partial(self._enqueue, job, pipeline, at_front, job._dependency_ids)
+        enqueue = partial(self._enqueue_in_one_step, job, pipeline, at_front, job._dependency_ids)
         if not is_wrapped(rq.Queue, "enqueue_job", "_enqueue_job"):
-            write()
+            enqueue()
         else:
-            self._stamp(job)
-            WrappedQueue(self, write).enqueue_job(job, at_front=at_front)
+            self._prepare(job)
+            WrappedQueue(self, enqueue).enqueue_job(job, at_front=at_front)
         return job
 
     def _enqueue_job(
         self, job: Any, pipeline: Any = None, at_front: bool = False, unique: bool = False
     ) -> Any:
-        if unique or self._is_recording():
+        """RQ's step after the dependencies; RQ calls it for repeats and retries as well."""
+        if unique or is_recording(self.connection):
             return super()._enqueue_job(job, pipeline=pipeline, at_front=at_front, unique=unique)
-        self._enqueue(job, pipeline, at_front)
+        self._enqueue_in_one_step(job, pipeline, at_front)
         return job
 
-    def _enqueue(
+    def _enqueue_in_one_step(
         self, job: Job, pipeline: Any, at_front: bool, parents: Iterable[str] = ()
     ) -> None:
-        self._stamp(job)
+        self._prepare(job)
         if self._is_async:
-            self._enter(job, "front" if at_front else "back", pipeline, parents)
+            self._place(job, _end_of_queue(at_front), pipeline, parents)
             return
         job.redis_server_version = self.get_redis_server_version()
-        self._enter(job, "nowhere", None, parents)
+        self._place(job, "nowhere", None, parents)
         if job.get_status(refresh=False) != JobStatus.DEFERRED:
             self.run_sync(job)
 
     def enqueue_many(
         self, job_datas: Iterable[EnqueueData], pipeline: Any = None, group_id: str | None = None
     ) -> list[Any]:
+        """RQ sends several commands for each job; this one sends a script for each 200 jobs.
+
+        All jobs are checked before the first is stored.
+        """
         calls = [data._asdict() for data in job_datas]
-        calls.sort(
-            key=lambda call: bool(call["depends_on"])
-        )  # as RQ does: those that may be waited for come first
-        places = ["front" if call.pop("at_front") else "back" for call in calls]
+        # Jobs without parents come first, as in RQ: the others may wait for them.
+        calls.sort(key=lambda call: bool(call["depends_on"]))
+        places = [_end_of_queue(call.pop("at_front")) for call in calls]
         jobs = [
             self.create_job(**call, status=JobStatus.QUEUED, group_id=group_id) for call in calls
         ]
-        for job in jobs if is_wrapped(rq.Queue, "enqueue_job", "_enqueue_job") else ():
-            shown = ObservedQueue(self) if job._dependency_ids else WrappedQueue(self, lambda: None)
-            shown.enqueue_job(job)
+        if is_wrapped(rq.Queue, "enqueue_job", "_enqueue_job"):
+            for job in jobs:
+                self._show_to_wrappers(job)
         if not self._is_async:
             return [self._enqueue_job(job) for job in jobs]
-        for start in range(0, len(jobs), CHUNK):
-            chunk = jobs[start : start + CHUNK]
-            for job in chunk:
-                self._stamp(job)
-            self._enter_all(
-                [
-                    self._entry(job, place, job._dependency_ids)
-                    for job, place in zip(chunk, places[start:], strict=False)
-                ],
-                chunk,
-                pipeline,
-            )
+        for start in range(0, len(jobs), ENQUEUE_BATCH_MAX_JOBS):
+            batch = jobs[start : start + ENQUEUE_BATCH_MAX_JOBS]
+            for job in batch:
+                self._prepare(job)
+            placements = [
+                self._placement(job, place, job._dependency_ids)
+                for job, place in zip(batch, places[start:], strict=False)
+            ]
+            self._store(placements, batch, pipeline)
         return jobs
 
+    def _show_to_wrappers(self, job: Job) -> None:
+        if job._dependency_ids:
+            ObservedQueue(self).enqueue_job(job)
+        else:
+            WrappedQueue(self, lambda: None).enqueue_job(job)
+
     def show(self, job: Job) -> Job:
-        """Let what wraps RQ's `enqueue_job` see a job that is about to be stored: it puts trace
-        headers into `meta`.
-        """
+        """Let a tracing library that wraps RQ's `enqueue_job` write its headers into the meta."""
         if is_wrapped(rq.Queue, "enqueue_job"):
             ObservedQueue(self).enqueue_job(job)
         return job
 
-    def _entry(self, job: Job, place: str, parents: Iterable[str] = ()) -> Placement:
-        waits_for = ("1" if job.allow_dependency_failures else "", *parents) if parents else ()
-        return Placement(self.name, job.id, place, job.ttl, *job.to_hash(), waits_for)
+    def schedule_job(
+        self, job: Any, datetime: datetime, pipeline: Any = None, unique: bool = False
+    ) -> Any:
+        """RQ takes several steps, and rounds to seconds; this one takes one, and does not round."""
+        if not is_recording(self.connection):
+            self.show(job)
+        if unique:
+            return super().schedule_job(job, datetime, pipeline=pipeline, unique=unique)
+        schedule = partial(self._schedule, job, datetime.timestamp(), pipeline)
+        if is_wrapped(rq.Queue, "schedule_job"):
+            WrappedQueue(self, schedule).schedule_job(job, datetime)
+        else:
+            schedule()
+        return job
 
-    def _enter(
-        self, job: Job, place: str, pipeline: Any = None, parents: Iterable[str] = ()
-    ) -> None:
-        """Put the job into its place, unless it waits for one of its parents."""
-        self._enter_all([self._entry(job, place, parents)], [job], pipeline)
+    def _schedule(self, job: Job, due: float, pipeline: Any) -> None:
+        job.origin = self.name
+        if is_recording(self.connection):
+            self._record_schedule(job, due, pipeline)
+        else:
+            job._status = JobStatus.SCHEDULED
+            self._place(job, repr(due), pipeline, job._dependency_ids)
 
-    def _enter_all(self, entries: list[Placement], jobs: list[Job], pipeline: Any) -> None:
-        if pipeline is not None:
-            transitions.enqueue_in_pipeline(pipeline, entries)
-            return
-        deferred = transitions.enqueue(self.connection, entries)
-        for job in jobs if deferred else ():
-            if job.id in deferred:
-                job._status = JobStatus.DEFERRED
+    def _record_schedule(self, job: Job, due: float, pipeline: Any) -> None:
+        """Schedule the retry or the repeat of a job whose outcome is recorded.
+
+        RQ has taken `due` from this machine's clock.
+        """
+        pipe = self.connection if pipeline is None else pipeline
+        pipe.sadd(self.redis_queues_keys, self.key)
+        self._persist_job(job, pipe, status=JobStatus.SCHEDULED)
+        local_time = time.time()
+        due += scripts.redis_time(self.connection) - local_time
+        pipe.zadd(keys.scheduled(self.name), {job.id: due})
+        if due < local_time + transitions.SCHEDULER_POLL_SECONDS:
+            transitions.publish_due(self.connection, self.name, due)
 
     def _persist_job(self, job: Any, pipeline: Any, status: JobStatus = JobStatus.QUEUED) -> None:
-        pipeline.persist(job.key)  # an ended job of this id may be about to expire
+        """RQ writes into the hash of an ended job of the same id, which then expires."""
+        pipeline.persist(job.key)
         super()._persist_job(job, pipeline, status=status)
 
-    def _stamp(self, job: Job) -> None:
-        job.origin, job.enqueued_at, job._status = self.name, now(), JobStatus.QUEUED
+    def _prepare(self, job: Job) -> None:
+        """Give a job the attributes of a queued one."""
+        job.origin = self.name
+        job.enqueued_at = now()
+        job._status = JobStatus.QUEUED
         job.timeout = job.timeout or self._default_timeout
 
-    def _is_recording(self) -> bool:
-        return is_recording(self.connection)
+    def _placement(self, job: Job, place: str, parents: Iterable[str] = ()) -> Placement:
+        dependencies: tuple[str, ...] = ()
+        if parents:
+            dependencies = ("1" if job.allow_dependency_failures else "", *parents)
+        return Placement(self.name, job.id, place, job.ttl, *job.to_hash(), dependencies)
+
+    def _place(
+        self, job: Job, place: str, pipeline: Any = None, parents: Iterable[str] = ()
+    ) -> None:
+        """Store a job in its place, or as deferred if it waits for one of its parents."""
+        self._store([self._placement(job, place, parents)], [job], pipeline)
+
+    def _store(self, placements: list[Placement], jobs: list[Job], pipeline: Any) -> None:
+        if pipeline is not None:
+            transitions.enqueue_in_pipeline(pipeline, placements)
+            return
+        deferred = transitions.enqueue(self.connection, placements)
+        if deferred:
+            for job in jobs:
+                if job.id in deferred:
+                    job._status = JobStatus.DEFERRED
+
+    # Afterwards
 
     def enqueue_dependents(
         self,
@@ -286,40 +304,43 @@ class Queue(rq.Queue):
         exclude_job_id: str | None = None,
         refresh_job_status: bool = True,
     ) -> None:
-        if not self._is_recording():
+        """RQ takes a step for each dependent; `settle.lua` enqueues them with the outcome."""
+        if not is_recording(self.connection):
             super().enqueue_dependents(
                 job,
                 pipeline=pipeline,
                 exclude_job_id=exclude_job_id,
                 refresh_job_status=refresh_job_status,
             )
-        elif job.get_status(refresh=False) in (
-            JobStatus.FINISHED,
-            JobStatus.FAILED,
-        ):  # `settle.lua` does it
+            return
+        status = job.get_status(refresh=False)
+        if status in (JobStatus.FINISHED, JobStatus.FAILED):
             recording: Any = self.connection.recording  # type: ignore[attr-defined]
-            recording.counts_as = job.get_status(refresh=False).value
+            recording.counts_as = status.value
 
     def compact(self) -> None:
-        """Remove ids whose job is gone. Every other id stays where it is, at every instant."""
+        """Remove ids whose job is gone. Every other id stays where it is at every instant.
+
+        RQ moves all ids through another list, and loses them if it is interrupted.
+        """
         job_prefix = keys.JOB_PREFIX.encode()
-        for start in range(0, self.count, CHUNK):
-            ids: Any = self.connection.lrange(
-                self.key, start, start + CHUNK - 1
-            )  # bytes, which may be no text
+        for start in range(0, self.count, ENQUEUE_BATCH_MAX_JOBS):
+            end = start + ENQUEUE_BATCH_MAX_JOBS - 1
+            ids: Any = self.connection.lrange(self.key, start, end)  # bytes, of any encoding
             with self.connection.pipeline(transaction=False) as pipe:
                 for job_id in ids:
                     pipe.exists(job_prefix + job_id)
                 exist = pipe.execute()
-            for job_id in (job_id for job_id, there in zip(ids, exist, strict=True) if not there):
-                scripts.REMOVE_DANGLING.run(
-                    self.connection, [self.key, job_prefix + job_id], [job_id]
-                )
+            for job_id, exists in zip(ids, exist, strict=True):
+                if not exists:
+                    scripts.REMOVE_DANGLING.run(
+                        self.connection, [self.key, job_prefix + job_id], [job_id]
+                    )
 
 
-RQ_OPTIONS = frozenset(
-    {*EnqueueArgs._fields, "job_timeout"} - {"func", "timeout", "args", "kwargs"}
-)
+def _end_of_queue(at_front: bool) -> str:
+    """The place of a job in `Placement`."""
+    return "front" if at_front else "back"
 
 
 def split_options(
@@ -333,44 +354,58 @@ def split_options(
     Raises:
         TypeError: a name is both a parameter of the function and an option.
     """
-    explicit = given.keys() & {"args", "kwargs"}
-    words = (
-        given.keys() & option_names if not explicit else explicit if len(explicit) == 1 else set()
-    )
-    if words:
-        target = catalog.current().check(function)
-        plain = {
-            name
-            for name, parameter in signature(target).parameters.items()
-            if parameter.kind not in VARIADIC
-        }
-        for word in sorted(words & plain):
-            raise TypeError(
-                f"{catalog.name_of(target)} has a parameter {word!r}, and so has enqueue itself; give the "
-                f"function's arguments apart: enqueue({target.__name__}, args=(…), kwargs={{…}})"
-            )
-    if explicit:
+    separate = given.keys() & {"args", "kwargs"}
+    if not separate:
+        names = given.keys() & option_names
+    elif len(separate) == 1:  # the name may be that of a parameter
+        names = separate
+    else:
+        names = set()
+    if names:
+        _check_parameter_names(function, names)
+    if separate:
         if args:
             raise TypeError(
-                "give the function's arguments either one by one or as args=(…), kwargs={…}, not both"
+                "give the function's arguments either one by one or as args=(…), kwargs={…}, not "
+                "both"
             )
         return given
-    options = {word: given[word] for word in words}
-    return {**options, "args": args, "kwargs": {name: given[name] for name in given.keys() - words}}
+    options = {name: given[name] for name in names}
+    kwargs = {name: given[name] for name in given.keys() - names}
+    return {**options, "args": args, "kwargs": kwargs}
+
+
+def _check_parameter_names(function: Any, names: set[str]) -> None:
+    target = catalog.current().check(function)
+    parameters = {
+        name
+        for name, parameter in signature(target).parameters.items()
+        if parameter.kind not in VARIADIC
+    }
+    for name in sorted(names & parameters):
+        raise TypeError(
+            f"{catalog.name_of(target)} has a parameter {name!r}, and so has enqueue itself; give "
+            f"the function's arguments apart: enqueue({target.__name__}, args=(…), kwargs={{…}})"
+        )
 
 
 def _check_numbers(job: Job) -> None:
-    if len(job.id) > LONGEST_ID:
-        raise ValueError(f"the job_id is {len(job.id):,} letters long; use at most {LONGEST_ID}")
+    if len(job.id) > JOB_ID_MAX_CHARACTERS:
+        raise ValueError(
+            f"the job_id is {len(job.id):,} letters long; use at most {JOB_ID_MAX_CHARACTERS}"
+        )
     for name in ("timeout", "ttl", "result_ttl", "failure_ttl"):
         value = getattr(job, name)
-        if value is not None and not -(2**31) < value < 2**31:
+        if value is not None and not -(MAX_SECONDS + 1) < value < MAX_SECONDS + 1:
             raise ValueError(
-                f"{name}={str(value)[:40]} is more seconds than Redis takes; use at most {2**31 - 1}"
+                f"{name}={str(value)[:40]} is more seconds than Redis takes; use at most "
+                f"{MAX_SECONDS}"
             )
 
 
-def _fit(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _check_signature(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
     try:
         signature(function).bind(*args, **kwargs)
     except TypeError as error:
@@ -381,43 +416,49 @@ def queue(name: str) -> Queue:
     """The queue `name` on the configured Redis: an `rq.Queue`, with all of RQ's API.
 
     Raises:
-        ValueError: no queue can be called so.
-        NoRedis: there is no Redis.
+        ValueError: the name has other characters than letters, digits, '.', '_' and '-'.
+        NoRedis: no Redis is configured.
     """
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_.-]{1,100}", name):
+    if not isinstance(name, str) or not QUEUE_NAME.fullmatch(name):
         raise ValueError(f"{name!r} is no name for a queue; use letters, digits, '.', '_' and '-'")
     return Queue(name, connection=connection.client())
 
 
 def queue_for(function: Callable[..., Any] | str) -> Queue:
-    """The queue that `@job(queue=…)` names for this function, else `default`, else the first
-    configured one.
-    """
-    named = catalog.options(catalog.current().check(function)).get("queue")
-    names = config.current().queues
-    return queue(named or ("default" if "default" in names else names[0]))
+    """The queue of `@job(queue=…)`; without one `default`, or else the first configured queue."""
+    name = catalog.options(catalog.current().check(function)).get("queue")
+    if not name:
+        names = config.current().queues
+        name = "default" if "default" in names else names[0]
+    return queue(name)
 
 
 def enqueue(function: Any, /, *args: Any, **kwargs: Any) -> Any:
-    """Have a worker call `function(*args, **kwargs)`; returns the `rq.Job`.
+    """Enqueue the call `function(*args, **kwargs)`; returns the `rq.Job`.
 
     Takes RQ's keyword options too (`job_timeout`, `retry`, `depends_on`, `job_id`, …). When it
-    returns, the job is in Redis. Raises as `Queue.create_job` does, and then nothing was stored; a
-    TypeError also if an option is called like a parameter of the function (pass those as `args=(…),
-    kwargs={…}`).
+    returns, the job is in Redis. If it raises, nothing is stored.
+
+    Raises:
+        NotAJob, PayloadError, PayloadTooLarge, RefusedWebhook, ValueError: see `Queue.create_job`.
+        TypeError: the arguments do not fit the function, or an option is called like a parameter
+            of the function; then pass the arguments as `args=(…), kwargs={…}`.
     """
     return queue_for(function).enqueue(function, **split_options(function, args, kwargs))
 
 
 def enqueue_in(delay: timedelta | float, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-    """Like `enqueue`, but not before `delay` (a timedelta, or seconds) has passed."""
+    """Like `enqueue`, but the job is due after `delay`, a timedelta or a number of seconds."""
     if not isinstance(delay, timedelta):
         delay = timedelta(seconds=delay)
     return queue_for(function).enqueue_in(delay, function, **split_options(function, args, kwargs))
 
 
 def enqueue_at(moment: datetime, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-    """Like `enqueue`, but not before `moment`. A datetime without a time zone is in this machine's."""
+    """Like `enqueue`, but the job is due at `moment`.
+
+    A datetime without a time zone is in this machine's time zone.
+    """
     if not isinstance(moment, datetime):
         raise TypeError(
             f"enqueue_at takes a datetime first, not {moment!r}; for a delay there is enqueue_in"
@@ -425,72 +466,86 @@ def enqueue_at(moment: datetime, function: Any, /, *args: Any, **kwargs: Any) ->
     return queue_for(function).enqueue_at(moment, function, **split_options(function, args, kwargs))
 
 
+class PreparedJob(NamedTuple):
+    """A checked job, ready to be stored."""
+
+    job: Job
+    at_front: bool
+    is_new: bool
+    fields: dict[str, Any]  # its hash
+
+
 def enqueue_many(calls: Iterable[tuple[Any, ...] | EnqueueData]) -> list[Any]:
     """Enqueue many calls in few round trips; returns their jobs in the same order.
 
-    Each call is a tuple `(function, argument, …)`, or what RQ's `Queue.prepare_data(function, …)`
-    returns. All are checked before the first is stored; they are stored in steps of 200.
+    Each call is a tuple `(function, argument, …)`, or the value of RQ's
+    `Queue.prepare_data(function, …)`. All calls are checked before the first job is stored. They
+    are stored in steps of 200.
 
     Raises:
-        ValueError: a call has `depends_on` (use `queue(…).enqueue_many`).
+        TypeError: a call is neither of the two, or its arguments do not fit the function.
+        ValueError: a call has `depends_on`; `queue(…).enqueue_many` takes it.
     """
-    prepared: list[Prepared] = []
-    models: dict[Any, Prepared] = {}  # of a function called without options
-    wrapped = is_wrapped(
-        rq.Queue, "enqueue_job", "_enqueue_job"
-    )  # each job gets headers of its own
+    prepared: list[PreparedJob] = []
+    # The first job of each function that is called without options is the model of the others.
+    models: dict[Any, PreparedJob] = {}
+    # A tracing library gives each job headers of its own, so no job is a model then.
+    wrapped = is_wrapped(rq.Queue, "enqueue_job", "_enqueue_job")
     for call in calls:
         if not isinstance(call, tuple) or not call:
             raise TypeError(f"enqueue_many takes tuples (function, argument, …), not {call!r}")
-        model = None if isinstance(call, EnqueueData) else models.get(call[0])
-        if model:
-            prepared.append(_like(model, call[1:]))
-            continue
-        data = call if isinstance(call, EnqueueData) else Queue.prepare_data(call[0], args=call[1:])
-        if data.depends_on:
-            raise ValueError(
-                "rqjobs.enqueue_many takes no depends_on; use rqjobs.queue(name).enqueue_many"
-            )
-        target, given = queue_for(data.func), data._asdict()
-        at_front, _ = given.pop("at_front"), given.pop("depends_on")
-        job = target.create_job(status=JobStatus.QUEUED, **given)
-        target._stamp(job)
-        if wrapped:
-            WrappedQueue(target, lambda: None).enqueue_job(job)
-        prepared.append((job, at_front, *job.to_hash()))
-        if not wrapped and not isinstance(call, EnqueueData):
-            models[call[0]] = prepared[-1]
-    for start in range(0, len(prepared), CHUNK):
+        if isinstance(call, EnqueueData):
+            prepared.append(_prepare_job(call, wrapped))
+        elif call[0] in models:
+            prepared.append(_copy_prepared(models[call[0]], call[1:]))
+        else:
+            data = Queue.prepare_data(call[0], args=call[1:])
+            prepared.append(_prepare_job(data, wrapped))
+            if not wrapped:
+                models[call[0]] = prepared[-1]
+    for start in range(0, len(prepared), ENQUEUE_BATCH_MAX_JOBS):
+        batch = prepared[start : start + ENQUEUE_BATCH_MAX_JOBS]
         transitions.enqueue(
             connection.client(),
             [
-                Placement(job.origin, job.id, "front" if at_front else "back", job.ttl, new, fields)
-                for job, at_front, new, fields in prepared[start : start + CHUNK]
+                Placement(job.origin, job.id, _end_of_queue(at_front), job.ttl, is_new, fields)
+                for job, at_front, is_new, fields in batch
             ],
         )
-    return [job for job, *_ in prepared]
+    return [one.job for one in prepared]
 
 
-def _like(model: Prepared, args: tuple[Any, ...]) -> Prepared:
-    """Another call of the same function, with the same checks."""
-    first, at_front, new, fields = model
-    function = catalog.current().lookup(first.func_name)
-    _fit(function, args, {})
+def _prepare_job(data: EnqueueData, wrapped: bool) -> PreparedJob:
+    if data.depends_on:
+        raise ValueError(
+            "rqjobs.enqueue_many takes no depends_on; use rqjobs.queue(name).enqueue_many"
+        )
+    target = queue_for(data.func)
+    options = data._asdict()
+    at_front = options.pop("at_front")
+    del options["depends_on"]
+    job = target.create_job(status=JobStatus.QUEUED, **options)
+    target._prepare(job)
+    if wrapped:
+        WrappedQueue(target, lambda: None).enqueue_job(job)
+    return PreparedJob(job, at_front, *job.to_hash())
+
+
+def _copy_prepared(model: PreparedJob, args: tuple[Any, ...]) -> PreparedJob:
+    """Another call of the model's function, with other arguments, checked in the same way."""
+    function = catalog.current().lookup(model.job.func_name)
+    _check_signature(function, args, {})
     job = Job.__new__(Job)
     vars(job).update(
-        vars(first),
+        vars(model.job),
         _id=str(uuid4()),
         _args=args,
         _data=rq.job.UNEVALUATED,
-        meta=dict(first.meta),
-        webhooks=list(first.webhooks),
+        meta=dict(model.job.meta),
+        webhooks=list(model.job.webhooks),
     )
     if "description" not in catalog.options(function):
         job.description = job.get_call_string()
     job.check_payload(function)
-    return (
-        job,
-        at_front,
-        new,
-        {**fields, "data": compress(job.data), "description": job.description},
-    )
+    fields = {**model.fields, "data": compress(job.data), "description": job.description}
+    return PreparedJob(job, model.at_front, model.is_new, fields)

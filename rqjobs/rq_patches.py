@@ -1,6 +1,6 @@
-"""Every attribute of RQ that rqjobs replaces, each with its reason. `install` replaces all of them.
+"""Every attribute of RQ that rqjobs replaces, each with its reason.
 
-A subclass cannot do this: RQ's own classes, its command line and rq-dashboard read these attributes.
+A subclass cannot do this: RQ's classes, its command line and rq-dashboard read these attributes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def install(shared: bool = False) -> None:
     """Let this process neither unpickle, nor import, nor call a foreign host for data from Redis.
 
     For the processes of rqjobs: the worker, the web server, the command line. In a process that is
-    `shared` with a program of the user's, RQ's own queues go on writing pickle. May be called again.
+    `shared` with a program of the user's, RQ's queues go on writing pickle. May be called again.
     """
     replace_pickle(shared)
     look_names_up()
@@ -83,12 +83,12 @@ def parse_dates_faster() -> None:
 
 
 def make_tracebacks_of_any_exception() -> None:
-    """RQ makes tracebacks with Python's `traceback`, which raises if the exception's code raises."""
+    """RQ makes tracebacks with Python's `traceback`, which raises if code of the exception does."""
     rq.worker.base.traceback = rq.queue.traceback = texts
 
 
 def repeat_in_order() -> None:
-    """RQ takes the intervals of a `Repeat` from the end, and counts in this machine's local time."""
+    """RQ takes the intervals of a `Repeat` from the end, and counts in the machine's local time."""
     rq.repeat.Repeat.schedule = staticmethod(jobs.repeat)  # type: ignore[method-assign]
 
 

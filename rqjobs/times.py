@@ -4,31 +4,31 @@ from __future__ import annotations
 
 from datetime import datetime, timezone
 
-import rq
 import rq.job
-import rq.queue
-import rq.registry
-import rq.repeat
-import rq.webhook
-import rq.worker.base
 from rq.utils import as_text
 
+_rq_str_to_date = rq.job.str_to_date  # `rq_patches` puts `parse_date` in its place
 
-def parse_date(written: bytes | str) -> datetime:
-    """A moment as RQ writes it."""
+
+def parse_date(stored: bytes | str) -> datetime:
+    """A date as RQ writes it, with its time zone.
+
+    Raises:
+        ValueError: it is not a date; the message is RQ's.
+    """
     try:
-        moment = datetime.fromisoformat(as_text(written).replace("Z", "+00:00", 1))
-        return moment if moment.tzinfo else _str_to_date(written)
+        moment = datetime.fromisoformat(as_text(stored).replace("Z", "+00:00", 1))
     except (ValueError, TypeError):
-        return _str_to_date(written)  # which says what is wrong with it
+        return _rq_str_to_date(stored)
+    if moment.tzinfo is None:
+        return _rq_str_to_date(stored)
+    return moment
 
 
 def format_date(moment: datetime) -> str:
-    """A UTC moment as RQ writes it; its `utcformat` takes ten times as long."""
+    """A UTC date as RQ writes it. RQ's `utcformat` takes ten times as long."""
     return f"{moment.isoformat(timespec='microseconds')[:26]}Z"
 
-
-_str_to_date = rq.job.str_to_date
 
 EPOCH = datetime(1970, 1, 1)
 UNIT_SECONDS = {"week": 604_800, "day": 86_400, "hour": 3_600, "minute": 60, "second": 1}
@@ -36,4 +36,5 @@ MAX_TIMESTAMP = 253_402_214_400  # Unix seconds, at the end of the year 9999: no
 
 
 def utc(seconds: float) -> datetime:
+    """The date of a Unix time."""
     return datetime.fromtimestamp(seconds, timezone.utc)

@@ -1,4 +1,4 @@
-"""Webhooks: which hosts a job may call."""
+"""Webhooks: the hosts that a job may call."""
 
 from __future__ import annotations
 
@@ -11,26 +11,27 @@ from rqjobs import config
 
 
 class RefusedWebhook(ValueError):
-    """A webhook's host is not in RQJOBS_WEBHOOK_HOSTS."""
+    """The host of a webhook is not in RQJOBS_WEBHOOK_HOSTS."""
 
 
 class AllowedRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows a webhook's redirect only to a host that is allowed itself."""
+    """Follows a webhook's redirect only to an allowed host."""
 
     def redirect_request(
         self, request: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
     ) -> Any:
+        """The request that follows the redirect.
+
+        Raises:
+            HTTPError: the host is not allowed.
+        """
         if not is_allowed(newurl):
-            raise HTTPError(
-                newurl,
-                code,
-                "redirected to a host that is not in RQJOBS_WEBHOOK_HOSTS",
-                headers,
-                fp,
-            )
+            message = "redirected to a host that is not in RQJOBS_WEBHOOK_HOSTS"
+            raise HTTPError(newurl, code, message, headers, fp)
         return super().redirect_request(request, fp, code, msg, headers, newurl)
 
 
 def is_allowed(url: str) -> bool:
+    """Whether a webhook may call this URL: over http or https, a host of RQJOBS_WEBHOOK_HOSTS."""
     parts = urlsplit(url)
     return parts.scheme in ("http", "https") and parts.hostname in config.current().webhook_hosts

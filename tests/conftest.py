@@ -55,7 +55,7 @@ def settings(server):
     """Our settings in force, the database empty; afterwards no process of ours is left."""
     before = {process.pid for process in psutil.Process().children(recursive=True)}
     config.use(config.Config(redis_url=server, modules=("faults",), shutdown_timeout=2))
-    rqjobs.queues._looked.clear()
+    rqjobs.queues._unserved_checked_at.clear()
     connection = rqjobs.connection.client()
     connection.flushall()
     yield config.current()

@@ -55,7 +55,9 @@ def actions_in(status: str) -> list[str]:
 
 def is_job_id(text: str) -> bool:
     """Whether `text` is a valid job id. Other ids have no page."""
-    return len(text) <= queues.LONGEST_ID and bool(re.fullmatch(r"[\w-]+", text, re.ASCII))
+    return len(text) <= queues.JOB_ID_MAX_CHARACTERS and bool(
+        re.fullmatch(r"[\w-]+", text, re.ASCII)
+    )
 
 
 def fetch(job_id: str) -> Job | Exception:

@@ -46,7 +46,7 @@ def retry_until_answered(
 
 
 def _cause(error: Exception) -> BaseException | None:
-    """redis-py raises WatchError for a changed key, and for a connection that broke meanwhile."""
+    """redis-py raises WatchError for a changed key, and for a connection that broke before EXEC."""
     if isinstance(error, WatchError):
         return error.__context__
     return error

@@ -1,4 +1,4 @@
-"""Settlement: how an outcome is recorded, all of its writes or none, whatever Redis does meanwhile."""
+"""Settlement: an outcome is recorded with all of its writes or none, even if Redis goes away."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class OutcomeTooLarge(Exception):
 class DeathPenalty(UnixSignalDeathPenalty):
     """RQ's time limit with a signal handler that stays: the next job would install it again.
 
-    Python's `signal.signal` looks the handler up in an Enum, which takes longer than all the rest.
+    Python's `signal.signal` looks the handler up in an Enum, which takes longer than setting it.
     """
 
     def setup_death_penalty(self) -> None:
@@ -127,7 +127,7 @@ def captured_webhooks(job: Any) -> Iterator[list[tuple[Any, Any]]]:
 
 
 class SettlementMixin(rq.Worker):
-    """An `rq.Worker` whose outcomes are settled by the broker's scripts, all of their writes or none.
+    """An `rq.Worker` whose outcomes the broker's scripts record, with all of their writes or none.
 
     RQ's `perform_job` and `handle_exception` run a job. The methods here that replace RQ's say why
     in their docstrings. `claim` and the attributes after it are used in the horse only.
@@ -352,7 +352,7 @@ class SettlementMixin(rq.Worker):
     def record(self, job: Any, method: Callable[[], None], trace: str = "") -> None:
         """Run RQ's `method` on a recording client, and settle the job with the writes it makes.
 
-        It is tried until Redis has answered. If a key that RQ has read has changed by then, `method`
+        It is tried until Redis has answered. If a key that RQ read has changed by then, `method`
         runs again, with the job's attributes as they were. Webhooks are sent once the outcome is
         recorded. `trace` is the traceback of the job; it is kept if the outcome cannot be recorded.
         """

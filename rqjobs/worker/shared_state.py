@@ -1,4 +1,4 @@
-"""The memory that a horse shares with its parent: the parent reads it even when the horse is dead."""
+"""Memory that a horse shares with its parent, who reads it even when the horse is dead."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class HorseState:
     def write(
         self, phase: HorsePhase, job_id: str = "", token: str = "", deadline: float = 0.0
     ) -> None:
-        """Publish a phase, its job, and the monotonic time at which the phase is to end (0: none)."""
+        """Publish a phase, its job, and the monotonic time at which it is to end (0: none)."""
         self.last = phase, job_id, token, deadline
         counter = struct.unpack_from("=I", self.memory)[0]
         struct.pack_into("=I", self.memory, 0, (counter + 1) & 0xFFFFFFFF)
