@@ -1450,6 +1450,7 @@ def test_when_redis_is_away(client, stranger, no_redis):
             and "127.0.0.1:1" in page.text
         ), path
         assert "Traceback" not in page.text and "s3cret" not in page.text
+        assert 'aria-label="Pages"' in page.text, "the navigation stays"
     assert client.post("/jobs", data={"function": "faults.ok", "queue": "low"}).status_code == 503
     assert client.get("/rq/").status_code == 503
 

@@ -68,7 +68,9 @@ def declare(redis, name="from-code", rule=None):
 
 def test_an_empty_page_teaches(client):
     page = client.get("/schedules").text
-    assert "@every(minutes=5)" in page and "@cron(" in page and "No clock ticks" not in page
+    assert (
+        "@every(minutes=5)" in page and "@cron(" in page and "No scheduler is running" not in page
+    )
     assert (
         'value="faults.add"' in page
         and '<a href="/schedules" aria-current="page">' in client.get("/schedules").text

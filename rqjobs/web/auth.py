@@ -142,7 +142,9 @@ class Auth:
         if not self.protects():
             return None
         g.rqjobs_refused = True
-        refusal = self._check_origin() or self._check_login()
+        refusal = self._check_origin()
+        if refusal is None:
+            refusal = self._check_login()
         if refusal is not None:
             return refusal
         error = request.routing_exception
@@ -153,8 +155,8 @@ class Auth:
 
     def _check_origin(self) -> Any:
         if isinstance(request.routing_exception, BadRequest):
-            # The Host header is no host name, so a page with links cannot be made.
-            return Response("The Host header is no host name.\n", 400, mimetype="text/plain")
+            # Without a host name, no page with links can be made.
+            return Response("The Host header is not a host name.\n", 400, mimetype="text/plain")
         if self.local_only and not is_from_this_machine():
             return message(
                 403,
@@ -199,7 +201,7 @@ class Auth:
     def session_id(self) -> str | None:
         """The session that the request's cookie names, if its credentials and time are valid.
 
-        Redis decides whether that session is still open.
+        `is_logged_in` checks in Redis that this session is still open.
         """
         entry = session.get("rqjobs")
         if not isinstance(entry, list) or len(entry) != 3:
@@ -215,8 +217,8 @@ class Auth:
 
     def is_logged_in(self) -> bool:
         """Whether the session is open. The page's warnings about Redis are read with it."""
-        g.rqjobs_nav = False
         session_id = self.session_id()
+        g.rqjobs_nav = session_id is not None  # an error page has the navigation too
         if session_id is None:
             return False
         check = logins.check_session(connection.client(), session_id)
@@ -225,7 +227,7 @@ class Auth:
         return check.is_open
 
     def check_credentials(self, user: str, password: str) -> bool:
-        """Whether the credentials are right. The time that it takes tells nothing about them."""
+        """Whether the credentials are right. The check takes equally long if they are wrong."""
         is_user = hmac.compare_digest(user.encode(), self.user.encode())
         is_password = hmac.compare_digest(password.encode(), self.password.encode())
         return is_user and is_password

@@ -57,12 +57,11 @@ def reschedule(job_id: str) -> Any:
     if form.errors:
         return page("job.html", 422, job=describe(job_id), **reschedule_form(form.errors))
     try:
-        if due is None:
-            delayed.reschedule(job_id, 0)
-            flash("The job is due now.")
-        else:
-            moment = delayed.reschedule(job_id, due)
-            flash(f"The job is due at {moment:%Y-%m-%d %H:%M:%S} UTC.")
+        moment = delayed.reschedule(job_id, due or 0)
+        note = "The job is due now."
+        if due:
+            note = f"The job is due at {moment:%Y-%m-%d %H:%M:%S} UTC."
+        flash(note)
     except (InvalidJobOperation, NoSuchJobError, ResponseError) as error:
         flash(f"Nothing was done: {error}")
     return redirect_back("rqjobs.job", job_id=job_id)
