@@ -85,7 +85,7 @@ class Config:
 
 
 def _check_names(environ: Mapping[str, str]) -> None:
-    """Raises ConfigError for a name with our prefix that is not a setting."""
+    """Raises ConfigError for a name with the prefix `RQJOBS_` that is not a setting."""
     for name in environ:
         if not name.startswith("RQJOBS_") or name in SETTINGS:
             continue

@@ -395,7 +395,7 @@ def explain(error: Exception) -> str:
     line = (str(error).splitlines() or [type(error).__name__])[0]
     meaning = REFUSAL_MEANINGS.get(refusal_code(error))
     if meaning:
-        line = f"{meaning}; it said: {line}"
+        line = f"{meaning}; Redis replied: {line}"
     address = config.current().redis_url
     if address:
         line = line.replace(address, mask_password(address))

@@ -203,7 +203,7 @@ def test_the_doctor_names_the_right_that_is_missing(doctor, redis, server):
     )
     (line,) = [line for line in doctor() if line.startswith("LOSS")]
     assert line.startswith(
-        "LOSS the user or password in REDIS_URL is missing or wrong; it said: invalid username"
+        "LOSS the user or password in REDIS_URL is missing or wrong; Redis replied: invalid username"
     )
 
 

@@ -60,7 +60,8 @@ def run(path: str, echo: Callable[[str], Any], limit: float = 120) -> int:
 def _print_results(jobs: list[Job], echo: Callable[[str], Any], deadline: float) -> int:
     """Print each result until `deadline`. Returns 1 if a job other than `unreliable` failed."""
     pending = list(jobs)
-    code, progress = 0, 0
+    code = 0
+    progress = 0
     while pending and time.monotonic() < deadline:
         ended = [job for job in pending if _has_ended(job)]
         meta = jobs[-1].get_meta()  # of `slow`

@@ -18,7 +18,7 @@ from rqjobs.logs import replace_control_characters
 from rqjobs.schedules.cron import ScheduleError
 
 CELL_MAX_CHARACTERS = 300
-# Errors that a user can correct. Their messages say how.
+# Errors that a user can correct. Their messages have the remedy.
 USER_ERRORS = (ScheduleError, NoSuchJobError, InvalidJobOperation, ValueError, TypeError)
 
 

@@ -156,7 +156,8 @@ def _convert_arguments(
     function: Callable[..., Any], texts: Sequence[str]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The positional and named arguments for `function`, converted to its annotations."""
-    args, kwargs = [], {}
+    args = []
+    kwargs = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if equals and name.isidentifier():

@@ -87,7 +87,8 @@ def unreadable_reason(path: str, home: Path) -> str:
     server ignores the folder. A newer server reads a single file and converts it to a folder, but
     ignores the file if there is a folder too. Ignored data would be lost silently.
     """
-    folder, single = home / "appendonlydir", home / "appendonly.aof"
+    folder = home / "appendonlydir"
+    single = home / "appendonly.aof"
     if not folder.is_dir() or not any(folder.iterdir()):
         return ""
     if version(path) < FOLDER_AOF_VERSION:
@@ -204,30 +205,22 @@ def _stop_leftover(address: str, home: Path) -> None:
 def _start(
     executable: str, home: Path, socket: Path, options: tuple[str, ...]
 ) -> subprocess.Popen[bytes]:
-    command = [
-        executable,
-        "--port",
-        "0",
-        "--unixsocket",
-        str(socket),
-        "--unixsocketperm",
-        "700",
-        "--dir",
-        str(home),
-        "--appendonly",
-        "yes",
-        "--appendfsync",
-        "everysec",
-        "--save",
-        "",
-        "--maxmemory-policy",
-        "noeviction",
-        "--daemonize",
-        "no",
-        "--logfile",
-        str(home / "redis.log"),
-        *options,
-    ]
+    settings = {
+        "port": "0",
+        "unixsocket": str(socket),
+        "unixsocketperm": "700",
+        "dir": str(home),
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        "save": "",
+        "maxmemory-policy": "noeviction",
+        "daemonize": "no",
+        "logfile": str(home / "redis.log"),
+    }
+    command = [executable]
+    for name, value in settings.items():
+        command += [f"--{name}", value]
+    command += options
     with (home / "redis.log").open("ab") as log:  # output before the server opens its log
         return subprocess.Popen(
             command,
