@@ -19,7 +19,7 @@ from rq.serializers import JSONSerializer
 
 import rqjobs
 from rqjobs import processes
-from rqjobs.broker import keys, leases, places, recovery, transitions
+from rqjobs.broker import keys, leases, recovery, transitions
 from rqjobs.jobs import StartedJobRegistry as OurStartedJobRegistry
 from rqjobs.maintenance import audit, liveness, strays, sweep
 
@@ -594,9 +594,9 @@ def test_a_stray_that_came_back_by_itself_is_not_doubled(redis):
     assert order() == [job.id]
 
 
-def test_the_hunt_for_strays_goes_on_where_it_ended(redis, monkeypatch):
+def test_the_search_for_strays_continues_where_it_ended(redis, monkeypatch):
     monkeypatch.setattr(strays, "STRAY_SCAN_KEYS", 1000)
-    monkeypatch.setattr(places, "SCAN_BATCH_KEYS", 10)
+    monkeypatch.setattr(strays, "SCAN_BATCH_KEYS", 10)
     jobs = rqjobs.enqueue_many([(faults.ok, n) for n in range(500)])
     for job in jobs[::50]:
         stray(redis, job, idle=3600)

@@ -1,4 +1,9 @@
-"""Strays: jobs that have not ended and are in no place."""
+"""Strays: jobs that have not ended and are in no place.
+
+A stock worker of several queues pops an id with `BLPOP`; until it has noted the job, the job is in
+no place. A job that a stock client enqueues or runs synchronously looks the same for a while. So a
+stray must have been idle for longer than its own timeout, and must be seen twice.
+"""
 
 from __future__ import annotations
 
@@ -15,27 +20,30 @@ from rqjobs.maintenance.sweep_result import SweepResult, seen_for, skip_wrong_ty
 from rqjobs.queues import Queue
 from rqjobs.times import parse_date
 
-STRAY_SECONDS = 30  # seconds between the two looks
-STRAY_SCAN_SECONDS = 30  # seconds between two parts of the hunt
-STRAY_SCAN_KEYS = 20_000  # keys that one part of the hunt scans
-UNLIMITED_JOB_IDLE_SECONDS = 24 * 3600  # seconds for which a job without a time limit may be idle
+STRAY_SECONDS = 30  # seconds between the two sightings of a stray
+STRAY_SCAN_SECONDS = 30  # seconds between two parts of the search
+STRAY_SCAN_KEYS = 20_000  # keys that one part of the search scans
+UNLIMITED_JOB_IDLE_SECONDS = 24 * 3600  # seconds for which a job without a timeout may be idle
+ENDED_REGISTRIES = ("finished", "failed", "canceled")
 
 
 def is_time_for_strays(connection: redis.Redis) -> bool:
+    """Take the turn to run the next part of the search, if it is due."""
     lock = keys.STRAYS_LOCK
     if connection.set(lock, 1, nx=True, ex=STRAY_SCAN_SECONDS):
         return True
-    is_ours = (
-        0 <= connection.ttl(lock) <= STRAY_SCAN_SECONDS
-    )  # without an end, or with a later one, it is nobody's
-    return not is_ours and bool(connection.set(lock, 1, ex=STRAY_SCAN_SECONDS))
-
-
-# Strays
+    if 0 <= connection.ttl(lock) <= STRAY_SCAN_SECONDS:
+        return False
+    # The lock has no end, or a later one than ours: another program has written it.
+    return bool(connection.set(lock, 1, ex=STRAY_SCAN_SECONDS))
 
 
 def sweep_strays(connection: redis.Redis, moment: float, result: SweepResult) -> None:
-    for job_id, queue in _idle_and_nowhere(connection, _next_stray_candidates(connection)):
+    """Run the next part of the search, and requeue the strays that are seen for the second time.
+
+    `moment`: the time now, in Unix seconds by Redis's clock.
+    """
+    for job_id, queue in _idle_and_nowhere(connection, _next_candidates(connection)):
         with skip_wrong_types(f"the stray {job_id} of queue {queue}"):
             if seen_for(connection, keys.STRAYS_SEEN, job_id, moment, STRAY_SECONDS):
                 again = not has_ended(connection, job_id, queue)
@@ -44,21 +52,8 @@ def sweep_strays(connection: redis.Redis, moment: float, result: SweepResult) ->
                 connection.hdel(keys.STRAYS_SEEN, job_id)
 
 
-def _next_stray_candidates(connection: redis.Redis) -> Iterator[Stray]:
-    """Jobs that wait or run, from where the last part of the hunt ended; after the last key it begins anew."""
-    cursor = connection.get(keys.STRAYS_CURSOR) or b"0"
-    for _ in range(STRAY_SCAN_KEYS // SCAN_BATCH_KEYS):
-        cursor, found, _others = scripts.SCAN_JOBS.run(
-            connection, [], [cursor, SCAN_BATCH_KEYS, "active"]
-        )
-        yield from (Stray(decode(job_id), decode(queue), *rest) for job_id, queue, *rest in found)
-        if cursor == b"0":
-            break
-    connection.set(keys.STRAYS_CURSOR, cursor)
-
-
-class Stray(NamedTuple):
-    """What may be one: a job that waits or runs, with its time limit and its moments as they are written."""
+class Candidate(NamedTuple):
+    """A job that waits or runs, with its timeout and its times as they are stored."""
 
     job_id: str
     queue: str
@@ -69,49 +64,79 @@ class Stray(NamedTuple):
     created_at: bytes | None
 
 
-def _idle_and_nowhere(connection: redis.Redis, jobs: Iterable[Stray]) -> Iterator[tuple[str, str]]:
-    """Those that have been idle for longer than their time limit, and are in no place."""
-    places: dict[str, set[str]] = {}
-    for job in jobs:
-        if _is_idle(job):
-            if job.queue not in places:
-                places[job.queue] = {
-                    *ids_in_places(connection, job.queue),
-                    *claimed_ids(connection),
-                }
-            if job.job_id not in places[job.queue]:
-                yield job.job_id, job.queue
+def _next_candidates(connection: redis.Redis) -> Iterator[Candidate]:
+    """Jobs that wait or run, from the key at which the last part of the search ended."""
+    cursor = connection.get(keys.STRAYS_CURSOR) or b"0"
+    for _ in range(STRAY_SCAN_KEYS // SCAN_BATCH_KEYS):
+        args = [cursor, SCAN_BATCH_KEYS, "active"]
+        cursor, rows, _others = scripts.SCAN_JOBS.run(connection, [], args)
+        for job_id, queue, *times in rows:
+            yield Candidate(decode(job_id), decode(queue), *times)
+        if cursor == b"0":
+            break
+    connection.set(keys.STRAYS_CURSOR, cursor)
 
 
-def _is_idle(job: Stray) -> bool:
-    """Whether nothing was heard of a job for longer than it may run; nothing to go by counts as long ago."""
+def _idle_and_nowhere(
+    connection: redis.Redis, candidates: Iterable[Candidate]
+) -> Iterator[tuple[str, str]]:
+    """(job id, queue) of the candidates that are idle for too long and in no place."""
+    placed_ids: dict[str, set[str]] = {}
+    for job in candidates:
+        if not _is_idle(job):
+            continue
+        if job.queue not in placed_ids:
+            in_places = ids_in_places(connection, job.queue)
+            placed_ids[job.queue] = {*in_places, *claimed_ids(connection)}
+        if job.job_id not in placed_ids[job.queue]:
+            yield job.job_id, job.queue
+
+
+def _is_idle(job: Candidate) -> bool:
+    """Whether a job's last sign of life is longer ago than its timeout; true without readable
+    times.
+    """
+    times = (job.last_heartbeat, job.started_at, job.enqueued_at, job.created_at)
+    written = [time for time in times if time]
+    if not written:
+        return True
     try:
-        latest = max(
-            (moment for moment in job[3:] if moment), default=None
-        )  # as written, they sort
-        moment = parse_date(latest) if latest else None
-        limit = float(job.timeout or Queue.DEFAULT_TIMEOUT)
+        latest = parse_date(max(written))  # in RQ's format, later times sort higher
+        timeout = float(job.timeout or Queue.DEFAULT_TIMEOUT)
     except (ValueError, OverflowError):
         return True
-    limit = UNLIMITED_JOB_IDLE_SECONDS if limit < 0 else limit
-    return not moment or (now() - moment).total_seconds() > limit + STRAY_SECONDS
+    if timeout < 0:
+        timeout = UNLIMITED_JOB_IDLE_SECONDS
+    return (now() - latest).total_seconds() > timeout + STRAY_SECONDS
 
 
 def has_ended(connection: redis.Redis, job_id: str, queue: str) -> bool:
-    """Whether a job that is in no place is among the ended ones of `queue`, and was not enqueued after its last end (a
-    Repeat stands there too): then its status was overwritten by a stale save()."""
+    """Whether a job in no place has ended, although its status says otherwise.
+
+    It is among the ended jobs of `queue` and was not enqueued since. A stale save() has overwritten
+    its status. A job with a `Repeat` is there too, but was enqueued again.
+    """
     with connection.pipeline(transaction=False) as pipe:
-        for place in ("finished", "failed", "canceled"):
-            pipe.zscore(keys.registry(place, queue), job_id)
+        for registry in ENDED_REGISTRIES:
+            pipe.zscore(keys.registry(registry, queue), job_id)
         pipe.hget(keys.job(job_id), "enqueued_at")
         pipe.xrevrange(keys.results(job_id), count=1)
-        *ended, enqueued, results = pipe.execute(raise_on_error=False)
+        *scores, enqueued_at, results = pipe.execute(raise_on_error=False)
+    finished, failed, canceled = (isinstance(score, float) for score in scores)
+    if canceled:
+        return True
+    if not finished and not failed:
+        return False
     try:
-        moment = parse_date(enqueued).timestamp()
-        last = float(
-            results[0][1].get(b"execution_ended_at") or int(results[0][0].split(b"-")[0]) / 1000
-        )
-    except (AttributeError, LookupError, TypeError, ValueError):  # nothing to go by
-        moment = last = 0.0
-    finished, failed, canceled = (isinstance(score, float) for score in ended)
-    return canceled or (moment <= last and (finished or failed))
+        return parse_date(enqueued_at).timestamp() <= _end_of(results)
+    except (AttributeError, LookupError, TypeError, ValueError):  # no readable times
+        return True
+
+
+def _end_of(results: list[tuple[bytes, dict[bytes, bytes]]]) -> float:
+    """The end of a job's last run in Unix seconds, by the newest entry of its results."""
+    entry_id, fields = results[0]
+    ended_at = fields.get(b"execution_ended_at")
+    if ended_at:
+        return float(ended_at)
+    return int(entry_id.split(b"-")[0]) / 1000

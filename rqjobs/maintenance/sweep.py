@@ -1,4 +1,7 @@
-"""TODO."""
+"""The sweep: every few seconds one worker takes back the jobs of dead workers, and finds lost ones.
+
+Any number of sweeps may run at once. Each move is one atomic script that checks the facts again.
+"""
 
 from __future__ import annotations
 
@@ -16,168 +19,190 @@ from rqjobs.maintenance.strays import is_time_for_strays, sweep_strays
 from rqjobs.maintenance.sweep_result import SweepResult, log, seen_for, skip_wrong_types
 from rqjobs.queues import Queue
 
-INTERMEDIATE_SECONDS = 60  # seconds, while a live worker may be about to take the id out
+# A worker that pops a job from a queue leaves its id in the intermediate list for less than this.
+INTERMEDIATE_SECONDS = 60
 
 
 def sweep(
     connection: redis.Redis, force: bool = False, on_progress: Callable[[], None] = lambda: None
 ) -> SweepResult | None:
-    """Put every orphan back, in order, at the front of its queue; forget the workers that are dead.
+    """Return every orphan to the front of its queue, in order, and unregister dead workers.
 
-    `on_progress` is called between the moves: after a great fire a sweep may take longer than a lease.
+    Args:
+        force: sweep even if another worker has just done so, and search for strays now.
+        on_progress: called after each job, so that the caller can renew its lease during a long
+            sweep.
 
-    Any number of sweeps may run at once: each move is one atomic step that checks again. None if somebody else has
-    just done it, unless `force`.
+    Returns:
+        None if another worker has just swept.
     """
     permission = leases.begin_sweep(connection, force)
     if permission is leases.SweepPermission.TOO_SOON:
         return None
     odd_keys.set_aside(connection, odd_keys.SINGLE_KEYS)
     odd_keys.set_aside(connection, odd_keys.WORKER_KEYS, odd_keys.workers(connection))
-    thorough = force or is_time_for_strays(connection)
-    if thorough:
+    search_strays = force or is_time_for_strays(connection)
+    if search_strays:
         odd_keys.set_aside(connection, odd_keys.QUEUE_KEYS, queue_names(connection))
-    result, owners = (
-        SweepResult(on_progress),
-        WorkerLiveness(connection, leases_count=permission is leases.SweepPermission.SWEEP),
-    )
-    ours = _workers_with_lease(connection)
-    owners.check(ours)
-    for worker in ours:
-        with skip_wrong_types(f"the sweep of worker {worker}"):
-            if owners.state(worker) is not Liveness.ALIVE:
-                owners.end_horse(worker)
-            _sweep_claims(
-                connection, worker, owners.state(worker), owners.processes[worker], result
-            )
-    for queue in _busy_queues(connection, result):
-        on_progress()
-        with skip_wrong_types(f"the sweep of queue {queue}"):
-            _sweep_started(connection, queue, owners, set(ours), result)
-            _sweep_intermediate(connection, queue, owners, result)
-            transitions.promote(connection, queue, Queue.DEFAULT_TIMEOUT, crashed_only=True)
-    if thorough:
-        for worker in leases.workers_with_claims(
-            connection
-        ):  # something may have come into the hands of one that has gone
-            if worker not in ours and connection.exists(keys.claims(worker)):
+    leases_count = permission is leases.SweepPermission.SWEEP
+    current = _Sweep(connection, leases_count, SweepResult(on_progress))
+    current.run(search_strays)
+    return current.result
+
+
+class _Sweep:
+    """One sweep. `own_workers` are the rqjobs workers with a lease, alive or dead."""
+
+    def __init__(self, connection: redis.Redis, leases_count: bool, result: SweepResult):
+        self.connection = connection
+        self.result = result
+        self.liveness = WorkerLiveness(connection, leases_count)
+        self.own_workers = _workers_with_lease(connection)
+
+    def run(self, search_strays: bool) -> None:
+        self.liveness.check(self.own_workers)
+        for worker in self.own_workers:
+            with skip_wrong_types(f"the sweep of worker {worker}"):
+                self._sweep_worker(worker)
+        for queue in _busy_queues(self.connection, self.result):
+            self.result.on_progress()
+            with skip_wrong_types(f"the sweep of queue {queue}"):
+                self._sweep_started(queue)
+                self._sweep_intermediate(queue)
+                transitions.promote(
+                    self.connection, queue, Queue.DEFAULT_TIMEOUT, crashed_only=True
+                )
+        if search_strays:
+            self._sweep_retired_workers()
+            sweep_strays(self.connection, self.liveness.now, self.result)
+        enqueue_waiting_dependents(self.connection, self.result.on_progress)
+
+    def _sweep_worker(self, worker: str) -> None:
+        state = self.liveness.state(worker)
+        if state is Liveness.ALIVE:
+            return
+        self.liveness.end_horse(worker)
+        self._reclaim(worker, death_cause(state), self.liveness.processes[worker])
+
+    def _sweep_retired_workers(self) -> None:
+        """Take back jobs that a blocking pop delivered to a worker after its end."""
+        for worker in leases.workers_with_claims(self.connection):
+            if worker not in self.own_workers and self.connection.exists(keys.claims(worker)):
                 with skip_wrong_types(f"the sweep of worker {worker}"):
-                    _sweep_claims(connection, worker, Liveness.EXPIRED, "", result)
-        sweep_strays(connection, owners.now, result)
-    enqueue_waiting_dependents(connection, on_progress)
-    return result
+                    self._reclaim(worker, recovery.DeathCause.LEASE_EXPIRED)
+
+    def _reclaim(self, worker: str, cause: recovery.DeathCause, process: str = "") -> None:
+        queues = queue_names(self.connection)
+        outcomes = recovery.reclaim(self.connection, worker, queues, cause, process=process)
+        if self.connection.zscore(keys.LEASES, worker) is None:
+            log.warning("worker %s is gone; removed its registration", worker)
+        for job_id, outcome in outcomes.items():
+            queue = decode(self.connection.hget(keys.job(job_id), "origin") or b"?")
+            self.result.note(outcome, job_id, queue, "claimed", worker)
+
+    def _sweep_started(self, queue: str) -> None:
+        """Recover the jobs of dead stock workers, which are only in RQ's registry of running jobs."""
+        started = started_jobs(self.connection, queue)
+        owners = owners_of(self.connection, started)
+        orphans = []
+        for (job_id, execution), owner in zip(started, owners, strict=True):
+            if owner in self.own_workers or self.liveness.state(owner) is Liveness.ALIVE:
+                continue
+            command = ("HGET", keys.job(job_id), "enqueued_at")
+            (enqueued_at,) = scripts.read_together(self.connection, [command])
+            if not isinstance(enqueued_at, bytes):
+                enqueued_at = b""
+            orphans.append((enqueued_at, job_id, execution, owner))
+        # Each returns to the front of the queue, so the oldest must be the last.
+        for _enqueued_at, job_id, execution, owner in sorted(orphans, reverse=True):
+            outcome = recovery.recover(self.connection, job_id, queue, "wip", execution, owner)
+            self.result.note(outcome, job_id, queue, "running", owner)
+
+    def _sweep_intermediate(self, queue: str) -> None:
+        """Recover ids that a stock worker has left in the intermediate list.
+
+        RQ does not note the worker. An id is recovered at once if no live worker serves the queue,
+        else after `INTERMEDIATE_SECONDS`.
+        """
+        members = self.connection.lrange(keys.intermediate(queue), 0, -1)
+        ids = [decode(member) for member in members]
+        sightings = keys.seen_intermediate(queue)
+        outdated = {decode(field) for field in self.connection.hkeys(sightings)} - set(ids)
+        if outdated:  # an id that comes back later must not look old then
+            self.connection.hdel(sightings, *outdated)
+        if not ids:
+            return
+        is_served = self._is_served(queue)
+        for job_id in ids:  # the newest is the first, so the oldest ends at the front
+            if not is_served or seen_for(
+                self.connection, sightings, job_id, self.liveness.now, INTERMEDIATE_SECONDS
+            ):
+                outcome = recovery.recover(self.connection, job_id, queue, "intermediate")
+                self.result.note(outcome, job_id, queue, "popped by a dead worker")
+
+    def _is_served(self, queue: str) -> bool:
+        for key in self.connection.smembers(keys.listeners(queue)):
+            worker = decode(key).removeprefix(keys.WORKER_PREFIX)
+            if self.liveness.state(worker) is Liveness.ALIVE:
+                return True
+        return False
 
 
 def _workers_with_lease(connection: redis.Redis) -> list[str]:
-    """Our workers, dead or alive; what is no name is removed from among them."""
+    """The rqjobs workers with a lease. Members that are not names are removed."""
     members: Any = connection.zrange(keys.LEASES, 0, -1)
-    names = [name for member in members if (name := decode(member)).encode() == member]
-    if odd := [member for member in members if decode(member).encode() != member]:
+    names = [decode(member) for member in members if _is_name(member)]
+    odd = [member for member in members if not _is_name(member)]
+    if odd:
         log.error(
-            "%d members of rqjobs:leases are no names, and are removed: somebody else wrote them",
+            "removed %d members of rqjobs:leases that are not names (written by another program)",
             len(odd),
         )
         connection.zrem(keys.LEASES, *odd)
     return names
 
 
-def enqueue_waiting_dependents(
-    connection: redis.Redis, on_progress: Callable[[], None] = lambda: None
-) -> None:
-    """Let jobs run that waited for one which has ended, and were not woken with its end."""
-    for member in map(decode, connection.smembers(keys.ENDED_PARENTS)):
-        with skip_wrong_types(f"what waits for job {member}"):
-            recovery.enqueue_dependents(connection, member, Queue.DEFAULT_TIMEOUT, on_progress)
-
-
-def _sweep_claims(
-    connection: redis.Redis, worker: str, state: Liveness, process: str, result: SweepResult
-) -> None:
-    if state is Liveness.ALIVE:
-        return
-    outcomes = recovery.reclaim(
-        connection, worker, queue_names(connection), death_cause(state), process=process
-    )
-    if connection.zscore(keys.LEASES, worker) is None:
-        log.warning("worker %s died without a word and is forgotten", worker)
-    for job_id, outcome in outcomes.items():
-        queue = decode(connection.hget(keys.job(job_id), "origin") or b"?")
-        result.note(outcome, job_id, queue, "claimed", worker)
+def _is_name(member: bytes) -> bool:
+    return decode(member).encode() == member
 
 
 def _busy_queues(connection: redis.Redis, result: SweepResult) -> list[str]:
-    """Those at which there is something to sweep: of thousands of queues a few, found in a round trip a thousand."""
-    cursor, besides, found = b"0", list(config.current().queues), dict[str, None]()
+    """The queues that a sweep has to look at, found in one round trip for each thousand."""
+    cursor = b"0"
+    configured = list(config.current().queues)
+    found: set[str] = set()
     while True:
         cursor, *names = scripts.BUSY_QUEUES.run(
-            connection, [keys.QUEUES], [cursor, SCAN_BATCH_KEYS, *besides]
+            connection, [keys.QUEUES], [cursor, SCAN_BATCH_KEYS, *configured]
         )
-        found.update(dict.fromkeys(map(decode, names)))
+        configured = []  # the first call has looked at them
+        found.update(map(decode, names))
         result.on_progress()
-        besides = []
         if cursor == b"0":
             return sorted(found)
 
 
+def enqueue_waiting_dependents(
+    connection: redis.Redis, on_progress: Callable[[], None] = lambda: None
+) -> None:
+    """Enqueue the dependents of ended jobs that were not enqueued when the job ended."""
+    for member in map(decode, connection.smembers(keys.ENDED_PARENTS)):
+        with skip_wrong_types(f"the dependents of job {member}"):
+            recovery.enqueue_dependents(connection, member, Queue.DEFAULT_TIMEOUT, on_progress)
+
+
 def remove_dead_listeners(connection: redis.Redis, queues: list[str]) -> None:
-    """Remove workers that RQ does not know any more from its lists of who listens to these queues."""
-    replies = scripts.read_together(
-        connection, [("SMEMBERS", keys.listeners(queue)) for queue in queues]
-    )
-    listed = {
-        queue: reply
-        for queue, reply in zip(queues, replies, strict=True)
-        if isinstance(reply, set | list)
-    }
-    script_keys = sorted({key for members in listed.values() for key in members})
-    there = dict(
-        zip(
-            script_keys,
-            scripts.read_together(connection, [("EXISTS", key) for key in script_keys]),
-            strict=True,
-        )
-    )
+    """Remove workers that RQ no longer knows from its lists of the workers of these queues."""
+    commands = [("SMEMBERS", keys.listeners(queue)) for queue in queues]
+    listed: dict[str, Any] = {}
+    for queue, members in zip(queues, scripts.read_together(connection, commands), strict=True):
+        if isinstance(members, set | list):  # otherwise the key has the wrong type
+            listed[queue] = members
+    worker_keys = sorted({key for members in listed.values() for key in members})
+    exist = scripts.read_together(connection, [("EXISTS", key) for key in worker_keys])
+    gone = {key for key, exists in zip(worker_keys, exist, strict=True) if exists == 0}
     for queue, members in listed.items():
-        if gone := [key for key in members if there[key] == 0]:
-            connection.srem(keys.listeners(queue), *gone)
-            connection.srem(keys.WORKERS, *gone)
-
-
-def _sweep_started(
-    connection: redis.Redis, queue: str, owners: WorkerLiveness, ours: set[str], result: SweepResult
-) -> None:
-    """The claims of stock workers, which stand only in RQ's registry."""
-    started = started_jobs(connection, queue)
-    dead = []
-    for (job_id, execution), owner in zip(started, owners_of(connection, started), strict=True):
-        if owner not in ours and owners.state(owner) is not Liveness.ALIVE:
-            since = scripts.read_together(connection, [("HGET", keys.job(job_id), "enqueued_at")])[
-                0
-            ]
-            dead.append((since if isinstance(since, bytes) else b"", job_id, execution, owner))
-    for _, job_id, execution, owner in sorted(
-        dead, reverse=True
-    ):  # each goes in front of the one before
-        outcome = recovery.recover(connection, job_id, queue, "wip", execution, owner)
-        result.note(outcome, job_id, queue, "running", owner)
-
-
-def _sweep_intermediate(
-    connection: redis.Redis, queue: str, owners: WorkerLiveness, result: SweepResult
-) -> None:
-    ids = [decode(job_id) for job_id in connection.lrange(keys.intermediate(queue), 0, -1)]
-    seen = keys.seen_intermediate(queue)
-    left = {decode(field) for field in connection.hkeys(seen)} - set(ids)
-    if left:  # what a worker took out in the meantime must not look old when it comes by again
-        connection.hdel(seen, *left)
-    if not ids:
-        return
-    listeners = connection.smembers(keys.listeners(queue))
-    served = any(
-        owners.state(decode(key).removeprefix(keys.WORKER_PREFIX)) is Liveness.ALIVE
-        for key in listeners
-    )
-    for job_id in ids:  # LMOVE put the newest first, so the oldest ends up in front
-        if not served or seen_for(connection, seen, job_id, owners.now, INTERMEDIATE_SECONDS):
-            outcome = recovery.recover(connection, job_id, queue, "intermediate")
-            result.note(outcome, job_id, queue, "popped by nobody who lives")
+        dead = gone.intersection(members)
+        if dead:
+            connection.srem(keys.listeners(queue), *dead)
+            connection.srem(keys.WORKERS, *dead)

@@ -1,4 +1,4 @@
-"""What a sweep did."""
+"""The result of a sweep, and two helpers of its parts."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ import redis
 from rqjobs.broker import recovery, scripts
 
 log = logging.getLogger("rqjobs")
+SIGHTING_SECONDS = 3600  # seconds after which an earlier sighting no longer counts
 
 
 @dataclass
 class SweepResult:
-    """What a sweep did: the job ids put back, and those sent to the dead letters."""
+    """The ids of the jobs that a sweep has requeued, and of those that have failed.
+
+    `on_progress` is called after each job, so that the caller can renew its lease.
+    """
 
     on_progress: Callable[[], None] = lambda: None
     requeued: list[str] = field(default_factory=list)
@@ -25,20 +29,16 @@ class SweepResult:
     def note(
         self, outcome: recovery.Outcome, job_id: str, queue: str, found: str, owner: str = ""
     ) -> None:
+        """Note and log the outcome of one job. `found`: the place where it was."""
         self.on_progress()
         if outcome is recovery.Outcome.REQUEUED:
             self.requeued.append(job_id)
-            log.warning(
-                "orphan: job %s of %s (%s%s) is back at the front of its queue",
-                job_id,
-                queue,
-                found,
-                f", of the dead worker {owner}" if owner else "",
-            )
+            place = f"{found} by dead worker {owner}" if owner else found
+            log.warning("orphan: job %s (%s) returned to the front of %s", job_id, place, queue)
         elif outcome is recovery.Outcome.FAILED:
             self.failed.append(job_id)
             log.error(
-                "poison: job %s of %s killed its process %d times and is among the failed jobs now",
+                "poison: job %s of %s failed, because its process died %d times",
                 job_id,
                 queue,
                 recovery.MAX_CRASHES,
@@ -47,7 +47,7 @@ class SweepResult:
 
 @contextlib.contextmanager
 def skip_wrong_types(what: str) -> Iterator[None]:
-    """A key of the wrong type must not stop the rest."""
+    """Log a key of the wrong type, and let the rest of the sweep continue."""
     try:
         yield
     except redis.ResponseError as error:
@@ -57,15 +57,18 @@ def skip_wrong_types(what: str) -> Iterator[None]:
 
 
 def seen_for(
-    connection: redis.Redis, seen: str, job_id: str, moment: float, seconds: float
+    connection: redis.Redis, sightings: str, job_id: str, now: float, seconds: float
 ) -> bool:
-    """Whether the hash `seen` has known `job_id` for `seconds`; now it does. More than an hour was another time."""
+    """Whether the hash `sightings` has had `job_id` for `seconds`. A first sighting is noted.
+
+    A sighting of more than `SIGHTING_SECONDS` ago is replaced.
+    """
     try:
-        since = float(connection.hget(seen, job_id) or 0)
-    except ValueError:  # somebody else wrote that
+        since = float(connection.hget(sightings, job_id) or 0)
+    except ValueError:  # foreign data
         since = 0.0
-    if not -3600 <= moment - since <= 3600:
-        connection.hset(seen, job_id, moment)
-        connection.expire(seen, 3600)
+    if not -SIGHTING_SECONDS <= now - since <= SIGHTING_SECONDS:
+        connection.hset(sightings, job_id, now)
+        connection.expire(sightings, SIGHTING_SECONDS)
         return False
-    return moment - since >= seconds
+    return now - since >= seconds
