@@ -162,7 +162,7 @@ def test_the_doctor_tells_of_a_full_redis_and_of_one_that_soon_will_be(doctor, r
     try:
         redis.config_set("maxmemory", 2**40)  # the memory in use may change at any moment
         assert not any(line.startswith("note Redis uses ") for line in doctor())
-        monkeypatch.setattr(doctor_module, "FULL", 1e-9)
+        monkeypatch.setattr(doctor_module, "FULL_MEMORY_SHARE", 1e-9)
         assert any(line.startswith("note Redis uses ") for line in doctor())
         redis.config_set("maxmemory", 1)
         assert any(
@@ -223,7 +223,7 @@ def test_the_doctor_finds_broken_modules_and_lonely_queues(run, worker):
     rqjobs.queue("low").enqueue(faults.ok)
     code, output = run("doctor", env={"RQJOBS_MODULES": "faults,nowhere"})
     assert code == 1 and "nowhere does not import" in output
-    assert "nobody listens to the queue 'low' (1 jobs wait)" in output
+    assert "no worker listens to the queue 'low' (1 jobs wait)" in output
 
 
 def test_the_doctor_names_stock_workers(run, worker):

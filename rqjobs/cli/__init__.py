@@ -201,12 +201,16 @@ def _cell(value: Any) -> Any:
 @main.command("doctor")
 def run_doctor() -> None:
     """Check for conditions that lose or delay jobs. Exits with 1 if jobs would be lost."""
-    colors = {"ok": "green", "note": "yellow", "LOSS": "red"}
+    colors = {
+        doctor.Level.OK: "green",
+        doctor.Level.NOTE: "yellow",
+        doctor.Level.LOSS: "red",
+    }
     code = 0
     for finding in doctor.examine():
-        level = click.style(finding.level.ljust(4), fg=colors[finding.level])
+        level = click.style(finding.level.value.ljust(4), fg=colors[finding.level])
         click.echo(f"{level}  {one_line(finding.message)}")
-        if finding.level == "LOSS":
+        if finding.level is doctor.Level.LOSS:
             code = 1
     sys.exit(code)
 

@@ -1,207 +1,231 @@
-"""What could lose a job or keep one waiting, checked on the Redis and the settings in force."""
+"""The doctor: what in Redis, the settings or the workers could lose a job or let it wait."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import redis
 from redis.exceptions import NoScriptError
 from rq.command import PUBSUB_CHANNEL_TEMPLATE
-from rq.scheduler import RQScheduler
 
 from rqjobs import catalog, config, connection, stats
-from rqjobs.broker import keys, odd_keys
+from rqjobs.broker import keys, odd_keys, scripts
 
-CLOCK = 1.0  # seconds that two clocks may differ
-FULL = 0.9  # of maxmemory
-OVERDUE_SECONDS = 10  # longer than another scheduler takes to step in
-NOTHING_GOES = "no job can be enqueued, and no outcome recorded"
-PROBES: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
-    ("LOSS", NOTHING_GOES, ("LMOVE", keys.DOCTOR, keys.DOCTOR, "LEFT", "RIGHT")),
-    ("LOSS", NOTHING_GOES, ("EXISTS", keys.job("doctor"))),
-    ("LOSS", NOTHING_GOES, ("SCRIPT LOAD", "return 1")),
-    ("LOSS", NOTHING_GOES, ("EVALSHA", "0" * 40, 0)),
-    ("note", "delayed jobs may begin a second late", ("PUBLISH", keys.DOCTOR, "")),
+
+class Level(Enum):
+    """How serious a finding is."""
+
+    OK = "ok"
+    NOTE = "note"  # a job may have to wait
+    LOSS = "LOSS"  # a job would be lost, or fail
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True)
+class Finding:
+    level: Level
+    message: str
+
+
+CLOCK_DIFFERENCE_SECONDS = 1.0  # seconds by which Redis's clock and this machine's may differ
+FULL_MEMORY_SHARE = 0.9  # share of maxmemory above which Redis counts as nearly full
+OVERDUE_SECONDS = 10  # longer than another scheduler needs to take over
+NOTHING_WORKS = "no job can be enqueued, and no outcome recorded"
+# Commands that change nothing, because their keys do not exist. Redis refuses them all the same.
+PROBES: tuple[tuple[Level, str, tuple[Any, ...]], ...] = (
+    (Level.LOSS, NOTHING_WORKS, ("LMOVE", keys.DOCTOR, keys.DOCTOR, "LEFT", "RIGHT")),
+    (Level.LOSS, NOTHING_WORKS, ("EXISTS", keys.job("doctor"))),
+    (Level.LOSS, NOTHING_WORKS, ("SCRIPT LOAD", "return 1")),
+    (Level.LOSS, NOTHING_WORKS, ("EVALSHA", "0" * 40, 0)),
+    (Level.NOTE, "delayed jobs may begin a second late", ("PUBLISH", keys.DOCTOR, "")),
     (
-        "note",
+        Level.NOTE,
         "commands such as stop-job do not reach the workers",
         ("PUBLISH", PUBSUB_CHANNEL_TEMPLATE % "doctor", ""),
     ),
 )
 
 
-@dataclass(frozen=True)
-class Finding:
-    """`level` is "ok", "note" (a job may have to wait) or "LOSS" (a job would be lost or fail)."""
-
-    level: str
-    message: str
-
-
 def examine() -> Iterator[Finding]:
-    """Every finding, as it is made. A Redis that does not answer ends the list."""
+    """Every finding, as it is made. If Redis does not answer, that is the last one."""
     yield from _modules()
     try:
         address = connection.mask_password(connection.url())
         client = connection.client()
         client.ping()
     except redis.RedisError as error:
-        refused = connection.refusal_code(error)
-        yield Finding(
-            "LOSS", f"{'' if refused else 'Redis does not answer: '}{connection.explain(error)}"
-        )
+        message = connection.explain(error)
+        if not connection.refusal_code(error):
+            message = f"Redis does not answer: {message}"
+        yield Finding(Level.LOSS, message)
         return
-    yield Finding("ok", f"Redis answers at {address}")
+    yield Finding(Level.OK, f"Redis answers at {address}")
     for what, check in CHECKS.items():
         try:
             yield from check(client)
         except redis.ResponseError as error:
-            yield Finding("note", f"{what} cannot be checked: {connection.explain(error)}")
+            message = f"{what} cannot be checked: {connection.explain(error)}"
+            yield Finding(Level.NOTE, message)
 
 
 def _modules() -> Iterator[Finding]:
-    jobs = catalog.current()
-    for module in jobs.modules:
-        if module in jobs.import_errors:
+    current = catalog.current()
+    for module in current.modules:
+        if module in current.import_errors:
             yield Finding(
-                "LOSS",
-                f"RQJOBS_MODULES: {module} does not import, its jobs fail: {jobs.import_errors[module]}",
+                Level.LOSS,
+                f"RQJOBS_MODULES: {module} does not import, its jobs fail: "
+                f"{current.import_errors[module]}",
             )
-        else:
-            count = sum(function.__module__ == module for _, function in jobs)
-            yield Finding(
-                "ok" if count else "note", f"{module} has {count} job function{'s' * (count != 1)}"
-            )
+            continue
+        count = sum(function.__module__ == module for _, function in current)
+        level = Level.OK if count else Level.NOTE
+        yield Finding(level, f"{module} has {_counted(count, 'job function')}")
     try:
         catalog.flask_app()
     except config.ConfigError as error:
-        yield Finding("LOSS", f"{error}; every job would fail")
+        yield Finding(Level.LOSS, f"{error}; every job would fail")
+
+
+def _counted(count: int, noun: str) -> str:
+    if count == 1:
+        return f"1 {noun}"
+    return f"{count} {noun}s"
 
 
 def _server(client: redis.Redis) -> Iterator[Finding]:
     info = client.info()
-    yield Finding("ok", f"it is Redis {info['redis_version']}")
-    version = tuple(int(part) for part in str(info["redis_version"]).split(".")[:2])
-    if version < connection.MIN_REDIS_VERSION:
-        yield Finding(
-            "LOSS", f"Redis {info['redis_version']} is too old; rqjobs needs 6.2 or newer"
-        )
+    yield from _version(str(info["redis_version"]))
     policy = info.get("maxmemory_policy", "noeviction")
     if policy == "noeviction":
-        yield Finding("ok", "maxmemory-policy is noeviction")
+        yield Finding(Level.OK, "maxmemory-policy is noeviction")
     else:
         yield Finding(
-            "LOSS",
+            Level.LOSS,
             f"maxmemory-policy is {policy}: Redis would throw jobs away when memory runs short; "
             f"set it to noeviction",
         )
-    if not info.get("aof_enabled"):
+    yield from _append_only_file(info)
+    used, limit = info.get("used_memory", 0), info.get("maxmemory", 0)
+    if limit and used >= FULL_MEMORY_SHARE * limit:
         yield Finding(
-            "LOSS",
-            "the append-only file is off: a crash of Redis loses all jobs since its last snapshot; "
-            "set appendonly yes",
-        )
-    elif info.get("aof_last_write_status", "ok") != "ok":
-        yield Finding("LOSS", "Redis could not write its append-only file; is the disk full?")
-    else:
-        yield Finding(
-            "ok",
-            "the append-only file is on (with appendfsync everysec a power cut loses at most a second)",
-        )
-    used, most = info.get("used_memory", 0), info.get("maxmemory", 0)
-    if most and used >= FULL * most:
-        yield Finding(
-            "note",
-            f"Redis uses {used / most:.0%} of its maxmemory ({most:,} bytes); when it is full it "
+            Level.NOTE,
+            f"Redis uses {used / limit:.0%} of its maxmemory ({limit:,} bytes); when it is full it "
             f"refuses new jobs: give it more, or delete what is not needed",
         )
 
 
+def _version(version: str) -> Iterator[Finding]:
+    yield Finding(Level.OK, f"Redis's version is {version}")
+    if tuple(int(part) for part in version.split(".")[:2]) < connection.MIN_REDIS_VERSION:
+        yield Finding(Level.LOSS, f"Redis {version} is too old; rqjobs needs 6.2 or newer")
+
+
+def _append_only_file(info: dict[str, Any]) -> Iterator[Finding]:
+    if not info.get("aof_enabled"):
+        yield Finding(
+            Level.LOSS,
+            "the append-only file is off: a crash of Redis loses all jobs since its last snapshot; "
+            "set appendonly yes",
+        )
+    elif info.get("aof_last_write_status", "ok") != "ok":
+        yield Finding(
+            Level.LOSS, "Redis could not write its append-only file; free space on its disk"
+        )
+    else:
+        yield Finding(
+            Level.OK,
+            "the append-only file is on (with appendfsync everysec a power cut loses at most a "
+            "second)",
+        )
+
+
 def _rights(client: redis.Redis) -> Iterator[Finding]:
-    """By commands that change nothing, as their keys do not exist; Redis refuses them all the same."""
     for level, consequence, command in PROBES:
         try:
             client.execute_command(*command)
         except NoScriptError:
-            continue  # so it may run one that there is
+            continue  # the user may call scripts; this one does not exist
         except redis.ResponseError as error:
             yield Finding(level, f"{consequence}: {connection.explain(error)}")
 
 
 def _clock(client: redis.Redis) -> Iterator[Finding]:
     before = time.time()
-    seconds, micro = client.time()
+    redis_time = scripts.redis_time(client)
     after = time.time()
-    difference = seconds + micro / 1e6 - (before + after) / 2
-    if abs(difference) > CLOCK + (after - before):
+    difference = redis_time - (before + after) / 2
+    if abs(difference) > CLOCK_DIFFERENCE_SECONDS + (after - before):
         yield Finding(
-            "note",
-            f"Redis's clock is {difference:+.1f} s from this machine's: delayed jobs come that much "
-            f"early or late; run NTP on both",
+            Level.NOTE,
+            f"Redis's clock is {difference:+.1f} s from this machine's: delayed jobs come that "
+            f"much early or late; run NTP on both",
         )
     else:
-        yield Finding("ok", f"the clocks agree within {max(abs(difference), 0.001):.3f} s")
+        yield Finding(Level.OK, f"the clocks agree within {max(abs(difference), 0.001):.3f} s")
 
 
 def _workers(client: redis.Redis) -> Iterator[Finding]:
     snapshot = stats.snapshot(client)
     if snapshot.suspended:
-        yield Finding("note", stats.SUSPENDED)
+        yield Finding(Level.NOTE, stats.SUSPENDED)
     alive = [worker for worker in snapshot.workers if worker.alive]
-    stock = [worker.name for worker in alive if not worker.ours]
-    yield Finding(
-        "ok" if alive else "note",
-        f"{len(alive)} live worker{'s' * (len(alive) != 1)}"
-        + ("" if alive else "; start one with: rqjobs worker"),
-    )
-    for name in stock:
-        yield Finding(
-            "LOSS",
-            f"worker {name} is a stock rq worker, which loses its job when it is killed; start it "
-            f"with --worker-class rqjobs.Worker",
-        )
+    if alive:
+        yield Finding(Level.OK, _counted(len(alive), "live worker"))
+    else:
+        yield Finding(Level.NOTE, "0 live workers; start one with: rqjobs worker")
+    for worker in alive:
+        if not worker.ours:
+            yield Finding(
+                Level.LOSS,
+                f"worker {worker.name} is a stock rq worker, which loses its job when it is "
+                f"killed; start it with --worker-class rqjobs.Worker",
+            )
     for queue in snapshot.queues:
         if alive and not queue.workers:
             waiting = queue.queued + queue.scheduled
             yield Finding(
-                "note",
-                f"nobody listens to the queue {queue.name!r} ({waiting} jobs wait); "
+                Level.NOTE,
+                f"no worker listens to the queue {queue.name!r} ({waiting} jobs wait); "
                 f"start: rqjobs worker {queue.name}",
             )
     yield from _delayed(client, [queue for queue in snapshot.queues if queue.scheduled])
 
 
 def _delayed(client: redis.Redis, queues: list[stats.QueueStats]) -> Iterator[Finding]:
-    overdue = client.time()[0] - OVERDUE_SECONDS
+    overdue = int(scripts.redis_time(client)) - OVERDUE_SECONDS
     with client.pipeline(transaction=False) as pipe:
         for queue in queues:
-            pipe.exists(RQScheduler.get_locking_key(queue.name))
+            pipe.exists(keys.scheduler_lock(queue.name))
             pipe.zcount(keys.scheduled(queue.name), "-inf", overdue)
         replies = pipe.execute(raise_on_error=False)
-    for queue, served, late in zip(queues, replies[::2], replies[1::2], strict=True):
-        if served == 0:
+    for queue, is_served, late in zip(queues, replies[::2], replies[1::2], strict=True):
+        if is_served == 0:
             yield Finding(
-                "note",
-                f"no scheduler serves the queue {queue.name!r}, whose {queue.scheduled} delayed jobs "
-                f"stay where they are; start: rqjobs worker {queue.name}",
+                Level.NOTE,
+                f"no scheduler serves the queue {queue.name!r}, whose {queue.scheduled} delayed "
+                f"jobs stay where they are; start: rqjobs worker {queue.name}",
             )
         elif isinstance(late, int) and late:
             yield Finding(
-                "note",
+                Level.NOTE,
                 f"{late} delayed jobs of the queue {queue.name!r} are overdue by more than "
                 f"{OVERDUE_SECONDS} s; its scheduler's log says why",
             )
 
 
 def _odd_keys(client: redis.Redis) -> Iterator[Finding]:
-    for key, found, wanted in odd_keys.all_of(client, stats.queue_names(client)):
+    for key, type_found, right in odd_keys.all_of(client, stats.queue_names(client)):
         yield Finding(
-            "note",
-            f"the key {key} in Redis is a {found}, and no {wanted}: somebody else wrote there; the "
-            f"next sweep of a worker sets it aside, and so does rqjobs recover",
+            Level.NOTE,
+            f"Redis key {key} is a {type_found} instead of a {right} (written by another program); "
+            f"the next sweep of a worker renames it, and so does rqjobs recover",
         )
 
 
