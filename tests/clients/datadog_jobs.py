@@ -1,4 +1,4 @@
-"""A jobs module of somebody who uses ddtrace; spans are lines of JSON in the file SPANS, and no agent is asked."""
+"""A jobs module with ddtrace. Spans are written to the file SPANS as JSON, and not to an agent."""
 
 import json
 import os

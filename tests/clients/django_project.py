@@ -1,4 +1,4 @@
-"""A Django project with django-rq, in one file: its settings, its addresses, its queue class."""
+"""The settings of a Django project with django-rq."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""rqjobs's queue with django-rq's commit modes."""
+"""The queue of rqjobs with the commit modes of django-rq."""
 
 from django_rq.queues import DjangoRQ
 

@@ -1,4 +1,7 @@
-"""A Django project in one file, whose module opens a connection when it is imported, and jobs that use the database."""
+"""A Django project in one file, with jobs that use its database.
+
+The module opens a database connection when it is imported.
+"""
 
 import os
 import sqlite3
@@ -28,7 +31,7 @@ class Row(models.Model):
 
 
 def _is_usable(wrapper) -> bool:
-    """As with PostgreSQL and MySQL; SQLite's connections are taken for usable whatever they are."""
+    """The check of PostgreSQL and MySQL; for SQLite, Django considers every connection usable."""
     try:
         wrapper.connection.execute("SELECT 1")
     except sqlite3.Error:
@@ -42,18 +45,17 @@ with connection.cursor() as _cursor:
         "CREATE TABLE IF NOT EXISTS rows_row (id integer PRIMARY KEY, name varchar(20))"
     )
 _opened = connection.connection
-DatabaseWrapper._connection_pools = {
-    "default": object()
-}  # as PostgreSQL's have, with the option "pool"
+# PostgreSQL's connections have pools, with the option "pool".
+DatabaseWrapper._connection_pools = {"default": object()}
 
 
 def pools() -> int:
-    """How many pools of connections, which threads of the parent keep up, are there after the fork."""
+    """The number of connection pools after the fork; the threads of a pool stay in the parent."""
     return len(DatabaseWrapper._connection_pools)
 
 
 def add(name: str) -> bool:
-    """Add a row; returns whether the connection is the one that was opened at import."""
+    """Add a row; returns whether the connection was opened at import."""
     Row.objects.create(name=name)
     return connection.connection is _opened
 
@@ -63,13 +65,13 @@ def count() -> int:
 
 
 def lose():
-    """The server has closed the connection, and the job fails at that."""
+    """Fail, because the connection is closed."""
     connections["default"].ensure_connection()
     connection.connection.close()
     Row.objects.count()
 
 
 def leave():
-    """End in the middle of a transaction, as when the time limit comes while one ends."""
+    """End in the middle of a transaction, as a job does whose timeout interrupts a commit."""
     transaction.atomic().__enter__()
     Row.objects.create(name="left")

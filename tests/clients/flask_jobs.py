@@ -1,4 +1,4 @@
-"""A Flask app with Flask-RQ, whose queues are replaced by ours."""
+"""A Flask app with Flask-RQ, whose queues are replaced by queues of rqjobs."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Flask-SQLAlchemy, whose engine is used when the app is made."""
+"""Jobs with Flask-SQLAlchemy. The module uses the engine when it is imported."""
 
 import os
 
@@ -21,7 +21,7 @@ with app.app_context():
 
 
 def add(name: str) -> bool:
-    """Add a row; returns whether the connections are those from before the fork."""
+    """Add a row; returns whether the connection pool is the one from before the fork."""
     db.session.add(Row(name=name))
     db.session.commit()
     return db.engine.pool is _pool

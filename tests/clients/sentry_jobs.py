@@ -1,4 +1,4 @@
-"""A jobs module of somebody who uses sentry-sdk."""
+"""A jobs module with sentry-sdk."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Jobs on SQLAlchemy, with an engine and a session of the module, used when it is imported, as modules do."""
+"""Jobs with SQLAlchemy. The module has an engine and sessions, and uses them when imported."""
 
 import os
 
@@ -31,26 +31,32 @@ class Row(Base):
 
 
 Base.metadata.create_all(engine)
-_held = session.connection().connection.dbapi_connection  # in a transaction that nobody ended
+# In a transaction that is not ended.
+_held = session.connection().connection.dbapi_connection
 raw = engine.connect()
-_unended = [one.connection.dbapi_connection for one in (plain.connection(), raw)]
+_unended = [holder.connection.dbapi_connection for holder in (plain.connection(), raw)]
 with engine.connect() as _connection:
     _connection.execute(text("SELECT 1"))
     _opened = _connection.connection.dbapi_connection
 
 
 def shared() -> bool:
-    """Whether a connection is one that was opened before the fork."""
+    """Whether a connection was opened before the fork."""
     with engine.connect() as connection:
         used = [
-            one.connection.dbapi_connection
-            for one in (connection, session.connection(), plain.connection(), raw)
+            holder.connection.dbapi_connection
+            for holder in (connection, session.connection(), plain.connection(), raw)
         ]
-    return any(one is opened for one in used for opened in (_opened, _held, *_unended))
+    inherited = (_opened, _held, *_unended)
+    return any(connection is old for connection in used for old in inherited)
 
 
 def insert(kind: str, number: int):
-    """Add a row by a session of the module, one that a job has made, or a connection; its key may be there already."""
+    """Add a row, and roll it back; in job 1 the server has closed the connection.
+
+    The kind is "plain" for a session of the module, "later" for a session that a job has made, or
+    "raw" for a connection of the module.
+    """
     global later
     later = later or scoped_session(sessionmaker(engine))
     used = {"plain": plain, "later": later, "raw": raw}[kind]
@@ -59,8 +65,9 @@ def insert(kind: str, number: int):
     else:
         used.add(Row(name=f"{kind} {number}"))
         used.flush()
-    if number == 1:  # the server has gone
-        (raw if kind == "raw" else used.connection()).invalidate()
+    if number == 1:  # the server has closed the connection
+        connection = raw if kind == "raw" else used.connection()
+        connection.invalidate()
         used.execute(text("SELECT 1"))
     used.rollback()
 
@@ -76,7 +83,7 @@ def names() -> list[str]:
 
 
 async def pooled() -> int:
-    """Use an engine of a loop; returns how many connections its pool had before."""
+    """Use an async engine; returns how many connections its pool had before."""
     before = engines.setdefault(
         "async", create_async_engine("sqlite+aiosqlite:///", poolclass=AsyncAdaptedQueuePool)
     )

@@ -1,4 +1,4 @@
-"""A jobs module of somebody who uses OpenTelemetry; spans are lines of JSON in the file SPANS."""
+"""A jobs module with OpenTelemetry. Spans are written to the file SPANS as lines of JSON."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def fail(name):
 
 
 def leave_baggage(name):
-    """Return what an earlier job of this process left attached, and leave `name` attached."""
-    found = baggage.get_baggage("name")
+    """Attach `name` to the context without detaching it; returns the name attached before."""
+    earlier = baggage.get_baggage("name")
     context.attach(baggage.set_baggage("name", name))
-    return found
+    return earlier

@@ -1,4 +1,7 @@
-"""Database connections of Django, SQLAlchemy and Flask-SQLAlchemy: none is shared by horses, none stays broken."""
+"""Database connections of Django, SQLAlchemy and Flask-SQLAlchemy.
+
+No connection is shared between horses, and none stays broken.
+"""
 
 import pytest
 
@@ -13,7 +16,10 @@ def environ(environ, tmp_path):
 
 
 def outcomes(python, run, redis, module, calls, **env):
-    """Run `calls`, the arguments of functions of `module` by name, one after the other in one horse."""
+    """Run jobs of `module` in one horse; returns their values, or the last lines of their errors.
+
+    Each of the `calls` is a function's name and its arguments.
+    """
     env = {"RQJOBS_MODULES": module, **env}
     code = (
         f"import rqjobs, {module} as jobs\n"
@@ -41,8 +47,8 @@ def test_django_has_its_own_connections_in_each_horse_and_a_broken_one_fails_one
     assert found[0] is False and "closed database" in found[1] and found[2:] == [False, 2, 0]
 
 
-def test_a_django_transaction_that_a_job_left_open_is_not_the_next_ones(python, run, redis):
-    """Django leaves a connection alone in the middle of a transaction, and all later jobs of the horse failed."""
+def test_a_django_transaction_that_a_job_left_open_does_not_affect_the_next_job(python, run, redis):
+    """Django keeps a connection that is in a transaction. All later jobs of the horse failed."""
     found = outcomes(
         python("django>=5.2,<6"), run, redis, "django_rows", [("leave",), ("add", "a"), ("count",)]
     )
@@ -61,13 +67,13 @@ def test_sqlalchemy_has_its_own_connections_in_each_horse_and_a_broken_session_f
     )
     assert found[:2] == [False, None] and "rolled back" not in found[2]
     assert found[3:] == [None, None, ["a", "c"]], (
-        "what one job did not commit, the next one does not either"
+        "the next job does not commit the rows of a job before it"
     )
 
 
 @pytest.mark.parametrize("kind", ["plain", "later", "raw"])
-def test_a_session_or_connection_that_a_module_holds_breaks_for_one_job(python, run, redis, kind):
-    """Also a session that is no `scoped_session`, and one that a job made."""
+def test_a_broken_session_or_connection_of_a_module_fails_one_job(python, run, redis, kind):
+    """This includes a session that is not a `scoped_session`, and one that a job made."""
     found = outcomes(
         python(*ALCHEMY),
         run,
@@ -79,7 +85,7 @@ def test_a_session_or_connection_that_a_module_holds_breaks_for_one_job(python, 
 
 
 def test_an_async_engine_has_no_connections_of_an_earlier_jobs_loop(python, run, redis):
-    """Those of asyncpg fail in another loop than the one in which they were made: each job but the first one failed."""
+    """A connection of asyncpg works only in its own event loop. All jobs but the first failed."""
     found = outcomes(python(*ALCHEMY), run, redis, "sqlalchemy_rows", [("pooled",), ("pooled",)])
     assert found == [0, 0]
 

@@ -1,4 +1,4 @@
-"""ddtrace's integration with RQ."""
+"""The RQ integration of ddtrace."""
 
 import json
 
@@ -22,7 +22,7 @@ def environ(environ, tmp_path):
     }
 
 
-def test_a_trace_goes_on_in_the_worker_however_the_job_was_enqueued(datadog, run, tmp_path):
+def test_a_trace_continues_in_the_worker_for_every_way_to_enqueue(datadog, run, tmp_path):
     *ids, failed = run(
         datadog,
         "-c",

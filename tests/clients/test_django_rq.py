@@ -1,4 +1,4 @@
-"""django-rq with our queue, job and worker classes in its settings."""
+"""django-rq, with the queue, job and worker classes of rqjobs in its settings."""
 
 from datetime import timedelta
 
@@ -23,7 +23,7 @@ def environ(environ, tmp_path):
     }
 
 
-def test_what_django_rq_enqueues_our_worker_runs_from_rqworker(django, run, redis):
+def test_rqworker_runs_the_jobs_that_django_rq_enqueues(django, run, redis):
     ids = run(
         django,
         "-c",
@@ -44,7 +44,7 @@ print(*(job.id for job in jobs), "committed")
     assert [job.return_value() for job in jobs] == [5, None, 1, 7]
 
 
-def test_its_admin_pages_show_our_jobs_and_workers_and_act_on_them(
+def test_the_admin_pages_show_jobs_and_workers_and_act_on_them(
     django, run, worker, redis, eventually
 ):
     process = worker("default", python=django)
@@ -63,13 +63,13 @@ from django.test import Client
 client = Client()
 client.force_login(User.objects.create_superuser("admin"))
 
-def page(address, *shown, post=None):
+def page(address, *texts, post=None):
     address = "/admin/django_rq/dashboard/" + address
     reply = client.post(address, post, follow=True) if post is not None else client.get(address)
     text = reply.content.decode()
     assert reply.status_code == 200, (address, reply.status_code)
-    for words in shown:
-        assert words in text, (address, words, text.partition("<main")[2])
+    for expected in texts:
+        assert expected in text, (address, expected, text.partition("<main")[2])
 
 page("", "default", "low")
 page("queues/0/failed/", {failed.id!r}, "faults.flaky")

@@ -1,4 +1,4 @@
-"""rq-exporter, a process of its own without rqjobs: what it reads of our queues and workers."""
+"""rq-exporter, which runs without rqjobs and reads the queues and workers of rqjobs."""
 
 import re
 
@@ -12,7 +12,7 @@ def exporter(python):
     return python("rq-exporter>=3.1,<4", alone=True)
 
 
-def test_its_metrics_count_our_jobs_and_workers(exporter, run, worker, redis, eventually):
+def test_its_metrics_count_jobs_and_workers(exporter, run, worker, redis, eventually):
     process = worker("high", "default")
     jobs = [
         rqjobs.enqueue("faults.ok", 1),

@@ -1,4 +1,7 @@
-"""fakeredis with Lua, in the tests of people who have no Redis there: clients and `SimpleWorker`, but no `Worker`."""
+"""fakeredis with Lua, for tests without a Redis.
+
+Clients and `SimpleWorker` work with it; `Worker` does not.
+"""
 
 import pytest
 
@@ -13,7 +16,7 @@ def environ(environ):
     return {**environ, "REDIS_URL": ""}
 
 
-def test_jobs_are_enqueued_run_and_looked_at_without_a_server(fake, run):
+def test_jobs_run_without_a_server(fake, run):
     assert run(
         fake,
         "-c",
@@ -23,7 +26,8 @@ rqjobs.connection.use(fakeredis.FakeRedis())
 queue = rqjobs.queue("default")
 done, failed = rqjobs.enqueue(faults.add, 1), rqjobs.enqueue(faults.flaky, "once", 1)
 child, later = rqjobs.enqueue(faults.ok, 3, depends_on=done), rqjobs.enqueue_in(60, faults.ok)
-many = rqjobs.enqueue_many([(faults.ok, 4), (faults.ok, 5)]) + queue.enqueue_many([queue.prepare_data(faults.ok, (6,))])
+many = rqjobs.enqueue_many([(faults.ok, 4), (faults.ok, 5)])
+many += queue.enqueue_many([queue.prepare_data(faults.ok, (6,))])
 once = queue.enqueue(faults.ok, 7, job_id="one", unique=True)
 rqjobs.SimpleWorker(["default"]).work(burst=True, logging_level="CRITICAL")
 assert failed.get_status() == "failed"
@@ -40,7 +44,7 @@ print(run.return_value(), later.get_status().value)
     ).splitlines() == ["2 once 3 4 5 6 7", "True", "8 canceled"]
 
 
-def test_a_worker_whose_processes_would_not_share_it_is_refused(fake, run):
+def test_a_worker_is_refused_because_its_processes_would_not_share_the_data(fake, run):
     assert "FakeRedisConnection" in run(
         fake,
         "-c",

@@ -1,4 +1,4 @@
-"""Flask-RQ, whose queues are replaced by ours."""
+"""Flask-RQ, whose queues are replaced by queues of rqjobs."""
 
 import pytest
 
@@ -15,7 +15,7 @@ def environ(environ):
     return {**environ, "RQJOBS_MODULES": "flask_jobs", "RQJOBS_FLASK_APP": "flask_jobs:app"}
 
 
-def test_its_job_functions_are_jobs_by_its_own_methods_and_ours(flask, run, redis):
+def test_its_job_functions_can_be_enqueued_by_flask_rq_and_by_rqjobs(flask, run, redis):
     ids = run(
         flask,
         "-c",

@@ -1,4 +1,4 @@
-"""sentry-sdk, whose RQ integration is on by default."""
+"""sentry-sdk, whose RQ integration is enabled by default."""
 
 import gzip
 import http.server
@@ -9,7 +9,7 @@ import pytest
 
 
 class Collector(http.server.ThreadingHTTPServer):
-    """A Sentry server: `items` are the events and transactions that it was sent."""
+    """A Sentry server; `items` has the events and transactions that it received."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -88,7 +88,7 @@ print(len({job.id for job in jobs}), queue.count)
     ).split() == ["11", "7"]
 
 
-def test_a_trace_goes_on_in_the_worker_however_the_job_was_enqueued(sentry, run, work, collector):
+def test_a_trace_continues_in_the_worker_for_every_way_to_enqueue(sentry, run, work, collector):
     trace = run(
         sentry,
         "-c",
@@ -109,7 +109,7 @@ print(request.trace_id)
     assert len(runs) == 6 and {item["contexts"]["trace"]["trace_id"] for item in runs} == {trace}
 
 
-def test_each_run_of_a_schedule_is_a_trace_of_its_own(sentry, run, work, collector):
+def test_each_run_of_a_schedule_has_its_own_trace(sentry, run, work, collector):
     trace = run(
         sentry,
         "-c",
@@ -127,7 +127,7 @@ print(deployment.trace_id)
     assert len({trace, *(item["contexts"]["trace"]["trace_id"] for item in runs)}) == 3
 
 
-def test_a_failed_job_is_an_event_with_nothing_of_the_jobs_before_it(sentry, run, work, collector):
+def test_the_event_of_a_failed_job_has_no_data_of_earlier_jobs(sentry, run, work, collector):
     ids = run(
         sentry,
         "-c",

@@ -6,9 +6,8 @@ import pytest
 
 import rqjobs
 
-DEPENDENT = (
-    "setup dependencies default"  # RQ's name for the step that stores a job which waits for another
-)
+# RQ's name for storing a job that depends on another job.
+DEPENDENT_SPAN = "setup dependencies default"
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +22,10 @@ def environ(environ, tmp_path):
 
 @pytest.fixture
 def spans(telemetry, run, tmp_path):
-    """Run a program and then a worker until all is done; returns what the program printed, and the spans of both."""
+    """A function that runs a program and then a worker in burst mode.
+
+    It returns the words that the program printed, and the spans of both.
+    """
 
     def collect(program):
         printed = run(telemetry, "-c", program)
@@ -35,7 +37,7 @@ def spans(telemetry, run, tmp_path):
     return collect
 
 
-def test_a_trace_goes_on_from_the_client_into_the_function_however_the_job_was_enqueued(spans):
+def test_a_trace_continues_in_the_worker_for_every_way_to_enqueue(spans):
     ids, found = spans("""
 import rq.utils, rqjobs, telemetry_jobs
 queue = rqjobs.queue("default")
@@ -53,11 +55,10 @@ print(*(job.id for job in jobs))
         own = [span for span in found if span["job"] == job_id]
         names = [span["name"] for span in own]
         assert names[1:] == ["perform", "handle_job_success default", "consume default"], names
-        assert (
-            names[0] == "schedule default"
-            if number == 5
-            else names[0] in ("publish default", DEPENDENT)
-        ), names
+        if number == 5:
+            assert names[0] == "schedule default", names
+        else:
+            assert names[0] in ("publish default", DEPENDENT_SPAN), names
         assert len({span["trace"] for span in own}) == 1, own
         assert all(span["status"] == "OK" for span in own)
 
@@ -72,7 +73,7 @@ def test_a_failed_job_has_a_span_with_its_error(spans):
     ]
 
 
-def test_what_one_job_attaches_to_its_context_ends_with_it(spans, redis):
+def test_the_context_of_a_job_ends_with_the_job(spans, redis):
     ids, _ = spans("""
 import rqjobs, telemetry_jobs
 print(*(rqjobs.enqueue(telemetry_jobs.leave_baggage, name).id for name in "abc"))
