@@ -1,8 +1,8 @@
-"""`make chaos`: real servers and processes, killed in every way; then everything is counted.
+"""`make chaos`: kills real servers and processes in every way, then counts every job.
 
-Each scenario has a Redis and workers of its own. A job's runs are counted in a file outside of Redis; what was
-accepted, by the process that enqueued it. Exits 1 if a job was lost, an outcome was recorded twice, a worker quit, or
-the audit is not clean.
+Each scenario has a Redis and workers of its own. The runs of a job are counted in a file outside of
+Redis. The thread that enqueues counts the accepted jobs. Exits 1 if a job was lost, an outcome was
+recorded twice, a worker ended unexpectedly, or the audit is not clean.
 """
 
 from __future__ import annotations
@@ -23,289 +23,337 @@ from pathlib import Path
 
 import chaos_jobs
 import click
-from chaos_clock import Ticking
 from chaos_count import Row, count, drain
-from chaos_stage import FOREVER, HERE, Load, Server, Team
+from chaos_environment import HERE, KEEP_SECONDS, Load, Server, Target, Worker, WorkerGroup
+from chaos_schedules import TickingSchedules
 
 from rqjobs import queues
 from rqjobs.maintenance import sweep as maintenance_sweep
 
-PACE = 0.02  # seconds that a job takes, in the mean
+JOB_SECONDS = 0.02  # the mean length of a job
+FREEZE_SECONDS = 25  # longer than a lease
+FAULTS_SHOWN = 40
 
 
 @dataclass
-class Scene:
-    """What a scenario plays on."""
+class Scenario:
+    """A running scenario: its row of the table, its Redis and workers, and its folder."""
 
     row: Row
     server: Server
-    team: Team
+    group: WorkerGroup
     home: Path
     short: bool
 
     def size(self, full: int, short: int) -> int:
-        return short if self.short else full
+        if self.short:
+            return short
+        return full
 
     @contextmanager
     def load(
-        self, at_least: int, pace: float = PACE, mixed: bool = True, long: float = 0.0
+        self,
+        at_least: int,
+        pace_seconds: float = JOB_SECONDS,
+        mixed: bool = True,
+        long_seconds: float = 0.0,
     ) -> Iterator[Load]:
-        """Enqueue while the block runs and until `at_least` jobs are accepted; then wait for all, and count."""
-        load = Load(self.server, at_least, pace, mixed, long)
+        """Enqueue jobs while the block runs, and until `at_least` jobs are accepted.
+
+        Afterwards wait until the jobs have ended, end the workers, and count.
+        """
+        load = Load(self.server, at_least, pace_seconds, mixed, long_seconds)
         load.start()
         try:
             yield load
             load.enough.set()
             load.stopped.wait()
-            self.finish(load)
+            unfinished = drain(self.server, load, self.group)
+            self.group.terminate_all()
+            count(self.row, self.server, load, self.group, unfinished)
         finally:
             load.enough.set()
             load.at_least = 0
 
-    def finish(self, load: Load) -> None:
-        unfinished = drain(self.server, load, self.team)
-        self.team.end()
-        count(self.row, self.server, load, self.team, unfinished)
-
     def steps(self, number: int, unit: str) -> Iterator[int]:
-        """1…`number`, with a progress bar; it stays where it is until the next is asked for."""
-        with click.progressbar(
-            range(number), label=f"{self.row.name:42} {number:4} {unit:8}", file=sys.stderr
-        ) as bar:
+        """Count to `number` with a progress bar."""
+        label = f"{self.row.name:42} {number:4} {unit:8}"
+        with click.progressbar(range(number), label=label, file=sys.stderr) as bar:
             yield from bar
 
+    def start_workers(self, number: int) -> None:
+        """Start workers, and wait until they are registered."""
+        for _ in range(number):
+            self.group.start()
+        wait_for(lambda: len(self.group.registered()) == number, 30)
 
-def storm(scene: Scene) -> None:
-    """SIGKILL at random, on parents, horses and schedulers, while schedules tick; half of the workers have a fixed
-    name."""
-    team, wanted = scene.team, scene.size(300, 25)
-    ticking = Ticking(scene.server)
+    def random_worker(self) -> Worker:
+        """A live worker: in four of five cases a registered one."""
+        if random.random() < 0.8:
+            return random.choice(self.group.registered())
+        return random.choice(self.group.alive)
+
+
+def wait_for(condition: Callable[[], object], seconds: float) -> None:
+    """Wait until the condition holds, or the time is over."""
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def kill_workers(scenario: Scenario) -> None:
+    """Kill parents, horses and schedulers at random times, while schedules run.
+
+    Half of the workers have a fixed name.
+    """
+    group = scenario.group
+    ticking = TickingSchedules(scenario.server)
     for number in range(4):
-        team.hire(name=f"fixed-{number}" if number % 2 else "")
-    with scene.load(scene.size(20_000, 1_500)) as load:
-        for _ in scene.steps(wanted, "kills"):
-            hit = False
-            while not hit and not load.trouble:
+        group.start(name=f"fixed-{number}" if number % 2 else "")
+    targets = (Target.PARENT, Target.HORSE, Target.SCHEDULER)
+    with scenario.load(scenario.size(20_000, 1_500)) as load:
+        for _ in scenario.steps(scenario.size(300, 25), "kills"):
+            lost_claim = False
+            while not lost_claim and not load.error:
                 time.sleep(random.uniform(0.05, 0.5))
-                team.look()
-                process = random.choice(team.alive)
-                hit = team.strike(
-                    process, random.choices(("parent", "horse", "scheduler"), (45, 45, 10))[0]
-                )
-                if process not in team.alive:
-                    team.hire(name=process.title)  # type: ignore[attr-defined]
-        scene.row.faults += ticking.stop(load)
-    scene.row.notes = f"{team.kills} kills"
+                group.check_exits()
+                worker = random.choice(group.alive)
+                lost_claim = group.kill(worker, random.choices(targets, (45, 45, 10))[0])
+                if worker not in group.alive:
+                    group.start(name=worker.name)
+        scenario.row.faults += ticking.stop(load)
+    scenario.row.notes = f"{group.kills} kills"
 
 
-def redis_killed(scene: Scene, forget: float = 0.0) -> None:
-    """Redis is killed under load and started again from its file, which may have missed what came last."""
-    server, team = scene.server, scene.team
-    for _ in range(3):
-        team.hire()
-    wait_for(lambda: len(team.ready()) == 3, 30)
-    with scene.load(scene.size(3_000, 600)) as load:
-        for _ in scene.steps(scene.size(10, 3), "restarts"):
-            wait_for(lambda: len(load.accepted) > 50 or load.trouble, 30)
+def kill_redis(scenario: Scenario, lost_seconds: float = 0.0) -> None:
+    """Kill Redis under load, and restart it from its file.
+
+    With `lost_seconds`, the end of the file is cut; jobs that were accepted in that time may be
+    gone. Otherwise each missing job is a fault.
+    """
+    server = scenario.server
+    scenario.start_workers(3)
+    with scenario.load(scenario.size(3_000, 600)) as load:
+        for _ in scenario.steps(scenario.size(10, 3), "restarts"):
+            wait_for(lambda: len(load.accepted) > 50 or load.error, 30)
             end = time.monotonic() + random.uniform(1.5, 3)
             while time.monotonic() < end:
-                server.note_size()
+                server.record_size()
                 time.sleep(0.02)
-            server.kill(forget)
+            server.kill(lost_seconds)
             time.sleep(random.uniform(0.1, 2))
-            known = [*load.accepted]  # with the last reply that was read
+            accepted = [*load.accepted]  # before the restart: Redis has replied to all of these
             server.start()
-            team.returns.append(time.monotonic())
-            gone = [job_id for job_id in known if not server.client.exists(f"rq:job:{job_id}")]
-            scene.row.missed = (scene.row.missed or 0) + len(gone)
-            for job_id in gone:
+            scenario.group.redis_restarts.append(time.monotonic())
+            missing = [
+                job_id for job_id in accepted if not server.client.exists(f"rq:job:{job_id}")
+            ]
+            scenario.row.unsaved = (scenario.row.unsaved or 0) + len(missing)
+            for job_id in missing:
                 load.accepted.pop(job_id)
-            team.look()
-    if not forget and scene.row.missed:
-        scene.row.faults.append(f"{scene.row.missed} acknowledged writes are not in the file")
+            scenario.group.check_exits()
+    if not lost_seconds and scenario.row.unsaved:
+        scenario.row.faults.append(
+            f"{scenario.row.unsaved} acknowledged writes are not in the file"
+        )
 
 
-def last_second_lost(scene: Scene) -> None:
-    """`everysec`, and the machine's power failed: the file is cut back to what it held a second before."""
-    redis_killed(scene, forget=1.0)
+def lose_last_second(scenario: Scenario) -> None:
+    """A power failure with `appendfsync everysec`: the last second of the file is lost."""
+    kill_redis(scenario, lost_seconds=1.0)
 
 
-def redis_frozen(scene: Scene) -> None:
-    """Redis is stopped for longer than a lease: nobody could renew one, and nobody may be robbed for it."""
-    team = scene.team
-    for _ in range(3):
-        team.hire()
-    wait_for(lambda: len(team.ready()) == 3, 30)
-    with scene.load(300, pace=0.3, mixed=False, long=8.0) as load:
-        wait_for(lambda: len(load.accepted) > 100 or load.trouble, 30)
-        time.sleep(2)  # now each of them runs a job
-        os.kill(scene.server.pid, signal.SIGSTOP)
+def freeze_redis(scenario: Scenario) -> None:
+    """Stop Redis for longer than a lease. No worker can renew its lease; none may lose its jobs."""
+    scenario.start_workers(3)
+    with scenario.load(300, pace_seconds=0.3, mixed=False, long_seconds=8.0) as load:
+        wait_for(lambda: len(load.accepted) > 100 or load.error, 30)
+        time.sleep(2)  # until each worker runs a job
+        os.kill(scenario.server.pid, signal.SIGSTOP)
         try:
-            for _ in scene.steps(25, "seconds"):
+            for _ in scenario.steps(FREEZE_SECONDS, "seconds"):
                 time.sleep(1)
         finally:
-            os.kill(scene.server.pid, signal.SIGCONT)
-    if scene.row.reran:
-        scene.row.faults.append("jobs of live workers were taken")
+            os.kill(scenario.server.pid, signal.SIGCONT)
+    if scenario.row.rerun:
+        scenario.row.faults.append("jobs of live workers were recovered")
 
 
-def rolling_restarts(scene: Scene) -> None:
-    """SIGTERM, then a new worker, over and over; some jobs take longer than the grace of one second."""
-    team = scene.team
+def restart_workers(scenario: Scenario) -> None:
+    """Send SIGTERM to a worker and start another, many times.
+
+    Some jobs take longer than the shutdown timeout of one second.
+    """
+    group = scenario.group
     for _ in range(3):
-        team.hire()
-    with scene.load(scene.size(3_000, 300), long=3.0):
-        for _ in scene.steps(scene.size(100, 8), "restarts"):
+        group.start()
+    with scenario.load(scenario.size(3_000, 300), long_seconds=3.0):
+        for _ in scenario.steps(scenario.size(100, 8), "restarts"):
             time.sleep(random.uniform(0.3, 1.0))
-            wait_for(team.ready, 30)
-            team.dismiss(random.choice(team.ready() if random.random() < 0.8 else team.alive))
-            team.hire()
-            wait_for(lambda: len(team.leaving) < 3, 30)
-    counted = [
+            wait_for(group.registered, 30)
+            group.terminate(scenario.random_worker())
+            group.start()
+            wait_for(lambda: len(group.ending) < 3, 30)
+    client = scenario.server.client
+    crashed = [
         key
-        for key in scene.server.client.scan_iter("rq:job:*")
-        if scene.server.client.type(key) == b"hash"
-        and scene.server.client.hexists(key, "rqjobs_crashes")
+        for key in client.scan_iter("rq:job:*")
+        if client.type(key) == b"hash" and client.hexists(key, "rqjobs_crashes")
     ]
-    if counted:
-        scene.row.faults.append(f"a restart was counted as a death of {len(counted)} jobs")
+    if crashed:
+        scenario.row.faults.append(f"a restart was counted as a crash of {len(crashed)} jobs")
 
 
-def poison(scene: Scene) -> None:
-    """Two jobs that kill their horse and their worker, among healthy ones."""
-    team = scene.team
+def enqueue_poison(scenario: Scenario) -> None:
+    """Two poison jobs among plain jobs: one kills its horse, one its worker."""
+    group = scenario.group
     for _ in range(2):
-        team.hire(scheduler=False)
-    with scene.load(scene.size(200, 60), mixed=False) as load:
-        for number in range(2):
+        group.start(scheduler=False)
+    with scenario.load(scenario.size(200, 60), mixed=False) as load:
+        for number, kills_parent in enumerate((False, True)):
             job_id = f"poison-{number}"
-            queue = queues.Queue("default", connection=scene.server.client)
-            queue.enqueue(chaos_jobs.poison, bool(number), job_id=job_id, failure_ttl=FOREVER)
+            queue = queues.Queue("default", connection=scenario.server.client)
+            queue.enqueue(chaos_jobs.poison, kills_parent, job_id=job_id, failure_ttl=KEEP_SECONDS)
             load.accepted[job_id] = "poison"
-        for _ in scene.steps(3, "deaths"):
-            wait_for(lambda: any(process.poll() is not None for process in team.alive), 60)
-            for process in [*team.alive]:
-                if process.poll() is not None:
-                    team.alive.remove(process)
-                    team.hire(scheduler=False)
-    if scene.row.buried:
-        scene.row.faults.append("healthy jobs are among the dead letters")
+        for _ in scenario.steps(3, "crashes"):
+            wait_for(lambda: any(worker.has_ended() for worker in group.alive), 60)
+            for worker in [*group.alive]:
+                if worker.has_ended():
+                    group.alive.remove(worker)
+                    group.start(scheduler=False)
+    if scenario.row.poisoned:
+        scenario.row.faults.append("plain jobs failed as poison")
 
 
-def coming_and_going(scene: Scene) -> None:
-    """Workers come and go, by SIGTERM and SIGKILL, while other processes sweep without a pause."""
-    team, crowd = scene.team, scene.size(50, 8)
+def replace_workers(scenario: Scenario) -> None:
+    """Replace workers after SIGTERM and SIGKILL, while other processes sweep in a loop."""
+    group = scenario.group
+    workers = scenario.size(50, 8)
+    command = [sys.executable, str(HERE / "chaos.py"), "--sweep"]
     sweeps = [
-        subprocess.Popen(
-            [sys.executable, str(HERE / "chaos.py"), "--sweep"],
-            env=team.environ,
-            start_new_session=True,
-        )
-        for _ in range(scene.size(10, 4))
+        subprocess.Popen(command, env=group.environ, start_new_session=True)
+        for _ in range(scenario.size(10, 4))
     ]
     try:
-        for _ in range(crowd):
-            team.hire()
-        with scene.load(scene.size(3_000, 400)):
-            wait_for(lambda: len(team.ready()) == crowd, 120)
-            for _ in scene.steps(scene.size(100, 12), "changes"):
+        for _ in range(workers):
+            group.start()
+        with scenario.load(scenario.size(3_000, 400)):
+            wait_for(lambda: len(group.registered()) == workers, 120)
+            for _ in scenario.steps(scenario.size(100, 12), "changes"):
                 time.sleep(random.uniform(0.2, 0.6))
-                wait_for(team.ready, 30)
-                process = random.choice(team.ready() if random.random() < 0.8 else team.alive)
+                wait_for(group.registered, 30)
+                worker = scenario.random_worker()
                 if random.random() < 0.5:
-                    team.strike(process, "parent")
+                    group.kill(worker, Target.PARENT)
                 else:
-                    team.dismiss(process)
-                team.hire()
-                wait_for(lambda: len(team.ready()) > crowd // 2, 60)
+                    group.terminate(worker)
+                group.start()
+                wait_for(lambda: len(group.registered()) > workers // 2, 60)
     finally:
         for process in sweeps:
             process.kill()
             process.wait()
 
 
-SCENARIOS: tuple[tuple[str, Callable[[Scene], None], str, int], ...] = (
-    ("SIGKILL on workers", storm, "everysec", 20),
-    ("SIGKILL on Redis, appendfsync always", redis_killed, "always", 20),
-    ("SIGKILL on Redis, its last second lost", last_second_lost, "everysec", 20),
-    ("Redis frozen for 25 s", redis_frozen, "everysec", 20),
-    ("rolling restarts, grace 1 s", rolling_restarts, "everysec", 1),
-    ("poison among healthy jobs", poison, "everysec", 20),
-    ("workers come and go, sweeps race", coming_and_going, "everysec", 5),
+def sweep_forever() -> None:
+    while True:
+        maintenance_sweep.sweep(queues.connection.client(), force=True)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A scenario that can be run: its name in the table, its function, and its settings."""
+
+    name: str
+    run: Callable[[Scenario], None]
+    appendfsync: str = "everysec"
+    shutdown_timeout_seconds: int = 20
+    in_short_run: bool = True
+
+
+PLANS = (
+    Plan("SIGKILL on workers", kill_workers),
+    Plan("SIGKILL on Redis, appendfsync always", kill_redis, appendfsync="always"),
+    Plan("SIGKILL on Redis, its last second lost", lose_last_second),
+    Plan(f"Redis frozen for {FREEZE_SECONDS} s", freeze_redis, in_short_run=False),
+    Plan("rolling restarts, shutdown timeout 1 s", restart_workers, shutdown_timeout_seconds=1),
+    Plan("poison among plain jobs", enqueue_poison),
+    Plan("replaced workers, concurrent sweeps", replace_workers, shutdown_timeout_seconds=5),
 )
 
 
-def wait_for(condition: Callable[[], object], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-
-
-def play(
-    name: str, act: Callable[[Scene], None], appendfsync: str, grace: int, short: bool, keep: bool
-) -> Row:
+def run(plan: Plan, short: bool, keep: bool) -> Row:
+    """Run a scenario in a new folder; the folder is kept if there are faults, or with `keep`."""
     home = Path(tempfile.mkdtemp(prefix="chaos-"))
-    server = Server(home, appendfsync)
-    team = Team(server, home, grace)
-    scene = Scene(Row(name), server, team, home, short)
+    server = Server(home, plan.appendfsync)
+    group = WorkerGroup(server, home, plan.shutdown_timeout_seconds)
+    scenario = Scenario(Row(plan.name), server, group, home, short)
     try:
-        act(scene)
+        plan.run(scenario)
     finally:
-        team.kill_all()
+        group.kill_all()
         server.stop()
-        if not keep and not scene.row.faults:
+        if not keep and not scenario.row.faults:
             shutil.rmtree(home, ignore_errors=True)
-    if scene.row.faults:
-        scene.row.faults.append(
+    if scenario.row.faults:
+        scenario.row.faults.append(
             f"the file of runs, Redis's file and the workers' logs are in {home}"
         )
-    return scene.row
+    return scenario.row
 
 
-def table(rows: list[Row]) -> str:
-    cells = [Row.HEAD, *(row.cells() for row in rows)]
-    widths = [max(len(line[at]) for line in cells) for at in range(len(Row.HEAD))]
+def text_table(rows: list[Row]) -> str:
+    """The rows with a header. The first and the last column are left-aligned."""
+    lines = [Row.HEADER, *(row.cells() for row in rows)]
+    last = len(Row.HEADER) - 1
+    widths = [max(len(line[column]) for line in lines) for column in range(last + 1)]
+
+    def padded(column: int, cell: str) -> str:
+        if column in (0, last):
+            return cell.ljust(widths[column])
+        return cell.rjust(widths[column])
+
     return "\n".join(
-        "  ".join(
-            cell.ljust(width) if at in (0, len(widths) - 1) else cell.rjust(width)
-            for at, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in cells
+        "  ".join(padded(column, cell) for column, cell in enumerate(line)) for line in lines
     )
 
 
 @click.command()
-@click.option("--short", is_flag=True, help="A smaller run, some two minutes.")
+@click.option("--short", is_flag=True, help="Run smaller scenarios, for some minutes.")
 @click.option(
     "--only",
-    type=click.IntRange(1, len(SCENARIOS)),
+    type=click.IntRange(1, len(PLANS)),
     multiple=True,
-    help="Only this scenario; repeatable.",
+    help="Run only the scenario with this number; repeatable.",
 )
 @click.option(
-    "--seed", type=int, help="For the instants of the kills; processes are as random as ever."
+    "--seed", type=int, help="Seed for the times of the kills. The processes stay random."
 )
 @click.option("--keep", is_flag=True, help="Keep the files of every scenario.")
 @click.option("--sweep", is_flag=True, hidden=True)
 def main(short: bool, only: tuple[int, ...], seed: int | None, keep: bool, sweep: bool) -> None:
-    """Kill everything that rqjobs runs on, and count."""
-    signal.signal(
-        signal.SIGTERM, lambda number, frame: sys.exit(f"ended by signal {number}")
-    )  # leaving nobody behind
+    """Kill Redis and the workers in every way, and count the jobs."""
+    # An exit by exception runs the clean-up, which ends the workers and Redis.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(f"ended by signal {number}"))
     logging.getLogger("rqjobs").setLevel(logging.CRITICAL)
     if sweep:
-        while True:
-            maintenance_sweep.sweep(queues.connection.client(), force=True)
-    seed = seed if seed is not None else random.randrange(10**6)
+        sweep_forever()
+    if seed is None:
+        seed = random.randrange(10**6)
     random.seed(seed)
-    began, rows = time.monotonic(), []
-    for number, (name, act, appendfsync, grace) in enumerate(SCENARIOS, 1):
-        if (only and number not in only) or (short and act is redis_frozen and number not in only):
+    began = time.monotonic()
+    rows = []
+    for number, plan in enumerate(PLANS, 1):
+        if only and number not in only:
             continue
-        rows.append(play(name, act, appendfsync, grace, short, keep))
-        for fault in rows[-1].faults[:40]:
+        if short and not plan.in_short_run and number not in only:
+            continue
+        row = run(plan, short, keep)
+        rows.append(row)
+        for fault in row.faults[:FAULTS_SHOWN]:
             click.echo(f"  {fault}", err=True)
-    click.echo(f"\n{table(rows)}\n\nseed {seed}, {time.monotonic() - began:.0f} s", color=False)
+    seconds = time.monotonic() - began
+    click.echo(f"\n{text_table(rows)}\n\nseed {seed}, {seconds:.0f} s", color=False)
     if any(row.lost or row.twice or row.faults for row in rows):
         sys.exit(1)
 

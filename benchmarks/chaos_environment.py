@@ -1,8 +1,9 @@
-"""What `make chaos` runs on: a Redis that can be killed, workers that can be killed, and a load of mixed jobs."""
+"""The environment of `make chaos`: a Redis and workers that can be killed, and a load of jobs."""
 
 from __future__ import annotations
 
 import contextlib
+import enum
 import os
 import random
 import signal
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,41 +27,44 @@ from rqjobs.broker import keys
 from rqjobs.dev import redis_server
 
 HERE = Path(__file__).parent
-QUEUES = ("high", "default", "low")
-FOREVER = 24 * 3600  # seconds that results are kept: nothing may expire before it was counted
-BACKLOG = 300  # jobs that wait at most
+QUEUE_NAMES = ("high", "default", "low")
+KEEP_SECONDS = 24 * 3600  # how long RQ keeps a job's outcome, so that none expires uncounted
+BACKLOG_MAX_JOBS = 300
+LOG_TAIL_CHARACTERS = 2000
+LONG_JOB_SHARE = 0.02
 
 
 class Server:
-    """A Redis with an append-only file, in a folder of its own."""
+    """A Redis with an append-only file in `home`."""
 
     def __init__(self, home: Path, appendfsync: str = "everysec"):
         self.home = home
         self.options = ("--appendfsync", appendfsync, "--auto-aof-rewrite-percentage", "0")
         self.running: Any = None
-        self.sizes: list[tuple[float, int]] = []  # of the append-only file, with the time
+        self.sizes: list[tuple[float, int]] = []  # times, and sizes of the append-only file
         self.start()
 
     def start(self) -> None:
         self.running = redis_server.server(self.home, *self.options)
         self.url = self.running.__enter__()
-        config.use(config.Config(redis_url=self.url, modules=("chaos_jobs",), queues=QUEUES))
+        config.use(config.Config(redis_url=self.url, modules=("chaos_jobs",), queues=QUEUE_NAMES))
         self.client = connection.client()
         self.pid = self.client.info("server")["process_id"]
 
-    def kill(self, forget: float = 0.0) -> None:
-        """SIGKILL it; then cut from its file what came in the last `forget` seconds, as if the power had failed."""
+    def kill(self, lost_seconds: float = 0.0) -> None:
+        """Kill Redis, and cut the last `lost_seconds` from its file, as after a power failure."""
         os.kill(self.pid, signal.SIGKILL)
-        before = [size for moment, size in self.sizes if moment <= time.monotonic() - forget]
+        cut_at = time.monotonic() - lost_seconds
+        sizes = [size for moment, size in self.sizes if moment <= cut_at]
         self.stop()
-        if forget and before:
-            os.truncate(self.file(), before[-1])
+        if lost_seconds and sizes:
+            os.truncate(self.file(), sizes[-1])
         self.sizes.clear()
 
     def file(self) -> Path:
         return max([*self.home.glob("appendonlydir/*.incr.aof"), *self.home.glob("appendonly.aof")])
 
-    def note_size(self) -> None:
+    def record_size(self) -> None:
         self.sizes.append((time.monotonic(), self.file().stat().st_size))
 
     def stop(self) -> None:
@@ -68,234 +73,284 @@ class Server:
             self.running = None
 
 
-class Team:
-    """Real workers, started with the one true command. Any that ends without having been told to is a `quitter`."""
+class Target(enum.Enum):
+    """The process of a worker that `WorkerGroup.kill` kills."""
 
-    def __init__(self, server: Server, home: Path, grace: int = 20):
-        self.server, self.home = server, home
-        self.runs = home / "runs"
-        keep = {name: value for name, value in os.environ.items() if not name.startswith("RQJOBS_")}
+    PARENT = "parent"
+    HORSE = "horse"
+    SCHEDULER = "scheduler"
+
+
+@dataclass(eq=False)
+class Worker:
+    """A worker process. `name` is empty if RQ chose the worker's name."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    name: str
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def has_ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def log_tail(self) -> str:
+        return self.log.read_text(errors="replace").strip()[-LOG_TAIL_CHARACTERS:]
+
+
+class WorkerGroup:
+    """Real workers, started with the documented command.
+
+    `unexpected_exits` describes each worker that ended without a signal from us, ended with an
+    error, or did not end in time.
+    """
+
+    def __init__(self, server: Server, home: Path, shutdown_timeout_seconds: int = 20):
+        self.server = server
+        self.home = home
+        self.runs_file = home / "runs"
+        inherited = {
+            name: value for name, value in os.environ.items() if not name.startswith("RQJOBS_")
+        }
         self.environ = {
-            **keep,
+            **inherited,
             "REDIS_URL": server.url,
             "RQJOBS_MODULES": "chaos_jobs",
-            "RQJOBS_SHUTDOWN_TIMEOUT": str(grace),
-            "CHAOS_RUNS": str(self.runs),
+            "RQJOBS_SHUTDOWN_TIMEOUT": str(shutdown_timeout_seconds),
+            "CHAOS_RUNS": str(self.runs_file),
             "PYTHONPATH": f"{HERE.parent}:{HERE}",
             "PYTHONWARNINGS": "default",
         }
-        self.alive: list[subprocess.Popen[bytes]] = []
-        self.leaving: list[subprocess.Popen[bytes]] = []
-        self.quitters: list[str] = []
-        self.hits: list[
-            tuple[str, float, str]
-        ] = []  # job id, time and target of each kill that hit a claim
-        self.returns: list[float] = []  # when Redis was there again
-        self.kills = self._count = 0
+        self.alive: list[Worker] = []
+        self.ending: list[Worker] = []  # after SIGTERM
+        self.unexpected_exits: list[str] = []
+        # The job and the time of each kill that hit a claim.
+        self.killed_claims: list[tuple[str, float]] = []
+        self.redis_restarts: list[float] = []  # times
+        self.kills = 0
+        self._started = 0
 
-    def hire(self, scheduler: bool = True, name: str = "") -> subprocess.Popen[bytes]:
-        self._count += 1
-        log = self.home / f"worker-{self._count}.log"
-        command = [
-            sys.executable,
-            "-m",
-            "rq.cli",
-            "worker",
-            "--worker-class",
-            "rqjobs.Worker",
-            "--results-ttl",
-            str(FOREVER),
-            "--quiet",
-            *(["--with-scheduler"] if scheduler else []),
-            *(["--name", name] if name else []),
-            *QUEUES,
-        ]
-        with log.open("wb") as output:
+    def start(self, scheduler: bool = True, name: str = "") -> Worker:
+        self._started += 1
+        log_file = self.home / f"worker-{self._started}.log"
+        options = ["--worker-class", "rqjobs.Worker", "--results-ttl", str(KEEP_SECONDS), "--quiet"]
+        if scheduler:
+            options.append("--with-scheduler")
+        if name:
+            options += ["--name", name]
+        with log_file.open("wb") as log:
             process = subprocess.Popen(
-                command,
+                [sys.executable, "-m", "rq.cli", "worker", *options, *QUEUE_NAMES],
                 env=self.environ,
                 cwd=self.home,
                 stdin=subprocess.DEVNULL,
-                stdout=output,
+                stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        process.log, process.title = log, name  # type: ignore[attr-defined]
-        self.alive.append(process)
-        return process
+        worker = Worker(process, log_file, name)
+        self.alive.append(worker)
+        return worker
 
-    def look(self) -> None:
-        """Note who left without being told, and who was told and has left."""
-        for process in [*self.alive]:
-            if process.poll() is not None:
-                self.alive.remove(process)
-                words = process.log.read_text(errors="replace").strip()[-2000:]  # type: ignore[attr-defined]
-                self.quitters.append(
-                    f"worker {process.pid} quit with {process.returncode}: {words}"
+    def check_exits(self) -> None:
+        """Remove the workers that have ended, and record unexpected exits."""
+        for worker in [*self.alive]:
+            if worker.has_ended():
+                self.alive.remove(worker)
+                self.unexpected_exits.append(
+                    f"worker {worker.pid} ended with {worker.process.returncode}: "
+                    f"{worker.log_tail()}"
                 )
-        for process in [*self.leaving]:
-            if process.poll() is not None:
-                self.leaving.remove(process)
-                if process.returncode not in (
-                    0,
-                    -signal.SIGTERM,
-                ):  # the latter while it is still being started
-                    self.quitters.append(f"worker {process.pid} left with {process.returncode}")
+        for worker in [*self.ending]:
+            if worker.has_ended():
+                self.ending.remove(worker)
+                # SIGTERM ends a worker that has not installed its signal handler yet.
+                if worker.process.returncode not in (0, -signal.SIGTERM):
+                    self.unexpected_exits.append(
+                        f"worker {worker.pid} ended after SIGTERM with {worker.process.returncode}"
+                    )
 
-    def ready(self) -> list[subprocess.Popen[bytes]]:
-        """Those that are registered, and so about to work."""
-        self.look()
-        pids = {
-            self.server.client.hget(key, "pid") for key in self.server.client.smembers("rq:workers")
-        }
-        return [process for process in self.alive if b"%d" % process.pid in pids]
+    def registered(self) -> list[Worker]:
+        """The live workers that are registered with RQ."""
+        self.check_exits()
+        client = self.server.client
+        pids = {client.hget(key, "pid") for key in client.smembers("rq:workers")}
+        return [worker for worker in self.alive if b"%d" % worker.pid in pids]
 
-    def name_of(self, process: subprocess.Popen[bytes]) -> str:
-        for key in self.server.client.smembers("rq:workers"):
-            if self.server.client.hget(key, "pid") == str(process.pid).encode():
+    def registered_name(self, worker: Worker) -> str:
+        """RQ's name of a worker; empty if the worker is not registered."""
+        client = self.server.client
+        for key in client.smembers("rq:workers"):
+            if client.hget(key, "pid") == str(worker.pid).encode():
                 return keys.decode(key).removeprefix("rq:worker:")
         return ""
 
-    def strike(self, process: subprocess.Popen[bytes], what: str) -> bool:
-        """SIGKILL a worker, its horse or its scheduler ("parent", "horse", "scheduler"); whether it held a claim.
+    def kill(self, worker: Worker, target: Target) -> bool:
+        """Send SIGKILL to a process of a worker; returns whether the worker lost a claim.
 
-        It is frozen for the instant in which we look, so that it cannot settle between the look and the blow.
+        The processes are stopped before the claims are read, so that no claim can be settled
+        between the reading and the kill.
         """
-        name = self.name_of(process)
-        children = psutil.Process(process.pid).children()
+        name = self.registered_name(worker)
+        children = psutil.Process(worker.pid).children()
         horses = [child for child in children if os.getpgid(child.pid) == child.pid]
-        others = [child for child in children if child not in horses]
-        targets = {"parent": [psutil.Process(process.pid)], "horse": horses, "scheduler": others}[
-            what
-        ]
-        if not targets or not (name or what == "parent"):
+        schedulers = [child for child in children if child not in horses]
+        victims = {
+            Target.PARENT: [psutil.Process(worker.pid)],
+            Target.HORSE: horses,
+            Target.SCHEDULER: schedulers,
+        }[target]
+        if not victims or not (name or target is Target.PARENT):
             return False
-        frozen = targets if what == "scheduler" else [*horses, *targets]
-        with contextlib.suppress(psutil.NoSuchProcess):
-            for one in frozen:
-                one.suspend()
-        held = (
-            [] if what == "scheduler" else self.server.client.lrange(f"rqjobs:claims:{name}", 0, -1)
-        )
+        claimed: list[bytes] = []
+        if target is Target.SCHEDULER:
+            _for_each(victims, psutil.Process.suspend)
+        else:
+            _for_each([*horses, *victims], psutil.Process.suspend)
+            claimed = self.server.client.lrange(f"rqjobs:claims:{name}", 0, -1)
         now = time.monotonic()
-        if what == "parent":
-            self.alive.remove(process)
-        with contextlib.suppress(psutil.NoSuchProcess):
-            for one in targets:
-                one.kill()
-        if what == "parent":
-            process.wait()
+        if target is Target.PARENT:
+            self.alive.remove(worker)
+        _for_each(victims, psutil.Process.kill)
+        if target is Target.PARENT:
+            worker.process.wait()
         self.kills += 1
-        self.hits += [(keys.decode(job_id), now, what) for job_id in held]
-        return bool(held)
+        self.killed_claims += [(keys.decode(job_id), now) for job_id in claimed]
+        return bool(claimed)
 
-    def dismiss(self, process: subprocess.Popen[bytes]) -> None:
-        """SIGTERM."""
-        self.alive.remove(process)
-        self.leaving.append(process)
-        process.terminate()
+    def terminate(self, worker: Worker) -> None:
+        """Send SIGTERM."""
+        self.alive.remove(worker)
+        self.ending.append(worker)
+        worker.process.terminate()
 
-    def end(self, seconds: float = 60.0) -> None:
-        """All leave in good order; who does not is killed, and is a quitter."""
+    def terminate_all(self, seconds: float = 60.0) -> None:
+        """Send SIGTERM to all workers; kill and record those that have not ended in time."""
         deadline = time.monotonic() + seconds
-        while len(self.ready()) < len(self.alive) and time.monotonic() < deadline:
+        while len(self.registered()) < len(self.alive) and time.monotonic() < deadline:
             time.sleep(0.05)
-        for process in [*self.alive]:
-            self.dismiss(process)
-        while self.leaving and time.monotonic() < deadline:
-            self.look()
+        for worker in [*self.alive]:
+            self.terminate(worker)
+        while self.ending and time.monotonic() < deadline:
+            self.check_exits()
             time.sleep(0.05)
-        for process in self.leaving:
-            self.quitters.append(f"worker {process.pid} did not leave within {seconds:.0f} s")
+        for worker in self.ending:
+            self.unexpected_exits.append(
+                f"worker {worker.pid} did not end within {seconds:.0f} s after SIGTERM"
+            )
         self.kill_all()
 
     def kill_all(self) -> None:
-        for process in [*self.alive, *self.leaving]:
-            family = []
+        for worker in [*self.alive, *self.ending]:
+            descendants = []
             with contextlib.suppress(psutil.NoSuchProcess):
-                family = psutil.Process(process.pid).children(recursive=True)
-            process.kill()
-            process.wait()
-            for child in family:
+                descendants = psutil.Process(worker.pid).children(recursive=True)
+            worker.process.kill()
+            worker.process.wait()
+            for descendant in descendants:
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    child.kill()
-        self.alive, self.leaving = [], []
+                    descendant.kill()
+        self.alive.clear()
+        self.ending.clear()
+
+
+def _for_each(processes: list[psutil.Process], action: Callable[[psutil.Process], object]) -> None:
+    """Apply the action in order, up to the first process that has ended."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in processes:
+            action(process)
 
 
 class Load(threading.Thread):
-    """Enqueues mixed jobs, never more than `BACKLOG` waiting, until it is told `enough`. Knows what was accepted.
+    """A thread that enqueues mixed jobs, with at most `BACKLOG_MAX_JOBS` waiting.
 
-    `pace` is the mean length of a job in seconds. A job whose enqueue raised may or may not have been accepted; it is
-    in `unsure`.
+    It stops when `enough` is set and at least `at_least` jobs are accepted. `pace_seconds` is the
+    mean length of a job; if `long_seconds` is set, 2 % of the jobs take that long. `accepted` has
+    the kind of each job whose enqueue returned. A job whose enqueue raised an error may or may not
+    be in Redis; it stays in `unsure`.
     """
 
     def __init__(
-        self, server: Server, at_least: int, pace: float, mixed: bool = True, long: float = 0.0
+        self,
+        server: Server,
+        at_least: int,
+        pace_seconds: float,
+        mixed: bool = True,
+        long_seconds: float = 0.0,
     ):
         super().__init__(daemon=True)
-        self.server, self.at_least, self.pace, self.mixed, self.long = (
-            server,
-            at_least,
-            pace,
-            mixed,
-            long,
-        )
+        self.server = server
+        self.at_least = at_least
+        self.pace_seconds = pace_seconds
+        self.mixed = mixed
+        self.long_seconds = long_seconds
         self.accepted: dict[str, str] = {}  # job id -> kind
         self.unsure: dict[str, str] = {}
-        self.refused = self.doubled = 0  # second enqueues of unique jobs
-        self.enough, self.stopped = threading.Event(), threading.Event()
-        self.trouble: Exception | None = None
+        self.duplicates_refused = 0  # second enqueues of unique jobs
+        self.duplicates_accepted = 0
+        self.enough = threading.Event()
+        self.stopped = threading.Event()
+        self.error: Exception | None = None
 
     def run(self) -> None:
-        makers: list[Callable[[str], None]] = [
+        # A method that is listed several times is chosen more often.
+        methods: list[Callable[[str], None]] = [
             self._plain,
             self._plain,
             self._plain,
             self._failing,
             self._flaky,
-            self._later,
+            self._scheduled,
             self._retry_later,
             self._again,
             self._repeat,
             self._repeat_later,
-            self._family,
+            self._dependents,
             self._unique,
             self._failing_retry,
         ]
+        if not self.mixed:
+            methods = [self._plain]
         number = 0
         while not (self.enough.is_set() and len(self.accepted) >= self.at_least):
             number += 1
             try:
                 if number % 20 == 0:
-                    while (
-                        sum(self.server.client.llen(f"rq:queue:{name}") for name in QUEUES)
-                        > BACKLOG
-                    ):
-                        time.sleep(0.05)
-                (random.choice(makers) if self.mixed else self._plain)(f"{number:06d}")
+                    self._wait_for_workers()
+                random.choice(methods)(f"{number:06d}")
             except redis.RedisError:
                 time.sleep(0.05)
             except Exception as error:
-                self.trouble = error
+                self.error = error
                 break
         self.stopped.set()
+
+    def _wait_for_workers(self) -> None:
+        client = self.server.client
+        while sum(client.llen(f"rq:queue:{name}") for name in QUEUE_NAMES) > BACKLOG_MAX_JOBS:
+            time.sleep(0.05)
 
     def _send(
         self, kind: str, job_id: str, send: Callable[..., Any], *args: Any, **options: Any
     ) -> None:
         self.unsure[job_id] = kind
-        send(*args, job_id=job_id, result_ttl=FOREVER, failure_ttl=FOREVER, **options)
+        send(*args, job_id=job_id, result_ttl=KEEP_SECONDS, failure_ttl=KEEP_SECONDS, **options)
         del self.unsure[job_id]
         self.accepted[job_id] = kind
 
     def _enqueue(self, kind: str, job_id: str, function: Any, **options: Any) -> None:
-        queue = queues.Queue(random.choice(QUEUES), connection=self.server.client)
-        self._send(kind, job_id, queue.enqueue, function, self._seconds(), **options)
+        queue = self._random_queue()
+        self._send(kind, job_id, queue.enqueue, function, self._job_seconds(), **options)
 
-    def _seconds(self) -> float:
-        return (
-            self.long if self.long and random.random() < 0.02 else random.expovariate(1 / self.pace)
-        )
+    def _random_queue(self) -> queues.Queue:
+        return queues.Queue(random.choice(QUEUE_NAMES), connection=self.server.client)
+
+    def _job_seconds(self) -> float:
+        if self.long_seconds and random.random() < LONG_JOB_SHARE:
+            return self.long_seconds
+        return random.expovariate(1 / self.pace_seconds)
 
     def _plain(self, job_id: str) -> None:
         self._enqueue("plain", job_id, chaos_jobs.work)
@@ -321,33 +376,30 @@ class Load(threading.Thread):
     def _repeat_later(self, job_id: str) -> None:
         self._enqueue("repeated", job_id, chaos_jobs.work, repeat=Repeat(times=2, interval=1))
 
-    def _later(self, job_id: str) -> None:
-        queue = queues.Queue(random.choice(QUEUES), connection=self.server.client)
+    def _scheduled(self, job_id: str) -> None:
         self._send(
             "scheduled",
             job_id,
-            queue.enqueue_in,
+            self._random_queue().enqueue_in,
             queues.timedelta(seconds=random.random() * 3),
             chaos_jobs.work,
-            self._seconds(),
+            self._job_seconds(),
         )
 
-    def _family(self, job_id: str) -> None:
-        """A parent, two children, and a grandchild of both."""
+    def _dependents(self, job_id: str) -> None:
+        """A job, two jobs that depend on it, and a job that depends on those two."""
         self._enqueue("plain", job_id, chaos_jobs.work)
-        for letter in "ab":
-            self._enqueue(
-                f"dependent {job_id}", job_id + letter, chaos_jobs.work, depends_on=job_id
-            )
         both = [job_id + "a", job_id + "b"]
+        for child_id in both:
+            self._enqueue(f"dependent {job_id}", child_id, chaos_jobs.work, depends_on=job_id)
         self._enqueue("dependent " + " ".join(both), job_id + "c", chaos_jobs.work, depends_on=both)
 
     def _unique(self, job_id: str) -> None:
         self._enqueue("unique", job_id, chaos_jobs.work, unique=True)
         try:
             queues.Queue("default", connection=self.server.client).enqueue(
-                chaos_jobs.work, job_id=job_id, unique=True, result_ttl=FOREVER
+                chaos_jobs.work, job_id=job_id, unique=True, result_ttl=KEEP_SECONDS
             )
-            self.doubled += 1
+            self.duplicates_accepted += 1
         except DuplicateJobError:
-            self.refused += 1
+            self.duplicates_refused += 1
