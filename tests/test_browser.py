@@ -1,4 +1,4 @@
-"""A real browser, a real server, a real worker: enqueue through the form, and no text of a job ever runs."""
+"""A real browser, server and worker: the forms work, and no data of a job runs as script."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def browser(tmp_path):
     options.binary_location = chromium
     options.set_capability(
         "unhandledPromptBehavior", "ignore"
-    )  # an alert must be seen, not clicked away
+    )  # an alert must stay open for the test
     for argument in (
         "--headless=new",
         "--no-sandbox",
@@ -113,7 +113,7 @@ def nothing_ran(browser):
 
 
 def shown(browser, selector):
-    """The text of an element, which the page may be replacing at this moment."""
+    """The text of an element, even if the page replaces it at this moment."""
     try:
         return "".join(element.text for element in browser.find_elements(By.CSS_SELECTOR, selector))
     except StaleElementReferenceException:
@@ -121,7 +121,7 @@ def shown(browser, selector):
 
 
 def press(browser, button):
-    """Click a button by its id, at once, for the page may be replacing it; what it asks can wait."""
+    """Click a button by its id at once, because the page may replace it."""
     browser.execute_script(
         "const id = arguments[0]; setTimeout(() => document.getElementById(id).click())", button
     )
@@ -134,7 +134,7 @@ def question(browser):
         return ""
 
 
-def test_enqueue_and_watch(at_home, worker, eventually, redis):
+def test_enqueue_a_job_and_watch_it_finish(at_home, worker, eventually, redis):
     browser = at_home
     Select(browser.find_element(By.ID, "function")).select_by_value(
         "faults.say"
@@ -163,8 +163,8 @@ def test_enqueue_and_watch(at_home, worker, eventually, redis):
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
-def test_a_function_is_chosen_by_keyboard(at_home, eventually):
-    """The first arrow key reloaded the page, with the function that it happened to reach."""
+def test_the_keyboard_can_choose_a_function(at_home, eventually):
+    """The first arrow key reloaded the page, with the function that it reached."""
     browser = at_home
     browser.execute_script("window.stayed = true; document.getElementById('function').focus()")
     keys = browser.find_element(By.ID, "function")
@@ -176,7 +176,7 @@ def test_a_function_is_chosen_by_keyboard(at_home, eventually):
     eventually(lambda: f"function={chosen}" in browser.current_url, what="the form")
 
 
-def test_the_live_part_changes_only_what_has_changed(at_home, eventually, redis):
+def test_a_live_update_keeps_scroll_and_selection(at_home, eventually, redis):
     browser = at_home
     browser.set_window_size(390, 844)
     first = rqjobs.queue("low").enqueue(faults.say, "first")
@@ -205,7 +205,7 @@ def test_the_live_part_changes_only_what_has_changed(at_home, eventually, redis)
     assert shown(browser, ".jobs").count("faults.say") == 2
 
 
-def test_numbers_that_are_stale_say_so(at_home, eventually, redis):
+def test_outdated_numbers_are_marked(at_home, eventually, redis):
     browser = at_home
     redis.set("rq:suspended", 1)
     eventually(lambda: "RQ is suspended" in shown(browser, "[data-live]"), what="the warning")
@@ -220,7 +220,7 @@ def test_numbers_that_are_stale_say_so(at_home, eventually, redis):
     eventually(lambda: not browser.find_elements(By.ID, "stale"), what="the end of the sign")
 
 
-def test_at_is_sent_with_the_browsers_offset(at_home, site, eventually, redis):
+def test_a_time_is_sent_with_the_offset_of_the_browser(at_home, site, eventually, redis):
     browser = at_home
     browser.execute_cdp_cmd("Emulation.setTimezoneOverride", {"timezoneId": "Asia/Kolkata"})
     browser.get(f"{site}/?function=faults.ok")
@@ -235,7 +235,7 @@ def test_at_is_sent_with_the_browsers_offset(at_home, site, eventually, redis):
     assert due == 1893456000, "midnight of 2030 in UTC"
 
 
-def test_no_text_of_a_job_runs(at_home, site, worker, eventually, redis):
+def test_no_data_of_a_job_runs_as_script(at_home, site, worker, eventually, redis):
     browser = at_home
     options = {"description": HOSTILE, "meta": {"note": HOSTILE, HOSTILE: 1}}
     worker("default", options=("--name", "one"))
@@ -271,7 +271,7 @@ def test_no_text_of_a_job_runs(at_home, site, worker, eventually, redis):
     ]
     for path in ours + theirs:
         browser.get(site + path)
-        if path == "/" or "/job" in path:  # it has been filled in, and shows the text as text
+        if path == "/" or "/job" in path:  # the form is filled in, and shows the data as text
             eventually(
                 lambda: "window.__pwned=" in shown(browser, "body"), what=f"the text on {path}"
             )
@@ -282,7 +282,7 @@ def test_no_text_of_a_job_runs(at_home, site, worker, eventually, redis):
     eventually(lambda: running.get_status() == "finished", what="the end of the long job")
 
 
-def test_a_schedule_from_its_form_to_its_end(at_home, site, worker, eventually, redis):
+def test_add_run_edit_and_remove_a_schedule(at_home, site, worker, eventually, redis):
     browser = at_home
     browser.execute_cdp_cmd("Emulation.setTimezoneOverride", {"timezoneId": "Asia/Kolkata"})
     browser.get(f"{site}/schedules?function=faults.say")
@@ -297,7 +297,7 @@ def test_a_schedule_from_its_form_to_its_end(at_home, site, worker, eventually, 
         "Asia/Calcutta",
     )
     fill("arg.text", HOSTILE)
-    fill("expression", "0 6 * * mon-fry")  # and that selects cron
+    fill("expression", "0 6 * * mon-fry")  # typing selects cron
     browser.find_element(By.CSS_SELECTOR, "#rule button.primary").click()
     eventually(lambda: "field 5" in shown(browser, "#expression-error"), what="the error")
     assert browser.find_element(By.ID, "arg.text").get_attribute("value") == HOSTILE
@@ -349,7 +349,7 @@ def test_a_schedule_from_its_form_to_its_end(at_home, site, worker, eventually, 
     )
 
 
-def test_another_time_for_a_delayed_job(at_home, site, worker, eventually, redis):
+def test_reschedule_a_delayed_job(at_home, site, worker, eventually, redis):
     browser = at_home
     job = rqjobs.enqueue_in(5000, faults.say, HOSTILE)
     browser.get(f"{site}/delayed")

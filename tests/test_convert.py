@@ -1,4 +1,4 @@
-"""JSON and typed texts become what annotations ask for, all the way down, or are refused with the path."""
+"""JSON and typed texts are converted to annotations, or refused with the path of the value."""
 
 from __future__ import annotations
 
@@ -160,13 +160,11 @@ class Options(TypedDict, total=False):
         ("[[1]]", "list[Nowhere]", [[1]]),
     ],
 )
-def test_json_becomes_what_the_annotation_asks_for_and_is_shown_as_such_json(
-    text, annotation, value
-):
+def test_json_is_converted_to_the_annotation_and_back(text, annotation, value):
     made = conversion.convert(conversion.parse_json(text), annotation, "x")
     assert made == value and type(made) is type(value)
     assert repr(made) == repr(value), "all the way down"
-    if annotation is not Child:  # what an InitVar was, is not known afterwards
+    if annotation is not Child:  # the value of an InitVar is lost
         assert conversion.convert(conversion.to_json(made), annotation, "x") == value
     if annotation is not Number:
         conversion.convert(conversion.to_json(conversion.example(annotation)), annotation, "x")
@@ -234,7 +232,7 @@ def test_json_becomes_what_the_annotation_asks_for_and_is_shown_as_such_json(
         ("1", "Nowhere" and Path, "no Path"),
     ],
 )
-def test_what_does_not_fit_is_named_with_its_path(text, annotation, told):
+def test_an_error_names_the_path_of_the_value(text, annotation, told):
     with pytest.raises(ConversionError) as raised:
         conversion.convert(conversion.parse_json(text), annotation, "x")
     assert told.replace("Address,", f"{Address.__module__}.Address,") in str(raised.value)
@@ -244,13 +242,13 @@ def test_what_does_not_fit_is_named_with_its_path(text, annotation, told):
     "text",
     ["[" * 61 + "]" * 61, "[" * 100_000, '{"a":' * 61 + "1" + "}" * 61, "NaN", "-Infinity", "x"],
 )
-def test_what_is_no_json_or_too_deep_is_not_read(text):
+def test_invalid_or_too_deep_json_is_refused(text):
     with pytest.raises(ValueError):
         conversion.parse_json(text)
     assert conversion.read_text(text, str, "x") == text
 
 
-def test_many_levels_of_a_type_that_contains_itself():
+def test_recursive_types_are_converted():
     text = '{"value": 1, "rest": ' * 50 + "null" + "}" * 50
     node = conversion.convert(conversion.parse_json(text), Node, "x")
     assert conversion.to_json(node) == conversion.parse_json(text)
@@ -266,7 +264,7 @@ def call(
 ): ...
 
 
-def test_typed_words_become_the_arguments_of_a_call():
+def test_typed_texts_become_the_arguments_of_a_call():
     assert conversion.read_call(
         call, ["1", '["RED"]', "2030-01-02", "3", "4"], {"price": "1.10", "other": "LOW"}
     ) == ((1, [Color.RED], date(2030, 1, 2), 3, 4), {"price": Decimal("1.10"), "other": Level.LOW})
@@ -281,7 +279,7 @@ def test_typed_words_become_the_arguments_of_a_call():
         conversion.read_call(call, ["1", '["RED",]'], {})
 
 
-def test_words_for_typed_options():
+def test_typed_texts_for_variadic_keywords():
     def call(text: str, **more: Any): ...
 
     assert conversion.read_call(call, ["true"], {"a": "[1]"}) == (("true",), {"a": [1]})

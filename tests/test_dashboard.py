@@ -1,4 +1,4 @@
-"""rq-dashboard at /rq/: what upstream gets wrong, and that nothing of it is left."""
+"""rq-dashboard at /rq/: the faults of upstream, each with the proof of its repair."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ HOSTILE = """<img src=x onerror="window.pwned=1">'"></script><script>window.pwne
 
 
 class Payload:
-    """A pickle that makes a file when it is read."""
+    """A pickle that creates a file when it is read."""
 
     def __init__(self, path):
         self.path = path
@@ -74,7 +74,7 @@ def post(client):
 
 
 def failed(value="x", **options):
-    """A job among the dead letters."""
+    """A failed job."""
     job = rqjobs.enqueue(faults.say, value, **options)
     queue = rqjobs.queue(job.origin)
     queue.remove(job)
@@ -85,7 +85,7 @@ def failed(value="x", **options):
 
 
 def places(redis, job_id):
-    """Every key that names the job, but its own hash."""
+    """Every key that contains the id of the job, except its own record."""
     found = []
     for name in redis.keys("rq:*"):
         kind = redis.type(name)
@@ -107,8 +107,8 @@ def job_page(registry, queue="default", per_page=8, order="asc", page=1):
 # Mounting
 
 
-def test_it_has_every_address_of_upstream(app):
-    """Instance 0 of upstream's addresses; but no GET that changes something."""
+def test_every_address_of_upstream_is_served(app):
+    """All addresses of upstream's instance 0, except GET requests that change data."""
     stock = Flask("stock")
     stock.register_blueprint(rq_dashboard.blueprint, url_prefix="/rq")
     values = {
@@ -131,7 +131,7 @@ def test_it_has_every_address_of_upstream(app):
                 assert ours.match(path, method)[0] == rule.endpoint
 
 
-def test_it_mounts_on_several_apps_and_under_a_prefix(redis):
+def test_mounts_on_several_apps_and_under_a_prefix(redis):
     for prefix, path in (
         ("", "/rq/"),
         ("/", "/rq/"),
@@ -144,7 +144,7 @@ def test_it_mounts_on_several_apps_and_under_a_prefix(redis):
         assert page.status_code == 200 and f'href="{path}0/view/workers"' in page.text
 
 
-def test_mounting_needs_no_redis_and_a_page_says_that_there_is_none(tmp_path):
+def test_mounting_needs_no_redis_and_pages_report_its_absence(tmp_path):
     config.use(config.Config(redis_url=f"unix://{tmp_path}/none.sock", modules=("faults",)))
     app = Flask("host")
     dashboard.mount(app, "")
@@ -171,11 +171,11 @@ def test_a_second_dashboard_on_an_app_is_refused(app):
         dashboard.mount(app, "/other")
 
 
-def test_a_fresh_install_has_what_upstream_forgot_to_ask_for():
+def test_undeclared_dependencies_of_upstream_are_installed():
     assert any(re.match(r"six\b", requirement) for requirement in requires("rqjobs"))
 
 
-def test_no_stranger_gets_in(redis):
+def test_pages_need_a_login(redis):
     config.use(dataclasses.replace(config.current(), admin_password="correct horse"))
     client = rqjobs.web.create_app().test_client()
     job = failed()
@@ -187,7 +187,7 @@ def test_no_stranger_gets_in(redis):
     assert {name: redis.dump(name) for name in redis.keys("rq:*")} == before
 
 
-def test_it_installs_our_serializer(app):
+def test_mounting_installs_our_serializer(app):
     assert rq_dashboard.web.config.serializer is serializers.ConfiguredSerializer
 
 
@@ -202,7 +202,7 @@ def test_no_password_is_shown(client, server, monkeypatch):
     assert "host/0" in page and "secret" not in page and "other" not in page
 
 
-# Reading
+# Views
 
 
 def test_json_payloads_results_and_meta_are_shown(get, worker, redis, eventually):
@@ -232,7 +232,7 @@ def test_json_payloads_results_and_meta_are_shown(get, worker, redis, eventually
         "é\ud800",
     ],
 )
-def test_what_json_lacks_is_shown_readably(get, redis, value):
+def test_values_that_json_lacks_are_shown_as_repr(get, redis, value):
     """Upstream answers 500 for a set; a NaN would stop the page."""
     job = rqjobs.enqueue(faults.ok)
     Result.create(job, Result.Type.SUCCESSFUL, 600, return_value=value)
@@ -245,7 +245,7 @@ def test_what_json_lacks_is_shown_readably(get, redis, value):
         assert part in shown["metadata"] or "\\" in repr(value)
 
 
-def test_the_whole_call_is_shown_also_behind_a_description_of_its_own(get, redis):
+def test_the_call_is_shown_after_a_custom_description(get, redis):
     job = rqjobs.enqueue(faults.say, "x" * 300)
     named = rqjobs.enqueue(faults.say, "y" * 300, description="greets")
     assert "x" * 300 in get(f"0/data/job/{job.id}.json")["description"]
@@ -255,7 +255,7 @@ def test_the_whole_call_is_shown_also_behind_a_description_of_its_own(get, redis
 
 
 def test_workers_are_shown_while_a_job_runs(get, worker, redis, eventually):
-    """Upstream: 500, because it unpickles the running job's data."""
+    """Upstream answers 500, because it unpickles the data of the running job."""
     process = worker()
     job = rqjobs.enqueue(faults.hang, "gate")
     eventually(lambda: redis.exists("gate:reached") and redis.hget(process.key, "state") == b"busy")
@@ -277,7 +277,7 @@ def test_workers_are_shown_while_a_job_runs(get, worker, redis, eventually):
 
 
 def test_dependencies_are_shown(get, redis):
-    """Upstream: 500, because RQ decodes the ids itself now."""
+    """Upstream answers 500, because RQ decodes the ids itself now."""
     parent = rqjobs.enqueue(faults.ok)
     child = rqjobs.enqueue(faults.ok, depends_on=[parent])
     shown = get(f"0/data/job/{child.id}.json")
@@ -327,7 +327,7 @@ def test_queues_and_pages(get, redis):
 
 
 def test_reading_changes_nothing(app, get, redis):
-    """Upstream's lists and worker pages remove what they cannot find; RQ's clean-up fails jobs."""
+    """Upstream's lists and worker pages remove missing entries; RQ's clean-up fails jobs."""
     failed()
     rqjobs.enqueue(faults.ok)
     redis.rpush("rq:queue:default", "gone")
@@ -376,14 +376,14 @@ def every_page(app, job_id, queue, method="GET"):
         "nonsense",
     ],
 )
-def test_what_is_not_there_is_a_404(get, path):
+def test_missing_jobs_and_registries_are_a_404(get, path):
     get(path, 404)
 
 
 @pytest.mark.parametrize(
     "name", ["my queue", "a/b", "é☃", "a:b", "100%", "a?b#c", "..", "+", HOSTILE.replace("/", "|")]
 )
-def test_queues_with_odd_names_can_be_looked_at(app, get, post, redis, name):
+def test_queues_with_odd_names_are_shown(app, get, post, redis, name):
     redis.sadd("rq:queues", f"rq:queue:{name}")
     redis.rpush(f"rq:queue:{name}", "gone")
     [row] = [row for row in get("0/data/queues.json")["queues"] if row["name"] == name]
@@ -497,15 +497,15 @@ def test_every_value_is_escaped_in_the_browser(app, get, redis):
 @pytest.mark.parametrize(
     "name", ["');window.pwned=1;('", "x</script><script>window.pwned=1</script>", "\\", HOSTILE]
 )
-def test_a_queue_name_from_the_address_is_no_script(get, name):
-    """Reflected XSS upstream: the name stands between quotes in a script, as it is."""
+def test_a_queue_name_in_the_address_is_escaped(get, name):
+    """Reflected XSS upstream: the name is put between quotes in a script, unescaped."""
     page = get(f"0/view/jobs/{quote(name, safe='')}/queued/8/asc/1")
     assert page.count("<script") == get("0/view/jobs").count("<script")
     [literal] = re.findall(r'\$\(this\)\.val\((".+")\);', page)
     assert json.loads(literal) == name
 
 
-def test_pages_admit_only_their_own_script(client):
+def test_pages_allow_only_their_own_script(client):
     policies = [client.get("/rq/").headers["Content-Security-Policy"] for _ in range(2)]
     nonces = [re.search(r"'nonce-([^']{20,})'", policy)[1] for policy in policies]
     assert nonces[0] != nonces[1] and "script-src 'self' 'nonce-" in policies[0]
@@ -516,8 +516,8 @@ def test_pages_admit_only_their_own_script(client):
     assert page.headers["Cache-Control"] == "no-store"
 
 
-def test_no_template_of_the_host_takes_the_place_of_ours(redis, tmp_path):
-    """A blueprint registered earlier, upstream's own for example, comes first in Flask's search for templates."""
+def test_templates_of_the_host_are_not_used(redis, tmp_path):
+    """Flask searches templates in the blueprints that were registered first."""
     app = Flask("host", template_folder=str(tmp_path))
     (tmp_path / "rq_dashboard").mkdir()
     (tmp_path / "rq_dashboard" / "job.html").write_text("{{ id|safe }} of the host")
@@ -541,11 +541,11 @@ def test_polling_opens_no_connection(get, redis):
     assert redis.info()["total_connections_received"] == before
 
 
-# Acting
+# Actions
 
 
 def test_requeue_keeps_meta_and_retries(post, redis, worker, eventually):
-    """Upstream writes the job anew with a pickled `meta`, in three steps."""
+    """Upstream rewrites the job with a pickled `meta`, in three steps."""
     job = failed("x", meta={"user": "Ada"}, retry=Retry(max=2, interval=[5, 10]))
     before = redis.hgetall(job.key)
     assert post(f"job/{job.id}/requeue") == {"status": "OK"}
@@ -565,7 +565,7 @@ def test_requeue_keeps_meta_and_retries(post, redis, worker, eventually):
     assert Job.fetch(job.id, redis).meta == {"user": "Ada"}
 
 
-def test_requeue_of_a_job_that_has_not_failed_is_refused(post, redis):
+def test_only_failed_jobs_are_requeued(post, redis):
     job = rqjobs.enqueue(faults.ok)
     refusal = post(f"job/{job.id}/requeue", 409)
     assert refusal["status"] == "ERROR" and "not among the failed jobs" in refusal["message"]
@@ -603,14 +603,14 @@ def test_a_get_changes_nothing(client, redis, path):
     assert {name: redis.dump(name) for name in redis.keys("*")} == before
 
 
-def test_delete_leaves_nothing(post, redis):
+def test_delete_removes_every_key(post, redis):
     job = failed()
     assert post(f"job/{job.id}/delete") == {"status": "OK"}
     assert not redis.exists(job.key) and places(redis, job.id) == []
     assert post(f"job/{job.id}/delete", 404)["status"] == "ERROR"
 
 
-def test_delete_goes_by_where_a_job_is_not_by_its_status(post, redis):
+def test_delete_removes_a_job_from_every_place(post, redis):
     """RQ's delete looks at the status only: the id of a repeating job stays in the scheduled set."""
     job = rqjobs.enqueue_in(60, faults.ok)
     job.set_status(JobStatus.FINISHED)
@@ -620,7 +620,7 @@ def test_delete_goes_by_where_a_job_is_not_by_its_status(post, redis):
 
 
 def test_a_running_job_is_not_deleted(get, post, worker, redis, eventually):
-    """RQ deletes it behind its worker's back, which then writes the remains of its hash back, without data."""
+    """RQ deletes a running job. Its worker then writes a record without data."""
     worker()
     job = rqjobs.enqueue(faults.hang, "gate")
     eventually(lambda: redis.exists("gate:reached"))
@@ -644,7 +644,7 @@ def test_a_popped_job_is_not_deleted(post, redis):
 def test_empty(post, redis):
     jobs = [rqjobs.enqueue(faults.ok, number) for number in range(5)]
     other = rqjobs.queue("low").enqueue(faults.ok)
-    redis.rpush("rq:queue:default", other.id, "gone")  # neither is a job of this queue
+    redis.rpush("rq:queue:default", other.id, "gone")  # these are not jobs of this queue
     later, dead = rqjobs.enqueue_in(60, faults.ok), failed()
     assert post("queue/default/queued/empty") == {"status": "OK", "count": 5}
     assert not redis.exists("rq:queue:default", *(job.key for job in jobs))
@@ -655,8 +655,8 @@ def test_empty(post, redis):
     post("queue/default/nonsense/empty", 404)
 
 
-def test_compact_moves_nothing(post, redis):
-    """Upstream's pops every id and pushes it back, one by one: a crash loses one, a worker sees another order."""
+def test_compact_keeps_the_order(post, redis):
+    """Upstream pops and pushes ids one by one: a crash loses one, and the order changes."""
     jobs = [rqjobs.enqueue(faults.ok, number) for number in range(6)]
     redis.delete(jobs[1].key, jobs[4].key)
     assert post("queue/default/compact") == {"status": "OK"}

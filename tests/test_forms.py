@@ -1,4 +1,4 @@
-"""Forms from signatures: every kind of parameter is shown, read back, and refused with a reason."""
+"""Forms from signatures: each kind of parameter is shown, read and refused with a reason."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def fields(function):
         (texts, {"prompt": "a\r\nb"}, (("a\nb",), {})),
     ],
 )
-def test_values_are_read_as_the_signature_says(function, given, expected):
+def test_values_are_converted_to_the_annotations(function, given, expected):
     args, kwargs = read(function, **given)
     assert (args, kwargs) == expected
     assert [type(value) for value in args] == [type(value) for value in expected[0]]
@@ -191,7 +191,7 @@ def test_values_are_read_as_the_signature_says(function, given, expected):
         (lists, {"b": '{"a": "1"}'}, "b.a: '1' is not a whole number"),
     ],
 )
-def test_what_does_not_fit_is_told_beside_its_field(function, given, told):
+def test_a_wrong_value_is_an_error_of_its_field(function, given, told):
     (name,) = given
     _, _, errors = read_arguments(function, {f"arg.{name}": value for name, value in given.items()})
     assert told in errors[f"arg.{name}"] and len(errors[f"arg.{name}"]) < 400
@@ -220,7 +220,7 @@ def test_what_does_not_fit_is_told_beside_its_field(function, given, told):
         add,
     ],
 )
-def test_what_the_form_shows_at_first_is_read_back_as_the_defaults(function):
+def test_default_inputs_are_read_as_the_defaults(function):
     shown = {field.input: field.default for field in form_fields(function)}
     wanted = {
         name: parameter.default

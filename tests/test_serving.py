@@ -29,7 +29,7 @@ def free_ports(count):
 
 
 def ask(port, method, path, body=None, **headers):
-    """The status, the Location, and the text of a reply."""
+    """The status, the Location and the text of a response."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         connection.request(
@@ -46,7 +46,7 @@ def ask(port, method, path, body=None, **headers):
 
 @pytest.fixture
 def gunicorn(spawn, eventually):
-    """Start it with our settings and others; returns its port."""
+    """Start gunicorn with our settings and these options; returns its port."""
 
     def start(
         *options, app="rqjobs.web:create_app()", config="python:rqjobs.web.gunicorn_config", **env
@@ -78,7 +78,7 @@ def gunicorn(spawn, eventually):
 
 @pytest.fixture
 def nginx(spawn, tmp_path, eventually):
-    """Start it with one server for each text of a `location`; returns their ports."""
+    """Start nginx with a server for each `location`; returns their ports."""
     binary = shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin")
     if not binary:
         (pytest.fail if os.environ.get("CI_BROWSER") == "1" else pytest.skip)(
@@ -125,7 +125,7 @@ DOCS = (Path(__file__).parents[1] / "docs" / "deploying.md").read_text(encoding=
 
 @pytest.fixture
 def wsgi(gunicorn, tmp_path):
-    """The wsgi.py of the docs, served; its port."""
+    """The port at which the wsgi.py of the docs is served."""
     (program,) = re.findall("```python\n(.*?)```", DOCS, re.S)
     (tmp_path / "wsgi.py").write_text(program)
     return gunicorn(
@@ -133,8 +133,8 @@ def wsgi(gunicorn, tmp_path):
     )
 
 
-def test_nobody_chooses_an_address_behind_the_lines_of_the_docs(wsgi, nginx):
-    """One header was missing in them, and each wrong password could be the first of its address."""
+def test_the_documented_proxy_settings_prevent_forged_addresses(wsgi, nginx):
+    """Without one header, each wrong password seemed to come from another address."""
     (location,) = re.findall("^location /jobs/ {.*?^}", DOCS, re.S | re.M)
     (outside,) = nginx(location.replace("127.0.0.1:8000", f"127.0.0.1:{wsgi}"))
     tries = [
@@ -152,7 +152,7 @@ def test_nobody_chooses_an_address_behind_the_lines_of_the_docs(wsgi, nginx):
     assert tries[0] == 401 and 429 in tries
 
 
-def test_a_login_behind_nginx_or_the_header_that_it_must_set(gunicorn, nginx, wsgi):
+def test_behind_nginx_login_works_or_names_the_missing_header(gunicorn, nginx, wsgi):
     port, below = wsgi, gunicorn(SCRIPT_NAME="/admin/jobs")
     target, header = f"proxy_pass http://127.0.0.1:{port}", "proxy_set_header"
     bare, named, right, prefix, script = nginx(
@@ -192,7 +192,7 @@ def test_a_login_behind_nginx_or_the_header_that_it_must_set(gunicorn, nginx, ws
         assert status == 200 and f"{root}/rq/" in text
 
 
-def test_without_a_password_nginx_with_its_defaults_serves_nobody(gunicorn, nginx):
+def test_without_a_password_requests_through_nginx_are_refused(gunicorn, nginx):
     port = gunicorn(RQJOBS_ADMIN_PASSWORD="")
     (outside,) = nginx(f"location / {{ proxy_pass http://127.0.0.1:{port}; }}")
     assert ask(port, "GET", "/login")[0] == 200
@@ -202,8 +202,8 @@ def test_without_a_password_nginx_with_its_defaults_serves_nobody(gunicorn, ngin
 
 
 @pytest.mark.parametrize("sent", [b"", b"Origin: http://127.0.0.1\r\nContent-Length: 9999\r\n\r\n"])
-def test_slow_clients_do_not_keep_others_out(gunicorn, tmp_path, eventually, sent):
-    """Eight that sent a byte a second had all threads for as long as they liked."""
+def test_slow_clients_do_not_block_the_server(gunicorn, tmp_path, eventually, sent):
+    """Eight clients that sent a byte a second occupied all threads without end."""
     (tmp_path / "quick.py").write_text(
         "from rqjobs.web import gunicorn_worker as _times\nfrom rqjobs.web.gunicorn_config import *\n"
         "_times.HEAD_SECONDS = _times.REQUEST_SECONDS = 2\n"
@@ -225,7 +225,7 @@ def test_slow_clients_do_not_keep_others_out(gunicorn, tmp_path, eventually, sen
     def served_too():
         with contextlib.suppress(
             OSError, http.client.HTTPException
-        ):  # on a busy machine two seconds are short for us
+        ):  # on a busy machine, two seconds may be too short for this client
             return ask(port, "GET", "/login")[0] == 200
 
     thread = threading.Thread(target=trickle)

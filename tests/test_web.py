@@ -1,4 +1,4 @@
-"""The pages: who gets in, what they do, and that what jobs carry stays text."""
+"""The pages: access, forms and actions; and the data of jobs is escaped."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ GATES = ("rqjobs.login", "rqjobs.healthz")
 
 
 class Client(FlaskClient):
-    """Reads every reply to its end, so that no file stays open."""
+    """A client that reads every response to its end, so that no file stays open."""
 
     def open(self, *args, **options):
         return super().open(*args, **{"buffered": True, **options})
@@ -61,7 +61,7 @@ def stranger(app):
 
 @pytest.fixture
 def client(app):
-    """Somebody who is logged in."""
+    """A client that is logged in."""
     client = app.test_client()
     assert log_in(client).status_code == 303
     client.environ_base["HTTP_SEC_FETCH_SITE"] = "same-origin"
@@ -82,7 +82,7 @@ def cookies(reply):
 
 
 def every_call(app):
-    """(endpoint, method, address) of everything that the app answers."""
+    """The endpoint, method and address of every request that the app answers."""
     with app.test_request_context():
         for rule in app.url_map.iter_rules():
             values = {
@@ -107,11 +107,11 @@ def run_all(redis, *names):
     ).work(burst=True)
 
 
-# Who gets in
+# Access
 
 
 @pytest.mark.parametrize("credentials", ["none", "wrong", "forged", "basic"])
-def test_nothing_answers_a_stranger(app, stranger, redis, credentials):
+def test_every_page_refuses_a_client_without_a_login(app, stranger, redis, credentials):
     job = rqjobs.enqueue(faults.say, "a secret text")
     headers = dict(OURS)
     if credentials == "wrong":
@@ -167,7 +167,7 @@ def test_login_opens_a_session(app, stranger):
 @pytest.mark.parametrize(
     "user, password", [("admin", "wrong"), ("Admin", PASSWORD), ("", ""), ("admin", "pässwörd\0")]
 )
-def test_wrong_credentials_open_nothing(stranger, user, password):
+def test_wrong_credentials_give_no_session(stranger, user, password):
     reply = log_in(stranger, user, password)
     assert (
         reply.status_code == 401 and "Wrong name or password." in reply.text and not cookies(reply)
@@ -175,7 +175,7 @@ def test_wrong_credentials_open_nothing(stranger, user, password):
     assert stranger.get("/").status_code != 200
 
 
-def test_over_https_the_cookies_are_secure(app):
+def test_cookies_are_secure_over_https(app):
     for options in (
         {"base_url": "https://localhost"},
         {"headers": {**OURS, "X-Forwarded-Proto": "https"}},
@@ -196,7 +196,7 @@ def test_over_https_the_cookies_are_secure(app):
         "",
     ],
 )
-def test_login_leads_nowhere_else(app, stranger, target):
+def test_login_redirects_to_own_pages_only(app, stranger, target):
     reply = stranger.post(
         "/login", data={"user": "admin", "password": PASSWORD, "next": target}, headers=OURS
     )
@@ -205,7 +205,7 @@ def test_login_leads_nowhere_else(app, stranger, target):
         assert is_local_path("/failed?page=2") and not is_local_path(target)
 
 
-def test_logging_in_forgets_the_session_before(app, stranger):
+def test_login_clears_the_previous_session(app, stranger):
     with stranger.session_transaction() as before:
         before["planted"] = "by somebody else"
     log_in(stranger)
@@ -213,7 +213,7 @@ def test_logging_in_forgets_the_session_before(app, stranger):
         assert "planted" not in after
 
 
-def test_a_login_ends_after_twelve_hours(app, client):
+def test_a_session_expires_after_twelve_hours(app, client):
     with client.session_transaction() as entry:
         fingerprint, since, login = entry["rqjobs"]
         entry["rqjobs"] = [fingerprint, since - 12 * 3600 + 60, login]
@@ -223,7 +223,7 @@ def test_a_login_ends_after_twelve_hours(app, client):
     assert client.get("/").status_code != 200
 
 
-def test_a_new_password_or_user_logs_everybody_out(app, client):
+def test_new_credentials_end_all_sessions(app, client):
     cookie = client.get_cookie("rqjobs_session").value
     for change, status in (
         ({}, 200),
@@ -245,8 +245,8 @@ def folder(tmp_path, monkeypatch):
     return connection.DATA_FOLDER
 
 
-def test_without_a_secret_key_one_of_chance_is_kept(settings, folder):
-    """It was made of the password, so that a cookie with nothing in it told who guessed that he was right."""
+def test_a_missing_secret_key_is_generated_and_kept(settings, folder):
+    """The key was made of the password: an attacker could check guesses against an empty cookie."""
     config.use(admin_password=PASSWORD)
     one, two = create_app(), create_app()
     client = one.test_client()
@@ -273,7 +273,7 @@ def test_without_a_secret_key_one_of_chance_is_kept(settings, folder):
 
 
 @pytest.mark.parametrize("spoil", ["closed", "readable", "link", "text"])
-def test_a_folder_that_cannot_keep_a_secret(folder, capsys, spoil):
+def test_an_unusable_data_folder_gives_a_temporary_secret(folder, capsys, spoil):
     folder.mkdir()
     file = folder / "secret-key"
     if spoil == "closed":
@@ -292,7 +292,7 @@ def test_a_folder_that_cannot_keep_a_secret(folder, capsys, spoil):
     assert "Set SECRET_KEY" in capsys.readouterr().err
 
 
-def test_processes_that_start_at_once_keep_one_secret(spawn, tmp_path):
+def test_processes_that_start_together_share_one_secret(spawn, tmp_path):
     code = "from rqjobs.web.generated_secrets import generated_secret; print(generated_secret('secret-key', 'X'))"
     processes = [spawn(sys.executable, "-c", code) for _ in range(8)]
     assert all(process.wait(60) == 0 for process in processes)
@@ -305,7 +305,7 @@ def test_logout_is_a_post(client):
     assert client.get("/").status_code != 200
 
 
-def test_after_a_logout_the_cookie_opens_nothing_for_anybody(app, client, redis):
+def test_logout_invalidates_the_cookie(app, client, redis):
     cookie = client.get_cookie("rqjobs_session").value
     other = app.test_client()
     assert log_in(other).status_code == 303
@@ -317,7 +317,7 @@ def test_after_a_logout_the_cookie_opens_nothing_for_anybody(app, client, redis)
     assert redis.zcard("rqjobs:sessions") == 1 and 43_000 < redis.ttl("rqjobs:sessions") <= 43_200
 
 
-def test_odd_records_of_logins_keep_nobody_out(app, redis):
+def test_malformed_login_records_do_not_prevent_a_login(app, redis):
     client = app.test_client()
     log_in(client)
     for key in ("rqjobs:sessions", "rqjobs:login:127.0.0.1", "rqjobs:login"):
@@ -328,7 +328,7 @@ def test_odd_records_of_logins_keep_nobody_out(app, redis):
     assert log_in(client).status_code == 303 and client.get("/").status_code == 200
 
 
-def test_wrong_passwords_are_slowed_down(app, redis):
+def test_wrong_passwords_cause_pauses(app, redis):
     attacker = app.test_client()
     assert [log_in(attacker, password=f"guess {n}").status_code for n in range(4)] == [
         401,
@@ -336,17 +336,17 @@ def test_wrong_passwords_are_slowed_down(app, redis):
         401,
         429,
     ]
-    reply = log_in(attacker)  # the right one, but within the pause
+    reply = log_in(attacker)  # the right password, within the pause
     assert reply.status_code == 429 and 1 <= int(reply.headers["Retry-After"]) <= 2
     assert "Too many wrong passwords" in reply.text and not cookies(reply)
     elsewhere = {"environ_base": {"REMOTE_ADDR": "192.0.2.7"}}
     assert log_in(app.test_client(), **elsewhere).status_code == 303
-    redis.delete("rqjobs:login:127.0.0.1:pause")  # as if it were over
+    redis.delete("rqjobs:login:127.0.0.1:pause")  # as if the pause had ended
     assert log_in(attacker).status_code == 303
     assert not redis.exists("rqjobs:login:127.0.0.1")
 
 
-def test_pauses_grow_to_a_minute_and_end(app, redis):
+def test_pauses_double_up_to_a_minute(app, redis):
     attacker = app.test_client()
     longest = 0
     for _ in range(12):
@@ -358,12 +358,12 @@ def test_pauses_grow_to_a_minute_and_end(app, redis):
 
 
 @pytest.mark.parametrize("key", ["rqjobs:login:pause", "rqjobs:login:127.0.0.1:pause"])
-def test_a_pause_for_years_is_not_one_of_ours(app, redis, key):
+def test_a_pause_longer_than_the_maximum_is_ignored(app, redis, key):
     redis.set(key, 1, ex=10**8)
     assert log_in(app.test_client()).status_code == 303
 
 
-def test_a_thousand_addresses_are_slowed_down_too(app):
+def test_many_addresses_share_a_second_limit(app):
     replies = [
         log_in(
             app.test_client(), password="guess", environ_base={"REMOTE_ADDR": f"192.0.2.{n}"}
@@ -380,7 +380,7 @@ def test_a_thousand_addresses_are_slowed_down_too(app):
     assert 429 in within, "one IPv6 network counts as one address"
 
 
-def test_who_logged_in_before_is_not_kept_out_by_others(app, client):
+def test_a_known_browser_has_its_own_limit(app, client):
     for _ in range(5):
         log_in(app.test_client(), password="guess")  # from the same address, as behind a proxy
     client.post("/logout")
@@ -392,7 +392,7 @@ def test_a_login_needs_redis(app, stranger, no_redis):
     assert reply.status_code == 503 and not cookies(reply)
 
 
-# Where requests come from
+# Origins of requests
 
 
 @pytest.mark.parametrize(
@@ -411,7 +411,7 @@ def test_a_login_needs_redis(app, stranger, no_redis):
         {"Sec-Fetch-Site": "cross-site", "Origin": "http://localhost"},
     ],
 )
-def test_other_sites_cannot_write(app, client, redis, headers):
+def test_requests_of_other_sites_are_refused(app, client, redis, headers):
     del client.environ_base["HTTP_SEC_FETCH_SITE"]
     job = rqjobs.enqueue(faults.say, "keep me")
     for endpoint, method, address in every_call(app):
@@ -440,7 +440,7 @@ def test_other_sites_cannot_write(app, client, redis, headers):
         {"Origin": "HTTP://LOCALHOST"},
     ],
 )
-def test_our_own_pages_can_write(client, headers):
+def test_requests_of_our_pages_are_accepted(client, headers):
     del client.environ_base["HTTP_SEC_FETCH_SITE"]
     assert (
         client.post(
@@ -450,7 +450,7 @@ def test_our_own_pages_can_write(client, headers):
     )
 
 
-def test_no_get_changes_anything(app, client, redis):
+def test_get_requests_change_nothing(app, client, redis):
     rqjobs.enqueue(faults.say, "one")
     bad = rqjobs.enqueue(faults.boom)
     run_all(redis)
@@ -484,7 +484,7 @@ def test_without_a_password_only_this_machine_is_served(settings, folder, capsys
     assert client.get("/", base_url="http://127.0.0.1:8000").status_code in (
         303,
         401,
-    )  # let in, but it is another site
+    )  # accepted, but the session belongs to another site
     for options in (
         {"environ_base": {"REMOTE_ADDR": "192.0.2.1"}},
         {"environ_base": {"REMOTE_ADDR": ""}},
@@ -511,8 +511,8 @@ def test_without_a_password_only_this_machine_is_served(settings, folder, capsys
     )
 
 
-def test_who_imports_the_app_without_serving_it_hears_of_no_password(spawn, tmp_path):
-    """It was printed by the worker, doctor and pytest too, for a server that did not exist."""
+def test_importing_the_app_prints_no_password(spawn, tmp_path):
+    """The worker, doctor and pytest printed the password of a server that did not exist."""
     (tmp_path / "shop.py").write_text(
         "import flask, rqjobs.web\n\ndef create_app():\n    app = flask.Flask('shop')\n"
         "    rqjobs.web.init_app(app, url_prefix='/jobs')\n    return app\n"
@@ -525,9 +525,7 @@ def test_who_imports_the_app_without_serving_it_hears_of_no_password(spawn, tmp_
     assert not (tmp_path / ".rqjobs").exists()
 
 
-def test_flask_run_with_the_reloader_has_one_password_and_keeps_who_is_logged_in(
-    spawn, tmp_path, eventually
-):
+def test_flask_reloader_keeps_password_and_sessions(spawn, tmp_path, eventually):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -580,8 +578,8 @@ def test_flask_run_with_the_reloader_has_one_password_and_keeps_who_is_logged_in
 @pytest.mark.parametrize(
     "host", ["a..b", ".", "a" * 70 + ".b", "[", "a b", "\xff", "", "x:99999999"]
 )
-def test_a_host_that_is_none_is_no_trouble(app, client, host):
-    """`a..b` was a 500 on any path, with a traceback in the log."""
+def test_a_malformed_host_header_is_a_400(app, client, host):
+    """The Host `a..b` was a 500 on any path, with a traceback in the log."""
     for _, method, address in every_call(app):
         reply = client.open(address, method=method, headers={"Host": host})
         assert reply.status_code < 500, (address, reply.status)
@@ -603,7 +601,7 @@ def test_a_refusal_names_the_header_that_a_proxy_must_set(stranger):
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.com"])
-def test_it_is_never_open_to_a_network_without_a_password(settings, host):
+def test_serving_a_network_requires_a_password(settings, host):
     config.use(host=host)
     with pytest.raises(config.ConfigError, match=r"HOST=.* exposes.* Set RQJOBS_ADMIN_PASSWORD"):
         create_app()
@@ -611,7 +609,7 @@ def test_it_is_never_open_to_a_network_without_a_password(settings, host):
     assert create_app()
 
 
-def test_our_pages_have_strict_headers(client):
+def test_pages_have_security_headers(client):
     for path in ("/", "/failed", "/workers", "/nowhere", "/login"):
         headers = client.get(path).headers
         assert "default-src 'self'" in headers["Content-Security-Policy"]
@@ -660,8 +658,8 @@ def test_inside_another_app(settings):
         assert dict(left) == {"cart": 3}
 
 
-def test_inside_another_app_its_stock_queues_go_on_feeding_stock_workers(environ, worker):
-    """They wrote JSON once, which made every job fail in a stock worker."""
+def test_inside_another_app_stock_queues_still_write_pickle(environ, worker):
+    """Stock queues once wrote JSON, and every job failed in a stock worker."""
     process = worker("low")
     host = """if True:
         import faults, redis, rq, rqjobs.web
@@ -669,7 +667,7 @@ def test_inside_another_app_its_stock_queues_go_on_feeding_stock_workers(environ
         connection = redis.Redis.from_url({url!r})
         before = rq.Queue("stock", connection=connection)
         rqjobs.web.init_app(Flask("host"), url_prefix="/jobs")
-        assert [worker.name for worker in rqjobs.Worker.all(connection)] == [{name!r}]  # none of this process
+        assert [worker.name for worker in rqjobs.Worker.all(connection)] == [{name!r}]  # no worker of this process
         for queue in (before, rq.Queue("stock", connection=connection)):
             queue.enqueue(faults.add, 2, b=3, meta={{"team": "a"}})
         ours = rqjobs.enqueue(faults.ok, meta={{"team": "a"}})
@@ -698,7 +696,7 @@ def test_inside_another_app_its_stock_queues_go_on_feeding_stock_workers(environ
 # The form
 
 
-def test_home_shows_what_there_is(client, redis):
+def test_home_shows_queues_and_jobs(client, redis):
     rqjobs.enqueue(faults.say, "hello")
     rqjobs.enqueue(faults.boom, "bang")
     run_all(redis)
@@ -713,7 +711,7 @@ def test_home_shows_what_there_is(client, redis):
     )
 
 
-def test_broken_modules_are_named(client):
+def test_modules_that_fail_to_import_are_named(client):
     config.use(modules=("faults", "nowhere_at_all"))
     page = client.get("/").text
     assert "<code>nowhere_at_all</code> failed to import" in page
@@ -743,7 +741,7 @@ def test_enqueue(client, redis):
     )
 
 
-def test_what_the_form_makes_fits_the_annotations_all_the_way_down(client, redis):
+def test_form_arguments_fit_nested_annotations(client, redis):
     form = client.get("/?function=faults.order").text.replace("&#34;", '"')
     assert 'JSON, for example {"customer": {"name": "a"}, "points": [{"x": 3}]}' in form
     data = {"function": "faults.order", "queue": "default", "arg.sizes": '["LARGE"]'}
@@ -808,7 +806,7 @@ def test_options_reach_the_job(client, redis):
 def test_a_form_sent_twice_at_once_is_one_job(client, redis, monkeypatch):
     monkeypatch.setattr(
         Job, "exists", lambda *_: False
-    )  # both have looked before either has written
+    )  # both requests check before one of them writes
     data = {"function": "faults.add", "arg.a": "3", "queue": "default", "job_id": str(uuid.uuid4())}
     assert [client.post("/jobs", data=data).location for _ in range(2)] == [
         f"/jobs/{data['job_id']}"
@@ -817,9 +815,7 @@ def test_a_form_sent_twice_at_once_is_one_job(client, redis, monkeypatch):
 
 
 @pytest.mark.parametrize("typed, left", [("", 5), ("0", None), ("2", 2)])
-def test_no_retries_means_none_even_if_the_function_has_its_own(
-    client, redis, monkeypatch, typed, left
-):
+def test_zero_retries_override_those_of_the_function(client, redis, monkeypatch, typed, left):
     monkeypatch.setattr(
         faults.urgent, "__rqjobs__", {"queue": "high", "retry": rqjobs.Retry(max=5)}
     )
@@ -830,7 +826,7 @@ def test_no_retries_means_none_even_if_the_function_has_its_own(
     assert Job.fetch(reply.location.rpartition("/")[2], connection=redis).retries_left == left
 
 
-def test_at_is_in_the_browsers_time(client, redis):
+def test_a_time_is_read_in_the_time_zone_of_the_browser(client, redis):
     local = datetime.now(timezone.utc).replace(tzinfo=None, microsecond=0) + timedelta(hours=7)
     data = {
         "function": "faults.ok",
@@ -872,7 +868,7 @@ def test_at_is_in_the_browsers_time(client, redis):
         ({"function": "faults._hidden"}, "There is no such job function"),
     ],
 )
-def test_errors_are_shown_and_the_input_kept(client, redis, wrong, told):
+def test_errors_are_shown_and_inputs_are_kept(client, redis, wrong, told):
     data = {
         "function": "faults.add",
         "arg.a": "3",
@@ -895,7 +891,7 @@ def test_errors_are_shown_and_the_input_kept(client, redis, wrong, told):
     assert not list(redis.scan_iter("rq:job:*"))
 
 
-def test_what_the_queue_refuses_is_shown_on_the_form(client, redis):
+def test_a_refusal_of_the_queue_is_shown_on_the_form(client, redis):
     config.use(max_payload_bytes=1024)
     data = {"function": "faults.say", "arg.text": "x" * 1020, "queue": "low"}
     reply = client.post("/jobs", data=data)
@@ -909,12 +905,12 @@ def test_what_the_queue_refuses_is_shown_on_the_form(client, redis):
     assert not list(redis.scan_iter("rq:job:*"))
 
 
-def test_a_form_that_is_far_too_large_is_not_read(client):
+def test_an_oversized_form_is_a_413(client):
     reply = client.post("/jobs", data={"function": "faults.say", "arg.text": "x" * 3_000_000})
     assert reply.status_code == 413 and "<h1>" in reply.text
 
 
-def test_hostile_input_comes_back_as_text(client):
+def test_hostile_input_is_escaped(client):
     reply = client.post(
         "/jobs",
         data={
@@ -936,7 +932,7 @@ def test_hostile_input_comes_back_as_text(client):
 
 
 def harmless(page):
-    """As a browser reads it, the page has no tag, no handler and no link that is not ours."""
+    """A browser finds no tag, no handler and no link in the page that is not ours."""
 
     class Reader(HTMLParser):
         def handle_starttag(self, tag, attributes):
@@ -1001,7 +997,7 @@ def job_in(status, redis):
         ("canceled", ["again", "delete"]),
     ],
 )
-def test_each_state_has_its_page_and_its_buttons(client, redis, status, actions):
+def test_each_status_has_its_page_and_buttons(client, redis, status, actions):
     job = job_in(status, redis)
     state = state_of(client, job.id)
     assert state["status"] == status and buttons(state["html"]) == actions
@@ -1021,7 +1017,7 @@ def test_each_state_has_its_page_and_its_buttons(client, redis, status, actions)
     ["queued", "scheduled", "deferred", "started", "finished", "failed", "stopped", "canceled"],
 )
 @pytest.mark.parametrize("action", ["cancel", "stop", "requeue", "again", "delete"])
-def test_buttons_do_what_they_say_and_nothing_in_other_states(client, redis, status, action):
+def test_an_action_works_only_in_its_statuses(client, redis, status, action):
     job = job_in(status, redis)
     offered = action in buttons(state_of(client, job.id)["html"])
     count = len(list(redis.scan_iter("rq:job:*")))
@@ -1046,7 +1042,7 @@ def test_buttons_do_what_they_say_and_nothing_in_other_states(client, redis, sta
         assert redis.hget(job.key, "status").decode() == expected
 
 
-def test_a_job_that_waits_in_vain_says_so(client, redis):
+def test_a_blocked_job_names_the_parent_and_the_remedy(client, redis):
     parent = rqjobs.enqueue(faults.boom, "bang")
     job = rqjobs.enqueue(faults.say, "after", depends_on=parent)
     assert "This job waits for" not in client.get(f"/jobs/{job.id}").text
@@ -1060,7 +1056,7 @@ def test_a_job_that_waits_in_vain_says_so(client, redis):
     )
 
 
-def test_stop_stops(client, redis, worker, eventually):
+def test_stop_ends_a_running_job(client, redis, worker, eventually):
     worker("default")
     job = rqjobs.enqueue(faults.hang, "gate")
     eventually(lambda: redis.exists("gate:reached"), what="the job")
@@ -1072,7 +1068,7 @@ def test_stop_stops(client, redis, worker, eventually):
     )
 
 
-def test_progress_deaths_and_counts(client, redis):
+def test_progress_crashes_and_counts_are_shown(client, redis):
     job = rqjobs.enqueue(
         faults.say, "hello", retry=rqjobs.Retry(max=4), meta={"done": 3, "total": 12}
     )
@@ -1089,7 +1085,7 @@ def test_progress_deaths_and_counts(client, redis):
         assert "<progress" not in state_of(client, job.id)["html"]
 
 
-def test_there_is_a_page_for_what_is_not_there(client):
+def test_missing_jobs_and_pages_are_a_404(client):
     for path in (
         "/jobs/gone",
         "/jobs/gone/state",
@@ -1113,7 +1109,7 @@ def test_there_is_a_page_for_what_is_not_there(client):
         ("timeout", "soon"),
     ],
 )
-def test_an_unreadable_job_says_so_and_can_be_deleted(client, redis, field, value):
+def test_an_unreadable_job_is_shown_and_can_be_deleted(client, redis, field, value):
     job = job_in("failed", redis)
     redis.hset(job.key, field, value)
     page = client.get(f"/jobs/{job.id}")
@@ -1149,7 +1145,7 @@ def test_an_unreadable_job_says_so_and_can_be_deleted(client, redis, field, valu
         ("started_at", "0001-01-01T00:00:00.0Z"),
     ],
 )
-def test_odd_fields_break_no_page(client, redis, field, value):
+def test_malformed_fields_break_no_page(client, redis, field, value):
     job = job_in("failed", redis)
     redis.hset(job.key, field, value)
     redis.zadd("rq:scheduled:default", {job.id: "-inf"})
@@ -1166,18 +1162,18 @@ def test_odd_fields_break_no_page(client, redis, field, value):
 @pytest.mark.parametrize(
     "payload", [{"type": 99}, {}, {"type": 2, "exc_string": "x"}, {"type": 1, "return_value": "x"}]
 )
-def test_odd_results_break_no_page(client, redis, payload):
+def test_malformed_results_break_no_page(client, redis, payload):
     job = job_in("finished", redis)
     redis.xadd(Result.get_key(job.id), payload or {"x": "y"})
     assert "cannot be read" in client.get(f"/jobs/{job.id}").text
 
 
-def test_a_hash_that_is_none(client, redis):
+def test_a_job_key_of_another_type_is_unreadable(client, redis):
     redis.set("rq:job:text", "no hash")
     assert "cannot be read" in client.get("/jobs/text").text
 
 
-def test_pickles_are_not_read(client, redis):
+def test_pickles_are_shown_as_unreadable(client, redis):
     import pickle
     import zlib
 
@@ -1205,7 +1201,7 @@ def test_pickles_are_not_read(client, redis):
     assert not hasattr(rqjobs, "exploded")
 
 
-def test_what_a_job_carries_stays_text(client, redis):
+def test_all_data_of_a_job_is_escaped(client, redis):
     def hostile(function, *args):
         return rqjobs.enqueue(function, *args, description=HOSTILE, meta={HOSTILE: [HOSTILE]})
 
@@ -1259,7 +1255,7 @@ def test_big_results_are_cut(client, redis):
 
 
 @pytest.mark.parametrize("field", ["origin", "worker_name", "created_at", "status"])
-def test_no_field_makes_a_page_of_megabytes(client, redis, field):
+def test_long_fields_are_cut(client, redis, field):
     job = rqjobs.enqueue(faults.say, "x")
     redis.hset(job.key, field, "x" * 1_000_000)
     redis.zadd("rq:failed:default", {job.id: 1})
@@ -1275,10 +1271,10 @@ def test_no_field_makes_a_page_of_megabytes(client, redis, field):
         assert reply.status_code == 200 and len(reply.data) < 100_000, path
 
 
-# The failed jobs, the workers, the health
+# Failed jobs, workers, health
 
 
-def test_failed_jobs_page_by_page(client, redis):
+def test_failed_jobs_are_shown_in_pages(client, redis):
     jobs = [rqjobs.enqueue(faults.boom, str(n)) for n in range(30)] + [
         rqjobs.queue("low").enqueue(faults.boom, "low")
     ]
@@ -1287,12 +1283,12 @@ def test_failed_jobs_page_by_page(client, redis):
     pages = [client.get(f"/failed?page={number}").text for number in (1, 2)]
     found = [{job_id for job_id in ids if f'href="/jobs/{job_id}"' in page} for page in pages]
     assert (len(found[0]), len(found[1])) == (25, 6) and found[0] | found[1] == ids
-    assert client.get("/failed?queue=low").text.count('/requeue"') == 2  # one job, and all
+    assert client.get("/failed?queue=low").text.count('/requeue"') == 2  # of one job, and of all
     for number in ("0", "-5", "x", "99999999999"):
         assert client.get(f"/failed?page={number}").status_code == 200
 
 
-def test_a_stopped_job_is_shown_beside_the_failed_ones_and_requeue_all_leaves_it(client, redis):
+def test_stopped_jobs_are_listed_apart_and_not_requeued_with_all(client, redis):
     stopped, failing = rqjobs.enqueue(faults.ok), rqjobs.enqueue(faults.ok)
     redis.delete("rq:queue:default")
     for job, status in ((stopped, "stopped"), (failing, "failed")):
@@ -1328,7 +1324,7 @@ def test_requeue_one_and_all(client, redis):
     assert redis.llen("rq:queue:default") == 5 and not redis.zcard("rq:failed:default")
 
 
-def test_after_an_action_one_is_where_the_button_was(client, redis):
+def test_an_action_returns_to_the_list_of_its_button(client, redis):
     jobs = [rqjobs.queue("low").enqueue(faults.boom, str(n)) for n in range(52)]
     run_all(redis)
     here = client.get("/failed?queue=low&page=2").text
@@ -1372,19 +1368,19 @@ def test_workers_are_listed(client, redis, worker):
 
 @pytest.fixture
 def no_redis(app):
-    """Redis has gone away."""
+    """Redis does not answer."""
     config.use(redis_url="redis://user:s3cret-password@127.0.0.1:1/0")
 
 
 @pytest.fixture
 def full(redis):
-    """Redis refuses writes, for want of memory."""
+    """Redis has no free memory and refuses writes."""
     redis.config_set("maxmemory", "1")
     yield redis
     redis.config_set("maxmemory", "0")
 
 
-def test_a_full_redis_lets_one_log_in_and_says_what_it_is(client, stranger, redis, full):
+def test_a_full_redis_allows_login_and_is_reported(client, stranger, redis, full):
     assert "Redis is full" in client.get("/").text
     redis.config_set("maxmemory", "0")
     job = rqjobs.enqueue_in(500, faults.say, "later")
@@ -1414,7 +1410,7 @@ def test_a_full_redis_lets_one_log_in_and_says_what_it_is(client, stranger, redi
     assert stranger.get("/").status_code == 401
 
 
-def test_that_the_workers_are_suspended_is_said_on_every_page(client, redis):
+def test_every_page_reports_suspended_workers(client, redis):
     assert "suspended" not in client.get("/").text
     redis.set("rq:suspended", 1)
     for path in ("/", "/live", "/failed", "/workers", "/schedules", "/delayed"):
@@ -1431,7 +1427,7 @@ def test_healthz(stranger):
     assert (reply.status_code, reply.text) == (200, "ok\n")
 
 
-def test_when_redis_is_away(client, stranger, no_redis):
+def test_pages_without_redis_are_a_503(client, stranger, no_redis):
     reply = stranger.get("/healthz")
     assert reply.status_code == 503 and reply.text.count("\n") == 1 and "127.0.0.1:1" in reply.text
     for path in (
@@ -1455,15 +1451,17 @@ def test_when_redis_is_away(client, stranger, no_redis):
     assert client.get("/rq/").status_code == 503
 
 
-def test_when_no_redis_is_configured(client, stranger, tmp_path, monkeypatch):
+def test_without_configured_redis_the_page_names_the_setting(
+    client, stranger, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     config.use(redis_url=None)
     assert "set REDIS_URL" in stranger.get("/healthz").text
     assert "set REDIS_URL" in client.get("/").text
 
 
-def test_the_ledger_is_what_requeues(client, redis):
-    """A crash between RQ's own three steps lost the job."""
+def test_requeue_is_one_atomic_step(client, redis):
+    """RQ requeues in three steps: a crash between them lost the job."""
     job = job_in("failed", redis)
     redis.hset(job.key, "rqjobs_crashes", "1")
     client.post(f"/jobs/{job.id}/requeue")

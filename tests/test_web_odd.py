@@ -1,4 +1,4 @@
-"""Whatever stands in Redis, no page answers with a 5xx: each odd record, on all routes, by somebody logged in."""
+"""No malformed record in Redis makes a page answer with a 5xx, on any route."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SURROGATE = json.dumps(["faults.say", None, ["\ud800"], {"k\udfff": "\ud83d"}]).
 
 
 def plant(redis, **fields):
-    """A job in each place whose hash has these fields."""
+    """A job in each place whose record has these fields."""
     job = rqjobs.enqueue(faults.say, "hello", job_id="odd")
     redis.hset(job.key, mapping={"planted": 1, **fields})
     for registry in ("failed", "finished", "scheduled", "deferred", "canceled"):
@@ -63,7 +63,7 @@ def job_fields(redis, fields):
 
 
 def key_type(redis, name):
-    """A key of a type that is none of its own."""
+    """A key of another type than it should have."""
     plant(redis)
     redis.delete(name)
     redis.set(name, "odd")
@@ -226,7 +226,7 @@ ACTIONS = ("cancel", "stop", "requeue", "again", "delete", "run", "pause", "resu
 @pytest.mark.parametrize(
     "make, what", ODD, ids=lambda value: getattr(value, "__name__", repr(value)[:40])
 )
-def test_no_page_breaks(app, client, redis, make, what):  # noqa: F811
+def test_malformed_records_break_no_page(app, client, redis, make, what):  # noqa: F811
     app.testing = app.config["PROPAGATE_EXCEPTIONS"] = False
     make(redis, what)
     before = {key: redis.dump(key) for key in redis.scan_iter("*")}
@@ -245,7 +245,7 @@ def test_no_page_breaks(app, client, redis, make, what):  # noqa: F811
     for endpoint, method, address in sorted(every_call(app), key=lambda call: call[1] != "GET"):
         if endpoint == "rqjobs.logout" or method in ("HEAD", "OPTIONS"):
             continue
-        if method != "GET":  # each finds what the test has made
+        if method != "GET":  # each request finds the records of the test
             redis.delete(*redis.keys("rq:*"), *redis.keys("rqjobs:schedule*"), "none")
             for key, value in before.items():
                 if not key.startswith((b"rqjobs:sessions", b"rqjobs:login")):

@@ -1,4 +1,4 @@
-"""The pages of schedules and of delayed jobs: what they show, what their forms do, and that Redis cannot hurt them."""
+"""The pages of schedules and delayed jobs: views, forms, and malformed records in Redis."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ CRON = NEW | {
 
 
 def inputs(page):
-    """What the form of a schedule has in its inputs, as a browser would send it."""
+    """The inputs of the schedule form, as a browser would send them."""
     form = page[page.index('id="rule"') :]
     sent = {}
     for tag in re.findall(r"<input[^>]*>", form):
@@ -63,10 +63,10 @@ def declare(redis, name="from-code", rule=None):
     redis.hset(f"rqjobs:schedule:{name}", "source", "code")
 
 
-# What is shown
+# Views
 
 
-def test_an_empty_page_teaches(client):
+def test_an_empty_list_shows_an_example(client):
     page = client.get("/schedules").text
     assert (
         "@every(minutes=5)" in page and "@cron(" in page and "No scheduler is running" not in page
@@ -110,7 +110,7 @@ def test_all_schedules_are_listed(client, redis):
     )
 
 
-def test_long_lists_have_pages(client):
+def test_schedules_are_shown_in_pages(client):
     for number in range(51):
         schedules.add(f"one-{number:02}", every(hours=1), faults.ok)
     first, second = client.get("/schedules").text, client.get("/schedules?page=2").text
@@ -155,7 +155,7 @@ def test_one_schedule(client, redis):
         assert client.get(path).status_code == 404
 
 
-def test_those_of_the_code_say_why_they_cannot_be_changed(client, redis):
+def test_a_declared_schedule_explains_where_to_change_it(client, redis):
     declare(redis)
     before = redis.hgetall("rqjobs:schedule:from-code")
     page = client.get("/schedules/from-code").text
@@ -182,7 +182,7 @@ def test_those_of_the_code_say_why_they_cannot_be_changed(client, redis):
     )
 
 
-# What is done
+# Actions
 
 
 def test_pause_resume_run_remove(client, redis):
@@ -206,7 +206,7 @@ def test_pause_resume_run_remove(client, redis):
     assert client.get("/schedules/report/pause").status_code == 405
 
 
-def test_no_other_site_can_do_it(app, client, redis):
+def test_requests_of_other_sites_are_refused(app, client, redis):
     schedules.add("report", every(hours=1), faults.ok)
     job = rqjobs.enqueue_in(500, faults.ok)
     before = {key: redis.dump(key) for key in redis.scan_iter()}
@@ -224,7 +224,7 @@ def test_no_other_site_can_do_it(app, client, redis):
     assert {key: redis.dump(key) for key in redis.scan_iter()} == before
 
 
-def test_make_one(client, redis):
+def test_add_a_schedule(client, redis):
     page = client.get("/schedules?function=faults.add").text
     form = inputs(page)
     assert (form["name"], form["arg.b"], form["kind"], form["queue"]) == (
@@ -247,7 +247,7 @@ def test_make_one(client, redis):
     assert "The schedule is stored." in client.get(reply.location).text
 
 
-def test_every_term_reaches_the_rule(client):
+def test_every_input_reaches_the_rule(client):
     client.post(
         "/schedules",
         data=CRON
@@ -287,7 +287,7 @@ def test_a_form_sent_twice_is_one_schedule(client):
     "wrong, where, told",
     [
         ({"name": ""}, "name", "Give it a name"),
-        ({"name": "a b"}, "name", "cannot be the name of a schedule; use letters"),
+        ({"name": "a b"}, "name", "cannot be the name of a schedule; use up to 80 letters"),
         ({"name": HOSTILE}, "name", "cannot be the name of a schedule"),
         ({"arg.a": "three"}, "arg.a", "is not a whole number"),
         ({"queue": "nowhere"}, "queue", "There is no such queue here."),
@@ -328,7 +328,7 @@ def test_a_form_sent_twice_is_one_schedule(client):
         ),
     ],
 )
-def test_errors_stand_beside_the_field_and_the_input_is_kept(client, redis, wrong, where, told):
+def test_errors_are_shown_at_their_input_and_inputs_are_kept(client, redis, wrong, where, told):
     reply = client.post("/schedules", data=NEW | wrong)
     assert reply.status_code == 422
     harmless(reply.text)
@@ -361,7 +361,7 @@ def test_the_look_ahead(client):
         harmless(reply.text)
 
 
-def test_what_enqueue_refuses_is_shown_on_the_form(client):
+def test_a_refusal_of_enqueue_is_shown_on_the_form(client):
     rqjobs.config.use(max_payload_bytes=1024)
     reply = client.post("/schedules", data=NEW | {"function": "faults.say", "arg.text": "x" * 1020})
     assert reply.status_code == 422 and "RQJOBS_MAX_PAYLOAD_BYTES" in reply.text
@@ -371,7 +371,7 @@ def test_what_enqueue_refuses_is_shown_on_the_form(client):
     assert schedules.all() == []
 
 
-# The form to change one
+# The edit form
 
 
 @pytest.mark.parametrize(
@@ -389,7 +389,7 @@ def test_what_enqueue_refuses_is_shown_on_the_form(client):
         ),
     ],
 )
-def test_saving_what_is_shown_changes_nothing(client, redis, rule):
+def test_saving_an_unchanged_form_changes_nothing(client, redis, rule):
     schedules.add("one", rule, faults.add, 3, b=4, queue="low", job_timeout=77, description="mine")
     before = schedules.get("one")
     job = redis.hgetall("rqjobs:schedule:one:job")
@@ -453,7 +453,7 @@ def test_errors_of_an_edit(client):
     assert client.post("/schedules/nothing", data=form).status_code == 404
 
 
-def test_a_change_that_somebody_else_made_is_not_overwritten_unseen(client):
+def test_a_concurrent_change_is_not_overwritten_unseen(client):
     schedules.add("one", every(hours=1), faults.add, 3)
     form = inputs(client.get("/schedules/one").text) | {"arg.a": "9"}
     schedules.edit("one", rule=every(hours=2))
@@ -479,7 +479,7 @@ def test_a_change_that_somebody_else_made_is_not_overwritten_unseen(client):
         (faults.ok, [True], {}),
     ],
 )
-def test_arguments_are_shown_as_they_are_read_again(function, args, kwargs):
+def test_arguments_survive_the_form(function, args, kwargs):
     shown = fill_in(function, args, kwargs)
     again, more, errors = read_arguments(function, shown)
     assert not errors and json.dumps([*again, more]).startswith(json.dumps(args)[:-1])
@@ -497,11 +497,11 @@ def test_arguments_are_shown_as_they_are_read_again(function, args, kwargs):
         (faults.ok, [float("inf")]),
     ],
 )
-def test_arguments_that_the_form_cannot_show_stay(client, redis, function, args):
+def test_arguments_that_the_form_cannot_show_have_no_inputs(client, redis, function, args):
     assert fill_in(function, args, {}) is None
 
 
-def test_an_edit_without_the_arguments(client, redis, monkeypatch):
+def test_an_edit_keeps_arguments_that_the_form_cannot_show(client, redis, monkeypatch):
     moment = datetime(2030, 1, 1, tzinfo=timezone.utc)
     schedules.add("one", every(hours=1), faults.ok, moment)
     page = client.get("/schedules/one").text
@@ -515,7 +515,7 @@ def test_an_edit_without_the_arguments(client, redis, monkeypatch):
     assert schedules.get("one").rule == every(hours=4) and schedules.get("one").args == [moment]
 
 
-# What somebody else wrote into Redis
+# Malformed records in Redis
 
 
 ODD = [
@@ -566,7 +566,7 @@ def look(client, name):
         "digest",
     ],
 )
-def test_odd_fields(client, redis, field):
+def test_malformed_fields_break_no_page(client, redis, field):
     schedules.add("good", every(hours=1), faults.ok)
     schedules.add("odd", every(hours=1), faults.add, 3)
     for value in ODD:
@@ -580,7 +580,7 @@ def test_odd_fields(client, redis, field):
 
 
 @pytest.mark.parametrize("key", ["job", "runs", "outcomes", ""])
-def test_odd_keys(client, redis, key):
+def test_keys_of_another_type_break_no_page(client, redis, key):
     schedules.add("good", every(hours=1), faults.ok)
     schedules.add("odd", every(hours=1), faults.say, "x")
     job = schedules.run_now("odd")
@@ -611,7 +611,7 @@ def test_odd_keys(client, redis, key):
     assert client.post("/schedules/odd/remove").status_code == 303
 
 
-def test_hostile_schedules_are_text(client, redis):
+def test_hostile_schedules_are_escaped(client, redis):
     schedules.add("good", every(hours=1), faults.ok)
     schedules.add("evil", every(hours=1), faults.say, HOSTILE, description=HOSTILE)
     job = schedules.run_now("evil")
@@ -737,7 +737,7 @@ def test_a_delayed_job_that_cannot_be_read_can_be_canceled(client, redis):
     )
 
 
-def test_the_form_for_another_time_is_there_while_the_job_waits(client, redis):
+def test_only_a_delayed_job_has_the_reschedule_form(client, redis):
     job = rqjobs.enqueue(faults.ok)
     assert 'data-while="scheduled" hidden>' in client.get(f"/jobs/{job.id}").text
     test_web.run_all(redis)
