@@ -1,6 +1,6 @@
-"""Delayed jobs: those that wait in RQ's scheduled set for their time, seen, canceled and given another time.
+"""Delayed jobs: list, cancel and reschedule the jobs in RQ's scheduled set.
 
-The set's score is when a job is due, in Unix seconds with fractions, by Redis's clock.
+The set's score is the due time in Unix seconds with fractions, by Redis's clock.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import redis
 from rq.exceptions import InvalidJobOperation, NoSuchJobError
 
-from rqjobs import connection as connections
+from rqjobs import connection
 from rqjobs.broker import keys, scripts, transitions
 from rqjobs.broker.keys import decode
 from rqjobs.broker.places import queue_names as known_queue_names
@@ -23,7 +23,7 @@ from rqjobs.times import MAX_TIMESTAMP
 
 @dataclass(frozen=True)
 class Delayed:
-    """A job that waits for its time. The description is what its enqueuer wrote: show it, obey nothing in it."""
+    """A delayed job. The description comes from its enqueuer: show it, but do not trust it."""
 
     job_id: str
     queue: str
@@ -31,75 +31,49 @@ class Delayed:
     description: str
 
 
-def _in_order(connection: redis.Redis, queue: str | None, *command: Any) -> list[tuple[str, Any]]:
-    """(queue, what Redis says of its delayed jobs), in one round trip; a key of the wrong type is left out."""
-    names = [queue] if queue else known_queue_names(connection)
-    asked = [(command[0], keys.scheduled(name), *command[1:]) for name in names]
-    return [
-        (name, reply)
-        for name, reply in zip(names, scripts.read_together(connection, asked), strict=True)
-        if not isinstance(reply, Exception)
-    ]
+def count(queue: str | None = None) -> int:
+    """The number of delayed jobs of `queue`; of every queue if it is None."""
+    return sum(number for _, number in _read_scheduled(queue, "ZCARD"))
 
 
-def count(queue: str | None = None, connection: redis.Redis | None = None) -> int:
-    """How many jobs of `queue` (None: of every queue) wait for their time."""
-    return sum(
-        number for _, number in _in_order(connection or connections.client(), queue, "ZCARD")
-    )
-
-
-def jobs(
-    queue: str | None = None,
-    offset: int = 0,
-    limit: int = 50,
-    connection: redis.Redis | None = None,
-) -> list[Delayed]:
-    """The jobs of `queue` (None: of every queue) that wait for their time, the next due first."""
-    client = connection or connections.client()
+def jobs(queue: str | None = None, offset: int = 0, limit: int = 50) -> list[Delayed]:
+    """The delayed jobs of `queue` (None: of every queue), the next due first."""
+    end = offset + limit
     found: list[tuple[float, str, str]] = []
-    for name, first in _in_order(client, queue, "ZRANGE", 0, offset + limit - 1, "WITHSCORES"):
-        flat = (
-            [part for pair in first for part in pair]
-            if first and isinstance(first[0], list | tuple)
-            else first
-        )
-        found += [
-            (float(due), decode(job_id), name)
-            for job_id, due in zip(flat[::2], flat[1::2], strict=True)
-        ]
-    page = heapq.nsmallest(offset + limit, found)[offset:]
-    words = scripts.read_together(
-        client, [("HGET", keys.job(job_id), "description") for _, job_id, _ in page]
-    )
-    return [
-        Delayed(job_id, name, _moment(due), decode(said) if isinstance(said, bytes) else "")
-        for (due, job_id, name), said in zip(page, words, strict=True)
-    ]
+    for name, entries in _read_scheduled(queue, "ZRANGE", 0, end - 1, "WITHSCORES"):
+        found += [(due, job_id, name) for job_id, due in _pairs(entries)]
+    page = heapq.nsmallest(end, found)[offset:]
+    commands = [("HGET", keys.job(job_id), "description") for _, job_id, _ in page]
+    descriptions = scripts.read_together(connection.client(), commands)
+    delayed = []
+    for (due, job_id, name), description in zip(page, descriptions, strict=True):
+        if not isinstance(description, bytes):  # the job has none, or the key has the wrong type
+            description = b""
+        delayed.append(Delayed(job_id, name, _moment(due), decode(description)))
+    return delayed
 
 
-def cancel(job_id: str, connection: redis.Redis | None = None) -> None:
-    """Cancel a delayed job, in one step: it will not run, and stands among RQ's canceled jobs.
+def cancel(job_id: str) -> None:
+    """Cancel a delayed job, in one step. It does not run, and is among RQ's canceled jobs.
 
     Raises:
         NoSuchJobError: there is no such job.
-        InvalidJobOperation: it does not wait for a time (any more).
+        InvalidJobOperation: the job is not delayed, or no longer.
     """
-    _change(connection, job_id, "cancel", 0)
+    _change(job_id, "cancel", 0)
 
 
-def reschedule(
-    job_id: str, when: datetime | timedelta | float, connection: redis.Redis | None = None
-) -> datetime:
-    """Give a delayed job another time, in one step; returns that.
+def reschedule(job_id: str, when: datetime | timedelta | float) -> datetime:
+    """Change the due time of a delayed job, in one step; returns the new due time.
 
     Args:
-        when: a moment (without a time zone it is in this machine's), or so long from now, in seconds or as a timedelta.
+        when: a datetime (without a time zone it is in this machine's); or a delay from now, in
+            seconds or as a timedelta.
 
     Raises:
         NoSuchJobError: there is no such job.
-        InvalidJobOperation: it does not wait for a time (any more).
-        ValueError: `when` is no time, or too far away.
+        InvalidJobOperation: the job is not delayed, or no longer.
+        ValueError: `when` is not a time, or is too far away.
     """
     seconds: Any = when
     try:
@@ -111,27 +85,48 @@ def reschedule(
             raise ValueError
     except (TypeError, ValueError, OverflowError):
         raise ValueError(
-            f"{when!r} is no time for a job; give a datetime, or seconds or a timedelta from now, before "
-            f"the year 9999"
+            f"{when!r} is no time for a job; give a datetime, or seconds or a timedelta from now, "
+            f"before the year 9999"
         ) from None
-    return _moment(
-        float(_change(connection, job_id, "at" if isinstance(when, datetime) else "in", seconds))
-    )
+    change = "at" if isinstance(when, datetime) else "in"
+    return _moment(float(_change(job_id, change, seconds)))
+
+
+def _read_scheduled(queue: str | None, command: str, *args: Any) -> list[tuple[str, Any]]:
+    """(queue, the command's reply on its scheduled set), in one round trip.
+
+    A key of the wrong type is left out.
+    """
+    client = connection.client()
+    queues = [queue] if queue else known_queue_names(client)
+    commands = [(command, keys.scheduled(name), *args) for name in queues]
+    pairs = zip(queues, scripts.read_together(client, commands), strict=True)
+    return [(name, reply) for name, reply in pairs if not isinstance(reply, Exception)]
+
+
+def _pairs(entries: list[Any]) -> list[tuple[str, float]]:
+    """(job id, due time) of a reply with scores: pairs in RESP3, a flat list in RESP2."""
+    if entries and isinstance(entries[0], list | tuple):
+        pairs = [tuple(entry) for entry in entries]
+    else:
+        pairs = list(zip(entries[::2], entries[1::2], strict=True))
+    return [(decode(job_id), float(due)) for job_id, due in pairs]
 
 
 def _moment(due: float) -> datetime:
-    """`due` as a datetime in UTC; what no datetime can hold is as far away as one can be."""
+    """`due` as a datetime in UTC. A time that no datetime can hold becomes the first or last one."""
     try:
         return datetime.fromtimestamp(due, timezone.utc)
     except (ValueError, OverflowError, OSError):
-        return (datetime.max if due > 0 else datetime.min).replace(tzinfo=timezone.utc)
+        last = datetime.max if due > 0 else datetime.min
+        return last.replace(tzinfo=timezone.utc)
 
 
-def _change(connection: redis.Redis | None, job_id: str, what: str, seconds: Any) -> str:
-    client = connection or connections.client()
+def _change(job_id: str, change: str, seconds: Any) -> str:
+    client = connection.client()
     try:
         origin = client.hget(keys.job(job_id), "origin")
-    except redis.ResponseError:  # no hash stands there
+    except redis.ResponseError:  # the key is not a hash
         origin = None
     if origin is None:
         raise NoSuchJobError(f"No such job: {job_id}")
@@ -143,15 +138,8 @@ def _change(connection: redis.Redis | None, job_id: str, what: str, seconds: Any
         keys.registry("canceled", queue),
         keys.wakeup_channel(queue),
     ]
-    outcome = decode(
-        CHANGE_DELAYED.run(
-            client,
-            script_keys,
-            [job_id, what, repr(float(seconds)), transitions.SCHEDULER_POLL_SECONDS],
-        )
-    )
+    args = [job_id, change, repr(float(seconds)), transitions.SCHEDULER_POLL_SECONDS]
+    outcome = decode(CHANGE_DELAYED.run(client, script_keys, args))
     if outcome == "not delayed":
-        raise InvalidJobOperation(
-            f"job {job_id} of {queue!r} does not wait for a time (any more), so nothing was done"
-        )
+        raise InvalidJobOperation(f"job {job_id} of {queue!r} is not delayed, so nothing was done")
     return outcome

@@ -1,4 +1,9 @@
-"""The clock: RQ's scheduler process, but it sleeps until the next job is due, and is replaced within seconds."""
+"""The scheduler: moves due jobs into their queues, and runs the schedules.
+
+It is RQ's scheduler process, with three differences. It sleeps until the next job is due instead of
+a second at a time. Its locks are short, so another scheduler takes over within five seconds. Its
+moves are atomic scripts, so two schedulers that believe they hold one lock enqueue no job twice.
+"""
 
 from __future__ import annotations
 
@@ -20,167 +25,199 @@ from rqjobs.broker.transitions import SCHEDULER_POLL_SECONDS
 from rqjobs.queues import Queue
 from rqjobs.schedules import declared, history, ticker
 
-LOCK_TTL = 2.0  # seconds; with an idle worker's heartbeat, after which it is tried, less than five. RQ's has 61
-LONGEST_LOCK = 86_400  # seconds that a stock scheduler's may have
+# An idle worker tries the locks at each heartbeat. With this, a takeover needs less than five
+# seconds.
+LOCK_SECONDS = 2.0
+FOREIGN_LOCK_MAX_SECONDS = 86_400  # the longest lock that a stock scheduler may have
 SCHEDULER_HEARTBEAT_SECONDS = 1.0  # seconds between two renewals of the locks
-UPKEEP = 2.0  # seconds between two looks at what the code declares, and at how the jobs of schedules ended
-SCHEDULES_QUEUE = ""  # among the names of queues: the schedules, which one of all clocks ticks
-SCHEDULES_LOCK = keys.SCHEDULES_LOCK
-PAUSE = 0.005  # seconds between two looks: what comes due meanwhile is moved together
-STEP_SECONDS = 0.01  # of ticks, and of upkeep, between two looks
+UPKEEP_SECONDS = 2.0  # seconds between two comparisons of declared schedules, and notes of outcomes
+MIN_PAUSE_SECONDS = 0.005  # jobs that become due within this time are moved together
+STEP_SECONDS = 0.01  # time for schedules, and for upkeep, before delayed jobs are checked again
+LOGGED_QUEUES = 20  # queues that one log line names
 
 
 class Scheduler(RQScheduler):
-    """Moves due jobs into their queues and ticks the schedules, as one process beside the worker that was started
-    `--with-scheduler`.
+    """One process beside a worker that was started `--with-scheduler`. Any number may run.
 
-    Any number may run: RQ's own lock picks one per queue, and a lock of ours the one that ticks. Another takes over
-    within five seconds when it dies, and should two ever believe that they hold a lock, no job is enqueued twice
-    (`lua/promote_due.lua`, `lua/run_schedule.lua`).
-
-    Overrides: `acquire_locks`, `release_locks` and `heartbeat` (short locks, all tried at each beat, not every ten
-    minutes), `enqueue_scheduled_jobs` (the scripts), `work` (sleeps until something is due; ends with its worker;
-    outlives Redis errors).
+    RQ's lock of a queue chooses the scheduler that moves its delayed jobs. Another lock chooses the
+    one that runs the schedules. The methods that override RQ's give their reasons.
     """
 
-    _parent = 0
-    _checked_at = -SCHEDULER_HEARTBEAT_SECONDS  # when the worker last looked after the clock
-    _worker = ""  # whose code declares schedules
-    _declared = ""
-    _held: set[str] = set()  # noqa: RUF012  # the queues that this clock serves, and `TICKS` if it ticks
-    _bell: Any = None
+    _parent_pid = 0
+    _checked_at = -SCHEDULER_HEARTBEAT_SECONDS  # time of the last `ensure_running`
+    _worker = ""  # the worker whose code declares schedules
+    _declaration = ""
+    _serves_schedules = False
+    _pubsub: Any = None
     _may_subscribe = True
 
     # In the worker
 
     def declare(self, worker: str) -> None:
-        """Tell all clocks what schedules the code of `worker` declares. Raises as `ticker.declarations` does."""
-        self._worker, self._declared = worker, declared.declaration_json(self.connection)
-        declared.publish_declarations(self.connection, worker, self._declared)
+        """Publish the schedules that the code of `worker` declares.
+
+        Raises:
+            As `declared.declarations`.
+        """
+        self._worker = worker
+        self._declaration = declared.declaration_json(self.connection)
+        declared.publish_declarations(self.connection, worker, self._declaration)
 
     def ensure_running(self) -> None:
-        """See to it that this worker's clock runs if one is needed; called at each heartbeat, and when it dies."""
-        alive = self._process is not None and self._process.is_alive()
-        died = self._process is not None and not alive
-        if time.monotonic() - self._checked_at < SCHEDULER_HEARTBEAT_SECONDS / (10 if died else 2):
+        """Start the scheduler's process if it is needed and does not run.
+
+        The worker calls this at each heartbeat, and when the process has died.
+        """
+        is_alive = self._process is not None and self._process.is_alive()
+        interval = SCHEDULER_HEARTBEAT_SECONDS / 2
+        if self._process is not None and not is_alive:
+            interval = SCHEDULER_HEARTBEAT_SECONDS / 10
+        if time.monotonic() - self._checked_at < interval:
             return
         self._checked_at = time.monotonic()
-        declared.publish_declarations(self.connection, self._worker, self._declared, again=True)
-        if not alive:
+        declared.publish_declarations(self.connection, self._worker, self._declaration, again=True)
+        if not is_alive:
             self.acquire_locks(auto_start=True)
 
     def start(self) -> Any:
-        self._parent = os.getpid()
+        """Override: note the parent, because the process ends with its worker."""
+        self._parent_pid = os.getpid()
         return super().start()
 
-    # In both
+    # In both processes
 
     def acquire_locks(self, auto_start: bool = False) -> set[str]:
-        before, names = self._acquired_locks, [SCHEDULES_QUEUE, *sorted(self._queue_names)]
-        script_keys = [SCHEDULES_LOCK, *(self.get_locking_key(name) for name in names[1:])]
-        args = [self.name, int(LOCK_TTL * 1000), LONGEST_LOCK * 1000]
-        held = scripts.TAKE_LOCKS.run(self.connection, script_keys, args)
-        self._held = {names[index - 1] for index in held}
-        self._acquired_locks = self._held - {SCHEDULES_QUEUE}
+        """Override: take and renew all locks in one round trip.
+
+        RQ tries again only every ten minutes, and its locks last a minute.
+        """
+        before = self._acquired_locks
+        queues = sorted(self._queue_names)
+        lock_keys = [keys.SCHEDULES_LOCK, *map(keys.scheduler_lock, queues)]
+        args = [self.name, int(LOCK_SECONDS * 1000), FOREIGN_LOCK_MAX_SECONDS * 1000]
+        positions = scripts.TAKE_LOCKS.run(self.connection, lock_keys, args)
+        self._serves_schedules = 1 in positions
+        self._acquired_locks = {queues[position - 2] for position in positions if position > 1}
         if self._acquired_locks - before:
-            some = sorted(self._acquired_locks)
-            more = f" and {len(some) - 20} more" if len(some) > 20 else ""
-            self.log.info("Scheduler %s: now serves %s%s", self.name, ", ".join(some[:20]), more)
-        if self._held and auto_start and not (self._process and self._process.is_alive()):
+            self._log_queues()
+        serves_any = self._serves_schedules or self._acquired_locks
+        if serves_any and auto_start and not (self._process and self._process.is_alive()):
             self.start()
         return self._acquired_locks
 
+    def _log_queues(self) -> None:
+        queues = sorted(self._acquired_locks)
+        names = ", ".join(queues[:LOGGED_QUEUES])
+        if len(queues) > LOGGED_QUEUES:
+            names += f" and {len(queues) - LOGGED_QUEUES} more"
+        self.log.info("Scheduler %s: now serves %s", self.name, names)
+
     def release_locks(self) -> None:
+        """Override: release the lock of the schedules too."""
         super().release_locks()
-        release_lock(self.connection, SCHEDULES_LOCK, self.name)
-        self._held = set()
+        release_lock(self.connection, keys.SCHEDULES_LOCK, self.name)
+        self._serves_schedules = False
 
     def enqueue_scheduled_jobs(self) -> None:
-        for name in self._acquired_locks:
-            transitions.promote(self.connection, name, Queue.DEFAULT_TIMEOUT)
-        if SCHEDULES_QUEUE in self._held:
+        """Override: move due jobs, and run due schedules, once; for a worker in burst mode."""
+        for queue in self._acquired_locks:
+            transitions.promote(self.connection, queue, Queue.DEFAULT_TIMEOUT)
+        if self._serves_schedules:
             ticker.run_due(self.connection)
 
-    # In the clock's own process
+    # In the scheduler's process
 
     def heartbeat(self) -> None:
+        """Override: renew the locks by `acquire_locks`, which also takes those that are free."""
         self.last_heartbeat = now()
         self.save()
         self.acquire_locks()
 
     def work(self) -> None:
+        """Override: sleep until something is due, end with the worker, and survive Redis errors."""
         processes.die_with_parent()
         self._signal_pipe = processes.SignalPipe()
         self._install_signal_handlers()
-        failing = False
-        while not self._stop_requested and os.getppid() == self._parent:
+        is_failing = False
+        while not self._stop_requested and os.getppid() == self._parent_pid:
             try:
-                if not self.pid or failing:
+                if not self.pid or is_failing:
                     self._begin()
-                self._look()
-                self._sleep()
-                failing = False
+                self._run_due()
+                self._wait_for_event()
+                is_failing = False
             except (redis.RedisError, OSError) as error:
-                if not failing:
-                    self.log.error("Scheduler %s: waits for Redis: %s", self.name, error)
-                failing = True
+                if not is_failing:
+                    self.log.error("Scheduler %s: waiting for Redis: %s", self.name, error)
+                is_failing = True
                 processes.wait_until(SCHEDULER_POLL_SECONDS, lambda: self._stop_requested)
         try:
             self.stop()
         except redis.RedisError as error:
             self.log.error(
-                "Scheduler %s: could not release its locks, they end by themselves: %s",
-                self.name,
-                error,
+                "Scheduler %s: could not release its locks (%s); they will expire", self.name, error
             )
 
     def _begin(self) -> None:
+        """Register, subscribe, and forget what was known. All times are this machine's monotonic
+        ones.
+        """
         self.register_birth()
-        if self._bell:
-            with contextlib.suppress(redis.RedisError, OSError):
-                self._bell.close()
-        if self._may_subscribe:
-            self._bell = self.connection.pubsub(ignore_subscribe_messages=True)
-            self._bell.subscribe(
-                keys.SCHEDULES_WAKEUP_CHANNEL, *map(keys.wakeup_channel, self._queue_names)
-            )
-        self._next: dict[
-            str, float
-        ] = {}  # queue or `TICKS` -> when to look, in this machine's monotonic time
-        self._kept: dict[
-            str, int
-        ] = {}  # queue -> due ids that were passed over, for there was no job yet
-        self._ahead = 0.0  # Redis's clock less this machine's monotonic time
-        self._next_beat = self._next_upkeep = 0.0
+        self._subscribe()
+        self._queue_due: dict[str, float] = {}  # when to check a queue
+        self._schedules_due = 0.0  # when to check the schedules
+        self._heartbeat_due = 0.0
+        self._upkeep_due = 0.0
+        self._kept: dict[str, int] = {}  # queue -> number of due ids without a job
+        self._time_offset = 0.0  # Redis's time less the monotonic time
         self._declarations = declared.Declarations(self.connection)
-        self._upkeep: list[Iterator[None]] = []  # what is left of it
+        self._upkeep: list[Iterator[None]] = []  # the unfinished parts of the upkeep
 
-    def _look(self) -> None:
-        """Do what is due, in steps that hold up nobody."""
+    def _subscribe(self) -> None:
+        if self._pubsub:
+            with contextlib.suppress(redis.RedisError, OSError):
+                self._pubsub.close()
+        if self._may_subscribe:
+            self._pubsub = self.connection.pubsub(ignore_subscribe_messages=True)
+            channels = map(keys.wakeup_channel, self._queue_names)
+            self._pubsub.subscribe(keys.SCHEDULES_WAKEUP_CHANNEL, *channels)
+
+    def _run_due(self) -> None:
+        """Do what is due, in steps so short that nothing else is late."""
         self._status = self.Status.WORKING
-        self._looked = time.monotonic()
-        if self._looked >= self._next_beat:
-            self._next_beat = self._looked + SCHEDULER_HEARTBEAT_SECONDS
+        self._ran_at = time.monotonic()
+        if self._ran_at >= self._heartbeat_due:
+            self._heartbeat_due = self._ran_at + SCHEDULER_HEARTBEAT_SECONDS
             self.heartbeat()
-            self._ahead = scripts.redis_time(self.connection) - time.monotonic()
-        names = [
-            name for name in sorted(self._held) if self._next.get(name, 0.0) <= time.monotonic()
-        ]
-        for name in names:
-            self._next[name] = time.monotonic() + SCHEDULER_POLL_SECONDS
-        queues = [name for name in names if name != SCHEDULES_QUEUE]
-        now, dues = transitions.first_due(self.connection, queues) if queues else (0.0, {})
-        for name, due in dues.items():
-            if due <= now:
-                self._try(f"the scheduled jobs of {name}", partial(self._promote, name))
-            else:
-                self._expect(name, due)
-        if SCHEDULES_QUEUE in names:
-            self._try("the schedules", self._tick)
+            self._time_offset = scripts.redis_time(self.connection) - time.monotonic()
+        runs_schedules = self._serves_schedules and self._schedules_due <= time.monotonic()
+        if runs_schedules:
+            self._schedules_due = time.monotonic() + SCHEDULER_POLL_SECONDS
+        self._promote_due()
+        if runs_schedules:
+            self._try("the schedules", self._run_schedules)
         self._status = self.Status.STARTED
 
+    def _promote_due(self) -> None:
+        moment = time.monotonic()
+        queues = [
+            queue
+            for queue in sorted(self._acquired_locks)
+            if self._queue_due.get(queue, 0.0) <= moment
+        ]
+        if not queues:
+            return
+        for queue in queues:
+            self._queue_due[queue] = moment + SCHEDULER_POLL_SECONDS
+        redis_now, due_times = transitions.first_due(self.connection, queues)
+        for queue, due in due_times.items():
+            if due <= redis_now:
+                self._try(f"the scheduled jobs of {queue}", partial(self._promote, queue))
+            else:
+                self._check_queue_at(queue, due)
+
     def _try(self, what: str, step: Callable[[], Any]) -> None:
-        """Do a step; what a stranger wrote into Redis stops only that."""
+        """Do a step. An error (of foreign data in Redis) is logged, and stops only this step."""
         try:
             step()
         except (redis.ConnectionError, redis.TimeoutError):
@@ -188,79 +225,103 @@ class Scheduler(RQScheduler):
         except Exception as error:
             self.log.error("Scheduler %s: %s: %s: %s", self.name, what, type(error).__name__, error)
 
-    def _promote(self, name: str) -> None:
-        kept = self._kept.get(name, 0)
-        some = transitions.promote_batch(
-            self.connection, name, Queue.DEFAULT_TIMEOUT, skip=kept, holder=self.name
+    def _promote(self, queue: str) -> None:
+        kept = self._kept.get(queue, 0)
+        step = transitions.promote_batch(
+            self.connection, queue, Queue.DEFAULT_TIMEOUT, skip=kept, holder=self.name
         )
-        self._kept[name] = kept + some.kept if some.full else 0
-        if some.full or some.next:
-            self._expect(name, some.now if some.full else some.next or 0.0)
+        if step.full:
+            self._kept[queue] = kept + step.kept
+            self._check_queue_at(queue, step.now)
+            return
+        self._kept[queue] = 0
+        if step.next:
+            self._check_queue_at(queue, step.next)
 
-    def _tick(self) -> None:
+    def _run_schedules(self) -> None:
+        """Run due schedules, and then a part of the upkeep."""
         due = ticker.run_due(self.connection, STEP_SECONDS)
         if due is not None:
-            self._expect(SCHEDULES_QUEUE, due)
-        if not self._upkeep and time.monotonic() >= self._next_upkeep:
-            self._next_upkeep = time.monotonic() + UPKEEP
+            self._check_schedules_at(due)
+        if not self._upkeep and time.monotonic() >= self._upkeep_due:
+            self._upkeep_due = time.monotonic() + UPKEEP_SECONDS
             self._upkeep = [
                 self._declarations.reconcile(),
                 history.note_outcomes_in_steps(self.connection),
             ]
-        until = time.monotonic() + STEP_SECONDS
-        while self._upkeep and time.monotonic() < until:
-            self._try("the schedules", self._step)
+        end = time.monotonic() + STEP_SECONDS
+        while self._upkeep and time.monotonic() < end:
+            self._try("the schedules", self._run_upkeep_step)
         if self._upkeep:
-            self._next[SCHEDULES_QUEUE] = 0.0
+            self._schedules_due = 0.0
 
-    def _step(self) -> None:
-        """The next step of upkeep; what has failed has come to its end."""
-        if next(self._upkeep[0], SCHEDULES_QUEUE) is SCHEDULES_QUEUE:
+    def _run_upkeep_step(self) -> None:
+        """Run the next step. A part that has failed ends at its next step."""
+        try:
+            next(self._upkeep[0])
+        except StopIteration:
             self._upkeep.pop(0)
 
-    def _expect(self, name: str, due: float) -> None:
-        """Look at a queue when `due` (Unix seconds, by Redis's clock) has come, or as planned if that is earlier."""
-        self._next[name] = min(self._next.get(name, 0.0), due - self._ahead)
+    def _check_queue_at(self, queue: str, due: float) -> None:
+        """Check a queue at `due` (Unix seconds by Redis's clock), or as planned if that is earlier."""
+        planned = self._queue_due.get(queue, 0.0)
+        self._queue_due[queue] = min(planned, due - self._time_offset)
 
-    def _sleep(self) -> None:
-        """Sleep until something is due, or somebody says that something will be, or a signal comes."""
+    def _check_schedules_at(self, due: float) -> None:
+        self._schedules_due = min(self._schedules_due, due - self._time_offset)
+
+    def _wait_for_event(self) -> None:
+        """Sleep until something is due, a signal arrives, or a message announces a due time."""
         while not self._stop_requested:
-            line = self._bell.connection if self._bell else None
-            sockets = [self._signal_pipe.reader, *([line._sock] if line and line._sock else [])]
-            times = [self._next_beat, *(self._next.get(name, 0.0) for name in self._held)]
-            left = max(min(times), self._looked + PAUSE) - time.monotonic()
-            if left <= 0:
+            seconds = self._next_event() - time.monotonic()
+            if seconds <= 0:
                 break
-            ready = processes.readable(sockets, min(left, SCHEDULER_POLL_SECONDS))
+            files = [self._signal_pipe.reader]
+            channel = self._pubsub.connection if self._pubsub else None
+            if channel and channel._sock:
+                files.append(channel._sock)
+            ready = processes.readable(files, min(seconds, SCHEDULER_POLL_SECONDS))
             if self._signal_pipe.reader in ready:
                 self._signal_pipe.drain()
-            self._read_channel()
+            self._read_messages()
 
-    def _read_channel(self) -> None:
+    def _next_event(self) -> float:
+        due_times = [self._heartbeat_due]
+        due_times += [self._queue_due.get(queue, 0.0) for queue in self._acquired_locks]
+        if self._serves_schedules:
+            due_times.append(self._schedules_due)
+        return max(min(due_times), self._ran_at + MIN_PAUSE_SECONDS)
+
+    def _read_messages(self) -> None:
         try:
-            while self._bell and (message := self._bell.get_message(timeout=0)):
-                self._hear(
-                    keys.decode(message["channel"]).removeprefix(keys.WAKEUP_PREFIX),
-                    message["data"],
-                )
+            while self._pubsub and (message := self._pubsub.get_message(timeout=0)):
+                self._handle_message(keys.decode(message["channel"]), message["data"])
         except redis.exceptions.NoPermissionError:
             self._may_subscribe = False
-            self._bell.close()
-            self._bell = None
+            self._pubsub.close()
+            self._pubsub = None
             connection.warn_channels_refused(
                 self.log,
                 f"Scheduler {self.name}",
-                f"a job that is due in less than {SCHEDULER_POLL_SECONDS:.0f} s comes up to that late",
+                f"a job that is due in less than {SCHEDULER_POLL_SECONDS:.0f} s comes up to that "
+                f"late",
             )
 
-    def _hear(self, name: str, data: Any) -> None:
-        if name == keys.SCHEDULES_WAKEUP_CHANNEL:
-            name = SCHEDULES_QUEUE
+    def _handle_message(self, channel: str, data: Any) -> None:
         try:
             due = float(data)
-        except (TypeError, ValueError):  # anybody who reaches Redis can publish anything
+        except (TypeError, ValueError):  # "declared", or foreign data
             due = 0.0
-        if due > 0:
-            self._expect(name, due)
+        is_time = due > 0
+        if channel == keys.SCHEDULES_WAKEUP_CHANNEL:
+            if is_time:
+                self._check_schedules_at(due)
+            else:
+                self._schedules_due = 0.0
+                self._upkeep_due = 0.0
+            return
+        queue = channel.removeprefix(keys.WAKEUP_PREFIX)
+        if is_time:
+            self._check_queue_at(queue, due)
         else:
-            self._next[name] = self._next_upkeep = 0.0
+            self._queue_due[queue] = 0.0

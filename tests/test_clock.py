@@ -1,4 +1,4 @@
-"""The clock with everything around it: declared schedules, deploys, takeovers, kills."""
+"""The scheduler with everything around it: declared schedules, deploys, takeovers, kills."""
 
 from __future__ import annotations
 
@@ -19,18 +19,17 @@ from rq.scheduler import RQScheduler
 
 import rqjobs
 from rqjobs import ScheduleError, cli, config, every, schedules
-from rqjobs.broker import leases, scripts
+from rqjobs.broker import keys, leases, scripts
 from rqjobs.broker.keys import SCHEDULES
 from rqjobs.maintenance import audit
-from rqjobs.scheduler import SCHEDULES_LOCK
 from rqjobs.schedules import declared, store, ticker
 
-CLOCK = """
+SCHEDULER = """
 import os, rqjobs
 from rqjobs.scheduler import Scheduler
-clock = Scheduler(["default", "low"], connection=rqjobs.client(), logging_level="WARNING")
-clock._parent = os.getppid()
-clock.work()
+scheduler = Scheduler(["default", "low"], connection=rqjobs.client(), logging_level="WARNING")
+scheduler._parent_pid = os.getppid()
+scheduler.work()
 """
 
 
@@ -229,15 +228,15 @@ def holder(redis, key):
 
 
 @pytest.mark.slow
-def test_ten_clocks_and_a_hundred_takeovers_double_nothing_and_lose_nothing(
+def test_ten_schedulers_and_a_hundred_takeovers_double_nothing_and_lose_nothing(
     spawn, redis, kill, eventually
 ):
     locks = [
         RQScheduler.get_locking_key("default"),
         RQScheduler.get_locking_key("low"),
-        SCHEDULES_LOCK,
+        keys.SCHEDULES_LOCK,
     ]
-    clocks = [spawn(sys.executable, "-c", CLOCK) for _ in range(10)]
+    schedulers = [spawn(sys.executable, "-c", SCHEDULER) for _ in range(10)]
     eventually(lambda: all(holder(redis, key) for key in locks), timeout=30)
     jobs = rqjobs.enqueue_many([(faults.ok, number) for number in range(6000)])
     redis.delete("rq:queue:default")
@@ -253,7 +252,7 @@ def test_ten_clocks_and_a_hundred_takeovers_double_nothing_and_lose_nothing(
             name = eventually(lambda: holder(redis, locks[2]))
             pid = int(redis.hget(f"rq:scheduler:{name.decode()}", "pid"))
             kill(pid)
-            clocks.append(spawn(sys.executable, "-c", CLOCK))
+            schedulers.append(spawn(sys.executable, "-c", SCHEDULER))
             eventually(lambda name=name: (holder(redis, locks[2]) or name) != name)
         else:  # it goes on, and believes that it holds what another has
             before = {key: redis.get(key) for key in locks}
@@ -273,7 +272,7 @@ def test_ten_clocks_and_a_hundred_takeovers_double_nothing_and_lose_nothing(
     )
     assert ticks == [ticks[0] + number for number in range(len(ticks))]
     assert len(ticks) == found.made and found.missed == 0
-    for process in clocks:
+    for process in schedulers:
         if psutil.pid_exists(process.pid):
             process.terminate()
             process.wait(20)

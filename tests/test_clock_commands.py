@@ -169,5 +169,5 @@ def test_delayed_jobs_are_listed_moved_and_canceled(run, redis):
     assert redis.zscore("rq:scheduled:default", second.id) <= redis.time()[0] + 1
     assert run("delayed", "cancel", first.id) == (0, f"{first.id}: canceled\n")
     code, output = run("delayed", "cancel", first.id, "nobody")
-    assert code == 1 and "does not wait" in output and "No such job" in output
+    assert code == 1 and "is not delayed" in output and "No such job" in output
     assert run("delayed", "reschedule", second.id, "tomorrow")[0] == 2

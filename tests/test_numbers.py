@@ -14,7 +14,7 @@ import rqjobs
 from rqjobs import config, every, schedules, stats
 from rqjobs.broker import leases, places, scripts
 from rqjobs.maintenance import audit, sweep
-from rqjobs.scheduler import SCHEDULES_QUEUE, Scheduler
+from rqjobs.scheduler import Scheduler
 from rqjobs.schedules import declared, history, store
 from rqjobs.web import create_app
 
@@ -144,15 +144,15 @@ def scheduler(redis):
     scheduler.acquire_locks()
     scheduler._begin()
     yield scheduler
-    scheduler._bell.close()
+    scheduler._pubsub.close()
     scheduler.stop()
 
 
 def turn(scheduler):
     """Its loop, until it would sleep."""
-    scheduler._look()
-    while scheduler._next[SCHEDULES_QUEUE] <= 0:
-        scheduler._look()
+    scheduler._run_due()
+    while scheduler._schedules_due <= 0:
+        scheduler._run_due()
 
 
 def declare(redis, names):
@@ -185,8 +185,9 @@ def test_a_scheduler_that_has_nothing_to_do_reads_no_schedule_and_asks_once_for_
     declare(redis, [f"s{number}" for number in range(300)])
     turn(scheduler)
     assert redis.zcard("rqjobs:schedules") == 301
-    scheduler._next.clear()
-    scheduler._next_upkeep = 0.0
+    scheduler._queue_due.clear()
+    scheduler._schedules_due = 0.0
+    scheduler._upkeep_due = 0.0
     with round_trips() as asked:
         turn(scheduler)
     assert len(asked) < 15, asked
@@ -217,19 +218,19 @@ def test_what_is_declared_or_was_removed_is_compared_at_once_and_a_stranger_s_ch
 
 
 def ticker_look(scheduler):
-    scheduler._next_upkeep = scheduler._next[SCHEDULES_QUEUE] = 0.0
+    scheduler._upkeep_due = scheduler._schedules_due = 0.0
     turn(scheduler)
-    scheduler._next[SCHEDULES_QUEUE] = 0.0
-    scheduler._next_upkeep = time.monotonic() + 60
-    scheduler._look()
+    scheduler._schedules_due = 0.0
+    scheduler._upkeep_due = time.monotonic() + 60
+    scheduler._run_due()
 
 
 def test_a_delayed_job_does_not_wait_until_thousands_of_schedules_are_compared(redis, scheduler):
     declare(redis, [f"s{number}" for number in range(1000)])
-    scheduler._look()
+    scheduler._run_due()
     job = rqjobs.enqueue_in(0, faults.ok)
-    scheduler._next["default"] = 0.0
-    scheduler._look()
+    scheduler._queue_due["default"] = 0.0
+    scheduler._run_due()
     assert redis.zcard("rqjobs:schedules") < 1000, "the schedules are stored in one go"
     assert rqjobs.queue("default").job_ids == [job.id]
     turn(scheduler)

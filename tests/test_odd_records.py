@@ -16,7 +16,7 @@ import rqjobs
 from rqjobs import config, every, schedules, stats
 from rqjobs.broker import keys, leases, odd_keys, transitions
 from rqjobs.maintenance import audit, doctor, sweep
-from rqjobs.scheduler import SCHEDULES_QUEUE, Scheduler
+from rqjobs.scheduler import Scheduler
 from rqjobs.schedules import declared, history, ticker
 from rqjobs.web import create_app
 
@@ -257,7 +257,7 @@ def test_a_lock_without_an_end_or_for_years_is_nobody_s(redis, key, seconds):
     assert sweep.sweep(redis)
     scheduler = Scheduler(["default"], connection=redis)
     scheduler.acquire_locks()
-    assert scheduler._held == {SCHEDULES_QUEUE, "default"}
+    assert scheduler._serves_schedules and scheduler._acquired_locks == {"default"}
     scheduler.release_locks()
     assert redis.ttl(key) != -1 and redis.ttl(key) <= 60
 

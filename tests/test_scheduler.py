@@ -19,7 +19,7 @@ import rqjobs
 from rqjobs import Repeat, Retry, delayed, processes
 from rqjobs.broker import keys, leases, scripts, transitions
 from rqjobs.maintenance import audit
-from rqjobs.scheduler import LOCK_TTL, Scheduler
+from rqjobs.scheduler import LOCK_SECONDS, Scheduler
 
 
 def due(redis, job, seconds_ago=1.0):
@@ -98,63 +98,63 @@ def test_a_delay_is_counted_by_redis_and_not_by_the_clock_of_this_machine(redis,
 
 
 @pytest.fixture
-def clock(redis):
-    """A clock in this process, whose loop a test turns by hand."""
-    clock = Scheduler(["default", "low"], connection=redis)
-    clock._signal_pipe = processes.SignalPipe()
-    clock.acquire_locks()
-    yield clock
-    clock._signal_pipe.close()
-    clock._bell.close()
-    clock.stop()
+def scheduler(redis):
+    """A scheduler in this process, whose loop a test turns by hand."""
+    scheduler = Scheduler(["default", "low"], connection=redis)
+    scheduler._signal_pipe = processes.SignalPipe()
+    scheduler.acquire_locks()
+    yield scheduler
+    scheduler._signal_pipe.close()
+    scheduler._pubsub.close()
+    scheduler.stop()
 
 
-def test_a_clock_that_lost_its_lock_moves_nothing(redis, clock):
+def test_a_scheduler_that_lost_its_lock_moves_nothing(redis, scheduler):
     """A stock scheduler reads what is due and then moves it; what we moved in between would be there twice."""
-    clock._begin()
-    clock._look()
+    scheduler._begin()
+    scheduler._run_due()
     job = rqjobs.enqueue_in(0, faults.ok)
     redis.set(RQScheduler.get_locking_key("default"), "a stock scheduler's")
-    clock._next.clear()
-    clock._look()
+    scheduler._queue_due.clear()
+    scheduler._run_due()
     assert redis.zscore("rq:scheduled:default", job.id)
     redis.delete(RQScheduler.get_locking_key("default"))
-    clock._next_beat = 0
-    clock._next.clear()
-    clock._look()
+    scheduler._heartbeat_due = 0
+    scheduler._queue_due.clear()
+    scheduler._run_due()
     assert rqjobs.queue("default").job_ids == [job.id]
 
 
-def test_who_makes_something_due_soon_tells_the_clock(redis, clock, eventually):
-    clock._begin()
-    clock._look()
-    assert clock._next["default"] > clock._looked
+def test_a_job_that_is_due_soon_is_announced_to_the_scheduler(redis, scheduler, eventually):
+    scheduler._begin()
+    scheduler._run_due()
+    assert scheduler._queue_due["default"] > scheduler._ran_at
     job = rqjobs.enqueue_in(0.1, faults.ok)
     rqjobs.enqueue_in(300, faults.ok)
 
-    def told():
-        clock._looked = time.monotonic()
-        clock._sleep()  # ends for the bell, not before the job is due
+    def has_ended_in_time():
+        scheduler._ran_at = time.monotonic()
+        scheduler._wait_for_event()  # ends for the message, not before the job is due
         return redis.zscore("rq:scheduled:default", job.id) <= scripts.redis_time(redis)
 
-    eventually(told)
-    eventually(lambda: (clock._look(), rqjobs.queue("default").job_ids)[1] == [job.id])
+    eventually(has_ended_in_time)
+    eventually(lambda: (scheduler._run_due(), rqjobs.queue("default").job_ids)[1] == [job.id])
     redis.publish(keys.wakeup_channel("default"), "rubbish")
     redis.publish(keys.wakeup_channel("default"), "nan")
-    eventually(lambda: (clock._sleep(), clock._next["default"] <= 0.0)[1])
+    eventually(lambda: (scheduler._wait_for_event(), scheduler._queue_due["default"] <= 0.0)[1])
 
 
-def test_what_a_failed_job_waits_for_is_told_to_the_clock_with_its_outcome(
+def test_the_retry_of_a_failed_job_is_announced_to_the_scheduler_with_its_outcome(
     redis, worker, eventually
 ):
-    bell = redis.pubsub(ignore_subscribe_messages=True)
-    bell.subscribe(keys.wakeup_channel("default"))
-    worker()  # no clock: the job stays where it is
+    channel = redis.pubsub(ignore_subscribe_messages=True)
+    channel.subscribe(keys.wakeup_channel("default"))
+    worker()  # no scheduler: the job stays where it is
     job = rqjobs.enqueue(faults.boom, retry=Retry(max=1, interval=[0.5]))
     eventually(lambda: redis.zscore("rq:scheduled:default", job.id))
-    told = eventually(lambda: bell.get_message(timeout=1))
+    told = eventually(lambda: channel.get_message(timeout=1))
     assert float(told["data"]) == pytest.approx(redis.zscore("rq:scheduled:default", job.id))
-    bell.close()
+    channel.close()
 
 
 def test_a_delayed_job_is_given_another_time_or_canceled(redis):
@@ -169,12 +169,12 @@ def test_a_delayed_job_is_given_another_time_or_canceled(redis):
     assert [found.job_id for found in delayed.jobs(offset=1)] == [first.id]
     assert delayed.reschedule(second.id, datetime(2020, 1, 1, tzinfo=timezone.utc)).year == 2020
     assert transitions.promote(redis, "low", 180) == 1
-    with pytest.raises(InvalidJobOperation, match="does not wait"):
+    with pytest.raises(InvalidJobOperation, match="is not delayed"):
         delayed.cancel(second.id)
     delayed.cancel(first.id)
     assert first.get_status() == JobStatus.CANCELED and delayed.count() == 0
     assert first.id in CanceledJobRegistry("default", connection=redis).get_job_ids()
-    with pytest.raises(InvalidJobOperation, match="does not wait"):
+    with pytest.raises(InvalidJobOperation, match="is not delayed"):
         delayed.reschedule(first.id, 0)
     with pytest.raises(NoSuchJobError):
         delayed.cancel("nobody")
@@ -298,7 +298,7 @@ def test_after_kill_9_the_next_worker_takes_the_scheduler_over_within_seconds(
     )
     worker(options=["--with-scheduler"])
     rqjobs.enqueue_in(0, faults.mark, "ran")
-    eventually(lambda: redis.llen("ran") == 1, timeout=LOCK_TTL + leases.HEARTBEAT_SECONDS + 5)
+    eventually(lambda: redis.llen("ran") == 1, timeout=LOCK_SECONDS + leases.HEARTBEAT_SECONDS + 5)
     assert redis.get(RQScheduler.get_locking_key("default")) != holder
 
 
@@ -324,7 +324,7 @@ def test_one_holder_a_queue_and_a_stock_scheduler_respects_it(redis):
     assert ours.acquire_locks() == {"default", "low"}
     stock = RQScheduler(["default"], connection=redis)
     assert stock.acquire_locks() == set()
-    assert 0 < redis.ttl(RQScheduler.get_locking_key("default")) <= LOCK_TTL
+    assert 0 < redis.ttl(RQScheduler.get_locking_key("default")) <= LOCK_SECONDS
     ours.release_locks()
     assert stock.acquire_locks() == {"default"}
     assert ours.acquire_locks() == {"low"}
