@@ -1,4 +1,4 @@
-"""The allow-list: what is a job, what is not, and why not."""
+"""The allow-list: which functions are jobs, and the errors for others."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def test_public_functions_of_the_module_are_jobs_and_nothing_else(module):
     assert not jobs.import_errors and jobs.modules == ("shop_jobs",)
 
 
-def test_a_module_may_have_proxies_that_stand_for_nothing_now(module):
-    """Whatever is asked of `current_app` outside of a request raises."""
+def test_a_module_may_have_unbound_proxies(module):
+    """Any access to `current_app` outside of a request raises."""
     assert dict(
         module("""
         from flask import current_app, g, request, session
@@ -83,7 +83,7 @@ def test_a_module_may_have_proxies_that_stand_for_nothing_now(module):
 
 
 def test_a_decorated_function_is_a_job_under_its_own_name(module):
-    """If its decorator uses functools.wraps, as it should."""
+    """This needs a decorator with functools.wraps."""
     jobs = module("""
         import functools
         def loud(function):
@@ -107,7 +107,7 @@ def test_job_returns_the_same_function_with_options_attached():
     assert catalog.options(faults.ok) == {}
 
 
-def test_what_job_cannot_take_is_a_type_error_that_says_what_it_can():
+def test_a_wrong_argument_of_job_raises_a_type_error_with_the_remedy():
     with pytest.raises(
         TypeError, match=r"@job has no option priority, queues; it takes: .*description, .*queue, "
     ):
@@ -173,7 +173,7 @@ class Methods:
         ("x" * 5000, "x…' is not a job"),
     ],
 )
-def test_what_is_no_job_is_refused_with_the_reason_and_nothing_is_stored(function, reason, redis):
+def test_a_name_outside_the_catalog_is_refused_and_nothing_is_stored(function, reason, redis):
     config.use(modules=("faults", "missing_jobs"))
     with pytest.raises(rqjobs.NotAJob) as caught:
         rqjobs.enqueue(function)
@@ -186,7 +186,7 @@ def test_what_is_no_job_is_refused_with_the_reason_and_nothing_is_stored(functio
 
 
 @pytest.mark.parametrize("name", [b"faults.ok", ["faults.ok"], {"a": 1}, None, 3])
-def test_a_name_that_is_no_text_is_looked_up_and_not_found(name):
+def test_a_name_of_another_type_is_not_found(name):
     with pytest.raises(rqjobs.NotAJob):
         catalog.current().lookup(name)
 
@@ -214,8 +214,8 @@ def test_a_module_that_fails_to_import_is_listed_and_the_others_work(module, sou
         catalog.must_load()
 
 
-def test_a_module_s_dataclasses_and_enums_may_travel(module):
-    """Those that it defines, nested ones too; not those that it imports."""
+def test_dataclasses_and_enums_of_a_module_are_allowed_in_payloads(module):
+    """Classes that the module defines, nested ones too, but not imported ones."""
     module("""
         import dataclasses, enum
         from faults import Point as Imported
@@ -237,7 +237,7 @@ def test_a_module_s_dataclasses_and_enums_may_travel(module):
 
 
 def test_jobs_in_the_working_directory_are_found(spawn, tmp_path):
-    """A console script starts without it on the path."""
+    """The path of a console script lacks the working directory."""
     (tmp_path / "here_jobs.py").write_text("def found(): ...\n")
     script = tmp_path / "bin" / "script.py"
     script.parent.mkdir()
@@ -251,8 +251,8 @@ def test_jobs_in_the_working_directory_are_found(spawn, tmp_path):
     assert json.loads(process.output()) == ["here_jobs.found"]
 
 
-def test_installed_rq_itself_looks_names_up_and_imports_nothing(monkeypatch):
-    """RQ's own Job class too: the dashboard and the registries' clean-up use it."""
+def test_rq_with_patches_looks_names_up_and_imports_nothing(monkeypatch):
+    """This includes RQ's Job class, which rq-dashboard and the clean-up of registries use."""
     monkeypatch.setattr(rq.job, "import_attribute", rq.job.import_attribute)
     rq_patches.look_names_up()
     assert rq.job.import_attribute("faults.ok") is faults.ok

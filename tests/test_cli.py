@@ -1,4 +1,4 @@
-"""The command line as a person or a script meets it."""
+"""The commands of `rqjobs`: output and exit codes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rqjobs.maintenance.doctor import examine
 
 @pytest.fixture
 def run(spawn):
-    """Run `rqjobs …` to its end; returns (exit code, output)."""
+    """Run `rqjobs …` in a process; returns (exit code, output)."""
 
     def go(*arguments, env=None):
         process = spawn(sys.executable, "-m", "rqjobs", *arguments, env=env)
@@ -36,7 +36,7 @@ def broken(redis):
     return jobs
 
 
-def test_help_is_worth_reading(run):
+def test_help_lists_and_explains_every_command(run):
     code, output = run()
     assert code == 2 and "rqjobs dev" in output  # no command was given
     for command in (
@@ -56,7 +56,7 @@ def test_help_is_worth_reading(run):
         assert code == 0 and len(text.splitlines()) > 4
 
 
-def test_wrong_settings_are_one_line_and_code_2(run):
+def test_a_wrong_setting_prints_one_line_and_exits_with_2(run):
     assert run("stats", env={"RQJOBS_MAX_PAYLOAD_BYTES": "lots"}) == (
         2,
         "rqjobs: RQJOBS_MAX_PAYLOAD_BYTES='lots' is not a number of bytes; "
@@ -68,7 +68,7 @@ def test_wrong_settings_are_one_line_and_code_2(run):
     )
 
 
-def test_no_redis_is_one_line_and_code_1(run):
+def test_a_missing_redis_prints_one_line_and_exits_with_1(run):
     assert run("audit", env={"REDIS_URL": ""}) == (
         1,
         "rqjobs: no Redis: set REDIS_URL, or run `rqjobs dev` in this folder to get one\n",
@@ -77,7 +77,7 @@ def test_no_redis_is_one_line_and_code_1(run):
     assert code == 1 and output.count("\n") == 1 and "secret" not in output
 
 
-def test_audit_and_recover(run, redis):
+def test_audit_finds_a_lost_job_and_recover_requeues_it(run, redis):
     job = rqjobs.enqueue(faults.ok)
     code, output = run("audit")
     assert code == 0 and output.endswith("clean\n")
@@ -112,7 +112,7 @@ def test_failed_lists_shows_requeues_and_deletes(run, broken, redis):
     assert not audit.audit(redis).breaches
 
 
-def test_stats(run, redis):
+def test_stats_count_queued_jobs(run, redis):
     rqjobs.enqueue(faults.ok)
     code, output = run("stats")
     assert code == 0 and "default" in output
@@ -120,14 +120,14 @@ def test_stats(run, redis):
     assert next(queue for queue in queues if queue["name"] == "default")["queued"] == 1
 
 
-def test_stats_and_doctor_say_that_the_workers_are_suspended(run, redis):
+def test_stats_and_doctor_report_suspended_workers(run, redis):
     suspend(redis)
     assert run("stats")[1].startswith("RQ is suspended: no worker begins a job until `rq resume`\n")
     assert json.loads(run("stats", "--json")[1])["suspended"] is True
     assert "note  RQ is suspended: no worker begins a job until `rq resume`" in run("doctor")[1]
 
 
-def test_a_healthy_house_passes_the_doctor(run, worker):
+def test_doctor_exits_with_0_for_a_healthy_system(run, worker):
     worker()
     code, output = run("doctor")
     assert code == 0, output
@@ -142,7 +142,9 @@ def test_a_healthy_house_passes_the_doctor(run, worker):
         ("appendonly", "no", "yes", "append-only file is off"),
     ],
 )
-def test_the_doctor_finds_what_would_lose_a_job(run, redis, setting, value, normal, says):
+def test_doctor_exits_with_1_for_a_redis_setting_that_loses_jobs(
+    run, redis, setting, value, normal, says
+):
     redis.config_set(setting, value)
     try:
         code, output = run("doctor")
@@ -157,8 +159,8 @@ def doctor(redis):
     return lambda: [f"{finding.level} {finding.message}" for finding in examine()]
 
 
-def test_the_doctor_tells_of_a_full_redis_and_of_one_that_soon_will_be(doctor, redis, monkeypatch):
-    """A Redis that refused every write was healthy to the doctor."""
+def test_doctor_reports_a_full_and_a_nearly_full_redis(doctor, redis, monkeypatch):
+    """Earlier the doctor reported no problem for a Redis that refused every write."""
     try:
         redis.config_set("maxmemory", 2**40)  # the memory in use may change at any moment
         assert not any(line.startswith("note Redis uses ") for line in doctor())
@@ -173,8 +175,8 @@ def test_the_doctor_tells_of_a_full_redis_and_of_one_that_soon_will_be(doctor, r
         redis.config_set("maxmemory", 0)
 
 
-def test_the_doctor_names_the_right_that_is_missing(doctor, redis, server):
-    """Without the right to INFO it said that Redis does not answer."""
+def test_doctor_names_a_missing_right_of_the_redis_user(doctor, redis, server):
+    """Earlier the doctor reported no answer from Redis if the right to INFO was missing."""
     redis.execute_command(
         "ACL", "SETUSER", "small", "on", ">pw", "resetchannels", "+@all", "-info", "-lmove", "~rq*"
     )
@@ -207,18 +209,18 @@ def test_the_doctor_names_the_right_that_is_missing(doctor, redis, server):
     )
 
 
-def test_the_doctor_tells_of_delayed_jobs_that_nobody_moves(doctor, redis):
+def test_doctor_reports_delayed_jobs_without_a_scheduler(doctor, redis):
     rqjobs.enqueue_in(3600, faults.ok)
     assert any(
         "no scheduler serves the queue 'default', whose 1 delayed jobs" in line for line in doctor()
     )
-    redis.set("rq:scheduler-lock:default", "somebody")
+    redis.set("rq:scheduler-lock:default", "another scheduler")
     assert not any("delayed jobs" in line for line in doctor())
     redis.zadd("rq:scheduled:default", {"late": 1})
     assert any("1 delayed jobs of the queue 'default' are overdue" in line for line in doctor())
 
 
-def test_the_doctor_finds_broken_modules_and_lonely_queues(run, worker):
+def test_doctor_reports_broken_modules_and_queues_without_a_worker(run, worker):
     worker("default")
     rqjobs.queue("low").enqueue(faults.ok)
     code, output = run("doctor", env={"RQJOBS_MODULES": "faults,nowhere"})
@@ -226,13 +228,13 @@ def test_the_doctor_finds_broken_modules_and_lonely_queues(run, worker):
     assert "no worker listens to the queue 'low' (1 jobs wait)" in output
 
 
-def test_the_doctor_names_stock_workers(run, worker):
+def test_doctor_reports_stock_workers(run, worker):
     worker("default", worker_class="rq.worker.Worker")
     code, output = run("doctor")
     assert code == 1 and "stock rq worker" in output
 
 
-def test_hostile_jobs_do_not_end_the_list(run, broken, redis):
+def test_forged_jobs_do_not_break_the_list_of_failed_jobs(run, broken, redis):
     redis.hset(broken[2].key, "description", "x\n\x1b]0;pwned\x07rqjobs: 0 failed")
     redis.delete(f"rq:results:{broken[1].id}")
     redis.xadd(f"rq:results:{broken[1].id}", {"type": 2, "exc_string": "!!!!"})
@@ -247,7 +249,7 @@ def test_hostile_jobs_do_not_end_the_list(run, broken, redis):
     assert code == 1 and "Traceback" not in output
 
 
-def test_a_bomb_is_not_unpacked(redis, broken):
+def test_a_decompression_bomb_is_refused(redis, broken):
     redis.hset(
         broken[0].key, "data", zlib.compress(b"[" + b" " * (config.current().max_value_bytes + 1))
     )
@@ -256,7 +258,7 @@ def test_a_bomb_is_not_unpacked(redis, broken):
 
 
 @pytest.mark.parametrize("app", ["nowhere:app", "faults:ok", "faults:boom"])
-def test_an_app_that_does_not_come_up_is_one_line(run, app):
+def test_a_flask_app_that_fails_to_load_prints_one_line(run, app):
     for command in (("worker",), ("worker", "--burst")):
         code, output = run(*command, env={"RQJOBS_FLASK_APP": app})
         assert (

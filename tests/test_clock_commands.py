@@ -56,7 +56,7 @@ def test_add_list_show_and_remove(run):
     assert schedules.all() == []
 
 
-def test_a_name_that_there_is_is_refused_or_replaced(run):
+def test_add_refuses_an_existing_name_or_replaces_it(run):
     assert run("schedules", "add", "one", "faults.note", "--every", "1h")[0] == 0
     code, output = run("schedules", "add", "one", "faults.note", "--every", "2h")
     assert (
@@ -68,7 +68,7 @@ def test_a_name_that_there_is_is_refused_or_replaced(run):
     assert schedules.get("one").rule.seconds == 7200
 
 
-def test_pause_resume_run_and_what_cannot_be_done(run):
+def test_pause_resume_and_run_report_each_name(run):
     schedules.add("one", every(hours=1), faults.note)
     assert (
         run("schedules", "pause", "one") == (0, "one: paused\n")
@@ -83,7 +83,7 @@ def test_pause_resume_run_and_what_cannot_be_done(run):
     assert rqjobs.queue("default").job_ids[0] in output
 
 
-def test_edit_changes_what_is_given(run):
+def test_edit_changes_only_the_given_options(run):
     schedules.add("one", every(hours=1, overlap=False), faults.note, "a")
     code, output = run("schedules", "edit", "one", "--every", "90m")
     assert code == 0 and "every 90 minutes; only when" in output
@@ -102,7 +102,7 @@ def test_edit_changes_what_is_given(run):
     assert (found.queue, found.args, found.revision) == ("low", ["b"], revision + 1)
 
 
-def test_edit_of_one_term_leaves_the_seconds_of_an_every(run):
+def test_edit_of_one_option_keeps_the_interval(run):
     schedules.add("one", every(minutes=5), faults.note)
     for change in (["--no-overlap"], ["--missed", "all"], ["--jitter", "5s"], ["--times", "5"]):
         assert run("schedules", "edit", "one", *change)[0] == 0
@@ -129,13 +129,13 @@ def test_edit_of_one_term_leaves_the_seconds_of_an_every(run):
         (["--every", "5m", "surplus", "1", "2"], 1, "too many"),
     ],
 )
-def test_what_is_wrong_is_told_in_a_line(run, arguments, code, words):
+def test_a_wrong_option_prints_one_line(run, arguments, code, words):
     exited, output = run("schedules", "add", "x", "faults.note", *arguments)
     assert exited == code and words in output and "Traceback" not in output
     assert schedules.all() == []
 
 
-def test_arguments_become_what_the_annotations_ask_for(run):
+def test_arguments_are_converted_to_the_annotations(run):
     given = '{"customer": {"name": "A"}, "points": [{"x": 1}], "colors": {"a": "red"}}'
     assert run("schedules", "add", "one", "faults.order", given, "--every", "5m")[0] == 0
     order = faults.Order(faults.Outer.Inner("A"), [faults.Point(1)], {"a": faults.Color.RED})
@@ -148,13 +148,13 @@ def test_arguments_become_what_the_annotations_ask_for(run):
     assert schedules.get("two").args == ["3"], "a text, as the annotation says"
 
 
-def test_a_delayed_job_is_not_moved_beyond_the_calendar(run):
+def test_reschedule_refuses_a_time_after_the_year_9999(run):
     job = rqjobs.enqueue_in(60, faults.note)
     code, output = run("delayed", "reschedule", job.id, "999999999999999w")
     assert code == 1 and "is no time for a job" in output and "Traceback" not in output
 
 
-def test_delayed_jobs_are_listed_moved_and_canceled(run, redis):
+def test_delayed_jobs_are_listed_rescheduled_and_canceled(run, redis):
     first, second = (
         rqjobs.enqueue_in(60, faults.note, "a"),
         rqjobs.enqueue_in(90, faults.note, "b\x1b[2J"),

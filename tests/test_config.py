@@ -1,4 +1,4 @@
-"""Settings are right, or the program stops with one line that says what would be."""
+"""Settings are parsed, or the error is one line with the remedy."""
 
 from __future__ import annotations
 
@@ -131,12 +131,12 @@ SECRET = {"RQJOBS_ONE_TIME_PASSWORD", "REDIS_URL", "SECRET_KEY", "RQJOBS_ADMIN_P
 
 
 @pytest.mark.parametrize(("name", "text", "attribute", "expected"), GOOD)
-def test_a_good_value_is_taken(name, text, attribute, expected):
+def test_a_good_value_is_parsed(name, text, attribute, expected):
     assert getattr(Config.from_env({name: text}), attribute) == expected
 
 
 @pytest.mark.parametrize(("name", "text", "right"), BAD)
-def test_a_bad_value_is_named_with_what_would_be_right(name, text, right):
+def test_a_bad_value_is_named_with_the_remedy(name, text, right):
     with pytest.raises(ConfigError) as caught:
         Config.from_env({name: text})
     message = str(caught.value)
@@ -147,7 +147,7 @@ def test_a_bad_value_is_named_with_what_would_be_right(name, text, right):
     assert "\n" not in message and caught.value.__cause__ is None
 
 
-def test_every_setting_has_good_values_tested_and_a_field():
+def test_every_setting_is_tested_and_has_a_field():
     assert {name for name, *_ in GOOD} == set(SETTINGS)
     assert {name for name, *_ in BAD} == set(SETTINGS) - {"RQJOBS_ADMIN_USER"}  # any name will do
     assert {attribute for attribute, _ in SETTINGS.values()} == {
@@ -155,7 +155,7 @@ def test_every_setting_has_good_values_tested_and_a_field():
     }
 
 
-def test_nothing_set_gives_the_defaults_and_so_does_empty():
+def test_unset_and_empty_settings_have_the_defaults():
     assert Config.from_env({}) == Config() == Config.from_env(dict.fromkeys(SETTINGS, " "))
     assert (Config().queues, Config().serializer, Config().redis_url) == (
         ("high", "default", "low"),
@@ -210,7 +210,7 @@ def test_a_setting_under_its_old_name_names_the_new_one(old, new):
     ],
 )
 def test_an_unknown_name_is_refused_with_a_suggestion(name, hint):
-    """A typing error must not silently mean the default. Other people's names are none of our business."""
+    """A misspelt name must not silently mean the default. Names without the prefix are ignored."""
     with pytest.raises(ConfigError) as caught:
         Config.from_env({name: "x"})
     assert str(caught.value).startswith(f"{name} is not a setting of rqjobs; {hint}")
@@ -226,8 +226,8 @@ def test_signed_pickle_needs_a_key():
     )
 
 
-def test_dotenv_is_read_in_the_working_directory_and_never_wins(tmp_path):
-    """What the environment says stays, an empty value included; a `.env` further up is not ours."""
+def test_the_environment_takes_precedence_over_dotenv(tmp_path):
+    """This includes empty values. A `.env` in a parent folder is ignored."""
     inner = tmp_path / "inner"
     inner.mkdir()
     (tmp_path / ".env").write_text("RQJOBS_MODULES=from_above\n")

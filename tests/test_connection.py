@@ -1,4 +1,4 @@
-"""Clients that reconnect and never send twice, over TCP, TLS, unix sockets and through Sentinel."""
+"""Clients reconnect and never send twice, over TCP, TLS, unix sockets and through Sentinel."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def free_port():
 
 @pytest.fixture
 def serve(spawn, tmp_path, eventually):
-    """Start a real server with these options and wait until it answers on `url`; skip if it cannot do that."""
+    """Start a server and wait until it answers on `url`; skip if it lacks an option."""
 
     def start(url, *options):
         process = spawn(redis_server.binary(), *options, "--dir", str(tmp_path), "--save", "")
@@ -48,13 +48,13 @@ def serve(spawn, tmp_path, eventually):
 
 @pytest.fixture
 def tcp(serve):
-    """The port of a real Redis on loopback, and a client of it."""
+    """The port of a Redis on loopback, and a client for it."""
     port = free_port()
     return port, serve(f"redis://127.0.0.1:{port}", "--port", str(port), "--bind", "127.0.0.1")
 
 
 class Proxy:
-    """Stands before a Redis, counts connections, turns the first few away, and loses one reply."""
+    """A proxy for Redis that counts connections, refuses the first few, and loses one reply."""
 
     def __init__(self, port, refuse=0, lose_reply_to=None):
         self.target, self.refuse, self.lose = port, refuse, lose_reply_to
@@ -112,7 +112,7 @@ def proxy():
 
 
 def test_a_command_whose_reply_was_lost_is_not_sent_again(tcp, proxy):
-    """It may have had its effect, and here it had: a second RPUSH would be a second job. redis-py 8 would send it."""
+    """The command has had its effect: a second RPUSH would be a second job."""
     between, client = proxy(tcp[0], lose_reply_to=b"RPUSH")
     with pytest.raises(redis_py.ConnectionError):
         client.rpush("list", "one")
@@ -122,7 +122,7 @@ def test_a_command_whose_reply_was_lost_is_not_sent_again(tcp, proxy):
 
 
 def test_a_transaction_whose_reply_was_lost_is_not_sent_again(tcp, proxy):
-    """An enqueue is one: the caller hears of it, and the job is there once."""
+    """An enqueue is a transaction: the caller gets an error, and the job exists once."""
     _, client = proxy(tcp[0], lose_reply_to=b"RPUSH")
     queue = rqjobs.Queue("default", connection=client)
     with pytest.raises(redis_py.ConnectionError):
@@ -130,7 +130,7 @@ def test_a_transaction_whose_reply_was_lost_is_not_sent_again(tcp, proxy):
     assert tcp[1].llen("rq:queue:default") == 1
 
 
-def test_connecting_is_retried_without_the_caller_noticing(tcp, proxy):
+def test_a_failed_connect_is_retried(tcp, proxy):
     between, client = proxy(tcp[0], refuse=3)
     assert client.rpush("list", "one") == 1
     assert between.connections == 4
@@ -155,8 +155,8 @@ def url_of(client):
     )
 
 
-def test_a_connection_that_went_silent_is_tried_before_it_is_used(tcp, proxy):
-    """After HEALTH_CHECK_SECONDS a PING goes first; when its reply is lost, nothing of the command was sent."""
+def test_an_idle_connection_is_checked_before_it_is_used(tcp, proxy):
+    """After HEALTH_CHECK_SECONDS a PING is sent first. If its reply is lost, no command is."""
     between, client = proxy(tcp[0], lose_reply_to=b"PING")
     client.set("a", 1)
     pooled = client.connection_pool.get_connection()
@@ -174,8 +174,8 @@ def test_a_server_that_is_down_is_reported_in_a_few_seconds():
 
 
 @pytest.mark.parametrize("accepts", [True, False])
-def test_a_server_that_does_not_answer_is_a_connection_error_in_one_time_out(accepts, monkeypatch):
-    """RQ's worker waits on a ConnectionError and quits on a TimeoutError, so that ended every worker.
+def test_a_connect_without_an_answer_is_a_connection_error_after_one_timeout(accepts, monkeypatch):
+    """RQ's worker waits after a ConnectionError and quits after a TimeoutError.
 
     A Redis that accepts and is silent (stopped, or swapping) was worse: the check of the connection's health, which
     redis-py makes before its first HELLO too, connected again inside of connecting, until the stack was full.
@@ -207,7 +207,7 @@ def test_a_server_that_does_not_answer_is_a_connection_error_in_one_time_out(acc
         "redis+sentinel://h/m?decode_responses=True",
     ],
 )
-def test_a_client_that_decodes_is_refused_with_the_reason(url):
+def test_a_client_that_decodes_responses_is_refused(url):
     with pytest.raises(config.ConfigError, match="decode_responses=True, which breaks RQ"):
         connection.connect(url)
     with pytest.raises(config.ConfigError, match="decode_responses=True"):
@@ -235,7 +235,7 @@ def test_a_client_that_decodes_is_refused_with_the_reason(url):
         "redis+sentinel://:hunter2@h/m?sentinel_bogus=1",
     ],
 )
-def test_a_url_that_cannot_be_used_is_one_line_without_the_password(url):
+def test_a_wrong_url_is_reported_in_one_line_without_the_password(url):
     with pytest.raises(config.ConfigError) as caught:
         connection.connect(url)
     message = str(caught.value)
@@ -243,8 +243,8 @@ def test_a_url_that_cannot_be_used_is_one_line_without_the_password(url):
     assert "hunter2" not in message and "\n" not in message
 
 
-def test_an_option_that_redis_py_does_not_have_is_one_line_in_every_process(spawn, redis):
-    """It was a traceback at the first command, and the web app started without a word."""
+def test_an_unknown_url_option_is_reported_in_one_line_by_every_process(spawn, redis):
+    """Earlier the first command printed a traceback, and the web app started without an error."""
     commands = [
         ["rqjobs", "stats"],
         ["rqjobs", "worker"],
@@ -292,11 +292,11 @@ def test_an_option_that_redis_py_does_not_have_is_one_line_in_every_process(spaw
         ),
     ],
 )
-def test_a_shown_url_has_no_password(url, shown):
+def test_a_masked_url_has_no_password(url, shown):
     assert connection.mask_password(url) == shown
 
 
-def test_without_a_setting_the_embedded_server_s_file_is_read(tmp_path, monkeypatch):
+def test_without_a_url_the_embedded_server_is_used(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config.use(redis_url=None)
     with pytest.raises(
@@ -348,8 +348,8 @@ def certificate(tmp_path):
     return cert, key
 
 
-def test_tls_with_our_certificate_with_none_and_with_a_stranger_s(certificate, serve):
-    """Jobs are enqueued over `rediss://`; a certificate that nobody we trust has signed is refused."""
+def test_tls_with_a_valid_no_and_a_foreign_certificate(certificate, serve):
+    """Jobs are enqueued over `rediss://`; a certificate of an unknown authority is refused."""
     cert, key = certificate
     port = free_port()
     trusted = f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={cert}"
@@ -422,8 +422,8 @@ def refused(action, *args):
     return connection.refusal_code(caught.value), connection.explain(caught.value)
 
 
-def test_what_redis_refuses_is_said_with_the_remedy(tcp):
-    """Of a plain command and within a script, whose errors old servers wrap in words of their own."""
+def test_a_refusal_of_redis_is_explained_with_the_remedy(tcp):
+    """Both for a command and in a script, whose errors old servers wrap in another text."""
     port, client = tcp
     write = "return redis.call('SET', KEYS[1], 1)"
     client.config_set("maxmemory", 1)

@@ -22,7 +22,7 @@ def demo_is_a_jobs_module(settings):
 
 
 def test_every_job_is_in_the_catalog_and_documents_its_arguments():
-    """And nothing else is: imported functions and classes are no jobs."""
+    """Imported functions and classes are not jobs."""
     jobs = catalog.current()
     names = ["book_room", "greet", "slow", "statistics", "unreliable"]
     assert not jobs.import_errors and [name for name, _ in jobs] == [
@@ -76,12 +76,12 @@ def test_statistics_count_a_text():
         "…" * 50,
     ],
 )
-def test_no_text_is_too_strange(text):
+def test_every_text_is_accepted(text):
     for function in (demo.statistics, demo.greet):
         json.dumps(function(text), allow_nan=False)
 
 
-def test_unreliable_fails_as_often_as_it_is_told():
+def test_unreliable_fails_at_its_failure_rate():
     with pytest.raises(ConnectionError, match="on purpose"):
         demo.unreliable(failure_rate=1)
     assert {demo.unreliable(failure_rate=0) for _ in range(50)} == {"the service answered"}
@@ -142,7 +142,7 @@ def test_run_names_the_missing_worker(tmp_path):
         (b"x" * 300_000, "more than RQJOBS_MAX_PAYLOAD_BYTES"),
     ],
 )
-def test_run_refuses_a_file_that_it_cannot_take(content, expected, tmp_path):
+def test_run_reports_a_file_that_cannot_be_read_or_is_too_large(content, expected, tmp_path):
     path, printed = tmp_path / "file", []
     if content:
         path.write_bytes(content)

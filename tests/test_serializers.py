@@ -1,4 +1,4 @@
-"""What goes into Redis comes out equal; what should not is refused, by name, before anything happens."""
+"""Serializers: equal values after a round trip, and errors for unsupported and hostile data."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ VALUES = st.recursive(SCALARS, nest, max_leaves=12)
 
 
 def same(one, two):
-    """Equal, and of the same types all the way down. What is not equal to itself (NaN) must look the same."""
+    """Whether two values and all their parts are equal and of the same types. NaN equals NaN."""
     if type(one) is not type(two):
         return False
     if dataclasses.is_dataclass(one):
@@ -229,8 +229,8 @@ def test_every_supported_value_comes_back_equal(value):
         lambda values: st.lists(values, max_size=4) | st.dictionaries(TEXT, values, max_size=4),
     )
 )
-def test_plain_data_are_what_rq_s_own_json_serializer_writes(value):
-    """So a stock `rq worker -S json` reads our jobs, and we read what stock clients enqueue."""
+def test_plain_data_are_written_as_by_rq_s_json_serializer(value):
+    """So a stock `rq worker -S json` reads jobs of rqjobs, and rqjobs those of stock clients."""
     assume("__rqjobs__" not in repr(value))  # our own mark, which the strategies find in the code
     assert repr(rq.serializers.JSONSerializer.loads(JSONSerializer.dumps(value))) == repr(value)
     assert json.loads(JSONSerializer.dumps(value)) == json.loads(
@@ -239,7 +239,7 @@ def test_plain_data_are_what_rq_s_own_json_serializer_writes(value):
     assert repr(JSONSerializer.loads(rq.serializers.JSONSerializer.dumps(value))) == repr(value)
 
 
-def test_what_merely_extends_a_plain_type_travels_as_that_type():
+def test_a_subclass_of_a_plain_type_is_written_as_that_type():
     class Name(str):
         pass
 
@@ -312,7 +312,7 @@ HOSTILE = st.recursive(
 @example({TAG_KEY: ["dict", [[{TAG_KEY: ["tuple", [[]]]}, 1]]]})
 @example({TAG_KEY: ["dataclass", "test_serializers.Point", "xy"]})
 def test_hostile_json_gives_data_or_a_payload_error(value):
-    """Whatever JSON somebody writes into Redis: nothing else is raised, no module imported, no function called."""
+    """No other error is raised, no module imported, and no function called."""
     before = set(
         sys.modules
     )  # an unknown time zone makes zoneinfo look into the package tzdata, as it does for all
@@ -365,20 +365,20 @@ class HalfMade:
         ([Point], "the value[0]", "type"),
     ],
 )
-def test_what_cannot_be_carried_is_named_with_its_path(value, path, kind):
+def test_an_unsupported_value_is_named_with_its_path(value, path, kind):
     with pytest.raises(PayloadError) as caught:
         JSONSerializer.dumps(value)
     assert str(caught.value).startswith(f"{path} is a ") and kind in str(caught.value)
 
 
-def test_a_field_that_was_never_set_is_named():
+def test_an_unset_field_is_named():
     allow([HalfMade])
     with pytest.raises(PayloadError, match=r"the value\[0\]\.x is not set"):
         JSONSerializer.dumps([HalfMade()])
 
 
 def test_a_value_that_contains_itself_is_refused():
-    """As are values nested too deeply; also when the guard asks again which argument it was."""
+    """Values that are nested too deeply are refused too. The error names the argument."""
     endless: list = []
     endless.append({"again": endless})
     deep: list = []
@@ -397,7 +397,7 @@ def test_a_value_that_contains_itself_is_refused():
         deep = deep.pop()
 
 
-def test_sensible_nesting_is_no_problem():
+def test_moderate_nesting_is_accepted():
     value: object = 1
     for _ in range(20):
         value = [{1: (Point(frozenset({1}), [value]), {"a": value})}[1][0]]
@@ -410,7 +410,7 @@ def test_a_number_too_long_for_json_is_refused():
 
 
 def test_restoring_a_dataclass_runs_none_of_its_code():
-    """Not `__init__`, not `__post_init__`: what `double` is, the payload says. A field added since gets its default."""
+    """Neither `__init__` nor `__post_init__` is called. A new field has its default."""
     name = f"{Counted.__module__}.Counted"
     assert decode({TAG_KEY: ["dataclass", name, {"x": 1, "double": 5}]}).double == 5
     name = f"{Child.__module__}.Child"
@@ -439,15 +439,15 @@ class Canary:
 SECRET = "0123456789abcdef-test-secret"
 
 
-def test_signed_pickle_takes_its_own():
+def test_signed_pickle_reads_its_own_data():
     config.use(secret_key=SECRET, serializer="signed-pickle")
     value = {"a": (1, {2j}), datetime: Unknown(3)}
     assert SignedPickleSerializer.loads(SignedPickleSerializer.dumps(value)) == value
     assert ConfiguredSerializer.loads(ConfiguredSerializer.dumps(value)) == value
 
 
-def test_signed_pickle_unpickles_nothing_that_is_not_signed(tmp_path):
-    """Unsigned, signed with another key, or changed by one bit: refused before it is unpickled."""
+def test_signed_pickle_never_unpickles_unsigned_data(tmp_path):
+    """Data that are unsigned, signed with another key, or changed by one bit are refused."""
     config.use(secret_key="another key, long enough")
     foreign = SignedPickleSerializer.dumps(Canary(tmp_path / "foreign"))
     config.use(secret_key=SECRET)
@@ -464,8 +464,8 @@ def test_signed_pickle_unpickles_nothing_that_is_not_signed(tmp_path):
     assert (tmp_path / "own").exists(), "the canary sings if it is unpickled"
 
 
-def test_signed_pickle_without_a_key_signs_and_reads_nothing():
-    """An empty key would be one that everybody knows."""
+def test_signed_pickle_without_a_key_is_a_config_error():
+    """An empty key is no secret."""
     config.use(secret_key=None)
     for call in (
         lambda: SignedPickleSerializer.dumps(1),
@@ -481,8 +481,8 @@ def test_json_never_unpickles(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_installed_rq_s_default_is_ours(monkeypatch, tmp_path):
-    """`Job.fetch` without a serializer, groups, the dashboard: they ask RQ for its default, and get ours."""
+def test_the_patched_default_serializer_is_configured_serializer(monkeypatch, tmp_path):
+    """`Job.fetch` without a serializer, groups and rq-dashboard use RQ's default."""
     monkeypatch.setattr(rq.serializers, "PickleSerializer", rq.serializers.DefaultSerializer)
     monkeypatch.setattr(
         rq.serializers, "SERIALIZER_ALIASES", dict(rq.serializers.SERIALIZER_ALIASES)
@@ -495,9 +495,7 @@ def test_installed_rq_s_default_is_ours(monkeypatch, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_process_shared_with_stock_queues_writes_pickle_as_they_do_and_reads_none(
-    monkeypatch, tmp_path
-):
+def test_the_shared_serializer_writes_pickle_and_never_reads_it(monkeypatch, tmp_path):
     monkeypatch.setattr(rq.serializers, "PickleSerializer", rq.serializers.DefaultSerializer)
     monkeypatch.setattr(
         rq.serializers, "SERIALIZER_ALIASES", dict(rq.serializers.SERIALIZER_ALIASES)
@@ -560,7 +558,7 @@ def tagged(*parts):
 
 
 def test_reading_runs_no_code_of_a_class():
-    """Not an Enum's `_missing_`, not a dataclass's `__new__`."""
+    """Neither an Enum's `_missing_` nor a dataclass's `__new__` is called."""
     RAN.clear()
     module = __name__
     for data in (
@@ -582,7 +580,7 @@ def test_reading_runs_no_code_of_a_class():
     assert JSONSerializer.loads(JSONSerializer.dumps(Failure(3))).x == 3
 
 
-def test_flags_that_are_no_members_are_refused_by_name():
+def test_bits_that_are_not_flags_are_refused():
     with pytest.raises(
         PayloadError, match=r"is not a member of test_serializers\.Size, nor combined of its flags"
     ):
@@ -591,8 +589,8 @@ def test_flags_that_are_no_members_are_refused_by_name():
     assert JSONSerializer.loads(JSONSerializer.dumps(~Bits.A)) == ~Bits.A
 
 
-def test_reading_flags_fills_no_memory():
-    """Python keeps each combination of flags for ever; of those that payloads brought, the last ones stay."""
+def test_reading_flags_uses_limited_memory():
+    """Python keeps each combination of flags forever. The oldest of those in payloads are removed."""
     for number in range(1, 40_000):
         assert decode({TAG_KEY: ["enum", f"{__name__}.Wide", None, number]}).value == number
     assert len(Wide._value2member_map_) < 11_000
@@ -627,7 +625,7 @@ PRIME = 2**61 - 1  # the modulus of a number's hash
         ),
     ],
 )
-def test_what_would_take_memory_or_time_is_refused(data, reason):
+def test_data_over_a_limit_are_refused(data, reason):
     with pytest.raises(PayloadError, match=reason):
         JSONSerializer.loads(data)
 
@@ -646,7 +644,7 @@ def test_what_would_take_memory_or_time_is_refused(data, reason):
         {(x, y) for x in range(-50, 50) for y in range(-50, 50)},
     ],
 )
-def test_what_only_looks_like_that_is_carried(value):
+def test_data_under_every_limit_are_accepted(value):
     assert JSONSerializer.loads(JSONSerializer.dumps(value)) == value
 
 
@@ -666,13 +664,13 @@ def test_what_only_looks_like_that_is_carried(value):
         (json.loads("[" * 201 + "]" * 201), "more than 200 levels"),
     ],
 )
-def test_what_could_not_be_read_again_is_not_written(value, reason):
+def test_a_value_over_a_limit_of_reading_is_not_written(value, reason):
     with pytest.raises(PayloadError, match=reason):
         ConfiguredSerializer.dumps(value)
 
 
-def test_a_process_that_has_enqueued_nothing_reads_the_classes_of_its_jobs(tmp_path):
-    """It loads the catalog when a payload has a class that it does not know yet, and not before."""
+def test_a_new_process_loads_the_catalog_to_read_classes(tmp_path):
+    """The catalog is loaded when a payload has an unknown class, and not before."""
     allow([faults.Point, faults.Color])
     code = (
         "import sys; from rqjobs.serializers import JSONSerializer; import rqjobs; assert 'faults' not in sys.modules; "

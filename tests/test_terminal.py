@@ -1,4 +1,4 @@
-"""What comes from Redis reaches a terminal as text, in whatever encoding that has."""
+"""Data from Redis are printed and logged without control characters, in any encoding."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def run(redis):
 
 @pytest.fixture
 def hostile(redis):
-    """A Redis in which somebody chose the names of everything."""
+    """A Redis with control characters in every name."""
     job = rqjobs.enqueue_in(600, faults.ok)
     redis.hset(job.key, "description", EVIL)
     schedules.add("one", every(hours=1), faults.note, "a")
@@ -74,14 +74,14 @@ def hostile(redis):
         "failed requeue --all",
     ],
 )
-def test_no_command_prints_what_a_terminal_would_obey(run, hostile, command):
+def test_no_command_prints_control_characters(run, hostile, command):
     words = [*command.split(), *([hostile] if command == "failed show" else [])]
     _, output = run(*words)
     assert output and [line for line in output.split("\n") if not line.isprintable()] == []
     assert "forged" not in output.split("\n"), "a name must not look like a line of ours"
 
 
-def test_no_log_line_says_what_a_terminal_would_obey(redis, caplog, monkeypatch):
+def test_no_log_line_has_control_characters(redis, caplog, monkeypatch):
     rqjobs.Worker(["default"])
     sweep_result.SweepResult().note(recovery.Outcome.REQUEUED, EVIL, EVIL, "claimed", EVIL)
     log = logging.getLogger("rq.worker")
@@ -110,7 +110,7 @@ def test_no_log_line_says_what_a_terminal_would_obey(redis, caplog, monkeypatch)
         ("ascii", "日本"),  # click takes ascii for a mistake
     ],
 )
-def test_a_terminal_of_any_encoding_gets_the_list_of_failed_jobs(spawn, redis, encoding, shown):
+def test_failed_jobs_are_printed_in_any_encoding(spawn, redis, encoding, shown):
     for word in ("café", "日本", "…\x1b"):
         rqjobs.enqueue(faults.boom, word)
     rqjobs.Worker(["default"]).work(burst=True, logging_level="CRITICAL")
@@ -119,8 +119,8 @@ def test_a_terminal_of_any_encoding_gets_the_list_of_failed_jobs(spawn, redis, e
     assert "3 failed" in process.output() and shown in process.output()
 
 
-def test_a_worker_of_rqs_command_line_logs_to_a_terminal_of_any_encoding(spawn, redis):
-    """Each line with such a name in it was lost, and a traceback of the logging in its place."""
+def test_a_worker_started_by_rq_logs_in_any_encoding(spawn, redis):
+    """Earlier such a log line was lost, and logging printed a traceback instead."""
     rqjobs.enqueue(faults.note, "日本")
     process = spawn(
         sys.executable,
@@ -148,7 +148,7 @@ rqjobs.Worker(["default"]).work(burst=True)
 """
 
 
-def test_it_works_without_a_locale_that_knows_utf_8(spawn, redis):
+def test_everything_works_in_the_c_locale(spawn, redis):
     none = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     process = spawn(sys.executable, "-c", PROGRAM, env=none)
     assert process.wait(60) == 0, process.output()
@@ -157,7 +157,7 @@ def test_it_works_without_a_locale_that_knows_utf_8(spawn, redis):
 
 
 def reads_text(call):
-    """Whether this opens a file, or a process's output, as text."""
+    """Whether a call opens a file, or a process's output, as text."""
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
     mode = next((str(one.value) for one in call.args if isinstance(one, ast.Constant)), "")
     # rqjobs.conversion's read_text converts a string.
@@ -173,7 +173,7 @@ def reads_text(call):
     )
 
 
-def test_every_text_file_is_opened_with_its_encoding():
+def test_every_text_file_is_opened_with_an_encoding():
     wrong = []
     for path in Path(rqjobs.__file__).parent.rglob("*.py"):
         for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -186,8 +186,8 @@ def test_every_text_file_is_opened_with_its_encoding():
     assert not wrong
 
 
-def test_a_process_whose_name_ends_within_a_character_can_be_looked_at(spawn, eventually):
-    """The kernel cuts the name of a process after 15 bytes; setproctitle gives it the names of jobs."""
+def test_a_process_name_cut_within_a_character_is_read(spawn, eventually):
+    """The kernel cuts process names after 15 bytes; setproctitle sets them to names of jobs."""
     code = "import ctypes, sys; ctypes.CDLL(None).prctl(15, 'abcdefghijklmné'.encode()); print(1, flush=True); input()"
     process = spawn(
         sys.executable,
