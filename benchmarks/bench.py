@@ -229,9 +229,10 @@ def alternate(
 
 def backlog(bench: Bench) -> None:
     """The effect of the queue's length: throughput of the first jobs of a backlog."""
+    lengths = (3_000,) if bench.quick else (10_000, 100_000, 1_000_000)
     with new_environment() as environment:
         for system in bench.compared:
-            for waiting in bench.size((10_000, 100_000, 1_000_000), (3_000,)):
+            for waiting in lengths:
                 first = min(waiting, 10_000 if system.name == "rqjobs" else 500)
                 environment.prepare_backlog(system, waiting)
                 rates = []

@@ -30,11 +30,11 @@ from rqjobs.web.views.home import activity
 HERE = Path(__file__).parent
 IDLE_SECONDS = 30
 SETTLING_SECONDS = 5  # after a worker's start, before its CPU use is measured
-SCHEDULES = 10_000
-DELAYED_JOBS = 100
-QUEUE_NAMES = 5_000
-WORKER_QUEUES = 2_000
-AUDITED_JOBS = 100_000
+SCHEDULE_COUNT = 10_000
+DELAYED_JOB_COUNT = 100
+QUEUE_NAME_COUNT = 5_000
+WORKER_QUEUE_COUNT = 2_000
+AUDITED_JOB_COUNT = 100_000
 ENQUEUE_BATCH_JOBS = 5_000
 ADMIN_PASSWORD = "a password of this run"
 
@@ -120,28 +120,28 @@ def start_delays(jobs: list[Any], since: Callable[[Any], float]) -> str:
 
 def schedules(environment: Environment) -> None:
     """10,000 schedules, none of them due."""
-    for number in range(SCHEDULES):
+    for number in range(SCHEDULE_COUNT):
         rqjobs.schedules.add(f"customer-{number}", every(days=365), nothing)
     with running_worker(environment, "default", options=("--with-scheduler",)) as process:
-        report_idle_cpu(environment, process, f"{SCHEDULES:,} schedules")
+        report_idle_cpu(environment, process, f"{SCHEDULE_COUNT:,} schedules")
         jobs = []
         due_times = {}
-        for number in range(DELAYED_JOBS):
+        for number in range(DELAYED_JOB_COUNT):
             job = rqjobs.enqueue_in(1 + number / 10, nothing)
             jobs.append(job)
             due_times[job.id] = environment.redis.zscore("rq:scheduled:default", job.id)
         delays = start_delays(jobs, lambda job: due_times[job.id])
-        report(f"{SCHEDULES:,} schedules: lateness of delayed jobs", delays, "50 ms")
+        report(f"{SCHEDULE_COUNT:,} schedules: lateness of delayed jobs", delays, "50 ms")
 
 
 def names(environment: Environment) -> None:
     """5,000 queues in Redis's set of queues, most of them empty."""
-    keys = (f"rq:queue:customer-{number}" for number in range(QUEUE_NAMES))
+    keys = (f"rq:queue:customer-{number}" for number in range(QUEUE_NAME_COUNT))
     environment.redis.sadd("rq:queues", *keys)
-    for number in range(0, QUEUE_NAMES, QUEUE_NAMES // 50):
+    for number in range(0, QUEUE_NAME_COUNT, QUEUE_NAME_COUNT // 50):
         rqjobs.queue(f"customer-{number}").enqueue(nothing)
     with running_worker(environment, "default") as process:
-        report_idle_cpu(environment, process, f"{QUEUE_NAMES:,} queue names")
+        report_idle_cpu(environment, process, f"{QUEUE_NAME_COUNT:,} queue names")
         measure_home_page()
 
 
@@ -151,7 +151,7 @@ def measure_home_page() -> None:
     client = create_app().test_client()
     client.environ_base["HTTP_SEC_FETCH_SITE"] = "same-origin"
     client.post("/login", data={"user": "admin", "password": ADMIN_PASSWORD})
-    setup = f"{QUEUE_NAMES:,} queue names"
+    setup = f"{QUEUE_NAME_COUNT:,} queue names"
     data_seconds = statistics.median(seconds_of(activity) for _ in range(5))
     report(f"{setup}: the home page's data", f"{1000 * data_seconds:.0f} ms", "300 ms")
     page_seconds = seconds_of(lambda: client.get("/"))
@@ -186,13 +186,13 @@ def counted_round_trips() -> Iterator[list[Any]]:
 
 def queues(environment: Environment) -> None:
     """One worker that listens to 2,000 queues."""
-    setup = f"{WORKER_QUEUES:,} queues of one worker"
+    setup = f"{WORKER_QUEUE_COUNT:,} queues of one worker"
     with running_worker(
-        environment, *(f"customer-{number}" for number in range(WORKER_QUEUES))
+        environment, *(f"customer-{number}" for number in range(WORKER_QUEUE_COUNT))
     ) as process:
         report_idle_cpu(environment, process, setup)
         first_queues = range(20)
-        other_queues = range(50, WORKER_QUEUES, WORKER_QUEUES // 20)
+        other_queues = range(50, WORKER_QUEUE_COUNT, WORKER_QUEUE_COUNT // 20)
         for position, numbers in (("the first", first_queues), ("any", other_queues)):
             jobs = []
             for number in numbers:
@@ -210,11 +210,11 @@ def audit(environment: Environment) -> None:
     seconds = statistics.median(
         seconds_of(lambda: maintenance_audit.audit(environment.redis)) for _ in range(3)
     )
-    report(f"audit of {AUDITED_JOBS:,} jobs", f"{seconds:.2f} s", "3 s")
+    report(f"audit of {AUDITED_JOB_COUNT:,} jobs", f"{seconds:.2f} s", "3 s")
 
 
 def enqueue_half() -> None:
-    for _ in range(AUDITED_JOBS // 2 // ENQUEUE_BATCH_JOBS):
+    for _ in range(AUDITED_JOB_COUNT // 2 // ENQUEUE_BATCH_JOBS):
         rqjobs.enqueue_many([(nothing,)] * ENQUEUE_BATCH_JOBS)
 
 

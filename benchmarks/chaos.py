@@ -30,7 +30,7 @@ from chaos_schedules import TickingSchedules
 from rqjobs import queues
 from rqjobs.maintenance import sweep as maintenance_sweep
 
-JOB_SECONDS = 0.02  # the mean length of a job
+MEAN_JOB_SECONDS = 0.02
 FREEZE_SECONDS = 25  # longer than a lease
 FAULTS_SHOWN = 40
 
@@ -54,7 +54,7 @@ class Scenario:
     def load(
         self,
         at_least: int,
-        pace_seconds: float = JOB_SECONDS,
+        pace_seconds: float = MEAN_JOB_SECONDS,
         mixed: bool = True,
         long_seconds: float = 0.0,
     ) -> Iterator[Load]:

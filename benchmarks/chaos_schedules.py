@@ -16,7 +16,7 @@ RULES = {
     "tick-skip": every(seconds=2, missed="skip", jitter=1),
     "tick-alone": every(seconds=1, missed="all", overlap=False),
 }
-JOB_SECONDS = 0.01
+SCHEDULED_JOB_SECONDS = 0.01
 
 
 class TickingSchedules:
@@ -30,7 +30,7 @@ class TickingSchedules:
                 name,
                 rule,
                 chaos_jobs.work,
-                JOB_SECONDS,
+                SCHEDULED_JOB_SECONDS,
                 result_ttl=KEEP_SECONDS,
                 failure_ttl=KEEP_SECONDS,
             )
