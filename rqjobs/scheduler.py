@@ -2,7 +2,7 @@
 
 It is RQ's scheduler process, with three differences. It sleeps until the next job is due instead of
 a second at a time. Its locks are short, so another scheduler takes over within five seconds. Its
-moves are atomic scripts, so two schedulers that believe they hold one lock enqueue no job twice.
+moves are atomic scripts, so two schedulers with the same lock enqueue no job twice.
 """
 
 from __future__ import annotations
@@ -159,9 +159,7 @@ class Scheduler(RQScheduler):
             )
 
     def _begin(self) -> None:
-        """Register, subscribe, and forget what was known. All times are this machine's monotonic
-        ones.
-        """
+        """Register, subscribe, and reset the state. Its times are of the monotonic clock."""
         self.register_birth()
         self._subscribe()
         self._queue_due: dict[str, float] = {}  # when to check a queue

@@ -442,7 +442,7 @@ def test_a_kill_of_the_parent_at_every_command_of_its_own(stage, after):
 
 
 @pytest.mark.parametrize("after", [False, True])
-def test_a_kill_between_the_burial_of_a_job_and_the_waking_of_what_waits_for_it(
+def test_a_kill_between_the_failure_of_a_job_and_the_enqueueing_of_its_dependents(
     stage, redis, after
 ):
     stage = stage()

@@ -265,7 +265,7 @@ def test_what_a_plain_job_costs(redis, monkeypatch, at_once, trips, commands):
     assert stats.pop("evalsha") // count == trips + (at_once == 1), (
         "a claim for so many jobs, an outcome for each"
     )
-    stats.pop("hstrlen", 0)  # of the hunt for strays with which a worker begins
+    stats.pop("hstrlen", 0)  # of the search for strays with which a worker begins
     for name in ("hget", "hmget", "lrange"):
         stats[name] //= 2  # Redis counts one that is called through pcall twice
     assert sum(calls // (count // at_once) / at_once for calls in stats.values()) <= commands, stats

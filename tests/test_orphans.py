@@ -243,8 +243,10 @@ def test_poison_frees_the_jobs_that_may_run_after_a_failure(redis, claim, lease)
     assert order() == [child.id]
 
 
-def test_what_waits_for_a_poison_job_is_woken_also_when_its_burier_dies(redis, claim, lease):
-    """Burying and waking are two steps: a death in between left the dependents deferred for ever."""
+def test_dependents_of_a_poison_job_are_enqueued_even_if_the_worker_that_failed_it_dies(
+    redis, claim, lease
+):
+    """Failing the job and enqueueing its dependents are two steps; a death in between left them deferred for ever."""
     poison, strict = rqjobs.enqueue(faults.ok), rqjobs.enqueue(faults.ok)
     after = Dependency(jobs=[poison], allow_failure=True)
     child = rqjobs.enqueue(faults.ok, depends_on=after, job_timeout=7)

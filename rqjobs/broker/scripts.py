@@ -75,7 +75,7 @@ def in_chunks(queues: list[str]) -> list[list[str]]:
 
 
 def redis_time(connection: redis.Redis) -> float:
-    """The Unix time by Redis's clock, by which leases and due times are judged."""
+    """The Unix time by Redis's clock, which decides about leases and due times."""
     seconds, microseconds = connection.time()
     return float(seconds + microseconds / 1e6)
 

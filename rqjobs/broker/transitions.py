@@ -126,8 +126,8 @@ def enqueue(connection: redis.Redis, placements: Iterable[Placement]) -> set[str
 def enqueue_in_pipeline(pipeline: Any, placements: Iterable[Placement]) -> None:
     """`enqueue` as a command of a pipeline.
 
-    The whole script is sent. If Redis did not know a script's hash, the transaction would fail in
-    the middle.
+    The whole script is sent, because a script that Redis does not have would fail the transaction
+    in the middle.
     """
     if pipeline.watching and not pipeline.explicit_transaction:
         pipeline.multi()
@@ -153,8 +153,8 @@ def claim_arguments(
     """The keys and arguments of `CLAIM`, for up to `max_jobs` jobs from `queues` in their order.
 
     Args:
-        held: ids of the claimed jobs that the worker knows of. Others in its claims come first: the
-            reply to an earlier claim was lost, or a blocking pop delivered them.
+        held: ids of the claimed jobs that the worker is aware of. Others in its claims come first:
+            the reply to an earlier claim was lost, or a blocking pop delivered them.
         process: the process to which the worker's name must belong; "" accepts any.
     """
     script_keys = [keys.claims(worker), LEASES, *map(keys.queue, queues)]

@@ -216,7 +216,7 @@ def _delayed(client: redis.Redis, queues: list[stats.QueueStats]) -> Iterator[Fi
             yield Finding(
                 Level.NOTE,
                 f"{late} delayed jobs of the queue {queue.name!r} are overdue by more than "
-                f"{OVERDUE_SECONDS} s; its scheduler's log says why",
+                f"{OVERDUE_SECONDS} s; its scheduler's log gives the reason",
             )
 
 

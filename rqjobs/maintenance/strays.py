@@ -111,7 +111,7 @@ def _is_idle(job: Candidate) -> bool:
 
 
 def has_ended(connection: redis.Redis, job_id: str, queue: str) -> bool:
-    """Whether a job in no place has ended, although its status says otherwise.
+    """Whether a job in no place has ended, although its status is another.
 
     It is among the ended jobs of `queue` and was not enqueued since. A stale save() has overwritten
     its status. A job with a `Repeat` is there too, but was enqueued again.

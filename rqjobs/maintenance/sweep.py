@@ -192,7 +192,7 @@ def enqueue_waiting_dependents(
 
 
 def remove_dead_listeners(connection: redis.Redis, queues: list[str]) -> None:
-    """Remove workers that RQ no longer knows from its lists of the workers of these queues."""
+    """Remove workers that no longer exist from RQ's lists of the workers of these queues."""
     commands = [("SMEMBERS", keys.listeners(queue)) for queue in queues]
     listed: dict[str, Any] = {}
     for queue, members in zip(queues, scripts.read_together(connection, commands), strict=True):

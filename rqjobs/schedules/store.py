@@ -279,7 +279,7 @@ class RunStatus(Enum):
     """Whether `enqueue_ticks` did anything, and why not."""
 
     DONE = "done"
-    CHANGED = "changed"  # changed, paused, not due, or served by another scheduler meanwhile
+    CHANGED = "changed"  # changed, paused, not due, or run by another scheduler
     WRONG_TYPE = "wrong type"  # a key that the run needs has the wrong type
 
 

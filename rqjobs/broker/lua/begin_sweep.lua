@@ -2,7 +2,7 @@
 --
 -- KEYS  1 rqjobs:sweep:lock   2 rqjobs:sweep:last (time of the last sweep)   3 rqjobs:leases
 -- ARGV  1 milliseconds for which no other worker sweeps   2 lease, seconds
---       3 "1" to sweep whatever the lock says
+--       3 "1" to sweep even if the lock is held
 -- Promise: after a time in which no lease could be renewed (Redis was down, its time jumped) every
 -- lease is extended once before any counts as expired. No lease ends later than one lease from now.
 -- Returns "too soon" (another worker has just swept), "leases extended" (no lease counts as expired

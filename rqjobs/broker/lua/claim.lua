@@ -1,17 +1,16 @@
--- Claim jobs for a worker: first those in its claims that it does not know of, then new ones from
--- its queues.
+-- Claim jobs for a worker: first the unknown ones in its claims, then new ones from its queues.
 --
 -- KEYS  1 rqjobs:claims:<worker>   2 rqjobs:leases   then the queues in order of priority
 -- ARGV  1 worker   2 maximum number of jobs   3 now, as RQ writes it
 --       4 traceback for a job that cannot be read   5 RQ's default failure_ttl
 --       6 a prefix for tokens, never used before   7 the worker's process, or ""
---       then the ids of the jobs that the worker knows it has claimed
+--       then the known ids: the claimed jobs that the worker is aware of
 -- Promise: every id that leaves a queue is in the claims, unless its job was gone, had ended, was
--- claimed already, was enqueued again elsewhere, or could not be read (then it has failed). A job
--- in the claims that the worker does not know of is returned with a fresh token, so a lost reply
--- loses no job; beyond the maximum it returns to the front of its queue. A job under which a
--- process died is claimed alone. Nothing is claimed without a live lease, for a name that belongs
--- to another process by now, or while RQ is suspended.
+-- claimed already, was enqueued again elsewhere, or could not be read (then it has failed). An
+-- unknown job in the claims is returned with a fresh token, so a lost reply loses no job; beyond the
+-- maximum it returns to the front of its queue. A job under which a process died is claimed alone.
+-- Nothing is claimed without a live lease, for a name that belongs to another process by now, or
+-- while RQ is suspended.
 -- Returns {"ok", {id, queue, token, {field, value, …}}, …}, or {"no lease"}, or {"suspended"}.
 
 local claims, leases = KEYS[1], KEYS[2]
@@ -91,8 +90,8 @@ local function start(id, queue, job, was_queued)
   return id .. ':' .. token
 end
 
--- Take over a job in the claims that the worker does not know of: a blocking pop delivered it, or
--- the reply to an earlier claim was lost. Returns the job if there is no room for it.
+-- Take over an unknown job in the claims: a blocking pop delivered it, or the reply to an earlier
+-- claim was lost. Returns the job if there is no room for it.
 local function adopt(id)
   local job = inspect(id)
   local queue = job.origin

@@ -72,8 +72,8 @@ end
 -- An id has one life: enqueueing it again, by any means, ends the run in progress. A script that
 -- puts a job into a place reads its `placement` first, writes the hash, and then calls `retire`
 -- with that placement. Stock clients do not. Their jobs are noticed at the next claim, promotion or
--- settlement: the status is not "started", and the job `is_in_place` where its status says. (A
--- stale save() of a stock client changes only the status.)
+-- settlement: the status is not "started", and the job `is_in_place` by its status. (A stale save()
+-- of a stock client changes only the status.)
 
 -- The place of a job and the worker that runs it, by its hash; nil if there is no such job.
 local function placement(id)
@@ -192,7 +192,8 @@ local function has_ended(id, failures_allowed)
   return not status or status == 'finished' or (failures_allowed and status == 'failed')
 end
 
--- Add the job to the scheduled set. The scheduler is woken if the job is due before its next poll.
+-- Add the job to the scheduled set. A message wakes the scheduler if the job is due before its next
+-- poll.
 local function add_scheduled(id, queue, due, poll_seconds)
   redis.call('ZADD', 'rq:scheduled:' .. queue, due, id)
   if tonumber(due) < redis_time() + tonumber(poll_seconds) then
@@ -201,7 +202,7 @@ local function add_scheduled(id, queue, due, poll_seconds)
 end
 
 -- Whether a deferred job still has to wait for a parent. `parent` is the one that ends now, as
--- `outcome` ("finished", "failed", or "" for what its hash says).
+-- `outcome` ("finished", "failed", or "" for the status in its hash).
 local function waits_for_parents(child, parent, outcome, failures_allowed)
   for _, id in ipairs(set_members('rq:job::' .. child .. ':dependencies')) do
     local ended = id == parent and outcome == 'finished' or has_ended(id, failures_allowed)
@@ -279,7 +280,7 @@ local function fail_job(queue, id, worker, traceback, iso, default_ttl)
   end
 end
 
--- Note that a process has died under the job. Returns the number of such deaths within the last
+-- Count a crash: a process has died under the job. Returns the number of crashes within the last
 -- `window` seconds.
 local function count_crash(id, window)
   local job, now, crashes = 'rq:job:' .. id, redis_time(), {}

@@ -30,7 +30,7 @@ local function entry_at(at)
 end
 
 -- Clear the options and the parents of an earlier life of the job.
-local function forget(entry)
+local function clear_earlier_life(entry)
   local id = entry.id
   local job, dependencies = 'rq:job:' .. id, 'rq:job::' .. id .. ':dependencies'
   for _, parent in ipairs(set_members(dependencies)) do
@@ -105,7 +105,7 @@ local function accept(entry)
   redis.call('HSET', job, unpack(ARGV, entry.fields, entry.last))
   if before then
     retire(id, before)
-    forget(entry)
+    clear_earlier_life(entry)
   end
   if entry.ttl ~= '' then redis.call('EXPIRE', job, entry.ttl) end
   if waits then
