@@ -79,7 +79,7 @@ def test_dequeue_strategies(redis, strategy, first):
     assert origins == first
 
 
-def test_the_random_strategy_serves_every_queue(redis):
+def test_random_strategy_serves_every_queue(redis):
     for name in "ab":
         for _ in range(20):
             rqjobs.queue(name).enqueue(faults.mark, "order")
@@ -91,9 +91,7 @@ def test_the_random_strategy_serves_every_queue(redis):
     assert len(origins) == 40 and set(origins[:15]) == {"a", "b"}
 
 
-def test_webhooks_go_out_once_the_outcome_is_recorded_and_only_to_allowed_hosts(
-    worker, redis, eventually, listener
-):
+def test_webhooks_are_sent_once_the_outcome_is_recorded(worker, redis, eventually, listener):
     port, paths = listener
     env = {"RQJOBS_WEBHOOK_HOSTS": "127.0.0.1"}
     rqjobs.config.use(webhook_hosts=("127.0.0.1",))
@@ -136,7 +134,7 @@ def test_exception_handlers_results_ttl_and_idle_time(worker, redis, eventually,
     assert process.wait(20) == 0 and "idle" in process.output()
 
 
-def test_the_stopped_callback(worker, redis, eventually):
+def test_stopped_callback_is_called(worker, redis, eventually):
     process = worker()
     job = rqjobs.enqueue(faults.hang, "gate", on_stopped=Callback(faults.on_stopped))
     other = rqjobs.enqueue(faults.ok)
@@ -152,7 +150,7 @@ def test_the_stopped_callback(worker, redis, eventually):
     assert process.poll() is None
 
 
-def test_a_stop_command_for_another_job_touches_nothing(worker, redis, eventually, finished):
+def test_stop_command_for_another_job_does_nothing(worker, redis, eventually, finished):
     process = worker()
     job, waiting = rqjobs.enqueue(faults.hang, "gate"), rqjobs.enqueue(faults.ok)
     eventually(lambda: redis.llen("gate:reached") == 1)
@@ -204,7 +202,7 @@ def test_dependents_of_failed_canceled_and_finished_jobs(worker, redis, eventual
     ]
 
 
-def test_statistics_of_the_worker(worker, redis, eventually, finished):
+def test_worker_statistics(worker, redis, eventually, finished):
     process = worker()
     finished(*[rqjobs.enqueue(faults.ok) for _ in range(5)])
     rqjobs.enqueue(faults.boom)
@@ -220,7 +218,7 @@ def test_statistics_of_the_worker(worker, redis, eventually, finished):
     )
 
 
-def test_a_result_that_json_cannot_carry_is_said_to_be_so(worker, finished):
+def test_unserializable_result_is_stored_as_such(worker, finished):
     worker()
     job = rqjobs.enqueue(faults.strange)
     finished(job)

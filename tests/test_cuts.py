@@ -316,7 +316,7 @@ MOVES = ("EVALSHA", "EXEC", "BLMOVE")  # with which a job changes hands
 @pytest.mark.parametrize(
     ("kind", "tcp"), [*((kind, False) for kind in KINDS), ("plain", True), ("retry", True)]
 )
-def test_a_cut_at_every_command_of_a_job_s_life(stage, kind, tcp):
+def test_connection_cut_at_every_command_of_a_job(stage, kind, tcp):
     """Before the command has reached Redis, and between its effect and its reply, from the wait that brings the job
     until the next wait. The outcome is recorded once, and is the one that it has without a cut; nothing runs twice."""
     stage = stage(tcp=tcp)
@@ -339,7 +339,7 @@ def test_a_cut_at_every_command_of_a_job_s_life(stage, kind, tcp):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["plain", "retry"])
-def test_a_cut_at_every_command_when_redis_has_forgotten_the_scripts(stage, kind):
+def test_connection_cut_when_redis_has_no_scripts_loaded(stage, kind):
     """A failover. The connection that broke while they were loaded again took the outcome with it: a finished job ran
     again, or was failed because its outcome "could not be recorded"."""
     stage = stage()
@@ -366,7 +366,7 @@ def test_a_cut_at_every_command_when_redis_has_forgotten_the_scripts(stage, kind
     ("kind", "tcp"), [("plain", False), ("retry", False), ("forgotten", False), ("plain", True)]
 )
 @pytest.mark.parametrize("what", ["deaf", "mute"])
-def test_every_command_s_connection_deaf_or_mute(stage, kind, what, tcp):
+def test_silent_connection_at_every_command_of_a_job(stage, kind, what, tcp):
     """One way only: nothing is closed, and either the replies or the requests do not arrive any more."""
     stage = stage(timeout=0.3, block=0.5, tcp=tcp)
     parent = stage.start()
@@ -381,7 +381,7 @@ def test_every_command_s_connection_deaf_or_mute(stage, kind, what, tcp):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_kill_of_the_horse_at_every_command_of_a_job_s_life(stage, kind):
+def test_horse_killed_at_every_command_of_a_job(stage, kind):
     """Before each command; and after the effect of those that move a job. (After the effect of any other is the same as
     before the next one: Redis is in the same state and the process is dead.)"""
     stage = stage()
@@ -404,7 +404,7 @@ def test_a_kill_of_the_horse_at_every_command_of_a_job_s_life(stage, kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["plain", "retry", "repeat", "dependent"])
-def test_a_kill_of_the_whole_worker_at_every_command_of_a_job_s_life(stage, kind):
+def test_worker_killed_at_every_command_of_a_job(stage, kind):
     """The parent is killed when its horse sends the command, and takes it along; another worker does the job."""
     stage = stage()
     parent = stage.start()
@@ -421,7 +421,7 @@ def test_a_kill_of_the_whole_worker_at_every_command_of_a_job_s_life(stage, kind
 
 @pytest.mark.slow
 @pytest.mark.parametrize("after", [False, True])
-def test_a_kill_of_the_parent_at_every_command_of_its_own(stage, after):
+def test_parent_killed_at_every_command_of_its_own(stage, after):
     """While a job runs in its horse: through a whole round of heartbeat, sweep and word of its state."""
     stage = stage()
     stage.start()
@@ -562,7 +562,7 @@ def own_redis(executable):
 
 @pytest.mark.parametrize("kind", ["plain", "retry", "callback"])
 @pytest.mark.parametrize("refusal", REFUSALS)
-def test_a_redis_that_refuses_gets_the_outcome_later(stage, own_redis, kind, refusal):
+def test_outcome_is_recorded_once_redis_accepts_writes_again(stage, own_redis, kind, refusal):
     """BUSY came to RQ's methods with words of redis-py before it, was not known again, and the job was failed."""
     stage = stage(redis=own_redis.redis)
     stage.start()
@@ -633,9 +633,7 @@ def behind_a_loading_one(own):
         (behind_a_loading_one, "rq worker"),
     ],
 )
-def test_a_worker_that_is_started_before_its_redis_begins_when_that_is_there(
-    own_redis, spawn, eventually, away, command
-):
+def test_worker_started_before_redis_waits_for_it(own_redis, spawn, eventually, away, command):
     """RQ's command line asks Redis before there is a worker; without an answer it was the end."""
     job = rqjobs.queue("default").enqueue(faults.ok, 1)
     scene = away(own_redis)
@@ -653,9 +651,7 @@ def test_a_worker_that_is_started_before_its_redis_begins_when_that_is_there(
     assert not own_redis.redis.exists("rqjobs:leases", "rq:workers") and own_redis.redis.ping()
 
 
-def test_a_worker_that_waits_for_its_first_word_from_redis_goes_when_it_is_told(
-    own_redis, spawn, eventually
-):
+def test_worker_that_waits_for_its_first_reply_stops_on_sigterm(own_redis, spawn, eventually):
     own_redis.kill()
     worker = spawn(sys.executable, "-m", *COMMANDS["rq worker"], env={"REDIS_URL": own_redis.url})
     eventually(lambda: "waits for Redis" in worker.output())
@@ -664,7 +660,7 @@ def test_a_worker_that_waits_for_its_first_word_from_redis_goes_when_it_is_told(
     own_redis.start()
 
 
-def test_a_worker_with_a_wrong_password_does_not_wait(own_redis, spawn):
+def test_worker_with_a_wrong_password_exits_at_once(own_redis, spawn):
     own_redis.redis.config_set("requirepass", "secret")
     worker = spawn(sys.executable, "-m", *COMMANDS["rq worker"], env={"REDIS_URL": own_redis.url})
     assert worker.wait(20) == 1 and "authenticate" in worker.output()
@@ -672,7 +668,7 @@ def test_a_worker_with_a_wrong_password_does_not_wait(own_redis, spawn):
         client.config_set("requirepass", "")
 
 
-def test_a_birth_whose_reply_was_lost_is_no_other_worker(stage, redis):
+def test_registration_whose_reply_was_lost_is_not_a_name_conflict(stage, redis):
     """The second try found a worker of its name, and believed it to be another."""
     stage = stage()
     fault = stage.proxy.arm(Fault(0, "cut", True, lambda pid, words: words[0] == b"EXEC"))
@@ -682,9 +678,7 @@ def test_a_birth_whose_reply_was_lost_is_no_other_worker(stage, redis):
 
 
 @pytest.mark.slow
-def test_a_horse_that_waits_for_redis_is_kept_and_one_frozen_while_it_settles_is_replaced(
-    stage, redis
-):
+def test_horse_that_waits_for_redis_is_kept_and_a_frozen_one_replaced(stage, redis):
     """It may settle for hours, as long as it says that it tries; one that said nothing was never replaced."""
     stage = stage(timeout=0.3, block=0.5)
     stage.start()
@@ -711,7 +705,7 @@ def test_a_horse_that_waits_for_redis_is_kept_and_one_frozen_while_it_settles_is
 
 
 @pytest.mark.parametrize("kind", ["plain", "retry"])
-def test_redis_killed_and_restarted_under_a_job(stage, own_redis, kind):
+def test_redis_killed_and_restarted_while_a_job_runs(stage, own_redis, kind):
     """The worker and its horse stay, also while Redis loads its file (two seconds here, in which most runs ask it), and
     record the outcome once it is back."""
     stage = stage(redis=own_redis.redis)
@@ -733,7 +727,7 @@ def test_redis_killed_and_restarted_under_a_job(stage, own_redis, kind):
     assert not maintenance_audit.audit(own_redis.redis, settle=0.2).breaches
 
 
-def test_what_arrives_while_a_job_runs_goes_back(stage, redis):
+def test_job_that_arrives_while_another_runs_is_released(stage, redis):
     """A wait whose connection broke on the worker's side only moved a job into the claims of a worker that had begun
     another one, and there it stayed for as long as that one ran."""
     stage = stage()
@@ -752,9 +746,7 @@ def test_what_arrives_while_a_job_runs_goes_back(stage, redis):
     stage.eventually(lambda: running.is_finished and stray.is_finished)
 
 
-def test_jobs_that_arrive_on_two_queues_at_once_do_not_wait_for_each_other(
-    worker, redis, eventually, tmp_path
-):
+def test_jobs_that_arrive_on_two_queues_at_once_both_run(worker, redis, eventually, tmp_path):
     """Both waits of a worker brought one. It ran the first, and the second stood in its claims meanwhile, although
     there might be others to run it."""
     worker("high", "low")
@@ -783,7 +775,7 @@ def test_jobs_that_arrive_on_two_queues_at_once_do_not_wait_for_each_other(
     assert len(file.read_text().splitlines()) == 2
 
 
-def test_an_outcome_that_cannot_be_written_is_a_dead_letter(redis):
+def test_job_whose_outcome_cannot_be_written_fails(redis):
     """A key of the wrong type stopped the script between two writes, and the second try was told "already": the job was
     finished in no registry, and stood in that of what runs for ever."""
     job = rqjobs.enqueue(faults.ok)
@@ -795,7 +787,7 @@ def test_an_outcome_that_cannot_be_written_is_a_dead_letter(redis):
 
 
 @pytest.mark.parametrize("what", ["deaf", "mute"])
-def test_a_wait_whose_connection_has_died_silently_is_given_up(stage, what):
+def test_blocking_pop_on_a_dead_connection_is_closed(stage, what):
     """Its end was asked for twenty times a second, on another connection that was well, for ever."""
     stage = stage(timeout=0.3, block=0.5)
     parent = stage.start()

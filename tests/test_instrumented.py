@@ -82,14 +82,14 @@ def wrap(monkeypatch):
     return make
 
 
-def test_every_way_to_enqueue_works_when_a_wrapper_takes_keywords_only(wrap, redis):
+def test_every_way_to_enqueue_suits_a_keyword_only_wrapper(wrap, redis):
     wrap(rq.Queue, "enqueue_job")
     jobs = every_way(redis)
     rqjobs.Queue("default", connection=redis, is_async=False).enqueue(faults.ok)
     assert len({job.id for job in jobs.values()}) == len(jobs)
 
 
-def test_a_wrapper_of_enqueue_job_sees_every_job_once_before_it_is_stored(wrap, redis):
+def test_wrapper_of_enqueue_job_sees_each_job_once_before_it_is_stored(wrap, redis):
     calls = wrap(rq.Queue, "enqueue_job")
     jobs = every_way(redis)
     headers = {
@@ -100,7 +100,7 @@ def test_a_wrapper_of_enqueue_job_sees_every_job_once_before_it_is_stored(wrap, 
     assert sorted(job_id for _, job_id, _ in calls) == sorted(job.id for job in jobs.values())
 
 
-def test_a_wrapper_of_the_inner_steps_sees_every_job_once_before_it_is_stored(wrap, redis):
+def test_wrapper_of_inner_steps_sees_each_job_once_before_it_is_stored(wrap, redis):
     calls = wrap(rq.Queue, "_enqueue_job", "schedule_job")
     jobs = every_way(redis)
     del jobs["dependent"], jobs["many, dependent"]  # they are not enqueued yet
@@ -119,7 +119,7 @@ def test_a_wrapper_of_the_inner_steps_sees_every_job_once_before_it_is_stored(wr
         ("schedule_job", lambda: rqjobs.queue("default").enqueue_at(rq.utils.now(), faults.ok)),
     ],
 )
-def test_the_write_is_made_inside_of_the_wrapper(method, enqueue, wrap, redis):
+def test_job_is_stored_within_the_wrapper(method, enqueue, wrap, redis):
     calls = wrap(rq.Queue, method)
     redis.set("rq:queue:default", "not a list")
     with pytest.raises(ResponseError):
@@ -127,9 +127,7 @@ def test_the_write_is_made_inside_of_the_wrapper(method, enqueue, wrap, redis):
     assert [name for name, _, outcome in calls if outcome != "returned"] == [method]
 
 
-def test_the_headers_of_one_job_do_not_reach_the_meta_that_the_function_declares(
-    wrap, redis, monkeypatch
-):
+def test_headers_of_a_job_do_not_change_the_declared_meta(wrap, redis, monkeypatch):
     wrap(rq.Queue, "enqueue_job")
     declared = {"team": "a"}
     monkeypatch.setattr(faults.ok, "__rqjobs__", {"meta": declared}, raising=False)
@@ -137,7 +135,7 @@ def test_the_headers_of_one_job_do_not_reach_the_meta_that_the_function_declares
     assert declared == {"team": "a"}
 
 
-def test_in_the_worker_wrappers_are_around_perform_and_see_its_exception(monkeypatch, redis):
+def test_wrapper_of_perform_sees_the_job_s_exception(monkeypatch, redis):
     original = rq.job.Job.perform
 
     def perform(self):
@@ -160,7 +158,7 @@ def test_in_the_worker_wrappers_are_around_perform_and_see_its_exception(monkeyp
     ]
 
 
-def test_a_job_whose_perform_is_wrapped_asks_redis_for_nothing_before_it_runs(monkeypatch, redis):
+def test_wrapped_perform_sends_no_command_before_the_job_runs(monkeypatch, redis):
     original = rq.job.Job.perform
     monkeypatch.setattr(rq.job.Job, "perform", lambda self: original(self))
     rqjobs.queue("default").enqueue(faults.ok, job_id="a", ttl=1000)
@@ -171,7 +169,7 @@ def test_a_job_whose_perform_is_wrapped_asks_redis_for_nothing_before_it_runs(mo
 
 
 @pytest.mark.parametrize("method", ["handle_job_success", "handle_job_failure"])
-def test_in_the_worker_wrappers_are_around_the_handling_of_outcomes(method, monkeypatch, redis):
+def test_wrappers_of_outcome_handlers_are_called(method, monkeypatch, redis):
     original = getattr(rq.Worker, method)
 
     def handle(self, job, queue, *args, **options):
@@ -193,7 +191,7 @@ def test_context_variables_end_with_their_job(redis):
     assert found == (None, None, None) and len(set(pids)) == 1
 
 
-def test_nothing_is_wrapped_unless_somebody_does_it(wrap):
+def test_rq_s_own_methods_do_not_count_as_wrapped(wrap):
     assert not instrumentation.is_wrapped(rq.Queue, "enqueue_job", "_enqueue_job", "schedule_job")
     assert not instrumentation.is_wrapped(rq.job.Job, "perform")
     assert not instrumentation.is_wrapped(rq.Worker, "handle_job_success")

@@ -116,7 +116,7 @@ def test_no_function_outside_the_catalog_runs(plant, survives, redis, canary):
 
 
 @pytest.mark.parametrize("queues", [(), ("default",)], ids=["three queues", "one queue"])
-def test_no_callback_outside_the_catalog_runs_and_then_the_job_does_not_either(
+def test_job_with_a_callback_outside_the_catalog_does_not_run(
     plant, survives, redis, canary, queues
 ):
     """The function itself is a good one; it must not have had its effect."""
@@ -137,9 +137,7 @@ def test_no_callback_outside_the_catalog_runs_and_then_the_job_does_not_either(
     assert not redis.exists("ran") and not canary.exists()
 
 
-def test_a_stopped_callback_that_turns_hostile_while_the_job_runs_is_refused(
-    survives, redis, eventually
-):
+def test_stopped_callback_changed_while_the_job_runs_is_refused(survives, redis, eventually):
     job = rqjobs.enqueue(faults.hang, "gate")
 
     def stop():
@@ -158,7 +156,7 @@ def test_a_stopped_callback_that_turns_hostile_while_the_job_runs_is_refused(
     assert process.poll() is None
 
 
-def test_an_instance_is_refused(plant, survives, redis):
+def test_instance_is_refused(plant, survives, redis):
     """RQ would call a method of it."""
     instances = (
         "text",
@@ -196,7 +194,7 @@ NO_CALLS = [
 ]
 
 
-def test_data_that_are_no_call_fail_with_the_reason(plant, survives, redis):
+def test_data_that_are_not_a_call_fail_the_job(plant, survives, redis):
     for number, data in enumerate(NO_CALLS):
         plant(f"evil-{number}", data)
     survives()
@@ -254,7 +252,7 @@ def stranger():
         thread.join()
 
 
-def test_a_webhook_goes_to_no_host_that_is_not_allowed(plant, survives, redis, stranger):
+def test_webhook_to_a_host_that_is_not_allowed_is_refused(plant, survives, redis, stranger):
     """Neither when the job is refused for it nor when it fails; and the function does not run."""
     url, asked = stranger
     port = url.rpartition(":")[2]
@@ -278,7 +276,7 @@ def test_a_webhook_goes_to_no_host_that_is_not_allowed(plant, survives, redis, s
     assert asked == []
 
 
-def test_a_webhook_goes_to_a_host_that_is_allowed(survives, redis, stranger, eventually):
+def test_webhook_to_an_allowed_host_is_sent(survives, redis, stranger, eventually):
     url, asked = stranger
     config.use(webhook_hosts=("127.0.0.1",))
     rqjobs.enqueue(faults.ok, webhooks=[Webhook(f"{url}/done", "finished")])
@@ -314,9 +312,7 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("queues", [(), ("default",)], ids=["three queues", "one queue"])
-def test_unreadable_hashes_end_among_the_failed_and_never_end_the_worker(
-    plant, survives, redis, queues
-):
+def test_job_with_an_unreadable_hash_fails_and_the_worker_goes_on(plant, survives, redis, queues):
     """One broken field each; what RQ can do without, it runs. None is left in a queue, running, or in between."""
     for field, value in UNREADABLE.items():
         plant(f"bad-{field}", **{field: value})
@@ -341,7 +337,7 @@ def test_ids_without_a_hash_are_dropped(plant, survives, redis, queues):
 
 
 @pytest.mark.parametrize("queues", [(), ("default",)], ids=["three queues", "one queue"])
-def test_what_is_no_hash_or_no_id_is_dropped(plant, survives, redis, queues):
+def test_ids_and_keys_of_another_type_are_dropped(plant, survives, redis, queues):
     """A list or a text where a job's hash should be, and an id that is no text."""
     redis.rpush("rq:queue:default", "a-list", "a-text", b"\xff\xfe")
     redis.rpush("rq:job:a-list", "x")
@@ -350,7 +346,7 @@ def test_what_is_no_hash_or_no_id_is_dropped(plant, survives, redis, queues):
     assert not redis.exists("rq:queue:default")
 
 
-def test_a_stock_worker_runs_our_plain_jobs(worker, redis, eventually):
+def test_stock_worker_runs_plain_jobs(worker, redis, eventually):
     """`rq worker -S json`, with no rqjobs in it: plain arguments are JSON as RQ writes it."""
     job = rqjobs.enqueue(faults.add, 2, b=3)
     process = worker(worker_class="rq.worker.Worker", options=["-S", "json"])
@@ -384,7 +380,7 @@ main(["failed"])
 """
 
 
-def test_what_unpacks_to_gigabytes_is_not_unpacked(plant, survives, redis, spawn, server):
+def test_compression_bomb_is_not_decompressed(plant, survives, redis, spawn, server):
     """Not by the horse, a page, the dashboard or the command line: job data, a traceback old or new, a meta."""
     for name, data in BOMBS.items():
         plant(name, data.encode())

@@ -53,7 +53,7 @@ class NotCarried:
         ),
     ],
 )
-def test_refusals_teach_and_store_nothing(redis, call, error, says):
+def test_refused_enqueue_names_the_remedy_and_stores_nothing(redis, call, error, says):
     for attempt in (
         lambda: rqjobs.enqueue(*call),
         lambda: rqjobs.enqueue_in(5, *call),
@@ -84,14 +84,14 @@ def test_webhooks_go_to_allowed_hosts_only(redis):
     assert rqjobs.enqueue(faults.ok, webhooks=[hook]).webhooks == [hook]
 
 
-def test_meta_that_json_cannot_carry_stores_nothing(redis):
+def test_meta_that_is_not_json_stores_nothing(redis):
     with pytest.raises(rqjobs.PayloadError):
         rqjobs.enqueue(faults.ok, meta={"x": NotCarried()})
     assert not redis.exists("rq:queue:default")
     assert not list(redis.scan_iter("rq:job:*"))
 
 
-def test_options_of_the_decorator_hold_until_the_caller_says_otherwise(redis):
+def test_caller_s_options_override_those_of_the_decorator(redis):
     job = rqjobs.enqueue(faults.urgent, 5)
     assert (job.origin, job.timeout, job.result_ttl) == ("high", 30, 60)
     job = rqjobs.enqueue(faults.urgent, 5, job_timeout=7)
@@ -100,7 +100,7 @@ def test_options_of_the_decorator_hold_until_the_caller_says_otherwise(redis):
     assert faults.urgent(3) == 3
 
 
-def test_queues_are_rq_queues_with_the_whole_api(redis):
+def test_queue_has_the_whole_api_of_rq(redis):
     queue = rqjobs.queue("low")
     assert isinstance(queue, rq.Queue)
     parent = queue.enqueue(faults.add, 1)
@@ -118,12 +118,12 @@ def test_queues_are_rq_queues_with_the_whole_api(redis):
         rqjobs.queue("a b")
 
 
-def test_a_synchronous_queue_runs_the_job_here(redis):
+def test_synchronous_queue_runs_the_job_in_this_process(redis):
     queue = rqjobs.Queue("low", connection=redis, is_async=False)
     assert queue.enqueue(faults.add, 1, 2).return_value() == 3
 
 
-def test_enqueue_many_keeps_the_order_over_queues(redis):
+def test_enqueue_many_keeps_the_order_of_jobs_of_several_queues(redis):
     calls = [(faults.add, n) if n % 2 else (faults.urgent, n) for n in range(2500)]
     calls[7] = rqjobs.Queue.prepare_data(faults.say, args=("seven",), job_id="seven")
     jobs = rqjobs.enqueue_many(calls)
@@ -134,7 +134,7 @@ def test_enqueue_many_keeps_the_order_over_queues(redis):
     assert not audit.audit(redis).breaches
 
 
-def test_delayed_jobs_land_in_one_step(redis):
+def test_delayed_job_is_stored_in_one_step(redis):
     """RQ writes the due time first and the job later; a scheduler's tick between the two loses the job."""
     with redis.pipeline() as pipe:
         rqjobs.queue("default").enqueue_in(timedelta(seconds=60), faults.ok, pipeline=pipe)
@@ -150,7 +150,7 @@ def test_delayed_jobs_land_in_one_step(redis):
         rqjobs.enqueue_at(60, faults.ok)
 
 
-def test_a_queue_that_nobody_serves_is_a_warning_once(redis, caplog):
+def test_queue_without_a_worker_is_a_warning_once(redis, caplog):
     with caplog.at_level(logging.WARNING, "rqjobs"):
         rqjobs.queue("hihg").enqueue(faults.ok)
         rqjobs.queue("hihg").enqueue(faults.ok)
@@ -166,7 +166,7 @@ def test_compact_removes_only_ids_without_a_job(redis):
     assert rqjobs.queue("default").job_ids == [jobs[0].id, jobs[2].id, jobs[4].id]
 
 
-def test_requeue_from_the_dead_letters_is_one_step(redis):
+def test_requeue_of_a_failed_job_is_one_step(redis):
     job = rqjobs.enqueue(faults.ok, meta={"kept": 1})
     redis.lrem("rq:queue:default", 1, job.id)
     with pytest.raises(InvalidJobOperation, match="not among the failed jobs"):
@@ -187,7 +187,7 @@ def test_requeue_from_the_dead_letters_is_one_step(redis):
     assert not redis.zcard("rq:failed:default")
 
 
-def test_repeat_and_retry_pass_through(redis):
+def test_repeat_and_retry_are_stored(redis):
     job = rqjobs.enqueue(
         faults.ok, repeat=Repeat(times=3, interval=[1, 2]), retry=Retry(max=2, interval=5)
     )
@@ -200,7 +200,7 @@ def test_repeat_and_retry_pass_through(redis):
     ) == (3, [1, 2], 2, [5])
 
 
-def test_an_enqueue_behind_another_job_whose_reply_is_lost_is_not_repeated(redis, settings):
+def test_dependent_enqueue_whose_reply_is_lost_is_not_repeated(redis, settings):
     """redis-py reports a connection that broke under a WATCH like a WATCH that failed, and RQ enqueued again: when the
     other job had ended meanwhile, the first try's job ran, and the second try's as well."""
     parent = rqjobs.enqueue(faults.ok)
@@ -219,7 +219,7 @@ def test_an_enqueue_behind_another_job_whose_reply_is_lost_is_not_repeated(redis
     assert not audit.audit(redis, settle=0).breaches
 
 
-def test_an_id_that_is_used_again_does_not_expire_with_the_job_that_had_it(redis):
+def test_reused_id_does_not_expire_with_the_earlier_job(redis):
     """The time to live of the finished job stayed, and the new one vanished from its queue without a word."""
     for enqueue in (
         lambda: rqjobs.enqueue(faults.ok, 2, job_id="again"),
@@ -244,7 +244,7 @@ def test_an_id_that_is_used_again_does_not_expire_with_the_job_that_had_it(redis
         {"job_id": "x" * 256},
     ],
 )
-def test_numbers_and_ids_that_nobody_can_hold_are_refused(redis, options):
+def test_numbers_and_ids_beyond_redis_limits_are_refused(redis, options):
     """A ttl beyond Redis's raised when the hash was written; a time limit beyond floats stopped the queue; the horse
     could not tell its parent such an id, so its deaths were not counted."""
     with pytest.raises(ValueError, match="use at most"):
@@ -269,7 +269,7 @@ def test_numbers_and_ids_that_nobody_can_hold_are_refused(redis, options):
         {"unknown": "x"},
     ],
 )
-def test_what_a_claim_reads_is_what_rq_reads(redis, change):
+def test_fast_path_reads_a_job_as_rq_does(redis, change):
     """A plain job's hash is read by a table of ours, any other by RQ's `restore`."""
     rqjobs.enqueue(faults.add, 1, b=2, job_id="one")
     redis.hset("rq:job:one", mapping={"status": "queued", **change})
@@ -294,7 +294,7 @@ def test_what_a_claim_reads_is_what_rq_reads(redis, change):
         {"origin": b"\xff"},
     ],
 )
-def test_a_plain_field_that_cannot_be_read_is_an_error(redis, change):
+def test_unreadable_plain_field_is_an_error(redis, change):
     rqjobs.enqueue(faults.ok, job_id="one")
     redis.hset("rq:job:one", mapping=change)
     with pytest.raises(ValueError):
@@ -302,7 +302,7 @@ def test_a_plain_field_that_cannot_be_read_is_an_error(redis, change):
 
 
 @pytest.mark.parametrize("more", [{}, {"meta": "{}"}])
-def test_what_was_packed_twice_is_unpacked_once(redis, more):
+def test_data_compressed_twice_are_decompressed_once(redis, more):
     """RQ unpacked what our limit had let through, and that had none: 7 kB became 4 GB."""
     bomb = zlib.compress(zlib.compress(b"x"))
     fields = {b"data": bomb, b"created_at": b"2026-11-21T12:00:00Z"}
@@ -328,7 +328,7 @@ def test_what_was_packed_twice_is_unpacked_once(redis, more):
         {"depends_on": "another"},
     ],
 )
-def test_what_is_written_for_a_new_job_is_what_rq_writes(redis, options):
+def test_fast_path_writes_a_new_job_as_rq_does(redis, options):
     """A plain new job's hash is put together by us, any other by RQ's `to_dict`; empty fields are the same to RQ."""
 
     def told(fields):
@@ -360,7 +360,7 @@ def test_what_is_written_for_a_new_job_is_what_rq_writes(redis, options):
         assert job.to_hash() == (False, job.to_dict())
 
 
-def test_what_is_written_for_a_job_that_was_changed_by_hand_is_what_rq_writes(redis):
+def test_job_with_changed_attributes_is_written_as_rq_does(redis):
     class Tenant(Job):
         def to_dict(self, *args, **options):
             return {**super().to_dict(*args, **options), "tenant": "acme"}
@@ -376,7 +376,7 @@ def test_what_is_written_for_a_job_that_was_changed_by_hand_is_what_rq_writes(re
     assert all(fields[b"created_at"] and b"ttl" not in fields for fields in found)
 
 
-def test_a_job_is_current_while_it_runs_and_only_then(redis):
+def test_current_job_is_set_only_while_it_runs(redis):
     queue = rqjobs.Queue("default", connection=redis, is_async=False)
     job = queue.enqueue(faults.whoami)
     assert job.return_value() == job.id and rq.get_current_job() is None
@@ -389,7 +389,7 @@ def end(redis, job, status):
 
 
 @pytest.mark.parametrize("with_pipeline", [False, True])
-def test_what_may_run_after_a_failure_that_has_already_been_runs_at_once(redis, with_pipeline):
+def test_dependent_that_allows_a_past_failure_is_queued_at_once(redis, with_pipeline):
     """It was deferred for ever: nobody asks a failed job once more what waits for it."""
     parent = rqjobs.enqueue(faults.ok)
     end(redis, parent, "failed")
@@ -405,7 +405,7 @@ def test_what_may_run_after_a_failure_that_has_already_been_runs_at_once(redis, 
 
 
 @pytest.mark.parametrize("first", ["the other job", "the time"])
-def test_a_delayed_job_that_depends_on_another_waits_for_both(redis, first):
+def test_delayed_dependent_waits_for_its_time_and_its_parent(redis, first):
     """The other job was passed over without a word."""
     parent = rqjobs.enqueue(faults.ok)
     job = rqjobs.enqueue_in(600 if first == "the other job" else -1, faults.ok, depends_on=parent)
@@ -421,14 +421,14 @@ def test_a_delayed_job_that_depends_on_another_waits_for_both(redis, first):
     assert not audit.audit(redis, settle=0).breaches
 
 
-def test_a_delayed_job_whose_other_job_has_ended_waits_for_its_time_only(redis):
+def test_delayed_dependent_of_an_ended_parent_waits_for_its_time_only(redis):
     parent = rqjobs.enqueue(faults.ok)
     end(redis, parent, "finished")
     job = rqjobs.enqueue_in(600, faults.ok, depends_on=parent)
     assert job.get_status() == JobStatus.SCHEDULED and redis.zscore("rq:scheduled:default", job.id)
 
 
-def test_an_id_that_is_used_again_has_none_of_the_options_of_the_job_that_had_it(redis):
+def test_reused_id_has_no_options_of_the_earlier_job(redis):
     """The retries of the earlier job were the later one's, and it waited for what that had waited for."""
     parent = rqjobs.enqueue(faults.ok)
     rqjobs.enqueue(
@@ -456,7 +456,7 @@ def test_an_id_that_is_used_again_has_none_of_the_options_of_the_job_that_had_it
     assert not redis.exists(parent.dependents_key)
 
 
-def test_a_script_in_a_pipeline_needs_no_script_that_redis_knows(redis):
+def test_pipeline_works_when_redis_has_no_scripts_loaded(redis):
     """In the middle of a transaction it could not be sent again."""
     redis.script_flush()
     with redis.pipeline() as pipe:
@@ -476,7 +476,7 @@ def test_a_script_in_a_pipeline_needs_no_script_that_redis_knows(redis):
     )
 
 
-def test_save_writes_what_was_changed_and_not_what_became_of_the_job(redis):
+def test_save_writes_only_the_changed_fields(redis):
     made = rqjobs.enqueue(faults.ok, job_id="one", meta={"a": 1})
     read = Job.fetch("one", connection=redis)
     redis.hset(
@@ -502,7 +502,7 @@ def test_save_writes_what_was_changed_and_not_what_became_of_the_job(redis):
     assert redis.hget("rq:job:one", "description") == b"new"
 
 
-def test_a_job_that_is_gone_is_not_written_again_by_save(redis):
+def test_save_of_a_deleted_job_stores_nothing(redis):
     """A hash of a few fields was left behind for ever."""
     job = rqjobs.enqueue(faults.ok)
     job.delete()
@@ -512,7 +512,7 @@ def test_a_job_that_is_gone_is_not_written_again_by_save(redis):
     assert not redis.exists(job.key)
 
 
-def test_many_of_a_queue_come_in_their_order_and_what_waits_for_others_waits(redis):
+def test_enqueue_many_keeps_the_order_and_defers_dependents(redis):
     queue = rqjobs.queue("low")
     parent = queue.prepare_data(faults.ok, job_id="parent")
     jobs = queue.enqueue_many(

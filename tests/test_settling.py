@@ -23,7 +23,7 @@ def reason(job):
     return job.latest_result().exc_string
 
 
-def test_a_result_that_is_too_large_fails_the_job_and_says_so(redis):
+def test_result_over_the_limit_fails_the_job_with_a_remedy(redis):
     """A result of 3 MB was sent for ever to a Redis that takes 1 MB, and its queue stood still."""
     config.use(max_result_bytes=2000)
     large = rqjobs.enqueue(
@@ -39,7 +39,7 @@ def test_a_result_that_is_too_large_fails_the_job_and_says_so(redis):
 
 
 @pytest.mark.parametrize("function, number", [(faults.long, 5000), (faults.empty_lists, 1500)])
-def test_a_result_of_several_times_the_limit_fails_the_job_too(redis, function, number):
+def test_result_of_several_times_the_limit_fails_the_job(redis, function, number):
     """Of more than twice the limit only "Unserializable return value" was stored, and the job had finished."""
     config.use(max_result_bytes=1000, max_payload_bytes=1000)
     job = rqjobs.enqueue(function, number)
@@ -49,7 +49,7 @@ def test_a_result_of_several_times_the_limit_fails_the_job_too(redis, function, 
 
 
 @pytest.mark.parametrize("letters", [1000, 5000])
-def test_arguments_of_any_size_are_refused_as_too_large(redis, letters):
+def test_arguments_over_the_limit_are_refused(redis, letters):
     config.use(max_result_bytes=1000, max_payload_bytes=1000)
     with pytest.raises(
         rqjobs.PayloadTooLarge, match=r"^the arguments of faults\.ok are .*RQJOBS_MAX_PAYLOAD_BYTES"
@@ -57,7 +57,7 @@ def test_arguments_of_any_size_are_refused_as_too_large(redis, letters):
         rqjobs.enqueue(faults.ok, "x" * letters)
 
 
-def test_meta_that_is_too_large_is_refused_where_it_is_saved(redis):
+def test_meta_over_the_limit_is_refused_when_it_is_saved(redis):
     config.use(max_result_bytes=2000)
     job = rqjobs.enqueue(faults.large_meta, 3000, True)
     run()
@@ -66,7 +66,7 @@ def test_meta_that_is_too_large_is_refused_where_it_is_saved(redis):
         rqjobs.enqueue(faults.ok, meta={"a": "x" * 3000})
 
 
-def test_a_long_traceback_is_cut_in_the_middle(redis):
+def test_long_traceback_is_cut_in_the_middle(redis):
     config.use(max_traceback_bytes=4000)
     job = rqjobs.enqueue(faults.boom, "begin" + "x" * 100_000 + "end")
     poison = rqjobs.enqueue(faults.ok)
@@ -92,7 +92,7 @@ def small_redis(redis):
 
 
 @pytest.mark.parametrize("kind", ["result", "repeat", "traceback", "meta on a retry"])
-def test_an_outcome_that_redis_does_not_take_fails_the_job(small_redis, kind):
+def test_outcome_that_redis_refuses_for_its_size_fails_the_job(small_redis, kind):
     """Redis closes the connection at it, which looks like a Redis that is away; it was sent again for ever."""
     function, args, options = {
         "result": (faults.long, [3_000_000], {}),
@@ -122,9 +122,7 @@ def kept(redis, job):
     ("failure_ttl", "seconds"), [(500, 500), (None, 365 * 24 * 3600), (-1, -1)]
 )
 @pytest.mark.parametrize("kind", ["boom", "poison", "unrecordable"])
-def test_a_failed_job_s_hash_and_reason_and_entry_are_kept_equally_long(
-    redis, kind, failure_ttl, seconds
-):
+def test_hash_result_and_entry_of_a_failed_job_expire_together(redis, kind, failure_ttl, seconds):
     """Of a poison job with a failure_ttl of 5 the hash stayed for ever, and its reason was gone after 5 s."""
     leases.renew_lease(redis, "me", {"pid": 1, "started": 2})
     job = rqjobs.enqueue(faults.boom, failure_ttl=failure_ttl)
@@ -145,7 +143,7 @@ def test_a_failed_job_s_hash_and_reason_and_entry_are_kept_equally_long(
         assert left == seconds or seconds - 100 < left <= seconds + 1
 
 
-def test_save_meta_of_a_job_that_is_gone_leaves_nothing(redis):
+def test_save_meta_of_a_deleted_job_stores_nothing(redis):
     job = rqjobs.enqueue(faults.ok)
     job.meta["a"] = 1
     job.save_meta()
@@ -160,7 +158,7 @@ class Forgetful(rqjobs.Worker):
         return True if job.meta.get("forget") else super().perform_job(job, queue)
 
 
-def test_a_perform_job_that_records_no_outcome_fails_the_job_and_says_so(redis):
+def test_perform_job_without_an_outcome_fails_the_job(redis):
     """Its claim was adopted and given out again, 8,000 times in 4 s."""
     forgotten, done = (
         rqjobs.enqueue(faults.mark, "ran", meta={"forget": 1}),

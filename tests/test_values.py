@@ -130,7 +130,7 @@ ALL = [
 @hypothesis_settings(deadline=None, max_examples=3)
 @given(st.lists(RUNS, min_size=10, max_size=30), st.sampled_from([None, Retry(max=1)]))
 @example(ALL, None)
-def test_no_value_of_a_job_ends_more_than_that_job(runs, retry):
+def test_no_value_of_a_job_affects_another_job(runs, retry):
     """One horse runs all of them: its process is the same before and after, and no death is counted."""
     client = connection.client()
     client.flushall()
@@ -147,7 +147,7 @@ def test_no_value_of_a_job_ends_more_than_that_job(runs, retry):
     assert before.return_value() == after.return_value() is not None
 
 
-def test_a_log_handler_that_raises_ends_no_worker(redis):
+def test_worker_survives_a_log_handler_that_raises(redis):
     jobs = [
         rqjobs.enqueue(odd_values.break_logs),
         rqjobs.enqueue(faults.boom),
@@ -162,7 +162,7 @@ def test_a_log_handler_that_raises_ends_no_worker(redis):
     assert "ValueError: boom" in trace(jobs[1])
 
 
-def test_an_exception_handler_that_raises_ends_no_worker(redis):
+def test_worker_survives_an_exception_handler_that_raises(redis):
     jobs = [rqjobs.enqueue(faults.pid), rqjobs.enqueue(faults.boom), rqjobs.enqueue(faults.pid)]
     burst(exception_handlers=[odd_values.handle])
     assert jobs[1].is_failed and "ValueError: boom" in trace(jobs[1])
@@ -184,7 +184,7 @@ def test_an_exception_handler_that_raises_ends_no_worker(redis):
         "webhooks",
     ],
 )
-def test_a_job_that_spoils_its_own_job_ends_only_itself(redis, attribute):
+def test_job_that_breaks_its_own_attributes_fails_alone(redis, attribute):
     jobs = [
         rqjobs.enqueue(faults.pid),
         rqjobs.enqueue(odd_values.lose, attribute),
@@ -196,7 +196,7 @@ def test_a_job_that_spoils_its_own_job_ends_only_itself(redis, attribute):
     assert jobs[0].return_value() == jobs[2].return_value() is not None
 
 
-def test_a_result_is_not_turned_into_text(redis):
+def test_result_is_not_converted_to_a_string(redis):
     """RQ's worker does so for a line of its log that hardly anybody reads, however large the result is."""
 
     class Loud:
@@ -209,7 +209,7 @@ def test_a_result_is_not_turned_into_text(redis):
     assert job.perform() is None and isinstance(job.hidden_result, Loud)
 
 
-def test_the_success_callback_gets_the_result(redis):
+def test_success_callback_gets_the_result(redis):
     rqjobs.enqueue(faults.ok, 7, on_success=rqjobs.Callback(faults.on_done))
     burst()
     assert redis.lrange("callback", 0, -1)[0].endswith(b":7")
@@ -222,7 +222,7 @@ def test_every_exception_has_a_traceback(kind):
     assert text.endswith("\n") and text.encode()
 
 
-def test_a_generator_function_is_no_job():
+def test_generator_function_is_not_a_job():
     """A call of it would run nothing, and the job would end as if it had."""
     for function in (odd_values.rows, odd_values.pages):
         for given_as in (function, f"odd_values.{function.__name__}"):
@@ -236,7 +236,7 @@ def test_a_generator_function_is_no_job():
 
 
 @pytest.mark.parametrize("option", ["on_success", "on_failure", "on_stopped"])
-def test_a_callback_of_which_a_call_runs_nothing_is_refused(redis, option):
+def test_async_callback_is_refused(redis, option):
     """The job ended as if it had been called."""
     for function, words in (
         (odd_values.told, "asyncio.run"),
@@ -248,7 +248,7 @@ def test_a_callback_of_which_a_call_runs_nothing_is_refused(redis, option):
     assert not redis.keys("rq:job:*")
 
 
-def test_an_async_job_leaves_no_descriptor_and_no_changed_loop(redis):
+def test_async_job_leaves_no_descriptor_and_no_event_loop(redis):
     counts = [rqjobs.enqueue(odd_values.count_descriptors) for _ in range(20)]
     loop = rqjobs.enqueue(odd_values.has_loop)
     with warnings.catch_warnings():
@@ -258,7 +258,7 @@ def test_an_async_job_leaves_no_descriptor_and_no_changed_loop(redis):
     assert loop.return_value() or sys.version_info >= (3, 14)
 
 
-def test_a_coroutine_past_its_limit_ends_within_its_own_job(redis, tmp_path):
+def test_coroutine_past_its_time_limit_ends_within_its_job(redis, tmp_path):
     """With its tasks: each `finally` runs before the next job, as when `asyncio.run` ends."""
     path = tmp_path / "notes"
     job = rqjobs.enqueue(odd_values.tidy, str(path), job_timeout=1)
@@ -294,12 +294,12 @@ def test_every_description_is_stored_within_bounds(redis, description, stored):
         assert one.is_finished
 
 
-def test_a_description_that_is_no_text_is_refused():
+def test_description_that_is_not_a_string_is_refused():
     with pytest.raises(TypeError, match="a job's description is a text, not a dict"):
         rqjobs.enqueue(faults.ok, description={"a": 1})
 
 
-def test_text_that_utf_8_has_no_bytes_for_reaches_redis_as_escapes(redis):
+def test_lone_surrogates_are_stored_as_escapes(redis):
     redis.set("key \ud800", "value \udcff ü")
     with redis.pipeline() as pipe:
         pipe.get("key \\ud800")
@@ -307,7 +307,7 @@ def test_text_that_utf_8_has_no_bytes_for_reaches_redis_as_escapes(redis):
         assert pipe.execute() == [rb"value \udcff " + "ü".encode()] * 2
 
 
-def test_a_coroutine_s_loop_is_closed_when_it_is_done():
+def test_event_loop_of_a_coroutine_is_closed():
     from rqjobs.jobs import run_coroutine
 
     async def work():
@@ -316,7 +316,7 @@ def test_a_coroutine_s_loop_is_closed_when_it_is_done():
     assert run_coroutine(work()).is_closed()
 
 
-def test_a_meta_that_cannot_be_read_is_shown_in_part_and_stays_as_it_is(redis):
+def test_unreadable_meta_is_shown_in_part_and_stays_stored(redis):
     job = rqjobs.enqueue(faults.boom, retry=Retry(max=1))
     redis.hset(job.key, "meta", b"\x80" * 5_000_000)
     found = rqjobs.Job.fetch(job.id, connection=redis)

@@ -14,7 +14,7 @@ from rqjobs import processes
 from rqjobs.worker import listener
 
 
-def test_descriptors_above_1023_can_be_waited_for():
+def test_readable_takes_descriptors_above_1023():
     """`select` refuses them: a worker of a thousand queues, or with as many files open, failed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 2000)), hard))
@@ -32,9 +32,7 @@ def test_descriptors_above_1023_can_be_waited_for():
 
 
 @pytest.mark.parametrize("descriptors", [1024, 40])
-def test_a_worker_of_more_queues_than_lines_serves_all_of_them(
-    spawn, redis, eventually, descriptors
-):
+def test_worker_serves_more_queues_than_it_has_connections(spawn, redis, eventually, descriptors):
     """A connection for each of 2,000 queues was more than a process may open, and than Redis takes from a few."""
     queues = [f"customer-{number}" for number in range(listener.MAX_CONNECTIONS + 36)]
     process = spawn(
