@@ -20,6 +20,7 @@ import contextlib
 import os
 import zlib
 from collections.abc import Iterable
+from enum import Enum
 from typing import Any, NamedTuple
 
 import redis
@@ -396,17 +397,21 @@ def delete_unreadable(connection: redis.Redis, job_id: str, queue: str) -> None:
     connection.delete(keys.job(job_id))  # the queue in the record may be unreadable too
 
 
-def delete(connection: redis.Redis, job_ids: list[str], queue: str) -> list[str]:
-    """Delete these jobs of `queue`.
+class DeleteOutcome(str, Enum):
+    """The outcome of a delete. A running job is left alone."""
 
-    Returns:
-        For each job "deleted", "running" (and left alone), or "gone".
-    """
+    DELETED = "deleted"
+    RUNNING = "running"
+    GONE = "gone"
+
+
+def delete(connection: redis.Redis, job_ids: list[str], queue: str) -> list[DeleteOutcome]:
+    """Delete these jobs of `queue`; returns the outcome for each."""
     places = [keys.queue(queue), keys.intermediate(queue), keys.running(queue)]
     for registry in ("scheduled", "deferred", "finished", "failed", "canceled"):
         places.append(keys.registry(registry, queue))
     connection.script_load(DELETE.source)
-    outcomes: list[str] = []
+    outcomes: list[DeleteOutcome] = []
     for start in range(0, len(job_ids), BATCH_MAX_JOBS):
         with connection.pipeline(transaction=False) as pipe:
             for job_id in job_ids[start : start + BATCH_MAX_JOBS]:
@@ -417,15 +422,15 @@ def delete(connection: redis.Redis, job_ids: list[str], queue: str) -> list[str]
                     keys.results(job_id),
                 ]
                 pipe.execute_command(*DELETE.call(of_job + places, [job_id, queue]))
-            outcomes += map(decode, pipe.execute())
+            outcomes += [DeleteOutcome(decode(reply)) for reply in pipe.execute()]
     return outcomes
 
 
-def delete_job(connection: redis.Redis, job_id: str) -> str:
-    """Delete a job from every place; returns "deleted", "running" (and left alone), or "gone"."""
+def delete_job(connection: redis.Redis, job_id: str) -> DeleteOutcome:
+    """Delete a job from every place of its queue."""
     origin = connection.hget(keys.job(job_id), "origin")
     if origin is None:
-        return "gone"
+        return DeleteOutcome.GONE
     return delete(connection, [job_id], decode(origin))[0]
 
 
@@ -439,7 +444,7 @@ def delete_failed(connection: redis.Redis, job_id: str) -> None:
     status, origin = connection.hmget(keys.job(job_id), "status", "origin")
     if status and status not in (b"failed", b"stopped"):
         raise InvalidJobOperation(f"job {job_id} has not failed, so it was not deleted")
-    if not origin or delete(connection, [job_id], decode(origin)) != ["deleted"]:
+    if not origin or delete(connection, [job_id], decode(origin)) != [DeleteOutcome.DELETED]:
         raise NoSuchJobError(f"No such job: {job_id}")
 
 

@@ -42,6 +42,7 @@ from werkzeug.exceptions import default_exceptions
 from rqjobs import config, connection, rq_patches, serializers, stats
 from rqjobs.broker import transitions
 from rqjobs.broker.places import queue_names
+from rqjobs.broker.transitions import DeleteOutcome
 from rqjobs.jobs import Job
 from rqjobs.queues import Queue
 
@@ -445,9 +446,9 @@ def delete_job_view(job_id: str) -> Response:
         InvalidJobOperation: the job is running.
     """
     outcome = transitions.delete_job(connection.client(), job_id)
-    if outcome == "gone":
+    if outcome is DeleteOutcome.GONE:
         raise NoSuchJobError
-    if outcome == "running":
+    if outcome is DeleteOutcome.RUNNING:
         raise InvalidJobOperation("This job is running, so it was not deleted. Stop it first.")
     return json_response({"status": "OK"})
 
@@ -478,7 +479,7 @@ def empty_queue(queue_name: str, registry_name: str) -> Response:
     client = connection.client()
     ids = stats.job_ids(client, queue_name, UPSTREAM_PLACES[registry_name])
     outcomes = transitions.delete(client, ids, queue_name)
-    return json_response({"status": "OK", "count": outcomes.count("deleted")})
+    return json_response({"status": "OK", "count": outcomes.count(DeleteOutcome.DELETED)})
 
 
 @dashboard.post("/queue/<path:queue_name>/compact")

@@ -132,5 +132,5 @@ def _make_rule(
 
 @lru_cache
 def time_zones() -> list[str]:
-    """The time zones that this machine knows."""
+    """The names of the time zones that are installed on this machine."""
     return sorted(zoneinfo.available_timezones())

@@ -12,6 +12,7 @@ from werkzeug.exceptions import HTTPException
 
 from rqjobs import connection, delayed, queues, stats
 from rqjobs.broker import transitions
+from rqjobs.broker.transitions import DeleteOutcome
 from rqjobs.jobs import Job
 from rqjobs.web.job_view import JOB_ACTIONS, actions_in, describe, fetch, label
 from rqjobs.web.rendering import cut, flash, page, pages, redirect_back
@@ -77,7 +78,8 @@ def _act(job: Job, action: str) -> str:
     elif action == "stop":
         send_stop_job_command(job.connection, job.id, serializer=job.serializer)
     elif action == "delete":
-        if transitions.delete(job.connection, [job.id], job.origin) != ["deleted"]:
+        (outcome,) = transitions.delete(job.connection, [job.id], job.origin)
+        if outcome is not DeleteOutcome.DELETED:
             raise InvalidJobOperation("the job is running now, or gone")
     elif status == "scheduled":
         delayed.cancel(job.id)
