@@ -1,4 +1,4 @@
-"""What RQ promises of a worker, kept by ours."""
+"""RQ's contract: a worker of rqjobs behaves as RQ documents."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def finished(eventually):
 
 @pytest.fixture
 def listener():
-    """A web server on loopback; yields its port and the paths that were asked for."""
+    """A web server on loopback; yields its port and the requested paths."""
     paths = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -226,7 +226,7 @@ def test_unserializable_result_is_stored_as_such(worker, finished):
 
 
 def test_the_attributes_of_an_rq_job_are_those_that_the_fast_path_knows():
-    """An attribute that a new RQ adds would be missing in jobs that the fast path reads or writes."""
+    """Jobs of the fast path would lack an attribute that a new version of RQ adds."""
     stock = vars(rq.job.Job("stock", connection=object()))
     fast = rqjobs.Job.__new__(rqjobs.Job)
     assert not plain_jobs.restore(fast, "stock", {}, stock["connection"])

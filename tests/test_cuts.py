@@ -1,4 +1,4 @@
-"""The worker at the end of a bad line: every command of a job's life cut, swallowed, or the last of its sender."""
+"""Faults at every command of a job: cut or silent connections, killed processes, refusals."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ KINDS = {  # what `noted` does, its options, and how often it runs
 
 
 class Stage:
-    """A proxy, a process that forks workers behind it, and the case that is played."""
+    """A proxy, a process that forks workers behind it, and the case that is run."""
 
     def __init__(self, redis, eventually, folder: Path, timeout: float, block: float, tcp: bool):
         self.redis, self.eventually, self.folder = redis, eventually, folder
@@ -119,7 +119,7 @@ class Stage:
         return False
 
     def idle(self) -> None:
-        """Until the worker's horse waits for work."""
+        """Return once the worker's horse waits for work."""
 
         def waits():
             assert self.lives(), self.text()
@@ -148,7 +148,7 @@ class Stage:
         return len(path.read_text().splitlines()) if path.exists() else 0
 
     def settled(self, kind: str, jobs) -> bool:
-        """Whether all that can happen now to these jobs has happened."""
+        """Whether these jobs have ended, or wait for a time that is a minute away."""
         redis, soon = (
             self.redis,
             time.time() + 30,
@@ -165,7 +165,7 @@ class Stage:
         )
 
     def ending(self, jobs) -> dict:
-        """What Redis says of these jobs, but for ids and times."""
+        """The state of these jobs in Redis, without ids and times."""
         redis, found = self.redis, {}
         for number, job in enumerate(jobs):
             fields = {
@@ -186,7 +186,7 @@ class Stage:
         return found
 
     def clear(self) -> None:
-        """Forget the jobs, not the workers."""
+        """Delete the jobs, and leave the workers."""
         keys = [
             key
             for pattern in (
@@ -317,8 +317,10 @@ MOVES = ("EVALSHA", "EXEC", "BLMOVE")  # with which a job changes hands
     ("kind", "tcp"), [*((kind, False) for kind in KINDS), ("plain", True), ("retry", True)]
 )
 def test_connection_cut_at_every_command_of_a_job(stage, kind, tcp):
-    """Before the command has reached Redis, and between its effect and its reply, from the wait that brings the job
-    until the next wait. The outcome is recorded once, and is the one that it has without a cut; nothing runs twice."""
+    """Before the command has reached Redis, and between its effect and its reply.
+
+    The outcome is recorded once, and is the same as without a cut. No job runs twice.
+    """
     stage = stage(tcp=tcp)
     parent = stage.start()
     expected = stage.play(kind, Fault(10**6, "none"))
@@ -340,8 +342,11 @@ def test_connection_cut_at_every_command_of_a_job(stage, kind, tcp):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["plain", "retry"])
 def test_connection_cut_when_redis_has_no_scripts_loaded(stage, kind):
-    """A failover. The connection that broke while they were loaded again took the outcome with it: a finished job ran
-    again, or was failed because its outcome "could not be recorded"."""
+    """As after a failover.
+
+    If the connection broke while the scripts were loaded again, the outcome was lost: a finished
+    job ran again, or failed because its outcome "could not be recorded".
+    """
     stage = stage()
     parent = stage.start()
     expected = stage.play(kind, Fault(10**6, "none"))
@@ -367,7 +372,7 @@ def test_connection_cut_when_redis_has_no_scripts_loaded(stage, kind):
 )
 @pytest.mark.parametrize("what", ["deaf", "mute"])
 def test_silent_connection_at_every_command_of_a_job(stage, kind, what, tcp):
-    """One way only: nothing is closed, and either the replies or the requests do not arrive any more."""
+    """Nothing is closed, and either the replies or the requests do not arrive any more."""
     stage = stage(timeout=0.3, block=0.5, tcp=tcp)
     parent = stage.start()
     expected = stage.play(kind, Fault(10**6, "none"))
@@ -382,8 +387,10 @@ def test_silent_connection_at_every_command_of_a_job(stage, kind, what, tcp):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_horse_killed_at_every_command_of_a_job(stage, kind):
-    """Before each command; and after the effect of those that move a job. (After the effect of any other is the same as
-    before the next one: Redis is in the same state and the process is dead.)"""
+    """Before each command, and after the effect of those that move a job.
+
+    After the effect of any other command Redis is in the same state as before the next one.
+    """
     stage = stage()
     parent = stage.start()
     expected = stage.play(kind, Fault(10**6, "none"))
@@ -405,7 +412,7 @@ def test_horse_killed_at_every_command_of_a_job(stage, kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["plain", "retry", "repeat", "dependent"])
 def test_worker_killed_at_every_command_of_a_job(stage, kind):
-    """The parent is killed when its horse sends the command, and takes it along; another worker does the job."""
+    """The parent is killed when its horse sends the command. Another worker runs the job."""
     stage = stage()
     parent = stage.start()
     expected = stage.play(kind, Fault(10**6, "none"))
@@ -422,7 +429,7 @@ def test_worker_killed_at_every_command_of_a_job(stage, kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("after", [False, True])
 def test_parent_killed_at_every_command_of_its_own(stage, after):
-    """While a job runs in its horse: through a whole round of heartbeat, sweep and word of its state."""
+    """While a job runs: through a whole round of heartbeat, sweep and published state."""
     stage = stage()
     stage.start()
     expected = stage.play("plain", Fault(10**6, "none"))
@@ -467,7 +474,7 @@ def test_a_kill_between_the_failure_of_a_job_and_the_enqueueing_of_its_dependent
 
 @contextlib.contextmanager
 def read_only(redis):
-    """As after a failover, on the side that is a replica now."""
+    """Redis is a replica, as an old master after a failover."""
     redis.execute_command("REPLICAOF", "127.0.0.1", "1")
     yield
     redis.execute_command("REPLICAOF", "NO", "ONE")
@@ -508,7 +515,7 @@ def busy(redis):
 
 @contextlib.contextmanager
 def unsaved(redis):
-    """MISCONF: the last snapshot could not be written, as on a full disk."""
+    """MISCONF: Redis cannot write a snapshot, as on a full disk."""
     target = Path(redis.config_get("dir")["dir"]) / redis.config_get("dbfilename")["dbfilename"]
     target.mkdir()
     with changed(redis, "save", "3600 1"):
@@ -531,7 +538,7 @@ REFUSALS = {
 
 @pytest.fixture
 def own_redis(executable):
-    """A server of the test's own, that keeps every write; `start` and `kill` it."""
+    """A Redis of this test that keeps every write; `start` and `kill` it."""
     runs = contextlib.ExitStack()
     with tempfile.TemporaryDirectory(prefix="rqjobs-") as folder, runs:
 
@@ -563,7 +570,7 @@ def own_redis(executable):
 @pytest.mark.parametrize("kind", ["plain", "retry", "callback"])
 @pytest.mark.parametrize("refusal", REFUSALS)
 def test_outcome_is_recorded_once_redis_accepts_writes_again(stage, own_redis, kind, refusal):
-    """BUSY came to RQ's methods with words of redis-py before it, was not known again, and the job was failed."""
+    """redis-py prefixed BUSY with text of its own. It was not recognized, and the job failed."""
     stage = stage(redis=own_redis.redis)
     stage.start()
     horse = stage.horse()
@@ -634,7 +641,7 @@ def behind_a_loading_one(own):
     ],
 )
 def test_worker_started_before_redis_waits_for_it(own_redis, spawn, eventually, away, command):
-    """RQ's command line asks Redis before there is a worker; without an answer it was the end."""
+    """RQ's command line asks Redis before it makes a worker, and exits without an answer."""
     job = rqjobs.queue("default").enqueue(faults.ok, 1)
     scene = away(own_redis)
     url = next(scene.gen)
@@ -669,7 +676,7 @@ def test_worker_with_a_wrong_password_exits_at_once(own_redis, spawn):
 
 
 def test_registration_whose_reply_was_lost_is_not_a_name_conflict(stage, redis):
-    """The second try found a worker of its name, and believed it to be another."""
+    """The second try found a worker of the same name, and took it for another one."""
     stage = stage()
     fault = stage.proxy.arm(Fault(0, "cut", True, lambda pid, words: words[0] == b"EXEC"))
     stage.start(name="fixed")
@@ -679,7 +686,7 @@ def test_registration_whose_reply_was_lost_is_not_a_name_conflict(stage, redis):
 
 @pytest.mark.slow
 def test_horse_that_waits_for_redis_is_kept_and_a_frozen_one_replaced(stage, redis):
-    """It may settle for hours, as long as it says that it tries; one that said nothing was never replaced."""
+    """A horse may settle for hours if it reports its tries. A silent one was never replaced."""
     stage = stage(timeout=0.3, block=0.5)
     stage.start()
     horse, limit = stage.horse(), 10 * 0.3 + 3
@@ -706,8 +713,10 @@ def test_horse_that_waits_for_redis_is_kept_and_a_frozen_one_replaced(stage, red
 
 @pytest.mark.parametrize("kind", ["plain", "retry"])
 def test_redis_killed_and_restarted_while_a_job_runs(stage, own_redis, kind):
-    """The worker and its horse stay, also while Redis loads its file (two seconds here, in which most runs ask it), and
-    record the outcome once it is back."""
+    """Worker and horse stay, also while Redis loads its file, which takes two seconds here.
+
+    They record the outcome afterwards.
+    """
     stage = stage(redis=own_redis.redis)
     stage.start(proxied=False)
     horse = stage.horse()
@@ -728,8 +737,11 @@ def test_redis_killed_and_restarted_while_a_job_runs(stage, own_redis, kind):
 
 
 def test_job_that_arrives_while_another_runs_is_released(stage, redis):
-    """A wait whose connection broke on the worker's side only moved a job into the claims of a worker that had begun
-    another one, and there it stayed for as long as that one ran."""
+    """The connection of a blocking pop broke on the worker's side only.
+
+    The pop moved a job into the claims of a worker that was running another one, and the job stayed
+    there until the other one had ended.
+    """
     stage = stage()
     stage.start()
     (running,) = stage.enqueue("plain", "wait")
@@ -747,8 +759,10 @@ def test_job_that_arrives_while_another_runs_is_released(stage, redis):
 
 
 def test_jobs_that_arrive_on_two_queues_at_once_both_run(worker, redis, eventually, tmp_path):
-    """Both waits of a worker brought one. It ran the first, and the second stood in its claims meanwhile, although
-    there might be others to run it."""
+    """Two blocking pops of a worker delivered a job each.
+
+    The worker ran the first, and the second stayed in its claims, although another worker was free.
+    """
     worker("high", "low")
     eventually(
         lambda: (
@@ -776,8 +790,11 @@ def test_jobs_that_arrive_on_two_queues_at_once_both_run(worker, redis, eventual
 
 
 def test_job_whose_outcome_cannot_be_written_fails(redis):
-    """A key of the wrong type stopped the script between two writes, and the second try was told "already": the job was
-    finished in no registry, and stood in that of what runs for ever."""
+    """A key of the wrong type stopped the script between two writes.
+
+    The second try got "already". The job was in no registry of ended jobs, and in the registry of
+    started jobs for ever.
+    """
     job = rqjobs.enqueue(faults.ok)
     redis.set(f"rq:results:{job.id}", "no stream")
     rqjobs.Worker(["default"]).work(burst=True, logging_level="CRITICAL")
@@ -788,7 +805,7 @@ def test_job_whose_outcome_cannot_be_written_fails(redis):
 
 @pytest.mark.parametrize("what", ["deaf", "mute"])
 def test_blocking_pop_on_a_dead_connection_is_closed(stage, what):
-    """Its end was asked for twenty times a second, on another connection that was well, for ever."""
+    """CLIENT UNBLOCK was sent twenty times a second, on another connection, for ever."""
     stage = stage(timeout=0.3, block=0.5)
     parent = stage.start()
     horse = stage.horse()

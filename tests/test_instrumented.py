@@ -52,8 +52,10 @@ def every_way(redis):
 
 @pytest.fixture
 def wrap(monkeypatch):
-    """Wrap methods of an RQ class: each call leaves a number in the job's `meta`, and its name and end in the list that
-    is returned. Whatever follows the job is taken by keyword only, as sentry-sdk takes it."""
+    """Wrap methods of an RQ class, with keyword-only options, as sentry-sdk does.
+
+    Each call writes a number into the job's `meta`, and its name and end into the returned list.
+    """
 
     def make(owner, *names):
         calls, numbers = [], itertools.count(1)

@@ -1,7 +1,7 @@
-"""Whoever can write to Redis cannot make a worker run anything but a job, nor stop it from running jobs.
+"""Hostile payloads: write access to Redis lets an attacker neither run other code nor stop a worker.
 
-Every test writes job hashes by hand, as an attacker would, and has a real worker take them. The canary is a file: if
-it exists, something ran that should not have.
+Every test writes job hashes by hand, as an attacker would, and lets a real worker take them. The
+canary is a file. If it exists, code ran that must not run.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def canary(tmp_path):
 
 @pytest.fixture
 def plant(redis):
-    """Write a job's hash as it would stand in Redis, and its id into the queue."""
+    """Write a job's hash into Redis, and its id into the queue."""
 
     def write(job_id, data=("faults.mark", None, ["ran"], {}), **fields):
         if not isinstance(data, bytes):
@@ -70,7 +70,7 @@ def plant(redis):
 
 @pytest.fixture
 def survives(redis, worker, eventually):
-    """Have a worker take what is planted; it must then run a good job, and live."""
+    """Let a worker take the planted job. It must then run a good job, and live."""
 
     def check(*queues, **options):
         process = worker(*queues, **options)
@@ -86,7 +86,7 @@ def survives(redis, worker, eventually):
 
 
 def failure(redis, job_id):
-    """The traceback of a failed job, read without any of our code or RQ's."""
+    """The traceback of a failed job, read without code of rqjobs or RQ."""
     assert redis.hget(f"rq:job:{job_id}", "status") == b"failed", redis.hgetall(f"rq:job:{job_id}")
     assert redis.zscore("rq:failed:default", job_id) is not None
     ((_, fields),) = redis.xrange(f"rq:results:{job_id}")
@@ -119,7 +119,7 @@ def test_no_function_outside_the_catalog_runs(plant, survives, redis, canary):
 def test_job_with_a_callback_outside_the_catalog_does_not_run(
     plant, survives, redis, canary, queues
 ):
-    """The function itself is a good one; it must not have had its effect."""
+    """The function is in the catalog, but must not run."""
     kinds = ("success", "failure", "stopped")
     for kind in kinds:
         plant(
@@ -157,7 +157,7 @@ def test_stopped_callback_changed_while_the_job_runs_is_refused(survives, redis,
 
 
 def test_instance_is_refused(plant, survives, redis):
-    """RQ would call a method of it."""
+    """RQ would call a method of the instance."""
     instances = (
         "text",
         {"a": 1},
@@ -204,7 +204,7 @@ def test_data_that_are_not_a_call_fail_the_job(plant, survives, redis):
 
 
 def test_nothing_is_unpickled(plant, survives, redis, canary):
-    """In no field: the data, their meta, an old result, an old traceback."""
+    """Neither the data, the meta, an old result, nor an old traceback."""
     evil = pickle.dumps(Canary(canary))
     plant("in-data", evil)
     plant("in-data-uncompressed", data=zlib.compress(evil))
@@ -230,7 +230,7 @@ def test_nothing_is_unpickled(plant, survives, redis, canary):
 
 @pytest.fixture
 def stranger():
-    """An HTTP server that is not in RQJOBS_WEBHOOK_HOSTS, and what it was asked for."""
+    """An HTTP server that is not in RQJOBS_WEBHOOK_HOSTS, and the requests to it."""
     asked = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -253,7 +253,7 @@ def stranger():
 
 
 def test_webhook_to_a_host_that_is_not_allowed_is_refused(plant, survives, redis, stranger):
-    """Neither when the job is refused for it nor when it fails; and the function does not run."""
+    """No webhook is sent, also not for the failure. The function does not run."""
     url, asked = stranger
     port = url.rpartition(":")[2]
     urls = [
@@ -313,7 +313,7 @@ UNREADABLE = {
 
 @pytest.mark.parametrize("queues", [(), ("default",)], ids=["three queues", "one queue"])
 def test_job_with_an_unreadable_hash_fails_and_the_worker_goes_on(plant, survives, redis, queues):
-    """One broken field each; what RQ can do without, it runs. None is left in a queue, running, or in between."""
+    """One broken field each. Jobs whose broken field RQ does not need run. All of them end."""
     for field, value in UNREADABLE.items():
         plant(f"bad-{field}", **{field: value})
     survives(*queues)
@@ -338,7 +338,7 @@ def test_ids_without_a_hash_are_dropped(plant, survives, redis, queues):
 
 @pytest.mark.parametrize("queues", [(), ("default",)], ids=["three queues", "one queue"])
 def test_ids_and_keys_of_another_type_are_dropped(plant, survives, redis, queues):
-    """A list or a text where a job's hash should be, and an id that is no text."""
+    """A list or a string in the place of a job's hash, and an id that is not UTF-8."""
     redis.rpush("rq:queue:default", "a-list", "a-text", b"\xff\xfe")
     redis.rpush("rq:job:a-list", "x")
     redis.set("rq:job:a-text", "x")
@@ -347,7 +347,7 @@ def test_ids_and_keys_of_another_type_are_dropped(plant, survives, redis, queues
 
 
 def test_stock_worker_runs_plain_jobs(worker, redis, eventually):
-    """`rq worker -S json`, with no rqjobs in it: plain arguments are JSON as RQ writes it."""
+    """`rq worker -S json`, without rqjobs: plain arguments are JSON as RQ writes it."""
     job = rqjobs.enqueue(faults.add, 2, b=3)
     process = worker(worker_class="rq.worker.Worker", options=["-S", "json"])
     eventually(lambda: job.get_status() == JobStatus.FINISHED)
@@ -381,7 +381,7 @@ main(["failed"])
 
 
 def test_compression_bomb_is_not_decompressed(plant, survives, redis, spawn, server):
-    """Not by the horse, a page, the dashboard or the command line: job data, a traceback old or new, a meta."""
+    """Neither by the horse, a page, the dashboard nor the command line."""
     for name, data in BOMBS.items():
         plant(name, data.encode())
     process = survives()

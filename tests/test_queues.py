@@ -1,4 +1,4 @@
-"""What `enqueue` accepts, what it refuses, and that a refusal stores nothing."""
+"""Enqueueing: accepted and refused calls. A refused call stores nothing."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_enqueue_many_keeps_the_order_of_jobs_of_several_queues(redis):
 
 
 def test_delayed_job_is_stored_in_one_step(redis):
-    """RQ writes the due time first and the job later; a scheduler's tick between the two loses the job."""
+    """RQ writes the due time before the job. A scheduler that runs in between loses the job."""
     with redis.pipeline() as pipe:
         rqjobs.queue("default").enqueue_in(timedelta(seconds=60), faults.ok, pipeline=pipe)
         assert redis.keys("rq:scheduled:*") == []
@@ -201,8 +201,10 @@ def test_repeat_and_retry_are_stored(redis):
 
 
 def test_dependent_enqueue_whose_reply_is_lost_is_not_repeated(redis, settings):
-    """redis-py reports a connection that broke under a WATCH like a WATCH that failed, and RQ enqueued again: when the
-    other job had ended meanwhile, the first try's job ran, and the second try's as well."""
+    """redis-py raises WatchError for a broken connection as well as for a changed key.
+
+    RQ then enqueued the job again. If the parent had ended in between, the job ran twice.
+    """
     parent = rqjobs.enqueue(faults.ok)
     with tempfile.TemporaryDirectory() as folder:
         proxy = Proxy(
@@ -220,7 +222,7 @@ def test_dependent_enqueue_whose_reply_is_lost_is_not_repeated(redis, settings):
 
 
 def test_reused_id_does_not_expire_with_the_earlier_job(redis):
-    """The time to live of the finished job stayed, and the new one vanished from its queue without a word."""
+    """The new job inherited the expiry of the finished one, and its hash vanished."""
     for enqueue in (
         lambda: rqjobs.enqueue(faults.ok, 2, job_id="again"),
         lambda: rqjobs.enqueue_in(60, faults.ok, 2, job_id="again"),
@@ -245,8 +247,10 @@ def test_reused_id_does_not_expire_with_the_earlier_job(redis):
     ],
 )
 def test_numbers_and_ids_beyond_redis_limits_are_refused(redis, options):
-    """A ttl beyond Redis's raised when the hash was written; a time limit beyond floats stopped the queue; the horse
-    could not tell its parent such an id, so its deaths were not counted."""
+    """Redis refused the ttl after the hash was written. The time limit was beyond a float.
+
+    The id had no room in the horse's shared memory, so the parent did not count its crashes.
+    """
     with pytest.raises(ValueError, match="use at most"):
         rqjobs.enqueue(faults.ok, **options)
     assert not redis.keys("*")
@@ -270,7 +274,7 @@ def test_numbers_and_ids_beyond_redis_limits_are_refused(redis, options):
     ],
 )
 def test_fast_path_reads_a_job_as_rq_does(redis, change):
-    """A plain job's hash is read by a table of ours, any other by RQ's `restore`."""
+    """A plain job's hash is read by `plain_jobs`, any other by RQ's `restore`."""
     rqjobs.enqueue(faults.add, 1, b=2, job_id="one")
     redis.hset("rq:job:one", mapping={"status": "queued", **change})
     fields = redis.hgetall("rq:job:one")
@@ -303,7 +307,7 @@ def test_unreadable_plain_field_is_an_error(redis, change):
 
 @pytest.mark.parametrize("more", [{}, {"meta": "{}"}])
 def test_data_compressed_twice_are_decompressed_once(redis, more):
-    """RQ unpacked what our limit had let through, and that had none: 7 kB became 4 GB."""
+    """RQ decompressed the decompressed data again, without a limit: 7 kB became 4 GB."""
     bomb = zlib.compress(zlib.compress(b"x"))
     fields = {b"data": bomb, b"created_at": b"2026-11-21T12:00:00Z"}
     job = Job.from_hash(
@@ -329,7 +333,7 @@ def test_data_compressed_twice_are_decompressed_once(redis, more):
     ],
 )
 def test_fast_path_writes_a_new_job_as_rq_does(redis, options):
-    """A plain new job's hash is put together by us, any other by RQ's `to_dict`; empty fields are the same to RQ."""
+    """`plain_jobs` writes a plain job, RQ's `to_dict` any other. Empty fields are left out."""
 
     def told(fields):
         return {name: value for name, value in fields.items() if value != ""}
@@ -390,7 +394,7 @@ def end(redis, job, status):
 
 @pytest.mark.parametrize("with_pipeline", [False, True])
 def test_dependent_that_allows_a_past_failure_is_queued_at_once(redis, with_pipeline):
-    """It was deferred for ever: nobody asks a failed job once more what waits for it."""
+    """It was deferred for ever, because dependents are enqueued only when the parent ends."""
     parent = rqjobs.enqueue(faults.ok)
     end(redis, parent, "failed")
     after = Dependency(jobs=[parent], allow_failure=True)
@@ -406,7 +410,7 @@ def test_dependent_that_allows_a_past_failure_is_queued_at_once(redis, with_pipe
 
 @pytest.mark.parametrize("first", ["the other job", "the time"])
 def test_delayed_dependent_waits_for_its_time_and_its_parent(redis, first):
-    """The other job was passed over without a word."""
+    """The parent was ignored."""
     parent = rqjobs.enqueue(faults.ok)
     job = rqjobs.enqueue_in(600 if first == "the other job" else -1, faults.ok, depends_on=parent)
     assert job.get_status() == JobStatus.DEFERRED and not redis.exists("rq:scheduled:default")
@@ -429,7 +433,7 @@ def test_delayed_dependent_of_an_ended_parent_waits_for_its_time_only(redis):
 
 
 def test_reused_id_has_no_options_of_the_earlier_job(redis):
-    """The retries of the earlier job were the later one's, and it waited for what that had waited for."""
+    """The later job had the retries and the parents of the earlier one."""
     parent = rqjobs.enqueue(faults.ok)
     rqjobs.enqueue(
         faults.ok,
@@ -457,7 +461,7 @@ def test_reused_id_has_no_options_of_the_earlier_job(redis):
 
 
 def test_pipeline_works_when_redis_has_no_scripts_loaded(redis):
-    """In the middle of a transaction it could not be sent again."""
+    """An error within a transaction cannot be retried, so a pipeline contains the full script."""
     redis.script_flush()
     with redis.pipeline() as pipe:
         pipe.set("before", 1)
@@ -503,7 +507,7 @@ def test_save_writes_only_the_changed_fields(redis):
 
 
 def test_save_of_a_deleted_job_stores_nothing(redis):
-    """A hash of a few fields was left behind for ever."""
+    """It left a hash with a few fields behind."""
     job = rqjobs.enqueue(faults.ok)
     job.delete()
     job.meta["late"] = 1

@@ -1,4 +1,4 @@
-"""What an outcome may be: its size, how long it is kept, and that there is one."""
+"""Outcomes: their size, how long they are kept, and that each job has one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def reason(job):
 
 
 def test_result_over_the_limit_fails_the_job_with_a_remedy(redis):
-    """A result of 3 MB was sent for ever to a Redis that takes 1 MB, and its queue stood still."""
+    """A result of 3 MB was sent for ever to a Redis that takes 1 MB; the queue stood still."""
     config.use(max_result_bytes=2000)
     large = rqjobs.enqueue(
         faults.long, 1999, on_success=Callback(faults.on_done)
@@ -40,7 +40,7 @@ def test_result_over_the_limit_fails_the_job_with_a_remedy(redis):
 
 @pytest.mark.parametrize("function, number", [(faults.long, 5000), (faults.empty_lists, 1500)])
 def test_result_of_several_times_the_limit_fails_the_job(redis, function, number):
-    """Of more than twice the limit only "Unserializable return value" was stored, and the job had finished."""
+    """The job finished with "Unserializable return value" beyond twice the limit."""
     config.use(max_result_bytes=1000, max_payload_bytes=1000)
     job = rqjobs.enqueue(function, number)
     run()
@@ -83,7 +83,7 @@ def test_long_traceback_is_cut_in_the_middle(redis):
 
 @pytest.fixture
 def small_redis(redis):
-    """A Redis that takes no more than 1 MB at once, while our settings allow more."""
+    """A Redis that takes at most 1 MB at once. The settings allow more."""
     before = redis.config_get("proto-max-bulk-len")["proto-max-bulk-len"]
     redis.config_set("proto-max-bulk-len", "1mb")
     config.use(max_result_bytes=8_000_000, max_traceback_bytes=8_000_000)
@@ -93,7 +93,7 @@ def small_redis(redis):
 
 @pytest.mark.parametrize("kind", ["result", "repeat", "traceback", "meta on a retry"])
 def test_outcome_that_redis_refuses_for_its_size_fails_the_job(small_redis, kind):
-    """Redis closes the connection at it, which looks like a Redis that is away; it was sent again for ever."""
+    """Redis closes the connection, as in an outage. The outcome was sent again and again."""
     function, args, options = {
         "result": (faults.long, [3_000_000], {}),
         "repeat": (faults.long, [3_000_000], {"repeat": Repeat(times=2)}),
@@ -109,7 +109,7 @@ def test_outcome_that_redis_refuses_for_its_size_fails_the_job(small_redis, kind
 
 
 def kept(redis, job):
-    """For how long the job's hash, its result and its entry among the failed are kept; -1 is for ever."""
+    """The seconds for which the job's hash, result and failed entry are kept; -1 is unlimited."""
     score = redis.zscore("rq:failed:default", job.id)
     return (
         redis.ttl(job.key),
@@ -123,7 +123,7 @@ def kept(redis, job):
 )
 @pytest.mark.parametrize("kind", ["boom", "poison", "unrecordable"])
 def test_hash_result_and_entry_of_a_failed_job_expire_together(redis, kind, failure_ttl, seconds):
-    """Of a poison job with a failure_ttl of 5 the hash stayed for ever, and its reason was gone after 5 s."""
+    """The hash of a poison job with failure_ttl=5 never expired; its result was gone after 5 s."""
     leases.renew_lease(redis, "me", {"pid": 1, "started": 2})
     job = rqjobs.enqueue(faults.boom, failure_ttl=failure_ttl)
     if kind == "boom":
@@ -159,7 +159,7 @@ class Forgetful(rqjobs.Worker):
 
 
 def test_perform_job_without_an_outcome_fails_the_job(redis):
-    """Its claim was adopted and given out again, 8,000 times in 4 s."""
+    """Its claim was adopted again, 8,000 times in 4 s."""
     forgotten, done = (
         rqjobs.enqueue(faults.mark, "ran", meta={"forget": 1}),
         rqjobs.enqueue(faults.mark, "ran"),

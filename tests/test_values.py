@@ -1,4 +1,4 @@
-"""Whatever a job returns, raises, logs or leaves in its own job ends that job and nothing else, and is told truly."""
+"""Odd values: a job's result, exception, log line or meta can end that job only."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ ALL = [
 @given(st.lists(RUNS, min_size=10, max_size=30), st.sampled_from([None, Retry(max=1)]))
 @example(ALL, None)
 def test_no_value_of_a_job_affects_another_job(runs, retry):
-    """One horse runs all of them: its process is the same before and after, and no death is counted."""
+    """One horse runs all of them. Its process is the same before and after; no crash is counted."""
     client = connection.client()
     client.flushall()
     before = rqjobs.enqueue(faults.pid)
@@ -197,7 +197,7 @@ def test_job_that_breaks_its_own_attributes_fails_alone(redis, attribute):
 
 
 def test_result_is_not_converted_to_a_string(redis):
-    """RQ's worker does so for a line of its log that hardly anybody reads, however large the result is."""
+    """RQ's worker does so for a log line, however large the result is."""
 
     class Loud:
         def __str__(self):
@@ -223,7 +223,7 @@ def test_every_exception_has_a_traceback(kind):
 
 
 def test_generator_function_is_not_a_job():
-    """A call of it would run nothing, and the job would end as if it had."""
+    """A call runs nothing, and the job would finish."""
     for function in (odd_values.rows, odd_values.pages):
         for given_as in (function, f"odd_values.{function.__name__}"):
             with pytest.raises(
@@ -237,7 +237,7 @@ def test_generator_function_is_not_a_job():
 
 @pytest.mark.parametrize("option", ["on_success", "on_failure", "on_stopped"])
 def test_async_callback_is_refused(redis, option):
-    """The job ended as if it had been called."""
+    """A call runs nothing, and the job finished."""
     for function, words in (
         (odd_values.told, "asyncio.run"),
         (odd_values.rows, "a plain function"),
@@ -259,7 +259,7 @@ def test_async_job_leaves_no_descriptor_and_no_event_loop(redis):
 
 
 def test_coroutine_past_its_time_limit_ends_within_its_job(redis, tmp_path):
-    """With its tasks: each `finally` runs before the next job, as when `asyncio.run` ends."""
+    """Its tasks end too: each `finally` runs before the next job, as with `asyncio.run`."""
     path = tmp_path / "notes"
     job = rqjobs.enqueue(odd_values.tidy, str(path), job_timeout=1)
     after = rqjobs.enqueue(faults.later, 1)

@@ -1,4 +1,4 @@
-"""Waiting on more queues than there are connections for, and on descriptors of any number."""
+"""The listener: more queues than connections, and descriptors of any number."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rqjobs.worker import listener
 
 
 def test_readable_takes_descriptors_above_1023():
-    """`select` refuses them: a worker of a thousand queues, or with as many files open, failed."""
+    """`select` refuses them. A worker with a thousand queues or open files failed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 2000)), hard))
     reader, writer = os.pipe()
@@ -33,7 +33,7 @@ def test_readable_takes_descriptors_above_1023():
 
 @pytest.mark.parametrize("descriptors", [1024, 40])
 def test_worker_serves_more_queues_than_it_has_connections(spawn, redis, eventually, descriptors):
-    """A connection for each of 2,000 queues was more than a process may open, and than Redis takes from a few."""
+    """A worker opened a connection for each of 2,000 queues, more than its limit of open files."""
     queues = [f"customer-{number}" for number in range(listener.MAX_CONNECTIONS + 36)]
     process = spawn(
         "sh",
