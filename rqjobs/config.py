@@ -1,7 +1,7 @@
 """Settings: one frozen object, read from the environment and `.env`.
 
-No other module reads `os.environ`. An unknown name or a wrong value stops the program with one
-line: the setting, its value, and the remedy.
+No other module reads a setting from the environment. An unknown name or a wrong value stops the
+program with one line: the setting, its value, and the remedy.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Config:
     secret_key: str | None = field(default=None, repr=False)
     admin_user: str = "admin"
     admin_password: str | None = field(default=None, repr=False)
-    # The password without RQJOBS_ADMIN_PASSWORD; the web app generates one if it is None.
+    # The password used when RQJOBS_ADMIN_PASSWORD is unset; the web app generates one if it is None.
     one_time_password: str | None = field(default=None, repr=False)
     webhook_hosts: tuple[str, ...] = ()
     shutdown_timeout: int = 20  # seconds
@@ -85,7 +85,11 @@ class Config:
 
 
 def _check_names(environ: Mapping[str, str]) -> None:
-    """Raises ConfigError for a name with the prefix `RQJOBS_` that is not a setting."""
+    """Check that each name with the prefix `RQJOBS_` is a setting.
+
+    Raises:
+        ConfigError: a name is not.
+    """
     for name in environ:
         if not name.startswith("RQJOBS_") or name in SETTINGS:
             continue
@@ -259,7 +263,11 @@ def is_loopback(host: str | None) -> bool:
 
 
 def require_password_for_network(config: Config) -> None:
-    """Raises ConfigError if HOST exposes the admin pages without a password."""
+    """Check that HOST does not expose the admin pages without a password.
+
+    Raises:
+        ConfigError: it does.
+    """
     if config.host is not None and not config.admin_password and not is_loopback(config.host):
         raise ConfigError(
             f"HOST={config.host} exposes the admin pages. Set RQJOBS_ADMIN_PASSWORD (8 characters "
@@ -324,7 +332,7 @@ def _read_file() -> None:
 
 
 def use(config: Config | None = None, **changes: Any) -> Config:
-    """Put `config`, or the current one, with `changes` in force for this process."""
+    """Make `config` (default: the current one), with `changes` applied, the settings in force."""
     global _current
     _current = replace(config or current(), **changes)
     return _current

@@ -36,7 +36,7 @@ NO_SUCH_FUNCTION = "There is no such job function; choose one."
 class Widget:
     """How values of one type are entered: an HTML control, its reader and its writer.
 
-    `what` names a right value in errors.
+    `what`: how error messages describe a valid value.
     """
 
     control: str
@@ -50,7 +50,10 @@ class Widget:
 
 @dataclasses.dataclass(frozen=True)
 class FormField:
-    """The field of one parameter. `default` is its first text; a `nullable` field may be empty."""
+    """The field of one parameter.
+
+    `default` is the text it shows at first. A `nullable` field may be empty.
+    """
 
     name: str
     widget: Widget
