@@ -54,7 +54,7 @@ def server(executable, tmp_path_factory):
 def settings(server):
     """Our settings in force, the database empty; afterwards no process of ours is left."""
     before = {process.pid for process in psutil.Process().children(recursive=True)}
-    config.use(config.Config(redis_url=server, modules=("faults",), shutdown_timeout=2))
+    config.use(config.Config(redis_url=server, modules=("sample_jobs",), shutdown_timeout=2))
     rqjobs.queues._unserved_checked_at.clear()
     connection = rqjobs.connection.client()
     connection.flushall()
@@ -104,7 +104,7 @@ def environ(server, tmp_path):
     return {
         **keep,
         "REDIS_URL": server,
-        "RQJOBS_MODULES": "faults",
+        "RQJOBS_MODULES": "sample_jobs",
         "PYTHONUNBUFFERED": "1",
         "PYTHONPATH": f"{TESTS.parent}:{TESTS}",
         "PYTHONWARNINGS": "default",

@@ -266,4 +266,4 @@ def has_loop() -> bool:
 
 
 def enqueue_odd(kind: str):
-    rqjobs.enqueue("faults.ok", VALUES[kind]())
+    rqjobs.enqueue("sample_jobs.ok", VALUES[kind]())

@@ -14,7 +14,7 @@ def datadog(python):
 def environ(environ, tmp_path):
     return {
         **environ,
-        "RQJOBS_MODULES": "faults,datadog_jobs",
+        "RQJOBS_MODULES": "sample_jobs,datadog_jobs",
         "SPANS": str(tmp_path / "spans"),
         "DD_INSTRUMENTATION_TELEMETRY_ENABLED": "false",
         "DD_REMOTE_CONFIGURATION_ENABLED": "false",

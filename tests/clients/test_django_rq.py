@@ -6,7 +6,7 @@ import pytest
 
 import rqjobs
 
-SETUP = "import django; django.setup(); import django_rq, faults, rqjobs;"
+SETUP = "import django; django.setup(); import django_rq, sample_jobs, rqjobs;"
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +29,11 @@ def test_rqworker_runs_the_jobs_that_django_rq_enqueues(django, run, redis):
         "-c",
         f"""{SETUP}
 from django.db import transaction
-jobs = [django_rq.enqueue(faults.add, 2, b=3), django_rq.get_queue("high").enqueue(faults.boom)]
+jobs = [django_rq.enqueue(sample_jobs.add, 2, b=3), django_rq.get_queue("high").enqueue(sample_jobs.boom)]
 with transaction.atomic():
-    django_rq.enqueue(faults.ok, 7, job_id="committed")
+    django_rq.enqueue(sample_jobs.ok, 7, job_id="committed")
     assert not rqjobs.Job.exists("committed", connection=django_rq.get_connection())
-with_decorator = django_rq.job("low")(faults.ok)
+with_decorator = django_rq.job("low")(sample_jobs.ok)
 jobs.append(with_decorator.delay(1))
 print(*(job.id for job in jobs), "committed")
 """,
@@ -48,9 +48,9 @@ def test_the_admin_pages_show_jobs_and_workers_and_act_on_them(
     django, run, worker, redis, eventually
 ):
     process = worker("default", python=django)
-    failed = rqjobs.enqueue("faults.flaky", "once", 1, meta={"team": "a"})
-    waiting = rqjobs.queue("low").enqueue("faults.ok", {"deep": [1]})
-    later = rqjobs.queue("low").enqueue_in(timedelta(hours=1), "faults.ok")
+    failed = rqjobs.enqueue("sample_jobs.flaky", "once", 1, meta={"team": "a"})
+    waiting = rqjobs.queue("low").enqueue("sample_jobs.ok", {"deep": [1]})
+    later = rqjobs.queue("low").enqueue_in(timedelta(hours=1), "sample_jobs.ok")
     eventually(lambda: failed.get_status() == "failed")
     run(
         django,
@@ -72,9 +72,9 @@ def page(address, *texts, post=None):
         assert expected in text, (address, expected, text.partition("<main")[2])
 
 page("", "default", "low")
-page("queues/0/failed/", {failed.id!r}, "faults.flaky")
-page("queues/0/{failed.id}/", "faults.flaky", "rq-state-failed")
-page("queues/2/", {waiting.id!r}, "faults.ok")
+page("queues/0/failed/", {failed.id!r}, "sample_jobs.flaky")
+page("queues/0/{failed.id}/", "sample_jobs.flaky", "rq-state-failed")
+page("queues/2/", {waiting.id!r}, "sample_jobs.ok")
 page("queues/2/{waiting.id}/", "deep")
 page("queues/2/scheduled/", {later.id!r})
 page("workers/0/", {process.name!r})

@@ -15,13 +15,13 @@ def exporter(python):
 def test_its_metrics_count_jobs_and_workers(exporter, run, worker, redis, eventually):
     process = worker("high", "default")
     jobs = [
-        rqjobs.enqueue("faults.ok", 1),
-        rqjobs.enqueue("faults.boom"),
-        rqjobs.enqueue("faults.hang", "gate"),
+        rqjobs.enqueue("sample_jobs.ok", 1),
+        rqjobs.enqueue("sample_jobs.boom"),
+        rqjobs.enqueue("sample_jobs.hang", "gate"),
     ]
-    rqjobs.queue("low").enqueue("faults.ok", depends_on=jobs[2])
-    rqjobs.queue("low").enqueue("faults.ok")
-    rqjobs.queue("low").enqueue_at(jobs[0].created_at.replace(year=2999), "faults.ok")
+    rqjobs.queue("low").enqueue("sample_jobs.ok", depends_on=jobs[2])
+    rqjobs.queue("low").enqueue("sample_jobs.ok")
+    rqjobs.queue("low").enqueue_at(jobs[0].created_at.replace(year=2999), "sample_jobs.ok")
     eventually(lambda: redis.exists("gate:reached"))
     counts = "failed_job_count", "successful_job_count"
     eventually(lambda: redis.hmget(process.key, counts) == [b"1", b"1"])

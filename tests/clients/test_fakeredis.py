@@ -21,14 +21,14 @@ def test_jobs_run_without_a_server(fake, run):
         fake,
         "-c",
         """
-import fakeredis, faults, rqjobs
+import fakeredis, sample_jobs, rqjobs
 rqjobs.connection.use(fakeredis.FakeRedis())
 queue = rqjobs.queue("default")
-done, failed = rqjobs.enqueue(faults.add, 1), rqjobs.enqueue(faults.flaky, "once", 1)
-child, later = rqjobs.enqueue(faults.ok, 3, depends_on=done), rqjobs.enqueue_in(60, faults.ok)
-many = rqjobs.enqueue_many([(faults.ok, 4), (faults.ok, 5)])
-many += queue.enqueue_many([queue.prepare_data(faults.ok, (6,))])
-once = queue.enqueue(faults.ok, 7, job_id="one", unique=True)
+done, failed = rqjobs.enqueue(sample_jobs.add, 1), rqjobs.enqueue(sample_jobs.flaky, "once", 1)
+child, later = rqjobs.enqueue(sample_jobs.ok, 3, depends_on=done), rqjobs.enqueue_in(60, sample_jobs.ok)
+many = rqjobs.enqueue_many([(sample_jobs.ok, 4), (sample_jobs.ok, 5)])
+many += queue.enqueue_many([queue.prepare_data(sample_jobs.ok, (6,))])
+once = queue.enqueue(sample_jobs.ok, 7, job_id="one", unique=True)
 rqjobs.SimpleWorker(["default"]).work(burst=True, logging_level="CRITICAL")
 assert failed.get_status() == "failed"
 failed.requeue()
@@ -36,7 +36,7 @@ rqjobs.SimpleWorker(["default"]).work(burst=True, logging_level="CRITICAL")
 print(*(job.return_value() for job in (done, failed, child, *many, once)))
 print(*(delayed.job_id == later.id for delayed in rqjobs.delayed.jobs()))
 rqjobs.delayed.cancel(later.id)
-rqjobs.schedules.add("hourly", rqjobs.every(hours=1), faults.ok, 8)
+rqjobs.schedules.add("hourly", rqjobs.every(hours=1), sample_jobs.ok, 8)
 run = rqjobs.schedules.run_now("hourly")
 rqjobs.SimpleWorker(["default"]).work(burst=True, logging_level="CRITICAL")
 print(run.return_value(), later.get_status().value)

@@ -51,7 +51,7 @@ def sentry(python):
 def environ(environ, collector):
     return {
         **environ,
-        "RQJOBS_MODULES": "faults,sentry_jobs",
+        "RQJOBS_MODULES": "sample_jobs,sentry_jobs",
         "SENTRY_DSN": f"http://key@127.0.0.1:{collector.server_port}/1",
     }
 
@@ -66,22 +66,22 @@ def test_every_way_to_enqueue_works_with_sentry_in_the_process(sentry, run, redi
         sentry,
         "-c",
         """
-import datetime, sentry_sdk, faults, rqjobs
+import datetime, sentry_sdk, sample_jobs, rqjobs
 sentry_sdk.init(dsn="http://key@127.0.0.1:9/1")
 queue = rqjobs.queue("default")
 jobs = [
-    rqjobs.enqueue(faults.ok, 1),
-    queue.enqueue(faults.ok, 1, at_front=True),
-    queue.enqueue(faults.ok, 1, job_id="one", unique=True),
-    rqjobs.Queue("default", queue.connection, is_async=False).enqueue(faults.ok, 1),
-    *rqjobs.enqueue_many([(faults.ok, 1), (faults.ok, 2)]),
-    *queue.enqueue_many([queue.prepare_data(faults.ok, (1,))]),
-    rqjobs.enqueue_in(60, faults.ok, 1),
-    queue.enqueue_at(datetime.datetime.now() + datetime.timedelta(1), faults.ok, 1),
+    rqjobs.enqueue(sample_jobs.ok, 1),
+    queue.enqueue(sample_jobs.ok, 1, at_front=True),
+    queue.enqueue(sample_jobs.ok, 1, job_id="one", unique=True),
+    rqjobs.Queue("default", queue.connection, is_async=False).enqueue(sample_jobs.ok, 1),
+    *rqjobs.enqueue_many([(sample_jobs.ok, 1), (sample_jobs.ok, 2)]),
+    *queue.enqueue_many([queue.prepare_data(sample_jobs.ok, (1,))]),
+    rqjobs.enqueue_in(60, sample_jobs.ok, 1),
+    queue.enqueue_at(datetime.datetime.now() + datetime.timedelta(1), sample_jobs.ok, 1),
 ]
-jobs.append(rqjobs.enqueue(faults.ok, 1, depends_on=jobs[0]))
+jobs.append(rqjobs.enqueue(sample_jobs.ok, 1, depends_on=jobs[0]))
 with queue.connection.pipeline() as pipe:
-    jobs.append(queue.enqueue(faults.ok, 1, pipeline=pipe))
+    jobs.append(queue.enqueue(sample_jobs.ok, 1, pipeline=pipe))
     pipe.execute()
 print(len({job.id for job in jobs}), queue.count)
 """,

@@ -17,7 +17,11 @@ def telemetry(python):
 
 @pytest.fixture
 def environ(environ, tmp_path):
-    return {**environ, "RQJOBS_MODULES": "faults,telemetry_jobs", "SPANS": str(tmp_path / "spans")}
+    return {
+        **environ,
+        "RQJOBS_MODULES": "sample_jobs,telemetry_jobs",
+        "SPANS": str(tmp_path / "spans"),
+    }
 
 
 @pytest.fixture

@@ -1,0 +1,369 @@
+"""A real browser, server and worker: the forms work, and no data of a job runs as script."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import sys
+import urllib.request
+
+import pytest
+import sample_jobs
+from selenium import webdriver
+from selenium.common.exceptions import NoAlertPresentException, StaleElementReferenceException
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import Select
+
+import rqjobs
+from rqjobs.jobs import Job
+
+PASSWORD = "correct horse"
+RUN = "window.__pwned=(window.__pwned||0)+1;alert(1)"
+HOSTILE = (
+    f"</script></textarea></title><script>{RUN}</script><img src=x onerror='{RUN}'><svg onload=\"{RUN}\">"
+    f'<iframe srcdoc="<script>parent.{RUN}</script>"></iframe>"\'`${{alert(1)}}<% {RUN} %>{{{{7*7}}}}'
+)
+
+
+@pytest.fixture
+def site(spawn, environ, eventually):
+    """The address of our pages, served by gunicorn."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = spawn(
+        sys.executable,
+        "-m",
+        "gunicorn",
+        "--bind",
+        f"127.0.0.1:{port}",
+        "--workers",
+        "2",
+        "--threads",
+        "4",
+        "rqjobs.web:create_app()",
+        env={"RQJOBS_ADMIN_PASSWORD": PASSWORD},
+    )
+    address = f"http://127.0.0.1:{port}"
+
+    def answers():
+        assert process.poll() is None, process.output()
+        try:
+            with urllib.request.urlopen(f"{address}/healthz", timeout=5) as reply:
+                return reply.status == 200
+        except OSError:
+            return False
+
+    eventually(answers, what="the server")
+    return address
+
+
+@pytest.fixture
+def browser(tmp_path):
+    chromium = (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
+    driver = shutil.which("chromedriver")
+    if not (chromium and driver):
+        message = "no chromium and chromedriver on this machine"
+        (pytest.fail if os.environ.get("CI_BROWSER") == "1" else pytest.skip)(message)
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    options.set_capability(
+        "unhandledPromptBehavior", "ignore"
+    )  # an alert must stay open for the test
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--no-first-run",
+        "--window-size=1200,1000",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ):
+        options.add_argument(argument)
+    driver = webdriver.Chrome(options=options, service=Service(driver))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def at_home(browser, site, eventually):
+    """The browser, logged in, on the home page."""
+    browser.get(f"{site}/")
+    browser.find_element(By.ID, "user").send_keys("admin")
+    browser.find_element(By.ID, "password").send_keys(PASSWORD)
+    browser.find_element(By.CSS_SELECTOR, "button.primary").click()
+    eventually(lambda: shown(browser, "#enqueue-title") == "Enqueue", what="the home page")
+    return browser
+
+
+def nothing_ran(browser):
+    with pytest.raises(NoAlertPresentException):
+        browser.switch_to.alert.accept()
+    assert browser.execute_script("return window.__pwned") is None
+
+
+def shown(browser, selector):
+    """The text of an element, even if the page replaces it at this moment."""
+    try:
+        return "".join(element.text for element in browser.find_elements(By.CSS_SELECTOR, selector))
+    except StaleElementReferenceException:
+        return ""
+
+
+def press(browser, button):
+    """Click a button by its id at once, because the page may replace it."""
+    browser.execute_script(
+        "const id = arguments[0]; setTimeout(() => document.getElementById(id).click())", button
+    )
+
+
+def question(browser):
+    try:
+        return browser.switch_to.alert.text
+    except NoAlertPresentException:
+        return ""
+
+
+def test_enqueue_a_job_and_watch_it_finish(at_home, worker, eventually, redis):
+    browser = at_home
+    Select(browser.find_element(By.ID, "function")).select_by_value(
+        "sample_jobs.say"
+    )  # the script submits it
+    field = eventually(lambda: browser.find_elements(By.ID, "arg.text"), what="the form")[0]
+    assert "Say it back." in browser.page_source
+    field.send_keys(HOSTILE)
+    tables = browser.find_element(By.CSS_SELECTOR, "[data-live]")
+    rqjobs.queue("low").enqueue(sample_jobs.say, "meanwhile")
+    eventually(lambda: "meanwhile" in tables.text, what="the live tables")
+    assert field.get_attribute("value") == HOSTILE, "the tables went on, and what was typed stayed"
+    browser.find_element(By.CSS_SELECTOR, "#enqueue button.primary").click()
+    eventually(lambda: shown(browser, "#status") == "queued", what="the job's page")
+    browser.execute_script("window.stayed = true")
+    worker("default")
+    eventually(lambda: shown(browser, "#status") == "finished", what="the end of the job")
+    eventually(lambda: "Result" in shown(browser, "[data-job] h2"), what="the result")
+    assert HOSTILE in shown(browser, "[data-job] pre")
+    assert browser.execute_script("return window.stayed"), (
+        "the page followed the job without a reload"
+    )
+    assert browser.title.startswith("finished")
+    nothing_ran(browser)
+    browser.find_element(By.CSS_SELECTOR, "[id^=again]").click()
+    eventually(lambda: "This is a new job" in shown(browser, ".note"), what="the note")
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+def test_the_keyboard_can_choose_a_function(at_home, eventually):
+    """The first arrow key reloaded the page, with the function that it reached."""
+    browser = at_home
+    browser.execute_script("window.stayed = true; document.getElementById('function').focus()")
+    keys = browser.find_element(By.ID, "function")
+    keys.send_keys(Keys.ARROW_DOWN)
+    keys.send_keys(Keys.ARROW_DOWN)
+    chosen = keys.get_attribute("value")
+    assert browser.execute_script("return window.stayed") and chosen != ""
+    keys.send_keys(Keys.ENTER)
+    eventually(lambda: f"function={chosen}" in browser.current_url, what="the form")
+
+
+def test_a_live_update_keeps_scroll_and_selection(at_home, eventually, redis):
+    browser = at_home
+    browser.set_window_size(390, 844)
+    first = rqjobs.queue("low").enqueue(sample_jobs.say, "first")
+    eventually(lambda: "sample_jobs.say('first')" in shown(browser, ".jobs"), what="the job")
+    browser.execute_script(
+        """
+        window.row = document.querySelector(`[data-key="${arguments[0]}"]`);
+        window.table = document.querySelector("[data-live] .scroll");
+        window.table.scrollLeft = 60;
+        getSelection().selectAllChildren(window.row.querySelector("bdi"));""",
+        first.id,
+    )
+    scrolled = browser.execute_script("return window.table.scrollLeft")
+    assert scrolled > 0, "a phone shows a part of the table"
+    rqjobs.queue("low").enqueue(sample_jobs.say, "second")
+    rqjobs.queue("another").enqueue(sample_jobs.say, "third")
+    eventually(lambda: "sample_jobs.say('third')" in shown(browser, ".jobs"), what="the other jobs")
+    assert browser.execute_script("return window.row.isConnected && window.table.isConnected")
+    assert browser.execute_script("return window.table.scrollLeft") == scrolled
+    assert browser.execute_script("return getSelection().toString()") == "sample_jobs.say('first')"
+    Job.fetch(first.id, connection=redis).delete()
+    eventually(
+        lambda: not browser.execute_script("return window.row.isConnected"),
+        what="the end of its row",
+    )
+    assert shown(browser, ".jobs").count("sample_jobs.say") == 2
+
+
+def test_outdated_numbers_are_marked(at_home, eventually, redis):
+    browser = at_home
+    redis.set("rq:suspended", 1)
+    eventually(lambda: "RQ is suspended" in shown(browser, "[data-live]"), what="the warning")
+    pool = redis.config_get("requirepass")
+    redis.config_set("requirepass", "changed")
+    try:
+        redis.client_kill_filter(skipme=True)
+        eventually(lambda: "No answer since" in shown(browser, "#stale"), what="the sign")
+        assert browser.find_elements(By.CSS_SELECTOR, "[data-live].stale")
+    finally:
+        redis.config_set("requirepass", pool["requirepass"])
+    eventually(lambda: not browser.find_elements(By.ID, "stale"), what="the end of the sign")
+
+
+def test_a_time_is_sent_with_the_offset_of_the_browser(at_home, site, eventually, redis):
+    browser = at_home
+    browser.execute_cdp_cmd("Emulation.setTimezoneOverride", {"timezoneId": "Asia/Kolkata"})
+    browser.get(f"{site}/?function=sample_jobs.ok")
+    assert "Asia/" in shown(browser, "[data-zone]")
+    browser.execute_script(
+        "const at = document.getElementById('at'); at.value = '2030-01-01T05:30';"
+        "at.dispatchEvent(new Event('input', {bubbles: true}))"
+    )
+    browser.find_element(By.CSS_SELECTOR, "#enqueue button.primary").click()
+    eventually(lambda: shown(browser, "#status") == "scheduled", what="the job's page")
+    ((_, due),) = redis.zrange("rq:scheduled:default", 0, -1, withscores=True)
+    assert due == 1893456000, "midnight of 2030 in UTC"
+
+
+def test_no_data_of_a_job_runs_as_script(at_home, site, worker, eventually, redis):
+    browser = at_home
+    options = {"description": HOSTILE, "meta": {"note": HOSTILE, HOSTILE: 1}}
+    worker("default", options=("--name", "one"))
+    finished = rqjobs.queue("default").enqueue(sample_jobs.say, args=[HOSTILE], **options)
+    failed = rqjobs.queue("default").enqueue(sample_jobs.boom, args=[HOSTILE], **options)
+    eventually(
+        lambda: failed.get_status() == "failed" and finished.get_status() == "finished",
+        what="the end",
+    )
+    running = rqjobs.queue("default").enqueue(sample_jobs.hang, args=[f"gate{HOSTILE}"], **options)
+    eventually(lambda: running.get_status() == "started", what="the long job")
+    queued = rqjobs.queue("low").enqueue(sample_jobs.say, args=[HOSTILE], **options)
+    ours = [
+        "/",
+        "/?function=sample_jobs.say",
+        "/failed",
+        "/workers",
+        *(f"/jobs/{job.id}" for job in (finished, failed, running, queued)),
+    ]
+    theirs = [
+        "/rq/",
+        "/rq/0/view/workers",
+        *(
+            f"/rq/0/view/jobs/{queue}/{registry}/8/asc/1"
+            for queue, registry in (
+                ("default", "finished"),
+                ("default", "failed"),
+                ("default", "started"),
+                ("low", "queued"),
+            )
+        ),
+        *(f"/rq/0/view/job/{job.id}" for job in (finished, failed, running, queued)),
+    ]
+    for path in ours + theirs:
+        browser.get(site + path)
+        if path == "/" or "/job" in path:  # the form is filled in, and shows the data as text
+            eventually(
+                lambda: "window.__pwned=" in shown(browser, "body"), what=f"the text on {path}"
+            )
+        if path.endswith("workers"):
+            eventually(lambda: "one" in shown(browser, "body"), what="the worker")
+        nothing_ran(browser)
+    redis.rpush(f"gate{HOSTILE}:open", 1)
+    eventually(lambda: running.get_status() == "finished", what="the end of the long job")
+
+
+def test_add_run_edit_and_remove_a_schedule(at_home, site, worker, eventually, redis):
+    browser = at_home
+    browser.execute_cdp_cmd("Emulation.setTimezoneOverride", {"timezoneId": "Asia/Kolkata"})
+    browser.get(f"{site}/schedules?function=sample_jobs.say")
+
+    def fill(name, text):
+        field = browser.find_element(By.NAME, name)
+        field.clear()
+        field.send_keys(text)
+
+    assert browser.find_element(By.NAME, "tz").get_attribute("value") in (
+        "Asia/Kolkata",
+        "Asia/Calcutta",
+    )
+    fill("arg.text", HOSTILE)
+    fill("expression", "0 6 * * mon-fry")  # typing selects cron
+    browser.find_element(By.CSS_SELECTOR, "#rule button.primary").click()
+    eventually(lambda: "field 5" in shown(browser, "#expression-error"), what="the error")
+    assert browser.find_element(By.ID, "arg.text").get_attribute("value") == HOSTILE
+    fill("expression", "0 6 1 1 *")
+    fill("tz", "UTC")
+    eventually(
+        lambda: "at 06:00 on January 1 (UTC)" in shown(browser, ".ahead"),
+        what="the words",
+    )
+    assert "11:30:00" in shown(browser, ".ahead"), "in the viewer's zone"
+    browser.execute_script(
+        "document.querySelector('details').open = true; const start = document.getElementById("
+        "'start'); start.value = '2030-01-01T05:30'; start.dispatchEvent(new Event('input'))"
+    )
+    browser.find_element(By.CSS_SELECTOR, "#rule button.primary").click()
+    eventually(lambda: shown(browser, "h1") == "say", what="the schedule's page")
+    found = rqjobs.schedules.get("say")
+    assert (found.rule.expression, found.rule.start.timestamp()) == ("0 6 1 1 *", 1893456000), (
+        "midnight of 2030 in UTC"
+    )
+    assert browser.find_element(By.ID, "start").get_attribute("value") == "2030-01-01T05:30"
+    cells = eventually(lambda: shown(browser, ".times tbody tr:first-child"), what="the next times")
+    assert "11:30:00" in cells and "2030-01-01 06:00:00 UTC" in cells, (
+        "the viewer's zone, and the rule's"
+    )
+    nothing_ran(browser)
+    press(browser, "run-say")
+    eventually(lambda: shown(browser, ".runs .badge") == "queued", what="the run")
+    browser.execute_script("window.stayed = true")
+    worker("default")
+    eventually(lambda: shown(browser, ".runs .badge") == "finished", what="the outcome")
+    assert browser.execute_script("return window.stayed"), (
+        "the page followed the run without a reload"
+    )
+    press(browser, "pause-say")
+    eventually(lambda: shown(browser, ".title .badge") == "paused", what="the pause")
+    browser.get(f"{site}/schedules")
+    eventually(lambda: "window.__pwned=" in shown(browser, ".schedules"), what="the call as text")
+    nothing_ran(browser)
+    for answer in ("dismiss", "accept"):
+        assert rqjobs.schedules.get("say").state == "paused"
+        press(browser, "remove-say")
+        eventually(
+            lambda: question(browser).startswith("Remove the schedule say"), what="the question"
+        )
+        getattr(browser.switch_to.alert, answer)()
+    eventually(
+        lambda: "There are no schedules yet" in shown(browser, "main"), what="the empty page"
+    )
+
+
+def test_reschedule_a_delayed_job(at_home, site, worker, eventually, redis):
+    browser = at_home
+    job = rqjobs.enqueue_in(5000, sample_jobs.say, HOSTILE)
+    browser.get(f"{site}/delayed")
+    eventually(lambda: "in 1 hr." in shown(browser, ".stacked"), what="the delayed job")
+    browser.get(browser.execute_script("return document.querySelector('.stacked a.button').href"))
+    form = eventually(lambda: browser.find_elements(By.ID, "reschedule"), what="the form")[0]
+    form.find_element(By.NAME, "delay").send_keys("30")
+    Select(form.find_element(By.NAME, "unit")).select_by_visible_text("minutes")
+    form.find_element(By.CSS_SELECTOR, "button.primary").click()
+    eventually(lambda: "The job is due at" in shown(browser, ".note"), what="the note")
+    assert redis.zscore("rq:scheduled:default", job.id) < redis.time()[0] + 1801
+    worker("default", options=("--with-scheduler",))
+    browser.get(f"{site}/delayed")
+    press(browser, f"now-{job.id}")
+    eventually(lambda: job.get_status() == "finished", what="the end of the job")
+    browser.get(f"{site}/jobs/{job.id}")
+    nothing_ran(browser)

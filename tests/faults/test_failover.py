@@ -1,0 +1,185 @@
+"""A worker that is told by a sentinel where its Redis is, when the master dies under it. Real servers, all of them."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import sys
+
+import pytest
+import redis as redis_py
+import sample_jobs
+from rq.job import JobStatus
+
+import rqjobs
+from rqjobs import Repeat, Retry, config, connection
+from rqjobs.broker import keys
+from rqjobs.maintenance import audit as maintenance_audit
+
+
+@pytest.fixture
+def cluster(spawn, executable, tmp_path, eventually):
+    """A master with a replica, and a sentinel that watches them; `url` names it."""
+
+    class Cluster:
+        def __init__(self):
+            sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+            ports = [one.getsockname()[1] for one in sockets]
+            for one in sockets:
+                one.close()
+            self.url = f"redis+sentinel://127.0.0.1:{ports[2]}/mymaster/0"
+            # Redis reads the port of its master as a number only.
+            self.servers = [
+                self.serve(ports[0]),
+                self.serve(ports[1], "--replicaof", "127.0.0.1", str(ports[0])),
+            ]
+            self.clients = [redis_py.Redis(port=port) for port in ports]
+            for client in self.clients[:2]:
+                eventually(lambda client=client: self.answers(client))
+            eventually(
+                lambda: "online" in str(self.clients[0].info("replication").get("slave0")),
+                what="the replica",
+            )
+            conf = tmp_path / "sentinel.conf"
+            conf.write_text(
+                f"port {ports[2]}\nbind 127.0.0.1\ndir {tmp_path}\n"
+                f"sentinel monitor mymaster 127.0.0.1 {ports[0]} 1\n"
+                f"sentinel down-after-milliseconds mymaster 500\n"
+                f"sentinel failover-timeout mymaster 3000\n"
+            )
+            sentinel = spawn(executable, str(conf), "--sentinel")
+            self.servers.append(sentinel)
+
+            def knows():
+                if sentinel.poll() is not None:
+                    pytest.skip(f"{executable} has no sentinel mode: {sentinel.output()[-300:]}")
+                return self.answers(self.clients[2]) and self.clients[2].sentinel_slaves("mymaster")
+
+            eventually(knows, what="a sentinel that knows the replica")
+
+        def serve(self, port, *options):
+            return spawn(
+                executable,
+                "--port",
+                str(port),
+                "--bind",
+                "127.0.0.1",
+                "--save",
+                "",
+                "--dir",
+                str(tmp_path),
+                "--repl-diskless-sync",
+                "yes",
+                "--repl-diskless-sync-delay",
+                "0",
+                *options,
+            )
+
+        def answers(self, client):
+            with contextlib.suppress(redis_py.ConnectionError):
+                return client.ping()
+
+    cluster = Cluster()
+    yield cluster
+    for client in cluster.clients:
+        client.close()
+
+
+@pytest.fixture
+def worker(cluster, spawn, eventually):
+    config.use(redis_url=cluster.url)
+    process = spawn(
+        sys.executable,
+        "-m",
+        "rq.cli",
+        "worker",
+        "--worker-class",
+        "rqjobs.Worker",
+        "--connection-class",
+        "rqjobs.connection.Client",
+        "--with-scheduler",
+        "default",
+        env={"REDIS_URL": cluster.url},
+    )
+    eventually(lambda: cluster.clients[0].zcard(keys.LEASES) or process.poll() is not None)
+    assert process.poll() is None, process.output()
+    return process
+
+
+def statuses(jobs):
+    """Of those jobs that Redis knows; None while it is away."""
+    with contextlib.suppress(redis_py.RedisError):
+        return {
+            job.id: job.get_status()
+            for job in jobs
+            if rqjobs.Job.exists(job.id, connection.client())
+        }
+
+
+def all_ended(jobs):
+    found = statuses(jobs)
+    return found is not None and set(found.values()) <= {JobStatus.FINISHED, JobStatus.FAILED}
+
+
+def judge(worker, replica):
+    """The worker that was there before is there still, nothing stands where it should not, and it goes when told."""
+    assert worker.poll() is None
+    audit = maintenance_audit.audit(connection.client(), settle=0.2)
+    assert not audit.breaches and not audit.remarks
+    worker.terminate()
+    assert worker.wait(30) == 0, worker.output()
+    assert not replica.exists(keys.LEASES, "rq:workers") and not replica.keys("rqjobs:claims:*")
+
+
+def test_a_failover_under_a_running_job(cluster, worker, eventually, tmp_path):
+    """The worker goes on with the promoted replica, and every job ends, of whatever kind; the replica knew them all."""
+    master, replica, _ = cluster.clients
+    file = tmp_path / "runs"
+    running = rqjobs.enqueue(sample_jobs.noted, str(file), "wait", retry=Retry(max=2))
+    eventually(file.exists)
+    jobs = [
+        running,
+        *(rqjobs.enqueue(sample_jobs.noted, str(tmp_path / f"plain-{n}")) for n in range(50)),
+        rqjobs.enqueue(sample_jobs.ok, repeat=Repeat(times=1)),
+        rqjobs.enqueue(sample_jobs.ok, depends_on=running),
+        rqjobs.enqueue(sample_jobs.boom),
+        rqjobs.enqueue_in(1, sample_jobs.ok),
+    ]
+    assert master.wait(1, 5000) == 1
+    cluster.servers[0].kill()
+    (tmp_path / "runs.open").write_text("ok")
+    eventually(
+        lambda: replica.info("replication")["role"] == "master", timeout=40, what="the promotion"
+    )
+    eventually(lambda: all_ended(jobs), timeout=60, what="the end of all jobs")
+    assert (
+        len(statuses(jobs)) == len(jobs)
+        and running.is_finished
+        and len(file.read_text().splitlines()) <= 2
+    )
+    judge(worker, replica)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_failover_while_jobs_pour_through(cluster, worker, eventually, how):
+    """All jobs end; those of whose outcome the replica had not heard yet run again. A master that was only frozen comes
+    back, and believes itself to be one for a while; nobody listens to it."""
+    master, replica, _ = cluster.clients
+    jobs = rqjobs.enqueue_many([(sample_jobs.ok, n) for n in range(3000)])
+    assert master.wait(1, 5000) == 1
+    eventually(lambda: master.zcard("rq:finished:default") > 20)
+    cluster.servers[0].send_signal(how)
+    eventually(
+        lambda: replica.info("replication")["role"] == "master", timeout=40, what="the promotion"
+    )
+    if how == signal.SIGSTOP:
+        cluster.servers[0].send_signal(signal.SIGCONT)
+        eventually(
+            lambda: master.info("replication")["role"] == "slave",
+            timeout=40,
+            what="the old master's step down",
+        )
+    eventually(lambda: all_ended(jobs), timeout=90, what="the end of all jobs")
+    assert replica.zcard("rq:finished:default") == len(jobs)
+    judge(worker, replica)

@@ -1,0 +1,657 @@
+"""The ledger under workers that wake up late, and what a job costs. Real processes, frozen and thawed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+
+import helpers
+import psutil
+import pytest
+import sample_jobs
+from rq.job import JobStatus
+
+import rqjobs
+import rqjobs.worker
+from rqjobs import Callback, Repeat, Retry
+from rqjobs.broker import keys, leases, recovery, scripts, transitions
+from rqjobs.broker.scripts import load_scripts
+from rqjobs.jobs import Job
+from rqjobs.maintenance import audit, sweep
+from rqjobs.worker.listener import QueueListener
+from rqjobs.worker.prefetch import PrefetchPipe
+from rqjobs.worker.shared_state import HorseState
+
+
+def outcome_keys(redis):
+    """Everything that an outcome writes, as it is now."""
+    patterns = (
+        "rq:job:*",
+        "rq:queue:*",
+        "rq:results:*",
+        "rq:scheduled:*",
+        "rq:failed:*",
+        "rq:finished:*",
+        "rq:wip:*",
+        "rq:deferred:*",
+        "rqjobs:claims:*",
+    )
+    return {key: redis.dump(key) for pattern in patterns for key in redis.scan_iter(pattern)}
+
+
+def horse_of(redis, gate):
+    return int(redis.lrange(f"{gate}:reached", 0, -1)[-1])
+
+
+KINDS = {
+    "plain": ("ok", {}),
+    "failing": ("boom", {}),
+    "retry": ("boom", {"retry": Retry(max=2)}),
+    "retry later": ("boom", {"retry": Retry(max=2, interval=60)}),
+    "retry by value": ("again", {}),
+    "repeat": ("ok", {"repeat": Repeat(times=2)}),
+    "repeat later": ("ok", {"repeat": Repeat(times=2, interval=60)}),
+    "callback": ("ok", {"on_success": Callback(sample_jobs.on_done)}),
+    "forgotten": ("ok", {"result_ttl": 0}),
+    "dependent": ("ok", {}),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "thaw_first"),
+    [*((kind, "parent") for kind in KINDS), ("plain", "horse"), ("retry", "horse")],
+)
+def test_the_outcome_of_a_worker_that_wakes_up_late_is_refused(
+    worker, redis, eventually, kind, thaw_first
+):
+    """Its lease ended while it was frozen, another did the job; nothing of its own outcome may be written."""
+    what, options = KINDS[kind]
+    job = rqjobs.enqueue(sample_jobs.hang_then, "gate", what, **options)
+    if kind == "dependent":
+        rqjobs.queue("low").enqueue(sample_jobs.ok, depends_on=job)
+    late = worker("default")
+    eventually(lambda: redis.llen("gate:reached") == 1)
+    horse = horse_of(redis, "gate")
+    os.kill(late.pid, signal.SIGSTOP)
+    os.kill(horse, signal.SIGSTOP)
+    eventually(lambda: not blocked(redis), what="the end of the frozen job's last wait")
+    redis.zadd(keys.LEASES, {late.name: time.time() - 1})
+    redis.set("rqjobs:sweep:last", time.time())
+    assert sweep.sweep(redis, force=True).requeued == [job.id]
+
+    other = worker("default", options=["--max-jobs", "1"])
+    eventually(lambda: redis.llen("gate:reached") == 2)
+    eventually(lambda: blocked(redis))
+    redis.rpush("gate:open", 1)
+    eventually(lambda: other.poll() == 0, what=other.output)
+    done = outcome_keys(redis)
+
+    suspend_claims(redis)
+    for pid in (late.pid, horse) if thaw_first == "parent" else (horse, late.pid):
+        os.kill(pid, signal.SIGCONT)
+    redis.rpush("gate:open", 1)
+    eventually(
+        lambda: "is refused" in late.output() or "was deleted while it ran" in late.output(),
+        what="the refusal in the log",
+    )
+    assert outcome_keys(redis) == done
+    assert not audit.audit(redis, settle=0.5).breaches
+
+
+def blocked(redis):
+    return [
+        client
+        for client in redis.client_list()
+        if client["cmd"] == "blpop" and "b" in client["flags"]
+    ]
+
+
+def suspend_claims(redis):
+    """Keep a thawed worker from claiming what the other put back, so that only its late outcome could write."""
+    redis.set("rq:suspended", 1)
+
+
+def test_only_the_parent_frozen(worker, redis, eventually):
+    """The horse runs on without a lease: its outcome is refused once the job is another's, and it claims nothing."""
+    job = rqjobs.enqueue(sample_jobs.hang, "gate")
+    late = worker("default")
+    eventually(lambda: redis.llen("gate:reached") == 1)
+    os.kill(late.pid, signal.SIGSTOP)
+    redis.zadd(keys.LEASES, {late.name: time.time() - 1})
+    redis.set("rqjobs:sweep:last", time.time())
+    assert sweep.sweep(redis, force=True).requeued == [job.id]
+    redis.rpush("gate:open", 1)
+    eventually(lambda: "is refused" in late.output())
+    assert job.get_status() == JobStatus.QUEUED and redis.llen("gate:reached") == 1
+    os.kill(late.pid, signal.SIGCONT)
+    eventually(
+        lambda: redis.llen("gate:reached") == 2,
+        what="the same worker takes it again, with a new lease",
+    )
+    redis.rpush("gate:open", 1)
+    eventually(lambda: job.get_status() == JobStatus.FINISHED)
+
+
+def test_an_idle_horse_that_is_frozen_is_replaced(worker, redis, eventually, monkeypatch):
+    process = worker("default")
+    (horse,) = psutil.Process(process.pid).children()
+    horse.suspend()
+    job = rqjobs.enqueue(sample_jobs.ok, 1)
+    eventually(lambda: job.get_status() == JobStatus.FINISHED, timeout=40)
+    assert "has been unresponsive for" in process.output()
+
+
+def test_a_horse_frozen_in_the_middle_of_a_posting_is_replaced(settings, spawn, monkeypatch):
+    """What cannot be read was waited for, for ever, and the worker did not even stop when it was told to."""
+    parent, horse = rqjobs.Worker(["default"]), spawn("sleep", "60")
+    parent._horse_pid, parent.horse_state = horse.pid, HorseState()
+    parent.horse_state.memory[0] |= 1
+    parent._enforce_limits()
+    assert horse.poll() is None
+    monkeypatch.setattr("rqjobs.worker.supervisor.UNRESPONSIVE_SECONDS", 0)
+    parent._enforce_limits()
+    assert horse.wait(10) == -signal.SIGKILL
+
+
+def test_a_job_that_is_canceled_while_it_runs_stays_canceled(worker, redis, eventually):
+    job = rqjobs.enqueue(sample_jobs.hang, "gate")
+    process = worker("default")
+    eventually(lambda: redis.llen("gate:reached") == 1)
+    job.refresh()
+    job.cancel()
+    redis.rpush("gate:open", 1)
+    eventually(lambda: "was canceled while it ran" in process.output())
+    assert job.get_status() == JobStatus.CANCELED
+    assert not redis.exists("rq:wip:default", "rqjobs:claims:" + process.name)
+
+
+def test_a_time_limit_that_a_job_ignores_ends_its_process(worker, redis, eventually):
+    job = rqjobs.enqueue(sample_jobs.stubborn, 60, job_timeout=1)
+    worker("default")
+    eventually(lambda: job.get_status() == JobStatus.FAILED, timeout=30)
+    assert "ignored its time limit of 1 s" in job.latest_result().exc_string
+
+
+def test_a_deploy_puts_the_running_job_back_without_spending_anything(worker, redis, eventually):
+    job = rqjobs.enqueue(sample_jobs.hang, "gate", retry=Retry(max=1))
+    waiting = rqjobs.enqueue(sample_jobs.ok)
+    process = worker("default", env={"RQJOBS_SHUTDOWN_TIMEOUT": "1"})
+    eventually(lambda: redis.llen("gate:reached") == 1)
+    process.terminate()
+    assert process.wait(20) == 0, process.output()
+    assert rqjobs.queue("default").job_ids == [job.id, waiting.id]
+    job.refresh()
+    assert job.retries_left == 1 and not redis.hexists(job.key, "rqjobs_crashes")
+    assert not redis.keys("rqjobs:claims:*") and not redis.zcard(keys.LEASES)
+
+
+def test_a_second_signal_does_it_at_once_and_a_doubled_one_does_not(worker, redis, eventually):
+    job = rqjobs.enqueue(sample_jobs.hang, "gate")
+    process = worker("default", env={"RQJOBS_SHUTDOWN_TIMEOUT": "60"})
+    eventually(lambda: redis.llen("gate:reached") == 1)
+    process.terminate()
+    process.terminate()
+    began = time.monotonic()
+    eventually(lambda: time.monotonic() - began > 1.5 or process.poll() is not None)
+    assert process.poll() is None
+    process.terminate()
+    assert process.wait(20) == 0
+    assert rqjobs.queue("default").job_ids == [job.id]
+
+
+def test_the_horse_is_replaced_when_it_has_done_enough(worker, redis, eventually):
+    jobs = [rqjobs.enqueue(sample_jobs.pid) for _ in range(3)]
+    worker("default", env={"RQJOBS_MAX_JOBS_PER_CHILD": "1"})
+    eventually(lambda: all(job.get_status() == JobStatus.FINISHED for job in jobs))
+    assert len({job.return_value() for job in jobs}) == 3
+
+
+def test_one_horse_runs_many_jobs(worker, redis, eventually):
+    jobs = [rqjobs.enqueue(sample_jobs.pid) for _ in range(20)]
+    worker("default")
+    eventually(lambda: all(job.get_status() == JobStatus.FINISHED for job in jobs))
+    assert len({job.return_value() for job in jobs}) == 1
+
+
+def test_an_arriving_job_wakes_one_worker(worker, redis, eventually):
+    """Not all of them: the others' waits go on."""
+    for _ in range(3):
+        worker("high", "default")
+    eventually(
+        lambda: (
+            sum(
+                client["cmd"] == "blmove" and "b" in client["flags"]
+                for client in redis.client_list()
+            )
+            == 6
+        )
+    )
+    before = redis.info("commandstats")["cmdstat_blmove"]["calls"]
+    job = rqjobs.enqueue(sample_jobs.ok, 1)
+    eventually(lambda: job.get_status() == JobStatus.FINISHED)
+    assert redis.info("commandstats")["cmdstat_blmove"]["calls"] - before <= 4, (
+        "two waits of the one that was woken"
+    )
+
+
+def test_jobs_arriving_on_several_queues_at_once_all_run(worker, redis, eventually):
+    worker("high", "default", "low")
+    for _ in range(20):
+        jobs = [rqjobs.queue(name).enqueue(sample_jobs.ok) for name in ("low", "default", "high")]
+        eventually(
+            lambda jobs=jobs: all(job.get_status() == JobStatus.FINISHED for job in jobs), timeout=5
+        )
+
+
+@pytest.mark.parametrize(("at_once", "trips", "commands"), [(1, 1, 23), (16, 1, 18)])
+def test_what_a_plain_job_costs(redis, monkeypatch, at_once, trips, commands):
+    """The budget: one round trip, and the documented commands; a slow path cannot creep in unseen."""
+    monkeypatch.setattr("rqjobs.worker.horse.CLAIM_BATCH_MAX_JOBS", at_once)
+    monkeypatch.setattr(
+        "rqjobs.worker.horse.BATCH_SECONDS", 60
+    )  # by their pace so many can be claimed
+    count = 160
+    rqjobs.enqueue_many([(sample_jobs.ok, n) for n in range(count)])
+    load_scripts(redis)
+    redis.config_resetstat()
+    rqjobs.Worker(["default"]).work(burst=True, logging_level="WARNING")
+    stats = {
+        name.removeprefix("cmdstat_"): value["calls"]
+        for name, value in redis.info("commandstats").items()
+    }
+    assert redis.zcard("rq:finished:default") == count
+    assert stats.pop("evalsha") // count == trips + (at_once == 1), (
+        "a claim for so many jobs, an outcome for each"
+    )
+    stats.pop("hstrlen", 0)  # of the search for strays with which a worker begins
+    for name in ("hget", "hmget", "lrange"):
+        stats[name] //= 2  # Redis counts one that is called through pcall twice
+    assert sum(calls // (count // at_once) / at_once for calls in stats.values()) <= commands, stats
+
+
+def test_a_crashed_job_comes_back_without_a_scheduler_however_many_jobs_are_due(
+    redis, eventually, monkeypatch
+):
+    """It stood behind a thousand scheduled jobs that were due and that no scheduler fetched, and was never seen; and
+    then it came to the end of its queue, behind all that had been enqueued after it."""
+    monkeypatch.setattr(transitions, "BATCH_MAX_JOBS", 3)
+    for _ in range(3):
+        rqjobs.enqueue_in(0, sample_jobs.ok)
+    job, younger = rqjobs.enqueue(sample_jobs.ok), rqjobs.enqueue(sample_jobs.ok)
+    leases.renew_lease(redis, "one", {"host": ""})
+    (claim,) = helpers.claim(redis, "one", ["default"])
+    assert recovery.reclaim(
+        redis, "one", ["default"], recovery.DeathCause.HORSE_DIED, claim.job_id, delay=0.01
+    ) == {job.id: "delayed"}
+    eventually(lambda: transitions.promote(redis, "default", 180, crashed_only=True) == 1)
+    assert rqjobs.queue("default").job_ids == [job.id, younger.id] and not redis.exists(
+        "rqjobs:crash-backoff:default"
+    )
+    assert redis.hget(job.key, "enqueued_at") == claim.fields[b"enqueued_at"]
+    assert redis.zcard("rq:scheduled:default") == 3, "these are a scheduler's business"
+
+
+def test_a_name_is_taken_once(redis):
+    """Of two workers that start under one name the second is refused in the same step; who asks again, because the
+    reply was lost, is not."""
+    here, there = {"host": "a", "pid": 1, "started": "5"}, {"host": "a", "pid": 2, "started": "6"}
+    assert leases.renew_lease(redis, "one", here, first=True)
+    assert not leases.renew_lease(redis, "one", here, first=True)
+    with pytest.raises(leases.NameTaken, match="'one' runs already"):
+        leases.renew_lease(redis, "one", there, first=True)
+    assert redis.hget("rqjobs:process:one", "pid") == b"1"
+
+
+def test_who_finds_its_name_taken_touches_nothing(redis):
+    """A worker that was frozen past its lease, while another was started as `--name` says, goes on."""
+    here, there = {"host": "a", "pid": 1, "started": "5"}, {"host": "a", "pid": 2, "started": "6"}
+    ours, theirs = map(leases.process_id, (here, there))
+    first, second = rqjobs.enqueue(sample_jobs.ok), rqjobs.enqueue(sample_jobs.ok)
+    leases.renew_lease(redis, "one", here, first=True)
+    helpers.claim(redis, "one", ["default"])
+    redis.zadd(keys.LEASES, {"one": 1})
+    assert recovery.reclaim(redis, "one", ["default"], recovery.DeathCause.LEASE_EXPIRED) == {
+        first.id: "requeued"
+    }
+    leases.renew_lease(redis, "one", there, first=True)
+    (claim,) = helpers.claim(redis, "one", ["default"])
+    lease = redis.zscore(keys.LEASES, "one")
+
+    with pytest.raises(leases.NameTaken):
+        leases.renew_lease(redis, "one", here)
+    with pytest.raises(leases.NoLease):
+        transitions.read_claims(
+            scripts.CLAIM.run(
+                redis, *transitions.claim_arguments("one", ["default"], 1, process=ours)
+            )
+        )
+    assert redis.execute_command(*leases.horse_registration("one", ours, 9, "9")) == 0
+    assert transitions.release_all(redis, "one", process=ours) == []
+    assert (
+        recovery.reclaim(redis, "one", ["default"], recovery.DeathCause.HORSE_DIED, process=ours)
+        == {}
+    )
+    assert redis.lrange("rqjobs:claims:one", 0, -1) == [claim.job_id.encode()]
+    assert redis.zscore(keys.LEASES, "one") == lease
+
+    assert not leases.renew_lease(redis, "one", there)
+    assert transitions.release_all(redis, "one", process=theirs) == [first.id]
+    assert rqjobs.queue("default").job_ids == [first.id, second.id]
+
+
+def test_a_worker_whose_name_is_another_s_by_now_leaves(worker, redis, eventually):
+    """Both lived under one lease, and every job ran twice at once."""
+    job = rqjobs.enqueue(sample_jobs.hang, "gate")
+    frozen = worker("default", options=["--name", "fixed", "--with-scheduler"])
+    eventually(lambda: redis.llen("gate:reached") == 1)
+    for process in [psutil.Process(frozen.pid), *psutil.Process(frozen.pid).children()]:
+        process.suspend()
+    redis.zadd(keys.LEASES, {"fixed": 1})
+    second = worker("default", options=["--name", "fixed"])
+    eventually(lambda: redis.llen("gate:reached") == 2)
+    for process in [psutil.Process(frozen.pid), *psutil.Process(frozen.pid).children()]:
+        process.resume()
+    assert frozen.wait(20) == 1 and "another worker has started as 'fixed'" in frozen.output()
+    redis.rpush("gate:open", 1)
+    eventually(lambda: job.get_status() == JobStatus.FINISHED)
+    later = rqjobs.enqueue(sample_jobs.ok)
+    eventually(lambda: later.get_status() == JobStatus.FINISHED)
+    assert redis.llen("gate:reached") == 2 and second.poll() is None
+    assert redis.hget("rqjobs:process:fixed", "pid") == b"%d" % second.pid and redis.exists(
+        "rq:worker:fixed"
+    )
+    assert not audit.audit(redis).breaches
+
+
+@pytest.fixture
+def batch(worker, redis, eventually):
+    """A worker whose horse runs a job that hangs and holds five more which it claimed with that one; its parent is
+    frozen, so that it has not seen this yet. Gives the worker, the hanging job and the five."""
+    process = worker("default", env={"SAMPLE_JOBS_SPAN": "60"})
+    psutil.Process(process.pid).suspend()
+    short = [(sample_jobs.ok,)] * 40  # then it claims many
+    jobs = rqjobs.enqueue_many(
+        [*short, (sample_jobs.hang, "batch"), *[(sample_jobs.ok, n) for n in range(5)]]
+    )
+    hanging, others = jobs[40], jobs[41:]
+    eventually(lambda: redis.llen("batch:reached") == 1)
+    assert redis.lrange(f"rqjobs:claims:{process.name}", 0, -1) == [
+        job.id.encode() for job in [hanging, *others]
+    ]
+    yield process, hanging, others
+    redis.rpush("batch:open", 1, 1)
+
+
+def test_no_job_waits_behind_a_slow_one_that_was_claimed_with_it(batch, redis, eventually):
+    process, hanging, others = batch
+    psutil.Process(process.pid).resume()
+    eventually(
+        lambda: redis.lrange("rq:queue:default", 0, -1) == [job.id.encode() for job in others]
+    )
+    assert redis.lrange(f"rqjobs:claims:{process.name}", 0, -1) == [hanging.id.encode()]
+    assert not audit.audit(redis, settle=0).breaches
+    redis.rpush("batch:open", 1)
+    eventually(lambda: all(job.get_status() == JobStatus.FINISHED for job in [hanging, *others]))
+    assert {len(job.results()) for job in [hanging, *others]} == {1}
+
+
+def test_no_job_waits_behind_many_that_were_claimed_with_it(worker, redis, eventually):
+    """Each of them was too short for the parent to give the rest back: of 39 ms each thirty took a second."""
+    process = worker("default", env={"SAMPLE_JOBS_SPAN": "60"})
+    psutil.Process(process.pid).suspend()
+    jobs = rqjobs.enqueue_many([*[(sample_jobs.ok,)] * 40, *[(sample_jobs.nap, 0.03)] * 10])[
+        40:
+    ]  # then it claims many
+    eventually(lambda: all(job.get_status() == JobStatus.FINISHED for job in jobs))
+    psutil.Process(process.pid).resume()
+    tokens = [redis.xrange(f"rq:results:{job.id}")[0][1][b"execution_id"] for job in jobs]
+    assert len({token[:-2] for token in tokens}) > 2, "they were claimed at once"
+    assert not audit.audit(redis, settle=0).breaches
+
+
+def test_a_job_in_another_queue_than_its_hash_says_leaves_nothing(worker, redis, eventually):
+    (job,) = rqjobs.enqueue_many([(sample_jobs.ok,)])
+    redis.hset(job.key, "origin", "low")
+    worker("default")
+    eventually(lambda: job.get_status() == JobStatus.FINISHED)
+    eventually(lambda: redis.zcard("rq:finished:default") == 1)
+    assert not redis.exists("rq:wip:default", "rq:wip:low", "rq:finished:low")
+    assert not audit.audit(redis, settle=0).breaches
+
+
+def test_a_horse_that_dies_with_several_claims_has_died_under_one(batch, redis, eventually, kill):
+    process, hanging, others = batch
+    (horse,) = psutil.Process(process.pid).children()
+    kill(horse.pid)
+    redis.rpush("batch:open", 1, 1)
+    psutil.Process(process.pid).resume()
+    eventually(lambda: all(job.get_status() == JobStatus.FINISHED for job in [hanging, *others]))
+    assert [redis.hexists(job.key, "rqjobs_crashes") for job in [hanging, *others]] == [True] + [
+        False
+    ] * 5
+    assert {len(job.results()) for job in [hanging, *others]} == {1}
+
+
+def test_what_has_not_begun_is_given_back_when_the_worker_is_told_to_go(batch, redis, eventually):
+    process, hanging, others = batch
+    process.send_signal(signal.SIGTERM)
+    psutil.Process(process.pid).resume()
+    eventually(
+        lambda: redis.lrange("rq:queue:default", 0, -1) == [job.id.encode() for job in others]
+    )
+    redis.rpush("batch:open", 1)
+    assert process.wait(20) == 0 and hanging.get_status() == JobStatus.FINISHED
+    assert redis.llen("rq:queue:default") == 5 and not audit.audit(redis, settle=0).breaches
+
+
+def test_each_job_that_is_handed_over_has_one_taker():
+    """Two processes read from one end; a token goes to one of them, whole."""
+    prefetch, count, taken = PrefetchPipe(), 20_000, []
+    ready, answer, end = os.pipe(), os.pipe(), "f" * transitions.TOKEN_CHARACTERS
+    child = os.fork()
+    if child == 0:
+        os.read(ready[0], 1)
+        own = []
+        while end not in own[-1:]:
+            if one := prefetch.get():
+                own.append(one)
+        os.write(answer[1], b"%d" % sum(int(one) for one in own[:-1]))
+        os._exit(0)
+    os.write(ready[1], b"x")
+    for number in range(0, count, 10):
+        prefetch.put(f"{one:0{transitions.TOKEN_CHARACTERS}}" for one in range(number, number + 10))
+        while len(taken) <= number // 3 and (one := prefetch.get()):
+            taken.append(int(one))
+    prefetch.put([end])
+    os.waitpid(child, 0)
+    theirs = int(os.read(answer[0], 20))
+    assert theirs and taken and sum(taken) + theirs == sum(range(count))
+    prefetch.close()
+    for end in (*ready, *answer):
+        os.close(end)
+
+
+def test_an_id_that_was_pushed_twice_is_run_once(redis):
+    """By a client of RQ that enqueued again when a reply was lost. Two runs were recorded, or the first one's claim
+    stayed in RQ's registry for ever."""
+    jobs = rqjobs.enqueue_many([(sample_jobs.ok,)] * 3)
+    redis.rpush("rq:queue:default", *[job.id for job in jobs])
+    for name in ("one", "two"):
+        leases.renew_lease(redis, name, {"host": ""})
+    first = helpers.claim(redis, "one", ["default"], 2)
+    assert [claim.job_id for claim in first] == [job.id for job in jobs[:2]]
+    assert [claim.job_id for claim in helpers.claim(redis, "two", ["default"], 5)] == [jobs[2].id]
+    redis.rpush("rqjobs:claims:two", jobs[0].id)  # a wake-up brought it
+    assert helpers.claim(redis, "two", ["default"], 5, [jobs[2].id]) == []
+    assert redis.zcard("rq:wip:default") == 3 and not audit.audit(redis, settle=0).breaches
+
+
+def test_a_job_that_is_enqueued_again_while_it_runs_runs_again(worker, redis, eventually):
+    """The outcome of the first run settled the second, which was dropped as ended."""
+    first = rqjobs.enqueue(sample_jobs.hang, "first", job_id="same")
+    process = worker("default")
+    eventually(lambda: redis.llen("first:reached") == 1)
+    second = rqjobs.enqueue(sample_jobs.ok, "second", job_id="same")
+    assert not audit.audit(redis, settle=0).breaches
+    redis.rpush("first:open", 1)
+    eventually(lambda: second.get_status() == JobStatus.FINISHED)
+    assert [result.return_value for result in first.results()] == ["second"]
+    assert "is refused" in process.output() and not redis.exists(
+        "rq:wip:default", f"rqjobs:claims:{process.name}"
+    )
+
+
+@pytest.mark.parametrize("way", ["in", "now"])
+def test_a_job_that_plans_its_own_next_run_goes_on(worker, redis, eventually, way):
+    """What it planned was lost: the end of the run that planned it was taken for its own."""
+    process = worker("default", options=["--with-scheduler"])
+    job = rqjobs.enqueue(sample_jobs.plan_next_run, 3, way, job_id="same")
+    eventually(
+        lambda: job.get_status() == JobStatus.FINISHED and job.return_value(refresh=True) == 0
+    )
+    assert [result.return_value for result in job.results()] == [0]
+    eventually(lambda: not redis.exists("rq:wip:default", f"rqjobs:claims:{process.name}"))
+    assert not audit.audit(redis, settle=0).breaches
+
+
+def test_what_a_job_decides_late_does_not_wait_behind_the_next_of_its_batch(
+    worker, redis, eventually
+):
+    """A job that enqueues another behind itself is settled by RQ's way; that waited until its whole batch was done."""
+    worker("default", env={"SAMPLE_JOBS_SPAN": "60"})
+    jobs = rqjobs.enqueue_many(
+        [*[(sample_jobs.ok,)] * 40, (sample_jobs.follow, "child"), (sample_jobs.hang, "batch")]
+    )
+    eventually(lambda: redis.llen("batch:reached") == 1)
+    assert jobs[40].get_status() == JobStatus.FINISHED
+    worker("default")
+    child = Job.fetch("child", connection=redis)
+    eventually(lambda: child.get_status() == JobStatus.FINISHED)
+    redis.rpush("batch:open", 1)
+    eventually(lambda: jobs[41].get_status() == JobStatus.FINISHED)
+
+
+def test_what_goes_back_to_its_queue_may_expire_there_again(redis):
+    job = rqjobs.enqueue(sample_jobs.ok, ttl=100)
+    leases.renew_lease(redis, "one", {"host": ""})
+    helpers.claim(redis, "one", ["default"])
+    assert redis.ttl(job.key) == -1
+    transitions.release_all(redis, "one")
+    assert 0 < redis.ttl(job.key) <= 100
+
+
+@pytest.mark.parametrize("job_id", [b"bin\xff\xfe", b"nul\0", b"x" * 256, "ä".encode()])
+def test_an_id_that_is_none_of_rq_s_goes_to_the_dead_letters(redis, job_id):
+    """Its letters were replaced, so its outcome was another job's, and it ran two thousand times a second."""
+    redis.hset(b"rq:job:" + job_id, mapping={"data": "[]", "origin": "default", "status": "queued"})
+    redis.rpush("rq:queue:default", job_id)
+    leases.renew_lease(redis, "one", {"host": ""})
+    assert helpers.claim(redis, "one", ["default"]) == []
+    assert redis.zrange("rq:failed:default", 0, -1) == [job_id] and not redis.exists(
+        "rqjobs:claims:one"
+    )
+
+
+def test_a_job_whose_hash_names_no_queue_is_of_the_queue_where_it_was(worker, redis, eventually):
+    job = rqjobs.enqueue(sample_jobs.ok)
+    redis.hdel(job.key, "origin")
+    worker("default")
+    eventually(lambda: redis.zcard("rq:finished:default") == 1)
+    assert not redis.exists("rq:wip:default", "rq:finished:")
+
+
+@pytest.mark.parametrize("ending", ["return", "exit", "raise"])
+def test_a_job_that_forks_leaves_one_horse(worker, redis, eventually, ending):
+    """The child went on as a second horse, on the same connection; later it still recorded its own end there."""
+    process = worker("default", env={"SAMPLE_JOBS_SPAN": "60"})
+    (horse,) = psutil.Process(process.pid).children()
+    jobs = rqjobs.enqueue_many(
+        [*[(sample_jobs.ok,)] * 20, (sample_jobs.split, ending), *[(sample_jobs.ok,)] * 20]
+    )
+    eventually(lambda: all(job.get_status() == JobStatus.FINISHED for job in jobs))
+    assert jobs[20].return_value() == "parent"
+    assert psutil.Process(process.pid).children() == [horse]
+    assert {len(job.results()) for job in jobs} == {1}
+
+
+@pytest.fixture
+def waits(redis):
+    """Waits of a worker called w, and the word from its parent that ends them at once."""
+    word, control = socket.socketpair()
+    with word, control:
+        waits = QueueListener(redis, "rqjobs:claims:w")
+        waits.wait_now = lambda *of: (
+            word.send(b"!"),
+            waits.wait([f"rq:queue:{name}" for name in of], 5, control),
+        )
+        yield waits
+        waits.close()
+
+
+def ask(waits, redis):
+    """End the waits; whether they were over, and what is in the claims then, asked behind them."""
+    with redis.pipeline(transaction=False) as pipe:
+        for command in waits.unblock_commands():
+            pipe.execute_command(*command)
+        pipe.lrange("rqjobs:claims:w", 0, -1)
+        *replies, found = pipe.execute(raise_on_error=False)
+    return waits.all_unblocked(replies), found
+
+
+def test_waits_are_over_when_what_stands_behind_their_ends_is_done(waits, redis, eventually):
+    for _ in range(3):  # the replies are read at the next wait
+        waits.wait_now("high", "low")
+        eventually(lambda: redis.info("clients")["blocked_clients"] == 2)
+        assert ask(waits, redis) == (True, [])
+        assert redis.info("clients")["blocked_clients"] == 0
+    waits.wait_now("high", "low")
+    redis.rpush("rq:queue:low", "job")
+    found = ask(waits, redis)
+    assert found in (
+        (True, [b"job"]),
+        (False, [b"job"]),
+    )  # unsure if the reply was not here when it was asked
+    assert found[0] or ask(waits, redis) == (True, [b"job"])
+
+
+def test_an_end_that_overtakes_its_wait_is_asked_for_again(waits, redis, eventually, monkeypatch):
+    """What such a wait brings later would be in the claims, and nobody would know."""
+    waits.wait_now("high", "low")
+    assert eventually(lambda: ask(waits, redis)[0])
+    low = waits.pops[1]._connection
+    late, send = [], low.send_command
+    monkeypatch.setattr(low, "send_command", lambda *words: late.append(words))
+    redis.rpush("rq:queue:high", "first")
+    waits.wait_now("high", "low")
+    eventually(
+        lambda: not redis.exists("rq:queue:high")
+    )  # until then the first wait has only been sent
+    assert ask(waits, redis) == (False, [b"first"])
+    send(*late[0])
+    redis.rpush("rq:queue:low", "second")
+    eventually(lambda: not redis.exists("rq:queue:low"))
+    eventually(lambda: ask(waits, redis) == (True, [b"first", b"second"]))
+
+
+def test_a_wait_that_cannot_be_ended_is_given_up(waits, redis, eventually, monkeypatch):
+    """Its connection may be dead, with nobody to tell us."""
+    waits.wait_now("high")
+    pop = waits.pops[0]
+    waits.pops[0].client_id = 2**40
+    monkeypatch.setattr("rqjobs.worker.listener.UNBLOCK_SECONDS", 0.2)
+    eventually(lambda: not ask(waits, redis)[0] and not waits.pops)
+    assert pop.socket is None and ask(waits, redis) == (True, [])
+    monkeypatch.undo()
+    waits.wait_now("high")
+    waits.pops[0].client_id = "forbidden"
+    assert ask(waits, redis) == (False, []) and not waits.pops
+
+
+def test_a_queue_that_is_named_twice_is_waited_for_once(redis):
+    """Two waits on one connection brought a job of which the horse knew nothing."""
+    assert rqjobs.Worker(["low", "default", rqjobs.queue("low")]).queue_names() == [
+        "low",
+        "default",
+    ]

@@ -1,0 +1,332 @@
+"""README and docs: their code blocks run as they are, and their lists and tables are complete."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from dataclasses import fields
+from pathlib import Path
+
+import click
+import pytest
+
+from rqjobs import cli, config, connection
+
+ROOT = Path(__file__).parents[3]
+PAGES = {
+    path.name: path.read_text(encoding="utf-8")
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+}
+BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", flags=re.M | re.S)
+# Their packages are not installed here. `make test-clients` runs the same lines.
+NOT_RUN = {"clients.md"}
+
+
+def blocks(page, language):
+    """The code blocks of a page in this language, without their indentation."""
+    return [
+        "".join(line.removeprefix(indent) for line in code.splitlines(keepends=True))
+        for indent, found, code in BLOCK.findall(PAGES[page])
+        if found == language
+    ]
+
+
+def block(page, language, word):
+    """The only block of a page that contains this word."""
+    (found,) = [code for code in blocks(page, language) if word in code]
+    return found
+
+
+def file_name(code):
+    """The name in the first line of a block that is a file, else None."""
+    match = re.match(r"# (\w+\.py)\b", code)
+    return match and match[1]
+
+
+def shell_lines():
+    """(page, line) of every command in the shell blocks, without its comment."""
+    for page in PAGES:
+        for code in blocks(page, "sh"):
+            for line in code.splitlines():
+                yield page, shlex.split(line, comments=True)
+
+
+@pytest.fixture
+def port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+@pytest.fixture
+def folder(environ, tmp_path, port):
+    """A project folder with a `.env` that has no last newline, and the environment of a user."""
+    (tmp_path / ".env").write_text("SHOP=mine")
+    for name in ("REDIS_URL", "RQJOBS_MODULES"):
+        environ.pop(name)
+    environ.update(
+        PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        PORT=str(port),
+        PYTHONPATH=str(ROOT),
+    )
+    return tmp_path
+
+
+@pytest.fixture
+def write(folder):
+    """Write the files of a page into the folder."""
+
+    def files(page):
+        for code in blocks(page, "python"):
+            if name := file_name(code):
+                (folder / name).write_text(code, encoding="utf-8")
+
+    return files
+
+
+@pytest.fixture
+def run(folder, environ):
+    """Run a shell text, or with a command before it another text, to its end; returns its output."""
+
+    def go(text, *command):
+        done = subprocess.run(
+            [*(command or ("sh", "-ec")), text],
+            cwd=folder,
+            env=environ,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=240,
+        )
+        assert done.returncode == 0, f"{text}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    return go
+
+
+def test_the_pages_lead_a_newcomer_from_the_first_module_to_the_last_schedule(
+    folder, write, run, spawn, eventually
+):
+    # Given: README's files, and `rqjobs dev` running.
+    write("README.md")
+    prepare, dev = block("README.md", "sh", "RQJOBS_MODULES=jobs\\n").splitlines()
+    run(prepare)
+    assert (folder / ".env").read_text() == "SHOP=mine\nRQJOBS_MODULES=jobs\n"
+    process = spawn("sh", "-c", f"exec {dev}")
+    eventually(lambda: "Ctrl-C stops" in process.output() or process.poll() is not None, timeout=60)
+    config.use(redis_url=(folder / ".rqjobs" / "redis.url").read_text().strip())
+    redis = connection.client()
+
+    # When a Flask app enqueues, then the job runs and the output is README's.
+    job_id = enqueue_from_flask(spawn, eventually)
+    assert [*json.loads(block("README.md", "", '{"job"'))] == ["job"]
+    eventually(lambda: redis.zscore("rq:finished:default", job_id) is not None, timeout=60)
+    for line in block("README.md", "", "greet").splitlines():
+        text = re.sub(r"^\S+ Worker \S+: | \(\S+\)$| in \S+ s$", "", line)
+        eventually(lambda text=text: text in process.output(), what=text)
+
+    # When the schedules of README and then of docs/schedules.md are declared, they are stored.
+    prepare, *lines = block("README.md", "sh", "rqjobs schedules").splitlines()
+    run(prepare)
+    eventually(lambda: "RQJOBS_MODULES); restarting" in process.output(), timeout=60)
+    names = [f"rqjobs:schedule:{name}" for name in ("tasks-report", "tasks-refresh", "monthly")]
+    eventually(lambda: redis.exists(*names) == 2, timeout=60)
+    assert "tasks-report" in run("\n".join(lines))
+    write("schedules.md")
+    eventually(lambda: redis.exists(*names) == 3, timeout=60)
+    assert blocks("schedules.md", "sh")[0].startswith(f"{prepare}\n{dev}")
+    assert "tasks-report" in run("\n".join(blocks("schedules.md", "sh")[0].splitlines()[2:]))
+    eventually(lambda: redis.zcard("rq:finished:low") >= 2, timeout=60)
+
+    # When a program adds schedules, twice, and the command line adds one, all three exist.
+    program = block("schedules.md", "python", "from tasks import send_digest")
+    for _ in range(2):
+        run(program, sys.executable, "-c")
+    run(block("schedules.md", "sh", "rqjobs schedules add"))
+    added = [f"rqjobs:schedule:digest-{number}" for number in (41, 42, 43)]
+    assert redis.exists(*added) == 3
+
+    # When the programs of docs/jobs.md and docs/guarantees.md run, their jobs do too.
+    write("jobs.md")
+    run("printf '\nRQJOBS_MODULES=jobs,tasks,emails\n' >> .env")
+    before = redis.zcard("rq:finished:default")
+    programs = [
+        code
+        for page in ("jobs.md", "guarantees.md")
+        for code in blocks(page, "python")
+        if not file_name(code)
+    ]
+    assert len(programs) == 3
+    outputs = [run(code, sys.executable, "-c") for code in programs]
+    assert outputs[-1] == "0 replicas have the job\n"
+    eventually(lambda: redis.zcard("rq:finished:default") >= before + 3, timeout=60)
+    assert redis.zcard("rq:scheduled:default") == 1 and redis.zcard("rq:scheduled:low") >= 1
+    assert redis.zcard("rq:canceled:default") == 1
+    assert "clean" in run("rqjobs audit\nrqjobs doctor")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 0, process.output()
+
+
+def enqueue_from_flask(spawn, eventually):
+    """Do with README's app what its shell block does; returns the id of the job."""
+    serve, request = block("README.md", "sh", "flask").splitlines()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    app = spawn("sh", "-c", f"exec {serve.removesuffix(' &')}", env={"FLASK_RUN_PORT": str(port)})
+    eventually(lambda: "Running on" in app.output() or app.poll() is not None, timeout=60)
+    command, _, method, address = shlex.split(request)
+    assert command == "curl"
+    asked = urllib.request.Request(address.replace("5000", str(port)), method=method)
+    with urllib.request.urlopen(asked, timeout=20) as reply:
+        job_id = json.load(reply)["job"]
+    app.kill()
+    return job_id
+
+
+def test_the_pages_go_into_an_app(write, run):
+    write("jobs.md")
+    run(
+        "import shop\napp = shop.create_app()\n"
+        "assert app.test_client().get('/jobs/').status_code in (303, 401)",
+        sys.executable,
+        "-c",
+    )
+    run("import rqjobs\nrqjobs.web.create_app()", sys.executable, "-c")
+    assert (
+        run("import sys, rqjobs; print('flask' in sys.modules)", sys.executable, "-c") == "False\n"
+    )
+
+
+def test_the_two_lines_of_the_procfile(folder, spawn, redis, server, port, write, eventually):
+    """honcho runs the lines. The web process logs its address, because honcho may choose the port."""
+    write("README.md")
+    (lines,) = blocks("README.md", "procfile")
+    assert blocks("deploying.md", "procfile") == [lines]
+    assert lines == (ROOT / "Procfile").read_text(encoding="utf-8")
+    (folder / "Procfile").write_text(lines)
+    process = spawn("honcho", "start", env={"REDIS_URL": server, "RQJOBS_MODULES": "jobs"})
+    eventually(
+        lambda: f"rqjobs: serving at http://127.0.0.1:{port}/" in process.output(), timeout=60
+    )
+    eventually(lambda: "Listening on" in process.output(), timeout=60)
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=20) as reply:
+        assert reply.read() == b"ok\n"
+    process.terminate()
+    process.wait(60)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_python_block_is_a_program_and_runs_somewhere(page):
+    run_by_others = {"wsgi.py"}  # test_serving.py
+    run_here = {"jobs.py", "app.py", "tasks.py", "emails.py", "shop.py"}
+    programs = {"README.md": 0, "jobs.md": 2, "schedules.md": 1, "guarantees.md": 1}
+    for code in blocks(page, "python"):
+        compile(code, page, "exec")
+    if page not in NOT_RUN:
+        names = [file_name(code) for code in blocks(page, "python")]
+        assert set(filter(None, names)) <= run_here | run_by_others
+        assert names.count(None) == programs.get(page, 0), "a block that no test runs"
+
+
+def test_every_shell_line_is_a_command():
+    """`rqjobs …` with known options, or a `make` target; the few others are run above."""
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", text, flags=re.M))
+    others = {"pip", "printf", "flask", "curl", ".venv/bin/python"}
+    for page, words in shell_lines():
+        if words[:1] == ["rqjobs"]:
+            parse(cli.main, words[1:])
+        elif words[:1] == ["make"]:
+            assert len(words) == 1 or words[1] in targets, (page, words)
+        else:
+            assert words[0] in others, (page, words)
+
+
+def parse(command, words):
+    """Read a command line as click does, without running it."""
+    context = command.make_context(command.name, words, resilient_parsing=False)
+    rest = [*context._protected_args, *context.args] if isinstance(command, click.Group) else []
+    if rest:
+        name, found, words = command.resolve_command(context, rest)
+        assert found, name
+        parse(found, words)
+
+
+def test_every_command_is_in_the_table():
+    table = re.findall(r"^\| `rqjobs (\w+)", PAGES["deploying.md"], flags=re.M)
+    assert sorted(table) == sorted(set(cli.main.commands) - {"demo"})
+    for group, names in re.findall(
+        r"^\| `rqjobs (failed|schedules|delayed)` \|[^;]*; (.*?) \|$", PAGES["deploying.md"], re.M
+    ):
+        assert set(re.findall(r"`(\w+)`", names)) == set(cli.main.commands[group].commands)
+
+
+SETTINGS_ROW = re.compile(r"^\| `([A-Z_]+)` \| ([^|]*) \| ([^|]*) \| ([^|]*) \|$", re.M)
+
+
+def test_every_setting_is_in_the_table_with_its_default():
+    rows = {row[0]: row[1:] for row in SETTINGS_ROW.findall(PAGES["settings.md"])}
+    assert list(rows) and set(rows) == set(config.SETTINGS)
+    for name, (kind, default, meaning) in rows.items():
+        assert meaning.endswith(".")
+        value = as_text(default_of(name))
+        assert default == f"`{value}`" if value else not re.fullmatch("`[^`]*`", default), name
+        if isinstance(default_of(name), int):
+            assert kind in ("seconds", "bytes", "number of jobs", "port"), name
+
+
+def test_the_example_env_file_has_every_setting_with_its_default():
+    example = (ROOT / ".env.example").read_text(encoding="utf-8")
+    lines = dict(re.findall(r"^#([A-Z_]+)=(.*)$", example, flags=re.M))
+    assert set(lines) == set(config.SETTINGS)
+    for name, value in lines.items():
+        default = as_text(default_of(name))
+        assert not default or value == default, name
+    config.Config.from_env(lines)
+
+
+def default_of(name):
+    (default,) = [f.default for f in fields(config.Config) if f.name == config.SETTINGS[name][0]]
+    return default
+
+
+def as_text(default):
+    """A default as a user writes it; "" if there is none."""
+    if isinstance(default, tuple):
+        return ",".join(default)
+    return "" if default is None else str(default)
+
+
+def test_every_lua_script_is_in_the_list():
+    listed = re.findall(r"^\| `(\w+\.lua)` \| [A-Z].*\. \|$", PAGES["internals.md"], flags=re.M)
+    assert sorted(listed) == sorted(path.name for path in (ROOT / "rqjobs").rglob("*.lua"))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_and_link_exists(page):
+    text, base = PAGES[page], ROOT if page == "README.md" else ROOT / "docs"
+    outside_code = BLOCK.sub("", text)
+    links = re.findall(r"\]\(([^)\s]+)\)|src(?:set)?=\"([^\"]+)\"", outside_code)
+    for link in filter(None, (first or second for first, second in links)):
+        path, _, anchor = link.partition("#")
+        if "//" in link:
+            continue
+        assert (base / path).exists(), link
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", PAGES[Path(path).name], flags=re.M)
+            assert anchor in {re.sub(r"[^\w-]", "", t.lower().replace(" ", "-")) for t in titles}
+    for name in re.findall(r"`([\w./-]+\.(?:py|lua))`", outside_code):
+        if "/" in name:
+            assert (ROOT / name).exists() or (ROOT / "rqjobs" / name).exists(), name
+        else:
+            mentioned = [*(ROOT / "rqjobs").rglob(name)]
+            assert mentioned or any(file_name(code) == name for code in python_blocks()), name
+
+
+def python_blocks():
+    return [code for page in PAGES for code in blocks(page, "python")]

@@ -1,0 +1,36 @@
+"""Fixtures of the admin pages: the app, and clients with and without a login."""
+
+from __future__ import annotations
+
+import pytest
+from browser_client import (
+    PASSWORD,
+    Client,
+    log_in,
+)
+
+from rqjobs import config
+from rqjobs.web import create_app
+
+
+@pytest.fixture
+def app(settings):
+    config.use(admin_password=PASSWORD, secret_key="k" * 32)
+    app = create_app()
+    app.testing = True
+    app.test_client_class = Client
+    return app
+
+
+@pytest.fixture
+def stranger(app):
+    return app.test_client()
+
+
+@pytest.fixture
+def client(app):
+    """A client that is logged in."""
+    client = app.test_client()
+    assert log_in(client).status_code == 303
+    client.environ_base["HTTP_SEC_FETCH_SITE"] = "same-origin"
+    return client

@@ -1,0 +1,332 @@
+"""One module of job functions that behave, misbehave, and wait to be told."""
+
+from __future__ import annotations
+
+import contextvars
+import dataclasses
+import enum
+import functools
+import os
+import signal
+import time
+
+from rq import Retry, get_current_job
+
+from rqjobs import job, queues
+from rqjobs.worker import horse, settlement, worker
+
+if (
+    "SAMPLE_JOBS_SPAN" in os.environ
+):  # how long the jobs that are claimed at once may take: chance must not decide it
+    horse.BATCH_SECONDS = float(os.environ["SAMPLE_JOBS_SPAN"])
+
+
+if "SAMPLE_JOBS_BEAT" in os.environ:  # seconds between two heartbeats
+    worker.HEARTBEAT_SECONDS = float(os.environ["SAMPLE_JOBS_BEAT"])
+if "SAMPLE_JOBS_HANDLER_SECONDS" in os.environ:
+    settlement.HANDLER_SECONDS = float(os.environ["SAMPLE_JOBS_HANDLER_SECONDS"])
+
+
+class Color(enum.Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+class Size(enum.IntFlag):
+    SMALL = 1
+    LARGE = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    x: int
+    y: int = 0
+    tags: frozenset = frozenset()
+
+
+class Outer:
+    @dataclasses.dataclass
+    class Inner:
+        name: str
+
+
+def ok(value=None):
+    """Return what it is given."""
+    return value
+
+
+def add(a: int, b: int = 1) -> int:
+    """Add two whole numbers."""
+    return a + b
+
+
+def boom(message: str = "boom"):
+    raise ValueError(message)
+
+
+def say(text: str) -> str:
+    """Say it back."""
+    return text
+
+
+def mark(name: str):
+    """Append this job's id to the list `name` in Redis, so that a test can count how often it ran."""
+    current = get_current_job()
+    current.connection.rpush(name, current.id)
+    return name
+
+
+def hang(gate: str, seconds: float = 60.0):
+    """Mark `gate` as reached and wait until a test opens it; at most `seconds`."""
+    connection = get_current_job().connection
+    connection.rpush(f"{gate}:reached", os.getpid())
+    end = time.monotonic() + seconds
+    while not connection.blpop([f"{gate}:open"], timeout=1) and time.monotonic() < end:
+        pass
+    return gate
+
+
+def kill_self():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def leave(code: int = 7):
+    os._exit(code)
+
+
+def flaky(name: str, failures: int):
+    """Fail `failures` times, then succeed."""
+    if get_current_job().connection.incr(name) <= failures:
+        raise RuntimeError(f"failure of {name}")
+    return name
+
+
+def long(letters: int) -> str:
+    return "x" * letters
+
+
+def empty_lists(number: int) -> list:
+    return [[]] * number
+
+
+def noise(letters: int):
+    """Fail with a message that cannot be compressed."""
+    raise ValueError(os.urandom(letters).hex())
+
+
+def large_meta(letters: int, save: bool = False):
+    """Fail with a large meta, saved or not."""
+    current = get_current_job()
+    current.meta["large"] = "x" * letters
+    if save:
+        current.save_meta()
+    raise ValueError("large meta")
+
+
+def mark_and_boom(name: str):
+    mark(name)
+    raise ValueError(name)
+
+
+def again(name: str):
+    """Ask for one more run by return value."""
+    return Retry(max=3) if get_current_job().connection.incr(name) < 2 else name
+
+
+async def later(value):
+    return value
+
+
+@job(queue="high", timeout=30, result_ttl=60)
+def urgent(value: int = 0):
+    return value
+
+
+def progress(steps: int = 3):
+    current = get_current_job()
+    for step in range(steps):
+        current.meta["done"] = step + 1
+        current.save_meta()
+        time.sleep(0.01)
+    return steps
+
+
+def on_done(job, connection, result):
+    connection.rpush("callback", f"done:{job.id}:{result}")
+
+
+def on_failed(job, connection, kind, value, trace):
+    connection.rpush("callback", f"failed:{job.id}:{value}")
+
+
+def in_app():
+    from flask import current_app
+
+    return current_app.name
+
+
+def _hidden():
+    return "never"
+
+
+def hang_then(gate: str, what: str):
+    """Hang until the gate opens, then do `what`: "ok", "boom" or "again"."""
+    hang(gate)
+    return {"ok": ok, "boom": boom, "again": lambda: Retry(max=3)}[what]()
+
+
+def stubborn(seconds: float):
+    """Work on whatever the time limit says."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            time.sleep(0.05)
+        except BaseException:
+            continue
+
+
+def pid() -> int:
+    return os.getpid()
+
+
+def on_stopped(job, connection):
+    connection.rpush("callback", f"stopped:{job.id}")
+
+
+def hang_in_callback(job, connection, *outcome):
+    """Go on for ten seconds, whatever the time limit says."""
+    connection.rpush("hanging", job.id)
+    stubborn(10)
+    connection.rpush("over", job.id)
+
+
+def hang_in_handler(job, *how):
+    hang_in_callback(job, job.connection)
+
+
+class WithHandler(worker.Worker):
+    def __init__(self, *args, **options):
+        super().__init__(*args, work_horse_killed_handler=hang_in_handler, **options)
+
+
+def boom_in_callback(job, connection, result):
+    raise ValueError("in the callback")
+
+
+def note_killed(job, *how):
+    job.connection.rpush("killed", job.id)
+
+
+def handle_exception(job, kind, value, trace):
+    """An RQ exception handler (`--exception-handler sample_jobs.handle_exception`)."""
+    job.connection.rpush("handled", f"{job.id}:{value}")
+
+
+def whoami() -> str:
+    return get_current_job().id
+
+
+def plan_next_run(times: int, way: str) -> int:
+    """Enqueue the job's own next run, under its own id."""
+    job_id = get_current_job().id
+    if times and way == "in":
+        queues.enqueue_in(0.01, plan_next_run, times - 1, way, job_id=job_id)
+    elif times:
+        queues.enqueue(plan_next_run, times - 1, way, job_id=job_id)
+    return times
+
+
+def strange():
+    return object()
+
+
+def noted(path: str, what: str = "ok"):
+    """Add a line to the file `path`, so that its lines are the runs, and do `what`; nothing of it needs Redis.
+
+    "first boom" and "first again" are for the first try, as the job's counters tell it; "wait" waits until there is a
+    file `path.open` with something in it, and then does what stands in there.
+    """
+    with open(path, "a") as file:
+        file.write("run\n")
+    current = get_current_job()
+    if what == "wait":
+        while not os.path.exists(f"{path}.open") or not os.path.getsize(f"{path}.open"):
+            time.sleep(0.01)
+        with open(f"{path}.open") as file:
+            what = file.read()
+    if what == "boom" or (what == "first boom" and current.retries_left == 2):
+        raise ValueError(what)
+    return Retry(max=3) if what == "first again" and not current.number_of_retries else "done"
+
+
+def note_end(job, connection, *outcome):
+    """A callback that adds a line to the file that the job's first argument names with `.end`."""
+    with open(f"{job.args[0]}.end", "a") as file:
+        file.write("end\n")
+
+
+def note(what: str = "", number: int = 0):
+    """Append this job's id to the list `notes` in Redis."""
+    current = get_current_job()
+    current.connection.rpush("notes", current.id)
+    return f"{what}{number}"
+
+
+def follow(child: str):
+    """Enqueue a job that waits for the end of this one."""
+    job = get_current_job()
+    queues.Queue(job.origin, connection=job.connection).enqueue(ok, depends_on=job, job_id=child)
+
+
+def nap(seconds: float):
+    time.sleep(seconds)
+
+
+_before: contextvars.ContextVar[str | None] = contextvars.ContextVar("before", default=None)
+
+
+def before(name: str):
+    """Return what an earlier job of this process left in a context variable, and leave `name` there."""
+    found = _before.get()
+    _before.set(name)
+    return [found, os.getpid()]
+
+
+def split(ending="return"):
+    """Fork, and end in both processes, the child first."""
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        return "parent"
+    if ending == "exit":
+        raise SystemExit(3)
+    if ending == "raise":
+        raise ValueError("in the child")
+    return "child"
+
+
+@dataclasses.dataclass
+class Order:
+    customer: Outer.Inner
+    points: list[Point]
+    colors: dict[str, Color] = dataclasses.field(default_factory=dict)
+
+
+def order(order: Order, sizes: list[Size] = (Size.SMALL,)) -> str:  # type: ignore[assignment]
+    """Say what arrived, so that a test can see that it is what the annotations ask for, all the way down."""
+    return repr((order, sizes))
+
+
+def pass_on(value):
+    """Enqueue another job with the process's own client, as an application does."""
+    return queues.enqueue(ok, value).id
+
+
+def describe(description, delay=0, *, function=""):
+    """Its parameters are called like options and parameters of enqueue."""
+    return [description, delay, function]
+
+
+@functools.lru_cache
+def cached(value):
+    return value
