@@ -117,8 +117,8 @@ def summary(found: Results) -> str:
     when = when or [raw["date"][:16]]
     return (
         f"Measured from {when[0]} to {when[-1]} UTC on {raw['machine']}, with Python "
-        f"{raw['python']} and Redis {raw['redis']} on a Unix socket. Each figure is the median of "
-        f"{raw['runs']} runs. Versions: {', '.join(versions)}.\n"
+        f"{raw['python']} and Redis {raw['redis']} on a Unix socket. Figures are medians "
+        f"(runs: {raw['runs']}). Versions: {', '.join(versions)}.\n"
     )
 
 
