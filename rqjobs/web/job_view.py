@@ -1,4 +1,4 @@
-"""A job as the pages show it: texts of bounded length, whatever the job carries."""
+"""A job as the pages show it: texts of bounded length, for any content of the job."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from datetime import datetime, timezone
 from itertools import islice
 from typing import Any
 
-import redis
 from flask import abort
 from rq.exceptions import NoSuchJobError
 from rq.results import Result
@@ -18,7 +17,7 @@ from rq.results import Result
 from rqjobs import catalog, connection, queues, stats
 from rqjobs.jobs import Job
 from rqjobs.maintenance import audit
-from rqjobs.web.rendering import cut, pretty, unreadable
+from rqjobs.web.rendering import CONNECTION_ERRORS, cut, pretty, unreadable
 
 ENDED_STATUSES = ("finished", "failed", "stopped", "canceled")
 ROW_LABEL_CHARACTERS = 160
@@ -30,7 +29,7 @@ NO_DATE = datetime.fromtimestamp(0, timezone.utc)  # of a job without any date
 
 
 @dataclass(frozen=True)
-class Action:
+class JobAction:
     """A button of a job: the statuses in which it is there, and the note after it."""
 
     statuses: tuple[str, ...]
@@ -38,13 +37,15 @@ class Action:
 
 
 JOB_ACTIONS = {
-    "cancel": Action(("queued", "scheduled", "deferred"), "The job is canceled and will not run."),
-    "stop": Action(("started",), "The worker was told to stop the job."),
-    "requeue": Action(("failed", "stopped"), "The job is back in its queue."),
-    "again": Action(
+    "cancel": JobAction(
+        ("queued", "scheduled", "deferred"), "The job is canceled and will not run."
+    ),
+    "stop": JobAction(("started",), "The stop command was sent to the worker."),
+    "requeue": JobAction(("failed", "stopped"), "The job is back in its queue."),
+    "again": JobAction(
         ("finished", "canceled"), "This is a new job with the same function and arguments."
     ),
-    "delete": Action(ENDED_STATUSES, "The job is deleted."),
+    "delete": JobAction(ENDED_STATUSES, "The job is deleted."),
 }
 
 
@@ -55,9 +56,9 @@ def actions_in(status: str) -> list[str]:
 
 def is_job_id(text: str) -> bool:
     """Whether `text` is a valid job id. Other ids have no page."""
-    return len(text) <= queues.JOB_ID_MAX_CHARACTERS and bool(
-        re.fullmatch(r"[\w-]+", text, re.ASCII)
-    )
+    if len(text) > queues.JOB_ID_MAX_CHARACTERS:
+        return False
+    return re.fullmatch(r"[\w-]+", text, re.ASCII) is not None
 
 
 def fetch(job_id: str) -> Job | Exception:
@@ -218,7 +219,7 @@ def _result(job: Job) -> dict[str, Any]:
     """The latest result, its traceback, and the reason if the result cannot be read."""
     try:
         result = job.latest_result()
-    except redis.ConnectionError:
+    except CONNECTION_ERRORS:
         raise
     except Exception as error:  # RQ may raise anything for a damaged record
         return {

@@ -22,6 +22,7 @@ from rqjobs.broker.logins import SessionCheck
 MAX_TEXT_CHARACTERS = 20_000  # of one text on a page
 MAX_PAGE_NUMBER = 1000
 MEMORY_FULL_RATIO = 0.98  # of maxmemory; at about this share Redis refuses writes
+CONNECTION_ERRORS = (redis.ConnectionError, redis.TimeoutError)
 LIST_ENDPOINTS = {
     "failed": "rqjobs.failed",
     "delayed": "rqjobs.delayed_jobs",

@@ -45,10 +45,10 @@ from rqjobs.broker.places import queue_names
 from rqjobs.broker.transitions import DeleteOutcome
 from rqjobs.jobs import Job
 from rqjobs.queues import Queue
+from rqjobs.web.rendering import CONNECTION_ERRORS
 
 UPSTREAM_FOLDER = Path(upstream.__file__).parent
 POLL_MILLISECONDS = 2500
-CONNECTION_ERRORS = (redis.ConnectionError, redis.TimeoutError)
 UPSTREAM_PLACES = {  # upstream's name of a registry -> the place in `stats`
     "queued": "queued",
     "scheduled": "scheduled",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import redis
 from flask import abort, render_template
 from rq.command import send_stop_job_command
 from rq.exceptions import InvalidJobOperation
@@ -15,7 +14,7 @@ from rqjobs.broker import transitions
 from rqjobs.broker.transitions import DeleteOutcome
 from rqjobs.jobs import Job
 from rqjobs.web.job_view import JOB_ACTIONS, actions_in, describe, fetch, label
-from rqjobs.web.rendering import cut, flash, page, pages, redirect_back
+from rqjobs.web.rendering import CONNECTION_ERRORS, cut, flash, page, pages, redirect_back
 from rqjobs.web.views.delayed import reschedule_form
 
 
@@ -38,7 +37,7 @@ def state(job_id: str) -> Any:
 
 @pages.post("/jobs/<job_id>/<action>")
 def act(job_id: str, action: str) -> Any:
-    """Do one of `JOB_ACTIONS` if the job's status allows it now, and say the outcome in a note."""
+    """Do one of `JOB_ACTIONS` if the job's status allows it now. A note shows the outcome."""
     if action not in JOB_ACTIONS:
         abort(404)
     target = job_id
@@ -49,7 +48,7 @@ def act(job_id: str, action: str) -> Any:
             _act_on_unreadable(job_id, action)
         else:
             target = _act(found, action)
-    except (redis.ConnectionError, redis.TimeoutError, HTTPException):
+    except (*CONNECTION_ERRORS, HTTPException):
         raise
     except Exception as error:  # the status forbids it, or RQ cannot handle a damaged record
         if connection.refusal_code(error):
@@ -81,7 +80,7 @@ def _act(job: Job, action: str) -> str:
         (outcome,) = transitions.delete(job.connection, [job.id], job.origin)
         if outcome is not DeleteOutcome.DELETED:
             raise InvalidJobOperation("the job is running now, or gone")
-    elif status == "scheduled":
+    elif action == "cancel" and status == "scheduled":
         delayed.cancel(job.id)
     else:
         transitions.cancel(job, status)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import redis
 from flask import abort, redirect, request, url_for
 from redis.exceptions import ResponseError
 
@@ -22,7 +21,15 @@ from rqjobs.web.forms import arguments, fields
 from rqjobs.web.forms.options import FormReader
 from rqjobs.web.forms.rule import MISSED_LABELS, NEW_RULE, fill_in_rule, read_rule, time_zones
 from rqjobs.web.job_view import is_job_id
-from rqjobs.web.rendering import cut, flash, page, pages, paging, redirect_back
+from rqjobs.web.rendering import (
+    CONNECTION_ERRORS,
+    cut,
+    flash,
+    page,
+    pages,
+    paging,
+    redirect_back,
+)
 
 SCHEDULES_PER_PAGE = 50
 ROW_RUNS = 5  # of a schedule in the list
@@ -32,11 +39,10 @@ PREVIEW_TIMES = 3
 UNREADABLE = "unreadable"
 # A record may have numbers that are too large, or lists inside one another without end.
 BAD_DATA = (ValueError, OverflowError, RecursionError)
-CONNECTION_ERRORS = (redis.ConnectionError, redis.TimeoutError)
 
 
 @dataclass(frozen=True)
-class Action:
+class ScheduleAction:
     """A button of a schedule, and the note after it."""
 
     do: Callable[[str], Any]
@@ -44,10 +50,10 @@ class Action:
 
 
 SCHEDULE_ACTIONS = {
-    "run": Action(schedules.run_now, "One job of this schedule is in the queue."),
-    "pause": Action(schedules.pause, "The schedule is paused until it is resumed."),
-    "resume": Action(schedules.resume, "The schedule continues with its next time."),
-    "remove": Action(schedules.remove, "The schedule is removed. Its jobs stay."),
+    "run": ScheduleAction(schedules.run_now, "One job of this schedule is in the queue."),
+    "pause": ScheduleAction(schedules.pause, "The schedule is paused until it is resumed."),
+    "resume": ScheduleAction(schedules.resume, "The schedule continues with its next time."),
+    "remove": ScheduleAction(schedules.remove, "The schedule is removed. Its jobs stay."),
 }
 
 
@@ -270,7 +276,7 @@ def _local_times(ticks: list[Any]) -> list[Any]:
 
 @pages.post("/schedules/<name>/<action>")
 def act_on_schedule(name: str, action: str) -> Any:
-    """Do one of `SCHEDULE_ACTIONS`, and say the outcome in a note."""
+    """Do one of `SCHEDULE_ACTIONS`. A note shows the outcome."""
     if action not in SCHEDULE_ACTIONS or not is_name(name):
         abort(404)
     note = SCHEDULE_ACTIONS[action].note
