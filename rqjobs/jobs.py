@@ -109,7 +109,8 @@ class Job(rq.job.Job):
             return job
         job = cls.__new__(cls)
         if plain_jobs.restore(job, job_id, fields, connection):
-            job.hash_as_read, job.fields_as_stored = fields, None
+            job.hash_as_read = fields
+            job.fields_as_stored = None
         else:
             job.restore(fields)
         return job
@@ -182,7 +183,8 @@ class Job(rq.job.Job):
         The hash of a new job has no empty fields, which RQ reads as missing ones. The object counts
         as stored afterwards.
         """
-        is_new, self.is_new = self.is_new, False
+        is_new = self.is_new
+        self.is_new = False
         if not is_new:
             self.fields_as_stored = self.to_dict()
         elif type(self).to_dict is Job.to_dict and plain_jobs.is_plain(self):
@@ -213,7 +215,7 @@ class Job(rq.job.Job):
         self._save_fields(changed, pipeline)
 
     def _stored_fields(self) -> dict[str, Any] | None:
-        """The fields that are stored as far as this object has read or written; None if none are."""
+        """The stored fields, as this object has read or written them; None if it has not."""
         if is_recording(self.connection):
             return None
         if self.fields_as_stored is None and self.hash_as_read is not None:
@@ -249,9 +251,11 @@ class Job(rq.job.Job):
         Raises:
             PayloadTooLarge: the data, or a field that holds JSON, are too large.
         """
-        self.hash_as_read, self.fields_as_stored = raw_data, None
+        self.hash_as_read = raw_data
+        self.fields_as_stored = None
         fields = dict(raw_data)
-        data, trace = fields.get(b"data"), fields.pop(b"exc_info", None)
+        data = fields.get(b"data")
+        trace = fields.pop(b"exc_info", None)
         if data:
             data = decompress(data)
             fields[b"data"] = b""  # RQ would decompress it again, without a limit
@@ -383,7 +387,8 @@ class Job(rq.job.Job):
             result = perform()
             if result is not None and not issubclass(type(result), rq.job.Retry):
                 self.serialized_result = self.serialize_result(result)
-                self.hidden_result, result = result, None
+                self.hidden_result = result
+                result = None
             self._result = result
             return result
 

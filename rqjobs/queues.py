@@ -90,7 +90,8 @@ class Queue(rq.Queue):
             RefusedWebhook: the host of a webhook is not allowed.
             ValueError: the id is too long, or a number of seconds too large.
         """
-        args, kwargs = tuple(args or ()), dict(kwargs or {})
+        args = tuple(args or ())
+        kwargs = dict(kwargs or {})
         function = catalog.current().check(func)
         _check_signature(function, args, kwargs)
         for option, value in catalog.options(function).items():
@@ -218,18 +219,17 @@ class Queue(rq.Queue):
         else:
             WrappedQueue(self, lambda: None).enqueue_job(job)
 
-    def show(self, job: Job) -> Job:
+    def _show_to_observer(self, job: Job) -> None:
         """Let a tracing library that wraps RQ's `enqueue_job` write its headers into the meta."""
         if is_wrapped(rq.Queue, "enqueue_job"):
             ObservedQueue(self).enqueue_job(job)
-        return job
 
     def schedule_job(
         self, job: Any, datetime: datetime, pipeline: Any = None, unique: bool = False
     ) -> Any:
         """RQ takes several steps, and rounds to seconds; this one takes one, and does not round."""
         if not is_recording(self.connection):
-            self.show(job)
+            self._show_to_observer(job)
         if unique:
             return super().schedule_job(job, datetime, pipeline=pipeline, unique=unique)
         schedule = partial(self._schedule, job, datetime.timestamp(), pipeline)

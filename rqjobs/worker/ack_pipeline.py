@@ -67,7 +67,9 @@ class AckPipeline:
         except BaseException:
             self.close()
             raise
-        acks, self.pending, self._sent = self.pending, [], 0
+        acks = self.pending
+        self.pending = []
+        self._sent = 0
         return list(zip(acks, replies, strict=False)), replies[len(acks) :]
 
     def _send(self, commands: list[tuple[Any, ...]]) -> None:
@@ -107,10 +109,11 @@ class AckPipeline:
 
     def close(self) -> None:
         """Drop the connection. All pending acks are unsent then."""
-        closed, self._connection, self._sent = self._connection, None, 0
-        if closed is not None:
+        self._sent = 0
+        if self._connection is not None:
             with contextlib.suppress(Exception):
-                closed.disconnect()
+                self._connection.disconnect()
+        self._connection = None
 
 
 def _error(message: str) -> ResponseError:

@@ -84,7 +84,8 @@ class QueueListener:
     """
 
     def __init__(self, client: redis.Redis, claims_key: str):
-        self.client, self.claims_key = client, claims_key
+        self.client = client
+        self.claims_key = claims_key
         self.pops: list[BlockingPop] = []
         self.max_pops = MAX_CONNECTIONS
         self._waited_at = 0.0

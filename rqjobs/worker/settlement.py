@@ -77,6 +77,10 @@ class SettleReply(str, Enum):
         return self.is_new or self is SettleReply.ALREADY
 
 
+# What became of a job while it ran.
+LOST_JOBS = {SettleReply.CANCELED: "canceled", SettleReply.GONE: "deleted"}
+
+
 class OutcomeTooLarge(Exception):
     """Redis does not take the job's outcome."""
 
@@ -271,7 +275,8 @@ class SettlementMixin(rq.Worker):
 
     def _success_command(self, claim: Claim, job: Any, ttl: int) -> tuple[Any, ...]:
         """The command that makes the writes of RQ's `handle_job_success` for a plain success."""
-        started, ended = job.started_at, job.ended_at
+        started = job.started_at
+        ended = job.ended_at
         expires: float | str = "+inf"
         if ttl > 0:
             expires = int(ended.timestamp()) + ttl
@@ -342,11 +347,16 @@ class SettlementMixin(rq.Worker):
         self.record(job, record_failure, exc_string)
 
     def _add_to_stopped_jobs(self, job: Any) -> None:
-        ttl = DEFAULT_FAILURE_TTL if job.failure_ttl is None else job.failure_ttl
         moment = now().timestamp()
+        ttl = job.failure_ttl
+        if ttl is None:
+            ttl = DEFAULT_FAILURE_TTL
+        expires: float | str = "+inf"
+        if ttl >= 0:
+            expires = moment + ttl
         key = keys.stopped(job.origin)
         self.connection.zremrangebyscore(key, 0, moment)
-        self.connection.zadd(key, {job.id: "+inf" if ttl < 0 else moment + ttl})
+        self.connection.zadd(key, {job.id: expires})
         self.connection.hincrby(self.key, "failed_job_count", -1)  # RQ counts it as failed
 
     def record(self, job: Any, method: Callable[[], None], trace: str = "") -> None:
@@ -360,7 +370,8 @@ class SettlementMixin(rq.Worker):
         assert claim
         self.report(HorsePhase.SETTLING)
         self._drop_unstorable_meta(job)
-        snapshot, stopped = JobSnapshot(job), self._stopped_job_id
+        snapshot = JobSnapshot(job)
+        stopped = self._stopped_job_id
         webhook_calls: list[tuple[Any, Any]] = []
 
         def attempt() -> SettleReply:
@@ -445,7 +456,9 @@ class SettlementMixin(rq.Worker):
         It is stored without a traceback if Redis cannot hold one. `status`: "failed" or "stopped".
         """
         writes = transitions.failure_writes(claim, self.name, message, status)
-        counts_as = "failed" if "failed" in writes[0] else ""
+        counts_as = ""  # the dependents of a stopped job wait for its requeue
+        if status == "failed":
+            counts_as = status
 
         def send(writes: list[tuple[Any, ...]]) -> SettleReply:
             arguments = transitions.settle_arguments(
@@ -461,9 +474,8 @@ class SettlementMixin(rq.Worker):
     def log_settlement(self, job_id: str, reply: SettleReply) -> None:
         """Log an outcome that was not recorded, and enqueue the dependents that are left."""
         if reply is SettleReply.DEPENDENTS_LEFT:
-            on_progress = self.shared_state.touch if self.shared_state else lambda: None
             with contextlib.suppress(redis.RedisError, OSError):  # the next sweep goes on
-                sweep.enqueue_waiting_dependents(self.client, on_progress)
+                sweep.enqueue_waiting_dependents(self.client, self._touch)
         elif reply is SettleReply.REFUSED:
             self.log.warning(
                 "Worker %s: the outcome of job %s is refused: the lease of this worker had expired "
@@ -471,13 +483,18 @@ class SettlementMixin(rq.Worker):
                 self.name,
                 job_id,
             )
-        elif reply in (SettleReply.CANCELED, SettleReply.GONE):
+        elif reply in LOST_JOBS:
             self.log.warning(
                 "Worker %s: job %s was %s while it ran; its outcome is dropped",
                 self.name,
                 job_id,
-                "deleted" if reply is SettleReply.GONE else reply.value,
+                LOST_JOBS[reply],
             )
+
+    def _touch(self) -> None:
+        """Show the parent that the horse is responsive."""
+        if self.shared_state:
+            self.shared_state.touch()
 
     # Redis
 
@@ -518,7 +535,7 @@ class SettlementMixin(rq.Worker):
             )
         if self.shared_state:
             self.shared_state.away = self.shared_state.away or time.monotonic()
-            self.shared_state.touch()
+            self._touch()
         self.connection.connection_pool.disconnect()
         time.sleep(seconds)
 

@@ -170,9 +170,9 @@ class FunctionOutcome:
         `data`: the traceback, or the serialized result; None if there is none. Without memory
         nothing is kept; a job whose callback then hangs fails as one that ignored its time limit.
         """
-        started, ended = utcformat(job.started_at), utcformat(job.ended_at)
         size = -1 if data is None else len(data)
-        head = json.dumps([token, failed, started, ended, size]).encode()
+        times = [utcformat(job.started_at), utcformat(job.ended_at)]
+        head = json.dumps([token, failed, *times, size]).encode()
         with contextlib.suppress(OSError, ValueError):
             self.file.truncate(0)
             self.file.seek(0)

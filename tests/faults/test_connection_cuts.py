@@ -151,41 +151,38 @@ class Stage:
 
     def settled(self, kind: str, jobs) -> bool:
         """Whether these jobs have ended, or wait for a time that is a minute away."""
-        redis, soon = (
-            self.redis,
-            time.time() + 30,
-        )  # "later" is after a minute; what crashed comes sooner
-        return (
-            redis.zcount("rq:scheduled:default", soon, "+inf")
-            == (kind in ("retry later", "repeat later"))
-            and not redis.zcount("rq:scheduled:default", 0, soon)
-            and not redis.exists("rq:queue:default", "rq:wip:default", "rq:deferred:default")
-            and all(
-                redis.hget(job.key, "status") in (None, b"finished", b"failed", b"scheduled")
-                for job in jobs
-            )
-        )
+        redis = self.redis
+        soon = time.time() + 30  # a crashed job is due sooner, "later" is after a minute
+        due_later = redis.zcount("rq:scheduled:default", soon, "+inf")
+        expected_later = 1 if kind in ("retry later", "repeat later") else 0
+        if due_later != expected_later or redis.zcount("rq:scheduled:default", 0, soon):
+            return False
+        if redis.exists("rq:queue:default", "rq:wip:default", "rq:deferred:default"):
+            return False
+        statuses = {redis.hget(job.key, "status") for job in jobs}
+        return statuses <= {None, b"finished", b"failed", b"scheduled"}
 
     def ending(self, jobs) -> dict:
         """The state of these jobs in Redis, without ids and times."""
-        redis, found = self.redis, {}
-        for number, job in enumerate(jobs):
-            fields = {
-                broker_keys.decode(name): value for name, value in redis.hgetall(job.key).items()
-            }
-            results = [entry[b"type"] for _, entry in redis.xrange(f"rq:results:{job.id}")]
-            places = [
-                name
-                for name in ("finished", "failed", "scheduled", "canceled")
-                if redis.zscore(f"rq:{name}:default", job.id) is not None
-            ]
-            kept = {
-                name: fields[name]
-                for name in ("status", "retries_left", "repeats_left")
-                if name in fields
-            }
-            found[number] = (kept, results, places, "rqjobs_token" in fields)
-        return found
+        return {number: self.state_of(job) for number, job in enumerate(jobs)}
+
+    def state_of(self, job) -> tuple:
+        """The job's counters, types of results and registries, and whether it has a token."""
+        redis = self.redis
+        stored = redis.hgetall(job.key)
+        fields = {broker_keys.decode(name): value for name, value in stored.items()}
+        counters = {
+            name: fields[name]
+            for name in ("status", "retries_left", "repeats_left")
+            if name in fields
+        }
+        results = [entry[b"type"] for _, entry in redis.xrange(f"rq:results:{job.id}")]
+        registries = [
+            name
+            for name in ("finished", "failed", "scheduled", "canceled")
+            if redis.zscore(f"rq:{name}:default", job.id) is not None
+        ]
+        return counters, results, registries, "rqjobs_token" in fields
 
     def clear(self) -> None:
         """Delete the jobs, and leave the workers."""
