@@ -1,7 +1,7 @@
-"""The ledger's scripts against a model of them: any order of claims, ends, deaths and recoveries (hypothesis).
+"""The broker's scripts against a model of them, in any order (hypothesis).
 
-The model is where every job is and how often its process died. After each step the real keys are read, one by one and
-not through our own audit, and the promises are looked for in them.
+The model has the place of every job and the number of its crashes. Each rule mirrors the script that its docstring
+names. After each step the real keys are read one by one, not by our own audit, and the promises are checked.
 """
 
 from __future__ import annotations
@@ -34,21 +34,19 @@ ENDED = ("finished", "failed", "canceled", "gone")
 
 @dataclass
 class Model:
-    """One job: its place ("queued", "scheduled", "claimed", or how it ended), whose claim, and what it suffered."""
+    """One job. Its place is "queued", "scheduled", "claimed", or how it ended; `owner` has its claim."""
 
     queue: str
     place: str = "queued"
     owner: str = ""
     token: str = ""
-    deaths: int = 0
+    crashes: int = 0
     outcomes: int = 0
-    stale: list[Claim] = field(
-        default_factory=list
-    )  # claims that somebody may still believe to have
+    stale: list[Claim] = field(default_factory=list)  # claims that a worker has lost
     settled: Claim | None = None
 
 
-class Ledger(RuleBasedStateMachine):
+class BrokerMachine(RuleBasedStateMachine):
     redis = None  # the test sets it
 
     def __init__(self):
@@ -57,16 +55,15 @@ class Ledger(RuleBasedStateMachine):
         self.jobs: dict[str, Model] = {}
         self.queues = {name: [] for name in QUEUES}  # ids in order
         self.claims = {name: [] for name in WORKERS}
-        self.known: dict[str, list[Claim]] = {
-            name: [] for name in WORKERS
-        }  # what each worker believes that it holds
+        # The claims of which each worker is aware, rightly or not.
+        self.known: dict[str, list[Claim]] = {name: [] for name in WORKERS}
         self.alive: set[str] = set()
         for name in WORKERS[:2]:
-            self.beat(name)
+            self.renew_lease(name)
         for queue in QUEUES:
             self.enqueue(queue, None, 3)
 
-    # What there is to do
+    # The steps
 
     @rule(
         queue=st.sampled_from(QUEUES),
@@ -74,6 +71,7 @@ class Ledger(RuleBasedStateMachine):
         count=st.integers(1, 3),
     )
     def enqueue(self, queue, delay, count):
+        """enqueue.lua"""
         made = rqjobs.queue(queue)
         if delay is None:
             for _ in range(count):
@@ -88,13 +86,14 @@ class Ledger(RuleBasedStateMachine):
             self.jobs[job.id] = Model(queue, "scheduled")
 
     @rule(name=st.sampled_from(WORKERS))
-    def beat(self, name):
+    def renew_lease(self, name):
+        """renew_lease.lua"""
         leases.renew_lease(self.redis, name, {"host": "elsewhere", "pid": 1, "started": "1"})
         self.alive.add(name)
 
     @rule(name=st.sampled_from(WORKERS))
-    def one_more(self, name):
-        """The commonest step, so that it is."""
+    def claim_two(self, name):
+        """The most frequent step in practice, so it is frequent here."""
         self.claim(name, 2, False, QUEUES)
 
     @rule(name=st.sampled_from(WORKERS), really=st.sampled_from([False, False, True]))
@@ -110,7 +109,7 @@ class Ledger(RuleBasedStateMachine):
         order=st.permutations(QUEUES),
     )
     def claim(self, name, room, lost, order):
-        """`lost`: the reply is, so the worker does not know of what it got."""
+        """claim.lua. `lost`: the reply is lost, so the worker is not aware of its claims."""
         held = [claim.job_id for claim in self.known[name]]
         try:
             got = helpers.claim(self.redis, name, list(order), room, held)
@@ -121,20 +120,20 @@ class Ledger(RuleBasedStateMachine):
         expected, surplus = [], []
         for job_id in [job_id for job_id in self.claims[name] if job_id not in held]:
             if self.jobs[job_id].place != "claimed":
-                self.claims[name].remove(job_id)  # canceled meanwhile
-            elif room == 0 or (expected and self.jobs[job_id].deaths):
+                self.claims[name].remove(job_id)  # canceled since
+            elif room == 0 or (expected and self.jobs[job_id].crashes):
                 surplus.insert(0, job_id)
             else:
                 expected.append(job_id)
-                room = 0 if self.jobs[job_id].deaths else room - 1  # it is given out alone
+                room = 0 if self.jobs[job_id].crashes else room - 1  # claimed alone
         for job_id in surplus:
             self.claims[name].remove(job_id)
             self.put_back(job_id)
         for queue in order:
             while self.queues[queue] and room > 0:
-                deaths = self.jobs[self.queues[queue][0]].deaths
-                room = 0 if deaths else room - 1
-                if not deaths or not expected:
+                has_crashed = self.jobs[self.queues[queue][0]].crashes
+                room = 0 if has_crashed else room - 1
+                if not has_crashed or not expected:
                     job_id = self.queues[queue].pop(0)
                     expected.append(job_id)
                     self.claims[name].append(job_id)
@@ -148,8 +147,8 @@ class Ledger(RuleBasedStateMachine):
             self.known[name] += got
 
     @rule(name=st.sampled_from(WORKERS), queue=st.sampled_from(QUEUES))
-    def arrive(self, name, queue):
-        """What a worker's BLMOVE does, which nothing tells it."""
+    def deliver(self, name, queue):
+        """A worker's BLMOVE. The worker is not aware of the job."""
         if name in self.alive:
             moved = self.redis.lmove(f"rq:queue:{queue}", f"rqjobs:claims:{name}", "LEFT", "RIGHT")
             assert (moved is not None) == bool(self.queues[queue])
@@ -170,7 +169,7 @@ class Ledger(RuleBasedStateMachine):
         how=st.sampled_from(["plain", "finished", "failed", "scheduled", "queued"]),
     )
     def settle(self, data, how, lost):
-        """By whoever believes that it holds the job, rightly or not. `lost`: it does not hear of its success."""
+        """settle.lua and settle_success.lua, by a worker that may have lost the claim. `lost`: the reply."""
         name = data.draw(st.sampled_from([name for name in WORKERS if self.known[name]]))
         claim = data.draw(st.sampled_from(self.known[name]))
         job = self.jobs[claim.job_id]
@@ -194,7 +193,7 @@ class Ledger(RuleBasedStateMachine):
     @precondition(lambda self: any(job.stale for job in self.jobs.values()))
     @rule(data=st.data(), how=st.sampled_from(["plain", "finished", "failed"]))
     def settle_stale(self, data, how):
-        """By one whose claim was taken back: nothing may change."""
+        """settle.lua and settle_success.lua with a token that was taken back: nothing may change."""
         job_id = data.draw(
             st.sampled_from([job_id for job_id, job in self.jobs.items() if job.stale])
         )
@@ -210,7 +209,7 @@ class Ledger(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(WORKERS), only_some=st.booleans())
     def release(self, name, only_some):
-        """What has not begun, which the worker says by its tokens; or everything, when it leaves."""
+        """release.lua: the jobs that have not begun, by their tokens; or all, at a shutdown."""
         tokens = [claim.token for claim in self.known[name]][1:]
         if only_some and not tokens:
             return
@@ -225,16 +224,16 @@ class Ledger(RuleBasedStateMachine):
             if not only_some or self.jobs[one].token in tokens
         ]
         assert back == [one for one in expected if self.jobs[one].place == "claimed"]
-        self.let_go(name, expected)
+        self.drop_claims(name, expected)
 
     @rule(name=st.sampled_from(WORKERS))
-    def disown(self, name):
-        """What the worker's parent does while its horse runs a job: what came with a wake-up goes back."""
+    def release_unknown(self, name):
+        """release.lua by the worker's parent: jobs that a BLMOVE has delivered while the horse is busy."""
         unknown = [one for one in reversed(self.claims[name]) if not self.jobs[one].token]
         assert transitions.release_unknown(self.redis, name) == [
             one for one in unknown if self.jobs[one].place == "claimed"
         ]
-        self.let_go(name, unknown)
+        self.drop_claims(name, unknown)
 
     @rule(
         name=st.sampled_from(WORKERS),
@@ -249,25 +248,26 @@ class Ledger(RuleBasedStateMachine):
         data=st.data(),
     )
     def reclaim(self, name, cause, data):
+        """reclaim.lua"""
         held = list(self.claims[name])
-        running = "?" if cause != DeathCause.HORSE_DIED else data.draw(st.sampled_from(["", *held]))
-        delay = 3600.0 if cause == DeathCause.HORSE_DIED else 0
+        horse_died = cause == DeathCause.HORSE_DIED
+        running, delay = "?", 0.0
+        if horse_died:
+            running, delay = data.draw(st.sampled_from(["", *held])), 3600.0
         where = [
             keys.decode(word or b"")
             for word in self.redis.hmget(f"rqjobs:process:{name}", "pid", "started")
         ]
-        names = (
-            ["", "elsewhere:1:1", "elsewhere:2:1"]
-            if cause == DeathCause.HORSE_DIED
-            else [":".join(where), "2:1", "1:"]
-        )
+        names = [":".join(where), "2:1", "1:"]
+        if horse_died:
+            names = ["", "elsewhere:1:1", "elsewhere:2:1"]
         process = data.draw(st.sampled_from(names))
         known = self.redis.exists(f"rqjobs:process:{name}")
         outcomes = recovery.reclaim(self.redis, name, list(QUEUES), cause, running, delay, process)
         if cause == DeathCause.PROCESS_GONE and process != ":".join(where):
             assert not outcomes, "P5: the claims of another process were taken"
             return
-        if cause == DeathCause.HORSE_DIED and known and process == "elsewhere:2:1":
+        if horse_died and known and process == "elsewhere:2:1":
             assert not outcomes, "P5: the claims of the next worker of that name were taken"
             return
         if cause == DeathCause.LEASE_EXPIRED and name in self.alive:
@@ -275,18 +275,18 @@ class Ledger(RuleBasedStateMachine):
             return
         begun = held[0] if running == "?" and held else running
         assert set(outcomes) == set(held)
-        self.let_go(
+        self.drop_claims(
             name, list(reversed(held)), counted=begun, delayed=bool(delay), outcomes=outcomes
         )
-        self.known[name] = (
-            [] if cause != DeathCause.LEASE_EXPIRED else self.known[name]
-        )  # a frozen one still believes
-        if cause != DeathCause.HORSE_DIED:
+        if cause != DeathCause.LEASE_EXPIRED:  # a frozen worker is still aware of its claims
+            self.known[name] = []
+        if not horse_died:
             self.alive.discard(name)
 
     @precondition(lambda self: any(job.place == "failed" for job in self.jobs.values()))
     @rule(data=st.data(), front=st.booleans(), any_job=st.booleans())
     def requeue(self, data, front, any_job):
+        """requeue.lua"""
         among = [job_id for job_id, job in self.jobs.items() if any_job or job.place == "failed"]
         job_id = data.draw(st.sampled_from(among))
         job = self.jobs[job_id]
@@ -296,11 +296,12 @@ class Ledger(RuleBasedStateMachine):
             assert job.place != "failed"
             return
         assert job.place == "failed"
-        job.place, job.deaths = "queued", 0
+        job.place, job.crashes = "queued", 0
         self.queues[job.queue].insert(0 if front else len(self.queues[job.queue]), job_id)
 
     @rule(queue=st.sampled_from(QUEUES), later=st.booleans())
     def promote(self, queue, later):
+        """promote_due.lua"""
         if later:  # time passes: everything scheduled is due
             for member in self.redis.zrange(f"rq:scheduled:{queue}", 0, -1):
                 self.redis.zadd(f"rq:scheduled:{queue}", {member: time.time() - 1})
@@ -320,6 +321,7 @@ class Ledger(RuleBasedStateMachine):
     @precondition(lambda self: any(job.place not in ENDED for job in self.jobs.values()))
     @rule(data=st.data())
     def cancel(self, data):
+        """RQ's own cancel, which runs no script of ours."""
         job_id = data.draw(
             st.sampled_from([one for one, job in self.jobs.items() if job.place not in ENDED])
         )
@@ -331,8 +333,8 @@ class Ledger(RuleBasedStateMachine):
 
     @precondition(lambda self: any(self.queues.values()))
     @rule(data=st.data(), found=st.sampled_from(["stray", "intermediate"]))
-    def lost_by_stock_rq(self, data, found):
-        """A stock worker popped a job and died before anybody held it; the sweep finds it."""
+    def recover(self, data, found):
+        """recover.lua: a stock worker popped a job and died at once; the sweep finds the job."""
         queue = data.draw(st.sampled_from([name for name in QUEUES if self.queues[name]]))
         job_id = self.queues[queue].pop(0)
         key = f"rq:queue:{queue}"
@@ -345,7 +347,7 @@ class Ledger(RuleBasedStateMachine):
     @precondition(lambda self: self.jobs)
     @rule(data=st.data(), found=st.sampled_from(["stray", "intermediate", "wip"]))
     def recover_what_is_not_lost(self, data, found):
-        """A sweep whose look was long ago: the job is where it should be by now, and stays."""
+        """recover.lua by a sweep whose facts are outdated: the job is in its place, and stays."""
         job_id = data.draw(st.sampled_from(list(self.jobs)))
         job = self.jobs[job_id]
         before = self.dump()
@@ -356,7 +358,7 @@ class Ledger(RuleBasedStateMachine):
 
     @rule(count=st.booleans())
     def sweep(self, count):
-        """All of it: leases, orphans, what crashed. It may hold no lease to have ended after a long silence."""
+        """begin_sweep.lua and a whole sweep. `count`: whether expired leases count, as no outage was before."""
         self.redis.set("rqjobs:sweep:last", time.time() - (0 if count else 3600))
         sweep.sweep(self.redis, force=True)
         for name in WORKERS:
@@ -365,14 +367,14 @@ class Ledger(RuleBasedStateMachine):
                 self.alive.add(name)
             elif name not in self.alive and known:
                 held = list(self.claims[name])
-                self.let_go(name, list(reversed(held)), counted=held[0] if held else "")
+                self.drop_claims(name, list(reversed(held)), counted=held[0] if held else "")
         for queue in QUEUES:
             for job_id, job in self.jobs.items():
-                if job.place == "scheduled" and job.queue == queue and job.deaths:
+                if job.place == "scheduled" and job.queue == queue and job.crashes:
                     score = self.redis.zscore(f"rq:scheduled:{queue}", job_id)
                     assert score is not None and score > time.time()
 
-    # What they share
+    # Parts of the steps
 
     def put_back(self, job_id):
         job = self.jobs[job_id]
@@ -381,24 +383,21 @@ class Ledger(RuleBasedStateMachine):
         job.place, job.owner, job.token = "queued", "", ""
         self.queues[job.queue].insert(0, job_id)
 
-    def let_go(self, name, ids, counted="", delayed=False, outcomes=None):
-        """`ids`, the last of the claims first, leave the claims of a worker."""
+    def drop_claims(self, name, ids, counted="", delayed=False, outcomes=None):
+        """`ids`, the last of the claims first, leave the claims of a worker. `counted`: the job that crashed."""
         for job_id in ids:
             self.claims[name].remove(job_id)
             job = self.jobs[job_id]
             expected = "ended"
             if job.place == "claimed":
-                died = job_id == counted and job.token
-                job.deaths += bool(died)
-                if died and job.deaths >= recovery.MAX_CRASHES:
+                died = bool(job_id == counted and job.token)
+                if died:
+                    job.crashes += 1
+                if died and job.crashes >= recovery.MAX_CRASHES:
                     expected = "failed"
                     job.stale.append(Claim(job_id, job.queue, job.token, {}))
-                    job.place, job.owner, job.token, job.outcomes = (
-                        "failed",
-                        "",
-                        "",
-                        job.outcomes + 1,
-                    )
+                    job.place, job.owner, job.token = "failed", "", ""
+                    job.outcomes += 1
                 elif died and delayed:
                     expected = "delayed"
                     job.stale.append(Claim(job_id, job.queue, job.token, {}))
@@ -409,29 +408,12 @@ class Ledger(RuleBasedStateMachine):
             assert outcomes is None or outcomes[job_id] == expected
 
     def settle_with(self, name, claim, how):
-        """Send an outcome, as the horse does. Returns the answer, and whether anything in Redis has changed."""
+        """Send an outcome as the horse does. Returns the reply, and whether anything in Redis has changed."""
         before, place = self.dump(), f"rq:{how}:{claim.queue}"
         if how == "plain":
-            outcome = decode(
-                SETTLE_SUCCESS.run(
-                    self.redis,
-                    [f"rqjobs:claims:{name}"],
-                    [
-                        claim.job_id,
-                        claim.queue,
-                        claim.token,
-                        name,
-                        "then",
-                        "now",
-                        1,
-                        2,
-                        500,
-                        9e9,
-                        0,
-                        180,
-                    ],
-                )
-            )
+            args = [claim.job_id, claim.queue, claim.token, name, "then", "now"]
+            args += [1, 2, 500, 9e9, 0, 180]
+            outcome = decode(SETTLE_SUCCESS.run(self.redis, [keys.claims(name)], args))
             return outcome, self.dump() != before
         writes = [
             ("HSET", f"rq:job:{claim.job_id}", "status", how),
@@ -466,7 +448,7 @@ class Ledger(RuleBasedStateMachine):
 
     @invariant()
     def conserved(self):
-        """P1: every job that has not ended is in exactly one place, and it is the model's; P3 and P4: its counts."""
+        """P1: every job that has not ended is in one place, the model's; P3 and P4: its counts."""
         redis, places = self.redis, {job_id: [] for job_id in self.jobs}
         for queue in QUEUES:
             queued = [decode(one) for one in redis.lrange(f"rq:queue:{queue}", 0, -1)]
@@ -490,8 +472,8 @@ class Ledger(RuleBasedStateMachine):
         for job_id, job in self.jobs.items():
             assert places[job_id] == ([] if job.place in ENDED else [job.place]), job
             fields = redis.hgetall(f"rq:job:{job_id}")
-            deaths = [one for one in fields.get(b"rqjobs_crashes", b"").split(b",") if one]
-            assert len(deaths) == job.deaths and job.deaths <= recovery.MAX_CRASHES
+            crashes = [one for one in fields.get(b"rqjobs_crashes", b"").split(b",") if one]
+            assert len(crashes) == job.crashes and job.crashes <= recovery.MAX_CRASHES
             assert redis.xlen(f"rq:results:{job_id}") == job.outcomes, "P3"
             status = decode(fields[b"status"])
             if job.place in (*ENDED, "scheduled"):
@@ -505,22 +487,20 @@ class Ledger(RuleBasedStateMachine):
             job_id = decode(member).partition(":")[0]
             assert self.jobs[job_id].place == "canceled" and any(
                 job_id in ids for ids in self.claims.values()
-            ), f"{member} is in the registry of what runs, in nobody's claims"
+            ), f"{member} is among the running jobs, but in no claims"
 
 
 @pytest.mark.slow
-def test_the_ledger_keeps_its_promises_in_any_order(redis, monkeypatch):
-    monkeypatch.setattr(Ledger, "redis", redis)
+def test_the_broker_keeps_its_promises_in_any_order(redis, monkeypatch):
+    monkeypatch.setattr(BrokerMachine, "redis", redis)
     monkeypatch.setattr(sweep_result.log, "disabled", True)
-    Ledger.TestCase.settings = settings(
+    BrokerMachine.TestCase.settings = settings(
         derandomize=True,
         max_examples=50,
         stateful_step_count=40,
         deadline=None,
         database=None,
-        phases=[
-            Phase.generate
-        ],  # to shrink a failure takes minutes; add Phase.shrink to have a short one
+        phases=[Phase.generate],  # Phase.shrink would shorten a failing example, in minutes
         suppress_health_check=list(HealthCheck),
     )
-    Ledger.TestCase("runTest").runTest()
+    BrokerMachine.TestCase("runTest").runTest()

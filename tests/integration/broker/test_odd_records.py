@@ -111,7 +111,7 @@ def a_good_job_runs(redis):
 
 
 @pytest.mark.parametrize(("key", "kind"), [*OURS.items(), *OTHERS.items()])
-def test_a_key_of_the_wrong_type_is_passed_over_set_aside_and_told(redis, odd, key, kind, caplog):
+def test_a_key_of_the_wrong_type_is_skipped_renamed_and_logged(redis, odd, key, kind, caplog):
     """`SET rqjobs:claims:ev x` stopped a queue, `SET rqjobs:process:evil x` every worker and sweep, and so on."""
     caplog.set_level(logging.ERROR)
     good = rqjobs.queue("high").enqueue(sample_jobs.ok)
@@ -168,7 +168,7 @@ def test_odd_members_of_a_key_stop_nothing(redis, odd, key, kind):
     a_good_job_runs(redis)
 
 
-def test_every_page_is_there_whatever_one_key_is(redis, odd):
+def test_every_page_works_with_any_one_key_of_the_wrong_type(redis, odd):
     """`/` was 503 and the dashboard 500 until somebody had mended the key by hand."""
     config.use(admin_password="correct horse", secret_key="k" * 32)
     client = create_app().test_client()
@@ -190,7 +190,7 @@ def test_every_page_is_there_whatever_one_key_is(redis, odd):
 
 
 @pytest.mark.parametrize("wrong", ["string", "hash"])
-def test_a_worker_starts_and_works_whatever_all_keys_are(redis, odd, wrong):
+def test_a_worker_starts_and_works_with_all_keys_of_the_wrong_type(redis, odd, wrong):
     for key, kind in {**OURS, **OTHERS}.items():
         if kind != wrong:
             redis.delete(key)
@@ -202,7 +202,7 @@ def test_a_worker_starts_and_works_whatever_all_keys_are(redis, odd, wrong):
     assert job.get_status() == "finished"
 
 
-def test_what_a_worker_declares_is_announced_when_the_key_is_free_again(redis, caplog):
+def test_declarations_are_published_once_the_key_is_free(redis, caplog):
     """Somebody wrote there between a worker's first sweep and its announcement: it ended with a traceback."""
     redis.set("rqjobs:schedules:declared", "evil")
     declared.publish_declarations(redis, "w1", "{}")
@@ -212,7 +212,7 @@ def test_what_a_worker_declares_is_announced_when_the_key_is_free_again(redis, c
     assert redis.hgetall("rqjobs:schedules:declared") == {b"w1": b"{}"}
 
 
-def test_a_worker_whose_own_keys_somebody_overwrites_goes_on(worker, redis, eventually):
+def test_a_worker_survives_that_its_own_keys_are_overwritten(worker, redis, eventually):
     """Its lease ended, and no sweep of its own came to the end."""
     process = worker("high", options=["--with-scheduler"])
     for key in (
@@ -251,7 +251,7 @@ def test_a_worker_whose_own_keys_somebody_overwrites_goes_on(worker, redis, even
         "rq:scheduler-lock:default",
     ],
 )
-def test_a_lock_without_an_end_or_for_years_is_nobody_s(redis, key, seconds):
+def test_a_lock_without_an_end_or_for_years_is_ignored(redis, key, seconds):
     """Ours are short; `SET rqjobs:sweep:lock 1` stopped every sweep, and with `EX 100000000` for three years."""
     redis.set(key, "somebody's", ex=seconds)
     assert sweep.sweep(redis)
@@ -263,7 +263,7 @@ def test_a_lock_without_an_end_or_for_years_is_nobody_s(redis, key, seconds):
 
 
 @pytest.mark.parametrize("moment", [-62135596800, -1, 253402300799, 10**15])
-def test_a_schedule_whose_next_tick_is_of_another_age_stops_no_other(redis, moment):
+def test_a_schedule_whose_next_tick_is_out_of_range_stops_no_other(redis, moment):
     for name in ("odd", "fine"):
         schedules.add(name, every(hours=1), sample_jobs.note)
         redis.hset(f"rqjobs:schedule:{name}", "next", int(redis.time()[0]) // 3600 * 3600 - 3600)
@@ -275,7 +275,7 @@ def test_a_schedule_whose_next_tick_is_of_another_age_stops_no_other(redis, mome
 
 
 @pytest.mark.parametrize("source", ["code", "added"])
-def test_a_schedule_whose_revision_is_no_text_can_be_removed(redis, source):
+def test_a_schedule_whose_revision_is_not_text_can_be_removed(redis, source):
     """`remove` asked for the revision again for ever, and the one of the code was never stored anew."""
     schedules.add("odd", every(hours=1), sample_jobs.ok)
     redis.hset("rqjobs:schedule:odd", mapping={"revision": b"\xff", "source": source})

@@ -388,7 +388,7 @@ def check(house, name, place=None):
 
 
 @pytest.mark.parametrize("name", [*ENQUEUE, *STOCK_ENQUEUE])
-def test_whoever_enqueues_an_id_again_has_the_only_job_of_it(redis, name):
+def test_an_id_that_is_enqueued_again_has_one_job(redis, name):
     place, enqueue = ENQUEUE.get(name) or ("", STOCK_ENQUEUE[name])
     for state in STATES:
         for fate in FATES if state in (running, canceled_running, deleted_running) else (None,):
@@ -412,7 +412,7 @@ def test_whoever_enqueues_an_id_again_has_the_only_job_of_it(redis, name):
             ), what
 
 
-def test_what_is_canceled_or_deleted_does_not_run(redis):
+def test_a_canceled_or_deleted_job_does_not_run(redis):
     for state in (*WAITING, running, finished, failed):
         for operation in ("cancel", "delete"):
             for job_class in (Job, rq.job.Job):
@@ -475,7 +475,7 @@ def test_a_stale_save_starts_and_ends_no_job(redis):
             assert house.ran == expected or (stock_client and state in (scheduled, deferred)), what
 
 
-def test_only_what_failed_last_is_requeued(redis):
+def test_only_the_latest_failure_can_be_requeued(redis):
     for state in STATES:
         house = House(redis)
         state(house)
@@ -494,7 +494,7 @@ def test_only_what_failed_last_is_requeued(redis):
             assert "failed" not in house.history
 
 
-def test_the_deaths_of_an_earlier_life_do_not_count(redis):
+def test_crashes_of_an_earlier_life_do_not_count(redis):
     """A nightly job with a fixed id failed as poison at its first death, because of two in the nights before."""
     house = House(redis)
     house.enqueue()
@@ -509,7 +509,7 @@ def test_the_deaths_of_an_earlier_life_do_not_count(redis):
     assert len(redis.hget("rq:job:x", "rqjobs_crashes").split(b",")) == 1
 
 
-def test_an_entry_of_a_failure_in_another_queue_goes_when_it_is_requeued(redis):
+def test_requeueing_removes_an_entry_among_another_queue_s_failed_jobs(redis):
     """A stock client had enqueued it again there, and it finished; it was counted as failed for a year."""
     house = House(redis)
     failed(house)

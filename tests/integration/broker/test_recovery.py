@@ -101,14 +101,14 @@ def test_a_live_worker_s_job_is_never_touched(redis, claim, lease):
     assert order() == [] and redis.zcard("rq:wip:default") == 1
 
 
-def test_a_process_that_is_gone_is_found_before_its_lease_ends(redis, claim, lease):
+def test_a_dead_process_on_this_host_is_found_before_its_lease_expires(redis, claim, lease):
     job = rqjobs.enqueue(sample_jobs.ok)
     claim(job, "crashed")
     lease("crashed", 15, {"host": processes.host_id(), "pid": 2**22 + 1, "started": "12345"})
     assert sweep.sweep(redis, force=True).requeued == [job.id]
 
 
-def test_the_next_worker_of_that_name_is_not_taken_for_the_one_that_is_gone(
+def test_a_new_worker_is_not_mistaken_for_the_dead_one_of_its_name(
     redis, claim, lease, monkeypatch
 ):
     """It has started between the look at the processes and the step that takes the claims back."""
@@ -127,7 +127,7 @@ def test_the_next_worker_of_that_name_is_not_taken_for_the_one_that_is_gone(
     assert redis.zscore(keys.LEASES, "crashed") and redis.zcard("rq:wip:default") == 1
 
 
-def test_a_worker_whose_horse_lives_on_is_not_gone(redis, claim, lease):
+def test_a_worker_whose_horse_is_alive_is_not_gone(redis, claim, lease):
     """Between the death of the parent and that of its horse a job was run by two."""
     job = rqjobs.enqueue(sample_jobs.ok)
     claim(job, "headless")
@@ -180,7 +180,7 @@ def test_a_reused_pid_is_another_process(redis, claim, lease):
     assert sweep.sweep(redis, force=True).requeued == []
 
 
-def test_when_nobody_could_renew_a_lease_none_is_held_against_anybody(redis, claim, lease):
+def test_after_an_outage_no_lease_counts_as_expired(redis, claim, lease):
     """Redis was away, or its clock jumped: the first sweep after a long silence only extends the leases."""
     job = rqjobs.enqueue(sample_jobs.ok)
     claim(job, "alive")
@@ -195,7 +195,7 @@ def test_when_nobody_could_renew_a_lease_none_is_held_against_anybody(redis, cla
     )
 
 
-def test_third_death_within_the_window_is_the_last(redis, claim, lease):
+def test_a_job_fails_at_its_third_crash_within_the_window(redis, claim, lease):
     poison, healthy = rqjobs.enqueue(sample_jobs.ok, 1), rqjobs.enqueue(sample_jobs.ok, 2)
     child = rqjobs.queue("low").enqueue(
         sample_jobs.ok, depends_on=rqjobs.queue("low").enqueue(sample_jobs.ok)
@@ -216,7 +216,7 @@ def test_third_death_within_the_window_is_the_last(redis, claim, lease):
     assert child.get_status() == JobStatus.DEFERRED
 
 
-def test_deaths_of_long_ago_and_of_jobs_not_begun_do_not_count(redis, claim, lease):
+def test_old_crashes_and_those_of_unstarted_jobs_do_not_count(redis, claim, lease):
     job = rqjobs.enqueue(sample_jobs.ok, retry=rqjobs.Retry(max=4))
     redis.hset(
         job.key, "rqjobs_crashes", f"{int(time.time()) - 73 * 3600},{int(time.time()) - 80 * 3600}"
@@ -233,7 +233,9 @@ def test_deaths_of_long_ago_and_of_jobs_not_begun_do_not_count(redis, claim, lea
     assert job.retries_left == 4, "the user's retries are his own"
 
 
-def test_poison_frees_the_jobs_that_may_run_after_a_failure(redis, claim, lease):
+def test_the_dependents_of_a_poison_job_that_may_run_after_a_failure_are_enqueued(
+    redis, claim, lease
+):
     poison = rqjobs.enqueue(sample_jobs.ok)
     child = rqjobs.enqueue(sample_jobs.ok, depends_on=Dependency(jobs=[poison], allow_failure=True))
     redis.hset(poison.key, "rqjobs_crashes", f"{int(time.time())},{int(time.time())}")
@@ -284,7 +286,7 @@ def test_dependents_of_a_poison_job_are_enqueued_even_if_the_worker_that_failed_
     assert not audit.audit(redis, settle=0).breaches
 
 
-def test_waking_twice_is_waking_once(redis, claim, lease):
+def test_dependents_are_enqueued_once(redis, claim, lease):
     """RQ's way would have enqueued again what another of its parents had released meanwhile."""
     poison, slow = rqjobs.enqueue(sample_jobs.ok), rqjobs.enqueue(sample_jobs.ok)
     child = rqjobs.enqueue(
@@ -326,14 +328,14 @@ def test_ten_sweeps_at_once_put_each_orphan_back_once(redis, claim, lease):
     assert sorted(order()) == sorted(job.id for job in jobs)
 
 
-def test_only_one_sweep_in_a_while_unless_forced(redis):
+def test_a_second_sweep_within_a_heartbeat_is_skipped_unless_forced(redis):
     assert sweep.sweep(redis) is not None
     assert sweep.sweep(redis) is None
     assert sweep.sweep(redis, force=True) is not None
 
 
 @pytest.mark.parametrize("status", ["finished", "failed", "canceled", "stopped"])
-def test_an_orphan_that_has_ended_only_leaves_the_registry(redis, claim, lease, status):
+def test_an_orphan_that_has_ended_is_only_removed_from_the_registry(redis, claim, lease, status):
     job = rqjobs.enqueue(sample_jobs.ok)
     claim(job, "dead")
     redis.hset(job.key, "status", status)
@@ -342,7 +344,7 @@ def test_an_orphan_that_has_ended_only_leaves_the_registry(redis, claim, lease, 
     assert order() == [] and redis.zcard("rq:wip:default") == 0 and job.get_status() == status
 
 
-def test_a_stock_orphan_that_waits_elsewhere_already_is_not_doubled(redis, stock_claim):
+def test_an_orphan_of_a_stock_worker_that_was_requeued_already_is_not_doubled(redis, stock_claim):
     """RQ's retry with an interval writes the scheduled set first: a death in between leaves the job in both."""
     job, second = rqjobs.enqueue_in(60, sample_jobs.ok), rqjobs.enqueue(sample_jobs.ok)
     stock_claim(job, "dead", status="scheduled")
@@ -356,7 +358,7 @@ def test_a_stock_orphan_that_waits_elsewhere_already_is_not_doubled(redis, stock
     )
 
 
-def test_rq_s_own_clean_up_does_not_fail_what_we_would_put_back(redis, claim):
+def test_rq_s_own_clean_up_does_not_fail_our_orphans(redis, claim):
     job = rqjobs.enqueue(sample_jobs.ok)
     claim(job, "dead")
     assert (
@@ -385,7 +387,7 @@ def test_orphans_of_stock_workers_go_back_when_rq_s_key_has_expired(redis, stock
     assert not audit.audit(redis, settle=0).breaches
 
 
-def test_what_came_to_a_worker_after_it_had_gone_is_found(redis):
+def test_a_job_delivered_to_a_retired_worker_is_found(redis):
     job = rqjobs.enqueue(sample_jobs.ok)
     leases.end_lease(redis, "nobody")
     redis.lmove("rq:queue:default", "rqjobs:claims:nobody", "LEFT", "RIGHT")
@@ -393,14 +395,14 @@ def test_what_came_to_a_worker_after_it_had_gone_is_found(redis):
     assert order() == [job.id]
 
 
-def test_intermediate_ids_go_back_at_once_when_nobody_listens(redis):
+def test_intermediate_ids_return_at_once_without_a_live_listener(redis):
     job = rqjobs.enqueue(sample_jobs.ok)
     redis.lmove("rq:queue:default", "rq:queue:default:intermediate", "LEFT", "RIGHT")
     assert sweep.sweep(redis, force=True).requeued == [job.id]
     assert order() == [job.id] and not redis.exists("rq:queue:default:intermediate")
 
 
-def test_intermediate_ids_wait_a_minute_while_somebody_listens(redis):
+def test_intermediate_ids_wait_a_minute_with_a_live_listener(redis):
     job = rqjobs.enqueue(sample_jobs.ok)
     redis.sadd("rq:workers:default", "rq:worker:stock")
     redis.hset("rq:worker:stock", "state", "idle")
@@ -410,7 +412,7 @@ def test_intermediate_ids_wait_a_minute_while_somebody_listens(redis):
     assert sweep.sweep(redis, force=True).requeued == [job.id]
 
 
-def test_what_was_taken_out_of_intermediate_does_not_look_old_the_next_time(redis):
+def test_an_id_that_left_the_intermediate_list_is_new_when_it_comes_back(redis):
     job = rqjobs.enqueue(sample_jobs.ok)
     redis.sadd("rq:workers:default", "rq:worker:stock")
     redis.hset("rq:worker:stock", "state", "idle")
@@ -434,7 +436,7 @@ def look_again(redis):
 
 
 @pytest.mark.parametrize("status", ["queued", "started", "scheduled"])
-def test_a_stray_goes_back_when_it_was_seen_twice(redis, status):
+def test_a_stray_is_requeued_when_it_is_seen_twice(redis, status):
     job = rqjobs.enqueue(sample_jobs.ok, job_timeout=10)
     stray(redis, job, idle=60)
     redis.hset(job.key, "status", status)
@@ -474,7 +476,7 @@ def test_a_repeating_job_that_was_lost_after_its_first_run_is_a_stray(redis):
 
 
 @pytest.mark.parametrize("place", ["queued", "intermediate", "scheduled", "deferred"])
-def test_audit_names_an_id_in_a_place_and_in_somebody_s_claims(redis, place):
+def test_audit_names_an_id_in_a_place_and_in_claims(redis, place):
     """With an entry in RQ's registry too it was named, without one it was not."""
     job = rqjobs.enqueue(sample_jobs.ok)
     redis.delete("rq:queue:default")
@@ -521,7 +523,7 @@ def test_audit_names_an_id_on_two_queues(redis):
         ("queued", False, ""),
     ],
 )
-def test_audit_names_what_waits_in_vain(redis, state, may_fail, named):
+def test_audit_names_deferred_jobs_that_cannot_run(redis, state, may_fail, named):
     parent, other = (
         rqjobs.enqueue(sample_jobs.ok, job_id="parent"),
         rqjobs.enqueue(sample_jobs.ok, job_id="other"),
@@ -546,7 +548,7 @@ def test_audit_names_what_waits_in_vain(redis, state, may_fail, named):
         assert both.get_status() == JobStatus.QUEUED
 
 
-def test_what_stock_rq_defers_behind_a_job_that_has_ended_is_named(redis):
+def test_audit_names_a_job_that_stock_rq_deferred_behind_an_ended_one(redis):
     """RQ looks at the parent's status only; with `allow_failure` its job waits for ever, and audit was silent."""
     parent = rqjobs.enqueue(sample_jobs.ok, job_id="parent")
     redis.lrem("rq:queue:default", 0, "parent")
@@ -568,7 +570,7 @@ def test_what_stock_rq_defers_behind_a_job_that_has_ended_is_named(redis):
     )
 
 
-def test_what_only_looks_like_a_stray_is_left_alone(redis):
+def test_a_job_that_only_looks_like_a_stray_is_left_alone(redis):
     """A job that a stock client is writing or running right now; ended ones; deferred ones; other keys."""
     fresh = rqjobs.enqueue(sample_jobs.ok, job_timeout=600)
     stray(redis, fresh, idle=300)
@@ -587,7 +589,7 @@ def test_what_only_looks_like_a_stray_is_left_alone(redis):
     assert order() == []
 
 
-def test_a_stray_that_came_back_by_itself_is_not_doubled(redis):
+def test_a_stray_that_has_returned_is_not_doubled(redis):
     job = rqjobs.enqueue(sample_jobs.ok, job_timeout=1)
     stray(redis, job, idle=60)
     sweep.sweep(redis, force=True)
@@ -680,7 +682,7 @@ def test_a_redis_whose_memory_is_full_refuses_a_move_as_a_whole(redis, claim, le
     assert not audit.audit(redis).breaches
 
 
-def test_hostile_hashes_hold_up_neither_the_queue_nor_the_scheduler(redis, lease):
+def test_hostile_hashes_delay_neither_the_queue_nor_the_scheduler(redis, lease):
     """A time to live that is no number stopped a queue for ever, and had a due job enqueued again and again."""
     good = [rqjobs.enqueue_in(60, sample_jobs.ok, n) for n in range(3)]
     for ttl, job in zip(("1e300", "nan", "-5"), good, strict=True):
@@ -710,7 +712,7 @@ def test_audit_names_an_ended_job_that_waits_somewhere(redis):
     assert audit.audit(redis, settle=0).breaches == {job.id: "finished, yet in: scheduled"}
 
 
-def test_only_what_is_provably_gone_is_gone(monkeypatch):
+def test_a_process_is_gone_only_if_that_is_proven(monkeypatch):
     """A process that the kernel hides from us (hidepid) refuses a signal; one that is not there cannot."""
     me = os.getpid()
     assert not processes.is_gone(me, processes.start_time(me))

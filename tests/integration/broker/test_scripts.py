@@ -153,7 +153,7 @@ def recovering_from_wip(redis):
     return lambda: recovery.recover(redis, "parent", "default", "wip", "x", "gone")
 
 
-def waking(redis):
+def enqueueing_dependents(redis):
     family(redis)
     redis.hset("rq:job:parent", "status", "failed")
     redis.sadd(broker_keys.ENDED_PARENTS, "parent")
@@ -234,7 +234,7 @@ MOVES = {
     "fail": lambda redis: reclaiming(redis, deaths=2),
     "recover": recovering,
     "recover from wip": recovering_from_wip,
-    "enqueue_dependents": waking,
+    "enqueue_dependents": enqueueing_dependents,
     "requeue": requeueing,
     "cancel": canceling,
     "delete": deleting,
@@ -252,7 +252,7 @@ def everything(redis):
 
 
 @pytest.mark.parametrize("move", MOVES)
-def test_a_script_that_meets_a_key_of_the_wrong_type_has_done_nothing_or_all(redis, lease, move):
+def test_a_script_does_all_or_nothing_with_a_key_of_the_wrong_type(redis, lease, move):
     """Tried with every key that the move reads or writes: Lua does not roll back."""
 
     def prepare():
@@ -313,7 +313,7 @@ def with_children(redis, number, function=sample_jobs.mark, **options):
         ("failed", 8500),
     ],
 )
-def test_any_number_of_jobs_may_wait_for_one(redis, kind, number):
+def test_any_number_of_jobs_may_depend_on_one(redis, kind, number):
     """With 8,500 of them an SREM was too long for Lua, half of the outcome was written, and the parent ran for ever."""
     options = {
         "repeat": {"repeat": Repeat(times=1, interval=3600)},
@@ -339,7 +339,7 @@ def test_any_number_of_jobs_may_wait_for_one(redis, kind, number):
     assert redis.exists(f"{parent.key}:dependents") == redis.exists(parent.key)
 
 
-def test_waking_many_goes_on_where_a_death_ended_it(redis, lease):
+def test_enqueueing_many_dependents_continues_after_a_crash(redis, lease):
     parent = with_children(redis, 1200, result_ttl=0)
     (claim,) = helpers.claim(redis, "me", ["high"])
     arguments = transitions.settle_arguments("me", claim, [("DEL", parent.key)], "finished")
@@ -357,7 +357,7 @@ def test_waking_many_goes_on_where_a_death_ended_it(redis, lease):
     assert not redis.exists(broker_keys.ENDED_PARENTS, f"{parent.key}:dependents")
 
 
-def test_an_outcome_that_cannot_be_written_whole_is_not_begun(redis, lease):
+def test_an_outcome_with_an_impossible_write_writes_nothing(redis, lease):
     rqjobs.enqueue(sample_jobs.ok)
     claim = claim_one(redis)
     for write in (
@@ -376,7 +376,7 @@ def test_an_outcome_that_cannot_be_written_whole_is_not_begun(redis, lease):
         assert everything(redis) == before, write
 
 
-def test_the_worker_s_statistics_end_no_job(redis, lease):
+def test_a_wrong_write_of_statistics_is_left_out(redis, lease):
     rqjobs.enqueue(sample_jobs.ok)
     claim = claim_one(redis)
     redis.set("rq:worker:me", "odd")
@@ -407,6 +407,6 @@ def test_nothing_is_unpacked_without_a_bound():
     } == bounded
 
 
-def test_no_script_stands_in_python():
+def test_no_script_is_a_python_string():
     modules = Path(rqjobs.__file__).parent.rglob("*.py")
     assert not [path.name for path in modules if re.search(r"redis\.p?call\(", path.read_text())]

@@ -63,7 +63,7 @@ KINDS = {
     ("kind", "thaw_first"),
     [*((kind, "parent") for kind in KINDS), ("plain", "horse"), ("retry", "horse")],
 )
-def test_the_outcome_of_a_worker_that_wakes_up_late_is_refused(
+def test_the_outcome_of_a_worker_that_is_declared_dead_and_returns_is_refused(
     worker, redis, eventually, kind, thaw_first
 ):
     """Its lease ended while it was frozen, another did the job; nothing of its own outcome may be written."""
@@ -143,7 +143,7 @@ def test_an_idle_horse_that_is_frozen_is_replaced(worker, redis, eventually, mon
     assert "has been unresponsive for" in process.output()
 
 
-def test_a_horse_frozen_in_the_middle_of_a_posting_is_replaced(settings, spawn, monkeypatch):
+def test_a_horse_frozen_while_it_writes_its_state_is_replaced(settings, spawn, monkeypatch):
     """What cannot be read was waited for, for ever, and the worker did not even stop when it was told to."""
     parent, horse = rqjobs.Worker(["default"]), spawn("sleep", "60")
     parent._horse_pid, parent.horse_state = horse.pid, HorseState()
@@ -174,7 +174,7 @@ def test_a_time_limit_that_a_job_ignores_ends_its_process(worker, redis, eventua
     assert "ignored its time limit of 1 s" in job.latest_result().exc_string
 
 
-def test_a_deploy_puts_the_running_job_back_without_spending_anything(worker, redis, eventually):
+def test_a_deploy_requeues_the_running_job_without_a_retry(worker, redis, eventually):
     job = rqjobs.enqueue(sample_jobs.hang, "gate", retry=Retry(max=1))
     waiting = rqjobs.enqueue(sample_jobs.ok)
     process = worker("default", env={"RQJOBS_SHUTDOWN_TIMEOUT": "1"})
@@ -187,7 +187,9 @@ def test_a_deploy_puts_the_running_job_back_without_spending_anything(worker, re
     assert not redis.keys("rqjobs:claims:*") and not redis.zcard(keys.LEASES)
 
 
-def test_a_second_signal_does_it_at_once_and_a_doubled_one_does_not(worker, redis, eventually):
+def test_a_second_signal_ends_the_worker_at_once_and_a_duplicate_does_not(
+    worker, redis, eventually
+):
     job = rqjobs.enqueue(sample_jobs.hang, "gate")
     process = worker("default", env={"RQJOBS_SHUTDOWN_TIMEOUT": "60"})
     eventually(lambda: redis.llen("gate:reached") == 1)
@@ -201,7 +203,7 @@ def test_a_second_signal_does_it_at_once_and_a_doubled_one_does_not(worker, redi
     assert rqjobs.queue("default").job_ids == [job.id]
 
 
-def test_the_horse_is_replaced_when_it_has_done_enough(worker, redis, eventually):
+def test_the_horse_is_replaced_after_its_maximum_of_jobs(worker, redis, eventually):
     jobs = [rqjobs.enqueue(sample_jobs.pid) for _ in range(3)]
     worker("default", env={"RQJOBS_MAX_JOBS_PER_CHILD": "1"})
     eventually(lambda: all(job.get_status() == JobStatus.FINISHED for job in jobs))
@@ -293,7 +295,7 @@ def test_a_crashed_job_comes_back_without_a_scheduler_however_many_jobs_are_due(
     assert redis.zcard("rq:scheduled:default") == 3, "these are a scheduler's business"
 
 
-def test_a_name_is_taken_once(redis):
+def test_a_name_belongs_to_one_worker(redis):
     """Of two workers that start under one name the second is refused in the same step; who asks again, because the
     reply was lost, is not."""
     here, there = {"host": "a", "pid": 1, "started": "5"}, {"host": "a", "pid": 2, "started": "6"}
@@ -304,7 +306,7 @@ def test_a_name_is_taken_once(redis):
     assert redis.hget("rqjobs:process:one", "pid") == b"1"
 
 
-def test_who_finds_its_name_taken_touches_nothing(redis):
+def test_a_process_whose_name_is_taken_changes_nothing(redis):
     """A worker that was frozen past its lease, while another was started as `--name` says, goes on."""
     here, there = {"host": "a", "pid": 1, "started": "5"}, {"host": "a", "pid": 2, "started": "6"}
     ours, theirs = map(leases.process_id, (here, there))
@@ -341,7 +343,7 @@ def test_who_finds_its_name_taken_touches_nothing(redis):
     assert rqjobs.queue("default").job_ids == [first.id, second.id]
 
 
-def test_a_worker_whose_name_is_another_s_by_now_leaves(worker, redis, eventually):
+def test_a_worker_whose_name_is_taken_ends(worker, redis, eventually):
     """Both lived under one lease, and every job ran twice at once."""
     job = rqjobs.enqueue(sample_jobs.hang, "gate")
     frozen = worker("default", options=["--name", "fixed", "--with-scheduler"])
@@ -434,7 +436,7 @@ def test_a_horse_that_dies_with_several_claims_has_died_under_one(batch, redis, 
     assert {len(job.results()) for job in [hanging, *others]} == {1}
 
 
-def test_what_has_not_begun_is_given_back_when_the_worker_is_told_to_go(batch, redis, eventually):
+def test_prefetched_jobs_are_released_at_sigterm(batch, redis, eventually):
     process, hanging, others = batch
     process.send_signal(signal.SIGTERM)
     psutil.Process(process.pid).resume()
@@ -446,7 +448,7 @@ def test_what_has_not_begun_is_given_back_when_the_worker_is_told_to_go(batch, r
     assert redis.llen("rq:queue:default") == 5 and not audit.audit(redis, settle=0).breaches
 
 
-def test_each_job_that_is_handed_over_has_one_taker():
+def test_each_prefetched_job_is_taken_once():
     """Two processes read from one end; a token goes to one of them, whole."""
     prefetch, count, taken = PrefetchPipe(), 20_000, []
     ready, answer, end = os.pipe(), os.pipe(), "f" * transitions.TOKEN_CHARACTERS
@@ -504,7 +506,7 @@ def test_a_job_that_is_enqueued_again_while_it_runs_runs_again(worker, redis, ev
 
 
 @pytest.mark.parametrize("way", ["in", "now"])
-def test_a_job_that_plans_its_own_next_run_goes_on(worker, redis, eventually, way):
+def test_a_job_that_schedules_its_own_next_run_continues(worker, redis, eventually, way):
     """What it planned was lost: the end of the run that planned it was taken for its own."""
     process = worker("default", options=["--with-scheduler"])
     job = rqjobs.enqueue(sample_jobs.plan_next_run, 3, way, job_id="same")
@@ -516,9 +518,7 @@ def test_a_job_that_plans_its_own_next_run_goes_on(worker, redis, eventually, wa
     assert not audit.audit(redis, settle=0).breaches
 
 
-def test_what_a_job_decides_late_does_not_wait_behind_the_next_of_its_batch(
-    worker, redis, eventually
-):
+def test_an_outcome_does_not_wait_behind_the_next_job_of_its_batch(worker, redis, eventually):
     """A job that enqueues another behind itself is settled by RQ's way; that waited until its whole batch was done."""
     worker("default", env={"SAMPLE_JOBS_SPAN": "60"})
     jobs = rqjobs.enqueue_many(
@@ -533,7 +533,7 @@ def test_what_a_job_decides_late_does_not_wait_behind_the_next_of_its_batch(
     eventually(lambda: jobs[41].get_status() == JobStatus.FINISHED)
 
 
-def test_what_goes_back_to_its_queue_may_expire_there_again(redis):
+def test_a_job_that_returns_to_its_queue_can_expire_there(redis):
     job = rqjobs.enqueue(sample_jobs.ok, ttl=100)
     leases.renew_lease(redis, "one", {"host": ""})
     helpers.claim(redis, "one", ["default"])
@@ -543,7 +543,7 @@ def test_what_goes_back_to_its_queue_may_expire_there_again(redis):
 
 
 @pytest.mark.parametrize("job_id", [b"bin\xff\xfe", b"nul\0", b"x" * 256, "ä".encode()])
-def test_an_id_that_is_none_of_rq_s_goes_to_the_dead_letters(redis, job_id):
+def test_an_invalid_id_fails(redis, job_id):
     """Its letters were replaced, so its outcome was another job's, and it ran two thousand times a second."""
     redis.hset(b"rq:job:" + job_id, mapping={"data": "[]", "origin": "default", "status": "queued"})
     redis.rpush("rq:queue:default", job_id)
@@ -554,7 +554,7 @@ def test_an_id_that_is_none_of_rq_s_goes_to_the_dead_letters(redis, job_id):
     )
 
 
-def test_a_job_whose_hash_names_no_queue_is_of_the_queue_where_it_was(worker, redis, eventually):
+def test_a_job_without_an_origin_belongs_to_the_queue_where_it_was_found(worker, redis, eventually):
     job = rqjobs.enqueue(sample_jobs.ok)
     redis.hdel(job.key, "origin")
     worker("default")
@@ -600,7 +600,7 @@ def ask(waits, redis):
     return waits.all_unblocked(replies), found
 
 
-def test_waits_are_over_when_what_stands_behind_their_ends_is_done(waits, redis, eventually):
+def test_all_blocking_pops_have_ended_before_the_next_command_runs(waits, redis, eventually):
     for _ in range(3):  # the replies are read at the next wait
         waits.wait_now("high", "low")
         eventually(lambda: redis.info("clients")["blocked_clients"] == 2)
@@ -616,7 +616,7 @@ def test_waits_are_over_when_what_stands_behind_their_ends_is_done(waits, redis,
     assert found[0] or ask(waits, redis) == (True, [b"job"])
 
 
-def test_an_end_that_overtakes_its_wait_is_asked_for_again(waits, redis, eventually, monkeypatch):
+def test_an_unblock_that_overtakes_its_pop_is_repeated(waits, redis, eventually, monkeypatch):
     """What such a wait brings later would be in the claims, and nobody would know."""
     waits.wait_now("high", "low")
     assert eventually(lambda: ask(waits, redis)[0])
@@ -635,7 +635,7 @@ def test_an_end_that_overtakes_its_wait_is_asked_for_again(waits, redis, eventua
     eventually(lambda: ask(waits, redis) == (True, [b"first", b"second"]))
 
 
-def test_a_wait_that_cannot_be_ended_is_given_up(waits, redis, eventually, monkeypatch):
+def test_a_pop_that_cannot_be_unblocked_is_abandoned(waits, redis, eventually, monkeypatch):
     """Its connection may be dead, with nobody to tell us."""
     waits.wait_now("high")
     pop = waits.pops[0]
@@ -649,7 +649,7 @@ def test_a_wait_that_cannot_be_ended_is_given_up(waits, redis, eventually, monke
     assert ask(waits, redis) == (False, []) and not waits.pops
 
 
-def test_a_queue_that_is_named_twice_is_waited_for_once(redis):
+def test_a_queue_that_is_named_twice_has_one_blocking_pop(redis):
     """Two waits on one connection brought a job of which the horse knew nothing."""
     assert rqjobs.Worker(["low", "default", rqjobs.queue("low")]).queue_names() == [
         "low",

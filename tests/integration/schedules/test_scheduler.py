@@ -26,7 +26,7 @@ def due(redis, job, seconds_ago=1.0):
     redis.zadd(f"rq:scheduled:{job.origin}", {job.id: time.time() - seconds_ago})
 
 
-def test_promotion_moves_what_is_due_in_due_order_and_nothing_else(redis):
+def test_promotion_moves_due_jobs_in_their_order_and_no_others(redis):
     waiting = rqjobs.enqueue(sample_jobs.ok, 0)
     late, early, future = (rqjobs.enqueue_in(60, sample_jobs.ok, n) for n in range(3))
     due(redis, late, 1)
@@ -48,7 +48,7 @@ def test_at_front_and_ttl_hold_for_scheduled_jobs(redis):
     assert 0 < redis.ttl(front[0].key) <= 500
 
 
-def test_a_canceled_job_is_not_promoted_and_a_missing_one_has_a_grace(redis):
+def test_a_canceled_job_is_not_promoted_and_an_id_without_a_job_is_kept_for_a_while(redis):
     """Stock RQ writes the due time first and the job later."""
     job = rqjobs.enqueue_in(60, sample_jobs.ok)
     redis.hset(job.key, "status", "canceled")
@@ -73,7 +73,7 @@ def test_a_canceled_job_is_not_promoted_and_a_missing_one_has_a_grace(redis):
     )
 
 
-def test_ids_without_a_job_hold_up_nothing_however_many_they_are(redis):
+def test_any_number_of_ids_without_a_job_delays_no_job(redis):
     """A thousand of them would have filled every look for a minute."""
     job = rqjobs.enqueue_in(60, sample_jobs.ok)
     due(redis, job)
@@ -157,7 +157,7 @@ def test_the_retry_of_a_failed_job_is_announced_to_the_scheduler_with_its_outcom
     channel.close()
 
 
-def test_a_delayed_job_is_given_another_time_or_canceled(redis):
+def test_a_delayed_job_is_rescheduled_or_canceled(redis):
     first, second = (
         rqjobs.enqueue_in(60, sample_jobs.ok, 1),
         rqjobs.queue("low").enqueue_in(timedelta(minutes=2), sample_jobs.ok),
@@ -184,7 +184,7 @@ def test_a_delayed_job_is_given_another_time_or_canceled(redis):
 @pytest.mark.parametrize(
     "when", [float("nan"), float("inf"), True, "soon", 6e20, timedelta.max, datetime.max]
 )
-def test_what_is_no_time_moves_no_delayed_job(redis, when):
+def test_an_invalid_time_reschedules_no_job(redis, when):
     job = rqjobs.enqueue_in(60, sample_jobs.note)
     before = redis.zscore("rq:scheduled:default", job.id)
     with pytest.raises(ValueError, match="is no time for a job"):
@@ -192,7 +192,7 @@ def test_what_is_no_time_moves_no_delayed_job(redis, when):
     assert redis.zscore("rq:scheduled:default", job.id) == before
 
 
-def test_many_at_once_by_many_schedulers_come_once_each(redis):
+def test_many_due_jobs_with_many_schedulers_run_once_each(redis):
     jobs = rqjobs.enqueue_many([(sample_jobs.ok, n) for n in range(3000)])
     redis.delete("rq:queue:default")
     now = time.time()
@@ -264,7 +264,7 @@ def test_a_failed_run_does_not_end_a_repeat_and_its_retries_come_first(redis, re
     assert not audit.audit(redis).breaches
 
 
-def test_to_stop_a_repeating_job_ends_its_chain(redis, worker, eventually):
+def test_stopping_a_repeating_job_ends_its_repeats(redis, worker, eventually):
     worker()
     job = rqjobs.enqueue(sample_jobs.hang, "gate", repeat=Repeat(times=3, interval=100))
     eventually(lambda: redis.llen("gate:reached"))
@@ -319,7 +319,7 @@ def test_a_worker_without_the_lock_takes_it_when_the_other_goes(worker, redis, e
     assert second.poll() is None
 
 
-def test_one_holder_a_queue_and_a_stock_scheduler_respects_it(redis):
+def test_each_queue_has_one_scheduler_and_a_stock_scheduler_respects_it(redis):
     ours = Scheduler(["default", "low"], connection=redis)
     assert ours.acquire_locks() == {"default", "low"}
     stock = RQScheduler(["default"], connection=redis)
@@ -331,7 +331,7 @@ def test_one_holder_a_queue_and_a_stock_scheduler_respects_it(redis):
 
 
 @pytest.mark.parametrize("delay", [0, 2])
-def test_burst_promotes_what_is_due_and_leaves_the_lock(worker, redis, delay):
+def test_burst_promotes_due_jobs_and_releases_the_lock(worker, redis, delay):
     job = rqjobs.enqueue_in(60 * delay, sample_jobs.ok)
     rqjobs.Worker(["default"]).work(burst=True, with_scheduler=True, logging_level="WARNING")
     assert job.get_status() == (JobStatus.SCHEDULED if delay else JobStatus.FINISHED)

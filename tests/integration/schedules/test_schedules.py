@@ -39,7 +39,7 @@ def ids(queue="default"):
     return rqjobs.queue(queue).job_ids
 
 
-def test_a_tick_makes_one_job_whose_id_names_it(redis):
+def test_a_tick_makes_one_job_with_the_tick_in_its_id(redis):
     made = schedules.add("hourly", every(hours=1), sample_jobs.note, "a", number=2, job_timeout=33)
     assert (made.name, made.function, made.queue, made.state, made.source) == (
         "hourly",
@@ -75,7 +75,7 @@ def test_a_tick_makes_one_job_whose_id_names_it(redis):
     assert not audit.audit(redis).breaches
 
 
-def test_its_job_is_as_an_enqueued_one(redis):
+def test_a_schedule_s_job_equals_an_enqueued_one(redis):
     enqueued = rqjobs.enqueue(
         sample_jobs.urgent, 5, retry=Retry(max=2, interval=[1, 2]), meta={"a": 1}, ttl=500
     )
@@ -101,7 +101,7 @@ def test_its_job_is_as_an_enqueued_one(redis):
 @pytest.mark.parametrize(
     ("missed", "count", "lost"), [("once", 1, 5), ("all", 6, 0), ("skip", 0, 6)]
 )
-def test_ticks_that_were_missed(redis, missed, count, lost):
+def test_missed_ticks(redis, missed, count, lost):
     schedules.add("hourly", every(hours=1, missed=missed), sample_jobs.note)
     back(redis, "hourly", 6 * 3600)
     ticker.run_due(redis)
@@ -121,7 +121,7 @@ def test_skip_makes_a_job_of_each_tick_that_is_at_most_ten_seconds_late():
     assert 600 not in ticker.due_ticks(shaken, "shaken", 600, due + 10.1)[0]
 
 
-def test_skip_counts_what_makes_no_job(redis):
+def test_skip_counts_ticks_that_make_no_job(redis):
     schedules.add("quick", every(seconds=5, missed="skip"), sample_jobs.note)
     back(redis, "quick", 60)
     ticker.run_due(redis)
@@ -133,7 +133,7 @@ def test_skip_counts_what_makes_no_job(redis):
     )
 
 
-def test_what_takes_long_goes_on_at_the_next_look(redis):
+def test_a_long_run_continues_at_the_next_call(redis):
     """A clock that was blocked for seconds lost its locks, and moved no delayed job."""
     for name in ("first", "second"):
         schedules.add(name, cron("* * * * *"), sample_jobs.note)
@@ -143,7 +143,7 @@ def test_what_takes_long_goes_on_at_the_next_look(redis):
     assert len(ids()) == 2 and schedules.get("second").missed == MISSED_MAX_TICKS
 
 
-def test_all_makes_up_for_a_thousand_at_most(redis):
+def test_all_catches_up_on_at_most_a_thousand_ticks(redis):
     schedules.add("busy", every(minutes=1, missed="all"), sample_jobs.note)
     back(redis, "busy", 60 * 1500)
     ticker.run_due(redis)
@@ -157,7 +157,7 @@ def test_all_makes_up_for_a_thousand_at_most(redis):
 
 
 @pytest.mark.parametrize("status", ["queued", "started", "scheduled", "deferred"])
-def test_no_overlap_while_a_job_before_has_not_ended(redis, status):
+def test_no_overlap_while_an_earlier_job_has_not_ended(redis, status):
     schedules.add("alone", every(hours=1, overlap=False), sample_jobs.note)
     back(redis, "alone", 3600)
     ticker.run_due(redis)
@@ -178,7 +178,7 @@ def test_no_overlap_while_a_job_before_has_not_ended(redis, status):
     assert (found.made, found.overlapped) == (3, 1)
 
 
-def test_it_ends_after_its_times_and_at_its_end(redis):
+def test_a_schedule_ends_after_its_times_and_at_its_end(redis):
     schedules.add("twice", every(hours=1, times=2, missed="all"), sample_jobs.note)
     assert len(schedules.get("twice").upcoming(5)) == 2
     back(redis, "twice", 5 * 3600)
@@ -224,7 +224,7 @@ def test_another_jitter_moves_the_next_job_and_drops_no_tick(redis):
     assert found.due.timestamp() == pytest.approx(first + jitter(rule, "shaken", first), abs=0.01)
 
 
-def test_other_times_begin_anew_with_all_their_times(redis):
+def test_a_changed_rule_starts_over_with_all_its_times(redis):
     schedules.add("once", every(hours=1, times=1), sample_jobs.note)
     back(redis, "once", 3600)
     ticker.run_due(redis)
@@ -236,7 +236,7 @@ def test_other_times_begin_anew_with_all_their_times(redis):
     assert len(ids()) == 2 and schedules.get("once").state == "ended"
 
 
-def test_a_tick_is_made_once_however_many_tick_at_once(redis):
+def test_a_tick_makes_one_job_however_many_schedulers_run(redis):
     for number in range(20):
         schedules.add(f"s{number}", every(hours=1, missed="all"), sample_jobs.note)
         back(redis, f"s{number}", 5 * 3600)
@@ -249,7 +249,7 @@ def test_a_tick_is_made_once_however_many_tick_at_once(redis):
     assert {found.made for found in schedules.all()} == {5}
 
 
-def test_a_reply_that_was_lost_makes_no_second_job(redis):
+def test_a_lost_reply_makes_no_second_job(redis):
     found = schedules.add("cut", every(hours=1), sample_jobs.note)
     tick = back(redis, "cut", 3600)
     calls = [
@@ -271,7 +271,7 @@ def test_a_reply_that_was_lost_makes_no_second_job(redis):
     assert enqueue_ticks(redis, found, [(tick, "cut-2")], early) == changed
 
 
-def test_more_than_one_look_takes_are_dealt_with_in_several(redis, eventually):
+def test_many_due_schedules_are_run_in_several_calls(redis, eventually):
     for number in range(ticker.TICK_BATCH_SCHEDULES + 5):
         schedules.add(f"s{number}", every(hours=1), sample_jobs.note)
         back(redis, f"s{number}", 3600)
@@ -298,7 +298,7 @@ def test_pause_resume_and_run_now(redis):
     assert (run.job_id, run.tick, run.outcome, run.ended) == (job.id, None, "queued", None)
 
 
-def test_edit_changes_what_is_given_and_keeps_the_rest(redis):
+def test_edit_changes_the_given_parts_and_keeps_the_others(redis):
     schedules.add(
         "edited",
         every(hours=1),
@@ -344,7 +344,7 @@ def test_edit_changes_what_is_given_and_keeps_the_rest(redis):
     assert schedules.edit("edited", rule=every(minutes=20)).state == "paused"
 
 
-def test_adding_it_again_changes_nothing_or_what_differs(redis):
+def test_adding_a_schedule_again_changes_only_differences(redis):
     """A program that adds its schedules at each start: its second start was an error."""
     first = schedules.add("hourly", every(hours=1), sample_jobs.note, "a", number=2)
     back(redis, "hourly", 3600)
@@ -373,7 +373,7 @@ def test_adding_it_again_changes_nothing_or_what_differs(redis):
         schedules.add("hourly", every(hours=1), sample_jobs.note)
 
 
-def test_equal_sets_are_one_argument(redis):
+def test_equal_sets_are_equal_arguments(redis):
     """They come in the order in which they were filled, or that of another process's hashes."""
     one, other = {0, 8}, {8, 0}
     assert list(one) != list(other)
@@ -381,7 +381,7 @@ def test_equal_sets_are_one_argument(redis):
     assert schedules.add("sets", every(hours=1), sample_jobs.note, other).revision == first.revision
 
 
-def test_one_that_the_code_declares_is_taken_over_only_when_it_is_declared_no_more(redis):
+def test_add_replaces_a_declared_schedule_only_when_it_is_undeclared(redis):
     schedules.add("hourly", every(hours=1), sample_jobs.note)
     redis.hset("rqjobs:schedule:hourly", "source", "code")
     with pytest.raises(ScheduleError, match="is declared in the code: change it there"):
@@ -392,7 +392,7 @@ def test_one_that_the_code_declares_is_taken_over_only_when_it_is_declared_no_mo
     assert (found.source, found.state) == ("added", "active") and found.due == found.next
 
 
-def test_programs_that_add_it_at_once_leave_one_of_theirs(redis):
+def test_programs_that_add_a_schedule_at_once_leave_one_of_theirs(redis):
     rules = [every(hours=hours) for hours in range(1, 9)]
     errors = []
 
@@ -412,7 +412,7 @@ def test_programs_that_add_it_at_once_leave_one_of_theirs(redis):
     assert not errors and found.rule in rules and found.args == [found.rule.seconds]
 
 
-def test_remove_leaves_its_jobs_and_nothing_else_and_a_second_one_makes_no_old_id(redis):
+def test_remove_leaves_only_the_jobs_and_a_new_schedule_reuses_no_id(redis):
     rule = every(hours=1)
     schedules.add("gone", rule, sample_jobs.note)
     back(redis, "gone", 3600)
@@ -462,14 +462,14 @@ def test_remove_leaves_its_jobs_and_nothing_else_and_a_second_one_makes_no_old_i
         ),
     ],
 )
-def test_what_cannot_be_is_refused_and_nothing_is_stored(redis, make, error):
+def test_an_invalid_schedule_is_refused_and_not_stored(redis, make, error):
     schedules.add("taken", every(hours=1), sample_jobs.note)
     with pytest.raises(error):
         make()
     assert [found.name for found in schedules.all()] == ["taken"]
 
 
-def test_runs_are_remembered_with_their_outcomes_after_the_jobs_are_gone(worker, redis, eventually):
+def test_runs_keep_their_outcomes_after_the_jobs_are_gone(worker, redis, eventually):
     worker()
     schedules.add("good", every(hours=1), sample_jobs.note, result_ttl=1)
     schedules.add("bad", every(hours=1), sample_jobs.boom)
@@ -490,7 +490,7 @@ def test_runs_are_remembered_with_their_outcomes_after_the_jobs_are_gone(worker,
     assert schedules.runs("good")[0].outcome in ("unknown", "finished")
 
 
-def test_what_a_stranger_wrote_stops_no_other_schedule(redis):
+def test_foreign_data_stops_no_other_schedule(redis):
     schedules.add("fine", every(hours=1), sample_jobs.note)
     schedules.add("broken", every(hours=1), sample_jobs.note)
     schedules.add("jobless", every(hours=1), sample_jobs.note)
@@ -550,7 +550,7 @@ def test_a_key_of_the_wrong_type_repeats_no_tick_and_stops_no_other(redis, key, 
     )
 
 
-def test_names_that_are_no_text_stop_no_schedule_and_are_told_once(redis, caplog):
+def test_names_that_are_not_text_stop_no_schedule_and_are_logged_once(redis, caplog):
     schedules.add("fine", every(hours=1), sample_jobs.note)
     back(redis, "fine", 3600)
     redis.zadd(SCHEDULES, {b"\xff%d" % number: 1 for number in range(ticker.TICK_BATCH_SCHEDULES)})

@@ -77,7 +77,7 @@ def states():
     return {found.name: found.state for found in schedules.all()}
 
 
-def test_what_a_module_declares(sample_schedules):
+def test_the_declarations_of_a_module(sample_schedules):
     found = {one["name"]: one for one in declared.declarations()}
     assert set(found) == {
         "sample_schedules-pulse",
@@ -90,7 +90,7 @@ def test_what_a_module_declares(sample_schedules):
     assert "0 6 * * mon-fri" in early["rule"] and "'early'" in early["fields"]["description"]
 
 
-def test_two_declared_with_one_name_are_refused(settings, sample_schedules, monkeypatch):
+def test_two_declarations_of_one_name_are_refused(settings, sample_schedules, monkeypatch):
     import sample_schedules as module
 
     monkeypatch.setattr(
@@ -117,9 +117,7 @@ def test_declared_schedules_follow_the_code(redis, version):
     assert schedules.get("a").next == first.next and schedules.get("b").rule.seconds == 3 * 3600
 
 
-def test_in_a_rolling_deploy_the_version_that_started_last_is_right_and_none_takes_away_the_others(
-    redis, version
-):
+def test_in_a_rolling_deploy_the_last_started_version_decides(redis, version):
     old = version("old", {"kept": every(hours=1), "dropped": every(hours=1)})
     version("new", {"kept": every(hours=2), "added": every(hours=1)})
     revision = schedules.get("kept").revision
@@ -136,7 +134,7 @@ def test_in_a_rolling_deploy_the_version_that_started_last_is_right_and_none_tak
     assert states() == {"kept": "active", "dropped": "undeclared", "added": "active"}
 
 
-def test_what_no_worker_declares_rests_and_goes_on_where_it_was(redis, version):
+def test_an_undeclared_schedule_stops_and_continues_where_it_was(redis, version):
     version("shop", {"daily": every(hours=1, missed="all")})
     leases.end_lease(redis, "shop")
     declared.reconcile(redis)
@@ -160,7 +158,9 @@ def test_what_no_worker_declares_rests_and_goes_on_where_it_was(redis, version):
     )
 
 
-def test_a_pause_outlives_a_deploy_and_what_is_gone_is_forgotten_after_a_day(redis, version):
+def test_a_pause_survives_a_deploy_and_an_undeclared_schedule_is_deleted_after_a_day(
+    redis, version
+):
     version("w1", {"a": every(hours=1)})
     schedules.pause("a")
     version("w2", {"a": every(hours=2)}, args=["changed"])
@@ -182,13 +182,13 @@ def test_a_pause_outlives_a_deploy_and_what_is_gone_is_forgotten_after_a_day(red
     assert states() == {} and not redis.keys("rqjobs:schedule:*")
 
 
-def test_a_declared_one_does_not_take_the_place_of_one_that_was_added(redis, version):
+def test_a_declaration_does_not_replace_an_added_schedule(redis, version):
     schedules.add("mine", every(hours=1), sample_jobs.note, "by hand")
     version("w1", {"mine": every(hours=2)})
     assert (schedules.get("mine").source, schedules.get("mine").args) == ("added", ["by hand"])
 
 
-def test_a_worker_runs_what_its_code_declares_and_another_goes_on_when_it_is_killed(
+def test_a_worker_runs_its_declared_schedules_and_another_takes_over(
     redis, worker, kill, eventually
 ):
     env = {"RQJOBS_MODULES": "sample_schedules"}
@@ -210,9 +210,7 @@ def test_a_worker_runs_what_its_code_declares_and_another_goes_on_when_it_is_kil
     eventually(lambda: not audit.audit(redis).breaches)
 
 
-def test_a_worker_whose_declared_schedule_cannot_be_says_so_and_does_not_start(
-    spawn, redis, tmp_path
-):
+def test_a_worker_with_an_impossible_declaration_does_not_start(spawn, redis, tmp_path):
     (tmp_path / "broken.py").write_text(
         "from rqjobs import cron\n@cron('0 25 * * *')\ndef job():\n    pass\n"
     )
@@ -236,7 +234,7 @@ def holder(redis, key):
 
 
 @pytest.mark.slow
-def test_ten_schedulers_and_a_hundred_takeovers_double_nothing_and_lose_nothing(
+def test_ten_schedulers_with_a_hundred_takeovers_neither_lose_nor_double_a_job(
     spawn, redis, kill, eventually
 ):
     locks = [
@@ -286,7 +284,7 @@ def test_ten_schedulers_and_a_hundred_takeovers_double_nothing_and_lose_nothing(
             process.wait(20)
 
 
-def test_a_declaration_that_cannot_be_read_stops_no_other(redis, version):
+def test_an_unreadable_declaration_does_not_stop_the_others(redis, version):
     """A newer version of ours may know of parts that this one does not."""
     words = json.loads(
         version("w1", {"a": every(hours=1), "b": every(hours=1), "c": every(hours=1)})
@@ -312,7 +310,9 @@ def test_a_declaration_that_cannot_be_read_stops_no_other(redis, version):
         b"\xff",
     ],
 )
-def test_what_is_no_declaration_is_told_once_and_takes_nothing_away(redis, version, words, caplog):
+def test_foreign_data_among_the_declarations_is_logged_once_and_removes_no_schedule(
+    redis, version, words, caplog
+):
     said = version("w1", {"a": every(hours=1)})
     leases.renew_lease(redis, "w2", {"pid": 1})
     redis.hset("rqjobs:schedules:declared", mapping={"w1": words, "w2": said.replace('"a"', '"b"')})
