@@ -22,7 +22,7 @@ from rqjobs.dev import redis_server
 
 TESTS = Path(__file__).parent
 LOADED = 4  # times as long as a test allows does it wait before it fails: the machine may be busy with other things
-sys.path.insert(0, str(TESTS))
+sys.path[:0] = [str(TESTS), str(TESTS / "faults")]  # helpers, and the proxy
 
 
 def pytest_addoption(parser):
