@@ -1,1 +1,4 @@
-"""The broker: every state change of a job is one Lua script, and only these modules call them."""
+"""The broker: Redis keys, and the moves of jobs, each of which is one Lua script.
+
+RQ's own code makes a few moves, such as `Job.cancel`, in one transaction each.
+"""

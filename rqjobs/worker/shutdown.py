@@ -5,8 +5,8 @@
    the worker.
 2. The parent spawns no further horse. It releases prefetched jobs: they return to the front of
    their queues (`Supervisor._release_prefetched`).
-3. The parent stops the scheduler, and asks the horse to stop after its current job
-   (`_ask_horse_to_stop`). An idle horse exits at once.
+3. The parent asks the horse to stop after its current job (`_ask_horse_to_stop`), and stops the
+   scheduler. An idle horse exits at once.
 4. RQJOBS_SHUTDOWN_TIMEOUT seconds after the first signal, or at a second signal, the parent kills
    the horse (`_continue_shutdown`). Its job returns to its queue and runs again; this is not
    counted as a crash. RQ's worker-pool and the terminal may both send one signal, so a second one

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -10,7 +11,8 @@ from pathlib import Path
 import rqjobs
 
 PACKAGE = Path(rqjobs.__file__).parent
-LAYERS = (  # a module imports what stands in a lower layer, or in its own
+INTERNALS = Path(__file__).parents[2] / "docs" / "internals.md"
+LAYERS = (  # a module imports what stands above it, or in its own layer
     {"texts", "config", "processes", "times", "logs", "conversion"},
     {"instrumentation", "inherited_resources"},
     {"connection"},
@@ -72,6 +74,12 @@ def test_imports_go_down_only():
         and not (module == "" and other == "web")  # its `if TYPE_CHECKING`
     ]
     assert not wrong
+
+
+def test_the_internals_page_lists_the_layers():
+    lines = re.findall(r"^[0-9]+\. .*", INTERNALS.read_text(encoding="utf-8"), flags=re.M)
+    listed = [set(re.findall(r"`(\w+)/?`", line)) for line in lines]
+    assert listed == [{room or "__init__" for room in rooms} for rooms in LAYERS]
 
 
 def test_there_is_no_circle():
