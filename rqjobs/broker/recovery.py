@@ -1,6 +1,6 @@
-"""Recovery: the claims of a dead worker, poison jobs, and the dependents of ended jobs.
+"""Recovery: takes jobs back from dead workers, fails poison jobs, and enqueues dependents.
 
-`transitions` lists all functions that put a job back into its queue.
+`transitions` lists all ways in which a job enters its queue again.
 """
 
 from __future__ import annotations

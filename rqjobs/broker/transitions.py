@@ -1,6 +1,6 @@
 """The transitions of a job. Each is one atomic script in `lua/`.
 
-A job goes back into its queue for several reasons, and each has its own function:
+A job enters its queue again for several reasons, and each has its own function:
 
     claimed, but not started   release_all, release_tokens, release_unknown   release.lua
     worker or horse died       recovery.reclaim                               reclaim.lua
@@ -8,9 +8,11 @@ A job goes back into its queue for several reasons, and each has its own functio
     failed, and requeued       requeue                                        requeue.lua
     delayed, and due now       promote                                        promote_due.lua
     waited for other jobs      recovery.enqueue_dependents             enqueue_dependents.lua
+    retried or repeated        RQ's own code, recorded by settlement          settle.lua
 
-Released and recovered jobs return to the front, because they had been first. An adopted job beyond
-a claim's maximum is put back by the claim itself (claim.lua).
+Released, reclaimed and recovered jobs return to the front, because they had been first. A job that
+crashed its process waits in the scheduled set first. If a claim finds more jobs in the worker's
+claims than it may take, it puts the rest back itself (claim.lua).
 """
 
 from __future__ import annotations
@@ -223,8 +225,8 @@ def settle_arguments(
 def failure_writes(
     claim: Claim, worker: str, message: str, status: str = "failed"
 ) -> list[tuple[Any, ...]]:
-    """The writes that fail (or stop) a job for a reason of our own. The last one stores the
-    message.
+    """The writes that mark a job as failed (or stopped) for a reason of our own. The last one
+    stores the message.
     """
     failure_ttl = decode(claim.fields.get(b"failure_ttl") or b"")
     ttl = DEFAULT_FAILURE_TTL
@@ -454,7 +456,7 @@ def delete_failed(connection: redis.Redis, job_id: str) -> None:
 class Promotion(NamedTuple):
     """The result of one promotion step. Times are Unix seconds by Redis's clock.
 
-    `moved` counts jobs; `kept` counts due ids without a job, which stay for now. `full` is True if
+    `moved` counts jobs; `kept` counts due ids that have no job yet; they stay in the set. `full` is True if
     more jobs may be due. `next` is the next due time.
     """
 

@@ -146,7 +146,7 @@ def edit(
 ) -> Schedule:
     """Change the given parts of a schedule and keep the others.
 
-    A schedule with other ticks starts now; with the same ticks it continues. Another `function`
+    If the edit changes the ticks, the schedule starts again now; else it keeps its next tick. Another `function`
     starts with its own queue and without the options of the old one.
 
     Raises:

@@ -134,7 +134,8 @@ class Horse:
         """Claim a batch of jobs; none if the parent asks to stop. None while RQ is suspended."""
         worker = self.worker
         while not self.state.stop:
-            # Should the acks fail, these jobs are not to be adopted as new ones.
+            # Their outcomes are not confirmed, so they are in the claims still. The claim would
+            # return them as unknown jobs.
             held = [ack.claim.job_id for ack in self.acks.pending]
             arguments = transitions.claim_arguments(
                 worker.name, self._queue_names(), self._batch_size(), held, worker.process
@@ -196,7 +197,9 @@ class Horse:
         except _StopRequested:
             return None
         except Exception:
-            if self.acks.pending:  # it counts as a crash of this job, or it would go on for ever
+            if self.acks.pending:
+                # The horse ends here. This counts as a crash of the job, so that a job whose
+                # outcome cannot be stored fails at last.
                 self.worker.claim = self.acks.pending[-1].claim
                 self.worker.report(HorsePhase.SETTLING)
             raise
@@ -214,6 +217,7 @@ class Horse:
             self.state.away = 0.0
             if self.listener.all_unblocked(replies[: len(unblock)]):
                 return replies[-1] if command else None
+            # A pop that had not ended may have delivered a job after the command, so ask again.
 
     def _wait_before_retry(self, error: Exception, failures: int, seconds: float) -> None:
         # A master that refuses writes may have become a replica; a new connection finds the master.
@@ -255,7 +259,8 @@ class Horse:
             self._run_and_time(claim)
             if not prefetched:
                 return
-            if self.acks.has_unsent:  # a slow job next would delay the outcome, and repeat the job
+            # Else a slow next job would delay this outcome; if the horse died, the job would repeat.
+            if self.acks.has_unsent:
                 self._flush_acks()
             if time.monotonic() - began > MAX_PREFETCH_WAIT_SECONDS:
                 self._release_prefetched()
@@ -274,7 +279,7 @@ class Horse:
         began = time.monotonic()
         self._run_job(claim)
         seconds = time.monotonic() - began
-        # One wait for a processor does not make the jobs slow ones.
+        # A single slow measurement may be a wait for a processor.
         seconds = min(seconds, 4 * self.seconds_per_job)
         self.seconds_per_job += (seconds - self.seconds_per_job) / 5
 

@@ -38,7 +38,7 @@ from rqjobs.worker.finisher import HorseDeath
 from rqjobs.worker.shared_state import HorseSnapshot
 from rqjobs.worker.supervisor import Supervisor
 
-# A second signal within this time is the same one: worker-pool and the terminal both send it.
+# A second signal within this time is a duplicate: worker-pool and the terminal both send it.
 DUPLICATE_SIGNAL_SECONDS = 1.0
 # Time after RQJOBS_SHUTDOWN_TIMEOUT to release the claims and to unregister.
 UNREGISTER_SECONDS = 4
@@ -205,7 +205,8 @@ class ShutdownMixin(Supervisor):
     def _exit_at_hard_limit(self, number: int, frame: Any) -> None:
         """The handler of SIGALRM.
 
-        It raises once: one command may wait for ten seconds, and to unregister takes many.
+        It interrupts the command in progress, once. Each of the many commands that unregister the
+        worker could wait for ten seconds.
         """
         if not self._is_past_hard_limit:
             self._is_past_hard_limit = True

@@ -49,8 +49,8 @@ UNRESPONSIVE_SECONDS = 4 * leases.HEARTBEAT_SECONDS
 UNRESPONSIVE_SETTLING_SECONDS = 3 * UNRESPONSIVE_SECONDS
 # How much a horse may grow without RQJOBS_MAX_MEMORY_PER_CHILD.
 GROWTH_BYTES = 2**30
-# A horse that grew by that within fewer jobs has loaded what its jobs need; the next one may grow
-# by twice as much.
+# A horse that reaches its growth limit within fewer jobs loads libraries, and does not leak. The
+# limit is doubled.
 GROWTH_MIN_JOBS = 100
 # No horse is spawned while this many finishers run: handlers that hang would fill the machine.
 MAX_FINISHERS = 4

@@ -1,20 +1,23 @@
--- Claim jobs for a worker: first the unknown ones in its claims, then new ones from its queues.
+-- Claim jobs for a worker: first those that Redis has put into its claims and that it does not know
+-- of (a blocking pop delivered them, or a reply was lost), then new ones from its queues.
 --
 -- KEYS  1 rqjobs:claims:<worker>   2 rqjobs:leases   then the queues in order of priority
 -- ARGV  1 worker   2 maximum number of jobs   3 now, as RQ writes it
 --       4 traceback for a job that cannot be read   5 RQ's default failure_ttl
 --       6 a prefix for tokens, never used before   7 the worker's process, or ""
 --       then the known ids: the claimed jobs that the worker is aware of
--- Promise: every id that leaves a queue is in the claims, unless its job was gone, had ended, was
--- claimed already, was enqueued again elsewhere, or could not be read (then it has failed). An
--- unknown job in the claims is returned with a fresh token, so a lost reply loses no job; beyond the
--- maximum it returns to the front of its queue. A job under which a process died is claimed alone.
--- Nothing is claimed without a live lease, for a name that belongs to another process by now, or
--- while RQ is suspended.
+-- Promise:
+--   Every id that leaves a queue is in the claims. Left out are jobs that are gone, have ended, are
+--   claimed already, or were enqueued again elsewhere. A job that cannot be read fails.
+--   An unknown job in the claims is returned with a fresh token, so a lost reply loses no job. If
+--   the maximum is reached, it returns to the front of its queue.
+--   A job under which a process died is claimed alone.
+--   Nothing is claimed without a live lease, for a name that another process has taken over, or
+--   while RQ is suspended.
 -- Returns {"ok", {id, queue, token, {field, value, …}}, …}, or {"no lease"}, or {"suspended"}.
 
 local claims, leases = KEYS[1], KEYS[2]
-local worker, room, iso = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local worker, places_left, now_text = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local unreadable_traceback, default_ttl = ARGV[4], ARGV[5]
 local token_prefix, process = ARGV[6], ARGV[7]
 local known = {}
@@ -32,20 +35,22 @@ local FIELDS = {status = true, data = true, origin = true, rqjobs_token = true,
 local ENDED = {canceled = true, finished = true, failed = true, stopped = true}
 local claimed = {}  -- the jobs of the reply
 
--- Whether the job is in another place than the one where its id was found: a queue, or (nil) the
--- claims. This needs an earlier life of the job. The hash of a new job has no worker_name.
+-- Whether the job is in another place than the one where its id was found: `queue`, or (nil) the
+-- claims. Only an id that was enqueued before can be elsewhere.
 local function is_elsewhere(id, job, queue)
-  if job.status ~= 'queued' or not queue then
-    return (job.status ~= 'queued' or job.has_worker_name)
-      and is_in_place(id, job.origin, job.status)
+  if queue and job.status == 'queued' then
+    return job.origin and job.origin ~= queue and is_in_place(id, job.origin, job.status)
   end
-  return job.origin and job.origin ~= queue and is_in_place(id, job.origin, job.status)
+  -- A job that has never run has no worker_name. Its queue need not be searched.
+  if job.status == 'queued' and not job.has_worker_name then return false end
+  return is_in_place(id, job.origin, job.status)
 end
 
--- Read a job. Returns the fields needed here, or a `reason` to skip it. An id that was pushed twice
--- may already be claimed, by another worker or (unless it was found in a queue) by this one. A
--- queued job that is claimed has been enqueued again since.
+-- Read a job. Returns the fields needed here, or a `reason` to skip it. An id may have been pushed
+-- twice, so the job may be claimed already: by another worker or, if the id was found in a queue,
+-- by this one. If a claimed job's status is "queued", the job was enqueued again after the claim.
 local function inspect(id, queue)
+  local me = not queue and worker  -- false: this worker counts as another one
   local is_id = #id <= 255 and not string.find(id, '[^%w_-]')  -- RQ's rule for ids
   local fields = is_id and redis.pcall('HGETALL', 'rq:job:' .. id)
   if not is_id or fields.err then return {reason = 'unreadable'} end
@@ -63,19 +68,19 @@ local function inspect(id, queue)
   elseif is_elsewhere(id, job, queue) then
     job.reason = 'elsewhere'
   elseif (job.status == 'started' or not queue)
-      and is_held_by_another(id, not queue and worker, job.rqjobs_token, job.worker_name) then
+      and is_held_by_another(id, me, job.rqjobs_token, job.worker_name) then
     job.reason = 'claimed'
   end
   return job
 end
 
--- Mark a job in the claims as started, in RQ's own fields, and add it to the reply. A stock client
--- that enqueued the job again has left traces of the job's earlier life, which are removed. Returns
--- the job's member of rq:wip.
+-- Mark a job in the claims as started, in RQ's own fields, and add it to the reply. If plain RQ
+-- enqueued the id again, its old claim and its old registry entries are removed. Returns the job's
+-- member of rq:wip.
 local function start(id, queue, job, was_queued)
   local token = token_prefix .. string.format('%02x', #claimed + 1)
-  redis.call('HSET', 'rq:job:' .. id, 'status', 'started', 'started_at', iso,
-    'last_heartbeat', iso, 'worker_name', worker, 'rqjobs_token', token)
+  redis.call('HSET', 'rq:job:' .. id, 'status', 'started', 'started_at', now_text,
+    'last_heartbeat', now_text, 'worker_name', worker, 'rqjobs_token', token)
   if was_queued and job.rqjobs_token then
     drop_refused('rqjobs:claims:' .. (job.worker_name or ''), job.origin or queue, id,
       job.rqjobs_token, {token, nil, nil, nil, worker})
@@ -86,24 +91,24 @@ local function start(id, queue, job, was_queued)
   if job.origin ~= queue then redis.call('HSET', 'rq:job:' .. id, 'origin', queue) end
   redis.call('PERSIST', 'rq:job:' .. id)
   claimed[#claimed + 1] = {id, queue, token, job.fields}
-  room = job.rqjobs_crashes and 0 or room - 1
+  places_left = job.rqjobs_crashes and 0 or places_left - 1  -- 0 ends the claim
   return id .. ':' .. token
 end
 
 -- Take over an unknown job in the claims: a blocking pop delivered it, or the reply to an earlier
--- claim was lost. Returns the job if there is no room for it.
+-- claim was lost. Returns the job if the maximum is reached.
 local function adopt(id)
   local job = inspect(id)
   local queue = job.origin
   local lost_token = queue and job.rqjobs_token
   if not queue and not job.reason then job.reason = 'unreadable' end
-  if not job.reason and (room == 0 or job.rqjobs_crashes and #claimed > 0) then
+  if not job.reason and (places_left == 0 or job.rqjobs_crashes and #claimed > 0) then
     return {id = id, queue = queue, token = lost_token}
   end
   if not job.reason then
     redis.pcall('ZADD', 'rq:wip:' .. queue, '+inf', start(id, queue, job))
   elseif job.reason == 'unreadable' then
-    fail_job(queue or 'default', id, worker, unreadable_traceback, iso, default_ttl)
+    fail_job(queue or 'default', id, worker, unreadable_traceback, now_text, default_ttl)
   end
   if job.reason then redis.call('LREM', claims, 0, id) end
   if lost_token and job.reason ~= 'claimed' then
@@ -134,10 +139,10 @@ local function choose(queue, ids)
     local job = chosen.jobs[id] and {reason = 'claimed'} or inspect(id, queue)
     if job.rqjobs_crashes and not job.reason then  -- to be claimed alone
       if #claimed + #chosen.ids > 0 then
-        room = 0
+        places_left = 0
         break
       end
-      room = 1
+      places_left = 1
     end
     chosen.count = chosen.count + 1
     if job.reason == 'unreadable' then
@@ -145,7 +150,7 @@ local function choose(queue, ids)
     elseif not job.reason then
       table.insert(chosen.ids, id)
       chosen.jobs[id] = job
-      if #chosen.ids == room then break end
+      if #chosen.ids == places_left then break end
     end
   end
   return chosen
@@ -153,14 +158,14 @@ end
 
 local function claim_from(key)
   local queue = string.sub(key, 10)
-  while room > 0 do
-    local ids = redis.pcall('LRANGE', key, 0, room - 1)
+  while places_left > 0 do
+    local ids = redis.pcall('LRANGE', key, 0, places_left - 1)
     if #ids == 0 then return end  -- empty, or of the wrong type
     local chosen = choose(queue, ids)
     -- Both calls below of unpack are bounded by the maximum number of jobs.
     if #chosen.ids > 0 then redis.call('RPUSH', claims, unpack(chosen.ids)) end
     for _, id in ipairs(chosen.unreadable) do
-      fail_job(queue, id, worker, unreadable_traceback, iso, default_ttl)
+      fail_job(queue, id, worker, unreadable_traceback, now_text, default_ttl)
     end
     if chosen.count > 0 then redis.call('LTRIM', key, chosen.count, -1) end
     if #chosen.ids > 0 then

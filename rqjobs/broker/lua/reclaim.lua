@@ -1,4 +1,5 @@
 -- Take back every job that a dead worker, or a worker's dead horse, had claimed.
+-- All ways back into a queue are listed in transitions.py.
 --
 -- KEYS  1 rqjobs:claims:<worker>   2 rqjobs:leases   3 rqjobs:process:<worker>
 --       4 rq:worker:<worker>   5 rq:workers   then rq:workers:<queue> of each queue

@@ -1,4 +1,5 @@
 -- Put one job that stock RQ has lost back at the front of its queue.
+-- All ways back into a queue are listed in transitions.py.
 --
 -- KEYS  1 intermediate   2 scheduled   3 deferred   4 wip   5 queue   6 executions
 --       7 execution hash   8 rqjobs:leases   9 rq:worker:<owner>

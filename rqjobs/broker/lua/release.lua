@@ -1,4 +1,5 @@
 -- Put claimed jobs that have not begun back at the front of their queues, in order.
+-- All ways back into a queue are listed in transitions.py.
 --
 -- KEYS  1 rqjobs:claims:<worker>   2 rqjobs:process:<worker>
 -- ARGV  1 which: "all" (the worker runs none of them), "unknown" (jobs that a blocking pop

@@ -1,4 +1,5 @@
 -- Move one failed job back into its queue.
+-- All ways back into a queue are listed in transitions.py.
 --
 -- KEYS  1 job hash   2 queue   3 rq:queues   4 failed
 -- ARGV  1 job id   2 "front" or "back"   3 now, as RQ writes it
