@@ -448,9 +448,7 @@ def test_parent_killed_at_every_command_of_its_own(stage, after):
 
 
 @pytest.mark.parametrize("after", [False, True])
-def test_a_kill_between_the_failure_of_a_job_and_the_enqueueing_of_its_dependents(
-    stage, redis, after
-):
+def test_a_kill_before_the_dependents_of_a_failed_job_are_enqueued(stage, redis, after):
     stage = stage()
     stage.start()
     stage.file = stage.folder / "child"

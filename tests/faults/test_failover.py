@@ -162,7 +162,7 @@ def test_a_failover_under_a_running_job(cluster, worker, eventually, tmp_path):
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_failover_while_jobs_pour_through(cluster, worker, eventually, how):
+def test_a_failover_under_a_stream_of_jobs(cluster, worker, eventually, how):
     """All jobs end; those of whose outcome the replica had not heard yet run again. A master that was only frozen comes
     back, and believes itself to be one for a while; nobody listens to it."""
     master, replica, _ = cluster.clients

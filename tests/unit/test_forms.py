@@ -253,7 +253,7 @@ def test_default_inputs_are_read_as_the_defaults(function):
     assert {name: bound.arguments[name] for name in wanted} == wanted
 
 
-def test_controls():
+def test_each_annotation_has_its_form_control():
     assert [field.widget.control for field in form_fields(times)] == [
         "datetime-local",
         "date",

@@ -82,7 +82,7 @@ def test_the_internals_page_lists_the_layers():
     assert listed == [{room or "__init__" for room in rooms} for rooms in LAYERS]
 
 
-def test_there_is_no_circle():
+def test_imports_have_no_circle():
     graph = {
         module: {other for node in tree.body for other in imported(node)} - {module}
         for module, tree in MODULES.items()
@@ -90,7 +90,7 @@ def test_there_is_no_circle():
     assert list(TopologicalSorter(graph).static_order())  # raises CycleError
 
 
-def test_no_import_hides_in_a_function():
+def test_no_function_imports_a_module_of_the_package():
     hidden = [
         f"{module}.{function.name}"
         for module, tree in MODULES.items()

@@ -98,9 +98,7 @@ def test_the_rights_that_the_readme_names_are_enough(user, start, eventually):
     assert "may not use channels" not in process.output() and "NOPERM" not in process.output()
 
 
-def test_without_the_channels_everything_goes_on_and_each_process_says_so_once(
-    user, start, eventually
-):
+def test_without_channel_rights_jobs_run_and_each_process_logs_it_once(user, start, eventually):
     user(KEYS_ONLY)
     process = start()
     jobs = [

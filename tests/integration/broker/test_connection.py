@@ -174,7 +174,7 @@ def test_a_server_that_is_down_is_reported_in_a_few_seconds():
 
 
 @pytest.mark.parametrize("accepts", [True, False])
-def test_a_connect_without_an_answer_is_a_connection_error_after_one_timeout(accepts, monkeypatch):
+def test_a_connect_without_a_reply_fails_after_one_timeout(accepts, monkeypatch):
     """RQ's worker waits after a ConnectionError and quits after a TimeoutError.
 
     A Redis that accepts and is silent (stopped, or swapping) was worse: the check of the connection's health, which

@@ -139,7 +139,7 @@ def test_a_worker_whose_horse_is_alive_is_not_gone(redis, claim, lease):
     assert sweep.sweep(redis, force=True).requeued == [job.id], "the pid is somebody else's now"
 
 
-def test_a_worker_that_vanished_with_its_machine_is_found_when_its_lease_ends(
+def test_a_worker_whose_machine_died_is_found_when_its_lease_expires(
     redis, claim, lease, eventually
 ):
     """Its pid means nothing here, so nothing is provable before; the next sweep after takes back what it had."""
@@ -233,9 +233,7 @@ def test_old_crashes_and_those_of_unstarted_jobs_do_not_count(redis, claim, leas
     assert job.retries_left == 4, "the user's retries are his own"
 
 
-def test_the_dependents_of_a_poison_job_that_may_run_after_a_failure_are_enqueued(
-    redis, claim, lease
-):
+def test_dependents_that_allow_failure_are_enqueued_after_a_poison_job(redis, claim, lease):
     poison = rqjobs.enqueue(sample_jobs.ok)
     child = rqjobs.enqueue(sample_jobs.ok, depends_on=Dependency(jobs=[poison], allow_failure=True))
     redis.hset(poison.key, "rqjobs_crashes", f"{int(time.time())},{int(time.time())}")
@@ -245,9 +243,7 @@ def test_the_dependents_of_a_poison_job_that_may_run_after_a_failure_are_enqueue
     assert order() == [child.id]
 
 
-def test_dependents_of_a_poison_job_are_enqueued_even_if_the_worker_that_failed_it_dies(
-    redis, claim, lease
-):
+def test_poison_dependents_are_enqueued_when_the_sweeping_worker_dies(redis, claim, lease):
     """Failing the job and enqueueing its dependents are two steps; a death in between left them deferred for ever."""
     poison, strict = rqjobs.enqueue(sample_jobs.ok), rqjobs.enqueue(sample_jobs.ok)
     after = Dependency(jobs=[poison], allow_failure=True)
@@ -344,7 +340,7 @@ def test_an_orphan_that_has_ended_is_only_removed_from_the_registry(redis, claim
     assert order() == [] and redis.zcard("rq:wip:default") == 0 and job.get_status() == status
 
 
-def test_an_orphan_of_a_stock_worker_that_was_requeued_already_is_not_doubled(redis, stock_claim):
+def test_a_requeued_orphan_of_a_stock_worker_is_not_doubled(redis, stock_claim):
     """RQ's retry with an interval writes the scheduled set first: a death in between leaves the job in both."""
     job, second = rqjobs.enqueue_in(60, sample_jobs.ok), rqjobs.enqueue(sample_jobs.ok)
     stock_claim(job, "dead", status="scheduled")
@@ -451,7 +447,7 @@ def test_a_stray_is_requeued_when_it_is_seen_twice(redis, status):
 
 
 @pytest.mark.parametrize("place", ["finished", "failed", "canceled"])
-def test_an_ended_job_whose_status_was_overwritten_is_no_stray(redis, place):
+def test_an_ended_job_whose_status_was_overwritten_is_not_a_stray(redis, place):
     """A web view wrote the meta of a job with a stock client, and 65 s later the finished job ran again."""
     job = rqjobs.enqueue(sample_jobs.ok, job_timeout=1)
     stray(redis, job, idle=3600)
@@ -612,7 +608,7 @@ def test_the_search_for_strays_continues_where_it_ended(redis, monkeypatch):
     assert found == {job.id for job in jobs[::50]}
 
 
-def test_audit_names_a_job_in_two_places_and_one_that_is_there_twice(redis, claim):
+def test_audit_names_a_job_in_two_places_and_one_that_is_listed_twice(redis, claim):
     twice, both, fine = (rqjobs.enqueue(sample_jobs.ok, n) for n in range(3))
     redis.rpush("rq:queue:default", twice.id)
     redis.zadd("rq:scheduled:default", {both.id: 9e9})
@@ -624,7 +620,7 @@ def test_audit_names_a_job_in_two_places_and_one_that_is_there_twice(redis, clai
     assert found.places["default"]["queued"] == 4 and fine.id not in found.breaches
 
 
-def test_audit_remarks_on_orphans_and_on_jobs_behind_a_failed_one(redis, claim, lease):
+def test_audit_lists_orphans_and_jobs_deferred_behind_a_failed_job(redis, claim, lease):
     parent = rqjobs.enqueue(sample_jobs.ok)
     child = rqjobs.enqueue(sample_jobs.ok, depends_on=parent)
     redis.lrem("rq:queue:default", 0, parent.id)
@@ -706,7 +702,7 @@ def test_hostile_hashes_delay_neither_the_queue_nor_the_scheduler(redis, lease):
     assert redis.zcard("rq:failed:default") == 6
 
 
-def test_audit_names_an_ended_job_that_waits_somewhere(redis):
+def test_audit_names_an_ended_job_that_is_in_a_place(redis):
     job = rqjobs.enqueue_in(60, sample_jobs.ok)
     redis.hset(job.key, "status", "finished")
     assert audit.audit(redis, settle=0).breaches == {job.id: "finished, yet in: scheduled"}

@@ -74,7 +74,7 @@ def test_a_sweep_looks_only_at_queues_in_which_something_may_be_wrong(redis, man
     assert len(asked) < 30, asked
 
 
-def test_a_sweep_of_many_queues_gives_signs_of_life(redis, many, monkeypatch):
+def test_a_sweep_of_many_queues_reports_its_progress(redis, many, monkeypatch):
     monkeypatch.setattr(sweep, "SCAN_BATCH_KEYS", 100)
     signs = []
     sweep.sweep(redis, force=True, on_progress=lambda: signs.append(1))
@@ -110,7 +110,7 @@ def test_the_home_page_takes_at_most_eight_round_trips(redis, many, round_trips)
     assert len(asked) <= 8, asked
 
 
-def test_an_audit_asks_by_the_thousand(redis, many, round_trips):
+def test_audit_reads_a_thousand_jobs_per_command(redis, many, round_trips):
     rqjobs.enqueue_many([(sample_jobs.ok, number) for number in range(3000)])
     audit.audit(redis, settle=0)
     with round_trips() as asked:
@@ -178,7 +178,7 @@ def declare(redis, names):
     declared.publish_declarations(redis, "w1", json.dumps(words))
 
 
-def test_a_scheduler_that_has_nothing_to_do_reads_no_schedule_and_asks_once_for_all_queues(
+def test_an_idle_scheduler_reads_no_schedule_and_all_queues_in_one_command(
     redis, scheduler, round_trips
 ):
     """It read all of them each two seconds, and asked for each queue each second: delayed jobs were 8.7 s late."""
@@ -195,7 +195,7 @@ def test_a_scheduler_that_has_nothing_to_do_reads_no_schedule_and_asks_once_for_
     assert not [one for one in asked if "rqjobs:schedule:" in str(one)]
 
 
-def test_what_is_declared_or_was_removed_is_compared_at_once_and_a_stranger_s_change_after_a_while(
+def test_changes_of_declarations_are_seen_at_once_and_other_changes_later(
     redis, scheduler, monkeypatch
 ):
     schedules.add("mine", every(days=400), sample_jobs.note)
@@ -226,7 +226,7 @@ def ticker_look(scheduler):
     scheduler._run_due()
 
 
-def test_a_delayed_job_does_not_wait_until_thousands_of_schedules_are_compared(redis, scheduler):
+def test_a_delayed_job_does_not_wait_for_thousands_of_schedules(redis, scheduler):
     declare(redis, [f"s{number}" for number in range(1000)])
     scheduler._run_due()
     job = rqjobs.enqueue_in(0, sample_jobs.ok)

@@ -339,7 +339,7 @@ def test_any_number_of_jobs_may_depend_on_one(redis, kind, number):
     assert redis.exists(f"{parent.key}:dependents") == redis.exists(parent.key)
 
 
-def test_enqueueing_many_dependents_continues_after_a_crash(redis, lease):
+def test_enqueueing_many_dependents_resumes_after_a_crash(redis, lease):
     parent = with_children(redis, 1200, result_ttl=0)
     (claim,) = helpers.claim(redis, "me", ["high"])
     arguments = transitions.settle_arguments("me", claim, [("DEL", parent.key)], "finished")

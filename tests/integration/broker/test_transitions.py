@@ -63,7 +63,7 @@ KINDS = {
     ("kind", "thaw_first"),
     [*((kind, "parent") for kind in KINDS), ("plain", "horse"), ("retry", "horse")],
 )
-def test_the_outcome_of_a_worker_that_is_declared_dead_and_returns_is_refused(
+def test_a_late_outcome_of_a_worker_that_was_declared_dead_is_refused(
     worker, redis, eventually, kind, thaw_first
 ):
     """Its lease ended while it was frozen, another did the job; nothing of its own outcome may be written."""
@@ -113,7 +113,9 @@ def suspend_claims(redis):
     redis.set("rq:suspended", 1)
 
 
-def test_only_the_parent_frozen(worker, redis, eventually):
+def test_a_horse_with_a_frozen_parent_writes_no_outcome_and_claims_nothing(
+    worker, redis, eventually
+):
     """The horse runs on without a lease: its outcome is refused once the job is another's, and it claims nothing."""
     job = rqjobs.enqueue(sample_jobs.hang, "gate")
     late = worker("default")
@@ -217,7 +219,7 @@ def test_one_horse_runs_many_jobs(worker, redis, eventually):
     assert len({job.return_value() for job in jobs}) == 1
 
 
-def test_an_arriving_job_wakes_one_worker(worker, redis, eventually):
+def test_an_arriving_job_unblocks_one_worker(worker, redis, eventually):
     """Not all of them: the others' waits go on."""
     for _ in range(3):
         worker("high", "default")
@@ -248,7 +250,9 @@ def test_jobs_arriving_on_several_queues_at_once_all_run(worker, redis, eventual
 
 
 @pytest.mark.parametrize(("at_once", "trips", "commands"), [(1, 1, 23), (16, 1, 18)])
-def test_what_a_plain_job_costs(redis, monkeypatch, at_once, trips, commands):
+def test_a_plain_job_takes_one_round_trip_and_the_documented_commands(
+    redis, monkeypatch, at_once, trips, commands
+):
     """The budget: one round trip, and the documented commands; a slow path cannot creep in unseen."""
     monkeypatch.setattr("rqjobs.worker.horse.CLAIM_BATCH_MAX_JOBS", at_once)
     monkeypatch.setattr(
@@ -273,7 +277,7 @@ def test_what_a_plain_job_costs(redis, monkeypatch, at_once, trips, commands):
     assert sum(calls // (count // at_once) / at_once for calls in stats.values()) <= commands, stats
 
 
-def test_a_crashed_job_comes_back_without_a_scheduler_however_many_jobs_are_due(
+def test_a_crashed_job_returns_without_a_scheduler_despite_many_due_jobs(
     redis, eventually, monkeypatch
 ):
     """It stood behind a thousand scheduled jobs that were due and that no scheduler fetched, and was never seen; and
@@ -554,7 +558,7 @@ def test_an_invalid_id_fails(redis, job_id):
     )
 
 
-def test_a_job_without_an_origin_belongs_to_the_queue_where_it_was_found(worker, redis, eventually):
+def test_a_job_without_an_origin_belongs_to_the_queue_that_lists_it(worker, redis, eventually):
     job = rqjobs.enqueue(sample_jobs.ok)
     redis.hdel(job.key, "origin")
     worker("default")

@@ -109,7 +109,7 @@ def run(folder, environ):
     return go
 
 
-def test_the_pages_lead_a_newcomer_from_the_first_module_to_the_last_schedule(
+def test_the_steps_of_the_readme_and_docs_work_in_their_order(
     folder, write, run, spawn, eventually
 ):
     # Given: README's files, and `rqjobs dev` running.

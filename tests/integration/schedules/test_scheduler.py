@@ -48,7 +48,7 @@ def test_at_front_and_ttl_hold_for_scheduled_jobs(redis):
     assert 0 < redis.ttl(front[0].key) <= 500
 
 
-def test_a_canceled_job_is_not_promoted_and_an_id_without_a_job_is_kept_for_a_while(redis):
+def test_canceled_jobs_are_not_promoted_and_ids_without_a_job_are_kept(redis):
     """Stock RQ writes the due time first and the job later."""
     job = rqjobs.enqueue_in(60, sample_jobs.ok)
     redis.hset(job.key, "status", "canceled")
@@ -86,7 +86,7 @@ def test_any_number_of_ids_without_a_job_delays_no_job(redis):
     assert redis.zcard("rq:scheduled:default") == 2 * transitions.BATCH_MAX_JOBS
 
 
-def test_a_delay_is_counted_by_redis_and_not_by_the_clock_of_this_machine(redis, monkeypatch):
+def test_a_delay_is_counted_in_redis_time_and_not_in_local_time(redis, monkeypatch):
     monkeypatch.setattr("rq.queue.now", lambda: datetime(2001, 1, 1, tzinfo=timezone.utc))
     before = scripts.redis_time(redis)
     job = rqjobs.enqueue_in(0.25, sample_jobs.ok)
@@ -144,9 +144,7 @@ def test_a_job_that_is_due_soon_is_announced_to_the_scheduler(redis, scheduler, 
     eventually(lambda: (scheduler._wait_for_event(), scheduler._queue_due["default"] <= 0.0)[1])
 
 
-def test_the_retry_of_a_failed_job_is_announced_to_the_scheduler_with_its_outcome(
-    redis, worker, eventually
-):
+def test_a_retry_is_announced_to_the_scheduler_with_the_outcome(redis, worker, eventually):
     channel = redis.pubsub(ignore_subscribe_messages=True)
     channel.subscribe(keys.wakeup_channel("default"))
     worker()  # no scheduler: the job stays where it is
@@ -224,7 +222,7 @@ def test_delayed_jobs_run_and_none_early(worker, redis, eventually):
         assert job.started_at.timestamp() >= moment
 
 
-def test_repeat(worker, redis, eventually):
+def test_a_repeating_job_runs_to_its_last_repeat(worker, redis, eventually):
     worker(options=["--with-scheduler"])
     job = rqjobs.enqueue(sample_jobs.mark, "ran", repeat=Repeat(times=3, interval=1))
     eventually(lambda: redis.llen("ran") == 4)
@@ -283,7 +281,7 @@ def schedulers_of(redis, process):
     ]
 
 
-def test_after_kill_9_the_next_worker_takes_the_scheduler_over_within_seconds(
+def test_after_kill_9_another_worker_runs_the_scheduler_within_seconds(
     worker, redis, eventually, kill
 ):
     """RQ alone: its lock lives 61 s and is tried again every ten minutes."""

@@ -101,7 +101,7 @@ def test_a_schedule_s_job_equals_an_enqueued_one(redis):
 @pytest.mark.parametrize(
     ("missed", "count", "lost"), [("once", 1, 5), ("all", 6, 0), ("skip", 0, 6)]
 )
-def test_missed_ticks(redis, missed, count, lost):
+def test_each_missed_policy_catches_up_as_documented(redis, missed, count, lost):
     schedules.add("hourly", every(hours=1, missed=missed), sample_jobs.note)
     back(redis, "hourly", 6 * 3600)
     ticker.run_due(redis)
@@ -490,7 +490,7 @@ def test_runs_keep_their_outcomes_after_the_jobs_are_gone(worker, redis, eventua
     assert schedules.runs("good")[0].outcome in ("unknown", "finished")
 
 
-def test_foreign_data_stops_no_other_schedule(redis):
+def test_invalid_data_stops_no_other_schedule(redis):
     schedules.add("fine", every(hours=1), sample_jobs.note)
     schedules.add("broken", every(hours=1), sample_jobs.note)
     schedules.add("jobless", every(hours=1), sample_jobs.note)

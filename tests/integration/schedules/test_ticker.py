@@ -77,7 +77,7 @@ def states():
     return {found.name: found.state for found in schedules.all()}
 
 
-def test_the_declarations_of_a_module(sample_schedules):
+def test_declarations_of_a_module_have_names_and_options(sample_schedules):
     found = {one["name"]: one for one in declared.declarations()}
     assert set(found) == {
         "sample_schedules-pulse",
@@ -158,9 +158,7 @@ def test_an_undeclared_schedule_stops_and_continues_where_it_was(redis, version)
     )
 
 
-def test_a_pause_survives_a_deploy_and_an_undeclared_schedule_is_deleted_after_a_day(
-    redis, version
-):
+def test_pauses_survive_a_deploy_and_undeclared_schedules_last_a_day(redis, version):
     version("w1", {"a": every(hours=1)})
     schedules.pause("a")
     version("w2", {"a": every(hours=2)}, args=["changed"])
@@ -234,7 +232,7 @@ def holder(redis, key):
 
 
 @pytest.mark.slow
-def test_ten_schedulers_with_a_hundred_takeovers_neither_lose_nor_double_a_job(
+def test_a_hundred_scheduler_takeovers_neither_lose_nor_double_a_job(
     spawn, redis, kill, eventually
 ):
     locks = [
@@ -310,9 +308,7 @@ def test_an_unreadable_declaration_does_not_stop_the_others(redis, version):
         b"\xff",
     ],
 )
-def test_foreign_data_among_the_declarations_is_logged_once_and_removes_no_schedule(
-    redis, version, words, caplog
-):
+def test_invalid_declarations_are_logged_once_and_remove_no_schedule(redis, version, words, caplog):
     said = version("w1", {"a": every(hours=1)})
     leases.renew_lease(redis, "w2", {"pid": 1})
     redis.hset("rqjobs:schedules:declared", mapping={"w1": words, "w2": said.replace('"a"', '"b"')})

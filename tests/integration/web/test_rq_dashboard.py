@@ -289,7 +289,7 @@ def test_dependencies_are_shown(get, redis):
     assert get(job_page("deferred"))["jobs"][0]["id"] == child.id
 
 
-def test_queues_and_pages(get, redis):
+def test_queues_are_listed_and_jobs_are_paged(get, redis):
     jobs = [rqjobs.enqueue(sample_jobs.ok, number) for number in range(20)]
     dead = [failed(str(number)) for number in range(3)]
     rqjobs.enqueue_in(60, sample_jobs.ok)
@@ -643,7 +643,7 @@ def test_a_popped_job_is_not_deleted(post, redis):
     assert redis.exists(job.key)
 
 
-def test_empty(post, redis):
+def test_empty_a_queue_or_registry(post, redis):
     jobs = [rqjobs.enqueue(sample_jobs.ok, number) for number in range(5)]
     other = rqjobs.queue("low").enqueue(sample_jobs.ok)
     redis.rpush("rq:queue:default", other.id, "gone")  # these are not jobs of this queue

@@ -125,7 +125,7 @@ def test_schedules_are_shown_in_pages(client):
         assert client.get(f"/schedules?page={odd}").status_code == 200
 
 
-def test_one_schedule(client, redis):
+def test_the_page_of_a_schedule_shows_rule_and_runs(client, redis):
     schedules.add(
         "report", cron("30 2 * * *", tz="Asia/Kathmandu", jitter=60), sample_jobs.say, "hello"
     )
@@ -345,7 +345,7 @@ def test_errors_are_shown_at_their_input_and_inputs_are_kept(client, redis, wron
     assert schedules.all() == []
 
 
-def test_the_look_ahead(client):
+def test_the_form_previews_the_next_ticks(client):
     page = client.get("/live/rule", query_string=CRON | {"tz": "Asia/Kathmandu"}).text
     assert (
         "at 06:00 on Monday through Friday (Asia/Kathmandu)" in page
@@ -411,7 +411,7 @@ def test_saving_an_unchanged_form_changes_nothing(client, redis, rule):
     assert redis.hgetall("rqjobs:schedule:one:job") == job
 
 
-def test_edit(client, redis):
+def test_edit_a_schedule(client, redis):
     schedules.add("one", every(hours=1), sample_jobs.add, 3, queue="low", job_timeout=77)
     job = schedules.run_now("one")
     form = inputs(client.get("/schedules/one").text)

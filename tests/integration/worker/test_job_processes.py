@@ -126,7 +126,7 @@ def test_process_group_with_a_reused_number_is_not_killed(redis, spawn, eventual
     assert not processes.start_time(child.pid)
 
 
-def test_abandoned_children_are_reaped_and_others_are_not(redis, monkeypatch):
+def test_only_abandoned_children_are_reaped(redis, monkeypatch):
     monkeypatch.setattr(job_processes, "ZOMBIE_CHECK_SECONDS", 0)
     found = burst(
         (family.keep, 7), family.forget, *[sample_jobs.ok] * 5, family.zombies, family.wait
@@ -287,7 +287,7 @@ def test_horse_that_alone_cannot_reach_redis_is_replaced(redis, monkeypatch):
     assert after.is_finished
 
 
-def test_job_whose_hash_kills_its_reader_is_poison(redis, monkeypatch):
+def test_job_whose_hash_kills_the_reading_process_is_poison(redis, monkeypatch):
     """The crash was not counted, because the job had not begun. It was repeated for ever."""
     monkeypatch.setattr("rqjobs.worker.supervisor.CRASH_DELAY_SECONDS", 0)
     from_hash = rqjobs.Job.from_hash.__func__

@@ -35,7 +35,7 @@ def test_process_is_restored_for_the_next_job(redis, monkeypatch, kind):
     assert not redis.hget(after.key, "rqjobs_crashes")
 
 
-def test_detached_stream_makes_leftovers_final(monkeypatch):
+def test_a_detached_stream_cannot_be_restored(monkeypatch):
     """A detached stream raises when it is asked whether it is closed: the horse died of that."""
     stream = io.TextIOWrapper(io.BytesIO())
     monkeypatch.setattr(sys, "stdout", stream)

@@ -98,7 +98,7 @@ def test_server_is_the_same_by_any_of_its_names():
     )
 
 
-def test_adopted_client_keeps_its_options_and_gets_our_timeouts(server):
+def test_a_client_passed_in_keeps_its_options_and_gets_our_timeouts(server):
     given = redis_py.Redis.from_url(server, socket_timeout=300, client_name="mine")
     adopted = foreign_clients.adopt(given)
     options = adopted.connection_pool.connection_kwargs
@@ -115,7 +115,7 @@ def test_adopted_client_keeps_its_options_and_gets_our_timeouts(server):
         foreign_clients.adopt(redis_py.Redis.from_url(server, decode_responses=True))
 
 
-def test_adopted_sentinel_client_keeps_its_service():
+def test_a_sentinel_client_passed_in_keeps_its_service():
     sentinel = redis_py.sentinel.Sentinel([("localhost", 1)])
     pool = foreign_clients.adopt(sentinel.master_for("mymaster", db=3)).connection_pool
     assert pool.service_name == "mymaster" and pool.connection_kwargs["db"] == 3
@@ -172,7 +172,7 @@ def test_job_class_of_the_command_line_is_used(spawn, tmp_path, outcome, environ
         assert outcome(job) == "hey!"
 
 
-def test_work_can_be_called_again(spawn, redis):
+def test_work_can_be_called_several_times(spawn, redis):
     for _ in range(12):
         rqjobs.enqueue(sample_jobs.ok)
     program = (
