@@ -25,8 +25,10 @@ local default_ttl, iso, delay, process, no_queue_traceback =
   ARGV[7], ARGV[8], tonumber(ARGV[9]), ARGV[10], ARGV[11]
 
 local function is_alive()
-  local lease = redis.call('ZSCORE', leases, worker)
-  if cause == 'lease expired' then return lease and tonumber(lease) > redis_time() end
+  if cause == 'lease expired' then
+    local lease = redis.call('ZSCORE', leases, worker)
+    return lease and tonumber(lease) > redis_time()
+  end
   if cause == 'process gone' then
     local fields = redis.call('HMGET', process_key, 'pid', 'started')
     return (fields[1] or '') .. ':' .. (fields[2] or '') ~= process
