@@ -1,4 +1,4 @@
-"""A real Redis on a private socket, real processes; nothing is left running."""
+"""A real Redis on a private socket and real processes. No process is left running."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rqjobs import config
 from rqjobs.dev import redis_server
 
 TESTS = Path(__file__).parent
-LOADED = 4  # times as long as a test allows does it wait before it fails: the machine may be busy with other things
+LOADED = 4  # a factor on the waiting times of tests: the machine may be busy
 sys.path[:0] = [str(TESTS), str(TESTS / "faults")]  # helpers, and the proxy
 
 
@@ -44,7 +44,7 @@ def executable(request):
 
 @pytest.fixture(scope="session")
 def server(executable, tmp_path_factory):
-    """The URL of a Redis of our own."""
+    """The URL of a Redis for the tests."""
     home = tmp_path_factory.mktemp("redis")
     with redis_server.server(home, "--appendfsync", "no", executable=executable) as url:
         yield url
@@ -52,7 +52,10 @@ def server(executable, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def settings(server):
-    """Our settings in force, the database empty; afterwards no process of ours is left."""
+    """The settings of the tests are in force, and the database is empty.
+
+    Afterwards no process of a test is left.
+    """
     before = {process.pid for process in psutil.Process().children(recursive=True)}
     config.use(config.Config(redis_url=server, modules=("sample_jobs",), shutdown_timeout=2))
     rqjobs.queues._unserved_checked_at.clear()
@@ -64,7 +67,7 @@ def settings(server):
 
 
 def _left_of(before):
-    """Our processes that were not there before; Redis may be rewriting its append-only file in a child."""
+    """New processes of the tests. Redis may be rewriting its append-only file in a child."""
     left = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -82,7 +85,10 @@ def redis(settings):
 
 @pytest.fixture
 def eventually():
-    """Wait until a condition holds and return its value; fail with the last value after `timeout` seconds."""
+    """Wait until a condition holds and return its value.
+
+    Fail with the last value after `timeout` seconds.
+    """
 
     def wait(condition, timeout=20.0, what="the condition"):
         deadline = time.monotonic() + LOADED * timeout
@@ -113,7 +119,10 @@ def environ(server, tmp_path):
 
 @pytest.fixture
 def spawn(environ, tmp_path):
-    """Start a process in its own session, with its output in a file; at the end it is killed by its id."""
+    """Start a process in its own session, with its output in a file.
+
+    At the end it is killed by its id.
+    """
     started = []
 
     def start(*command, env=None, cwd=None):
@@ -151,7 +160,7 @@ def spawn(environ, tmp_path):
 
 @pytest.fixture
 def worker(spawn, redis, eventually):
-    """Start a real worker with the one true command (or another class) and wait until it listens."""
+    """Start a real worker with the documented command or another class; wait until it listens."""
 
     def start(*queues, options=(), worker_class="rqjobs.Worker", env=None, python=sys.executable):
         process = spawn(
@@ -191,7 +200,7 @@ def worker(spawn, redis, eventually):
 
 @pytest.fixture
 def kill(eventually):
-    """SIGKILL a process that the test started, and wait until it is gone."""
+    """Send SIGKILL to a process that the test started, and wait until it has ended."""
 
     def now(pid):
         os.kill(pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Job functions with processes of their own, and with something to say."""
+"""Job functions that start processes, print, log and use up resources."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def terminated():
 
 
 def interrupted():
-    """How a forked child, and how a program, ends at SIGINT."""
+    """How a forked child and a program end at SIGINT."""
     ready, ready_too = multiprocessing.Pipe()
     child = multiprocessing.Process(target=_wait_for_interrupt, args=(ready_too,))
     child.start()
@@ -55,7 +55,10 @@ def _wait_for_interrupt(ready):
 
 
 def handlers():
-    """What a forked child does at SIGTERM, SIGINT and SIGALRM; and whether a handler of the job's own is left."""
+    """How a forked child handles SIGTERM, SIGINT and SIGALRM.
+
+    Also whether the job's handler is left.
+    """
     own = signal.signal(signal.SIGUSR1, signal.default_int_handler)
     with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as one:
         found = one.submit(_handlers).result()
@@ -77,7 +80,7 @@ def pooled():
 
 
 def siblings():
-    """Which processes multiprocessing takes for this one's."""
+    """The processes that multiprocessing takes for children of this process."""
     return len(multiprocessing.active_children())
 
 
@@ -100,7 +103,7 @@ def _at_exit(name, seconds):
 
 
 def programs():
-    """Run a program, and say which ones of earlier runs are still there."""
+    """Run a program, and return the programs of earlier runs that are still running."""
     connection = get_current_job().connection
     left = [int(pid) for pid in connection.lrange("programs", 0, -1) if _is_there(int(pid))]
     if connection.llen("programs") < 1:
@@ -117,19 +120,19 @@ def _is_there(pid):
 
 
 def forget(number: int = 3):
-    """Fork, and do not wait."""
+    """Fork, and do not wait for the child."""
     for _ in range(number):
         if not os.fork():
             os._exit(0)
 
 
 def keep(code: int):
-    """Start a program for a later job to wait for, in which it has ended."""
+    """Start a program that ends at once and that a later job waits for."""
     kept.append(subprocess.Popen(["sh", "-c", f"exit {code}"]))
 
 
 def zombies():
-    """How many children have ended and were not waited for."""
+    """The number of children that have ended and were not waited for."""
     children = subprocess.run(
         ["ps", "-o", "stat=", "--ppid", str(os.getpid())], capture_output=True, text=True
     )
@@ -141,7 +144,7 @@ def wait():
 
 
 def orphan():
-    """A grandchild that outlives its parent for a moment."""
+    """A grandchild that lives on for a moment after its parent."""
     if not (child := os.fork()):
         if not os.fork():
             os.setsid()
@@ -162,18 +165,18 @@ def talk(word: str):
 
 
 def leak(size: int):
-    """Keep `size` bytes for ever; returns the process."""
+    """Keep `size` bytes forever; returns the process."""
     kept.append(b"x" * size)
     return os.getpid()
 
 
 def exhaust(path: str):
-    """Take every descriptor that there is, and fail; if `path` names a file, only while it does not exist."""
+    """Take every free descriptor, and fail. With `path`, only while that file does not exist."""
     if path and os.path.exists(path):
         return "done"
     if path:
         Path(path).touch()
-    get_current_job().connection.connection_pool.disconnect()  # as a server does with idle connections
+    get_current_job().connection.connection_pool.disconnect()  # as with idle connections
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     with contextlib.suppress(OSError):
         while True:
@@ -182,7 +185,7 @@ def exhaust(path: str):
 
 
 def break_sockets():
-    """Leave the process without a way to Redis, and fail."""
+    """Leave the process without a connection to Redis, and fail."""
     get_current_job().connection.connection_pool.disconnect()
 
     def refuse(*args, **kwargs):
@@ -193,7 +196,7 @@ def break_sockets():
 
 
 def close_all():
-    """Close what one did not open, as a recipe for daemons does."""
+    """Close all descriptors, also those of other code, as a recipe for daemons does."""
     os.closerange(3, 256)
 
 
@@ -239,7 +242,10 @@ def leave(kind):
 
 
 def look():
-    """What a job finds; after it has used as much of the processor as would end it by a timer."""
+    """The state of the process that a job finds.
+
+    The job first uses as much processor time as would fire a timer that an earlier job left.
+    """
     end = time.process_time() + 0.05
     while time.process_time() < end:
         pass

@@ -1,9 +1,12 @@
-"""Steps of a worker, for tests that have none."""
+"""Steps of a worker for tests without a worker process."""
 
 from rqjobs.broker import scripts, transitions
 
 
 def claim(connection, worker, queues, room=1, held=()):
-    """Claim up to `room` jobs for `worker`, as its horse does; `held` are ids that it knows of."""
+    """Claim up to `room` jobs for `worker`, as its horse does.
+
+    `held`: ids that the horse already has.
+    """
     arguments = transitions.claim_arguments(worker, queues, room, held)
     return transitions.read_claims(scripts.CLAIM.run(connection, *arguments))

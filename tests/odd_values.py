@@ -1,4 +1,4 @@
-"""Job functions with values that break whoever looks at them."""
+"""Job functions with values that raise when other code uses them."""
 
 from __future__ import annotations
 
@@ -192,7 +192,10 @@ def throw(kind: str):
 
 
 def put(kind: str, save: bool = False):
-    """Put it into the job's meta; its end then writes that, if not before."""
+    """Put the value into the job's meta.
+
+    The end of the job writes the meta, if nothing did before.
+    """
     job = get_current_job()
     job.meta["odd"] = VALUES[kind]()
     if save:
@@ -215,7 +218,7 @@ def break_logs():
 
 
 def lose(attribute: str):
-    """Take something away from the job that its worker needs to end it."""
+    """Remove an attribute of the job that the worker needs to end the job."""
     setattr(get_current_job(), attribute, None)
     if attribute == "_failure_callback_name":
         delattr(get_current_job(), attribute)

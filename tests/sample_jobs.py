@@ -1,4 +1,4 @@
-"""One module of job functions that behave, misbehave, and wait to be told."""
+"""Job functions for the tests: some succeed, some fail, some wait for a signal of the test."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ from rq import Retry, get_current_job
 from rqjobs import job, queues
 from rqjobs.worker import horse, settlement, worker
 
-if (
-    "SAMPLE_JOBS_SPAN" in os.environ
-):  # how long the jobs that are claimed at once may take: chance must not decide it
+if "SAMPLE_JOBS_SPAN" in os.environ:  # for how long the jobs of one claim may take
     horse.BATCH_SECONDS = float(os.environ["SAMPLE_JOBS_SPAN"])
 
 
@@ -70,14 +68,14 @@ def say(text: str) -> str:
 
 
 def mark(name: str):
-    """Append this job's id to the list `name` in Redis, so that a test can count how often it ran."""
+    """Append this job's id to the list `name` in Redis. A test counts the runs by it."""
     current = get_current_job()
     current.connection.rpush(name, current.id)
     return name
 
 
 def hang(gate: str, seconds: float = 60.0):
-    """Mark `gate` as reached and wait until a test opens it; at most `seconds`."""
+    """Mark `gate` as reached and wait until a test opens it, for at most `seconds`."""
     connection = get_current_job().connection
     connection.rpush(f"{gate}:reached", os.getpid())
     end = time.monotonic() + seconds
@@ -176,7 +174,7 @@ def hang_then(gate: str, what: str):
 
 
 def stubborn(seconds: float):
-    """Work on whatever the time limit says."""
+    """Work on after the time limit."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:
@@ -194,7 +192,7 @@ def on_stopped(job, connection):
 
 
 def hang_in_callback(job, connection, *outcome):
-    """Go on for ten seconds, whatever the time limit says."""
+    """Work for ten seconds, also after the time limit."""
     connection.rpush("hanging", job.id)
     stubborn(10)
     connection.rpush("over", job.id)
@@ -241,10 +239,10 @@ def strange():
 
 
 def noted(path: str, what: str = "ok"):
-    """Add a line to the file `path`, so that its lines are the runs, and do `what`; nothing of it needs Redis.
+    """Add a line to the file `path` for each run, and do `what`. The job needs no Redis.
 
-    "first boom" and "first again" are for the first try, as the job's counters tell it; "wait" waits until there is a
-    file `path.open` with something in it, and then does what stands in there.
+    "first boom" and "first again" apply to the first try, by the job's counters. "wait" waits
+    until the file `path.open` has text, and then does what the text names.
     """
     with open(path, "a") as file:
         file.write("run\n")
@@ -260,7 +258,7 @@ def noted(path: str, what: str = "ok"):
 
 
 def note_end(job, connection, *outcome):
-    """A callback that adds a line to the file that the job's first argument names with `.end`."""
+    """A callback that adds a line to the file `<first argument of the job>.end`."""
     with open(f"{job.args[0]}.end", "a") as file:
         file.write("end\n")
 
@@ -273,7 +271,7 @@ def note(what: str = "", number: int = 0):
 
 
 def follow(child: str):
-    """Enqueue a job that waits for the end of this one."""
+    """Enqueue a job that depends on this one."""
     job = get_current_job()
     queues.Queue(job.origin, connection=job.connection).enqueue(ok, depends_on=job, job_id=child)
 
@@ -286,7 +284,7 @@ _before: contextvars.ContextVar[str | None] = contextvars.ContextVar("before", d
 
 
 def before(name: str):
-    """Return what an earlier job of this process left in a context variable, and leave `name` there."""
+    """Return what an earlier job of this process left in a context variable. Leave `name` in it."""
     found = _before.get()
     _before.set(name)
     return [found, os.getpid()]
@@ -313,7 +311,7 @@ class Order:
 
 
 def order(order: Order, sizes: list[Size] = (Size.SMALL,)) -> str:  # type: ignore[assignment]
-    """Say what arrived, so that a test can see that it is what the annotations ask for, all the way down."""
+    """Return what arrived, so that a test can compare all nested values with the annotations."""
     return repr((order, sizes))
 
 
@@ -323,7 +321,7 @@ def pass_on(value):
 
 
 def describe(description, delay=0, *, function=""):
-    """Its parameters are called like options and parameters of enqueue."""
+    """The parameters have the names of options and parameters of enqueue."""
     return [description, delay, function]
 
 

@@ -1,4 +1,4 @@
-"""A real browser, server and worker: the forms work, and no data of a job runs as script."""
+"""The forms work with a real browser, server and worker, and no data of a job runs as script."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HOSTILE = (
 
 @pytest.fixture
 def site(spawn, environ, eventually):
-    """The address of our pages, served by gunicorn."""
+    """The address of the pages, served by gunicorn."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -1,7 +1,8 @@
-"""A proxy between workers and their Redis that understands enough of the protocol to do harm at an exact command.
+"""A proxy between workers and Redis that causes a fault at an exact command.
 
-It also runs as a program: `python proxy.py <time-out> <block>` reads lines of JSON and forks a worker for each,
-because a Python process that has everything imported forks in a hundredth of the time in which another one starts.
+It also runs as a program: `python proxy.py <time-out> <block>` reads lines of JSON and forks a
+worker for each. A fork of a process that has imported all modules takes a hundredth of the time
+that a new Python process takes.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import psutil
 
 
 def end_of(data: bytes, at: int = 0) -> int:
-    """Where the RESP2 or RESP3 value that begins at `at` ends; -1 if it is not all there."""
+    """The end of the RESP2 or RESP3 value that begins at `at`; -1 if the value is incomplete."""
     line = data.find(b"\r\n", at)
     if line < 0:
         return -1
@@ -41,7 +42,7 @@ def end_of(data: bytes, at: int = 0) -> int:
 
 
 def words(command: bytes) -> list[bytes]:
-    """The words of a command as clients send it, an array of strings."""
+    """The arguments of a command, which clients send as an array of strings."""
     found, at = [], command.find(b"\r\n") + 2
     while at < len(command):
         line = command.find(b"\r\n", at)
@@ -53,16 +54,19 @@ def words(command: bytes) -> list[bytes]:
 
 @dataclass
 class Fault:
-    """What happens at the command with this number, counted from 0 among those that `match`.
+    """A fault at the command with this number, counted from 0 among the commands that `match`.
 
     Args:
-        what: "cut" (the connection is closed on both sides), "cut all" (those of all processes), "kill" (SIGKILL for
-            the process that sent it, or the `victim`), "stop" (SIGSTOP for it, and "mute"), "deaf" (from here on
-            replies are swallowed on this connection, which stays open), "deaf all" (on all that are open), "mute",
-            "mute all" (the same with requests), or "none" (count only).
-        after: the command has its effect first, but its reply is not passed on.
-        match: of (pid, words); None: every command.
-        waits: let the wait that was already sent when the fault was set be its number 0.
+        what: the kind of fault.
+            "cut": close the connection on both sides; "cut all": close all connections.
+            "kill": SIGKILL for the process that sent the command, or for `victim`.
+            "stop": SIGSTOP for that process, and "mute".
+            "deaf": replies on this connection are dropped, and it stays open; "deaf all": on all.
+            "mute": requests on this connection are dropped; "mute all": on all.
+            "none": count only.
+        after: the command takes effect, and its reply is dropped.
+        match: a function of (pid, arguments); None matches every command.
+        waits: a blocking pop that was sent before the fault was set counts as command 0.
     """
 
     number: int
@@ -86,8 +90,7 @@ def name_of(command: list[bytes], scripts: dict[str, str]) -> str:
 
 
 class Proxy:
-    """Listens at `path`, or on loopback, and passes everything on to the unix socket `upstream`, with one fault at a
-    time."""
+    """Forwards from `path`, or from loopback, to the unix socket `upstream`, with one fault."""
 
     def __init__(self, path: str, upstream: str, scripts: dict[str, str] | None = None):
         self.upstream, self.scripts = upstream, scripts or {}
@@ -95,7 +98,9 @@ class Proxy:
         self.fault: Fault | None = None
         self.lines: set[Line] = set()
         self.trips = 0  # bursts of commands that came in
-        self.refusal = b""  # "LOADING …": what every command is answered with, but for those with which a line begins
+        self.refusal = (
+            b""  # the error reply to every command, except the first ones of a connection
+        )
         if path:
             self.listener, self.url = socket.socket(socket.AF_UNIX), f"unix://{path}"
             self.listener.bind(path)
@@ -107,7 +112,7 @@ class Proxy:
         self.thread.start()
 
     def arm(self, fault: Fault) -> Fault:
-        """Set a fault in place of the last one; the count begins now."""
+        """Replace the fault; the count of commands begins now."""
         with self.lock:
             self.fault = fault
             if fault.waits:
@@ -124,7 +129,7 @@ class Proxy:
         return fault
 
     def disarm(self) -> None:
-        """Back to normal. What was made deaf or mute is cut, as a network does in the end."""
+        """Remove the fault. Deaf and mute connections are closed, as a network does in the end."""
         with self.lock:
             self.fault = None
             silenced = [line for line in self.lines if line.deaf or line.mute]
@@ -132,7 +137,7 @@ class Proxy:
             line.close()
 
     def waiting(self, pid: int | None = None) -> bool:
-        """Whether a process (that one) waits for work."""
+        """Whether a process, or the one with this pid, waits for work."""
         with self.lock:
             return any(
                 line.unanswered
@@ -179,7 +184,7 @@ class Proxy:
             line.thread.start()
 
     def _strike(self, fault: Fault, line: Line) -> None:
-        """Do what the fault says. The lock is held."""
+        """Apply the fault. The caller has the lock."""
         if fault.what in ("kill", "stop"):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(
@@ -202,7 +207,7 @@ class Proxy:
 
 
 def sender_of(client: socket.socket) -> int:
-    """The pid of the process at the other end; the parent's, if that has just forked."""
+    """The pid of the process at the other end; if it has just forked, the pid of its parent."""
     if client.family == socket.AF_UNIX:
         credentials = client.getsockopt(
             socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")
@@ -225,13 +230,13 @@ class Line:
         self.proxy, self.client, self.server = proxy, client, server
         self.pid = sender_of(client)
         self.unanswered: list[str] = []  # names of the commands that were passed on
-        self.doomed = 0  # the reply to so many'th of them is not passed on
+        self.doomed = 0  # the number of the command whose reply is not passed on
         self.deaf = self.mute = self.closing = False
         self.wake, self.waker = os.pipe()
         self.thread = threading.Thread(target=self._run, daemon=True)
 
     def close(self) -> None:
-        """Close both sides, from any thread; seen by both before this returns."""
+        """Close both sides, from any thread. Both sides are closed before this returns."""
         with self.proxy.lock:
             if not self.closing:
                 self.closing = True
@@ -278,7 +283,7 @@ class Line:
             strikes = self._due(spoken, name)
             if strikes and not strikes.after:
                 self.proxy._strike(strikes, self)
-            # What follows a doomed command on its connection never gets there.
+            # Later commands on the connection of a doomed command are dropped.
             if self.closing or self.doomed or self.mute:
                 continue
             if self.proxy.refusal and spoken[0].upper() not in (
@@ -329,7 +334,10 @@ class Line:
 
 
 def serve_workers() -> None:
-    """The program: fork a worker for each line of JSON, {"queues": […], "options": {…}, "env": {…}, "log": path}."""
+    """The program: fork a worker for each line of JSON.
+
+    A line is {"queues": […], "options": {…}, "env": {…}, "log": path}.
+    """
     from rqjobs import catalog, config, connection, processes
     from rqjobs.broker import leases
     from rqjobs.worker import listener, supervisor, worker

@@ -77,7 +77,7 @@ class Stage:
         self.pid = 0
 
     def start(self, proxied: bool = True, name: str | None = None) -> int:
-        """Start a worker and wait until it waits for work; returns its pid."""
+        """Start a worker and return its pid once it waits for work."""
         url = self.proxy.url if proxied else config.current().redis_url
         order = {
             "queues": ["default", "low"],
@@ -131,7 +131,7 @@ class Stage:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def enqueue(self, kind: str, what: str = ""):
-        """Enqueue the jobs of a case, which do what the kind says, or `what`."""
+        """Enqueue the jobs of a case. They do `what`, by default the action of their kind."""
         self.played += 1
         self.file = self.folder / f"case-{self.played}"
         what, options = what or KINDS[kind][0], KINDS[kind][1]
@@ -150,7 +150,7 @@ class Stage:
         return len(path.read_text().splitlines()) if path.exists() else 0
 
     def settled(self, kind: str, jobs) -> bool:
-        """Whether these jobs have ended, or wait for a time that is a minute away."""
+        """Whether these jobs have ended, or are scheduled for a time a minute away."""
         redis = self.redis
         soon = time.time() + 30  # a crashed job is due sooner, "later" is after a minute
         due_later = redis.zcount("rq:scheduled:default", soon, "+inf")
@@ -210,12 +210,12 @@ class Stage:
         extra: int = 0,
         rescue: bool = False,
     ) -> dict:
-        """One case: returns how it ended.
+        """Run one case, and return how it ended.
 
         Args:
-            expected: how it has to end.
-            extra: how often more it may run.
-            rescue: start another worker, behind the proxy too, after the fault.
+            expected: the outcome that the case must have.
+            extra: the number of further runs that are allowed.
+            rescue: start another worker behind the proxy after the fault.
         """
         self.proxy.arm(fault)
         jobs = self.enqueue(kind)
@@ -308,7 +308,7 @@ def not_of(pid):
     return lambda sender, words: sender != pid
 
 
-MOVES = ("EVALSHA", "EXEC", "BLMOVE")  # with which a job changes hands
+MOVES = ("EVALSHA", "EXEC", "BLMOVE")  # the commands that move a job
 
 
 @pytest.mark.slow
@@ -529,7 +529,7 @@ REFUSALS = {
     "NOREPLICAS": lambda redis: changed(redis, "min-replicas-to-write", 1),
     "BUSY": busy,
     "MISCONF": unsaved,
-    "LOADING": None,  # the proxy says it
+    "LOADING": None,  # the proxy sends this error
 }
 
 

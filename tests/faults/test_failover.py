@@ -1,4 +1,4 @@
-"""A worker that is told by a sentinel where its Redis is, when the master dies under it. Real servers, all of them."""
+"""A worker finds its Redis through a sentinel, and the master dies. All servers are real."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rqjobs.maintenance import audit as maintenance_audit
 
 @pytest.fixture
 def cluster(spawn, executable, tmp_path, eventually):
-    """A master with a replica, and a sentinel that watches them; `url` names it."""
+    """A master with a replica, and a sentinel that monitors them; `url` names the sentinel."""
 
     class Cluster:
         def __init__(self):
@@ -108,7 +108,7 @@ def worker(cluster, spawn, eventually):
 
 
 def statuses(jobs):
-    """Of those jobs that Redis knows; None while it is away."""
+    """The statuses of those jobs that exist in Redis; None while Redis is unreachable."""
     with contextlib.suppress(redis_py.RedisError):
         return {
             job.id: job.get_status()
@@ -123,7 +123,7 @@ def all_ended(jobs):
 
 
 def judge(worker, replica):
-    """The worker that was there before is there still, nothing stands where it should not, and it goes when told."""
+    """The same worker still runs, the audit finds no problem, and SIGTERM ends the worker."""
     assert worker.poll() is None
     audit = maintenance_audit.audit(connection.client(), settle=0.2)
     assert not audit.breaches and not audit.remarks
@@ -133,7 +133,10 @@ def judge(worker, replica):
 
 
 def test_a_failover_under_a_running_job(cluster, worker, eventually, tmp_path):
-    """The worker goes on with the promoted replica, and every job ends, of whatever kind; the replica knew them all."""
+    """The worker goes on with the promoted replica, and jobs of every kind end.
+
+    The replica had all jobs before the master was killed.
+    """
     master, replica, _ = cluster.clients
     file = tmp_path / "runs"
     running = rqjobs.enqueue(sample_jobs.noted, str(file), "wait", retry=Retry(max=2))
@@ -163,8 +166,11 @@ def test_a_failover_under_a_running_job(cluster, worker, eventually, tmp_path):
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_failover_under_a_stream_of_jobs(cluster, worker, eventually, how):
-    """All jobs end; those of whose outcome the replica had not heard yet run again. A master that was only frozen comes
-    back, and believes itself to be one for a while; nobody listens to it."""
+    """All jobs end. A job whose outcome had not reached the replica runs again.
+
+    A master that was only frozen comes back and acts as a master for a while. No client uses
+    it.
+    """
     master, replica, _ = cluster.clients
     jobs = rqjobs.enqueue_many([(sample_jobs.ok, n) for n in range(3000)])
     assert master.wait(1, 5000) == 1

@@ -1,7 +1,8 @@
 """The broker's scripts against a model of them, in any order (hypothesis).
 
-The model has the place of every job and the number of its crashes. Each rule mirrors the script that its docstring
-names. After each step the real keys are read one by one, not by our own audit, and the promises are checked.
+The model has the place of every job and the number of its crashes. Each rule mirrors the script
+that its docstring names. After each step the test reads the real keys one by one, without
+`audit`, and checks the promises.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ ENDED = ("finished", "failed", "canceled", "gone")
 
 @dataclass
 class Model:
-    """One job. Its place is "queued", "scheduled", "claimed", or how it ended; `owner` has its claim."""
+    """One job.
+
+    `place` is "queued", "scheduled", "claimed" or an end. `owner` is the worker with the claim.
+    """
 
     queue: str
     place: str = "queued"
@@ -169,7 +173,10 @@ class BrokerMachine(RuleBasedStateMachine):
         how=st.sampled_from(["plain", "finished", "failed", "scheduled", "queued"]),
     )
     def settle(self, data, how, lost):
-        """settle.lua and settle_success.lua, by a worker that may have lost the claim. `lost`: the reply."""
+        """settle.lua and settle_success.lua by a worker that may have lost the claim.
+
+        `lost`: the reply is lost.
+        """
         name = data.draw(st.sampled_from([name for name in WORKERS if self.known[name]]))
         claim = data.draw(st.sampled_from(self.known[name]))
         job = self.jobs[claim.job_id]
@@ -193,7 +200,10 @@ class BrokerMachine(RuleBasedStateMachine):
     @precondition(lambda self: any(job.stale for job in self.jobs.values()))
     @rule(data=st.data(), how=st.sampled_from(["plain", "finished", "failed"]))
     def settle_stale(self, data, how):
-        """settle.lua and settle_success.lua with a token that was taken back: nothing may change."""
+        """settle.lua and settle_success.lua with a token that was taken back.
+
+        Nothing may change.
+        """
         job_id = data.draw(
             st.sampled_from([job_id for job_id, job in self.jobs.items() if job.stale])
         )
@@ -228,7 +238,10 @@ class BrokerMachine(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(WORKERS))
     def release_unknown(self, name):
-        """release.lua by the worker's parent: jobs that a BLMOVE has delivered while the horse is busy."""
+        """release.lua by the worker's parent.
+
+        A BLMOVE has delivered the jobs while the horse is busy.
+        """
         unknown = [one for one in reversed(self.claims[name]) if not self.jobs[one].token]
         assert transitions.release_unknown(self.redis, name) == [
             one for one in unknown if self.jobs[one].place == "claimed"
@@ -302,7 +315,7 @@ class BrokerMachine(RuleBasedStateMachine):
     @rule(queue=st.sampled_from(QUEUES), later=st.booleans())
     def promote(self, queue, later):
         """promote_due.lua"""
-        if later:  # time passes: everything scheduled is due
+        if later:  # time passes: all scheduled jobs are due
             for member in self.redis.zrange(f"rq:scheduled:{queue}", 0, -1):
                 self.redis.zadd(f"rq:scheduled:{queue}", {member: time.time() - 1})
         due = [
@@ -358,7 +371,10 @@ class BrokerMachine(RuleBasedStateMachine):
 
     @rule(count=st.booleans())
     def sweep(self, count):
-        """begin_sweep.lua and a whole sweep. `count`: whether expired leases count, as no outage was before."""
+        """begin_sweep.lua and a whole sweep.
+
+        `count`: expired leases count, because no outage was before.
+        """
         self.redis.set("rqjobs:sweep:last", time.time() - (0 if count else 3600))
         sweep.sweep(self.redis, force=True)
         for name in WORKERS:
@@ -384,7 +400,10 @@ class BrokerMachine(RuleBasedStateMachine):
         self.queues[job.queue].insert(0, job_id)
 
     def drop_claims(self, name, ids, counted="", delayed=False, outcomes=None):
-        """`ids`, the last of the claims first, leave the claims of a worker. `counted`: the job that crashed."""
+        """Remove `ids`, the last of the claims first, from the claims of a worker.
+
+        `counted`: the job that crashed.
+        """
         for job_id in ids:
             self.claims[name].remove(job_id)
             job = self.jobs[job_id]
@@ -408,7 +427,10 @@ class BrokerMachine(RuleBasedStateMachine):
             assert outcomes is None or outcomes[job_id] == expected
 
     def settle_with(self, name, claim, how):
-        """Send an outcome as the horse does. Returns the reply, and whether anything in Redis has changed."""
+        """Send an outcome as the horse does.
+
+        Returns the reply, and whether anything in Redis has changed.
+        """
         before, place = self.dump(), f"rq:{how}:{claim.queue}"
         if how == "plain":
             args = [claim.job_id, claim.queue, claim.token, name, "then", "now"]

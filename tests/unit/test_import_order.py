@@ -1,4 +1,4 @@
-"""Who imports whom: imports go down only, there is no circle, and none hides in a function."""
+"""Imports go down only, without a circle, and no function imports a module of the package."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 
 
 def name_of(path: Path) -> str:
-    """A module's name within the package; that of the package itself is ""."""
+    """The name of a module within the package; "" for the package itself."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(part for part in parts if part != "__init__")
 

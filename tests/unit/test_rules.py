@@ -1,4 +1,4 @@
-"""Rules: when the ticks are. croniter is the oracle over ten years."""
+"""Rules and their ticks, compared with croniter as the oracle over ten years."""
 
 from __future__ import annotations
 
@@ -70,14 +70,14 @@ def test_an_expression_means_the_same_as_in_croniter_over_ten_years(line):
         assert tick == int(theirs.get_next(float)), line
     for moment in random.Random(line).sample(
         range(start, end), 200
-    ):  # from anywhere, not only step by step
+    ):  # from any start, not only step by step
         asked = datetime.fromtimestamp(moment, timezone.utc)
         assert rule.after(moment) == int(croniter(line, asked).get_next(float)), (line, asked)
 
 
 @functools.lru_cache
 def clock_changes(zone):
-    """The local time of each minute within a day of each change of the clock, over ten years."""
+    """The local times within a day of each daylight saving change, over ten years."""
     place, changes = ZoneInfo(zone), []
     for minute in range(utc(2024, 1, 1), utc(2034, 1, 1), 1800):
         before, after = (
@@ -306,7 +306,7 @@ def test_in_autumn_a_repeated_time_runs_in_the_first_pass():
     assert again.localize(first).isoformat() == "2026-11-01T01:00:00-04:00"
     for second in range(
         first, first + 7200, 600
-    ):  # nor does it come when asked in the second of the two hours
+    ):  # also not when the search starts in the second of the two hours
         assert again.localize(again.after(second)).isoformat() == "2026-11-02T01:00:00-05:00"
 
 

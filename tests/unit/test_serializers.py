@@ -115,7 +115,7 @@ OFFSETS = st.builds(
     timezone, st.timedeltas(timedelta(hours=-23, minutes=-59), timedelta(hours=23, minutes=59))
 )
 FLAGS = st.integers(0, 7).map(Size) | st.integers(0, 3).map(Bits)
-# A high surrogate followed by a low one is one character in JSON, so the two do not come back as two.
+# JSON reads a high surrogate followed by a low one as one character.
 TEXT = st.text(st.characters(exclude_categories=()), max_size=20).filter(
     lambda text: text == text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
 )
@@ -212,7 +212,7 @@ def same(one, two):
 @example(datetime(2024, 10, 27, 2, 30, tzinfo=ZoneInfo("Europe/Berlin"), fold=0))
 @example(
     datetime(2024, 3, 31, 2, 30, tzinfo=ZoneInfo("Europe/Berlin"), fold=1)
-)  # a time that never was
+)  # a local time that does not exist
 @example(datetime(2024, 1, 1, fold=1))
 @example({TAG_KEY: ["dict", []], 1: {TAG_KEY: TAG_KEY}, (1, (2, frozenset({3}))): {b"": None}})
 @example({None: 1, True: 2, 1.5: 3, date(2024, 2, 29): 4})
@@ -231,7 +231,9 @@ def test_every_supported_value_comes_back_equal(value):
 )
 def test_plain_data_are_written_as_by_rq_s_json_serializer(value):
     """So a stock `rq worker -S json` reads jobs of rqjobs, and rqjobs those of stock clients."""
-    assume("__rqjobs__" not in repr(value))  # our own mark, which the strategies find in the code
+    assume(
+        "__rqjobs__" not in repr(value)
+    )  # the marker of rqjobs, which the strategies find in the code
     assert repr(rq.serializers.JSONSerializer.loads(JSONSerializer.dumps(value))) == repr(value)
     assert json.loads(JSONSerializer.dumps(value)) == json.loads(
         json.dumps(value)
@@ -465,7 +467,7 @@ def test_signed_pickle_never_unpickles_unsigned_data(tmp_path):
 
 
 def test_signed_pickle_without_a_key_is_a_config_error():
-    """An empty key is no secret."""
+    """An empty key does not count as a key."""
     config.use(secret_key=None)
     for call in (
         lambda: SignedPickleSerializer.dumps(1),
@@ -506,11 +508,11 @@ def test_the_shared_serializer_writes_pickle_and_never_reads_it(monkeypatch, tmp
     assert pickle.loads(default.dumps({"a": 1})) == {"a": 1}
     assert (
         default.dumps(default.loads(b'{"a":1}')) == b'{"a":1}'
-    )  # a meta of ours, read and written back
+    )  # a meta written by rqjobs, read and written back
     with pytest.raises(PayloadError):
         default.loads(pickle.dumps(Canary(tmp_path / "canary")))
     assert not list(tmp_path.iterdir())
-    rq_patches.replace_pickle()  # a worker or `create_app` in this process: it is ours
+    rq_patches.replace_pickle()  # as a worker or `create_app` does
     rq_patches.replace_pickle(shared=True)
     assert rq.serializers.resolve_serializer(None) is ConfiguredSerializer
 
@@ -590,7 +592,10 @@ def test_bits_that_are_not_flags_are_refused():
 
 
 def test_reading_flags_uses_limited_memory():
-    """Python keeps each combination of flags forever. The oldest of those in payloads are removed."""
+    """Python keeps each combination of flags forever.
+
+    The oldest of those in payloads are removed.
+    """
     for number in range(1, 40_000):
         assert decode({TAG_KEY: ["enum", f"{__name__}.Wide", None, number]}).value == number
     assert len(Wide._value2member_map_) < 11_000
