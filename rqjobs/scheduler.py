@@ -37,7 +37,7 @@ LOGGED_QUEUES = 20  # queues that one log line names
 
 
 class Scheduler(RQScheduler):
-    """One process beside a worker that was started `--with-scheduler`. Any number may run.
+    """The process of a worker that was started `--with-scheduler`. Any number may run.
 
     RQ's lock of a queue chooses the scheduler that moves its delayed jobs. Another lock chooses the
     one that runs the schedules. The methods that override RQ's give their reasons.

@@ -1,5 +1,6 @@
--- Accept jobs: write each job and put it into its place. Every enqueued, delayed or dependent job
--- comes through this script.
+-- Accept jobs: write each job and put it into its place. Jobs that are enqueued, delayed or
+-- dependent come through this script, from pipelines and groups too. Jobs of schedules come through
+-- run_schedule.lua; retries and repeats at once, which RQ's code writes, through settle.lua.
 --
 -- KEYS  1 rq:queues
 -- ARGV  1 seconds between two polls of the scheduler, then for each job an entry of these words:
