@@ -1,4 +1,4 @@
-"""With a Redis user that has only the rights of docs/deploying.md, or fewer."""
+"""Workers whose Redis user has only the rights that docs/deploying.md lists, or fewer."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ def guarded(executable, tmp_path_factory):
 
 @pytest.fixture
 def user(guarded, settings):
-    """Make a user with these rights, in force here and in the workers that the test starts; gives its client."""
+    """Make a Redis user with these rights for this process and the test's workers.
+
+    Returns a client of that user.
+    """
     made = redis_py.Redis.from_url(guarded)
 
     def have(rights):
@@ -49,7 +52,7 @@ def user(guarded, settings):
 
 @pytest.fixture
 def start(spawn):
-    """Start a worker as this user; a delayed job shows that its scheduler is at work."""
+    """Start a worker as this user. A delayed job shows that its scheduler works."""
 
     def run(*options):
         return spawn(

@@ -177,8 +177,9 @@ def test_a_server_that_is_down_is_reported_in_a_few_seconds():
 def test_a_connect_without_a_reply_fails_after_one_timeout(accepts, monkeypatch):
     """RQ's worker waits after a ConnectionError and quits after a TimeoutError.
 
-    A Redis that accepts and is silent (stopped, or swapping) was worse: the check of the connection's health, which
-    redis-py makes before its first HELLO too, connected again inside of connecting, until the stack was full.
+    A stopped or swapping Redis accepts connections and does not answer. redis-py checks the
+    connection's health before its first HELLO. That check connected again while it was
+    connecting, until the stack was full.
     """
     monkeypatch.setitem(connection.CONNECTION_OPTIONS, "socket_connect_timeout", 0.2)
     monkeypatch.setitem(connection.CONNECTION_OPTIONS, "socket_timeout", 0.2)
@@ -423,7 +424,10 @@ def refused(action, *args):
 
 
 def test_a_refusal_of_redis_is_explained_with_the_remedy(tcp):
-    """Both for a command and in a script, whose errors old servers wrap in another text."""
+    """The refusal may come from a command or from a script.
+
+    Old servers wrap the errors of scripts in another text.
+    """
     port, client = tcp
     write = "return redis.call('SET', KEYS[1], 1)"
     client.config_set("maxmemory", 1)

@@ -1,4 +1,4 @@
-"""One odd record in Redis, that somebody else wrote, stops nothing but itself."""
+"""A malformed record in Redis stops only the job, schedule or worker that it belongs to."""
 
 from __future__ import annotations
 
@@ -71,7 +71,10 @@ SCORES = [0, float("inf"), float("-inf"), 1e308, -1e308]
 
 @pytest.fixture
 def odd(redis):
-    """A worker `odd`, dead; a job `odd` in a queue `odd`; a schedule `odd`, due: all that one key may be of."""
+    """One record for every kind of key.
+
+    A dead worker `odd`, a job `odd` in a queue `odd`, and a due schedule `odd`.
+    """
     redis.zadd(keys.LEASES, {"odd": 1})
     redis.hset("rqjobs:process:odd", "pid", 1)
     redis.hset("rq:worker:odd", mapping={"state": "busy", "queues": "odd", "current_job": "odd"})
@@ -84,7 +87,7 @@ def odd(redis):
 
 
 def goes_on(redis):
-    """What must go through whatever stands in some key."""
+    """These steps must succeed with any value in any key."""
     stats.overview(redis, {"queued": 5, "running": 5, "failed": 5, "finished": 5, "scheduled": 5})
     list(doctor.examine())
     audit.audit(redis, settle=0)
@@ -100,7 +103,7 @@ def goes_on(redis):
 
 
 def a_good_job_runs(redis):
-    """It is claimed beside the odd queue by a worker that starts now, and ends."""
+    """A worker that starts now claims the job, although it serves the odd queue too."""
     job = rqjobs.queue("high").enqueue(sample_jobs.ok)
     leases.renew_lease(redis, "good", {"pid": 1})
     claims = helpers.claim(redis, "good", ["odd", "high"], room=50)
@@ -112,7 +115,11 @@ def a_good_job_runs(redis):
 
 @pytest.mark.parametrize(("key", "kind"), [*OURS.items(), *OTHERS.items()])
 def test_a_key_of_the_wrong_type_is_skipped_renamed_and_logged(redis, odd, key, kind, caplog):
-    """`SET rqjobs:claims:ev x` stopped a queue, `SET rqjobs:process:evil x` every worker and sweep, and so on."""
+    """One SET stopped a queue or all workers.
+
+    `SET rqjobs:claims:ev x` stopped a queue. `SET rqjobs:process:evil x` stopped every worker
+    and every sweep.
+    """
     caplog.set_level(logging.ERROR)
     good = rqjobs.queue("high").enqueue(sample_jobs.ok)
     for wrong in sorted({"string", "list", "hash"} - {kind}):
@@ -126,7 +133,7 @@ def test_a_key_of_the_wrong_type_is_skipped_renamed_and_logged(redis, odd, key, 
         if key in OURS and key not in (
             "rqjobs:sweep:lock",
             "rqjobs:sweep:last",
-        ):  # these are written whatever they were
+        ):  # these are overwritten, whatever their type
             assert redis.type(f"rqjobs:odd:{key}").decode() == wrong
         a_good_job_runs(redis)
     assert (
@@ -135,7 +142,7 @@ def test_a_key_of_the_wrong_type_is_skipped_renamed_and_logged(redis, odd, key, 
 
 
 def claimed_beside(redis, job):
-    """By a worker that lives already, before any sweep."""
+    """A live worker claims the job before any sweep, although it serves the odd queue too."""
     leases.renew_lease(redis, "alive", {"pid": 1})
     assert job.id in [
         claim.job_id for claim in helpers.claim(redis, "alive", ["odd", "high"], room=50)
@@ -169,7 +176,7 @@ def test_odd_members_of_a_key_stop_nothing(redis, odd, key, kind):
 
 
 def test_every_page_works_with_any_one_key_of_the_wrong_type(redis, odd):
-    """`/` was 503 and the dashboard 500 until somebody had mended the key by hand."""
+    """`/` was a 503 and the dashboard a 500 until the key was repaired."""
     config.use(admin_password="correct horse", secret_key="k" * 32)
     client = create_app().test_client()
     client.environ_base["HTTP_SEC_FETCH_SITE"] = "same-origin"
@@ -203,7 +210,10 @@ def test_a_worker_starts_and_works_with_all_keys_of_the_wrong_type(redis, odd, w
 
 
 def test_declarations_are_published_once_the_key_is_free(redis, caplog):
-    """Somebody wrote there between a worker's first sweep and its announcement: it ended with a traceback."""
+    """A client wrote the key between a worker's first sweep and its announcement.
+
+    The worker ended with a traceback.
+    """
     redis.set("rqjobs:schedules:declared", "evil")
     declared.publish_declarations(redis, "w1", "{}")
     assert "not published yet" in caplog.text
@@ -213,7 +223,7 @@ def test_declarations_are_published_once_the_key_is_free(redis, caplog):
 
 
 def test_a_worker_survives_that_its_own_keys_are_overwritten(worker, redis, eventually):
-    """Its lease ended, and no sweep of its own came to the end."""
+    """The worker's lease expired, and its sweeps were never completed."""
     process = worker("high", options=["--with-scheduler"])
     for key in (
         "rqjobs:leases",
@@ -252,7 +262,11 @@ def test_a_worker_survives_that_its_own_keys_are_overwritten(worker, redis, even
     ],
 )
 def test_a_lock_without_an_end_or_for_years_is_ignored(redis, key, seconds):
-    """Ours are short; `SET rqjobs:sweep:lock 1` stopped every sweep, and with `EX 100000000` for three years."""
+    """The locks of rqjobs are short.
+
+    `SET rqjobs:sweep:lock 1` stopped every sweep forever, and with `EX 100000000` for three
+    years.
+    """
     redis.set(key, "somebody's", ex=seconds)
     assert sweep.sweep(redis)
     scheduler = Scheduler(["default"], connection=redis)
@@ -276,7 +290,7 @@ def test_a_schedule_whose_next_tick_is_out_of_range_stops_no_other(redis, moment
 
 @pytest.mark.parametrize("source", ["code", "added"])
 def test_a_schedule_whose_revision_is_not_text_can_be_removed(redis, source):
-    """`remove` asked for the revision again for ever, and the one of the code was never stored anew."""
+    """`remove` read the revision again forever. A declared schedule was never stored again."""
     schedules.add("odd", every(hours=1), sample_jobs.ok)
     redis.hset("rqjobs:schedule:odd", mapping={"revision": b"\xff", "source": source})
     if source == "added":
@@ -287,7 +301,7 @@ def test_a_schedule_whose_revision_is_not_text_can_be_removed(redis, source):
 
 
 def test_a_rule_and_a_declaration_of_millions_of_parts_are_not_read(redis, monkeypatch, caplog):
-    """14 MB of brackets took 340 MB of the web app's memory, and of the scheduler's."""
+    """14 MB of brackets took 340 MB of memory in the web app and in the scheduler."""
     brackets = b"[" + b"[]," * 2_000_000 + b"[]]"
     schedules.add("odd", every(hours=1), sample_jobs.ok)
     redis.hset("rqjobs:schedule:odd", "rule", b'{"seconds": ' + brackets + b"}")

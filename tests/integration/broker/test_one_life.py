@@ -1,8 +1,10 @@
-"""One life of an id: every state of a job against every way to enqueue, cancel or delete its id, and every fate of the
-run that was in progress (no hypothesis here: all pairs, by the real scripts, in this process).
+"""One life of an id: every state of a job with every way to enqueue, cancel or delete its id.
 
-Whatever the pair: the job is in one place, the one that was asked for last; the outcome of the earlier run is refused;
-what was accepted runs once; and nothing of it is left anywhere afterwards.
+The run in progress ends in every possible way, too. The tests try all combinations with the
+real scripts, in this process, without hypothesis.
+
+After each combination the job is in one place, the place of the last operation. The outcome of
+the earlier run is refused. An accepted job runs once. No key of the job is left afterwards.
 """
 
 from __future__ import annotations
@@ -42,9 +44,9 @@ class House:
         self.run = None  # the claim of the run in progress
         self.ran = []  # the argument of each run that began
         self.parent = rqjobs.enqueue(sample_jobs.ok, job_id="parent", at_front=True)
-        redis.lrem("rq:queue:default", 0, "parent")  # it runs for ever, elsewhere
+        redis.lrem("rq:queue:default", 0, "parent")  # the parent runs until the test ends it
         redis.hset(self.parent.key, "status", "started")
-        self.view = None  # what a web view read of the job, before it came into its state
+        self.view = None  # the job as a web view read it, before it got into its state
 
     def enqueue(self, **options):
         job = rqjobs.enqueue(sample_jobs.ok, "old", job_id="x", **options)
@@ -83,7 +85,10 @@ class House:
         )
 
     def places(self):
-        """Where the id is, each as often as it is there; and among which ended jobs."""
+        """The places that list the id, one entry for each occurrence.
+
+        Sets `history` to the registries of ended jobs that have the id.
+        """
         with self.redis.pipeline(transaction=False) as pipe:
             for queue in QUEUES:
                 pipe.execute_command("LPOS", f"rq:queue:{queue}", "x", "COUNT", 0)
@@ -121,7 +126,7 @@ class House:
             transitions.promote(self.redis, queue, 180)
             if self.redis.hexists(
                 f"rqjobs:scheduled-without-job:{queue}", "x"
-            ):  # kept for a minute, which is over
+            ):  # ids without a job are kept for a minute
                 self.redis.hset(f"rqjobs:scheduled-without-job:{queue}", "x", 1)
                 transitions.promote(self.redis, queue, 180)
 
@@ -130,7 +135,10 @@ class House:
         recovery.enqueue_dependents(self.redis, "parent", 180)
 
     def drain(self):
-        """Both workers work until there is nothing to do, and what waits for a time or another job gets that."""
+        """Both workers run all jobs.
+
+        Delayed jobs become due, and the parent of deferred jobs ends.
+        """
         for step in (
             lambda: None,
             self.end_parent,
@@ -143,7 +151,7 @@ class House:
                     assert self.finish(worker, claim) == "settled"
 
 
-# The states: how the job got there, and whether what was accepted has still to run
+# The states that a job can be in before the operation
 
 
 def new(house):
@@ -167,7 +175,10 @@ def deferred(house):
 
 
 def woken(house):
-    """A wake-up has brought it into a worker's claims, and nobody has asked for it yet."""
+    """A blocking pop has moved the job into a worker's claims.
+
+    The worker has not claimed it yet.
+    """
     house.enqueue()
     house.redis.lmove("rq:queue:default", "rqjobs:claims:a", "LEFT", "RIGHT")
 
@@ -216,7 +227,7 @@ ENDED = (finished, failed, canceled, deleted)
 STATES = (new, *WAITING, running, *ENDED, canceled_running, deleted_running)
 
 
-# The operations: each way to enqueue the id, with the argument "new"; and the place where it is then
+# The operations: each way to enqueue the id, with the argument "new", and the job's new place
 
 
 def stock(redis, name="default"):
@@ -331,7 +342,7 @@ STOCK_ENQUEUE = {
 }
 
 
-# What becomes of the run in progress
+# The ways in which the run in progress ends
 
 
 def ends_at_once(house):
@@ -339,7 +350,7 @@ def ends_at_once(house):
 
 
 def ends_late(house):
-    """When the next one has begun, if that can be."""
+    """The outcome comes after the next run has begun, if there is one."""
     house.next = house.claim("b")
     outcome = house.finish("a", house.run)
     if house.next:
@@ -348,7 +359,10 @@ def ends_late(house):
 
 
 def ends_beside_its_successor(house):
-    """Its worker has claimed the next one too: the outcome was sent, and the connection broke."""
+    """The worker has claimed the next run too.
+
+    The outcome was sent, and the connection broke.
+    """
     got = helpers.claim(house.redis, "a", QUEUES, 1, ["x"])
     house.ran += [Job.from_hash("x", claim.fields, house.redis).args[0] for claim in got]
     outcome = house.finish("a", house.run)
@@ -373,14 +387,14 @@ FATES = (ends_at_once, ends_late, ends_beside_its_successor, its_worker_is_gone,
 
 
 def check(house, name, place=None):
-    """After one operation: what there is runs once, and then nothing is left."""
+    """The job runs once after one operation, and then no entry is left."""
     house.drain()
     assert house.ran.count("new") == 1, (name, house.ran)
     places = house.places()
     assert not house.begun, name
     if "stock on another queue" not in name:
         assert (places, house.history) == ([], ["finished"]), name
-    elif places:  # nobody knows where else it stood; audit says so
+    elif places:  # the id's other places are unknown; audit reports them
         assert (
             audit.audit(house.redis, settle=0).breaches["x"]
             == "finished, yet in: deferred in default"
@@ -401,7 +415,7 @@ def test_an_id_that_is_enqueued_again_has_one_job(redis, name):
                 assert place in places and house.history == [], what
             if (
                 place and state is not deleted_running and state is not woken
-            ):  # nobody knows yet of that claim
+            ):  # the worker is not aware of that claim
                 assert places == [place], what
             if fate:
                 assert fate(house) == "refused", what
@@ -434,7 +448,7 @@ def test_a_canceled_or_deleted_job_does_not_run(redis):
 
 
 def test_a_stale_save_starts_and_ends_no_job(redis):
-    """A web view read a job, it went on, and the view wrote its meta."""
+    """A web view read a job and wrote its meta after the job had moved on."""
     for state in (*WAITING, running, finished, failed, canceled, canceled_running):
         for stock_client in (False, True):
             house = House(redis)
@@ -487,7 +501,7 @@ def test_only_the_latest_failure_can_be_requeued(redis):
             before = house.places()
             redis.zadd(
                 "rq:failed:default", {"x": 9e9}
-            )  # an entry that stock RQ left of an earlier run
+            )  # stock RQ left this entry of an earlier run
             with pytest.raises(InvalidJobOperation):
                 Job.fetch("x", connection=redis).requeue()
             assert house.places() == before, state.__name__
@@ -495,7 +509,10 @@ def test_only_the_latest_failure_can_be_requeued(redis):
 
 
 def test_crashes_of_an_earlier_life_do_not_count(redis):
-    """A nightly job with a fixed id failed as poison at its first death, because of two in the nights before."""
+    """A nightly job with a fixed id failed as poison at its first crash.
+
+    Two crashes in the nights before had been counted.
+    """
     house = House(redis)
     house.enqueue()
     moment = f"{time.time():.0f}"
@@ -510,7 +527,10 @@ def test_crashes_of_an_earlier_life_do_not_count(redis):
 
 
 def test_requeueing_removes_an_entry_among_another_queue_s_failed_jobs(redis):
-    """A stock client had enqueued it again there, and it finished; it was counted as failed for a year."""
+    """A stock client had enqueued the failed job again in another queue.
+
+    The job finished, and was counted as failed for a year.
+    """
     house = House(redis)
     failed(house)
     stock(redis, "low").enqueue("sample_jobs.ok", "new", job_id="x")
@@ -522,7 +542,7 @@ def test_requeueing_removes_an_entry_among_another_queue_s_failed_jobs(redis):
 
 @pytest.mark.parametrize("others", [[], ["parent"]])
 def test_no_job_waits_for_itself(redis, others):
-    """It was deferred for ever, and audit did not say so."""
+    """The job was deferred forever, and audit did not report it."""
     house = House(redis)
     running(house)
     rqjobs.enqueue(sample_jobs.ok, "new", job_id="x", depends_on=["x", *others])

@@ -217,7 +217,7 @@ def test_nothing_is_unpickled(plant, survives, redis, canary):
         assert "rqjobs never unpickles what it finds in Redis" in failure(redis, job_id)
     for job_id in ("elsewhere", "in-traceback"):
         assert redis.hget(f"rq:job:{job_id}", "status") == b"finished"
-    # And neither do those who look at it.
+    # The pages and the command line do not unpickle either.
     for look in (lambda job: job.args, lambda job: job.results()):
         with pytest.raises(
             (DeserializationError, rqjobs.PayloadError), match="rqjobs never unpickles"

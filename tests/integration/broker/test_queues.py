@@ -352,7 +352,7 @@ def test_fast_path_writes_a_new_job_as_rq_does(redis, options):
     for name in [
         None,
         *vars(Job("one", connection=redis)),
-    ]:  # and with each attribute that RQ knows of
+    ]:  # and with each attribute of RQ's job
         job = queue.enqueue(sample_jobs.ok, "x" * 600, **options)
         if name and name not in (
             "_id",
@@ -403,7 +403,7 @@ def end(redis, job, status):
 
 @pytest.mark.parametrize("with_pipeline", [False, True])
 def test_dependent_that_allows_a_past_failure_is_queued_at_once(redis, with_pipeline):
-    """It was deferred for ever, because dependents are enqueued only when the parent ends."""
+    """The job was deferred forever, because dependents are enqueued only when the parent ends."""
     parent = rqjobs.enqueue(sample_jobs.ok)
     end(redis, parent, "failed")
     after = Dependency(jobs=[parent], allow_failure=True)
@@ -419,7 +419,7 @@ def test_dependent_that_allows_a_past_failure_is_queued_at_once(redis, with_pipe
 
 @pytest.mark.parametrize("first", ["the other job", "the time"])
 def test_delayed_dependent_waits_for_its_time_and_its_parent(redis, first):
-    """The parent was ignored."""
+    """The delayed job ran without waiting for its parent."""
     parent = rqjobs.enqueue(sample_jobs.ok)
     job = rqjobs.enqueue_in(
         600 if first == "the other job" else -1, sample_jobs.ok, depends_on=parent
@@ -518,7 +518,7 @@ def test_save_writes_only_the_changed_fields(redis):
 
 
 def test_save_of_a_deleted_job_stores_nothing(redis):
-    """It left a hash with a few fields behind."""
+    """The save left a hash with a few fields."""
     job = rqjobs.enqueue(sample_jobs.ok)
     job.delete()
     job.meta["late"] = 1

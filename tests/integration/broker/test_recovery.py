@@ -1,4 +1,4 @@
-"""The sweep and the audit, on hand-made wreckage; see test_worker.py for real deaths."""
+"""The sweep and the audit on records that a test writes. For real crashes see test_worker.py."""
 
 from __future__ import annotations
 
@@ -111,7 +111,10 @@ def test_a_dead_process_on_this_host_is_found_before_its_lease_expires(redis, cl
 def test_a_new_worker_is_not_mistaken_for_the_dead_one_of_its_name(
     redis, claim, lease, monkeypatch
 ):
-    """It has started between the look at the processes and the step that takes the claims back."""
+    """The new worker starts after the sweep has checked the processes.
+
+    The sweep has not taken the claims back yet.
+    """
     job = rqjobs.enqueue(sample_jobs.ok)
     claim(job, "crashed")
     lease("crashed", 15, {"host": processes.host_id(), "pid": 2**22 + 1, "started": "12345"})
@@ -128,7 +131,7 @@ def test_a_new_worker_is_not_mistaken_for_the_dead_one_of_its_name(
 
 
 def test_a_worker_whose_horse_is_alive_is_not_gone(redis, claim, lease):
-    """Between the death of the parent and that of its horse a job was run by two."""
+    """Between the death of the parent and the death of its horse, two workers ran the job."""
     job = rqjobs.enqueue(sample_jobs.ok)
     claim(job, "headless")
     where = {"host": processes.host_id(), "pid": 2**22 + 1, "started": "12345"}
@@ -142,7 +145,10 @@ def test_a_worker_whose_horse_is_alive_is_not_gone(redis, claim, lease):
 def test_a_worker_whose_machine_died_is_found_when_its_lease_expires(
     redis, claim, lease, eventually
 ):
-    """Its pid means nothing here, so nothing is provable before; the next sweep after takes back what it had."""
+    """A pid of another machine proves nothing before the lease expires.
+
+    The next sweep after that takes the claims back.
+    """
     job = rqjobs.enqueue(sample_jobs.ok)
     claim(job, "vanished")
     lease("vanished", 0.5, {"host": "another boot/pid:[1]", "pid": 2**22 + 1, "started": "1"})
@@ -181,7 +187,10 @@ def test_a_reused_pid_is_another_process(redis, claim, lease):
 
 
 def test_after_an_outage_no_lease_counts_as_expired(redis, claim, lease):
-    """Redis was away, or its clock jumped: the first sweep after a long silence only extends the leases."""
+    """Redis was unreachable, or its clock jumped.
+
+    The first sweep after a long pause only extends leases.
+    """
     job = rqjobs.enqueue(sample_jobs.ok)
     claim(job, "alive")
     lease("alive", -30)
@@ -244,7 +253,10 @@ def test_dependents_that_allow_failure_are_enqueued_after_a_poison_job(redis, cl
 
 
 def test_poison_dependents_are_enqueued_when_the_sweeping_worker_dies(redis, claim, lease):
-    """Failing the job and enqueueing its dependents are two steps; a death in between left them deferred for ever."""
+    """The sweep fails the job and enqueues its dependents in two steps.
+
+    A crash between the steps left the dependents deferred forever.
+    """
     poison, strict = rqjobs.enqueue(sample_jobs.ok), rqjobs.enqueue(sample_jobs.ok)
     after = Dependency(jobs=[poison], allow_failure=True)
     child = rqjobs.enqueue(sample_jobs.ok, depends_on=after, job_timeout=7)
@@ -283,7 +295,7 @@ def test_poison_dependents_are_enqueued_when_the_sweeping_worker_dies(redis, cla
 
 
 def test_dependents_are_enqueued_once(redis, claim, lease):
-    """RQ's way would have enqueued again what another of its parents had released meanwhile."""
+    """RQ's way would have enqueued a dependent that another parent had released in between."""
     poison, slow = rqjobs.enqueue(sample_jobs.ok), rqjobs.enqueue(sample_jobs.ok)
     child = rqjobs.enqueue(
         sample_jobs.ok, depends_on=Dependency(jobs=[poison, slow], allow_failure=True)
@@ -341,7 +353,10 @@ def test_an_orphan_that_has_ended_is_only_removed_from_the_registry(redis, claim
 
 
 def test_a_requeued_orphan_of_a_stock_worker_is_not_doubled(redis, stock_claim):
-    """RQ's retry with an interval writes the scheduled set first: a death in between leaves the job in both."""
+    """RQ's retry with an interval writes the scheduled set first.
+
+    A crash in between leaves the job in both places.
+    """
     job, second = rqjobs.enqueue_in(60, sample_jobs.ok), rqjobs.enqueue(sample_jobs.ok)
     stock_claim(job, "dead", status="scheduled")
     stock_claim(second, "dead", status="queued")
@@ -426,7 +441,7 @@ def stray(redis, job, idle):
 
 
 def look_again(redis):
-    """Half a minute later."""
+    """Make it as if half a minute had passed since strays were first seen."""
     for job_id, since in redis.hgetall("rqjobs:sweep:strays:seen").items():
         redis.hset("rqjobs:sweep:strays:seen", job_id, float(since) - strays.STRAY_SECONDS)
 
@@ -448,7 +463,10 @@ def test_a_stray_is_requeued_when_it_is_seen_twice(redis, status):
 
 @pytest.mark.parametrize("place", ["finished", "failed", "canceled"])
 def test_an_ended_job_whose_status_was_overwritten_is_not_a_stray(redis, place):
-    """A web view wrote the meta of a job with a stock client, and 65 s later the finished job ran again."""
+    """A web view wrote the meta of a job with a stock client.
+
+    The finished job ran again 65 s later.
+    """
     job = rqjobs.enqueue(sample_jobs.ok, job_timeout=1)
     stray(redis, job, idle=3600)
     redis.zadd(f"rq:{place}:default", {job.id: 9e9})
@@ -473,7 +491,7 @@ def test_a_repeating_job_that_was_lost_after_its_first_run_is_a_stray(redis):
 
 @pytest.mark.parametrize("place", ["queued", "intermediate", "scheduled", "deferred"])
 def test_audit_names_an_id_in_a_place_and_in_claims(redis, place):
-    """With an entry in RQ's registry too it was named, without one it was not."""
+    """Audit named such an id only if RQ's registry of started jobs had it too."""
     job = rqjobs.enqueue(sample_jobs.ok)
     redis.delete("rq:queue:default")
     leases.renew_lease(redis, "w", {"host": "elsewhere", "pid": 1, "started": "1"})
@@ -536,7 +554,7 @@ def test_audit_names_deferred_jobs_that_cannot_run(redis, state, may_fail, named
     assert found == ([("child", "parent", named)] if named else []) and (
         not named or audit.REMEDIES[named]
     )
-    if state == "gone":  # counts as finished, when the other has ended
+    if state == "gone":  # the deleted parent counts as finished when the other has ended
         assert list(audit.blocked_jobs(redis, ["both"])) == []
         redis.hset(other.key, "status", "finished")
         redis.sadd(keys.ENDED_PARENTS, other.id)
@@ -545,7 +563,10 @@ def test_audit_names_deferred_jobs_that_cannot_run(redis, state, may_fail, named
 
 
 def test_audit_names_a_job_that_stock_rq_deferred_behind_an_ended_one(redis):
-    """RQ looks at the parent's status only; with `allow_failure` its job waits for ever, and audit was silent."""
+    """RQ looks only at the parent's status.
+
+    With `allow_failure` RQ defers the job forever, and audit did not report it.
+    """
     parent = rqjobs.enqueue(sample_jobs.ok, job_id="parent")
     redis.lrem("rq:queue:default", 0, "parent")
     redis.hset(parent.key, "status", "failed")
@@ -556,7 +577,7 @@ def test_audit_names_a_job_that_stock_rq_deferred_behind_an_ended_one(redis):
     assert audit.audit(redis, settle=0).remarks == [
         "deferred: child waits for parent, which is over"
     ]
-    redis.sadd(keys.ENDED_PARENTS, "parent:failed")  # it is about to be woken
+    redis.sadd(keys.ENDED_PARENTS, "parent:failed")  # the sweep is about to enqueue the dependents
     assert not audit.audit(redis, settle=0).remarks
     assert "queue.enqueue_job(job)" in audit.REMEDIES["over"]
     queue = rqjobs.queue("default")
@@ -567,7 +588,7 @@ def test_audit_names_a_job_that_stock_rq_deferred_behind_an_ended_one(redis):
 
 
 def test_a_job_that_only_looks_like_a_stray_is_left_alone(redis):
-    """A job that a stock client is writing or running right now; ended ones; deferred ones; other keys."""
+    """Jobs that a stock client is writing or running, ended jobs, deferred jobs, and other keys."""
     fresh = rqjobs.enqueue(sample_jobs.ok, job_timeout=600)
     stray(redis, fresh, idle=300)
     endless = rqjobs.enqueue(sample_jobs.ok, job_timeout=-1)
@@ -643,7 +664,10 @@ def test_requeue_of_a_job_that_did_not_fail_is_refused(redis):
 
 
 def test_a_redis_whose_memory_is_full_refuses_a_move_as_a_whole(redis, claim, lease):
-    """LREM and ZREM are let through even then: done first, they would have lost the job."""
+    """A full Redis still accepts LREM and ZREM.
+
+    A move that began with one of them would have lost the job.
+    """
     orphan, failed, due = (
         rqjobs.enqueue(sample_jobs.ok),
         rqjobs.enqueue(sample_jobs.ok),
@@ -679,7 +703,10 @@ def test_a_redis_whose_memory_is_full_refuses_a_move_as_a_whole(redis, claim, le
 
 
 def test_hostile_hashes_delay_neither_the_queue_nor_the_scheduler(redis, lease):
-    """A time to live that is no number stopped a queue for ever, and had a due job enqueued again and again."""
+    """A time to live that was not a number stopped a queue forever.
+
+    A due job with such a value was enqueued again and again.
+    """
     good = [rqjobs.enqueue_in(60, sample_jobs.ok, n) for n in range(3)]
     for ttl, job in zip(("1e300", "nan", "-5"), good, strict=True):
         redis.hset(job.key, "ttl", ttl)
@@ -709,7 +736,10 @@ def test_audit_names_an_ended_job_that_is_in_a_place(redis):
 
 
 def test_a_process_is_gone_only_if_that_is_proven(monkeypatch):
-    """A process that the kernel hides from us (hidepid) refuses a signal; one that is not there cannot."""
+    """The kernel may hide a process (hidepid), which then refuses a signal.
+
+    A process that does not exist cannot refuse it.
+    """
     me = os.getpid()
     assert not processes.is_gone(me, processes.start_time(me))
     assert processes.is_gone(me, "1"), "the pid is somebody else's now"

@@ -1,4 +1,4 @@
-"""Thousands of queues, schedules and jobs: what is asked of Redis does not grow with what is idle."""
+"""Thousands of queues, schedules and jobs. The number of commands does not grow with idle ones."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAMES = 2000
 
 @pytest.fixture
 def many(redis):
-    """Thousands of queues that Redis knows of, and three jobs."""
+    """Thousands of registered queues, and three jobs."""
     redis.sadd("rq:queues", *(f"rq:queue:customer-{number}" for number in range(NAMES)))
     return [
         rqjobs.queue(name).enqueue(sample_jobs.ok)
@@ -33,7 +33,7 @@ def many(redis):
 
 @pytest.fixture
 def round_trips(monkeypatch):
-    """Count how often this process asks Redis something, in the block; a pipeline is one question."""
+    """Count the round trips of this process within the block. A pipeline is one round trip."""
     asked = []
 
     @contextlib.contextmanager
@@ -63,7 +63,10 @@ def round_trips(monkeypatch):
 
 
 def test_a_sweep_looks_only_at_queues_in_which_something_may_be_wrong(redis, many, round_trips):
-    """It asked five times for each name, and of 25,000 names a sweep outlasted the lease."""
+    """A sweep read each queue five times.
+
+    With 25,000 queues it took longer than a lease.
+    """
     sweep.sweep(redis, force=True)
     with round_trips() as asked:
         assert sweep.sweep(redis, force=True).requeued == []
@@ -94,7 +97,10 @@ def test_a_snapshot_and_the_newest_jobs_take_three_round_trips(redis, many, roun
 
 
 def test_the_home_page_takes_at_most_eight_round_trips(redis, many, round_trips):
-    """It took sixty to eighty-eight: at a millisecond's distance 90 ms."""
+    """The page took sixty to eighty-eight round trips.
+
+    That was 90 ms at a latency of a millisecond.
+    """
     rqjobs.Worker(["customer-5"]).work(burst=True, logging_level="CRITICAL")
     config.use(admin_password="correct horse", secret_key="k" * 32)
     client = create_app().test_client()
@@ -120,7 +126,7 @@ def test_audit_reads_a_thousand_jobs_per_command(redis, many, round_trips):
 
 
 def test_the_maintenance_of_many_queues_asks_only_where_jobs_have_ended(redis, many, round_trips):
-    """It kept the parent for seconds from all else."""
+    """The maintenance kept the parent from its other tasks for seconds."""
     rqjobs.Worker(["customer-5"]).work(burst=True, logging_level="CRITICAL")
     for queue in ("customer-5", "customer-7"):
         redis.sadd(f"rq:workers:{queue}", "rq:worker:gone", "rq:worker:alive")
@@ -138,7 +144,7 @@ def test_the_maintenance_of_many_queues_asks_only_where_jobs_have_ended(redis, m
 
 @pytest.fixture
 def scheduler(redis):
-    """One in this process, whose loop a test turns by hand."""
+    """A scheduler in this process. The test calls each step of its loop."""
     scheduler = Scheduler(
         ["default", *(f"customer-{number}" for number in range(NAMES))], connection=redis
     )
@@ -150,7 +156,7 @@ def scheduler(redis):
 
 
 def turn(scheduler):
-    """Its loop, until it would sleep."""
+    """Run the scheduler's loop until it would sleep."""
     scheduler._run_due()
     while scheduler._schedules_due <= 0:
         scheduler._run_due()
@@ -181,7 +187,10 @@ def declare(redis, names):
 def test_an_idle_scheduler_reads_no_schedule_and_all_queues_in_one_command(
     redis, scheduler, round_trips
 ):
-    """It read all of them each two seconds, and asked for each queue each second: delayed jobs were 8.7 s late."""
+    """The scheduler read all schedules every two seconds, and each queue every second.
+
+    Delayed jobs were 8.7 s late.
+    """
     schedules.add("added", every(days=400), sample_jobs.note)
     declare(redis, [f"s{number}" for number in range(300)])
     turn(scheduler)

@@ -1,4 +1,7 @@
-"""The scripts in `lua/`: none fails after its first write, whatever stands in Redis and however much of it."""
+"""No script in `lua/` fails after its first write.
+
+That holds for any type, content and size of the keys in Redis.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ def claim_one(redis):
 
 
 def family(redis):
-    """A job with one that waits for it."""
+    """A job, and a job that depends on it."""
     parent = rqjobs.enqueue(sample_jobs.ok, job_id="parent", failure_ttl=50)
     rqjobs.queue("low").enqueue(
         sample_jobs.ok, depends_on=Dependency(jobs=[parent], allow_failure=True), job_id="child"
@@ -51,7 +54,7 @@ def enqueueing(redis):
 
 
 def enqueueing_again(redis):
-    """A delayed job that waits for another one, whose id is running now."""
+    """A delayed job that depends on another one. Its id is running now."""
     family(redis)
     claim_one(redis)
     rqjobs.enqueue_in(60, sample_jobs.ok, job_id="other")
@@ -253,7 +256,7 @@ def everything(redis):
 
 @pytest.mark.parametrize("move", MOVES)
 def test_a_script_does_all_or_nothing_with_a_key_of_the_wrong_type(redis, lease, move):
-    """Tried with every key that the move reads or writes: Lua does not roll back."""
+    """The test tries every key that the move reads or writes. Lua does not roll back."""
 
     def prepare():
         redis.flushall()
@@ -295,7 +298,7 @@ redis.call('SADD', 'rq:job::child-1:dependencies', ARGV[5])
 
 
 def with_children(redis, number, function=sample_jobs.mark, **options):
-    """A job for which so many wait; the first of them waits for another job, too."""
+    """A job with this number of dependents. The first one depends on another job, too."""
     parent = rqjobs.queue("high").enqueue(function, "ran", **options)
     other = rqjobs.enqueue_in(9999, sample_jobs.ok)
     model = rqjobs.Queue("low", connection=redis).create_job(sample_jobs.ok)
@@ -314,7 +317,10 @@ def with_children(redis, number, function=sample_jobs.mark, **options):
     ],
 )
 def test_any_number_of_jobs_may_depend_on_one(redis, kind, number):
-    """With 8,500 of them an SREM was too long for Lua, half of the outcome was written, and the parent ran for ever."""
+    """With 8,500 dependents an SREM had too many arguments for Lua.
+
+    Half of the outcome was written, and the parent ran forever.
+    """
     options = {
         "repeat": {"repeat": Repeat(times=1, interval=3600)},
         "result_ttl=0": {"result_ttl": 0},
@@ -388,7 +394,10 @@ def test_a_wrong_write_of_statistics_is_left_out(redis, lease):
 
 
 def test_nothing_is_unpacked_without_a_bound():
-    """Lua takes some 7,900 words; one more raises, outside every pcall. Whoever adds one has looked at its bound."""
+    """`unpack` accepts some 7,900 values. With more it raises an error outside every pcall.
+
+    Before a script is added here, its bound must be checked.
+    """
     bounded = {
         "claim": 2,
         "enqueue": 2,

@@ -1,4 +1,4 @@
-"""The ledger under workers that wake up late, and what a job costs. Real processes, frozen and thawed."""
+"""Claims and outcomes of workers that were frozen, and the costs of a job. Real processes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from rqjobs.worker.shared_state import HorseState
 
 
 def outcome_keys(redis):
-    """Everything that an outcome writes, as it is now."""
+    """The present values of all keys that an outcome writes."""
     patterns = (
         "rq:job:*",
         "rq:queue:*",
@@ -66,7 +66,10 @@ KINDS = {
 def test_a_late_outcome_of_a_worker_that_was_declared_dead_is_refused(
     worker, redis, eventually, kind, thaw_first
 ):
-    """Its lease ended while it was frozen, another did the job; nothing of its own outcome may be written."""
+    """The worker's lease expired while the worker was frozen, and another worker ran the job.
+
+    No part of the late outcome may be written.
+    """
     what, options = KINDS[kind]
     job = rqjobs.enqueue(sample_jobs.hang_then, "gate", what, **options)
     if kind == "dependent":
@@ -109,14 +112,20 @@ def blocked(redis):
 
 
 def suspend_claims(redis):
-    """Keep a thawed worker from claiming what the other put back, so that only its late outcome could write."""
+    """Keep a thawed worker from claiming the job that the other worker put back.
+
+    Then only its late outcome could write.
+    """
     redis.set("rq:suspended", 1)
 
 
 def test_a_horse_with_a_frozen_parent_writes_no_outcome_and_claims_nothing(
     worker, redis, eventually
 ):
-    """The horse runs on without a lease: its outcome is refused once the job is another's, and it claims nothing."""
+    """The horse runs on without a lease.
+
+    Its outcome is refused once another worker has the job, and it claims no job.
+    """
     job = rqjobs.enqueue(sample_jobs.hang, "gate")
     late = worker("default")
     eventually(lambda: redis.llen("gate:reached") == 1)
@@ -146,7 +155,7 @@ def test_an_idle_horse_that_is_frozen_is_replaced(worker, redis, eventually, mon
 
 
 def test_a_horse_frozen_while_it_writes_its_state_is_replaced(settings, spawn, monkeypatch):
-    """What cannot be read was waited for, for ever, and the worker did not even stop when it was told to."""
+    """The parent waited forever for a readable state, and did not stop at SIGTERM."""
     parent, horse = rqjobs.Worker(["default"]), spawn("sleep", "60")
     parent._horse_pid, parent.horse_state = horse.pid, HorseState()
     parent.horse_state.memory[0] |= 1
@@ -220,7 +229,7 @@ def test_one_horse_runs_many_jobs(worker, redis, eventually):
 
 
 def test_an_arriving_job_unblocks_one_worker(worker, redis, eventually):
-    """Not all of them: the others' waits go on."""
+    """The blocking pops of the other workers go on."""
     for _ in range(3):
         worker("high", "default")
     eventually(
@@ -253,11 +262,11 @@ def test_jobs_arriving_on_several_queues_at_once_all_run(worker, redis, eventual
 def test_a_plain_job_takes_one_round_trip_and_the_documented_commands(
     redis, monkeypatch, at_once, trips, commands
 ):
-    """The budget: one round trip, and the documented commands; a slow path cannot creep in unseen."""
+    """The budget is one round trip and the documented commands, so that a slow path is noticed."""
     monkeypatch.setattr("rqjobs.worker.horse.CLAIM_BATCH_MAX_JOBS", at_once)
     monkeypatch.setattr(
         "rqjobs.worker.horse.BATCH_SECONDS", 60
-    )  # by their pace so many can be claimed
+    )  # the limit of a claim is then the number of jobs
     count = 160
     rqjobs.enqueue_many([(sample_jobs.ok, n) for n in range(count)])
     load_scripts(redis)
@@ -271,17 +280,19 @@ def test_a_plain_job_takes_one_round_trip_and_the_documented_commands(
     assert stats.pop("evalsha") // count == trips + (at_once == 1), (
         "a claim for so many jobs, an outcome for each"
     )
-    stats.pop("hstrlen", 0)  # of the search for strays with which a worker begins
+    stats.pop("hstrlen", 0)  # the search for strays when a worker starts
     for name in ("hget", "hmget", "lrange"):
-        stats[name] //= 2  # Redis counts one that is called through pcall twice
+        stats[name] //= 2  # Redis counts a command in a pcall twice
     assert sum(calls // (count // at_once) / at_once for calls in stats.values()) <= commands, stats
 
 
 def test_a_crashed_job_returns_without_a_scheduler_despite_many_due_jobs(
     redis, eventually, monkeypatch
 ):
-    """It stood behind a thousand scheduled jobs that were due and that no scheduler fetched, and was never seen; and
-    then it came to the end of its queue, behind all that had been enqueued after it."""
+    """The job was behind a thousand due jobs in the scheduled set, without a scheduler.
+
+    No worker ever took it. Later it went to the end of its queue, behind all newer jobs.
+    """
     monkeypatch.setattr(transitions, "BATCH_MAX_JOBS", 3)
     for _ in range(3):
         rqjobs.enqueue_in(0, sample_jobs.ok)
@@ -300,8 +311,10 @@ def test_a_crashed_job_returns_without_a_scheduler_despite_many_due_jobs(
 
 
 def test_a_name_belongs_to_one_worker(redis):
-    """Of two workers that start under one name the second is refused in the same step; who asks again, because the
-    reply was lost, is not."""
+    """Of two workers that start with one name, the second is refused in the same step.
+
+    A worker that repeats its registration after a lost reply is not refused.
+    """
     here, there = {"host": "a", "pid": 1, "started": "5"}, {"host": "a", "pid": 2, "started": "6"}
     assert leases.renew_lease(redis, "one", here, first=True)
     assert not leases.renew_lease(redis, "one", here, first=True)
@@ -311,7 +324,10 @@ def test_a_name_belongs_to_one_worker(redis):
 
 
 def test_a_process_whose_name_is_taken_changes_nothing(redis):
-    """A worker that was frozen past its lease, while another was started as `--name` says, goes on."""
+    """A worker was frozen until its lease had expired, and goes on.
+
+    Another worker with the same `--name` has started in between.
+    """
     here, there = {"host": "a", "pid": 1, "started": "5"}, {"host": "a", "pid": 2, "started": "6"}
     ours, theirs = map(leases.process_id, (here, there))
     first, second = rqjobs.enqueue(sample_jobs.ok), rqjobs.enqueue(sample_jobs.ok)
@@ -348,7 +364,7 @@ def test_a_process_whose_name_is_taken_changes_nothing(redis):
 
 
 def test_a_worker_whose_name_is_taken_ends(worker, redis, eventually):
-    """Both lived under one lease, and every job ran twice at once."""
+    """Both workers used one lease, and every job ran twice at once."""
     job = rqjobs.enqueue(sample_jobs.hang, "gate")
     frozen = worker("default", options=["--name", "fixed", "--with-scheduler"])
     eventually(lambda: redis.llen("gate:reached") == 1)
@@ -373,11 +389,14 @@ def test_a_worker_whose_name_is_taken_ends(worker, redis, eventually):
 
 @pytest.fixture
 def batch(worker, redis, eventually):
-    """A worker whose horse runs a job that hangs and holds five more which it claimed with that one; its parent is
-    frozen, so that it has not seen this yet. Gives the worker, the hanging job and the five."""
+    """A worker with a hanging job and five more jobs of the same claim.
+
+    The worker's parent is frozen, so it is not aware of them yet. Returns the worker, the
+    hanging job and the five.
+    """
     process = worker("default", env={"SAMPLE_JOBS_SPAN": "60"})
     psutil.Process(process.pid).suspend()
-    short = [(sample_jobs.ok,)] * 40  # then it claims many
+    short = [(sample_jobs.ok,)] * 40  # the worker then claims many
     jobs = rqjobs.enqueue_many(
         [*short, (sample_jobs.hang, "batch"), *[(sample_jobs.ok, n) for n in range(5)]]
     )
@@ -404,12 +423,12 @@ def test_no_job_waits_behind_a_slow_one_that_was_claimed_with_it(batch, redis, e
 
 
 def test_no_job_waits_behind_many_that_were_claimed_with_it(worker, redis, eventually):
-    """Each of them was too short for the parent to give the rest back: of 39 ms each thirty took a second."""
+    """The parent did not release jobs behind short ones. Thirty jobs of 39 ms took a second."""
     process = worker("default", env={"SAMPLE_JOBS_SPAN": "60"})
     psutil.Process(process.pid).suspend()
     jobs = rqjobs.enqueue_many([*[(sample_jobs.ok,)] * 40, *[(sample_jobs.nap, 0.03)] * 10])[
         40:
-    ]  # then it claims many
+    ]  # the worker then claims many
     eventually(lambda: all(job.get_status() == JobStatus.FINISHED for job in jobs))
     psutil.Process(process.pid).resume()
     tokens = [redis.xrange(f"rq:results:{job.id}")[0][1][b"execution_id"] for job in jobs]
@@ -453,7 +472,7 @@ def test_prefetched_jobs_are_released_at_sigterm(batch, redis, eventually):
 
 
 def test_each_prefetched_job_is_taken_once():
-    """Two processes read from one end; a token goes to one of them, whole."""
+    """Two processes read from one end of the pipe. Each token goes to one of them, whole."""
     prefetch, count, taken = PrefetchPipe(), 20_000, []
     ready, answer, end = os.pipe(), os.pipe(), "f" * transitions.TOKEN_CHARACTERS
     child = os.fork()
@@ -480,8 +499,10 @@ def test_each_prefetched_job_is_taken_once():
 
 
 def test_an_id_that_was_pushed_twice_is_run_once(redis):
-    """By a client of RQ that enqueued again when a reply was lost. Two runs were recorded, or the first one's claim
-    stayed in RQ's registry for ever."""
+    """A client of RQ enqueued the job again when a reply was lost.
+
+    Two runs were recorded, or the first claim stayed in RQ's registry forever.
+    """
     jobs = rqjobs.enqueue_many([(sample_jobs.ok,)] * 3)
     redis.rpush("rq:queue:default", *[job.id for job in jobs])
     for name in ("one", "two"):
@@ -489,13 +510,13 @@ def test_an_id_that_was_pushed_twice_is_run_once(redis):
     first = helpers.claim(redis, "one", ["default"], 2)
     assert [claim.job_id for claim in first] == [job.id for job in jobs[:2]]
     assert [claim.job_id for claim in helpers.claim(redis, "two", ["default"], 5)] == [jobs[2].id]
-    redis.rpush("rqjobs:claims:two", jobs[0].id)  # a wake-up brought it
+    redis.rpush("rqjobs:claims:two", jobs[0].id)  # a blocking pop delivered it
     assert helpers.claim(redis, "two", ["default"], 5, [jobs[2].id]) == []
     assert redis.zcard("rq:wip:default") == 3 and not audit.audit(redis, settle=0).breaches
 
 
 def test_a_job_that_is_enqueued_again_while_it_runs_runs_again(worker, redis, eventually):
-    """The outcome of the first run settled the second, which was dropped as ended."""
+    """The outcome of the first run settled the second run, which was dropped as ended."""
     first = rqjobs.enqueue(sample_jobs.hang, "first", job_id="same")
     process = worker("default")
     eventually(lambda: redis.llen("first:reached") == 1)
@@ -511,7 +532,10 @@ def test_a_job_that_is_enqueued_again_while_it_runs_runs_again(worker, redis, ev
 
 @pytest.mark.parametrize("way", ["in", "now"])
 def test_a_job_that_schedules_its_own_next_run_continues(worker, redis, eventually, way):
-    """What it planned was lost: the end of the run that planned it was taken for its own."""
+    """The next run was lost.
+
+    The end of the current run was taken for the end of the next one.
+    """
     process = worker("default", options=["--with-scheduler"])
     job = rqjobs.enqueue(sample_jobs.plan_next_run, 3, way, job_id="same")
     eventually(
@@ -523,7 +547,10 @@ def test_a_job_that_schedules_its_own_next_run_continues(worker, redis, eventual
 
 
 def test_an_outcome_does_not_wait_behind_the_next_job_of_its_batch(worker, redis, eventually):
-    """A job that enqueues another behind itself is settled by RQ's way; that waited until its whole batch was done."""
+    """A job that enqueues a dependent is settled by RQ's way.
+
+    That outcome waited until the whole batch had ended.
+    """
     worker("default", env={"SAMPLE_JOBS_SPAN": "60"})
     jobs = rqjobs.enqueue_many(
         [*[(sample_jobs.ok,)] * 40, (sample_jobs.follow, "child"), (sample_jobs.hang, "batch")]
@@ -548,7 +575,10 @@ def test_a_job_that_returns_to_its_queue_can_expire_there(redis):
 
 @pytest.mark.parametrize("job_id", [b"bin\xff\xfe", b"nul\0", b"x" * 256, "ä".encode()])
 def test_an_invalid_id_fails(redis, job_id):
-    """Its letters were replaced, so its outcome was another job's, and it ran two thousand times a second."""
+    """Invalid characters of the id were replaced, so the outcome was that of another job.
+
+    The job ran two thousand times a second.
+    """
     redis.hset(b"rq:job:" + job_id, mapping={"data": "[]", "origin": "default", "status": "queued"})
     redis.rpush("rq:queue:default", job_id)
     leases.renew_lease(redis, "one", {"host": ""})
@@ -568,7 +598,10 @@ def test_a_job_without_an_origin_belongs_to_the_queue_that_lists_it(worker, redi
 
 @pytest.mark.parametrize("ending", ["return", "exit", "raise"])
 def test_a_job_that_forks_leaves_one_horse(worker, redis, eventually, ending):
-    """The child went on as a second horse, on the same connection; later it still recorded its own end there."""
+    """The child went on as a second horse on the same connection.
+
+    Later the child recorded its own end there.
+    """
     process = worker("default", env={"SAMPLE_JOBS_SPAN": "60"})
     (horse,) = psutil.Process(process.pid).children()
     jobs = rqjobs.enqueue_many(
@@ -582,7 +615,7 @@ def test_a_job_that_forks_leaves_one_horse(worker, redis, eventually, ending):
 
 @pytest.fixture
 def waits(redis):
-    """Waits of a worker called w, and the word from its parent that ends them at once."""
+    """The blocking pops of a worker w, and the signal from its parent that ends them."""
     word, control = socket.socketpair()
     with word, control:
         waits = QueueListener(redis, "rqjobs:claims:w")
@@ -595,7 +628,10 @@ def waits(redis):
 
 
 def ask(waits, redis):
-    """End the waits; whether they were over, and what is in the claims then, asked behind them."""
+    """End the blocking pops.
+
+    Returns whether all of them had ended, and the claims that the next command read.
+    """
     with redis.pipeline(transaction=False) as pipe:
         for command in waits.unblock_commands():
             pipe.execute_command(*command)
@@ -605,7 +641,7 @@ def ask(waits, redis):
 
 
 def test_all_blocking_pops_have_ended_before_the_next_command_runs(waits, redis, eventually):
-    for _ in range(3):  # the replies are read at the next wait
+    for _ in range(3):  # the next wait reads the replies
         waits.wait_now("high", "low")
         eventually(lambda: redis.info("clients")["blocked_clients"] == 2)
         assert ask(waits, redis) == (True, [])
@@ -616,12 +652,12 @@ def test_all_blocking_pops_have_ended_before_the_next_command_runs(waits, redis,
     assert found in (
         (True, [b"job"]),
         (False, [b"job"]),
-    )  # unsure if the reply was not here when it was asked
+    )  # False if the reply was still on its way
     assert found[0] or ask(waits, redis) == (True, [b"job"])
 
 
 def test_an_unblock_that_overtakes_its_pop_is_repeated(waits, redis, eventually, monkeypatch):
-    """What such a wait brings later would be in the claims, and nobody would know."""
+    """Otherwise a late pop would move a job into the claims, and the worker would not notice."""
     waits.wait_now("high", "low")
     assert eventually(lambda: ask(waits, redis)[0])
     low = waits.pops[1]._connection
@@ -631,7 +667,7 @@ def test_an_unblock_that_overtakes_its_pop_is_repeated(waits, redis, eventually,
     waits.wait_now("high", "low")
     eventually(
         lambda: not redis.exists("rq:queue:high")
-    )  # until then the first wait has only been sent
+    )  # until then Redis has not run the first pop
     assert ask(waits, redis) == (False, [b"first"])
     send(*late[0])
     redis.rpush("rq:queue:low", "second")
@@ -640,7 +676,7 @@ def test_an_unblock_that_overtakes_its_pop_is_repeated(waits, redis, eventually,
 
 
 def test_a_pop_that_cannot_be_unblocked_is_abandoned(waits, redis, eventually, monkeypatch):
-    """Its connection may be dead, with nobody to tell us."""
+    """Its connection may be dead without an error on this side."""
     waits.wait_now("high")
     pop = waits.pops[0]
     waits.pops[0].client_id = 2**40
@@ -654,7 +690,7 @@ def test_a_pop_that_cannot_be_unblocked_is_abandoned(waits, redis, eventually, m
 
 
 def test_a_queue_that_is_named_twice_has_one_blocking_pop(redis):
-    """Two waits on one connection brought a job of which the horse knew nothing."""
+    """Two pops on one connection delivered a job of which the horse was not aware."""
     assert rqjobs.Worker(["low", "default", rqjobs.queue("low")]).queue_names() == [
         "low",
         "default",

@@ -187,7 +187,7 @@ def test_a_killed_worker_is_restarted(dev, eventually):
     process = dev()
     eventually(
         lambda: process.output().count("Listening on") == 2
-    )  # its address is told when the web app answers
+    )  # the address is printed when the web app answers
     worker = next(
         child for child in psutil.Process(process.pid).children() if "worker" in child.cmdline()
     )

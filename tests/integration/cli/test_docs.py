@@ -92,7 +92,7 @@ def write(folder):
 
 @pytest.fixture
 def run(folder, environ):
-    """Run a shell text, or with a command before it another text, to its end; returns its output."""
+    """Run a text by `sh`, or by the given command, and return the output."""
 
     def go(text, *command):
         done = subprocess.run(

@@ -186,7 +186,7 @@ def test_unreadable_data_are_reported_with_their_server(tmp_path, new):
     home = tmp_path / ".rqjobs"
     use(home, new, lambda redis: redis.set("a", "b"))
     (base,) = (home / "appendonlydir").glob("*.base.rdb")
-    base.write_bytes(b"REDIS9999" + base.read_bytes()[9:])  # as one of a version to come
+    base.write_bytes(b"REDIS9999" + base.read_bytes()[9:])  # as a server of a later version
     (home / redis_server.WRITER_FILE).write_text("Redis 99.0.0 (/opt/redis)\n")
     with pytest.raises(
         connection.NoRedis,

@@ -62,7 +62,7 @@ def test_canceled_jobs_are_not_promoted_and_ids_without_a_job_are_kept(redis):
         "rqjobs:scheduled-without-job:default",
         "never-came",
         time.time() - transitions.MISSING_JOB_SECONDS - 1,
-    )  # first seen then
+    )  # the time at which the id was first seen
     assert transitions.promote(redis, "default", 180) == 0
     assert redis.zrange("rq:scheduled:default", 0, -1) == [b"not-there-yet"]
     rqjobs.enqueue(sample_jobs.ok, job_id="not-there-yet")
@@ -74,7 +74,7 @@ def test_canceled_jobs_are_not_promoted_and_ids_without_a_job_are_kept(redis):
 
 
 def test_any_number_of_ids_without_a_job_delays_no_job(redis):
-    """A thousand of them would have filled every look for a minute."""
+    """A thousand such ids filled every batch of the scheduler for a minute."""
     job = rqjobs.enqueue_in(60, sample_jobs.ok)
     due(redis, job)
     redis.zadd(
@@ -99,7 +99,7 @@ def test_a_delay_is_counted_in_redis_time_and_not_in_local_time(redis, monkeypat
 
 @pytest.fixture
 def scheduler(redis):
-    """A scheduler in this process, whose loop a test turns by hand."""
+    """A scheduler in this process. The test calls each step of its loop."""
     scheduler = Scheduler(["default", "low"], connection=redis)
     scheduler._signal_pipe = processes.SignalPipe()
     scheduler.acquire_locks()
@@ -110,7 +110,10 @@ def scheduler(redis):
 
 
 def test_a_scheduler_that_lost_its_lock_moves_nothing(redis, scheduler):
-    """A stock scheduler reads what is due and then moves it; what we moved in between would be there twice."""
+    """A stock scheduler reads the due jobs and then moves them.
+
+    A job that rqjobs moved in between would be in its queue twice.
+    """
     scheduler._begin()
     scheduler._run_due()
     job = rqjobs.enqueue_in(0, sample_jobs.ok)
@@ -134,7 +137,7 @@ def test_a_job_that_is_due_soon_is_announced_to_the_scheduler(redis, scheduler, 
 
     def has_ended_in_time():
         scheduler._ran_at = time.monotonic()
-        scheduler._wait_for_event()  # ends for the message, not before the job is due
+        scheduler._wait_for_event()  # the wait ends because of the message, not because the job is due
         return redis.zscore("rq:scheduled:default", job.id) <= scripts.redis_time(redis)
 
     eventually(has_ended_in_time)
@@ -147,7 +150,7 @@ def test_a_job_that_is_due_soon_is_announced_to_the_scheduler(redis, scheduler, 
 def test_a_retry_is_announced_to_the_scheduler_with_the_outcome(redis, worker, eventually):
     channel = redis.pubsub(ignore_subscribe_messages=True)
     channel.subscribe(keys.wakeup_channel("default"))
-    worker()  # no scheduler: the job stays where it is
+    worker()  # no scheduler: the job stays in the scheduled set
     job = rqjobs.enqueue(sample_jobs.boom, retry=Retry(max=1, interval=[0.5]))
     eventually(lambda: redis.zscore("rq:scheduled:default", job.id))
     told = eventually(lambda: channel.get_message(timeout=1))
@@ -231,7 +234,10 @@ def test_a_repeating_job_runs_to_its_last_repeat(worker, redis, eventually):
 
 
 def runs_until_scheduled(redis, job):
-    """Let a worker do all that is queued; returns how long the job waits for its next run, or None."""
+    """Let a worker run all queued jobs.
+
+    Returns the seconds until the job's next run, or None.
+    """
     rqjobs.Worker(["default"]).work(burst=True, logging_level="CRITICAL")
     score, now = redis.zscore("rq:scheduled:default", job.id), scripts.redis_time(redis)
     if score is not None:
@@ -241,7 +247,7 @@ def runs_until_scheduled(redis, job):
 
 
 def test_the_intervals_of_a_repeat_come_in_the_order_given(redis):
-    """RQ takes them from the end."""
+    """RQ takes the intervals from the end of the list."""
     job = rqjobs.enqueue(sample_jobs.mark, "ran", repeat=Repeat(times=4, interval=[100, 200, 300]))
     waits = [runs_until_scheduled(redis, job) for _ in range(5)]
     assert [round(wait, -2) for wait in waits[:4]] == [100, 200, 300, 300] and waits[4] is None
@@ -284,7 +290,7 @@ def schedulers_of(redis, process):
 def test_after_kill_9_another_worker_runs_the_scheduler_within_seconds(
     worker, redis, eventually, kill
 ):
-    """RQ alone: its lock lives 61 s and is tried again every ten minutes."""
+    """RQ's own lock expires after 61 s, and RQ tries to take it every ten minutes."""
     first = worker(options=["--with-scheduler"])
     (scheduler,) = eventually(lambda: schedulers_of(redis, first))
     holder = eventually(lambda: redis.get(RQScheduler.get_locking_key("default")))

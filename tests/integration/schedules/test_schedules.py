@@ -1,4 +1,7 @@
-"""Schedules: one tick makes one job, whatever dies; what is missed, paused, changed, declared, and remembered."""
+"""Schedules: one tick makes one job, also after a crash of any process.
+
+Missed ticks, pauses, edits, declarations and histories.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ from rqjobs.schedules.store import DueRange, RunStatus, enqueue_ticks, jitter
 
 
 def back(redis, name, seconds):
-    """Make it as if that much time had passed since the schedule was last seen to."""
+    """Make it as if that much time had passed since a scheduler last ran the schedule."""
     key = f"rqjobs:schedule:{name}"
     tick = int(redis.hget(key, "next")) - seconds
     redis.hset(key, "next", tick)
@@ -134,7 +137,7 @@ def test_skip_counts_ticks_that_make_no_job(redis):
 
 
 def test_a_long_run_continues_at_the_next_call(redis):
-    """A clock that was blocked for seconds lost its locks, and moved no delayed job."""
+    """A scheduler that was busy for seconds lost its locks, and moved no delayed job."""
     for name in ("first", "second"):
         schedules.add(name, cron("* * * * *"), sample_jobs.note)
         back(redis, name, 7 * 86_400)
@@ -167,10 +170,10 @@ def test_no_overlap_while_an_earlier_job_has_not_ended(redis, status):
     ticker.run_due(redis)
     assert ids() == [first]
     redis.hset(f"rq:job:{first}", "status", "failed")
-    schedules.edit("alone", timeout=50)  # another revision, for the same tick again
+    schedules.edit("alone", timeout=50)  # another revision, whose first tick is the same
     back(redis, "alone", 3600)
     ticker.run_due(redis)
-    redis.delete(f"rq:job:{ids()[1]}")  # the job is long gone, or was deleted
+    redis.delete(f"rq:job:{ids()[1]}")  # the job has expired, or was deleted
     schedules.edit("alone", timeout=60)
     back(redis, "alone", 3600)
     ticker.run_due(redis)
@@ -217,7 +220,7 @@ def test_another_jitter_moves_the_next_job_and_drops_no_tick(redis):
     rule = every(seconds=3500, start=datetime.fromtimestamp(first, timezone.utc), jitter=3499)
     schedules.edit("shaken", rule=rule)
     redis.hset("rqjobs:schedule:shaken", "next", first)
-    redis.zadd(SCHEDULES, {"shaken": 1})  # as if its rule were another
+    redis.zadd(SCHEDULES, {"shaken": 1})  # as if its rule had changed
     ticker.run_due(redis)
     found = schedules.get("shaken")
     assert (found.made, found.missed, found.next.timestamp()) == (0, 0, first)
@@ -266,7 +269,7 @@ def test_a_lost_reply_makes_no_second_job(redis):
     back(redis, "cut", 3600)
     redis.zadd(
         SCHEDULES, {"cut": scripts.redis_time(redis) + 50}
-    )  # nobody may be early, whatever his own clock says
+    )  # no scheduler may be early, whatever its local time
     early = DueRange(tick, 0, tick + 3600, 0.0, 0)
     assert enqueue_ticks(redis, found, [(tick, "cut-2")], early) == changed
 
@@ -275,10 +278,10 @@ def test_many_due_schedules_are_run_in_several_calls(redis, eventually):
     for number in range(ticker.TICK_BATCH_SCHEDULES + 5):
         schedules.add(f"s{number}", every(hours=1), sample_jobs.note)
         back(redis, f"s{number}", 3600)
-    assert ticker.run_due(redis) < scripts.redis_time(redis)  # look again at once
+    assert ticker.run_due(redis) < scripts.redis_time(redis)  # more schedules are due
     eventually(
         lambda: ticker.run_due(redis) > scripts.redis_time(redis)
-    )  # a look also ends when it has taken long
+    )  # a call also ends when it has taken long
     assert len(ids()) == ticker.TICK_BATCH_SCHEDULES + 5
 
 
@@ -311,9 +314,7 @@ def test_edit_changes_the_given_parts_and_keeps_the_others(redis):
     )
     tick = back(redis, "edited", 3600)
     changed = schedules.edit("edited", args=["b"], kwargs={"number": 1})
-    assert (
-        changed.args == ["b"] and changed.next.timestamp() == tick
-    )  # what it has missed is made up for
+    assert changed.args == ["b"] and changed.next.timestamp() == tick  # missed ticks are caught up
     fields = changed.fields
     assert (fields[b"timeout"], fields[b"retries_left"], fields[b"success_callback_name"]) == (
         b"33",
@@ -345,7 +346,7 @@ def test_edit_changes_the_given_parts_and_keeps_the_others(redis):
 
 
 def test_adding_a_schedule_again_changes_only_differences(redis):
-    """A program that adds its schedules at each start: its second start was an error."""
+    """A program adds its schedules at each start. Its second start was an error."""
     first = schedules.add("hourly", every(hours=1), sample_jobs.note, "a", number=2)
     back(redis, "hourly", 3600)
     ticker.run_due(redis)
@@ -374,7 +375,7 @@ def test_adding_a_schedule_again_changes_only_differences(redis):
 
 
 def test_equal_sets_are_equal_arguments(redis):
-    """They come in the order in which they were filled, or that of another process's hashes."""
+    """The order of a set depends on the insertions and on the hashes of the process."""
     one, other = {0, 8}, {8, 0}
     assert list(one) != list(other)
     first = schedules.add("sets", every(hours=1), sample_jobs.note, one)
@@ -573,7 +574,10 @@ def test_names_that_are_not_text_stop_no_schedule_and_are_logged_once(redis, cap
     ],
 )
 def test_a_schedule_that_cannot_be_read_stops_no_other_and_can_be_removed(redis, field, value):
-    """A number without end in one of them stopped the clock; an empty revision hung whoever paused it."""
+    """A number without end stopped the scheduler.
+
+    With an empty revision, a pause never returned.
+    """
     for name in ("hostile", "good"):
         schedules.add(name, every(hours=1), sample_jobs.note)
         back(redis, name, 3600)

@@ -1,4 +1,4 @@
-"""The scheduler with everything around it: declared schedules, deploys, takeovers, kills."""
+"""The scheduler with declared schedules, deploys, takeovers and kills."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ scheduler.work()
 
 @pytest.fixture
 def sample_schedules(settings):
-    """The jobs module `sample_schedules`, which declares schedules, in force beside `sample_jobs`."""
+    """The jobs module `sample_schedules`, which declares schedules, with `sample_jobs`."""
     config.use(dataclasses.replace(settings, modules=("sample_schedules", "sample_jobs")))
 
 
@@ -111,7 +111,7 @@ def test_declared_schedules_follow_the_code(redis, version):
         with pytest.raises(ScheduleError, match="declared in the code"):
             change("a")
     version("w2", {"a": every(hours=1), "b": every(hours=2)})
-    assert schedules.get("a").revision == first.revision  # nothing new
+    assert schedules.get("a").revision == first.revision  # no change
     version("w3", {"a": every(hours=1), "b": every(hours=3)}, args=["other"])
     assert schedules.get("a").revision > first.revision and schedules.get("a").args == ["other"]
     assert schedules.get("a").next == first.next and schedules.get("b").rule.seconds == 3 * 3600
@@ -121,10 +121,10 @@ def test_in_a_rolling_deploy_the_last_started_version_decides(redis, version):
     old = version("old", {"kept": every(hours=1), "dropped": every(hours=1)})
     version("new", {"kept": every(hours=2), "added": every(hours=1)})
     revision = schedules.get("kept").revision
-    for _ in range(3):  # whoever reconciles, it does not go back and forth
-        leases.end_lease(redis, "old")  # it was believed dead...
+    for _ in range(3):  # a reconciliation by any worker changes nothing
+        leases.end_lease(redis, "old")  # the worker is declared dead
         declared.reconcile(redis)
-        leases.renew_lease(redis, "old", {"pid": 1})  # ...and is back
+        leases.renew_lease(redis, "old", {"pid": 1})  # and registers again
         declared.publish_declarations(redis, "old", old, again=True)
         declared.reconcile(redis)
     assert states() == {"kept": "active", "dropped": "active", "added": "active"}
@@ -138,7 +138,7 @@ def test_an_undeclared_schedule_stops_and_continues_where_it_was(redis, version)
     version("shop", {"daily": every(hours=1, missed="all")})
     leases.end_lease(redis, "shop")
     declared.reconcile(redis)
-    assert states() == {"daily": "active"}  # nobody is there who could know
+    assert states() == {"daily": "active"}  # no worker declares schedules now
     redis.hset(
         "rqjobs:schedule:daily",
         "next",
@@ -201,7 +201,7 @@ def test_a_worker_runs_its_declared_schedules_and_another_takes_over(
         made = [job_id.decode() for job_id in redis.lrange(key, 0, -1)]
         assert all(job_id.startswith(f"{name}-r{schedules_of.revision}-") for job_id in made)
         ticks = sorted({datetime.strptime(job_id[-15:], "%Y%m%dT%H%M%S") for job_id in made})
-        if step == 2:  # missed="all": not one is left out
+        if step == 2:  # missed="all": each tick makes a job
             assert ticks == [
                 ticks[0] + timedelta(seconds=step * number) for number in range(len(ticks))
             ]
@@ -252,13 +252,13 @@ def test_a_hundred_scheduler_takeovers_neither_lose_nor_double_a_job(
             pipe.zadd("rq:scheduled:default", {job.id: begin + number / 200})  # for half a minute
         pipe.execute()
     for round_ in range(100):
-        if round_ % 25 == 24:  # it dies
+        if round_ % 25 == 24:  # the scheduler crashes
             name = eventually(lambda: holder(redis, locks[2]))
             pid = int(redis.hget(f"rq:scheduler:{name.decode()}", "pid"))
             kill(pid)
             schedulers.append(spawn(sys.executable, "-c", SCHEDULER))
             eventually(lambda name=name: (holder(redis, locks[2]) or name) != name)
-        else:  # it goes on, and believes that it holds what another has
+        else:  # it goes on without the locks that another takes
             before = {key: redis.get(key) for key in locks}
             redis.delete(*locks)
             eventually(lambda before=before: all(redis.get(key) for key in before))
@@ -283,7 +283,7 @@ def test_a_hundred_scheduler_takeovers_neither_lose_nor_double_a_job(
 
 
 def test_an_unreadable_declaration_does_not_stop_the_others(redis, version):
-    """A newer version of ours may know of parts that this one does not."""
+    """A newer version of rqjobs may write parts that this version cannot read."""
     words = json.loads(
         version("w1", {"a": every(hours=1), "b": every(hours=1), "c": every(hours=1)})
     )

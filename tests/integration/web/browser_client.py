@@ -1,4 +1,4 @@
-"""A test client that behaves as a browser on the admin pages, and what their tests share."""
+"""A test client that behaves as a browser on the admin pages, and helpers of the page tests."""
 
 from __future__ import annotations
 

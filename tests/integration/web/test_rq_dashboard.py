@@ -1,4 +1,4 @@
-"""rq-dashboard at /rq/: the sample_jobs of upstream, each with the proof of its repair."""
+"""rq-dashboard at /rq/: the defects of upstream, each with the proof of its repair."""
 
 from __future__ import annotations
 

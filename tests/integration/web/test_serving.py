@@ -1,4 +1,4 @@
-"""Gunicorn as we set it up, nginx as people set it up, and clients that take their time."""
+"""Gunicorn with our settings, nginx with common settings, and slow clients."""
 
 from __future__ import annotations
 
@@ -226,7 +226,7 @@ def test_slow_clients_do_not_block_the_server(gunicorn, tmp_path, eventually, se
     def served_too():
         with contextlib.suppress(
             OSError, http.client.HTTPException
-        ):  # on a busy machine, two seconds may be too short for this client
+        ):  # two seconds may be too short on a busy machine
             return ask(port, "GET", "/login")[0] == 200
 
     thread = threading.Thread(target=trickle)

@@ -105,7 +105,7 @@ def test_wrapper_of_enqueue_job_sees_each_job_once_before_it_is_stored(wrap, red
 def test_wrapper_of_inner_steps_sees_each_job_once_before_it_is_stored(wrap, redis):
     calls = wrap(rq.Queue, "_enqueue_job", "schedule_job")
     jobs = every_way(redis)
-    del jobs["dependent"], jobs["many, dependent"]  # they are not enqueued yet
+    del jobs["dependent"], jobs["many, dependent"]  # the jobs are not enqueued yet
     stored = {way: rqjobs.Job.fetch(job.id, connection=redis).meta for way, job in jobs.items()}
     assert {way: list(meta) for way, meta in stored.items()} == {
         way: ["schedule_job" if way in ("in", "at") else "_enqueue_job"] for way in jobs
@@ -169,7 +169,7 @@ def test_wrapped_perform_sends_no_command_before_the_job_runs(monkeypatch, redis
     rqjobs.queue("default").enqueue(sample_jobs.ok, job_id="a", ttl=1000)
     redis.config_resetstat()
     work()
-    assert redis.info("commandstats")["cmdstat_persist"]["calls"] == 1  # the claim's
+    assert redis.info("commandstats")["cmdstat_persist"]["calls"] == 1  # by the claim
     assert rqjobs.Job.fetch("a", connection=redis).get_status() == "finished"
 
 

@@ -110,8 +110,8 @@ def test_process_group_with_a_reused_number_is_not_killed(redis, spawn, eventual
     (child,) = psutil.Process(process.pid).children()
     started, session = processes.start_time(process.pid), str(os.getsid(process.pid))
     for group, since, where in [
-        (process.pid, started, session),  # its leader lives
-        (os.getpgrp(), "0", str(os.getsid(0))),  # our own
+        (process.pid, started, session),  # the leader of the group lives
+        (os.getpgrp(), "0", str(os.getsid(0))),  # the group of this process
     ]:
         processes.end_abandoned_group(group, since, where)
     process.kill()
@@ -119,7 +119,7 @@ def test_process_group_with_a_reused_number_is_not_killed(redis, spawn, eventual
     processes.end_abandoned_group(process.pid, started, "1")  # another session
     processes.end_abandoned_group(
         process.pid, str(int(processes.start_time(child.pid)) + 1), session
-    )  # older than it
+    )  # a group that began after its member
     processes.end_abandoned_group(process.pid, "", session)
     assert processes.start_time(child.pid)
     processes.end_abandoned_group(process.pid, started, session)

@@ -60,7 +60,7 @@ def check_return(job, kind):
         assert job.return_value() == 1
     elif kind in odd_values.UNRUN:
         assert job.is_failed and "of which nothing has run" in trace(job), kind
-    elif kind in ("quits", "liar", "endless"):  # what looking at it raises is no Exception
+    elif kind in ("quits", "liar", "endless"):  # the value raises a BaseException
         assert job.is_finished or trace(job), kind
     else:
         assert job.is_finished, (kind, trace(job))

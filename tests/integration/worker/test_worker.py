@@ -176,7 +176,7 @@ def test_job_fails_after_its_worker_died_three_times(worker, redis, eventually, 
 
 
 def test_worker_with_a_fixed_name_starts_again_after_a_crash(worker, redis, eventually, kill):
-    """RQ says `There exists an active worker named … already` for up to eight minutes."""
+    """RQ refuses the name for up to eight minutes: `There exists an active worker named …`."""
     first = worker(options=["--name", "fixed"])
     kill(first.pid)
     assert worker(options=["--name", "fixed"]).poll() is None
@@ -363,7 +363,7 @@ def test_jobs_of_a_killed_stock_worker_are_requeued(
     )
     horse = int(eventually(lambda: redis.lrange("gate:reached", 0, -1))[0])
     kill(stock.pid)
-    kill(horse)  # it outlives its worker
+    kill(horse)  # the horse outlives its worker
     ours = worker()
     assert redis.llen("gate:reached") == 1, "RQ's key still says that the stock worker lives"
     redis.delete(stock.key)  # what its expiry does, up to eight minutes later
