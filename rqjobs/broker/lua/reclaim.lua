@@ -25,16 +25,15 @@ local default_ttl, iso, delay, process, no_queue_traceback =
   ARGV[7], ARGV[8], tonumber(ARGV[9]), ARGV[10], ARGV[11]
 
 local function is_alive()
-  if cause == 'lease expired' then
-    local lease = redis.call('ZSCORE', leases, worker)
-    return lease and tonumber(lease) > redis_time()
+  if cause == 'horse died' then
+    local owner = process ~= '' and redis.pcall('HGET', process_key, 'process')
+    return type(owner) == 'string' and owner ~= process
   end
-  if cause == 'process gone' then
-    local fields = redis.call('HMGET', process_key, 'pid', 'started')
-    return (fields[1] or '') .. ':' .. (fields[2] or '') ~= process
-  end
-  local owner = process ~= '' and redis.pcall('HGET', process_key, 'process')
-  return type(owner) == 'string' and owner ~= process
+  -- A key of the wrong type fails here, before the first write.
+  local lease = redis.call('ZSCORE', leases, worker)
+  if cause == 'lease expired' then return lease and tonumber(lease) > redis_time() end
+  local fields = redis.call('HMGET', process_key, 'pid', 'started')
+  return (fields[1] or '') .. ':' .. (fields[2] or '') ~= process
 end
 
 local function delay_job(id, queue, crashes)
