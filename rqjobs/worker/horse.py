@@ -286,7 +286,9 @@ class Horse:
     def _run_job(self, claim: Claim) -> None:
         """Run and settle a job. Its exceptions end here."""
         worker = self.worker
-        queue = self._queue(claim.queue)
+        if claim.queue not in self.queues:
+            self._add_queue(claim.queue)
+        queue = self.queues[claim.queue]
         worker.claim = claim
         # A crash counts from here on: the job's hash may be the cause.
         worker.report(HorsePhase.RUNNING, _deadline(claim))
@@ -314,12 +316,10 @@ class Horse:
             )
         self.state.done += 1
 
-    def _queue(self, name: str) -> Queue:
-        if name not in self.queues:
-            queue = self.worker.queue_class(name, connection=self.worker.connection)
-            queue.redis_server_version = self.worker.get_redis_server_version()
-            self.queues[name] = queue
-        return self.queues[name]
+    def _add_queue(self, name: str) -> None:
+        queue = self.worker.queue_class(name, connection=self.worker.connection)
+        queue.redis_server_version = self.worker.get_redis_server_version()
+        self.queues[name] = queue
 
     def _read_job(self, claim: Claim) -> Any:
         """The claimed job; None if its hash cannot be read, which fails the job."""
