@@ -34,15 +34,15 @@ ENDED = ("finished", "failed", "canceled", "gone")
 
 
 @dataclass
-class Model:
+class JobModel:
     """One job.
 
-    `place` is "queued", "scheduled", "claimed" or an end. `owner` is the worker with the claim.
+    `place` is "queued", "scheduled", "claimed" or an end. `worker` is the worker with the claim.
     """
 
     queue: str
     place: str = "queued"
-    owner: str = ""
+    worker: str = ""
     token: str = ""
     crashes: int = 0
     outcomes: int = 0
@@ -50,18 +50,89 @@ class Model:
     settled: Claim | None = None
 
 
-class BrokerMachine(RuleBasedStateMachine):
-    redis = None  # the test sets it
+class BrokerModel:
+    """The model: all jobs, and the queues and claims that Redis must have after each step."""
 
     def __init__(self):
         super().__init__()
-        self.redis.flushall()
-        self.jobs: dict[str, Model] = {}
+        self.jobs: dict[str, JobModel] = {}
         self.queues = {name: [] for name in QUEUES}  # ids in order
         self.claims = {name: [] for name in WORKERS}
         # The claims of which each worker is aware, rightly or not.
         self.known: dict[str, list[Claim]] = {name: [] for name in WORKERS}
         self.alive: set[str] = set()
+
+    def take(self, name, max_jobs, held, order):
+        """Mirrors claim.lua: first the claims that the worker does not hold, then the queues.
+
+        Returns the ids of the claimed jobs.
+        """
+        expected, surplus = [], []
+        for job_id in [job_id for job_id in self.claims[name] if job_id not in held]:
+            if self.jobs[job_id].place != "claimed":
+                self.claims[name].remove(job_id)  # canceled since
+            elif max_jobs == 0 or (expected and self.jobs[job_id].crashes):
+                surplus.insert(0, job_id)
+            else:
+                expected.append(job_id)
+                max_jobs = 0 if self.jobs[job_id].crashes else max_jobs - 1  # claimed alone
+        for job_id in surplus:
+            self.claims[name].remove(job_id)
+            self.put_back(job_id)
+        for queue in order:
+            while self.queues[queue] and max_jobs > 0:
+                has_crashed = self.jobs[self.queues[queue][0]].crashes
+                max_jobs = 0 if has_crashed else max_jobs - 1
+                if not has_crashed or not expected:
+                    job_id = self.queues[queue].pop(0)
+                    expected.append(job_id)
+                    self.claims[name].append(job_id)
+        return expected
+
+    def put_back(self, job_id):
+        """Mirrors `put_back` of the scripts: the job is the first of its queue again."""
+        job = self.jobs[job_id]
+        if job.token:
+            job.stale.append(Claim(job_id, job.queue, job.token, {}))
+        job.place, job.worker, job.token = "queued", "", ""
+        self.queues[job.queue].insert(0, job_id)
+
+    def drop_claims(self, name, ids, counted="", delayed=False, outcomes=None):
+        """Remove `ids`, the last of the claims first, from the claims of a worker.
+
+        `counted`: the job that crashed.
+        """
+        for job_id in ids:
+            self.claims[name].remove(job_id)
+            job = self.jobs[job_id]
+            expected = "ended"
+            if job.place == "claimed":
+                died = bool(job_id == counted and job.token)
+                if died:
+                    job.crashes += 1
+                if died and job.crashes >= recovery.MAX_CRASHES:
+                    expected = "failed"
+                    job.stale.append(Claim(job_id, job.queue, job.token, {}))
+                    job.place, job.worker, job.token = "failed", "", ""
+                    job.outcomes += 1
+                elif died and delayed:
+                    expected = "delayed"
+                    job.stale.append(Claim(job_id, job.queue, job.token, {}))
+                    job.place, job.worker, job.token = "scheduled", "", ""
+                else:
+                    expected = "requeued"
+                    self.put_back(job_id)
+            assert outcomes is None or outcomes[job_id] == expected
+
+
+class BrokerMachine(BrokerModel, RuleBasedStateMachine):
+    """The rules: each does one step in Redis and in the model, and compares the results."""
+
+    redis = None  # the test sets it
+
+    def __init__(self):
+        super().__init__()
+        self.redis.flushall()
         for name in WORKERS[:2]:
             self.renew_lease(name)
         for queue in QUEUES:
@@ -81,13 +152,13 @@ class BrokerMachine(RuleBasedStateMachine):
             for _ in range(count):
                 job = made.enqueue(sample_jobs.ok)
                 self.queues[queue].append(job.id)
-                self.jobs[job.id] = Model(queue)
+                self.jobs[job.id] = JobModel(queue)
         else:
             job = made.create_job(sample_jobs.ok, timeout=180)
             made.schedule_job(
                 job, rqjobs.queues.datetime.fromtimestamp(time.time() + delay, tz=None).astimezone()
             )
-            self.jobs[job.id] = Model(queue, "scheduled")
+            self.jobs[job.id] = JobModel(queue, "scheduled")
 
     @rule(name=st.sampled_from(WORKERS))
     def renew_lease(self, name):
@@ -108,43 +179,24 @@ class BrokerMachine(RuleBasedStateMachine):
 
     @rule(
         name=st.sampled_from(WORKERS),
-        room=st.integers(1, 3),
+        max_jobs=st.integers(1, 3),
         lost=st.booleans(),
         order=st.permutations(QUEUES),
     )
-    def claim(self, name, room, lost, order):
+    def claim(self, name, max_jobs, lost, order):
         """claim.lua. `lost`: the reply is lost, so the worker is not aware of its claims."""
         held = [claim.job_id for claim in self.known[name]]
         try:
-            got = helpers.claim(self.redis, name, list(order), room, held)
+            got = helpers.claim(self.redis, name, list(order), max_jobs, held)
         except leases.NoLease:
             assert name not in self.alive
             return
         assert name in self.alive
-        expected, surplus = [], []
-        for job_id in [job_id for job_id in self.claims[name] if job_id not in held]:
-            if self.jobs[job_id].place != "claimed":
-                self.claims[name].remove(job_id)  # canceled since
-            elif room == 0 or (expected and self.jobs[job_id].crashes):
-                surplus.insert(0, job_id)
-            else:
-                expected.append(job_id)
-                room = 0 if self.jobs[job_id].crashes else room - 1  # claimed alone
-        for job_id in surplus:
-            self.claims[name].remove(job_id)
-            self.put_back(job_id)
-        for queue in order:
-            while self.queues[queue] and room > 0:
-                has_crashed = self.jobs[self.queues[queue][0]].crashes
-                room = 0 if has_crashed else room - 1
-                if not has_crashed or not expected:
-                    job_id = self.queues[queue].pop(0)
-                    expected.append(job_id)
-                    self.claims[name].append(job_id)
+        expected = self.take(name, max_jobs, held, order)
         assert [claim.job_id for claim in got] == expected
         for claim in got:
             job = self.jobs[claim.job_id]
-            job.place, job.owner, job.token = "claimed", name, claim.token
+            job.place, job.worker, job.token = "claimed", name, claim.token
             if lost:
                 job.stale.append(claim)
         if not lost:
@@ -160,7 +212,7 @@ class BrokerMachine(RuleBasedStateMachine):
                 job_id = self.queues[queue].pop(0)
                 assert decode(moved) == job_id
                 self.claims[name].append(job_id)
-                self.jobs[job_id].place, self.jobs[job_id].owner, self.jobs[job_id].token = (
+                self.jobs[job_id].place, self.jobs[job_id].worker, self.jobs[job_id].token = (
                     "claimed",
                     name,
                     "",
@@ -364,7 +416,7 @@ class BrokerMachine(RuleBasedStateMachine):
         job_id = data.draw(st.sampled_from(list(self.jobs)))
         job = self.jobs[job_id]
         before = self.dump()
-        outcome = recovery.recover(self.redis, job_id, job.queue, found, "old", job.owner)
+        outcome = recovery.recover(self.redis, job_id, job.queue, found, "old", job.worker)
         if job.place not in ENDED:
             assert outcome in ("moved", "placed", "alive"), outcome
         assert outcome != "requeued" and self.dump() == before
@@ -391,40 +443,6 @@ class BrokerMachine(RuleBasedStateMachine):
                     assert score is not None and score > time.time()
 
     # Parts of the steps
-
-    def put_back(self, job_id):
-        job = self.jobs[job_id]
-        if job.token:
-            job.stale.append(Claim(job_id, job.queue, job.token, {}))
-        job.place, job.owner, job.token = "queued", "", ""
-        self.queues[job.queue].insert(0, job_id)
-
-    def drop_claims(self, name, ids, counted="", delayed=False, outcomes=None):
-        """Remove `ids`, the last of the claims first, from the claims of a worker.
-
-        `counted`: the job that crashed.
-        """
-        for job_id in ids:
-            self.claims[name].remove(job_id)
-            job = self.jobs[job_id]
-            expected = "ended"
-            if job.place == "claimed":
-                died = bool(job_id == counted and job.token)
-                if died:
-                    job.crashes += 1
-                if died and job.crashes >= recovery.MAX_CRASHES:
-                    expected = "failed"
-                    job.stale.append(Claim(job_id, job.queue, job.token, {}))
-                    job.place, job.owner, job.token = "failed", "", ""
-                    job.outcomes += 1
-                elif died and delayed:
-                    expected = "delayed"
-                    job.stale.append(Claim(job_id, job.queue, job.token, {}))
-                    job.place, job.owner, job.token = "scheduled", "", ""
-                else:
-                    expected = "requeued"
-                    self.put_back(job_id)
-            assert outcomes is None or outcomes[job_id] == expected
 
     def settle_with(self, name, claim, how):
         """Send an outcome as the horse does.
@@ -453,7 +471,7 @@ class BrokerMachine(RuleBasedStateMachine):
 
     def ended(self, claim, how):
         job, how = self.jobs[claim.job_id], how.replace("plain", "finished")
-        job.place, job.owner, job.token, job.settled = how, "", "", claim
+        job.place, job.worker, job.token, job.settled = how, "", "", claim
         job.stale.append(claim)
         if how == "queued":
             self.queues[job.queue].append(claim.job_id)
@@ -486,7 +504,7 @@ class BrokerMachine(RuleBasedStateMachine):
             assert claims == self.claims[name]
             for job_id in claims:
                 if self.jobs[job_id].place == "claimed":
-                    assert self.jobs[job_id].owner == name
+                    assert self.jobs[job_id].worker == name
                     places[job_id].append("claimed")
         running = Counter(
             member for queue in QUEUES for member in redis.zrange(f"rq:wip:{queue}", 0, -1)
