@@ -171,7 +171,7 @@ def test_json_is_converted_to_the_annotation_and_back(text, annotation, value):
 
 
 @pytest.mark.parametrize(
-    ("text", "annotation", "told"),
+    ("text", "annotation", "message"),
     [
         ('["RED", "GREEN"]', list[Color], "x[1]: 'GREEN' is not one of RED, BLUE"),
         ("[3]", list[Level], "x[0]: 3 is not"),
@@ -232,10 +232,10 @@ def test_json_is_converted_to_the_annotation_and_back(text, annotation, value):
         ("1", "Nowhere" and Path, "no Path"),
     ],
 )
-def test_an_error_names_the_path_of_the_value(text, annotation, told):
+def test_an_error_names_the_path_of_the_value(text, annotation, message):
     with pytest.raises(ConversionError) as raised:
         conversion.convert(conversion.parse_json(text), annotation, "x")
-    assert told.replace("Address,", f"{Address.__module__}.Address,") in str(raised.value)
+    assert message.replace("Address,", f"{Address.__module__}.Address,") in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ def test_values_are_converted_to_the_annotations(function, given, expected):
 
 
 @pytest.mark.parametrize(
-    "function, given, told",
+    "function, given, message",
     [
         (plain, {"a": "1.5"}, "'1.5' is not a whole number"),
         (plain, {"a": "9" * 5000}, "is not a whole number"),
@@ -191,10 +191,10 @@ def test_values_are_converted_to_the_annotations(function, given, expected):
         (lists, {"b": '{"a": "1"}'}, "b.a: '1' is not a whole number"),
     ],
 )
-def test_a_wrong_value_is_an_error_of_its_field(function, given, told):
+def test_a_wrong_value_is_an_error_of_its_field(function, given, message):
     (name,) = given
     _, _, errors = read_arguments(function, {f"arg.{name}": value for name, value in given.items()})
-    assert told in errors[f"arg.{name}"] and len(errors[f"arg.{name}"]) < 400
+    assert message in errors[f"arg.{name}"] and len(errors[f"arg.{name}"]) < 400
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def odd(redis):
     redis.zadd("rqjobs:schedules", {"odd": 1})
 
 
-def goes_on(redis):
+def check_all_parts(redis):
     """These steps must succeed with any value in any key."""
     stats.overview(redis, {"queued": 5, "running": 5, "failed": 5, "finished": 5, "scheduled": 5})
     list(doctor.examine())
@@ -102,11 +102,11 @@ def goes_on(redis):
         sweep.sweep(redis, force=True)
 
 
-def a_good_job_runs(redis):
+def check_that_a_good_job_runs(redis):
     """A worker that starts now claims the job, although it serves the odd queue too."""
     job = rqjobs.queue("high").enqueue(sample_jobs.ok)
     leases.renew_lease(redis, "good", {"pid": 1})
-    claims = helpers.claim(redis, "good", ["odd", "high"], room=50)
+    claims = helpers.claim(redis, "good", ["odd", "high"], max_jobs=50)
     assert job.id in [claim.job_id for claim in claims]
     transitions.release_all(redis, "good")
     redis.delete("rq:suspended")
@@ -128,24 +128,24 @@ def test_a_key_of_the_wrong_type_is_skipped_renamed_and_logged(redis, odd, key, 
         named = [odd for odd in odd_keys.all_of(redis, ["odd"]) if odd[0] == key]
         assert named == ([(key, wrong, kind)] if key in OURS else [])
         if key.startswith(("rq:", "rqjobs:claims:")) and key != "rq:queues":
-            claimed_beside(redis, good)
-        goes_on(redis)
+            check_that_a_live_worker_claims(redis, good)
+        check_all_parts(redis)
         if key in OURS and key not in (
             "rqjobs:sweep:lock",
             "rqjobs:sweep:last",
         ):  # these are overwritten, whatever their type
             assert redis.type(f"rqjobs:odd:{key}").decode() == wrong
-        a_good_job_runs(redis)
+        check_that_a_good_job_runs(redis)
     assert (
         key not in OURS or key in caplog.text or key in ("rqjobs:sweep:lock", "rqjobs:sweep:last")
     )
 
 
-def claimed_beside(redis, job):
+def check_that_a_live_worker_claims(redis, job):
     """A live worker claims the job before any sweep, although it serves the odd queue too."""
     leases.renew_lease(redis, "alive", {"pid": 1})
     assert job.id in [
-        claim.job_id for claim in helpers.claim(redis, "alive", ["odd", "high"], room=50)
+        claim.job_id for claim in helpers.claim(redis, "alive", ["odd", "high"], max_jobs=50)
     ]
     assert job.id in transitions.release_all(redis, "alive")
     redis.zrem(keys.LEASES, "alive")
@@ -171,8 +171,8 @@ def test_odd_members_of_a_key_stop_nothing(redis, odd, key, kind):
         )
     elif kind == "string":
         redis.set(key, b"\xff\n")
-    goes_on(redis)
-    a_good_job_runs(redis)
+    check_all_parts(redis)
+    check_that_a_good_job_runs(redis)
 
 
 def test_every_page_works_with_any_one_key_of_the_wrong_type(redis, odd):

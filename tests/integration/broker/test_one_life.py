@@ -32,7 +32,7 @@ SOON = timedelta(hours=1)
 STOCK = {"serializer": JSONSerializer, "default_timeout": 180}
 
 
-class House:
+class Workers:
     """A Redis with two workers, "a" and "b", and the id "x"."""
 
     def __init__(self, redis):
@@ -154,75 +154,75 @@ class House:
 # The states that a job can be in before the operation
 
 
-def new(house):
+def new(workers):
     pass
 
 
-def queued(house):
-    house.enqueue()
+def queued(workers):
+    workers.enqueue()
 
 
-def scheduled(house):
+def scheduled(workers):
     rqjobs.enqueue_in(SOON, sample_jobs.ok, "old", job_id="x")
-    house.view = (
-        Job.fetch("x", connection=house.redis),
-        rq.job.Job.fetch("x", connection=house.redis, serializer=JSONSerializer),
+    workers.view = (
+        Job.fetch("x", connection=workers.redis),
+        rq.job.Job.fetch("x", connection=workers.redis, serializer=JSONSerializer),
     )
 
 
-def deferred(house):
-    house.enqueue(depends_on="parent")
+def deferred(workers):
+    workers.enqueue(depends_on="parent")
 
 
-def woken(house):
+def delivered(workers):
     """A blocking pop has moved the job into a worker's claims.
 
     The worker has not claimed it yet.
     """
-    house.enqueue()
-    house.redis.lmove("rq:queue:default", "rqjobs:claims:a", "LEFT", "RIGHT")
+    workers.enqueue()
+    workers.redis.lmove("rq:queue:default", "rqjobs:claims:a", "LEFT", "RIGHT")
 
 
-def running(house):
-    house.enqueue()
-    house.run = house.claim()
+def running(workers):
+    workers.enqueue()
+    workers.run = workers.claim()
 
 
-def finished(house):
-    running(house)
-    assert house.finish("a", house.run) == "settled"
-    house.run = None
+def finished(workers):
+    running(workers)
+    assert workers.finish("a", workers.run) == "settled"
+    workers.run = None
 
 
-def failed(house):
-    running(house)
-    writes = transitions.failure_writes(house.run, "a", "no")
-    scripts.SETTLE.run(house.redis, *transitions.settle_arguments("a", house.run, writes))
-    house.redis.srem(keys.ENDED_PARENTS, "x")
-    house.run = None
+def failed(workers):
+    running(workers)
+    writes = transitions.failure_writes(workers.run, "a", "no")
+    scripts.SETTLE.run(workers.redis, *transitions.settle_arguments("a", workers.run, writes))
+    workers.redis.srem(keys.ENDED_PARENTS, "x")
+    workers.run = None
 
 
-def canceled(house):
-    queued(house)
-    Job.fetch("x", connection=house.redis).cancel()
+def canceled(workers):
+    queued(workers)
+    Job.fetch("x", connection=workers.redis).cancel()
 
 
-def canceled_running(house):
-    running(house)
-    Job.fetch("x", connection=house.redis).cancel()
+def canceled_running(workers):
+    running(workers)
+    Job.fetch("x", connection=workers.redis).cancel()
 
 
-def deleted(house):
-    queued(house)
-    Job.fetch("x", connection=house.redis).delete()
+def deleted(workers):
+    queued(workers)
+    Job.fetch("x", connection=workers.redis).delete()
 
 
-def deleted_running(house):
-    running(house)
-    rq.job.Job.fetch("x", connection=house.redis, serializer=JSONSerializer).delete()
+def deleted_running(workers):
+    running(workers)
+    rq.job.Job.fetch("x", connection=workers.redis, serializer=JSONSerializer).delete()
 
 
-WAITING = (queued, scheduled, deferred, woken)
+WAITING = (queued, scheduled, deferred, delivered)
 ENDED = (finished, failed, canceled, deleted)
 STATES = (new, *WAITING, running, *ENDED, canceled_running, deleted_running)
 
@@ -345,58 +345,64 @@ STOCK_ENQUEUE = {
 # The ways in which the run in progress ends
 
 
-def ends_at_once(house):
-    return house.finish("a", house.run)
+def ends_at_once(workers):
+    return workers.finish("a", workers.run)
 
 
-def ends_late(house):
+def ends_late(workers):
     """The outcome comes after the next run has begun, if there is one."""
-    house.next = house.claim("b")
-    outcome = house.finish("a", house.run)
-    if house.next:
-        assert house.finish("b", house.next) == "settled"
+    workers.next = workers.claim("b")
+    outcome = workers.finish("a", workers.run)
+    if workers.next:
+        assert workers.finish("b", workers.next) == "settled"
     return outcome
 
 
-def ends_beside_its_successor(house):
+def ends_after_its_successor_began(workers):
     """The worker has claimed the next run too.
 
     The outcome was sent, and the connection broke.
     """
-    got = helpers.claim(house.redis, "a", QUEUES, 1, ["x"])
-    house.ran += [Job.from_hash("x", claim.fields, house.redis).args[0] for claim in got]
-    outcome = house.finish("a", house.run)
+    got = helpers.claim(workers.redis, "a", QUEUES, 1, ["x"])
+    workers.ran += [Job.from_hash("x", claim.fields, workers.redis).args[0] for claim in got]
+    outcome = workers.finish("a", workers.run)
     for claim in got:
-        assert house.finish("a", claim) == "settled"
+        assert workers.finish("a", claim) == "settled"
     return outcome
 
 
-def its_worker_is_gone(house):
-    recovery.reclaim(house.redis, "a", QUEUES, recovery.DeathCause.PROCESS_GONE, process="1:1")
-    leases.renew_lease(house.redis, "a", {"host": "elsewhere", "pid": 1, "started": "1"})
-    return house.finish("a", house.run)
+def its_worker_is_gone(workers):
+    recovery.reclaim(workers.redis, "a", QUEUES, recovery.DeathCause.PROCESS_GONE, process="1:1")
+    leases.renew_lease(workers.redis, "a", {"host": "elsewhere", "pid": 1, "started": "1"})
+    return workers.finish("a", workers.run)
 
 
-def its_worker_lets_go(house):
-    transitions.release_unknown(house.redis, "a")
-    transitions.release_all(house.redis, "a")
-    return house.finish("a", house.run)
+def its_worker_releases_its_claims(workers):
+    transitions.release_unknown(workers.redis, "a")
+    transitions.release_all(workers.redis, "a")
+    return workers.finish("a", workers.run)
 
 
-FATES = (ends_at_once, ends_late, ends_beside_its_successor, its_worker_is_gone, its_worker_lets_go)
+FATES = (
+    ends_at_once,
+    ends_late,
+    ends_after_its_successor_began,
+    its_worker_is_gone,
+    its_worker_releases_its_claims,
+)
 
 
-def check(house, name, place=None):
+def check(workers, name, place=None):
     """The job runs once after one operation, and then no entry is left."""
-    house.drain()
-    assert house.ran.count("new") == 1, (name, house.ran)
-    places = house.places()
-    assert not house.begun, name
+    workers.drain()
+    assert workers.ran.count("new") == 1, (name, workers.ran)
+    places = workers.places()
+    assert not workers.begun, name
     if "stock on another queue" not in name:
-        assert (places, house.history) == ([], ["finished"]), name
+        assert (places, workers.history) == ([], ["finished"]), name
     elif places:  # the id's other places are unknown; audit reports them
         assert (
-            audit.audit(house.redis, settle=0).breaches["x"]
+            audit.audit(workers.redis, settle=0).breaches["x"]
             == "finished, yet in: deferred in default"
         ), name
 
@@ -406,68 +412,68 @@ def test_an_id_that_is_enqueued_again_has_one_job(redis, name):
     place, enqueue = ENQUEUE.get(name) or ("", STOCK_ENQUEUE[name])
     for state in STATES:
         for fate in FATES if state in (running, canceled_running, deleted_running) else (None,):
-            what = f"{state.__name__}, {name}, {fate and fate.__name__}"
-            house = House(redis)
-            state(house)
+            case = f"{state.__name__}, {name}, {fate and fate.__name__}"
+            workers = Workers(redis)
+            state(workers)
             enqueue(redis)
-            places = house.places()
+            places = workers.places()
             if place:
-                assert place in places and house.history == [], what
+                assert place in places and workers.history == [], case
             if (
-                place and state is not deleted_running and state is not woken
+                place and state is not deleted_running and state is not delivered
             ):  # the worker is not aware of that claim
-                assert places == [place], what
+                assert places == [place], case
             if fate:
-                assert fate(house) == "refused", what
-            check(house, what)
-            old = house.ran.count("old")
+                assert fate(workers) == "refused", case
+            check(workers, case)
+            old = workers.ran.count("old")
             assert old == (
                 state in (running, finished, failed, canceled_running, deleted_running)
-            ), what
+            ), case
 
 
 def test_a_canceled_or_deleted_job_does_not_run(redis):
     for state in (*WAITING, running, finished, failed):
         for operation in ("cancel", "delete"):
             for job_class in (Job, rq.job.Job):
-                house = House(redis)
-                state(house)
+                workers = Workers(redis)
+                state(workers)
                 getattr(
                     job_class.fetch("x", connection=redis, serializer=JSONSerializer), operation
                 )()
-                what = f"{state.__name__}, {operation}, {job_class}"
-                if house.run:
+                case = f"{state.__name__}, {operation}, {job_class}"
+                if workers.run:
                     assert (
-                        house.finish("a", house.run)
+                        workers.finish("a", workers.run)
                         == {"cancel": "canceled", "delete": "gone"}[operation]
-                    ), what
-                before = list(house.ran)
-                house.drain()
-                assert house.ran == before and not house.places(), what
-                assert redis.exists("rq:job:x") == (operation == "cancel"), what
+                    ), case
+                before = list(workers.ran)
+                workers.drain()
+                assert workers.ran == before and not workers.places(), case
+                assert redis.exists("rq:job:x") == (operation == "cancel"), case
 
 
 def test_a_stale_save_starts_and_ends_no_job(redis):
     """A web view read a job and wrote its meta after the job had moved on."""
     for state in (*WAITING, running, finished, failed, canceled, canceled_running):
         for stock_client in (False, True):
-            house = House(redis)
-            state(house)
-            what = f"{state.__name__}, {'stock' if stock_client else 'ours'}"
-            view, before = house.view[stock_client], redis.hget("rq:job:x", "status")
+            workers = Workers(redis)
+            state(workers)
+            case = f"{state.__name__}, {'stock' if stock_client else 'ours'}"
+            view, before = workers.view[stock_client], redis.hget("rq:job:x", "status")
             view.meta["seen"] = 1
             view.save()
-            assert Job.fetch("x", connection=redis).meta == {"seen": 1}, what
+            assert Job.fetch("x", connection=redis).meta == {"seen": 1}, case
             if not stock_client:
-                assert redis.hget("rq:job:x", "status") == before, what
-            if house.run:
+                assert redis.hget("rq:job:x", "status") == before, case
+            if workers.run:
                 is_canceled = (
                     state is canceled_running and not stock_client
                 )  # which a stock client's save() undoes
-                assert house.finish("a", house.run) == ("canceled" if is_canceled else "settled"), (
-                    what
-                )
-            ran = list(house.ran)
+                assert workers.finish("a", workers.run) == (
+                    "canceled" if is_canceled else "settled"
+                ), case
+            ran = list(workers.ran)
             redis.hset(
                 "rq:job:x",
                 mapping={
@@ -483,29 +489,31 @@ def test_a_stale_save_starts_and_ends_no_job(redis):
                     redis.hset(
                         "rqjobs:sweep:strays:seen", job_id, float(since) - strays.STRAY_SECONDS
                     )
-            assert "x" not in audit.audit(redis, settle=0).breaches or stock_client, what
-            house.drain()
+            assert "x" not in audit.audit(redis, settle=0).breaches or stock_client, case
+            workers.drain()
             expected = ran + ["old"] * (state in WAITING)
-            assert house.ran == expected or (stock_client and state in (scheduled, deferred)), what
+            assert workers.ran == expected or (stock_client and state in (scheduled, deferred)), (
+                case
+            )
 
 
 def test_only_the_latest_failure_can_be_requeued(redis):
     for state in STATES:
-        house = House(redis)
-        state(house)
+        workers = Workers(redis)
+        state(workers)
         if state is failed:
             Job.fetch("x", connection=redis).requeue()
-            assert house.places() == ["queued default"] and house.history == []
+            assert workers.places() == ["queued default"] and workers.history == []
             continue
-        if redis.exists("rq:job:x") and state not in (canceled, canceled_running, woken):
-            before = house.places()
+        if redis.exists("rq:job:x") and state not in (canceled, canceled_running, delivered):
+            before = workers.places()
             redis.zadd(
                 "rq:failed:default", {"x": 9e9}
             )  # stock RQ left this entry of an earlier run
             with pytest.raises(InvalidJobOperation):
                 Job.fetch("x", connection=redis).requeue()
-            assert house.places() == before, state.__name__
-            assert "failed" not in house.history
+            assert workers.places() == before, state.__name__
+            assert "failed" not in workers.history
 
 
 def test_crashes_of_an_earlier_life_do_not_count(redis):
@@ -513,13 +521,13 @@ def test_crashes_of_an_earlier_life_do_not_count(redis):
 
     Two crashes in the nights before had been counted.
     """
-    house = House(redis)
-    house.enqueue()
+    workers = Workers(redis)
+    workers.enqueue()
     moment = f"{time.time():.0f}"
     redis.hset("rq:job:x", "rqjobs_crashes", f"{moment},{moment}")
-    assert house.finish("a", house.claim()) == "settled"
+    assert workers.finish("a", workers.claim()) == "settled"
     rqjobs.enqueue(sample_jobs.ok, "new", job_id="x")
-    house.claim()
+    workers.claim()
     assert recovery.reclaim(redis, "a", QUEUES, recovery.DeathCause.HORSE_DIED, "x", 0) == {
         "x": "requeued"
     }
@@ -531,22 +539,24 @@ def test_requeueing_removes_an_entry_among_another_queue_s_failed_jobs(redis):
 
     The job finished, and was counted as failed for a year.
     """
-    house = House(redis)
-    failed(house)
+    workers = Workers(redis)
+    failed(workers)
     stock(redis, "low").enqueue("sample_jobs.ok", "new", job_id="x")
-    assert house.finish("a", house.claim()) == "settled"
+    assert workers.finish("a", workers.claim()) == "settled"
     with pytest.raises(InvalidJobOperation):
         transitions.requeue(redis, "x")
-    assert house.places() == [] and house.history == ["finished"]
+    assert workers.places() == [] and workers.history == ["finished"]
 
 
 @pytest.mark.parametrize("others", [[], ["parent"]])
 def test_no_job_waits_for_itself(redis, others):
     """The job was deferred forever, and audit did not report it."""
-    house = House(redis)
-    running(house)
+    workers = Workers(redis)
+    running(workers)
     rqjobs.enqueue(sample_jobs.ok, "new", job_id="x", depends_on=["x", *others])
-    assert house.places() == (["deferred"] if others else ["queued default"])
-    assert house.finish("a", house.run) == "refused"
-    house.drain()
-    assert house.ran == ["old", "new"] and house.places() == [] and house.history == ["finished"]
+    assert workers.places() == (["deferred"] if others else ["queued default"])
+    assert workers.finish("a", workers.run) == "refused"
+    workers.drain()
+    assert (
+        workers.ran == ["old", "new"] and workers.places() == [] and workers.history == ["finished"]
+    )

@@ -229,7 +229,7 @@ def test_nothing_is_unpickled(plant, survives, redis, canary):
 
 
 @pytest.fixture
-def stranger():
+def other_host():
     """An HTTP server that is not in RQJOBS_WEBHOOK_HOSTS, and the requests to it."""
     asked = []
 
@@ -252,9 +252,9 @@ def stranger():
         thread.join()
 
 
-def test_webhook_to_a_host_that_is_not_allowed_is_refused(plant, survives, redis, stranger):
+def test_webhook_to_a_host_that_is_not_allowed_is_refused(plant, survives, redis, other_host):
     """No webhook is sent, also not for the failure. The function does not run."""
-    url, asked = stranger
+    url, asked = other_host
     port = url.rpartition(":")[2]
     urls = [
         f"{url}/x",
@@ -276,8 +276,8 @@ def test_webhook_to_a_host_that_is_not_allowed_is_refused(plant, survives, redis
     assert asked == []
 
 
-def test_webhook_to_an_allowed_host_is_sent(survives, redis, stranger, eventually):
-    url, asked = stranger
+def test_webhook_to_an_allowed_host_is_sent(survives, redis, other_host, eventually):
+    url, asked = other_host
     config.use(webhook_hosts=("127.0.0.1",))
     rqjobs.enqueue(sample_jobs.ok, webhooks=[Webhook(f"{url}/done", "finished")])
     survives(env={"RQJOBS_WEBHOOK_HOSTS": "127.0.0.1"})

@@ -344,7 +344,7 @@ def test_data_compressed_twice_are_decompressed_once(redis, more):
 def test_fast_path_writes_a_new_job_as_rq_does(redis, options):
     """`plain_jobs` writes a plain job, RQ's `to_dict` any other. Empty fields are left out."""
 
-    def told(fields):
+    def non_empty(fields):
         return {name: value for name, value in fields.items() if value != ""}
 
     queue = rqjobs.queue("default")
@@ -368,7 +368,7 @@ def test_fast_path_writes_a_new_job_as_rq_does(redis, options):
             if name.endswith("ed_at") or name == "last_heartbeat":
                 setattr(job, name, job.created_at + timedelta(microseconds=7))
         job.is_new = True
-        expected = told(job.to_dict())
+        expected = non_empty(job.to_dict())
         assert job.to_hash() == (True, expected)
         assert job.to_hash() == (False, job.to_dict())
 

@@ -118,7 +118,7 @@ def claiming(redis):
     family(redis)
     rqjobs.enqueue(sample_jobs.ok, job_id="other")
     redis.rpush("rq:queue:default", "odd id")
-    return lambda: helpers.claim(redis, "me", ["high", "default"], room=5)
+    return lambda: helpers.claim(redis, "me", ["high", "default"], max_jobs=5)
 
 
 def adopting(redis):

@@ -137,7 +137,7 @@ def test_a_job_that_is_due_soon_is_announced_to_the_scheduler(redis, scheduler, 
 
     def has_ended_in_time():
         scheduler._ran_at = time.monotonic()
-        scheduler._wait_for_event()  # the wait ends because of the message, not because the job is due
+        scheduler._wait_for_event()  # ends by the message, before the job is due
         return redis.zscore("rq:scheduled:default", job.id) <= scripts.redis_time(redis)
 
     eventually(has_ended_in_time)
@@ -153,8 +153,8 @@ def test_a_retry_is_announced_to_the_scheduler_with_the_outcome(redis, worker, e
     worker()  # no scheduler: the job stays in the scheduled set
     job = rqjobs.enqueue(sample_jobs.boom, retry=Retry(max=1, interval=[0.5]))
     eventually(lambda: redis.zscore("rq:scheduled:default", job.id))
-    told = eventually(lambda: channel.get_message(timeout=1))
-    assert float(told["data"]) == pytest.approx(redis.zscore("rq:scheduled:default", job.id))
+    message = eventually(lambda: channel.get_message(timeout=1))
+    assert float(message["data"]) == pytest.approx(redis.zscore("rq:scheduled:default", job.id))
     channel.close()
 
 

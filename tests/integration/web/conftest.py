@@ -23,7 +23,7 @@ def app(settings):
 
 
 @pytest.fixture
-def stranger(app):
+def anonymous(app):
     return app.test_client()
 
 

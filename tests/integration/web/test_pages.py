@@ -41,13 +41,13 @@ from rqjobs.web.generated_secrets import generated_secret
 
 
 @pytest.mark.parametrize("credentials", ["none", "wrong", "forged", "basic"])
-def test_every_page_refuses_a_client_without_a_login(app, stranger, redis, credentials):
+def test_every_page_refuses_a_client_without_a_login(app, anonymous, redis, credentials):
     job = rqjobs.enqueue(sample_jobs.say, "a secret text")
     headers = dict(OURS)
     if credentials == "wrong":
-        log_in(stranger, password="wrong horse")
+        log_in(anonymous, password="wrong horse")
     elif credentials == "forged":
-        stranger.set_cookie(
+        anonymous.set_cookie(
             "rqjobs_session",
             "eyJycWpvYnMiOlsieCIsOTk5OTk5OTk5OV19.aAAAAA.AAAAAAAAAAAAAAAAAAAAAAAAAAA",
         )
@@ -57,7 +57,7 @@ def test_every_page_refuses_a_client_without_a_login(app, stranger, redis, crede
     for endpoint, method, address in every_call(app):
         seen.add(endpoint)
         for path in {address, address.replace("/x", f"/{job.id}", 1)}:
-            reply = stranger.open(path, method=method, headers={**headers, "Accept": "text/html"})
+            reply = anonymous.open(path, method=method, headers={**headers, "Accept": "text/html"})
             css = path.endswith("/rqjobs.css")
             if endpoint in GATES or css:
                 continue
@@ -69,40 +69,40 @@ def test_every_page_refuses_a_client_without_a_login(app, stranger, redis, crede
     assert {"rqjobs.home", "rqjobs.enqueue", "rqjobs.act", "rqjobs.static", "static"} <= seen
     assert any(endpoint.startswith("rq_dashboard.") for endpoint in seen)
     for path in ("/nowhere", "/rq/nowhere", "/jobs", "//jobs", "/rq"):
-        assert stranger.get(path, headers=headers).status_code in (303, 308, 401)
+        assert anonymous.get(path, headers=headers).status_code in (303, 308, 401)
     assert redis.lrange("rq:queue:default", 0, -1) == [job.id.encode()]
 
 
-def test_static_files_other_than_the_stylesheet_need_a_login(stranger, client):
-    assert stranger.get("/assets/rqjobs.css").status_code == 200
-    assert stranger.get("/assets/rqjobs.js").status_code != 200
+def test_static_files_other_than_the_stylesheet_need_a_login(anonymous, client):
+    assert anonymous.get("/assets/rqjobs.css").status_code == 200
+    assert anonymous.get("/assets/rqjobs.js").status_code != 200
     assert client.get("/assets/rqjobs.js").status_code == 200
 
 
-def test_login_opens_a_session(app, stranger):
-    reply = stranger.get("/failed?queue=low", headers={"Accept": "text/html"})
+def test_login_opens_a_session(app, anonymous):
+    reply = anonymous.get("/failed?queue=low", headers={"Accept": "text/html"})
     assert reply.status_code == 303
-    form = stranger.get(reply.location)
+    form = anonymous.get(reply.location)
     wanted = re.search(r'name="next" value="([^"]*)"', form.text)[1]
-    reply = stranger.post(
+    reply = anonymous.post(
         "/login", data={"user": "admin", "password": PASSWORD, "next": wanted}, headers=OURS
     )
     assert (reply.status_code, reply.location) == (303, "/failed?queue=low")
     (cookie,) = cookies(reply)
     assert "HttpOnly" in cookie and "SameSite=Lax" in cookie and "Secure" not in cookie
-    assert stranger.get("/").status_code == 200
-    assert stranger.get("/rq/").status_code == 200
+    assert anonymous.get("/").status_code == 200
+    assert anonymous.get("/rq/").status_code == 200
 
 
 @pytest.mark.parametrize(
     "user, password", [("admin", "wrong"), ("Admin", PASSWORD), ("", ""), ("admin", "pässwörd\0")]
 )
-def test_wrong_credentials_give_no_session(stranger, user, password):
-    reply = log_in(stranger, user, password)
+def test_wrong_credentials_give_no_session(anonymous, user, password):
+    reply = log_in(anonymous, user, password)
     assert (
         reply.status_code == 401 and "Wrong name or password." in reply.text and not cookies(reply)
     )
-    assert stranger.get("/").status_code != 200
+    assert anonymous.get("/").status_code != 200
 
 
 def test_cookies_are_secure_over_https(app):
@@ -126,8 +126,8 @@ def test_cookies_are_secure_over_https(app):
         "",
     ],
 )
-def test_login_redirects_to_own_pages_only(app, stranger, target):
-    reply = stranger.post(
+def test_login_redirects_to_own_pages_only(app, anonymous, target):
+    reply = anonymous.post(
         "/login", data={"user": "admin", "password": PASSWORD, "next": target}, headers=OURS
     )
     assert reply.location == "/"
@@ -135,11 +135,11 @@ def test_login_redirects_to_own_pages_only(app, stranger, target):
         assert is_local_path("/failed?page=2") and not is_local_path(target)
 
 
-def test_login_clears_the_previous_session(app, stranger):
-    with stranger.session_transaction() as before:
+def test_login_clears_the_previous_session(app, anonymous):
+    with anonymous.session_transaction() as before:
         before["planted"] = "by somebody else"
-    log_in(stranger)
-    with stranger.session_transaction() as after:
+    log_in(anonymous)
+    with anonymous.session_transaction() as after:
         assert "planted" not in after
 
 
@@ -317,8 +317,8 @@ def test_a_known_browser_has_its_own_limit(app, client):
     assert log_in(client).status_code == 303
 
 
-def test_a_login_needs_redis(app, stranger, no_redis):
-    reply = log_in(stranger)
+def test_a_login_needs_redis(app, anonymous, no_redis):
+    reply = log_in(anonymous)
     assert reply.status_code == 503 and not cookies(reply)
 
 
@@ -516,16 +516,16 @@ def test_a_malformed_host_header_is_a_400(app, client, host):
     assert client.get("/", headers={"Host": "a..b"}).status_code == 400
 
 
-def test_a_refusal_names_the_header_that_a_proxy_must_set(stranger):
+def test_a_refusal_names_the_header_that_a_proxy_must_set(anonymous):
     reply = log_in(
-        stranger, headers={"Origin": "http://shop.example:8080", "Host": "127.0.0.1:8000"}
+        anonymous, headers={"Origin": "http://shop.example:8080", "Host": "127.0.0.1:8000"}
     )
     assert reply.status_code == 403 and "proxy_set_header Host $http_host;" in reply.text
     assert (
         "from a page of shop.example:8080" in reply.text
         and "called as 127.0.0.1:8000" in reply.text
     )
-    reply = log_in(stranger, headers={"Origin": "http://" + HOSTILE, "Host": "127.0.0.1:8000"})
+    reply = log_in(anonymous, headers={"Origin": "http://" + HOSTILE, "Host": "127.0.0.1:8000"})
     assert reply.status_code == 403
     harmless(reply.text)
 
@@ -787,7 +787,7 @@ def test_a_time_is_read_in_the_time_zone_of_the_browser(client, redis):
 
 
 @pytest.mark.parametrize(
-    "wrong, told",
+    "wrong, message",
     [
         ({"arg.a": "three"}, "is not a whole number"),
         ({"arg.a": ""}, "a is required"),
@@ -809,7 +809,7 @@ def test_a_time_is_read_in_the_time_zone_of_the_browser(client, redis):
         ({"function": "sample_jobs._hidden"}, "There is no such job function"),
     ],
 )
-def test_errors_are_shown_and_inputs_are_kept(client, redis, wrong, told):
+def test_errors_are_shown_and_inputs_are_kept(client, redis, wrong, message):
     data = {
         "function": "sample_jobs.add",
         "arg.a": "3",
@@ -820,7 +820,7 @@ def test_errors_are_shown_and_inputs_are_kept(client, redis, wrong, told):
         **wrong,
     }
     reply = client.post("/jobs", data=data)
-    assert reply.status_code == 422 and told in reply.text
+    assert reply.status_code == 422 and message in reply.text
     if data["function"] == "sample_jobs.add":
         assert (
             'value="17"' in reply.text
@@ -1301,14 +1301,14 @@ def full(redis):
     redis.config_set("maxmemory", "0")
 
 
-def test_a_full_redis_allows_login_and_is_reported(client, stranger, redis, full):
+def test_a_full_redis_allows_login_and_is_reported(client, anonymous, redis, full):
     assert "Redis is full" in client.get("/").text
     redis.config_set("maxmemory", "0")
     job = rqjobs.enqueue_in(500, sample_jobs.say, "later")
     redis.config_set("maxmemory", "1")
-    assert log_in(stranger, password="wrong").status_code == 401
+    assert log_in(anonymous, password="wrong").status_code == 401
     assert redis.get("rqjobs:login:127.0.0.1") == b"1", "wrong passwords count all the same"
-    assert log_in(stranger).status_code == 303
+    assert log_in(anonymous).status_code == 303
     for path in (
         "/",
         "/live",
@@ -1319,9 +1319,9 @@ def test_a_full_redis_allows_login_and_is_reported(client, stranger, redis, full
         "/live/delayed",
         f"/jobs/{job.id}",
     ):
-        reply = stranger.get(path)
+        reply = anonymous.get(path)
         assert reply.status_code == 200 and reply.text.count("Redis is full") == 1, path
-    reply = stranger.post(
+    reply = anonymous.post(
         "/jobs", data={"function": "sample_jobs.ok", "queue": "low"}, headers=OURS
     )
     assert (
@@ -1329,8 +1329,8 @@ def test_a_full_redis_allows_login_and_is_reported(client, stranger, redis, full
         and "Redis refuses this" in reply.text
         and "does not answer" not in reply.text
     )
-    stranger.post("/logout", headers=OURS)
-    assert stranger.get("/").status_code == 401
+    anonymous.post("/logout", headers=OURS)
+    assert anonymous.get("/").status_code == 401
 
 
 def test_every_page_reports_suspended_workers(client, redis):
@@ -1345,13 +1345,13 @@ def test_every_page_reports_suspended_workers(client, redis):
         ), path
 
 
-def test_healthz(stranger):
-    reply = stranger.get("/healthz")
+def test_healthz(anonymous):
+    reply = anonymous.get("/healthz")
     assert (reply.status_code, reply.text) == (200, "ok\n")
 
 
-def test_pages_without_redis_are_a_503(client, stranger, no_redis):
-    reply = stranger.get("/healthz")
+def test_pages_without_redis_are_a_503(client, anonymous, no_redis):
+    reply = anonymous.get("/healthz")
     assert reply.status_code == 503 and reply.text.count("\n") == 1 and "127.0.0.1:1" in reply.text
     for path in (
         "/",
@@ -1377,11 +1377,11 @@ def test_pages_without_redis_are_a_503(client, stranger, no_redis):
 
 
 def test_without_configured_redis_the_page_names_the_setting(
-    client, stranger, tmp_path, monkeypatch
+    client, anonymous, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
     config.use(redis_url=None)
-    assert "set REDIS_URL" in stranger.get("/healthz").text
+    assert "set REDIS_URL" in anonymous.get("/healthz").text
     assert "set REDIS_URL" in client.get("/").text
 
 

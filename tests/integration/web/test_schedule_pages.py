@@ -286,7 +286,7 @@ def test_a_form_sent_twice_is_one_schedule(client):
 
 
 @pytest.mark.parametrize(
-    "wrong, where, told",
+    "wrong, where, message",
     [
         ({"name": ""}, "name", "Give it a name"),
         ({"name": "a b"}, "name", "cannot be the name of a schedule; use up to 80 letters"),
@@ -330,12 +330,12 @@ def test_a_form_sent_twice_is_one_schedule(client):
         ),
     ],
 )
-def test_errors_are_shown_at_their_input_and_inputs_are_kept(client, redis, wrong, where, told):
+def test_errors_are_shown_at_their_input_and_inputs_are_kept(client, redis, wrong, where, message):
     reply = client.post("/schedules", data=NEW | wrong)
     assert reply.status_code == 422
     harmless(reply.text)
     (error,) = re.findall(f'<p class="error" id="{where}-error">([^<]*)</p>', reply.text)
-    assert told in error
+    assert message in error
     kept = inputs(reply.text)
     assert {
         name: kept[name]
@@ -351,7 +351,7 @@ def test_the_form_previews_the_next_ticks(client):
         "at 06:00 on Monday through Friday (Asia/Kathmandu)" in page
         and page.count("T00:15:00+00:00</time>") == 3
     )
-    for wrong, told in (
+    for wrong, message in (
         (CRON | {"expression": "0 6 * * mon-fry"}, "field 5"),
         ({}, "an interval or a cron expression."),
         (NEW | {"start": "9998-12-31T23:00"}, ""),
@@ -359,7 +359,7 @@ def test_the_form_previews_the_next_ticks(client):
         (dict.fromkeys(CRON, HOSTILE) | {"kind": "cron"}, ""),
     ):
         reply = client.get("/live/rule", query_string=wrong)
-        assert reply.status_code == 200 and told in reply.text
+        assert reply.status_code == 200 and message in reply.text
         harmless(reply.text)
 
 
@@ -447,14 +447,14 @@ def test_errors_of_an_edit(client):
     schedules.add("one", every(hours=1), sample_jobs.add, 3)
     before = schedules.get("one")
     form = inputs(client.get("/schedules/one").text)
-    for wrong, told in (
+    for wrong, message in (
         ({"kind": "cron", "expression": "99 * * * *"}, "use 0 to 59"),
         ({"arg.a": "x"}, "not a whole number"),
         ({"function": "os.system"}, "no such job function"),
         ({"queue": "nowhere"}, "no such queue"),
     ):
         reply = client.post("/schedules/one", data=form | wrong)
-        assert reply.status_code == 422 and told in reply.text and schedules.get("one") == before
+        assert reply.status_code == 422 and message in reply.text and schedules.get("one") == before
     assert "There is no such job function" in client.get("/schedules/one?function=os.system").text
     assert client.post("/schedules/nothing", data=form).status_code == 404
 
@@ -698,7 +698,7 @@ def test_cancel_and_reschedule(client, redis):
 
 
 @pytest.mark.parametrize(
-    "wrong, told",
+    "wrong, message",
     [
         ({"when": "in", "delay": ""}, "Give the delay."),
         ({"when": "in", "delay": "-1"}, "from 0 to"),
@@ -707,12 +707,14 @@ def test_cancel_and_reschedule(client, redis):
         ({"when": HOSTILE}, "Choose when to run the job."),
     ],
 )
-def test_errors_of_a_reschedule(client, redis, wrong, told):
+def test_errors_of_a_reschedule(client, redis, wrong, message):
     job = rqjobs.enqueue_in(500, sample_jobs.ok)
     due = redis.zscore("rq:scheduled:default", job.id)
     reply = client.post(f"/jobs/{job.id}/reschedule", data=wrong)
     assert (
-        reply.status_code == 422 and told in reply.text and "The time was not changed" in reply.text
+        reply.status_code == 422
+        and message in reply.text
+        and "The time was not changed" in reply.text
     )
     harmless(reply.text)
     assert redis.zscore("rq:scheduled:default", job.id) == due
