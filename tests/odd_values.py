@@ -243,7 +243,7 @@ async def count_descriptors() -> int:
 
 
 async def tidy(path: str):
-    """Wait for ever; when that is ended, say whether it was in this job."""
+    """Wait forever. At the end, report whether the wait ended within this job."""
 
     async def aside():
         try:

@@ -202,7 +202,7 @@ class Stage:
         if keys:
             self.redis.delete(*keys)
 
-    def play(
+    def run_case(
         self,
         kind: str,
         fault: Fault,
@@ -234,9 +234,9 @@ class Stage:
             lambda: self.settled(kind, jobs),
             what=lambda: f"{name(kind, fault)}\n{self.text()[-3000:]}",
         )
-        return self.judge(kind, fault, jobs, expected, extra)
+        return self.check_case(kind, fault, jobs, expected, extra)
 
-    def judge(self, kind: str, fault: Fault, jobs, expected: dict | None, extra: int) -> dict:
+    def check_case(self, kind: str, fault: Fault, jobs, expected: dict | None, extra: int) -> dict:
         case = name(kind, fault)
         self.proxy.disarm()
         if self.lives():
@@ -322,14 +322,14 @@ def test_connection_cut_at_every_command_of_a_job(stage, kind, tcp):
     """
     stage = stage(tcp=tcp)
     parent = stage.start()
-    expected = stage.play(kind, Fault(10**6, "none"))
+    expected = stage.run_case(kind, Fault(10**6, "none"))
     cuts = []
     for after in (False, True):
         for number in range(200):
             fault = Fault(
                 number, "cut all" if number % 2 else "cut", after, not_of(parent), waits=after
             )
-            stage.play(kind, fault, expected)
+            stage.run_case(kind, fault, expected)
             if not fault.hit:
                 break
             cuts.append(fault.hit)
@@ -348,7 +348,7 @@ def test_connection_cut_when_redis_has_no_scripts_loaded(stage, kind):
     """
     stage = stage()
     parent = stage.start()
-    expected = stage.play(kind, Fault(10**6, "none"))
+    expected = stage.run_case(kind, Fault(10**6, "none"))
     horse, loads = stage.horse(), 0
     for number in range(200):
         jobs = stage.enqueue(kind, "wait")
@@ -357,7 +357,7 @@ def test_connection_cut_when_redis_has_no_scripts_loaded(stage, kind):
         fault = stage.proxy.arm(Fault(number, "cut", bool(number % 2), not_of(parent)))
         Path(f"{stage.file}.open").write_text(KINDS[kind][0])
         stage.eventually(lambda jobs=jobs: stage.settled(kind, jobs), what=stage.text)
-        stage.judge(kind, fault, jobs, expected, 0)
+        stage.check_case(kind, fault, jobs, expected, 0)
         loads += fault.hit == "SCRIPT LOAD"
         if not fault.hit:
             break
@@ -374,10 +374,10 @@ def test_silent_connection_at_every_command_of_a_job(stage, kind, what, tcp):
     """Nothing is closed, and either the replies or the requests do not arrive any more."""
     stage = stage(timeout=0.3, block=0.5, tcp=tcp)
     parent = stage.start()
-    expected = stage.play(kind, Fault(10**6, "none"))
+    expected = stage.run_case(kind, Fault(10**6, "none"))
     for number in range(200):
         fault = Fault(number, f"{what} all" if number % 2 else what, False, not_of(parent))
-        stage.play(kind, fault, expected)
+        stage.run_case(kind, fault, expected)
         if not fault.hit:
             break
     assert number > 4 and stage.pid == parent and stage.lives()
@@ -392,17 +392,17 @@ def test_horse_killed_at_every_command_of_a_job(stage, kind):
     """
     stage = stage()
     parent = stage.start()
-    expected = stage.play(kind, Fault(10**6, "none"))
+    expected = stage.run_case(kind, Fault(10**6, "none"))
     names = ["BLMOVE"]
     for number in range(200):
         fault = Fault(number, "kill", False, not_of(parent))
-        stage.play(kind, fault, expected, extra=1)
+        stage.run_case(kind, fault, expected, extra=1)
         if not fault.hit:
             break
         names.append(fault.hit)
     for number, command in enumerate(names):
         if command.startswith(MOVES):
-            stage.play(
+            stage.run_case(
                 kind, Fault(number, "kill", True, not_of(parent), waits=True), expected, extra=1
             )
     assert stage.pid == parent and stage.lives()
@@ -414,12 +414,12 @@ def test_worker_killed_at_every_command_of_a_job(stage, kind):
     """The parent is killed when its horse sends the command. Another worker runs the job."""
     stage = stage()
     parent = stage.start()
-    expected = stage.play(kind, Fault(10**6, "none"))
+    expected = stage.run_case(kind, Fault(10**6, "none"))
     for after in (False, True):
         for number in range(200):
             parent = stage.pid
             fault = Fault(number, "kill", after, not_of(parent), waits=after, victim=parent)
-            stage.play(kind, fault, expected, extra=1, rescue=True)
+            stage.run_case(kind, fault, expected, extra=1, rescue=True)
             if not fault.fired.is_set():
                 break
     assert not stage.redis.keys("rqjobs:claims:*") and stage.redis.zcard(broker_keys.LEASES) == 1
@@ -431,7 +431,7 @@ def test_parent_killed_at_every_command_of_its_own(stage, after):
     """While a job runs: through a whole round of heartbeat, sweep and published state."""
     stage = stage()
     stage.start()
-    expected = stage.play("plain", Fault(10**6, "none"))
+    expected = stage.run_case("plain", Fault(10**6, "none"))
     spy = stage.proxy.arm(Fault(10**6, "none", match=of(stage.pid)))
     stage.eventually(lambda: spy.seen.count("EVALSHA BEGIN_SWEEP") > 2)
     sweeps = [at for at, name in enumerate(spy.seen) if name == "EVALSHA BEGIN_SWEEP"]
@@ -444,7 +444,7 @@ def test_parent_killed_at_every_command_of_its_own(stage, after):
         Path(f"{stage.file}.open").write_text("ok")
         stage.start()
         stage.eventually(lambda job=job: stage.settled("plain", [job]), what=stage.text)
-        stage.judge("plain", fault, [job], expected, 1)
+        stage.check_case("plain", fault, [job], expected, 1)
 
 
 @pytest.mark.parametrize("after", [False, True])
@@ -580,7 +580,7 @@ def test_outcome_is_recorded_once_redis_accepts_writes_again(stage, own_redis, k
     assert jobs[0].get_status() == JobStatus.FINISHED, stage.text()
     assert (stage.runs(), stage.horse()) == (KINDS[kind][2], horse)
     assert not own_redis.redis.hexists(jobs[0].key, "rqjobs_crashes")
-    stage.play("plain", Fault(10**6, "none"))
+    stage.run_case("plain", Fault(10**6, "none"))
 
 
 COMMANDS = {
@@ -792,7 +792,7 @@ def test_job_whose_outcome_cannot_be_written_fails(redis):
     """A key of the wrong type stopped the script between two writes.
 
     The second try got "already". The job was in no registry of ended jobs, and in the registry of
-    started jobs for ever.
+    started jobs forever.
     """
     job = rqjobs.enqueue(sample_jobs.ok)
     redis.set(f"rq:results:{job.id}", "no stream")
@@ -804,15 +804,15 @@ def test_job_whose_outcome_cannot_be_written_fails(redis):
 
 @pytest.mark.parametrize("what", ["deaf", "mute"])
 def test_blocking_pop_on_a_dead_connection_is_closed(stage, what):
-    """CLIENT UNBLOCK was sent twenty times a second, on another connection, for ever."""
+    """CLIENT UNBLOCK was sent twenty times a second, on another connection, without end."""
     stage = stage(timeout=0.3, block=0.5)
     parent = stage.start()
     horse = stage.horse()
-    expected = stage.play("plain", Fault(10**6, "none"))
+    expected = stage.run_case("plain", Fault(10**6, "none"))
     fault = stage.proxy.arm(
         Fault(0, what, False, lambda pid, words: pid != parent and words[0] == b"BLMOVE")
     )
     stage.eventually(fault.fired.is_set)
     stage.proxy.arm(Fault(10**6, "none"))
-    stage.play("plain", Fault(10**6, "none"), expected)
+    stage.run_case("plain", Fault(10**6, "none"), expected)
     assert stage.horse() == horse

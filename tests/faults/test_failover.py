@@ -122,7 +122,7 @@ def all_ended(jobs):
     return found is not None and set(found.values()) <= {JobStatus.FINISHED, JobStatus.FAILED}
 
 
-def judge(worker, replica):
+def check_end(worker, replica):
     """The same worker still runs, the audit finds no problem, and SIGTERM ends the worker."""
     assert worker.poll() is None
     audit = maintenance_audit.audit(connection.client(), settle=0.2)
@@ -161,7 +161,7 @@ def test_a_failover_under_a_running_job(cluster, worker, eventually, tmp_path):
         and running.is_finished
         and len(file.read_text().splitlines()) <= 2
     )
-    judge(worker, replica)
+    check_end(worker, replica)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
@@ -188,4 +188,4 @@ def test_a_failover_under_a_stream_of_jobs(cluster, worker, eventually, how):
         )
     eventually(lambda: all_ended(jobs), timeout=90, what="the end of all jobs")
     assert replica.zcard("rq:finished:default") == len(jobs)
-    judge(worker, replica)
+    check_end(worker, replica)

@@ -614,79 +614,79 @@ def test_a_job_that_forks_leaves_one_horse(worker, redis, eventually, ending):
 
 
 @pytest.fixture
-def waits(redis):
+def listener(redis):
     """The blocking pops of a worker w, and the signal from its parent that ends them."""
-    word, control = socket.socketpair()
-    with word, control:
-        waits = QueueListener(redis, "rqjobs:claims:w")
-        waits.wait_now = lambda *of: (
-            word.send(b"!"),
-            waits.wait([f"rq:queue:{name}" for name in of], 5, control),
+    end_signal, control = socket.socketpair()
+    with end_signal, control:
+        listener = QueueListener(redis, "rqjobs:claims:w")
+        listener.wait_now = lambda *of: (
+            end_signal.send(b"!"),
+            listener.wait([f"rq:queue:{name}" for name in of], 5, control),
         )
-        yield waits
-        waits.close()
+        yield listener
+        listener.close()
 
 
-def ask(waits, redis):
+def unblock_and_read(listener, redis):
     """End the blocking pops.
 
     Returns whether all of them had ended, and the claims that the next command read.
     """
     with redis.pipeline(transaction=False) as pipe:
-        for command in waits.unblock_commands():
+        for command in listener.unblock_commands():
             pipe.execute_command(*command)
         pipe.lrange("rqjobs:claims:w", 0, -1)
         *replies, found = pipe.execute(raise_on_error=False)
-    return waits.all_unblocked(replies), found
+    return listener.all_unblocked(replies), found
 
 
-def test_all_blocking_pops_have_ended_before_the_next_command_runs(waits, redis, eventually):
+def test_all_blocking_pops_have_ended_before_the_next_command_runs(listener, redis, eventually):
     for _ in range(3):  # the next wait reads the replies
-        waits.wait_now("high", "low")
+        listener.wait_now("high", "low")
         eventually(lambda: redis.info("clients")["blocked_clients"] == 2)
-        assert ask(waits, redis) == (True, [])
+        assert unblock_and_read(listener, redis) == (True, [])
         assert redis.info("clients")["blocked_clients"] == 0
-    waits.wait_now("high", "low")
+    listener.wait_now("high", "low")
     redis.rpush("rq:queue:low", "job")
-    found = ask(waits, redis)
+    found = unblock_and_read(listener, redis)
     assert found in (
         (True, [b"job"]),
         (False, [b"job"]),
     )  # False if the reply was still on its way
-    assert found[0] or ask(waits, redis) == (True, [b"job"])
+    assert found[0] or unblock_and_read(listener, redis) == (True, [b"job"])
 
 
-def test_an_unblock_that_overtakes_its_pop_is_repeated(waits, redis, eventually, monkeypatch):
+def test_an_unblock_that_overtakes_its_pop_is_repeated(listener, redis, eventually, monkeypatch):
     """Otherwise a late pop would move a job into the claims, and the worker would not notice."""
-    waits.wait_now("high", "low")
-    assert eventually(lambda: ask(waits, redis)[0])
-    low = waits.pops[1]._connection
+    listener.wait_now("high", "low")
+    assert eventually(lambda: unblock_and_read(listener, redis)[0])
+    low = listener.pops[1]._connection
     late, send = [], low.send_command
     monkeypatch.setattr(low, "send_command", lambda *words: late.append(words))
     redis.rpush("rq:queue:high", "first")
-    waits.wait_now("high", "low")
+    listener.wait_now("high", "low")
     eventually(
         lambda: not redis.exists("rq:queue:high")
     )  # until then Redis has not run the first pop
-    assert ask(waits, redis) == (False, [b"first"])
+    assert unblock_and_read(listener, redis) == (False, [b"first"])
     send(*late[0])
     redis.rpush("rq:queue:low", "second")
     eventually(lambda: not redis.exists("rq:queue:low"))
-    eventually(lambda: ask(waits, redis) == (True, [b"first", b"second"]))
+    eventually(lambda: unblock_and_read(listener, redis) == (True, [b"first", b"second"]))
 
 
-def test_a_pop_that_cannot_be_unblocked_is_abandoned(waits, redis, eventually, monkeypatch):
+def test_a_pop_that_cannot_be_unblocked_is_abandoned(listener, redis, eventually, monkeypatch):
     """Its connection may be dead without an error on this side."""
-    waits.wait_now("high")
-    pop = waits.pops[0]
-    waits.pops[0].client_id = 2**40
+    listener.wait_now("high")
+    pop = listener.pops[0]
+    listener.pops[0].client_id = 2**40
     monkeypatch.setattr("rqjobs.worker.listener.UNBLOCK_SECONDS", 0.2)
-    eventually(lambda: not ask(waits, redis)[0] and not waits.pops)
-    assert pop.socket is None and ask(waits, redis) == (True, [])
+    eventually(lambda: not unblock_and_read(listener, redis)[0] and not listener.pops)
+    assert pop.socket is None and unblock_and_read(listener, redis) == (True, [])
     monkeypatch.undo()
-    waits.wait_now("high")
-    waits.pops[0].client_id = "forbidden"
-    assert ask(waits, redis) == (False, []) and not waits.pops
+    listener.wait_now("high")
+    listener.pops[0].client_id = "forbidden"
+    assert unblock_and_read(listener, redis) == (False, []) and not listener.pops
 
 
 def test_a_queue_that_is_named_twice_has_one_blocking_pop(redis):

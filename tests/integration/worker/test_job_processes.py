@@ -240,7 +240,7 @@ def test_default_growth_limit_doubles_for_jobs_that_need_memory(redis, monkeypat
 
 
 def test_job_of_a_horse_without_free_descriptors_runs_again(redis, tmp_path, monkeypatch):
-    """The error was taken for an unreachable Redis and retried for ever; no job ran."""
+    """The error was taken for an unreachable Redis and retried forever; no job ran."""
     monkeypatch.setattr("rqjobs.worker.supervisor.CRASH_DELAY_SECONDS", 0)
     assert burst((family.exhaust, str(tmp_path / "first")), sample_jobs.ok) == ["done", None]
     assert not audit.audit(redis).breaches
@@ -288,7 +288,7 @@ def test_horse_that_alone_cannot_reach_redis_is_replaced(redis, monkeypatch):
 
 
 def test_job_whose_hash_kills_the_reading_process_is_poison(redis, monkeypatch):
-    """The crash was not counted, because the job had not begun. It was repeated for ever."""
+    """The crash was not counted, because the job had not begun. It was repeated forever."""
     monkeypatch.setattr("rqjobs.worker.supervisor.CRASH_DELAY_SECONDS", 0)
     from_hash = rqjobs.Job.from_hash.__func__
 

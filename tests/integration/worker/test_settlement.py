@@ -24,7 +24,7 @@ def reason(job):
 
 
 def test_result_over_the_limit_fails_the_job_with_a_remedy(redis):
-    """A result of 3 MB was sent for ever to a Redis that takes 1 MB; the queue stood still."""
+    """A result of 3 MB was sent forever to a Redis that takes 1 MB; the queue stood still."""
     config.use(max_result_bytes=2000)
     large = rqjobs.enqueue(
         sample_jobs.long, 1999, on_success=Callback(sample_jobs.on_done)
