@@ -273,11 +273,15 @@ class Queue(rq.Queue):
         job._status = JobStatus.QUEUED
         job.timeout = job.timeout or self._default_timeout
 
-    def _placement(self, job: Job, place: str, parents: Iterable[str] = ()) -> Placement:
+    def _placement(self, job: rq.job.Job, place: str, parents: Iterable[str] = ()) -> Placement:
         dependencies: tuple[str, ...] = ()
         if parents:
             dependencies = ("1" if job.allow_dependency_failures else "", *parents)
-        return Placement(self.name, job.id, place, job.ttl, *job.to_hash(), dependencies)
+        if isinstance(job, Job):
+            is_new, fields = job.to_hash()
+        else:  # RQ's own
+            is_new, fields = False, job.to_dict()
+        return Placement(self.name, job.id, place, job.ttl, is_new, fields, dependencies)
 
     def _place(
         self, job: Job, place: str, pipeline: Any = None, parents: Iterable[str] = ()
@@ -288,6 +292,10 @@ class Queue(rq.Queue):
     def _store(self, placements: list[Placement], jobs: list[Job], pipeline: Any) -> None:
         if pipeline is not None:
             transitions.enqueue_in_pipeline(pipeline, placements)
+            # The script decides when the pipeline runs. Until then a job with parents waits.
+            for job, placement in zip(jobs, placements, strict=True):
+                if placement.parents:
+                    job._status = JobStatus.DEFERRED
             return
         deferred = transitions.enqueue(self.connection, placements)
         if deferred:

@@ -545,3 +545,32 @@ def test_enqueue_many_keeps_the_order_and_defers_dependents(redis):
     assert redis.zrange("rq:deferred:low", 0, -1) == [
         b"child"
     ] and b"rq:queue:low" in redis.smembers("rq:queues")
+
+
+def test_job_with_a_parent_counts_as_deferred_until_its_pipeline_runs(redis):
+    """RQ reads the parents before the pipeline runs; here the script looks at them within it."""
+    parent = rqjobs.enqueue(sample_jobs.ok)
+    with redis.pipeline() as pipe:
+        job = rqjobs.queue("default").enqueue(sample_jobs.ok, depends_on=parent, pipeline=pipe)
+        free = rqjobs.queue("default").enqueue(sample_jobs.ok, pipeline=pipe)
+        assert job.get_status(refresh=False) == JobStatus.DEFERRED
+        assert free.get_status(refresh=False) == JobStatus.QUEUED
+        pipe.execute()
+    assert job.get_status() == JobStatus.DEFERRED and free.get_status() == JobStatus.QUEUED
+
+
+def test_a_job_object_of_rq_itself_can_be_enqueued(redis):
+    job = rq.job.Job.create(
+        "sample_jobs.ok", connection=redis, serializer=rqjobs.serializers.ConfiguredSerializer
+    )
+    child = rq.job.Job.create(
+        "sample_jobs.ok",
+        connection=redis,
+        serializer=rqjobs.serializers.ConfiguredSerializer,
+        depends_on=job,
+    )
+    for each in (job, child):
+        rqjobs.queue("default").enqueue_job(each)
+    assert child.get_status() == JobStatus.DEFERRED
+    rqjobs.Worker(["default"]).work(burst=True, logging_level="CRITICAL")
+    assert job.is_finished and child.is_finished

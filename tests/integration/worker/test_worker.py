@@ -452,8 +452,8 @@ def test_sigterm_ends_the_worker_while_redis_hangs(executable, tmp_path, spawn, 
             process.terminate()
             asked = time.monotonic()
             assert process.wait(60) == 1, process.output()
-            assert time.monotonic() - asked < 15, (
-                "the grace, and five seconds; ten more are for a loaded machine"
+            assert time.monotonic() - asked < 30, (
+                "the shutdown timeout, and five seconds; the rest is for a busy machine"
             )
             assert not [
                 one for one in family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE
