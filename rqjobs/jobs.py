@@ -121,7 +121,7 @@ class Job(rq.job.Job):
     def data(self) -> bytes:
         """RQ writes the function and its arguments as a tuple; lists are JSON's own sequence.
 
-        A stock worker with `-S json` can then run the job.
+        A plain RQ worker with `-S json` can then run the job.
         """
         if self._data is rq.job.UNEVALUATED and isinstance(self._args, list | tuple):
             self._data = self.serializer.dumps(
@@ -504,7 +504,7 @@ class Job(rq.job.Job):
         )
 
     def __eq__(self, other: object) -> bool:
-        """RQ's `__eq__` takes a stock job of the same id for another one."""
+        """RQ's `__eq__` takes a plain RQ job of the same id for another one."""
         return isinstance(other, rq.job.Job) and self.id == other.id
 
     def __hash__(self) -> int:

@@ -28,7 +28,7 @@ from rqjobs.schedules import declared, history, ticker
 # An idle worker tries the locks at each heartbeat. With this, a takeover needs less than five
 # seconds.
 LOCK_SECONDS = 2.0
-FOREIGN_LOCK_MAX_SECONDS = 86_400  # the longest lock that a stock scheduler may have
+FOREIGN_LOCK_MAX_SECONDS = 86_400  # the longest lock that a plain RQ scheduler may have
 SCHEDULER_HEARTBEAT_SECONDS = 1.0  # seconds between two renewals of the locks
 UPKEEP_SECONDS = 2.0  # seconds between two comparisons of declared schedules, and notes of outcomes
 MIN_PAUSE_SECONDS = 0.005  # jobs that become due within this time are moved together

@@ -1,6 +1,6 @@
 """Serializers: JSON for arguments, results and meta, or signed pickle.
 
-Plain values are the JSON that RQ's own JSONSerializer writes, so a stock `rq worker -S json` runs a
+Plain values are the JSON that RQ's own JSONSerializer writes, so a plain `rq worker -S json` runs a
 job whose arguments are plain. Other values are tagged: an object with the single key `__rqjobs__`,
 whose value is a list of the tag's name and its parts. `TAGS` lists the types.
 
@@ -425,7 +425,7 @@ class JSONSerializer:
 
     @staticmethod
     def loads(data: bytes) -> Any:
-        """Raises PayloadError if `data` are not JSON (for example stock RQ's pickle) or too large."""
+        """Raises PayloadError if `data` are not JSON (for example plain RQ's pickle) or too large."""
         _check_shape(data)
         try:
             text = str(data, "utf-8")
@@ -433,7 +433,7 @@ class JSONSerializer:
             return decode(value) if TAG_KEY in text else value
         except (ValueError, RecursionError) as error:
             raise PayloadError(
-                f"not a JSON payload ({error}); was it enqueued by stock RQ, which pickles? "
+                f"not a JSON payload ({error}); was it enqueued by plain RQ, which pickles? "
                 f"rqjobs never unpickles what it finds in Redis"
             ) from None
 
@@ -496,9 +496,9 @@ class ConfiguredSerializer:
 
 
 class SharedSerializer:
-    """RQ's default serializer in a process that has stock queues too.
+    """RQ's default serializer in a process that has plain RQ queues too.
 
-    It reads with `ConfiguredSerializer` and writes pickle, which stock workers read. A dict that it
+    It reads with `ConfiguredSerializer` and writes pickle, which plain RQ workers read. A dict that it
     has read (a job's meta) is written by `ConfiguredSerializer` again.
     """
 

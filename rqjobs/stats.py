@@ -59,7 +59,7 @@ class QueueStats:
 
 @dataclass(frozen=True)
 class WorkerStats:
-    """One worker that RQ knows. `alive` is by its lease, or for a stock worker by RQ's key."""
+    """One worker that RQ knows. `alive` is by its lease, or for a plain RQ worker by RQ's key."""
 
     name: str
     state: str

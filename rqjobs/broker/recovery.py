@@ -106,7 +106,7 @@ def recover(
     owner: str = "",
     again: bool = False,
 ) -> Outcome:
-    """Put a job that stock RQ has lost back at the front of `queue`, in one step.
+    """Put a job that plain RQ has lost back at the front of `queue`, in one step.
 
     Args:
         found: the place where it was: "wip", "intermediate", or "stray" (in no place).

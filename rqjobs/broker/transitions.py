@@ -4,7 +4,7 @@ A job enters its queue again for several reasons, and each has its own function:
 
     claimed, but not started   release_all, release_tokens, release_unknown   release.lua
     worker or horse died       recovery.reclaim                               reclaim.lua
-    lost by stock RQ           recovery.recover                               recover.lua
+    lost by plain RQ           recovery.recover                               recover.lua
     failed, and requeued       requeue                                        requeue.lua
     delayed, and due now       promote                                        promote_due.lua
     waited for other jobs      recovery.enqueue_dependents             enqueue_dependents.lua
@@ -332,7 +332,7 @@ def requeue(connection: redis.Redis, job_id: str, at_front: bool = False) -> Non
     if outcome == "gone":
         raise NoSuchJobError(f"No such job: {job_id}")
     if outcome != "requeued":
-        # Stock RQ has enqueued the job in another queue, and left its old entry.
+        # Plain RQ has enqueued the job in another queue, and left its old entry.
         _remove_from_failed(connection, job_id, except_queue=queue)
         raise InvalidJobOperation(
             f"job {job_id} is not among the failed jobs of {queue!r}, so it was not requeued"

@@ -72,7 +72,7 @@ def run_dev(workers: int) -> None:
     """Run Redis, the web app and workers with the scheduler.
 
     An embedded Redis is started unless REDIS_URL is set. The address and the login are printed.
-    Workers and web app restart when a jobs module changes. Ctrl-C stops everything.
+    Workers and web app restart when a Python file or .env changes. Ctrl-C stops everything.
     """
     dev.run(workers, echo_text)
 

@@ -35,7 +35,7 @@ REMEDIES = {
     "failed": "requeue that one, or cancel this job",
     "stopped": "requeue that one, or cancel this job",
     "canceled": "enqueue that one again under its id, or cancel this job",
-    "over": "stock RQ enqueued this job when that one had ended; let it run: queue.enqueue_job(job)",
+    "over": "plain RQ enqueued this job when that one had ended; let it run: queue.enqueue_job(job)",
     "gone": "it was deleted or has expired; cancel this job, or let it run without: "
     "queue.enqueue_job(job)",
 }

@@ -184,7 +184,7 @@ def _workers(client: redis.Redis) -> Iterator[Finding]:
         if not worker.ours:
             yield Finding(
                 Level.LOSS,
-                f"worker {worker.name} is a stock rq worker, which loses its job when it is "
+                f"worker {worker.name} is a plain rq worker, which loses its job when it is "
                 f"killed; start it with --worker-class rqjobs.Worker",
             )
     for queue in snapshot.queues:

@@ -19,7 +19,7 @@ class Liveness(Enum):
 
     ALIVE = "alive"
     GONE = "gone"  # its parent and its horse have provably ended on this host
-    EXPIRED = "expired"  # its lease has ended; for a stock worker, RQ's own key
+    EXPIRED = "expired"  # its lease has ended; for a plain RQ worker, RQ's own key
 
 
 def death_cause(state: Liveness) -> DeathCause:
@@ -89,7 +89,7 @@ class WorkerLiveness:
             if lease < self.now and self.leases_count:
                 return Liveness.EXPIRED
             return Liveness.ALIVE
-        # A stock worker has no lease. Its heartbeat renews RQ's own key.
+        # A plain RQ worker has no lease. Its heartbeat renews RQ's own key.
         if is_known_to_rq:
             return Liveness.ALIVE
         return Liveness.EXPIRED

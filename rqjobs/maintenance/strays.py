@@ -1,7 +1,7 @@
 """Strays: jobs that have not ended and are in no place.
 
-A stock worker of several queues pops an id with `BLPOP`; until it has noted the job, the job is in
-no place. A job that a stock client enqueues or runs synchronously looks the same for a while. So a
+A plain RQ worker of several queues pops an id with `BLPOP`; until it has noted the job, the job is in
+no place. A job that a plain RQ client enqueues or runs synchronously looks the same for a while. So a
 stray must have been idle for longer than its own timeout, and must be seen twice.
 """
 

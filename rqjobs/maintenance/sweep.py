@@ -101,7 +101,7 @@ class _Sweep:
             self.result.note(outcome, job_id, queue, "claimed", worker)
 
     def _sweep_started(self, queue: str) -> None:
-        """Recover the jobs of dead stock workers, which are only in RQ's registry of running jobs."""
+        """Recover the jobs of dead plain RQ workers, which are only in RQ's registry of running jobs."""
         started = started_jobs(self.connection, queue)
         owners = owners_of(self.connection, started)
         orphans = []
@@ -119,7 +119,7 @@ class _Sweep:
             self.result.note(outcome, job_id, queue, "running", owner)
 
     def _sweep_intermediate(self, queue: str) -> None:
-        """Recover ids that a stock worker has left in the intermediate list.
+        """Recover ids that a plain RQ worker has left in the intermediate list.
 
         RQ does not note the worker. An id is recovered at once if no live worker serves the queue,
         else after `INTERMEDIATE_SECONDS`.

@@ -92,6 +92,9 @@ class CronExpression:
     def explain(self) -> str:
         """The expression in plain English, without the time zone: "At 06:00 on Monday"."""
         text = CronSim(self.text, datetime(2000, 1, 1)).explain()
+        _, _, day_of_month, _, day_of_week = self.text.split()
+        if not (day_of_month.startswith("*") or day_of_week.startswith("*")):
+            text = text.replace(" and on ", " or on ")  # either day field is enough
         return re.sub(r"\b([2-5])([123])th\b", _ordinal, text)
 
     def ticks_after(self, moment: int, zone: ZoneInfo) -> Iterator[int]:
@@ -236,12 +239,16 @@ def _check_item(field: Field, item: str, text: str) -> str:
     special = _translate_special(field, item)
     if special:
         return special
+    if field.special and re.search("[L#]", item.upper()):
+        raise _error(field, item, text, f"use {field.allowed}; L, LW and # have no range or step")
     values, slash, step = item.partition("/")
     if slash:
         _check_step(field, step, text)
     if values == "*":
         return item
     first, dash, last = values.partition("-")
+    if not first:
+        raise _error(field, item, text, f"use {field.allowed}")
     low = _read_value(field, first, text)
     if not dash and slash:
         hint = f"a step needs a range before it: {first}-{field.high}/{step}"
@@ -254,6 +261,8 @@ def _check_item(field: Field, item: str, text: str) -> str:
     if low > high:
         hint = f"the range runs backwards: {first}-{field.high},{field.low}-{last}"
         raise _error(field, values, text, hint)
+    if low == high:  # cronsim would count the step on to the end of the field
+        return str(low)
     return f"{low}-{high}{slash}{step}"
 
 

@@ -50,9 +50,9 @@ def init_app(app: Flask, url_prefix: str = "") -> None:
     https. An app without a secret key gets SECRET_KEY; without that setting, the first request
     generates a key in the data folder.
 
-    Stock queues of this process still write pickle, for stock workers. But nothing in this process
-    unpickles by RQ's default any more, so it cannot read the arguments, meta and result of a stock
-    job. To read them, pass `serializer=rq.serializers.DefaultSerializer` to RQ, or serve
+    Plain RQ queues of this process still write pickle, for plain RQ workers. But nothing in this
+    process unpickles by RQ's default any more, so it cannot read the arguments, meta and result of
+    their jobs. To read them, pass `serializer=rq.serializers.DefaultSerializer` to RQ, or serve
     `create_app()` in a process of its own.
     """
     rq_patches.install(shared=True)

@@ -60,6 +60,7 @@ class ShutdownMixin(Supervisor):
     def _reset_shutdown(self) -> None:
         self._first_signal_at = 0.0  # in seconds of the monotonic clock, like the next one
         self._last_signal_at = 0.0
+        self._has_killed_horse = False
         self._is_past_hard_limit = False
         self._stop_requested = False  # RQ's flag
         self._shutdown_requested_date = None
@@ -105,11 +106,10 @@ class ShutdownMixin(Supervisor):
         if not self._stop_requested:
             return False
         seconds = time.monotonic() - self._first_signal_at
-        between_signals = self._last_signal_at - self._first_signal_at
-        return (
-            seconds > config.current().shutdown_timeout
-            or between_signals > DUPLICATE_SIGNAL_SECONDS
-        )
+        return seconds > config.current().shutdown_timeout or self._is_second_signal()
+
+    def _is_second_signal(self) -> bool:
+        return self._last_signal_at - self._first_signal_at > DUPLICATE_SIGNAL_SECONDS
 
     # Steps 3 and 4: the horse and the scheduler
 
@@ -124,7 +124,10 @@ class ShutdownMixin(Supervisor):
             self._ask_horse_to_stop()
             self._stop_scheduler()
         if self._shutdown_timed_out():
-            self.log.warning("Worker %s: shutdown timeout, requeueing the current job", self.name)
+            if not self._has_killed_horse:
+                self._has_killed_horse = True
+                cause = "second signal" if self._is_second_signal() else "shutdown timeout"
+                self.log.warning("Worker %s: %s, requeueing the current job", self.name, cause)
             self._kill_horse(HorseDeath.ENDED)
 
     def _ask_horse_to_stop(self) -> None:

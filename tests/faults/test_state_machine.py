@@ -399,7 +399,7 @@ class BrokerMachine(BrokerModel, RuleBasedStateMachine):
     @precondition(lambda self: any(self.queues.values()))
     @rule(data=st.data(), found=st.sampled_from(["stray", "intermediate"]))
     def recover(self, data, found):
-        """recover.lua: a stock worker popped a job and died at once; the sweep finds the job."""
+        """recover.lua: a plain RQ worker popped a job and died at once; the sweep finds the job."""
         queue = data.draw(st.sampled_from([name for name in QUEUES if self.queues[name]]))
         job_id = self.queues[queue].pop(0)
         key = f"rq:queue:{queue}"
@@ -481,7 +481,7 @@ class BrokerMachine(BrokerModel, RuleBasedStateMachine):
         return {
             key: self.redis.dump(key)
             for key in self.redis.scan_iter(count=1000)
-            if not key.startswith((b"rqjobs:strays", b"rqjobs:s", b"rqjobs:leases"))
+            if not key.startswith((b"rqjobs:s", b"rqjobs:leases"))
         }
 
     # The promises

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+import re
 from datetime import datetime, timedelta, timezone
 from itertools import islice
 from zoneinfo import ZoneInfo
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from rqjobs import ScheduleError, cron, every
 from rqjobs.schedules import ticker
+from rqjobs.schedules.cron import parse_expression
 from rqjobs.schedules.describe import describe, describe_missed
 from rqjobs.schedules.rules import MISSED_MAX_TICKS, Rule
 from rqjobs.times import MAX_TIMESTAMP
@@ -470,7 +472,7 @@ def test_a_bad_rule_is_refused(make):
         (cron("*/45 * * * *"), "every 45th minute of every hour (UTC)"),
         (
             cron("0 0 1,15 * mon"),
-            "at 00:00 on the first and the 15th day of month and on Monday (UTC)",
+            "at 00:00 on the first and the 15th day of month or on Monday (UTC)",
         ),
         (
             cron("15,45 * * jan-mar sat,sun"),
@@ -521,3 +523,38 @@ def test_declared_arguments_must_fit_the_signature_of_the_function():
         every(minutes=5)(greet)
     with pytest.raises(TypeError, match="plain function"):
         every(minutes=5)(print)
+
+
+@pytest.mark.parametrize(
+    ("expression", "same"),
+    [
+        ("5-5/10 0 * * *", "5 0 * * *"),
+        ("0 19-19/4 * * *", "0 19 * * *"),
+        ("0 0 1-1/7 * *", "0 0 1 * *"),
+        ("0 0 * 3-3/2 *", "0 0 * 3 *"),
+        ("0 0 * * mon-mon/2", "0 0 * * 1"),
+    ],
+)
+def test_step_on_a_range_of_one_value_is_that_value(expression, same):
+    """The step went on to the end of the field, and the description said otherwise."""
+    assert parse_expression(expression) == parse_expression(same)
+
+
+@pytest.mark.parametrize(
+    ("expression", "item", "field"),
+    [
+        ("0 0 L-3 * *", "L-3", 3),
+        ("0 0 * * 1-5#2", "1-5#2", 5),
+        ("0 9 * * 1#-1", "1#-1", 5),
+        ("-1 * * * *", "-1", 1),
+        ("0 0 * * fri#2/2", "fri#2/2", 5),
+    ],
+)
+def test_wrong_special_value_is_quoted_as_it_was_written(expression, item, field):
+    with pytest.raises(ScheduleError, match=rf"field {field} .*: {re.escape(repr(item))} is wrong"):
+        parse_expression(expression)
+
+
+def test_either_of_two_day_fields_is_described_with_or():
+    assert "or on Monday" in describe(cron("0 0 1 * 1"))
+    assert "or on the fifth Monday" in describe(cron("0 0 29 2 1#5"))

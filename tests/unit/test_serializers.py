@@ -230,7 +230,7 @@ def test_every_supported_value_comes_back_equal(value):
     )
 )
 def test_plain_data_are_written_as_by_rq_s_json_serializer(value):
-    """So a stock `rq worker -S json` reads jobs of rqjobs, and rqjobs those of stock clients."""
+    """So a plain `rq worker -S json` reads jobs of rqjobs, and rqjobs those of plain RQ clients."""
     assume(
         "__rqjobs__" not in repr(value)
     )  # the marker of rqjobs, which the strategies find in the code

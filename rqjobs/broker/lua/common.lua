@@ -71,9 +71,9 @@ end
 
 -- An id has one life: enqueueing it again, by any means, ends the run in progress. A script that
 -- puts a job into a place reads its `placement` first, writes the hash, and then calls `retire`
--- with that placement. Stock clients do not. Their jobs are noticed at the next claim, promotion or
+-- with that placement. Plain RQ clients do not. Their jobs are noticed at the next claim, promotion or
 -- settlement: the status is not "started", and the job `is_in_place` by its status. (A stale save()
--- of a stock client changes only the status.)
+-- of a plain RQ client changes only the status.)
 
 -- The place of a job and the worker that runs it, by its hash; nil if there is no such job.
 local function placement(id)
@@ -152,7 +152,7 @@ local function refusal(claims, queue, id, token)
   end
   if fields[1] == token then
     if not is_in_place(id, fields[4], fields[3]) then return nil, fields[3] == 'canceled' end
-    redis.call('HDEL', 'rq:job:' .. id, 'rqjobs_token')  -- a stock client has enqueued it again
+    redis.call('HDEL', 'rq:job:' .. id, 'rqjobs_token')  -- a plain RQ client has enqueued it again
     fields[1] = false
   elseif fields[2] == token then
     return 'already'

@@ -1,4 +1,4 @@
--- Put one job that stock RQ has lost back at the front of its queue.
+-- Put one job that plain RQ has lost back at the front of its queue.
 -- All ways back into a queue are listed in transitions.py.
 --
 -- KEYS  1 intermediate   2 scheduled   3 deferred   4 wip   5 queue   6 executions

@@ -469,7 +469,7 @@ def test_a_stale_save_starts_and_ends_no_job(redis):
             if workers.run:
                 is_canceled = (
                     state is canceled_running and not stock_client
-                )  # which a stock client's save() undoes
+                )  # which a plain RQ client's save() undoes
                 assert workers.finish("a", workers.run) == (
                     "canceled" if is_canceled else "settled"
                 ), case
@@ -509,7 +509,7 @@ def test_only_the_latest_failure_can_be_requeued(redis):
             before = workers.places()
             redis.zadd(
                 "rq:failed:default", {"x": 9e9}
-            )  # stock RQ left this entry of an earlier run
+            )  # plain RQ left this entry of an earlier run
             with pytest.raises(InvalidJobOperation):
                 Job.fetch("x", connection=redis).requeue()
             assert workers.places() == before, state.__name__
@@ -535,7 +535,7 @@ def test_crashes_of_an_earlier_life_do_not_count(redis):
 
 
 def test_requeueing_removes_an_entry_among_another_queue_s_failed_jobs(redis):
-    """A stock client had enqueued the failed job again in another queue.
+    """A plain RQ client had enqueued the failed job again in another queue.
 
     The job finished, and was counted as failed for a year.
     """

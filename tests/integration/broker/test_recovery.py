@@ -48,7 +48,7 @@ def claim(redis):
 
 @pytest.fixture
 def stock_claim(redis):
-    """Make a job look claimed and begun by a stock worker, as RQ writes it; returns the execution id."""
+    """Make a job look claimed and begun by a plain RQ worker, as RQ writes it; returns the execution id."""
 
     def make(job, owner, status="started", score="+inf"):
         redis.lrem(f"rq:queue:{job.origin}", 0, job.id)
@@ -463,7 +463,7 @@ def test_a_stray_is_requeued_when_it_is_seen_twice(redis, status):
 
 @pytest.mark.parametrize("place", ["finished", "failed", "canceled"])
 def test_an_ended_job_whose_status_was_overwritten_is_not_a_stray(redis, place):
-    """A web view wrote the meta of a job with a stock client.
+    """A web view wrote the meta of a job with a plain RQ client.
 
     The finished job ran again 65 s later.
     """
@@ -588,7 +588,7 @@ def test_audit_names_a_job_that_stock_rq_deferred_behind_an_ended_one(redis):
 
 
 def test_a_job_that_only_looks_like_a_stray_is_left_alone(redis):
-    """Jobs that a stock client is writing or running, ended jobs, deferred jobs, and other keys."""
+    """Jobs that a plain RQ client is writing or running, ended jobs, deferred jobs, and other keys."""
     fresh = rqjobs.enqueue(sample_jobs.ok, job_timeout=600)
     stray(redis, fresh, idle=300)
     endless = rqjobs.enqueue(sample_jobs.ok, job_timeout=-1)

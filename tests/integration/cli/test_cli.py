@@ -231,7 +231,7 @@ def test_doctor_reports_broken_modules_and_queues_without_a_worker(run, worker):
 def test_doctor_reports_stock_workers(run, worker):
     worker("default", worker_class="rq.worker.Worker")
     code, output = run("doctor")
-    assert code == 1 and "stock rq worker" in output
+    assert code == 1 and "plain rq worker" in output
 
 
 def test_forged_jobs_do_not_break_the_list_of_failed_jobs(run, broken, redis):

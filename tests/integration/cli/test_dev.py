@@ -168,6 +168,7 @@ def test_a_second_ctrl_c_requeues_the_running_job_and_ends(dev, eventually, tmp_
     eventually(lambda: waits in process.output(), timeout=60)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 0, process.output()
+    assert process.output().count("second signal, requeueing the current job") == 1
     with redis_server.server(tmp_path / ".rqjobs") as url:
         redis = connection.connect(url)
         assert redis.lrange("rq:queue:default", 0, -1) == [job.id.encode()]

@@ -49,7 +49,7 @@ def test_at_front_and_ttl_hold_for_scheduled_jobs(redis):
 
 
 def test_canceled_jobs_are_not_promoted_and_ids_without_a_job_are_kept(redis):
-    """Stock RQ writes the due time first and the job later."""
+    """Plain RQ writes the due time first and the job later."""
     job = rqjobs.enqueue_in(60, sample_jobs.ok)
     redis.hset(job.key, "status", "canceled")
     due(redis, job)
@@ -110,14 +110,14 @@ def scheduler(redis):
 
 
 def test_a_scheduler_that_lost_its_lock_moves_nothing(redis, scheduler):
-    """A stock scheduler reads the due jobs and then moves them.
+    """A plain RQ scheduler reads the due jobs and then moves them.
 
     A job that rqjobs moved in between would be in its queue twice.
     """
     scheduler._begin()
     scheduler._run_due()
     job = rqjobs.enqueue_in(0, sample_jobs.ok)
-    redis.set(RQScheduler.get_locking_key("default"), "a stock scheduler's")
+    redis.set(RQScheduler.get_locking_key("default"), "a plain RQ scheduler's")
     scheduler._queue_due.clear()
     scheduler._run_due()
     assert redis.zscore("rq:scheduled:default", job.id)

@@ -591,7 +591,7 @@ def test_inside_another_app(settings):
 
 
 def test_inside_another_app_stock_queues_still_write_pickle(environ, worker):
-    """Stock queues once wrote JSON, and every job failed in a stock worker."""
+    """Plain RQ queues once wrote JSON, and every job failed in a plain RQ worker."""
     process = worker("low")
     host = """if True:
         import sample_jobs, redis, rq, rqjobs.web

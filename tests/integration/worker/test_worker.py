@@ -365,7 +365,7 @@ def test_jobs_of_a_killed_stock_worker_are_requeued(
     kill(stock.pid)
     kill(horse)  # the horse outlives its worker
     ours = worker()
-    assert redis.llen("gate:reached") == 1, "RQ's key still says that the stock worker lives"
+    assert redis.llen("gate:reached") == 1, "RQ's key still says that the plain RQ worker lives"
     redis.delete(stock.key)  # what its expiry does, up to eight minutes later
     eventually(lambda: redis.llen("gate:reached") == 2, timeout=2 * leases.HEARTBEAT_SECONDS)
     redis.rpush("gate:open", 1)
