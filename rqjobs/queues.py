@@ -292,9 +292,9 @@ class Queue(rq.Queue):
     def _store(self, placements: list[Placement], jobs: list[Job], pipeline: Any) -> None:
         if pipeline is not None:
             transitions.enqueue_in_pipeline(pipeline, placements)
-            # The script decides when the pipeline runs. Until then a job with parents waits.
+            # The script decides when the pipeline runs. Until then this is a forecast.
             for job, placement in zip(jobs, placements, strict=True):
-                if placement.parents:
+                if placement.parents and transitions.must_wait(self.connection, placement):
                     job._status = JobStatus.DEFERRED
             return
         deferred = transitions.enqueue(self.connection, placements)

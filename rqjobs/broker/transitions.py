@@ -137,6 +137,16 @@ def enqueue_in_pipeline(pipeline: Any, placements: Iterable[Placement]) -> None:
     pipeline.execute_command("EVAL", ENQUEUE.source, 1, QUEUES, *_enqueue_arguments(placements))
 
 
+def must_wait(connection: redis.Redis, placement: Placement) -> bool:
+    """Whether a job in a pipeline will have to wait for a parent, as far as can be told now."""
+    failures_allowed, *parents = placement.parents
+    ended = {b"finished", b"failed"} if failures_allowed else {b"finished"}
+    commands = [("HGET", keys.job(parent), "status") for parent in parents]
+    statuses = read_together(connection, commands)
+    # A parent without a status may be enqueued by the same pipeline.
+    return any(status not in ended for status in statuses)
+
+
 def _enqueue_arguments(placements: Iterable[Placement]) -> list[Any]:
     words: list[Any] = [SCHEDULER_POLL_SECONDS]
     for queue, job_id, place, ttl, new, fields, parents in placements:

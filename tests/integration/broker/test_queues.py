@@ -557,6 +557,12 @@ def test_job_with_a_parent_counts_as_deferred_until_its_pipeline_runs(redis):
         assert free.get_status(refresh=False) == JobStatus.QUEUED
         pipe.execute()
     assert job.get_status() == JobStatus.DEFERRED and free.get_status() == JobStatus.QUEUED
+    parent.set_status(JobStatus.FINISHED)
+    with redis.pipeline() as pipe:
+        job = rqjobs.queue("default").enqueue(sample_jobs.ok, depends_on=parent, pipeline=pipe)
+        assert job.get_status(refresh=False) == JobStatus.QUEUED
+        pipe.execute()
+    assert job.get_status() == JobStatus.QUEUED
 
 
 def test_a_job_object_of_rq_itself_can_be_enqueued(redis):
