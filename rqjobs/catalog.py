@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import Any, TypeVar, overload
 
-from rqjobs import config, serializers
+from rqjobs import config, policies, serializers
 
 F = TypeVar("F", bound=Callable[..., Any])
 GENERATOR_REASON = (
@@ -39,6 +39,7 @@ JOB_OPTIONS = frozenset(
         "on_failure",
         "on_stopped",
         "webhooks",
+        *policies.OPTIONS,
     }
 )
 
@@ -56,10 +57,12 @@ def job(function: Any = None, **options: Any) -> Any:
 
     The options are RQ's, and the defaults of each enqueue: `queue` (a name), `timeout`, `ttl`,
     `result_ttl`, `failure_ttl` (seconds), `retry`, `repeat`, `description`, `meta`, `on_success`,
-    `on_failure`, `on_stopped`, `webhooks`. Options of an enqueue take precedence.
+    `on_failure`, `on_stopped`, `webhooks`. `policies` has further ones. Options of an enqueue take
+    precedence.
 
     Raises:
         TypeError: an option is unknown, or `function` is a generator function or not a function.
+        TypeError, ValueError: a policy is wrong, or cannot go together with another.
     """
     unknown = options.keys() - JOB_OPTIONS
     if unknown:
@@ -75,6 +78,7 @@ def job(function: Any = None, **options: Any) -> Any:
                 f"not {target!r}"
             )
         refuse_generator(target)
+        policies.check(target, options)
         target.__rqjobs__ = options  # type: ignore[attr-defined]
         return target
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 import asyncio
 import inspect
 from base64 import b64decode
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterable
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Mapping,
+)
 from contextlib import nullcontext
 from datetime import timedelta
 from functools import lru_cache
@@ -22,7 +30,7 @@ from rq.serializers import resolve_serializer
 from rq.timeouts import BaseTimeoutException
 from rq.utils import as_text, now
 
-from rqjobs import catalog, config, inherited_resources, plain_jobs, texts
+from rqjobs import catalog, config, inherited_resources, plain_jobs, policies, texts
 from rqjobs.broker import transitions
 from rqjobs.broker.scripts import SAVE_FIELDS
 from rqjobs.instrumentation import ClaimedConnection, is_wrapped
@@ -50,6 +58,7 @@ JSON_FIELD_MAX_BYTES = 4 * 1024 * 1024
 UNREADABLE_META_MAX_BYTES = 1000  # of a meta that cannot be read, to be shown
 PLAIN_RESULT_TYPES = JSON_TYPES | {list, dict, tuple, set}  # no code of theirs is left to run
 UNRUN_RESULT_TYPES = (Generator, AsyncGenerator, Awaitable, map, filter)
+NO_POLICIES: Mapping[str, str] = {}
 WORKER_FIELDS = ("status", "started_at", "ended_at", "last_heartbeat", "worker_name")
 
 signature = lru_cache(maxsize=1024)(inspect.signature)
@@ -79,6 +88,7 @@ class Job(rq.job.Job):
     The docstring of each method that replaces one of RQ's says why.
     """
 
+    policy_fields: Mapping[str, str] = NO_POLICIES  # those fields of its hash
     is_new = False  # the id is new, so nothing can be stored under it
     hash_as_read: Any = None  # the hash from which `restore` filled this object
     fields_as_stored: dict[str, Any] | None = None  # the fields of the last write
@@ -175,6 +185,7 @@ class Job(rq.job.Job):
         if self.repeat_state and self.repeats_left is not None:
             times, retries = self.repeat_state
             fields["rqjobs_repeat"] = f"{times},{'' if retries is None else retries}"
+        fields.update(self.policy_fields)
         return fields
 
     def to_hash(self) -> tuple[bool, dict[str, Any]]:
@@ -187,12 +198,16 @@ class Job(rq.job.Job):
         self.is_new = False
         if not is_new:
             self.fields_as_stored = self.to_dict()
-        elif type(self).to_dict is Job.to_dict and plain_jobs.is_plain(self):
+        elif self._is_plain():
             self.fields_as_stored = plain_jobs.to_hash(self)
         else:
             fields = self.to_dict()
             self.fields_as_stored = {name: value for name, value in fields.items() if value != ""}
         return is_new, self.fields_as_stored
+
+    def _is_plain(self) -> bool:
+        has_own_hash = type(self).to_dict is not Job.to_dict
+        return not has_own_hash and not self.policy_fields and plain_jobs.is_plain(self)
 
     def save(
         self, pipeline: Any = None, include_meta: bool = True, include_result: bool = True
@@ -267,6 +282,7 @@ class Job(rq.job.Job):
         if fields.get(b"description"):
             fields[b"description"] = read_description(fields[b"description"])
         super().restore(fields)
+        self._restore_policies(fields)
         self._cut_unreadable_meta(fields.get(b"meta"))
         if data:
             self.data = data
@@ -274,6 +290,12 @@ class Job(rq.job.Job):
             self._exc_info = read_traceback(trace)
         if self.repeats_left is not None:
             self._restore_repeat(as_text(fields.get(b"rqjobs_repeat") or b""))
+
+    def _restore_policies(self, fields: Any) -> None:
+        names = [name for name in policies.FIELDS if name.encode() in fields]
+        found = {name: as_text(fields[name.encode()]) for name in names}
+        if found or self.policy_fields:
+            self.policy_fields = found
 
     def _cut_unreadable_meta(self, stored: bytes | None) -> None:
         is_unreadable = isinstance(self.meta, dict) and self.meta.get("unserialized") is stored

@@ -20,7 +20,7 @@ from rq.job import JobStatus
 from rq.queue import EnqueueArgs, EnqueueData
 from rq.utils import now
 
-from rqjobs import catalog, config, connection
+from rqjobs import catalog, config, connection, policies
 from rqjobs.broker import keys, scripts, transitions
 from rqjobs.broker.transitions import Placement
 from rqjobs.instrumentation import ObservedQueue, WrappedQueue, is_wrapped
@@ -39,6 +39,8 @@ VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 RQ_OPTIONS = frozenset(
     {*EnqueueArgs._fields, "job_timeout"} - {"func", "timeout", "args", "kwargs"}
 )
+CALL_OPTIONS = RQ_OPTIONS | policies.OPTIONS
+POLICY_NAMES = policies.OPTIONS - RQ_OPTIONS  # RQ has no options of these names
 
 _unserved_checked_at: dict[str, float] = {}  # a queue's key -> monotonic time
 
@@ -89,9 +91,13 @@ class Queue(rq.Queue):
             PayloadTooLarge: they are more than RQJOBS_MAX_PAYLOAD_BYTES bytes.
             RefusedWebhook: the host of a webhook is not allowed.
             ValueError: the id is too long, or a number of seconds too large.
+            TypeError, ValueError: a policy is wrong, or cannot go together with another.
         """
         args = tuple(args or ())
         kwargs = dict(kwargs or {})
+        if isinstance(func, policies.With):
+            func, of_call = func
+            given.update(of_call)
         function = catalog.current().check(func)
         _check_signature(function, args, kwargs)
         for option, value in catalog.options(function).items():
@@ -103,12 +109,14 @@ class Queue(rq.Queue):
         # RQ takes a callable that is not a plain function for an object whose `__call__` is the
         # job, so it gets the name.
         name = catalog.name_of(function)
+        policy_fields = _take_policies(policies.Call(function, name, args, kwargs), given)
         try:
             job: Job = super().create_job(name, args, kwargs, **given)  # type: ignore[assignment]
         except RecursionError:
             raise PayloadError(
                 "an argument contains itself, or is nested too deeply for JSON"
             ) from None
+        job.policy_fields = policy_fields
         _check_numbers(job)
         job.check()
         job.check_payload(function)
@@ -137,11 +145,19 @@ class Queue(rq.Queue):
 
     def enqueue(self, f: Any, *args: Any, **kwargs: Any) -> Any:
         """RQ takes a function's argument for an option of the same name; this one refuses it."""
-        return super().enqueue(f, **split_options(f, args, kwargs))
+        f, options = _split_policies(f, split_options(f, args, kwargs))
+        return super().enqueue(f, **options)
 
     def enqueue_at(self, datetime: datetime, f: Any, *args: Any, **kwargs: Any) -> Any:
         """RQ takes a function's argument for an option of the same name; this one refuses it."""
-        return super().enqueue_at(datetime, f, **split_options(f, args, kwargs))
+        f, options = _split_policies(f, split_options(f, args, kwargs))
+        return super().enqueue_at(datetime, f, **options)
+
+    @classmethod
+    def prepare_data(cls, func: Any, *args: Any, **options: Any) -> EnqueueData:
+        """RQ's takes its own options only; this one takes policies as well."""
+        func, options = _split_policies(func, options)
+        return super().prepare_data(func, *args, **options)
 
     def enqueue_in(self, time_delta: timedelta, func: Any, *args: Any, **kwargs: Any) -> Any:
         """RQ counts from this machine's clock; this one counts from Redis's, as the scheduler."""
@@ -355,7 +371,7 @@ def split_options(
     function: Any,
     args: tuple[Any, ...],
     given: dict[str, Any],
-    option_names: frozenset[str] = RQ_OPTIONS,
+    option_names: frozenset[str] = CALL_OPTIONS,
 ) -> dict[str, Any]:
     """The options of `enqueue`, and the function's arguments apart as `args` and `kwargs`.
 
@@ -369,6 +385,8 @@ def split_options(
         names = separate
     else:
         names = set()
+    if names & POLICY_NAMES:  # the function's own parameter of such a name is meant
+        names -= POLICY_NAMES & signature(catalog.current().check(function)).parameters.keys()
     if names:
         _check_parameter_names(function, names)
     if separate:
@@ -381,6 +399,42 @@ def split_options(
     options = {name: given[name] for name in names}
     kwargs = {name: given[name] for name in given.keys() - names}
     return {**options, "args": args, "kwargs": kwargs}
+
+
+def _split_policies(function: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The function together with the policies among its options, and the options of RQ.
+
+    RQ's methods pass the function on to `create_job`, and know no policies.
+    """
+    own = {
+        name: value
+        for name, value in options.items()
+        if name in policies.OPTIONS and not _is_for_rq(name, value)
+    }
+    if not own:
+        return function, options
+    if isinstance(function, policies.With):
+        own = {**function.options, **own}
+        function = function.function
+    rest = {name: value for name, value in options.items() if name not in own}
+    return policies.With(function, own), rest
+
+
+def _is_for_rq(name: str, value: Any) -> bool:
+    """Whether an option that RQ has too has a value of RQ's."""
+    return name in RQ_OPTIONS and (isinstance(value, bool) or type(value) is rq.job.Retry)
+
+
+def _take_policies(call: policies.Call, options: dict[str, Any]) -> dict[str, str]:
+    """Take the policies from the options of a job; returns their fields of its hash."""
+    own = {name: options[name] for name in policies.OPTIONS & options.keys()}
+    for name in own:
+        del options[name]
+    if "retry" in own:
+        options["retry"] = own["retry"]
+    if not own:
+        return {}
+    return policies.fields(call, own)
 
 
 def _check_parameter_names(function: Any, names: set[str]) -> None:

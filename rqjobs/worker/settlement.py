@@ -293,6 +293,7 @@ class SettlementMixin(rq.Worker):
             expires,
             int(bool(job._dependency_ids)),
             rq.Queue.DEFAULT_TIMEOUT,
+            int(bool(job.policy_fields)),
         ]
         if job.serialized_result is not None:
             arguments.append(base64.b64encode(job.serialized_result))

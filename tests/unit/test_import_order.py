@@ -17,6 +17,7 @@ LAYERS = (  # a module imports what stands above it, or in its own layer
     {"instrumentation", "inherited_resources"},
     {"connection"},
     {"serializers"},
+    {"policies"},
     {"catalog"},
     {"broker"},
     {"rq_patches", "webhooks", "job_fields", "plain_jobs", "jobs", "queues", "delayed"},

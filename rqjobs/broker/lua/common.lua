@@ -46,6 +46,10 @@ local function is_active(status)
   return status == 'queued' or status == 'started' or status == 'scheduled'
 end
 
+-- Free what the policies of a job have taken for it. The job has ended for good.
+local function end_policies(id)
+end
+
 local function set_members(key)
   local ids = redis.pcall('SMEMBERS', key)
   return ids.err and {} or ids
