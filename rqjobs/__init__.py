@@ -12,6 +12,7 @@ from rqjobs.config import Config, ConfigError
 from rqjobs.connection import NoRedis, client
 from rqjobs.job_fields import PayloadTooLarge
 from rqjobs.jobs import Job
+from rqjobs.pauses import pause, paused, resume
 from rqjobs.queues import Queue, enqueue, enqueue_at, enqueue_in, enqueue_many, queue
 from rqjobs.schedules.cron import ScheduleError
 from rqjobs.schedules.rules import cron, every
@@ -51,7 +52,10 @@ __all__ = [
     "every",
     "get_current_job",
     "job",
+    "pause",
+    "paused",
     "queue",
+    "resume",
     "schedules",
     "web",
 ]

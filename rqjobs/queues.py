@@ -481,9 +481,18 @@ def queue(name: str) -> Queue:
         ValueError: the name has other characters than letters, digits, '.', '_' and '-'.
         NoRedis: no Redis is configured.
     """
+    return Queue(check_queue_name(name), connection=connection.client())
+
+
+def check_queue_name(name: str) -> str:
+    """Return `name`.
+
+    Raises:
+        ValueError: the name has other characters than letters, digits, '.', '_' and '-'.
+    """
     if not isinstance(name, str) or not QUEUE_NAME.fullmatch(name):
         raise ValueError(f"{name!r} is no name for a queue; use letters, digits, '.', '_' and '-'")
-    return Queue(name, connection=connection.client())
+    return name
 
 
 def queue_for(function: Callable[..., Any] | str) -> Queue:

@@ -14,6 +14,7 @@ from rq.utils import now, str_to_date
 
 from rqjobs.broker import keys, scripts, transitions
 from rqjobs.broker.keys import decode, queue_names_in
+from rqjobs.broker.pauses import Pause, read_pauses
 from rqjobs.broker.places import PLACES, queue_names
 from rqjobs.jobs import Job
 
@@ -83,6 +84,7 @@ class Snapshot:
     queues: list[QueueStats]
     workers: list[WorkerStats]
     suspended: bool = False  # by `rq suspend`: no worker begins a job until `rq resume`
+    paused: tuple[Pause, ...] = ()  # queues and functions from which no job begins
 
     @property
     def unserved(self) -> list[str]:
@@ -123,13 +125,14 @@ def overview(
     `limits` gives the number of jobs for each place. Three round trips, however many queues,
     workers and jobs there are.
     """
-    queue_keys, worker_keys, (seconds, _), is_suspended = scripts.read_together(
+    queue_keys, worker_keys, (seconds, _), is_suspended, paused = scripts.read_together(
         connection,
         [
             ("SMEMBERS", keys.QUEUES),
             ("SMEMBERS", keys.WORKERS),
             ("TIME",),
             ("EXISTS", WORKERS_SUSPENDED),
+            ("HGETALL", keys.PAUSED),
         ],
     )
     names = queue_names_in(queue_keys)
@@ -154,7 +157,8 @@ def overview(
     for place, reply in zip(owners, replies[len(facts) + len(counts) :], strict=True):
         found[place] += reply
     queues = _queues(names, census, worker_stats)
-    return Snapshot(queues, worker_stats, bool(is_suspended)), _read(connection, found, limits)
+    snapshot = Snapshot(queues, worker_stats, bool(is_suspended), tuple(read_pauses(paused)))
+    return snapshot, _read(connection, found, limits)
 
 
 def _worker_commands(name: str) -> list[tuple[Any, ...]]:

@@ -9,6 +9,8 @@ RQ's keys are its own, unchanged. Ours begin with `rqjobs:`:
     rqjobs:crash-backoff:<queue>       sorted set, jobs that are delayed after a crash, by due time
     rqjobs:stopped:<queue>             sorted set, those of RQ's failed jobs that were stopped
     rqjobs:scheduled-without-job:<q>   hash, scheduled id that has no job -> since when
+    rqjobs:paused                      hash, `queue:<name>` or `function:<name>` -> since when, in
+                                       Unix seconds, and by whom if that is known
     rqjobs:ended-parents               set, ended jobs whose dependents are to be enqueued: an id,
                                        or `<id>:finished`
     rqjobs:result                      stream, a result inside settle_success.lua; never left behind
@@ -39,6 +41,7 @@ QUEUES = "rq:queues"
 WORKERS = "rq:workers"
 LEASES = "rqjobs:leases"
 RETIRED_WORKERS = "rqjobs:retired-workers"
+PAUSED = "rqjobs:paused"
 ENDED_PARENTS = "rqjobs:ended-parents"
 SWEEP_LOCK = "rqjobs:sweep:lock"
 LAST_SWEEP = "rqjobs:sweep:last"
@@ -164,6 +167,16 @@ def wakeup_channel(queue: str) -> str:
 
 def odd(key: str) -> str:
     return f"rqjobs:odd:{key}"
+
+
+def paused_queue(name: str) -> str:
+    """The field of `PAUSED` for a queue."""
+    return f"queue:{name}"
+
+
+def paused_function(name: str) -> str:
+    """The field of `PAUSED` for a job function."""
+    return f"function:{name}"
 
 
 def schedule(name: str) -> str:

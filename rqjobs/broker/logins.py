@@ -40,14 +40,15 @@ class RateLimit:
 
 @dataclass(frozen=True)
 class SessionCheck:
-    """Whether a session is open, and two facts about Redis that were read with it.
+    """Whether a session is open, and three facts about Redis that were read with it.
 
-    `suspended` and `memory` are the replies of Redis. Either may be an error, because a Redis user
-    may lack the right to that command.
+    `suspended`, `paused` and `memory` are the replies of Redis. Each may be an error, because a
+    Redis user may lack the right to that command.
     """
 
     is_open: bool
     suspended: Any
+    paused: Any
     memory: Any
 
 
@@ -85,9 +86,10 @@ def check_session(connection: redis.Redis, session_id: str) -> SessionCheck:
     with connection.pipeline(transaction=False) as pipe:
         pipe.zscore(keys.SESSIONS, session_id)
         pipe.exists(WORKERS_SUSPENDED)
+        pipe.hgetall(keys.PAUSED)
         pipe.info("memory")
-        expiry, suspended, memory = pipe.execute(raise_on_error=False)
+        expiry, suspended, paused, memory = pipe.execute(raise_on_error=False)
     if isinstance(expiry, Exception) and refusal_code(expiry):
         raise expiry
     # A key of the wrong type gives an error instead of a number: then no session is open.
-    return SessionCheck(isinstance(expiry, float), suspended, memory)
+    return SessionCheck(isinstance(expiry, float), suspended, paused, memory)

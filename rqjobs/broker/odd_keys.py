@@ -29,7 +29,12 @@ SINGLE_KEYS = {
     ),
     "zset": (keys.LEASES, keys.RETIRED_WORKERS, keys.SCHEDULES),
     "set": (keys.ENDED_PARENTS, keys.QUEUES, keys.WORKERS),
-    "hash": (keys.STRAYS_SEEN, keys.SCHEDULES_UNFINISHED, keys.SCHEDULES_DECLARED),
+    "hash": (
+        keys.PAUSED,
+        keys.STRAYS_SEEN,
+        keys.SCHEDULES_UNFINISHED,
+        keys.SCHEDULES_DECLARED,
+    ),
     "none": (keys.RESULT,),  # exists only inside a script
 }
 WORKER_KEYS = {"hash": (keys.process("*"), keys.worker("*")), "list": (keys.claims("*"),)}

@@ -183,6 +183,13 @@ def claim_arguments(
     ]
 
 
+def read_paused(reply: list[Any]) -> frozenset[str]:
+    """What is paused, by a reply of `CLAIM`: members of `keys.PAUSED`."""
+    if reply[0] != b"paused":
+        return frozenset()
+    return frozenset(map(decode, reply[1]))
+
+
 def read_claims(reply: list[Any]) -> list[Claim]:
     """The claims in a reply of `CLAIM`.
 
@@ -194,6 +201,7 @@ def read_claims(reply: list[Any]) -> list[Claim]:
         raise NoLease("this worker has no live lease, so it may not claim")
     if reply[0] == b"suspended":
         raise Suspended("rq suspend is in force")
+    jobs = reply[2:] if reply[0] == b"paused" else reply[1:]
     return [
         Claim(
             decode(job_id),
@@ -201,7 +209,7 @@ def read_claims(reply: list[Any]) -> list[Claim]:
             decode(token),
             dict(zip(fields[::2], fields[1::2], strict=True)),
         )
-        for job_id, queue, token, fields in reply[1:]
+        for job_id, queue, token, fields in jobs
     ]
 
 

@@ -18,7 +18,7 @@ import rq.cli.workers
 import rqjobs
 from rqjobs import catalog, config, connection, dev, rq_patches, stats
 from rqjobs.broker import places, recovery
-from rqjobs.cli import delayed, demo, failed, schedules
+from rqjobs.cli import delayed, demo, failed, pauses, schedules
 from rqjobs.cli.output import echo, echo_table, echo_text, one_line
 from rqjobs.logs import tolerate_any_encoding
 from rqjobs.maintenance import audit as maintenance_audit
@@ -171,6 +171,8 @@ def show_stats(as_json: bool) -> None:
         return
     if snapshot.suspended:
         echo(stats.SUSPENDED)
+    for pause in snapshot.paused:
+        echo(pause.describe())
     echo_table(
         [field.name for field in dataclasses.fields(stats.QueueStats)],
         [[_cell(value) for value in dataclasses.astuple(queue)] for queue in snapshot.queues],
@@ -215,7 +217,15 @@ def run_doctor() -> None:
     sys.exit(code)
 
 
-for command in (failed.group, schedules.group, delayed.group, demo.command):
+COMMANDS: tuple[click.Command, ...] = (
+    failed.group,
+    schedules.group,
+    delayed.group,
+    pauses.pause,
+    pauses.resume,
+    demo.command,
+)
+for command in COMMANDS:
     main.add_command(command)
 
 

@@ -175,6 +175,8 @@ def _workers(client: redis.Redis) -> Iterator[Finding]:
     snapshot = stats.snapshot(client)
     if snapshot.suspended:
         yield Finding(Level.NOTE, stats.SUSPENDED)
+    for pause in snapshot.paused:
+        yield Finding(Level.NOTE, pause.describe())
     alive = [worker for worker in snapshot.workers if worker.alive]
     if alive:
         yield Finding(Level.OK, _counted(len(alive), "live worker"))

@@ -18,6 +18,7 @@ from werkzeug.exceptions import HTTPException, NotFound
 
 from rqjobs import connection, stats
 from rqjobs.broker.logins import SessionCheck
+from rqjobs.broker.pauses import read_pauses
 
 MAX_TEXT_CHARACTERS = 20_000  # of one text on a page
 MAX_PAGE_NUMBER = 1000
@@ -84,6 +85,7 @@ def redis_warnings(check: SessionCheck) -> list[str]:
     found = []
     if isinstance(check.suspended, int) and check.suspended:
         found.append(stats.SUSPENDED)
+    found += [pause.describe() for pause in read_pauses(check.paused)]
     memory = check.memory
     if not isinstance(memory, dict) or not memory.get("maxmemory"):
         return found

@@ -51,6 +51,7 @@ MAX_PREFETCH_WAIT_SECONDS = 0.04
 MEMORY_CHECK_SECONDS = 0.1  # between two measurements of the horse's memory
 LEASE_WAIT_SECONDS = 0.2  # before the next claim of a worker whose lease has expired
 SUSPENDED_WAIT_SECONDS = 1.0  # between two claims while RQ is suspended
+PAUSED_WAIT_SECONDS = 1.0  # the longest wait for a job while anything is paused
 
 
 @dataclass
@@ -95,6 +96,7 @@ class Horse:
         self.placeholder_execution = Execution("", "", self.client)
         self.settings = config.current()
         self.queues: dict[str, Queue] = {}
+        self.paused: frozenset[str] = frozenset()  # queues and functions, by the last claim
         self.seconds_per_job = BATCH_SECONDS  # a running mean
         self.reaper = job_processes.Reaper()
         self.leftovers = Leftovers()
@@ -142,7 +144,9 @@ class Horse:
             )
             reply = self._call(*CLAIM.call(*arguments))
             try:
-                return transitions.read_claims(reply) if reply else []
+                claims = transitions.read_claims(reply) if reply else []
+                self.paused = transitions.read_paused(reply) if reply else frozenset()
+                return claims
             except leases.NoLease:
                 self._pause(LEASE_WAIT_SECONDS)
             except transitions.Suspended:
@@ -173,6 +177,12 @@ class Horse:
                 return False
         self.reaper.reap()
         names = self._queue_names()
+        if self.paused:  # a resumed queue is noticed by the next claim only
+            names = [name for name in names if keys.paused_queue(name) not in self.paused]
+            seconds = min(seconds, PAUSED_WAIT_SECONDS)
+        if not names:
+            self._pause(seconds)
+            return True
         names.sort(key=lambda name: name not in self.queues)  # queues that had jobs come first
         queue_keys = [keys.queue(name) for name in names]
         self.listener.wait(queue_keys, min(seconds, BLOCK_SECONDS), self.control)

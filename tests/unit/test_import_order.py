@@ -20,7 +20,7 @@ LAYERS = (  # a module imports what stands above it, or in its own layer
     {"policies"},
     {"catalog"},
     {"broker"},
-    {"rq_patches", "webhooks", "job_fields", "plain_jobs", "jobs", "queues", "delayed"},
+    {"rq_patches", "webhooks", "job_fields", "plain_jobs", "jobs", "queues", "delayed", "pauses"},
     {"schedules"},
     {"scheduler"},
     {"stats"},

@@ -13,8 +13,11 @@
 --   the maximum is reached, it returns to the front of its queue.
 --   A job under which a process died is claimed alone.
 --   Nothing is claimed without a live lease, for a name that another process has taken over, or
---   while RQ is suspended.
--- Returns {"ok", {id, queue, token, {field, value, …}}, …}, or {"no lease"}, or {"suspended"}.
+--   while RQ is suspended. Nothing is claimed from a paused queue; a job that a blocking pop
+--   delivered from one returns to the front.
+-- Returns {"ok", {id, queue, token, {field, value, …}}, …}, or {"no lease"}, or {"suspended"}. If
+-- anything is paused, a list precedes the jobs: {"paused", {"queue:<name>", "function:<name>", …},
+-- {id, …}, …}.
 
 local claims, leases = KEYS[1], KEYS[2]
 local worker, places_left, now_text = ARGV[1], tonumber(ARGV[2]), ARGV[3]
@@ -28,7 +31,13 @@ if type(lease) ~= 'string' or tonumber(lease) <= redis_time() then return {'no l
 if process ~= '' and redis.pcall('HGET', 'rqjobs:process:' .. worker, 'process') ~= process then
   return {'no lease'}
 end
-if redis.call('EXISTS', 'rq:suspended') == 1 then return {'suspended'} end
+local paused, is_paused = {}, {}  -- the paused queues and functions, as a list and as a set
+if redis.call('EXISTS', 'rq:suspended', 'rqjobs:paused') > 0 then
+  if redis.call('EXISTS', 'rq:suspended') == 1 then return {'suspended'} end
+  paused = redis.pcall('HKEYS', 'rqjobs:paused')
+  if paused.err then paused = {} end  -- the key has the wrong type; a sweep renames it
+  for _, member in ipairs(paused) do is_paused[member] = true end
+end
 
 local FIELDS = {status = true, data = true, origin = true, rqjobs_token = true,
   rqjobs_crashes = true, worker_name = true}
@@ -96,15 +105,15 @@ local function start(id, queue, job, was_queued)
 end
 
 -- Take over an unknown job in the claims: a blocking pop delivered it, or the reply to an earlier
--- claim was lost. Returns the job if the maximum is reached.
+-- claim was lost. Returns the job if the maximum is reached, or its queue is paused.
 local function adopt(id)
   local job = inspect(id)
   local queue = job.origin
   local lost_token = queue and job.rqjobs_token
   if not queue and not job.reason then job.reason = 'unreadable' end
-  if not job.reason and (places_left == 0 or job.rqjobs_crashes and #claimed > 0) then
-    return {id = id, queue = queue, token = lost_token}
-  end
+  local must_return = places_left == 0 or job.rqjobs_crashes and #claimed > 0
+    or queue and is_paused['queue:' .. queue]
+  if not job.reason and must_return then return {id = id, queue = queue, token = lost_token} end
   if not job.reason then
     redis.pcall('ZADD', 'rq:wip:' .. queue, '+inf', start(id, queue, job))
   elseif job.reason == 'unreadable' then
@@ -116,7 +125,7 @@ local function adopt(id)
   end
 end
 
--- Adopt the jobs in the claims, and put those beyond the maximum back, in order.
+-- Adopt the jobs in the claims. Put those beyond the maximum, or of a paused queue, back in order.
 local function adopt_all()
   local ids, surplus = redis.pcall('LRANGE', claims, 0, -1), {}
   if ids.err then redis.call('RENAME', claims, 'rqjobs:odd:' .. claims) end  -- the wrong type
@@ -158,6 +167,7 @@ end
 
 local function claim_from(key)
   local queue = string.sub(key, 10)
+  if is_paused['queue:' .. queue] then return end
   while places_left > 0 do
     local ids = redis.pcall('LRANGE', key, 0, places_left - 1)
     if #ids == 0 then return end  -- empty, or of the wrong type
@@ -182,5 +192,6 @@ end
 adopt_all()
 for i = 3, #KEYS do claim_from(KEYS[i]) end
 local reply = {'ok'}
+if #paused > 0 then reply = {'paused', paused} end
 for _, job in ipairs(claimed) do reply[#reply + 1] = job end
 return reply

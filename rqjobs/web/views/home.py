@@ -53,6 +53,8 @@ def activity() -> dict[str, Any]:
     newest = sorted(recent.values(), key=lambda job: job["when"], reverse=True)
     return {
         "now": now,
+        "paused_queues": {pause.name for pause in now.paused if pause.kind == "queue"},
+        "paused_functions": [pause.name for pause in now.paused if pause.kind == "function"],
         "failed": [row(job) for job in failed],
         "recent": newest[:RECENT_JOBS],
     }

@@ -47,6 +47,8 @@ def test_help_lists_and_explains_every_command(run):
         "failed",
         "schedules",
         "delayed",
+        "pause",
+        "resume",
         "stats",
         "doctor",
         "demo",
@@ -125,6 +127,32 @@ def test_stats_and_doctor_report_suspended_workers(run, redis):
     assert run("stats")[1].startswith("RQ is suspended: no worker begins a job until `rq resume`\n")
     assert json.loads(run("stats", "--json")[1])["suspended"] is True
     assert "note  RQ is suspended: no worker begins a job until `rq resume`" in run("doctor")[1]
+
+
+def test_pause_and_resume_commands(run, redis):
+    assert run("pause", "low", "-f", "sample_jobs.ok") == (
+        0,
+        "low: paused\nsample_jobs.ok: paused\n",
+    )
+    code, output = run("pause")
+    assert code == 0 and output.startswith("The queue `low` is paused since ")
+    assert "until `rqjobs resume --function sample_jobs.ok`" in output
+    assert run("stats")[1].startswith(output)
+    assert [pause["name"] for pause in json.loads(run("stats", "--json")[1])["paused"]] == [
+        "low",
+        "sample_jobs.ok",
+    ]
+    assert run("pause", "low") == (0, "low: is paused already\n")
+    assert run("resume", "low", "high") == (0, "low: resumed\nhigh: is not paused\n")
+    assert run("resume", "--all") == (0, "sample_jobs.ok: resumed\n")
+    assert run("pause") == (0, "") and rqjobs.paused() == []
+
+
+def test_wrong_pauses_are_errors_of_one_line(run, redis):
+    assert run("resume")[0] == 2
+    code, output = run("pause", "-f", "sample_jobs.nothing")
+    assert code == 1 and "defines no such function" in output
+    assert "no queue 'lwo' is known yet; known are default, high, low" in run("pause", "lwo")[1]
 
 
 def test_doctor_exits_with_0_for_a_healthy_system(run, worker):

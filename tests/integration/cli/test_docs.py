@@ -195,6 +195,21 @@ def enqueue_from_flask(spawn, eventually):
     return job_id
 
 
+def test_the_programs_of_the_policies_page_run(write, run, environ, redis):
+    """Each program is followed by a worker that runs what it has enqueued."""
+    write("policies.md")
+    names = [file_name(code) for code in blocks("policies.md", "python")]
+    modules = ",".join(name.removesuffix(".py") for name in names if name)
+    environ.update(REDIS_URL=config.current().redis_url, RQJOBS_MODULES=modules)
+    outputs = []
+    for code in blocks("policies.md", "python"):
+        if not file_name(code):
+            outputs.append(run(code, sys.executable, "-c"))
+            run("rqjobs worker --burst")
+    assert outputs[0].count("is paused since") == 2 and "by ada" in outputs[0]
+    assert not redis.zcard("rq:failed:default") and not redis.zcard("rq:failed:low")
+
+
 def test_the_pages_go_into_an_app(write, run):
     write("jobs.md")
     run(
@@ -230,8 +245,14 @@ def test_the_two_lines_of_the_procfile(folder, spawn, redis, server, port, write
 @pytest.mark.parametrize("page", PAGES)
 def test_every_python_block_is_a_program_and_runs_somewhere(page):
     run_by_others = {"wsgi.py"}  # test_serving.py
-    run_here = {"jobs.py", "app.py", "tasks.py", "emails.py", "shop.py"}
-    programs = {"README.md": 0, "jobs.md": 2, "schedules.md": 1, "guarantees.md": 1}
+    run_here = {"jobs.py", "app.py", "tasks.py", "emails.py", "shop.py", "reports.py"}
+    programs = {
+        "README.md": 0,
+        "jobs.md": 2,
+        "schedules.md": 1,
+        "guarantees.md": 1,
+        "policies.md": 1,
+    }
     for code in blocks(page, "python"):
         compile(code, page, "exec")
     if page not in NOT_RUN:

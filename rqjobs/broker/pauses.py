@@ -1,0 +1,75 @@
+"""Pauses in Redis: the queues and job functions of which no job begins until they are resumed."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+import redis
+
+from rqjobs.broker import keys, scripts
+from rqjobs.broker.keys import decode
+from rqjobs.texts import escape_surrogates
+
+KINDS = {"queue": keys.paused_queue, "function": keys.paused_function}
+MAX_NAME_CHARACTERS = 100  # of the person who has paused it
+
+
+@dataclass(frozen=True)
+class Pause:
+    """A paused queue or function.
+
+    `since`: Unix seconds by Redis's clock; 0 if that cannot be read. `by`: who, if known.
+    """
+
+    kind: str  # of `KINDS`
+    name: str
+    since: float
+    by: str = ""
+
+    def describe(self) -> str:
+        """The pause in one line, with the command that ends it."""
+        option = "--function " if self.kind == "function" else ""
+        since = ""
+        if self.since:
+            moment = datetime.fromtimestamp(self.since, timezone.utc)
+            since = f" since {moment:%Y-%m-%d %H:%M} UTC"
+        who = f" by {self.by}" if self.by else ""
+        return (
+            f"The {self.kind} `{self.name}` is paused{since}{who}: none of its jobs begins until "
+            f"`rqjobs resume {option}{self.name}`"
+        )
+
+
+def read_pauses(reply: Any) -> list[Pause]:
+    """The pauses in a reply to `HGETALL rqjobs:paused`; none if the reply is an error."""
+    if not isinstance(reply, dict):
+        return []
+    found = []
+    for field, value in reply.items():
+        kind, _, name = decode(field).partition(":")
+        since, _, by = decode(value).partition(" ")
+        if kind in KINDS:
+            seconds = float(since) if re.fullmatch(r"\d{1,11}(\.\d+)?", since, re.ASCII) else 0.0
+            found.append(Pause(kind, name, seconds, by))
+    return sorted(found, key=lambda pause: (pause.kind != "queue", pause.name))
+
+
+def paused(connection: redis.Redis) -> list[Pause]:
+    """Every pause: queues, then functions, each by name."""
+    (reply,) = scripts.read_together(connection, [("HGETALL", keys.PAUSED)])
+    return read_pauses(reply)
+
+
+def pause(connection: redis.Redis, kind: str, name: str, by: str = "") -> bool:
+    """Pause a queue or a function. False, with nothing changed, if it is paused already."""
+    since = f"{scripts.redis_time(connection):.3f}"
+    who = " ".join(escape_surrogates(by).split())[:MAX_NAME_CHARACTERS]
+    return bool(connection.hsetnx(keys.PAUSED, KINDS[kind](name), f"{since} {who}".rstrip()))
+
+
+def resume(connection: redis.Redis, kind: str, name: str) -> bool:
+    """End a pause. False if there is none."""
+    return bool(connection.hdel(keys.PAUSED, KINDS[kind](name)))

@@ -1,0 +1,35 @@
+"""The buttons that pause and resume queues and job functions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import abort, request
+
+from rqjobs import pauses
+from rqjobs.web.auth import current_auth
+from rqjobs.web.rendering import cut, flash, pages, redirect_back
+
+
+@pages.post("/pauses/<action>")
+def change_pause(action: str) -> Any:
+    """Pause or resume the queue or the function of the form. A note shows the outcome."""
+    kind = request.form.get("kind", "")
+    name = request.form.get("name", "")
+    if action not in ("pause", "resume") or kind not in ("queue", "function"):
+        abort(404)
+    try:
+        is_changed = _change(action, {kind: name})
+    except ValueError as error:  # no such function, or no name for a queue
+        flash(f"Nothing was done: {cut(str(error), 500)}")
+    else:
+        shown = cut(name, 100)
+        outcome = f"is {action}d" if is_changed else f"was {action}d already"
+        flash(f"The {kind} {shown} {outcome}.")
+    return redirect_back("rqjobs.home")
+
+
+def _change(action: str, target: dict[str, str]) -> bool:
+    if action == "resume":
+        return pauses.resume(**target)
+    return pauses.pause(**target, by=current_auth().user)
