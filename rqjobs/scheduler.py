@@ -20,7 +20,7 @@ from rq.scripts import release_lock
 from rq.utils import now
 
 from rqjobs import connection, processes
-from rqjobs.broker import keys, scripts, transitions
+from rqjobs.broker import keys, recovery, scripts, transitions
 from rqjobs.broker.transitions import SCHEDULER_POLL_SECONDS
 from rqjobs.queues import Queue
 from rqjobs.schedules import declared, history, ticker
@@ -123,6 +123,7 @@ class Scheduler(RQScheduler):
         for queue in self._acquired_locks:
             transitions.promote(self.connection, queue, Queue.DEFAULT_TIMEOUT)
         if self._serves_schedules:
+            recovery.wake_due(self.connection)
             ticker.run_due(self.connection)
 
     # In the scheduler's process
@@ -164,6 +165,7 @@ class Scheduler(RQScheduler):
         self._subscribe()
         self._queue_due: dict[str, float] = {}  # when to check a queue
         self._schedules_due = 0.0  # when to check the schedules
+        self._rates_due = 0.0  # when to wake jobs that wait for a rate
         self._heartbeat_due = 0.0
         self._upkeep_due = 0.0
         self._kept: dict[str, int] = {}  # queue -> number of due ids without a job
@@ -178,7 +180,9 @@ class Scheduler(RQScheduler):
         if self._may_subscribe:
             self._pubsub = self.connection.pubsub(ignore_subscribe_messages=True)
             channels = map(keys.wakeup_channel, self._queue_names)
-            self._pubsub.subscribe(keys.SCHEDULES_WAKEUP_CHANNEL, *channels)
+            self._pubsub.subscribe(
+                keys.SCHEDULES_WAKEUP_CHANNEL, keys.RATE_WAKEUP_CHANNEL, *channels
+            )
 
     def _run_due(self) -> None:
         """Do what is due, in steps so short that nothing else is late."""
@@ -192,6 +196,8 @@ class Scheduler(RQScheduler):
         if runs_schedules:
             self._schedules_due = time.monotonic() + SCHEDULER_POLL_SECONDS
         self._promote_due()
+        if self._serves_schedules and self._rates_due <= time.monotonic():
+            self._try("the jobs that wait for a rate", self._wake_due)
         if runs_schedules:
             self._try("the schedules", self._run_schedules)
         self._status = self.Status.STARTED
@@ -235,6 +241,15 @@ class Scheduler(RQScheduler):
         self._kept[queue] = 0
         if step.next:
             self._check_queue_at(queue, step.next)
+
+    def _wake_due(self) -> None:
+        self._rates_due = time.monotonic() + SCHEDULER_POLL_SECONDS
+        _, due = recovery.wake_due(self.connection)
+        if due is not None:
+            self._check_rates_at(due)
+
+    def _check_rates_at(self, due: float) -> None:
+        self._rates_due = min(self._rates_due, due - self._time_offset)
 
     def _run_schedules(self) -> None:
         """Run due schedules, and then a part of the upkeep."""
@@ -287,7 +302,7 @@ class Scheduler(RQScheduler):
         due_times = [self._heartbeat_due]
         due_times += [self._queue_due.get(queue, 0.0) for queue in self._acquired_locks]
         if self._serves_schedules:
-            due_times.append(self._schedules_due)
+            due_times += [self._schedules_due, self._rates_due]
         return max(min(due_times), self._ran_at + MIN_PAUSE_SECONDS)
 
     def _read_messages(self) -> None:
@@ -311,6 +326,9 @@ class Scheduler(RQScheduler):
         except (TypeError, ValueError):  # "declared", or foreign data
             due = 0.0
         is_time = due > 0
+        if channel == keys.RATE_WAKEUP_CHANNEL:
+            self._check_rates_at(due)
+            return
         if channel == keys.SCHEDULES_WAKEUP_CHANNEL:
             if is_time:
                 self._check_schedules_at(due)

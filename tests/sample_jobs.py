@@ -131,6 +131,26 @@ def again(name: str):
     return Retry(max=3) if get_current_job().connection.incr(name) < 2 else name
 
 
+@job(limit=2)
+def two_at_a_time(value=None):
+    return value
+
+
+@job(limit=1, limit_by="user:{user}")
+def one_for_each_user(user: int, gate: str = ""):
+    return hang(gate) if gate else user
+
+
+@job(rate="2/h", burst=2)
+def twice_an_hour(value=None):
+    return value
+
+
+@job(rate="20/s", limit_by="api")
+def call_api(name: str):
+    return mark(name)
+
+
 async def later(value):
     return value
 

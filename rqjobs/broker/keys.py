@@ -13,6 +13,14 @@ RQ's keys are its own, unchanged. Ours begin with `rqjobs:`:
                                        Unix seconds, and by whom if that is known
     rqjobs:ended-parents               set, ended jobs whose dependents are to be enqueued: an id,
                                        or `<id>:finished`
+    rqjobs:slots:<key>                 hash, the jobs that hold a slot of a limit -> their workers
+    rqjobs:slots-of:<worker>           hash, its claimed jobs that hold a slot -> the limit's key
+    rqjobs:waiting:<key>               list, the jobs that wait for a slot or a token, in order
+    rqjobs:waiting-keys                set, the keys for which jobs wait
+    rqjobs:last-woken                  hash, such a key -> the job that stopped waiting last
+    rqjobs:rate:<key>                  when the token bucket of a rate is full again, Unix seconds
+    rqjobs:rate-due                    sorted set, key -> when a waiting job can have a token
+    rqjobs:rate-wakeup                 channel, such a time
     rqjobs:result                      stream, a result inside settle_success.lua; never left behind
     rqjobs:sweep:lock, :last           the lock of the sweep, and when the last one was
     rqjobs:sweep:intermediate:<queue>  hash, id -> since when it is in RQ's intermediate list
@@ -28,7 +36,9 @@ Fields of ours in a job's hash: `rqjobs_token` (the claim's, which is RQ's execu
 `rqjobs_settled_token` (the last token that settled it), `rqjobs_due` (when a deferred job is due),
 `rqjobs_crashes` (when processes died under it: Unix seconds, comma-separated), `rqjobs_repeat` (of
 a job with an `rq.Repeat`: its repeats and retries at the start), and `rqjobs_schedule` (the
-schedule that made it).
+schedule that made it). Of policies: `rqjobs_limit` (jobs at a time, seconds for each start, burst,
+and key; 0 is no limit), `rqjobs_waits_for` (the key for which it waits), and `rqjobs_woken` ("1"
+between its wait and its claim).
 """
 
 from __future__ import annotations
@@ -56,6 +66,10 @@ SCHEDULES_DECLARED = "rqjobs:schedules:declared"
 SCHEDULES_ANNOUNCED = "rqjobs:schedules:announced"
 RESULT = "rqjobs:result"
 SESSIONS = "rqjobs:sessions"  # sorted set, session id -> when it expires, in Redis's clock
+WAITING_KEYS = "rqjobs:waiting-keys"
+LAST_WOKEN = "rqjobs:last-woken"
+RATE_DUE = "rqjobs:rate-due"
+RATE_WAKEUP_CHANNEL = "rqjobs:rate-wakeup"
 REGISTRIES = ("scheduled", "deferred", "wip", "finished", "failed", "canceled")
 DOCTOR = "rqjobs:doctor"  # never written: the doctor's commands need a key
 SCHEDULES_WAKEUP_CHANNEL = "rqjobs:schedules:wakeup"
@@ -159,6 +173,19 @@ def scheduled_without_job(queue: str) -> str:
 
 def seen_intermediate(queue: str) -> str:
     return f"rqjobs:sweep:intermediate:{queue}"
+
+
+def slots(limit_key: str) -> str:
+    return f"rqjobs:slots:{limit_key}"
+
+
+def slots_of(worker: str) -> str:
+    return f"rqjobs:slots-of:{worker}"
+
+
+def waiting(key: str) -> str:
+    """The jobs that wait for a limit's slot or token."""
+    return f"rqjobs:waiting:{key}"
 
 
 def wakeup_channel(queue: str) -> str:

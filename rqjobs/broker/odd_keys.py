@@ -27,17 +27,21 @@ SINGLE_KEYS = {
         keys.SCHEDULES_ANNOUNCED,
         keys.SCHEDULES_LOCK,
     ),
-    "zset": (keys.LEASES, keys.RETIRED_WORKERS, keys.SCHEDULES),
-    "set": (keys.ENDED_PARENTS, keys.QUEUES, keys.WORKERS),
+    "zset": (keys.LEASES, keys.RETIRED_WORKERS, keys.SCHEDULES, keys.RATE_DUE),
+    "set": (keys.ENDED_PARENTS, keys.QUEUES, keys.WORKERS, keys.WAITING_KEYS),
     "hash": (
         keys.PAUSED,
         keys.STRAYS_SEEN,
         keys.SCHEDULES_UNFINISHED,
         keys.SCHEDULES_DECLARED,
+        keys.LAST_WOKEN,
     ),
     "none": (keys.RESULT,),  # exists only inside a script
 }
-WORKER_KEYS = {"hash": (keys.process("*"), keys.worker("*")), "list": (keys.claims("*"),)}
+WORKER_KEYS = {
+    "hash": (keys.process("*"), keys.worker("*"), keys.slots_of("*")),
+    "list": (keys.claims("*"),),
+}
 QUEUE_KEYS = {
     "list": (keys.queue("*"), keys.intermediate("*")),
     "zset": (

@@ -14,11 +14,19 @@ from rq.utils import now, utcformat
 
 from rqjobs.broker import keys
 from rqjobs.broker.keys import ENDED_PARENTS, LEASES, decode
-from rqjobs.broker.scripts import ENQUEUE_DEPENDENTS, RECLAIM, RECOVER
+from rqjobs.broker.scripts import (
+    CHECK_WAITING,
+    ENQUEUE_DEPENDENTS,
+    RECLAIM,
+    RECOVER,
+    WAKE_DUE,
+)
 from rqjobs.broker.transitions import NO_QUEUE_TRACEBACK, pack_traceback
 
 MAX_CRASHES = 3  # a job fails when its process has died this often...
 CRASH_WINDOW_SECONDS = 72 * 3600  # ...within this time
+WAITING_KEYS_PER_SCRIPT = 100  # limits that one script looks at
+WOKEN_JOBS_PER_KEY = 50  # jobs of one limit that one script wakes
 DEPENDENTS_PER_SCRIPT = 500  # dependents that one script looks at
 POISON_TRACEBACK = pack_traceback(
     f"The process died {MAX_CRASHES} times within {CRASH_WINDOW_SECONDS // 3600} hours while it "
@@ -169,3 +177,30 @@ def enqueue_dependents(
         if cursor == "0":
             return enqueued
         on_progress()
+
+
+def wake_due(connection: redis.Redis) -> tuple[float, float | None]:
+    """Wake the jobs whose rate lets them start now.
+
+    Returns:
+        The time now, and the next time at which one can start (None: none waits for its rate). Both
+        are Unix seconds by Redis's clock.
+    """
+    arguments = [WAITING_KEYS_PER_SCRIPT, WOKEN_JOBS_PER_KEY]
+    now_text, due = WAKE_DUE.run(connection, [keys.RATE_DUE], arguments)
+    return float(now_text), float(due) if due else None
+
+
+def check_waiting(connection: redis.Redis, on_progress: Callable[[], None] = lambda: None) -> None:
+    """Free the slots that no claimed job holds, and wake a job of each limit that has room.
+
+    Slots are freed with their claims, so this finds something only if a job that was woken has been
+    canceled, or a foreign program has changed keys.
+    """
+    cursor = b"0"
+    while True:
+        arguments = [cursor, WAITING_KEYS_PER_SCRIPT]
+        cursor, _found = CHECK_WAITING.run(connection, [keys.WAITING_KEYS], arguments)
+        on_progress()
+        if cursor == b"0":
+            return

@@ -19,11 +19,16 @@ LUA_FOLDER = Path(__file__).parent / "lua"
 class Script:
     """A script by its name. Its source is sent only if Redis does not have it yet.
 
-    `common`: whether it uses the functions of common.lua, which are then put in front.
+    `common`, `policies`: whether it uses the functions of common.lua, and of policies.lua, which
+    are then put in front.
     """
 
-    def __init__(self, name: str, common: bool = True):
-        files = ["common", name] if common else [name]
+    def __init__(self, name: str, common: bool = True, policies: bool = True):
+        files = [name]
+        if common and policies:
+            files.insert(0, "policies")
+        if common:
+            files.insert(0, "common")
         sources = [(LUA_FOLDER / f"{file}.lua").read_text(encoding="utf-8") for file in files]
         self.source = "\n".join(sources)
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
@@ -85,7 +90,7 @@ def load_scripts(client: redis.Redis) -> None:
     it.
     """
     try:
-        for script in (CLAIM, SETTLE_SUCCESS, SETTLE, RELEASE, RECLAIM):
+        for script in (CLAIM, SETTLE_SUCCESS, SETTLE_POLICY_SUCCESS, SETTLE, RELEASE, RECLAIM):
             client.script_load(script.source)
     except Exception as error:
         if not is_transient(error):
@@ -96,7 +101,8 @@ def load_scripts(client: redis.Redis) -> None:
 ENQUEUE = Script("enqueue")
 CLAIM = Script("claim")
 SETTLE = Script("settle")
-SETTLE_SUCCESS = Script("settle_success")
+SETTLE_SUCCESS = Script("settle_success", policies=False)
+SETTLE_POLICY_SUCCESS = Script("settle_success")  # of a job with policies
 RELEASE = Script("release")
 RECLAIM = Script("reclaim")
 RECOVER = Script("recover")
@@ -106,12 +112,14 @@ ENQUEUE_DEPENDENTS = Script("enqueue_dependents")
 CHANGE_DELAYED = Script("change_delayed")
 DELETE = Script("delete", common=False)
 SAVE_FIELDS = Script("save_fields", common=False)
+WAKE_DUE = Script("wake_due")
+CHECK_WAITING = Script("check_waiting")
 
 # Schedules.
 RUN_SCHEDULE = Script("run_schedule")
 STORE_SCHEDULE = Script("store_schedule", common=False)
 NOTE_OUTCOME = Script("note_outcome", common=False)
-JOB_OUTCOMES = Script("job_outcomes")
+JOB_OUTCOMES = Script("job_outcomes", policies=False)
 
 # Workers.
 RENEW_LEASE = Script("renew_lease", common=False)
@@ -129,8 +137,8 @@ LOG_IN = Script("log_in", common=False)
 
 # Reading only.
 BUSY_QUEUES = Script("busy_queues", common=False)
-COUNT_PLACES = Script("count_places")
-FAILED_JOBS = Script("failed_jobs")
-FIRST_DUE = Script("first_due")
-NEWEST_JOBS = Script("newest_jobs")
-SCAN_JOBS = Script("scan_jobs")
+COUNT_PLACES = Script("count_places", policies=False)
+FAILED_JOBS = Script("failed_jobs", policies=False)
+FIRST_DUE = Script("first_due", policies=False)
+NEWEST_JOBS = Script("newest_jobs", policies=False)
+SCAN_JOBS = Script("scan_jobs", policies=False)

@@ -185,9 +185,14 @@ def claim_arguments(
 
 def read_paused(reply: list[Any]) -> frozenset[str]:
     """What is paused, by a reply of `CLAIM`: members of `keys.PAUSED`."""
-    if reply[0] != b"paused":
+    if not reply[0].startswith(b"paused"):
         return frozenset()
     return frozenset(map(decode, reply[1]))
+
+
+def is_cut_short(reply: list[Any]) -> bool:
+    """Whether a reply of `CLAIM` says that it has not looked at all jobs."""
+    return bool(reply[0].endswith(b"more"))
 
 
 def read_claims(reply: list[Any]) -> list[Claim]:
@@ -201,7 +206,7 @@ def read_claims(reply: list[Any]) -> list[Claim]:
         raise NoLease("this worker has no live lease, so it may not claim")
     if reply[0] == b"suspended":
         raise Suspended("rq suspend is in force")
-    jobs = reply[2:] if reply[0] == b"paused" else reply[1:]
+    jobs = reply[2:] if reply[0].startswith(b"paused") else reply[1:]
     return [
         Claim(
             decode(job_id),

@@ -76,6 +76,9 @@ class _Sweep:
             self._sweep_retired_workers()
             sweep_strays(self.connection, self.liveness.now, self.result)
         enqueue_waiting_dependents(self.connection, self.result.on_progress)
+        if self.connection.exists(keys.WAITING_KEYS):
+            recovery.wake_due(self.connection)  # there may be no scheduler
+            recovery.check_waiting(self.connection, self.result.on_progress)
 
     def _sweep_worker(self, worker: str) -> None:
         state = self.liveness.state(worker)

@@ -146,7 +146,8 @@ class Horse:
             try:
                 claims = transitions.read_claims(reply) if reply else []
                 self.paused = transitions.read_paused(reply) if reply else frozenset()
-                return claims
+                if claims or not reply or not transitions.is_cut_short(reply):
+                    return claims
             except leases.NoLease:
                 self._pause(LEASE_WAIT_SECONDS)
             except transitions.Suspended:

@@ -28,7 +28,7 @@ from rq.utils import now
 from rqjobs import config, texts
 from rqjobs.broker import keys, transitions
 from rqjobs.broker.keys import decode
-from rqjobs.broker.scripts import SETTLE, SETTLE_SUCCESS
+from rqjobs.broker.scripts import SETTLE, SETTLE_POLICY_SUCCESS, SETTLE_SUCCESS
 from rqjobs.broker.transitions import Claim
 from rqjobs.instrumentation import is_wrapped
 from rqjobs.job_fields import check_size
@@ -293,11 +293,11 @@ class SettlementMixin(rq.Worker):
             expires,
             int(bool(job._dependency_ids)),
             rq.Queue.DEFAULT_TIMEOUT,
-            int(bool(job.policy_fields)),
         ]
         if job.serialized_result is not None:
             arguments.append(base64.b64encode(job.serialized_result))
-        return SETTLE_SUCCESS.call([keys.claims(self.name)], arguments)
+        script = SETTLE_POLICY_SUCCESS if job.policy_fields else SETTLE_SUCCESS
+        return script.call([keys.claims(self.name)], arguments)
 
     def record_success(self, job: Any, queue: Any, started_job_registry: Any) -> None:
         """Record a success with RQ's own code, and wait until Redis has answered."""

@@ -12,12 +12,14 @@
 --   An unknown job in the claims is returned with a fresh token, so a lost reply loses no job. If
 --   the maximum is reached, it returns to the front of its queue.
 --   A job under which a process died is claimed alone.
+--   A job with a limit takes a slot and a token of its key, or leaves its queue to wait for them.
 --   Nothing is claimed without a live lease, for a name that another process has taken over, or
 --   while RQ is suspended. Nothing is claimed from a paused queue; a job that a blocking pop
 --   delivered from one returns to the front.
 -- Returns {"ok", {id, queue, token, {field, value, …}}, …}, or {"no lease"}, or {"suspended"}. If
 -- anything is paused, a list precedes the jobs: {"paused", {"queue:<name>", "function:<name>", …},
--- {id, …}, …}.
+-- {id, …}, …}. The first word is "more", or "paused more", if so many jobs had to wait for their
+-- limits that not all were looked at.
 
 local claims, leases = KEYS[1], KEYS[2]
 local worker, places_left, now_text = ARGV[1], tonumber(ARGV[2]), ARGV[3]
@@ -40,9 +42,11 @@ if redis.call('EXISTS', 'rq:suspended', 'rqjobs:paused') > 0 then
 end
 
 local FIELDS = {status = true, data = true, origin = true, rqjobs_token = true,
-  rqjobs_crashes = true, worker_name = true}
+  rqjobs_crashes = true, worker_name = true, rqjobs_limit = true, rqjobs_woken = true}
+local MAX_PARKED = 200  -- jobs that one call lets wait
 local ENDED = {canceled = true, finished = true, failed = true, stopped = true}
 local claimed = {}  -- the jobs of the reply
+local parked = 0
 
 -- Whether the job is in another place than the one where its id was found: `queue`, or (nil) the
 -- claims. Only an id that was enqueued before can be elsewhere.
@@ -83,6 +87,24 @@ local function inspect(id, queue)
   return job
 end
 
+-- Whether a job must wait for its limit. If not, it has its slot now. `is_adopted`: the job was
+-- claimed before, and may have a slot.
+local function must_wait(id, job, is_adopted)
+  local limit = parse_limit(job.rqjobs_limit)
+  if not limit or is_adopted and has_slot(worker, id, limit.key) then return false end
+  local is_first = job.rqjobs_woken or redis.call('EXISTS', 'rqjobs:waiting:' .. limit.key) == 0
+  if not is_first or not has_room(limit) then return true end
+  take_slot(worker, id, limit)
+  return false
+end
+
+local function let_wait(id, queue, job)
+  local key = parse_limit(job.rqjobs_limit).key
+  park(id, queue, key, job.rqjobs_woken)
+  wake(key, 0)  -- notes when there is a token
+  parked = parked + 1
+end
+
 -- Mark a job in the claims as started, in RQ's own fields, and add it to the reply. If plain RQ
 -- enqueued the id again, its old claim and its old registry entries are removed. Returns the job's
 -- member of rq:wip.
@@ -98,6 +120,7 @@ local function start(id, queue, job, was_queued)
     remove_from_registries(id, job.origin or queue, 'scheduled', 'deferred', 'failed', 'canceled')
   end
   if job.origin ~= queue then redis.call('HSET', 'rq:job:' .. id, 'origin', queue) end
+  if job.rqjobs_woken then redis.call('HDEL', 'rq:job:' .. id, 'rqjobs_woken') end
   redis.call('PERSIST', 'rq:job:' .. id)
   claimed[#claimed + 1] = {id, queue, token, job.fields}
   places_left = job.rqjobs_crashes and 0 or places_left - 1  -- 0 ends the claim
@@ -114,12 +137,19 @@ local function adopt(id)
   local must_return = places_left == 0 or job.rqjobs_crashes and #claimed > 0
     or queue and is_paused['queue:' .. queue]
   if not job.reason and must_return then return {id = id, queue = queue, token = lost_token} end
+  if not job.reason and job.rqjobs_limit and must_wait(id, job, true) then
+    let_wait(id, queue, job)
+    job.reason = 'over its limit'
+  end
   if not job.reason then
     redis.pcall('ZADD', 'rq:wip:' .. queue, '+inf', start(id, queue, job))
   elseif job.reason == 'unreadable' then
     fail_job(queue or 'default', id, worker, unreadable_traceback, now_text, default_ttl)
   end
-  if job.reason then redis.call('LREM', claims, 0, id) end
+  if job.reason then
+    redis.call('LREM', claims, 0, id)
+    if job.reason ~= 'claimed' then free_slot(worker, id) end
+  end
   if lost_token and job.reason ~= 'claimed' then
     redis.pcall('ZREM', 'rq:wip:' .. queue, id .. ':' .. lost_token)
   end
@@ -143,7 +173,7 @@ end
 
 -- Choose jobs from the front of a queue. `count` is the number of ids to remove from it.
 local function choose(queue, ids)
-  local chosen = {count = 0, ids = {}, jobs = {}, unreadable = {}}
+  local chosen = {count = 0, ids = {}, jobs = {}, unreadable = {}, waiting = {}, unused = {}}
   for _, id in ipairs(ids) do
     local job = chosen.jobs[id] and {reason = 'claimed'} or inspect(id, queue)
     if job.rqjobs_crashes and not job.reason then  -- to be claimed alone
@@ -156,7 +186,13 @@ local function choose(queue, ids)
     chosen.count = chosen.count + 1
     if job.reason == 'unreadable' then
       table.insert(chosen.unreadable, id)
-    elseif not job.reason then
+    elseif job.reason then
+      if job.rqjobs_woken then table.insert(chosen.unused, job) end
+    elseif job.rqjobs_limit and must_wait(id, job) then
+      table.insert(chosen.waiting, id)
+      chosen.jobs[id] = job
+      if parked + #chosen.waiting == MAX_PARKED then break end
+    else
       table.insert(chosen.ids, id)
       chosen.jobs[id] = job
       if #chosen.ids == places_left then break end
@@ -166,10 +202,10 @@ local function choose(queue, ids)
 end
 
 local function claim_from(key)
-  local queue = string.sub(key, 10)
+  local queue, window = string.sub(key, 10), 0
   if is_paused['queue:' .. queue] then return end
-  while places_left > 0 do
-    local ids = redis.pcall('LRANGE', key, 0, places_left - 1)
+  while places_left > 0 and parked < MAX_PARKED do
+    local ids = redis.pcall('LRANGE', key, 0, math.max(places_left, window) - 1)
     if #ids == 0 then return end  -- empty, or of the wrong type
     local chosen = choose(queue, ids)
     -- Both calls below of unpack are bounded by the maximum number of jobs.
@@ -177,6 +213,8 @@ local function claim_from(key)
     for _, id in ipairs(chosen.unreadable) do
       fail_job(queue, id, worker, unreadable_traceback, now_text, default_ttl)
     end
+    for _, id in ipairs(chosen.waiting) do let_wait(id, queue, chosen.jobs[id]) end
+    if #chosen.waiting > 0 then window = 50 end  -- more of them may follow
     if chosen.count > 0 then redis.call('LTRIM', key, chosen.count, -1) end
     if #chosen.ids > 0 then
       local entries = {}
@@ -186,12 +224,17 @@ local function claim_from(key)
       end
       redis.pcall('ZADD', 'rq:wip:' .. queue, unpack(entries))
     end
+    for _, job in ipairs(chosen.unused) do
+      local limit = parse_limit(job.rqjobs_limit)
+      if limit then wake(limit.key, 1) end
+    end
   end
 end
 
 adopt_all()
 for i = 3, #KEYS do claim_from(KEYS[i]) end
-local reply = {'ok'}
-if #paused > 0 then reply = {'paused', paused} end
+local is_cut_short = parked >= MAX_PARKED
+local reply = {is_cut_short and 'more' or 'ok'}
+if #paused > 0 then reply = {is_cut_short and 'paused more' or 'paused', paused} end
 for _, job in ipairs(claimed) do reply[#reply + 1] = job end
 return reply

@@ -14,6 +14,10 @@
 -- Sizes: Lua's stack holds about 7,900 words. `unpack` is used only for tables that are bounded
 -- well below that.
 
+-- Set by policies.lua, in the scripts that contain it. The most frequent one, for the success of a
+-- job without policies, does not: each call of a script defines all of its functions.
+local free_slot, end_policies
+
 local function redis_time()
   local time = redis.call('TIME')
   return tonumber(time[1]) + tonumber(time[2]) / 1000000
@@ -46,19 +50,17 @@ local function is_active(status)
   return status == 'queued' or status == 'started' or status == 'scheduled'
 end
 
--- Free what the policies of a job have taken for it. The job has ended for good.
-local function end_policies(id)
-end
-
 local function set_members(key)
   local ids = redis.pcall('SMEMBERS', key)
   return ids.err and {} or ids
 end
 
--- Remove a job from a worker's claims, and the run with this token from RQ's registry.
+-- Remove a job from a worker's claims, and the run with this token from RQ's registry. Its slot is
+-- free then.
 local function drop_claim(claims, queue, id, token)
   redis.pcall('LREM', claims, 1, id)
   if token then redis.pcall('ZREM', 'rq:wip:' .. queue, id .. ':' .. token) end
+  if free_slot then free_slot(string.sub(claims, 15), id) end
 end
 
 -- Let a key that belongs to a job expire together with the job's hash.
@@ -140,6 +142,7 @@ local function drop_refused(claims, queue, id, token, fields)
   end
   if not next_is_here then
     redis.pcall('LREM', claims, 0, id)
+    if free_slot then free_slot(string.sub(claims, 15), id) end
   elseif type(redis.pcall('LPOS', claims, id, 'RANK', 2)) == 'number' then
     redis.call('LREM', claims, 1, id)
   end
@@ -182,7 +185,9 @@ end
 local function put_back(queue, id)
   if not fits('rq:queue:' .. queue, 'list') then return false end
   unclaim(id, 'queued')
-  local ttl = ttl_seconds(read_job(id, 'ttl')[1])
+  local fields = read_job(id, 'ttl', 'rqjobs_limit')
+  if fields[2] then redis.call('HSET', 'rq:job:' .. id, 'rqjobs_woken', '1') end  -- it was first
+  local ttl = ttl_seconds(fields[1])
   if ttl then redis.call('EXPIRE', 'rq:job:' .. id, ttl) end  -- the claim had removed the expiry
   redis.call('LPUSH', 'rq:queue:' .. queue, id)
   redis.pcall('SADD', 'rq:queues', 'rq:queue:' .. queue)

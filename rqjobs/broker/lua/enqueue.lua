@@ -18,7 +18,8 @@ local OPTIONS = {'retries_left', 'retry_intervals', 'number_of_retries',
   'enqueue_at_front_on_retry', 'repeats_left', 'repeat_intervals', 'rqjobs_repeat',
   'dependency_id', 'dependency_ids', 'allow_dependency_failures', 'enqueue_at_front',
   'success_callback_timeout', 'failure_callback_timeout', 'stopped_callback_timeout', 'webhooks',
-  'ttl', 'result_ttl', 'failure_ttl', 'meta', 'result', 'exc_info', 'rqjobs_crashes'}
+  'ttl', 'result_ttl', 'failure_ttl', 'meta', 'result', 'exc_info', 'rqjobs_crashes', 'rqjobs_limit',
+  'rqjobs_woken', 'rqjobs_waits_for'}
 
 -- The entry whose first word is ARGV[at]. `parents` and `fields` are positions of first words; the
 -- parents' ids begin after the first parent word.

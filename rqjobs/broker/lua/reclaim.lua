@@ -75,6 +75,8 @@ local function reclaim(id)
 end
 
 local function unregister()
+  local slots = redis.pcall('HKEYS', 'rqjobs:slots-of:' .. worker)  -- an error has no elements
+  for _, id in ipairs(slots) do free_slot(worker, id) end
   redis.pcall('ZADD', 'rqjobs:retired-workers', string.format('%.3f', redis_time()), worker)
   redis.call('ZREM', leases, worker)
   redis.call('DEL', process_key, rq_key)

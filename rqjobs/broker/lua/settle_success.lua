@@ -5,16 +5,16 @@
 -- ARGV  1 job id   2 queue   3 token   4 worker   5 start and 6 end, as RQ writes them
 --       7 start and 8 end, Unix times   9 seconds for which the result is kept, -1 for no limit
 --       10 the score of the job among RQ's finished jobs   11 "1" if it had dependencies
---       12 RQ's default timeout, seconds   13 "1" if it has policies   14 the result as RQ stores
---       it, if there is one
+--       12 RQ's default timeout, seconds   13 the result as RQ stores it, if there is one
 -- Promise: as `settle.lua`. Jobs that depended on this job alone are in their queues, or, if they
 -- are many, noted in rqjobs:ended-parents.
 -- Returns as `settle.lua`.
+-- With policies.lua in front it is the script for jobs with policies.
 
 local claims, id, queue, token, worker = KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local started_iso, ended_iso, started, ended = ARGV[5], ARGV[6], ARGV[7], ARGV[8]
 local ttl, registry_score, had_dependencies = tonumber(ARGV[9]), ARGV[10], ARGV[11] == '1'
-local default_timeout, has_policies, return_value = ARGV[12], ARGV[13] == '1', ARGV[14]
+local default_timeout, return_value = ARGV[12], ARGV[13]
 local job, results, registry = 'rq:job:' .. id, 'rq:results:' .. id, 'rq:finished:' .. queue
 if ttl >= 0 and not ttl_seconds(ttl) then
   return redis.error_reply('ERR no such time to live: ' .. ARGV[9])
@@ -58,7 +58,7 @@ else
   if had_dependencies then redis.call('EXPIRE', 'rq:job::' .. id .. ':dependencies', ttl) end
 end
 drop_claim(claims, queue, id, token)
-if has_policies then end_policies(id) end
+if end_policies then end_policies(id) end
 local dependents = job .. ':dependents'
 if redis.call('EXISTS', dependents) == 0 then return 'settled' end
 if enqueue_dependents(id, 'finished', ended_iso, default_timeout) then return 'dependents left' end

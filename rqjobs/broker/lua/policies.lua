@@ -1,0 +1,171 @@
+-- Functions of the policies, put behind common.lua in the scripts that need them.
+
+-- Free what a job has taken by its policies. It has ended for good.
+function end_policies(id)
+end
+
+-- Limits. A job with a limit takes a slot of its key when it is claimed, and the slot is free when
+-- the job leaves the claims. A job that waits is in RQ's deferred registry, so that RQ's own cancel
+-- and delete work, and in order in the list rqjobs:waiting:<key>. A free slot wakes the first one.
+-- A woken job has no slot yet; it comes before the waiting ones when it is claimed.
+
+-- The limit of a job by its field: jobs at a time and seconds for each start (0: no limit), burst,
+-- key. Nil if it has none.
+local function parse_limit(field)
+  if not field then return nil end
+  local jobs, seconds, burst, key = string.match(field, '^(%d+) (%d+%.%d+) (%d+) (.+)$')
+  if not key then return nil end
+  return {jobs = tonumber(jobs), seconds = tonumber(seconds), burst = tonumber(burst), key = key}
+end
+
+-- Rename a key of the wrong type out of the way, as a sweep does.
+local function make_fit(key, wanted)
+  if not fits(key, wanted) then redis.call('RENAME', key, 'rqjobs:odd:' .. key) end
+end
+
+local function full_again(key)
+  local moment = redis.pcall('GET', 'rqjobs:rate:' .. key)
+  return tonumber(type(moment) == 'string' and moment or '') or 0
+end
+
+-- When the bucket has a token for the next start; a time in the past if it has one now. A full
+-- bucket has `burst` tokens. `ahead`: starts that are on their way.
+local function token_time(limit, ahead)
+  local now = redis_time()
+  local full = math.max(full_again(limit.key), now) + (ahead or 0) * limit.seconds
+  -- No time beyond an empty bucket is ours, after a change of the rate or of Redis's clock.
+  return math.min(full, now + limit.burst * limit.seconds) - (limit.burst - 1) * limit.seconds
+end
+
+local function has_free_slot(limit, ahead)
+  local held = limit.jobs > 0 and redis.pcall('HLEN', 'rqjobs:slots:' .. limit.key)
+  return type(held) ~= 'number' or held + (ahead or 0) < limit.jobs
+end
+
+-- Whether one more job of this limit may start now. `ahead`: starts that are on their way.
+local function has_room(limit, ahead)
+  if not has_free_slot(limit, ahead) then return false end
+  return limit.seconds == 0 or token_time(limit, ahead) <= redis_time()
+end
+
+local function has_slot(worker, id, key)
+  return redis.pcall('HGET', 'rqjobs:slots-of:' .. worker, id) == key
+end
+
+local function take_slot(worker, id, limit)
+  local slots, of_worker = 'rqjobs:slots:' .. limit.key, 'rqjobs:slots-of:' .. worker
+  make_fit(slots, 'hash')
+  make_fit(of_worker, 'hash')
+  redis.call('HSET', of_worker, id, limit.key)
+  redis.call('HSET', slots, id, worker)
+  if limit.seconds == 0 then return end
+  local now = redis_time()
+  local full = math.min(math.max(full_again(limit.key), now), now + limit.burst * limit.seconds)
+  full = full + limit.seconds
+  redis.call('SET', 'rqjobs:rate:' .. limit.key, string.format('%.6f', full), 'PX',
+    math.ceil((full - now) * 1000) + 1000)
+end
+
+-- Let a job wait for `key`, in the deferred registry of its queue. The caller removes it from its
+-- place.
+local function park(id, queue, key, to_front)
+  local deferred, waiting = 'rq:deferred:' .. queue, 'rqjobs:waiting:' .. key
+  make_fit(deferred, 'zset')
+  make_fit(waiting, 'list')
+  make_fit('rqjobs:waiting-keys', 'set')
+  redis.call('HSET', 'rq:job:' .. id, 'status', 'deferred', 'rqjobs_waits_for', key)
+  redis.call('ZADD', deferred, string.format('%d', redis_time()), id)
+  redis.call(to_front and 'LPUSH' or 'RPUSH', waiting, id)
+  redis.call('SADD', 'rqjobs:waiting-keys', key)
+end
+
+-- Put a woken job near the front of its queue. Woken jobs and others take turns there, so that
+-- neither hold up the others: it stands behind the first other job that no woken job follows.
+local function insert_woken(queue_key, id)
+  local ids = redis.call('LRANGE', queue_key, 0, 49)
+  local is_woken = {}
+  for i, other in ipairs(ids) do
+    is_woken[i] = redis.pcall('HGET', 'rq:job:' .. other, 'rqjobs_woken') == '1'
+    if i > 1 and not is_woken[i] and not is_woken[i - 1] then
+      return redis.call('LINSERT', queue_key, 'BEFORE', other, id)
+    end
+  end
+  if #ids < 50 then return redis.call('RPUSH', queue_key, id) end
+  return redis.call('LINSERT', queue_key, 'AFTER', ids[#ids], id)
+end
+
+-- The first job that waits for a key. Entries of jobs that wait no longer are dropped.
+local function first_waiting(key)
+  local waiting = 'rqjobs:waiting:' .. key
+  while true do
+    local id = redis.pcall('LINDEX', waiting, 0)
+    if type(id) ~= 'string' then
+      redis.pcall('SREM', 'rqjobs:waiting-keys', key)
+      redis.pcall('ZREM', 'rqjobs:rate-due', key)
+      redis.pcall('HDEL', 'rqjobs:last-woken', key)
+      return nil
+    end
+    local fields = read_job(id, 'status', 'origin', 'rqjobs_waits_for', 'rqjobs_limit', 'ttl')
+    if fields and fields[1] == 'deferred' and fields[2] and fields[3] == key
+        and redis.pcall('ZSCORE', 'rq:deferred:' .. fields[2], id) then
+      return {id = id, queue = fields[2], limit = parse_limit(fields[4]), ttl = fields[5]}
+    end
+    redis.call('LPOP', waiting)
+  end
+end
+
+-- Move the first waiting job of a key into its queue. False if the queue's key has the wrong type.
+local function unpark(job, key, to_front)
+  local queue_key = 'rq:queue:' .. job.queue
+  if not fits(queue_key, 'list') then return false end
+  redis.call('HSET', 'rq:job:' .. job.id, 'status', 'queued', 'rqjobs_woken', '1')
+  redis.call('HDEL', 'rq:job:' .. job.id, 'rqjobs_waits_for')
+  if to_front then
+    redis.call('LPUSH', queue_key, job.id)
+  else
+    insert_woken(queue_key, job.id)
+  end
+  redis.call('ZREM', 'rq:deferred:' .. job.queue, job.id)
+  redis.call('LPOP', 'rqjobs:waiting:' .. key)
+  redis.pcall('HSET', 'rqjobs:last-woken', key, job.id)
+  return true
+end
+
+-- Note when the first job that waits for a key can have a token. One that waits for a slot is woken
+-- by that slot.
+local function note_token_time(key, limit, ahead)
+  if limit.seconds == 0 then return end
+  make_fit('rqjobs:rate-due', 'zset')
+  if not has_free_slot(limit, ahead) then
+    redis.call('ZREM', 'rqjobs:rate-due', key)
+    return
+  end
+  local due = string.format('%.6f', math.max(token_time(limit, ahead), redis_time()))
+  redis.call('ZADD', 'rqjobs:rate-due', due, key)
+  redis.pcall('PUBLISH', 'rqjobs:rate-wakeup', due)
+end
+
+-- Wake jobs that wait for a key, as many as its limit lets start now, and at most `max_jobs`. The
+-- scheduler wakes the next one when there is a token. Returns the number of woken jobs.
+local function wake(key, max_jobs)
+  local woken = 0
+  local job = first_waiting(key)
+  while job and job.limit and woken < max_jobs and has_room(job.limit, woken) do
+    if not unpark(job, key) then return woken end
+    woken = woken + 1
+    job = first_waiting(key)
+  end
+  if job and job.limit then note_token_time(key, job.limit, woken) end
+  return woken
+end
+
+-- Free the slot of a job that leaves the claims of `worker`, and wake the next one of its key.
+function free_slot(worker, id)
+  local key = redis.pcall('HGET', 'rqjobs:slots-of:' .. worker, id)
+  if type(key) ~= 'string' then return end
+  redis.call('HDEL', 'rqjobs:slots-of:' .. worker, id)
+  if redis.pcall('HGET', 'rqjobs:slots:' .. key, id) == worker then
+    redis.call('HDEL', 'rqjobs:slots:' .. key, id)
+  end
+  wake(key, 1)
+end
