@@ -7,6 +7,7 @@ from rq import Callback, Repeat, Retry, get_current_job
 from rq.queue import EnqueueData
 
 from rqjobs import delayed, schedules
+from rqjobs.cancellation import cancelled
 from rqjobs.catalog import NotAJob, job
 from rqjobs.config import Config, ConfigError
 from rqjobs.connection import NoRedis, client
@@ -42,6 +43,7 @@ __all__ = [
     "ScheduleError",
     "SimpleWorker",
     "Worker",
+    "cancelled",
     "client",
     "cron",
     "delayed",

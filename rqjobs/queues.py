@@ -26,6 +26,7 @@ from rqjobs.broker.transitions import Placement
 from rqjobs.instrumentation import ObservedQueue, WrappedQueue, is_wrapped
 from rqjobs.job_fields import compress
 from rqjobs.jobs import Job, StartedJobRegistry, is_recording, serializer_for, signature
+from rqjobs.policies import time_limits
 from rqjobs.serializers import PayloadError
 
 log = logging.getLogger("rqjobs")
@@ -168,6 +169,8 @@ class Queue(rq.Queue):
         self, job: Any, pipeline: Any = None, at_front: bool = False, unique: bool = False
     ) -> Any:
         """RQ takes several steps; this one takes one, which checks the job's parents as well."""
+        if unique:
+            self._start_expiry(job)
         if unique or is_recording(self.connection):
             return super().enqueue_job(job, pipeline=pipeline, at_front=at_front, unique=unique)
         enqueue = partial(self._enqueue_in_one_step, job, pipeline, at_front, job._dependency_ids)
@@ -247,6 +250,7 @@ class Queue(rq.Queue):
         if not is_recording(self.connection):
             self._show_to_observer(job)
         if unique:
+            self._start_expiry(job, datetime.timestamp())
             return super().schedule_job(job, datetime, pipeline=pipeline, unique=unique)
         schedule = partial(self._schedule, job, datetime.timestamp(), pipeline)
         if is_wrapped(rq.Queue, "schedule_job"):
@@ -261,6 +265,8 @@ class Queue(rq.Queue):
             self._record_schedule(job, due, pipeline)
         else:
             job._status = JobStatus.SCHEDULED
+            if job.policy_fields:
+                time_limits.check_due(job.policy_fields.get("rqjobs_expires", "+"), due)
             self._place(job, repr(due), pipeline, job._dependency_ids)
 
     def _record_schedule(self, job: Job, due: float, pipeline: Any) -> None:
@@ -281,6 +287,17 @@ class Queue(rq.Queue):
         """RQ writes into the hash of an ended job of the same id, which then expires."""
         pipeline.persist(job.key)
         super()._persist_job(job, pipeline, status=status)
+
+    def _start_expiry(self, job: Any, due: float = 0.0) -> None:
+        """Count a job's `expires` from now, or from `due`. RQ's own script, for `unique`, does not."""
+        stored = getattr(job, "policy_fields", {}).get("rqjobs_expires")
+        if stored:
+            time_limits.check_due(stored, due)
+            moment = max(due, scripts.redis_time(self.connection))
+            job.policy_fields = {
+                **job.policy_fields,
+                "rqjobs_expires": time_limits.count_from(stored, moment),
+            }
 
     def _prepare(self, job: Job) -> None:
         """Give a job the attributes of a queued one."""

@@ -101,12 +101,14 @@ class JobDetails:
     """The facts about a job that RQ's `Job` does not read.
 
     `crashes` counts the processes that died under it. `due` is when a delayed job runs, as Unix
-    seconds or as whatever Redis replies. `schedule` is the schedule that made it, or "".
+    seconds or as whatever Redis replies. `schedule` is the schedule that made it, or "". `ending`
+    says why a canceled job ended ("expired"), or "".
     """
 
     crashes: int
     due: Any
     schedule: str
+    ending: str
 
 
 # Queues and workers
@@ -400,12 +402,13 @@ def job_details(job: Job) -> JobDetails:
     with job.connection.pipeline(transaction=False) as pipe:
         pipe.hget(job.key, "rqjobs_crashes")
         pipe.hget(job.key, "rqjobs_schedule")
+        pipe.hget(job.key, "rqjobs_ending")
         pipe.zscore(keys.scheduled(job.origin), job.id)
-        crashes, schedule, due = pipe.execute(raise_on_error=False)
+        crashes, schedule, ending, due = pipe.execute(raise_on_error=False)
     count = 0
     if crashes:
         count = len(decode(crashes).split(","))
-    return JobDetails(count, due, decode(schedule or b""))
+    return JobDetails(count, due, decode(schedule or b""), decode(ending or b""))
 
 
 def failed_queue_of(connection: redis.Redis, job_id: str) -> str | None:

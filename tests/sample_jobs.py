@@ -12,7 +12,7 @@ import time
 
 from rq import Retry, get_current_job
 
-from rqjobs import job, queues
+from rqjobs import cancelled, job, queues
 from rqjobs.worker import horse, settlement, worker
 
 if "SAMPLE_JOBS_SPAN" in os.environ:  # for how long the jobs of one claim may take
@@ -348,3 +348,18 @@ def describe(description, delay=0, *, function=""):
 @functools.lru_cache
 def cached(value):
     return value
+
+
+@job(expires=60)
+def expiring(value=None):
+    return value
+
+
+def loop_until_cancelled():
+    """Work on until the job is canceled, and then clean up."""
+    connection = get_current_job().connection
+    connection.set("looping", os.getpid())
+    end = time.monotonic() + 100
+    while not cancelled() and time.monotonic() < end:
+        time.sleep(0.05)
+    connection.set("cleaned up", str(cancelled()))

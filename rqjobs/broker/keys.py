@@ -8,6 +8,8 @@ RQ's keys are its own, unchanged. Ours begin with `rqjobs:`:
     rqjobs:retired-workers             sorted set, worker -> when it ended or was removed
     rqjobs:crash-backoff:<queue>       sorted set, jobs that are delayed after a crash, by due time
     rqjobs:stopped:<queue>             sorted set, those of RQ's failed jobs that were stopped
+    rqjobs:ended-unrun:<queue>         sorted set, those of RQ's canceled jobs that ended before they
+                                       began -> when they are forgotten
     rqjobs:scheduled-without-job:<q>   hash, scheduled id that has no job -> since when
     rqjobs:paused                      hash, `queue:<name>` or `function:<name>` -> since when, in
                                        Unix seconds, and by whom if that is known
@@ -37,8 +39,10 @@ Fields of ours in a job's hash: `rqjobs_token` (the claim's, which is RQ's execu
 `rqjobs_crashes` (when processes died under it: Unix seconds, comma-separated), `rqjobs_repeat` (of
 a job with an `rq.Repeat`: its repeats and retries at the start), and `rqjobs_schedule` (the
 schedule that made it). Of policies: `rqjobs_limit` (jobs at a time, seconds for each start, burst,
-and key; 0 is no limit), `rqjobs_waits_for` (the key for which it waits), and `rqjobs_woken` ("1"
-between its wait and its claim).
+and key; 0 is no limit), `rqjobs_waits_for` (the key for which it waits), `rqjobs_woken` ("1"
+between its wait and its claim), `rqjobs_expires` (until when it may begin:
+policies/time_limits.py), `rqjobs_kill_after` (seconds after its timeout), and `rqjobs_ending` (of a
+canceled job: "expired" if it ended because it had not begun in time).
 """
 
 from __future__ import annotations
@@ -165,6 +169,10 @@ def crash_backoff(queue: str) -> str:
 
 def stopped(queue: str) -> str:
     return f"rqjobs:stopped:{queue}"
+
+
+def ended_unrun(queue: str) -> str:
+    return f"rqjobs:ended-unrun:{queue}"
 
 
 def scheduled_without_job(queue: str) -> str:

@@ -90,6 +90,10 @@ UNREADABLE_TRACEBACK = pack_traceback(
     "The job in Redis cannot be read: its key is not a hash with data, or its id is not one that "
     "RQ accepts. Delete the job."
 )
+EXPIRED_TRACEBACK = pack_traceback(
+    "The job expired: it had not begun by the time that its option `expires` allows, so it was not "
+    "run."
+)
 NO_QUEUE_TRACEBACK = pack_traceback(
     "The job cannot return to its queue: the queue's key in Redis is not a list. Delete that key, "
     "and requeue the job."
@@ -179,6 +183,7 @@ def claim_arguments(
         DEFAULT_FAILURE_TTL,
         os.urandom(15).hex(),
         process,
+        EXPIRED_TRACEBACK,
         *held,
     ]
 

@@ -96,7 +96,7 @@ def add(
     if not replace:
         own["replace"] = replace
     given = queues.split_options(
-        function, args, kwargs | own, queues.RQ_OPTIONS | {"queue", "replace"}
+        function, args, kwargs | own, queues.CALL_OPTIONS | {"queue", "replace"}
     )
     template = _build_template(function, given)
     client = connections.client()
@@ -121,6 +121,7 @@ def _build_template(function: Any, given: dict[str, Any]) -> JobTemplate:
     """The template of a call and its options, as `queues.split_options` gives them."""
     queue = given.pop("queue", None)
     given.pop("replace", None)
+    policies = {name: given.pop(name) for name in queues.POLICY_NAMES & given.keys()}
     options = queues.Queue.parse_args(function, **given)._asdict()
     refused = [
         option for option in ("depends_on", "job_id", "pipeline", "unique") if options.pop(option)
@@ -132,7 +133,7 @@ def _build_template(function: Any, given: dict[str, Any]) -> JobTemplate:
     del options["func"]
     args = options.pop("args")
     kwargs = options.pop("kwargs")
-    return build_template(function, args, kwargs, options | {"queue": queue})
+    return build_template(function, args, kwargs, options | policies | {"queue": queue})
 
 
 def edit(

@@ -27,6 +27,7 @@ from rqjobs.broker import keys, scripts
 from rqjobs.broker.keys import decode
 from rqjobs.broker.scripts import RUN_SCHEDULE, STORE_SCHEDULE
 from rqjobs.jobs import Job
+from rqjobs.policies import time_limits
 from rqjobs.schedules.cron import ScheduleError
 from rqjobs.schedules.rules import Rule
 from rqjobs.times import MAX_TIMESTAMP, utc
@@ -46,6 +47,8 @@ OPTION_FIELDS = {
     "webhooks": ("webhooks",),
     "on_success": ("success_callback_name", "success_callback_timeout"),
     "on_failure": ("failure_callback_name", "failure_callback_timeout"),
+    "expires": ("rqjobs_expires",),
+    "kill_after": ("rqjobs_kill_after",),
     "on_stopped": ("stopped_callback_name", "stopped_callback_timeout"),
 }
 
@@ -165,6 +168,11 @@ def build_template(
     at_front = given.pop("at_front", None)
     queue = queues.queue(queue_name) if queue_name else queues.queue_for(function)
     job = queue.create_job(function, args, kwargs, **given)
+    if not time_limits.is_relative(job.policy_fields.get("rqjobs_expires", "+")):
+        raise ScheduleError(
+            "expires of a schedule's jobs is a number of seconds or a timedelta from each run, not a "
+            "date: no job would run after it"
+        )
     if at_front:
         job.enqueue_at_front = True
     fields = {

@@ -17,6 +17,7 @@ from rq.results import Result
 from rqjobs import catalog, connection, queues, stats
 from rqjobs.jobs import Job
 from rqjobs.maintenance import audit
+from rqjobs.policies import time_limits
 from rqjobs.web.rendering import CONNECTION_ERRORS, cut, pretty, unreadable
 
 ENDED_STATUSES = ("finished", "failed", "stopped", "canceled")
@@ -38,7 +39,7 @@ class JobAction:
 
 JOB_ACTIONS = {
     "cancel": JobAction(
-        ("queued", "scheduled", "deferred"), "The job is canceled and will not run."
+        ("queued", "scheduled", "deferred", "started"), "The job is canceled and will not run."
     ),
     "stop": JobAction(("started",), "The stop command was sent to the worker."),
     "requeue": JobAction(("failed", "stopped"), "The job is back in its queue."),
@@ -117,6 +118,8 @@ def describe(job_id: str) -> dict[str, Any]:
         "timeout": job.timeout,
         "arguments": _arguments(job),
         "crashes": details.crashes,
+        "ending": cut(details.ending, 100) if status == "canceled" else "",
+        "kill_after": cut(job.policy_fields.get("rqjobs_kill_after"), 20),
         "retries_left": job.retries_left,
         "repeats_left": job.repeats_left,
         **_times(job, status, details.due),
@@ -151,6 +154,7 @@ def _times(job: Job, status: str, due: Any) -> dict[str, Any]:
         ("Created", job.created_at),
         ("Enqueued", job.enqueued_at),
         ("Due", _moment(due)),
+        ("Expires", _moment(time_limits.expiry(job.policy_fields.get("rqjobs_expires", "")))),
         ("Started", job.started_at),
         ("Ended", job.ended_at),
     ]

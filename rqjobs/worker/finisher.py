@@ -45,6 +45,7 @@ class HorseDeath(Enum):
     CRASHED = auto()  # without being killed, or unable to reach Redis: the job's crash counts
     TIMED_OUT = auto()  # killed because the job ignored its time limit: the job fails
     JOB_STOPPED = auto()  # killed by RQ's stop-job command: the job is stopped
+    CANCELED = auto()  # killed because it went on after the job was canceled: the job stays so
     UNRESPONSIVE = auto()  # killed because it reported nothing: the job runs again
     ENDED = auto()  # killed because it was to end, or had ended its jobs: the job runs again
 

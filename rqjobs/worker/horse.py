@@ -41,7 +41,7 @@ from rqjobs.worker.listener import BLOCK_SECONDS, QueueListener
 from rqjobs.worker.prefetch import PrefetchPipe
 from rqjobs.worker.retry import retry_until_answered
 from rqjobs.worker.settlement import SettlementMixin, SettleReply
-from rqjobs.worker.shared_state import ExitReason, HorsePhase, HorseState
+from rqjobs.worker.shared_state import NO_KILL_AFTER, ExitReason, HorsePhase, HorseState
 
 # The jobs of one claim take about this long, at the present pace.
 BATCH_SECONDS = 0.005
@@ -302,7 +302,7 @@ class Horse:
         queue = self.queues[claim.queue]
         worker.claim = claim
         # A crash counts from here on: the job's hash may be the cause.
-        worker.report(HorsePhase.RUNNING, _deadline(claim))
+        worker.report(HorsePhase.RUNNING, _deadline(claim), _kill_after(claim))
         job = self._read_job(claim)
         if job is None:
             return
@@ -415,6 +415,14 @@ def _deadline(claim: Claim) -> float:
     if timeout < 0:
         return 0.0
     return time.monotonic() + timeout
+
+
+def _kill_after(claim: Claim) -> float:
+    """Seconds after the job's time limit at which it is killed; `NO_KILL_AFTER` if it has none."""
+    try:
+        return float(claim.fields.get(b"rqjobs_kill_after") or NO_KILL_AFTER)
+    except ValueError:
+        return NO_KILL_AFTER
 
 
 def begin_child(

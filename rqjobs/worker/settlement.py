@@ -39,7 +39,13 @@ from rqjobs.times import format_date
 from rqjobs.worker import job_processes, retry
 from rqjobs.worker.ack_pipeline import Ack, AckPipeline
 from rqjobs.worker.recording import Recording, RecordingClient
-from rqjobs.worker.shared_state import HANDLER_SECONDS, FunctionOutcome, HorsePhase, HorseState
+from rqjobs.worker.shared_state import (
+    HANDLER_SECONDS,
+    NO_KILL_AFTER,
+    FunctionOutcome,
+    HorsePhase,
+    HorseState,
+)
 
 # A Redis that refuses smaller outcomes cannot be used at all.
 SMALL_OUTCOME_BYTES = 512 * 1024
@@ -227,12 +233,18 @@ class SettlementMixin(rq.Worker):
             self.function_outcome.write(self.claim.token, failed, job, data)
         self.report(HorsePhase.RUNNING, time.monotonic() + seconds)
 
-    def report(self, phase: HorsePhase, deadline: float = 0.0) -> None:
-        """Publish the phase of the claimed job, and its monotonic deadline, to the parent."""
+    def report(
+        self, phase: HorsePhase, deadline: float = 0.0, kill_after: float = NO_KILL_AFTER
+    ) -> None:
+        """Publish the phase of the claimed job, its monotonic deadline, and the seconds after which
+        it is killed then, to the parent.
+        """
         if self.shared_state and self.claim:
             if phase == HorsePhase.RUNNING:
                 self.shared_state.away = 0.0
-            self.shared_state.write(phase, self.claim.job_id, self.claim.token, deadline)
+            self.shared_state.write(
+                phase, self.claim.job_id, self.claim.token, deadline, kill_after
+            )
 
     # Outcomes
 

@@ -17,6 +17,7 @@ from rq.utils import utcformat
 
 # The time limit of exception handlers, and of webhooks beyond their own time limits.
 HANDLER_SECONDS = 60
+NO_KILL_AFTER = -1.0  # of a job without the option `kill_after`: RQJOBS_SHUTDOWN_TIMEOUT counts
 
 
 class HorsePhase(IntEnum):
@@ -49,7 +50,7 @@ class HorseState:
     A counter that is odd during a write lets a reader notice a torn read.
     """
 
-    FORMAT = struct.Struct("=B d d d Q Q d 1024s 64s")  # the fields of `HorseSnapshot`
+    FORMAT = struct.Struct("=B d d d d Q Q d 1024s 64s")  # the fields of `HorseSnapshot`
 
     def __init__(self) -> None:
         self.memory = mmap.mmap(-1, 4096)  # anonymous and shared with the child
@@ -58,10 +59,17 @@ class HorseState:
         self.write(HorsePhase.STARTING)
 
     def write(
-        self, phase: HorsePhase, job_id: str = "", token: str = "", deadline: float = 0.0
+        self,
+        phase: HorsePhase,
+        job_id: str = "",
+        token: str = "",
+        deadline: float = 0.0,
+        kill_after: float = NO_KILL_AFTER,
     ) -> None:
-        """Publish a phase, its job, and the monotonic time at which it is to end (0: none)."""
-        self.last = phase, job_id, token, deadline
+        """Publish a phase, its job, the monotonic time at which it is to end (0: none), and the
+        seconds after that at which the horse is to be killed.
+        """
+        self.last = phase, job_id, token, deadline, kill_after
         counter = struct.unpack_from("=I", self.memory)[0]
         struct.pack_into("=I", self.memory, 0, (counter + 1) & 0xFFFFFFFF)
         self.FORMAT.pack_into(
@@ -70,6 +78,7 @@ class HorseState:
             phase,
             time.monotonic(),
             deadline,
+            kill_after,
             self.away,
             self.done,
             self.succeeded,
@@ -113,14 +122,17 @@ class HorseSnapshot:
     """One reading of a `HorseState`. Times are monotonic.
 
     `since`: the time of the write. `deadline`: the time at which the phase is to end; 0 if it has
-    no limit. `away`: since when the horse has tried to reach Redis; 0 if Redis answers. `done`:
-    jobs that the horse ran. `succeeded` and `worked` (seconds): plain successes, whose statistics
-    the parent writes. `job_id`: the job; in the phase LEAVING the reason.
+    no limit. `kill_after`: the seconds after it, or after a cancel, at which the horse is to be
+    killed; `NO_KILL_AFTER` for RQJOBS_SHUTDOWN_TIMEOUT. `away`: since when the horse has tried to
+    reach Redis; 0 if Redis answers. `done`: jobs that the horse ran. `succeeded` and `worked`
+    (seconds): plain successes, whose statistics the parent writes. `job_id`: the job; in the phase
+    LEAVING the reason.
     """
 
     phase: HorsePhase
     since: float
     deadline: float
+    kill_after: float
     away: float
     done: int
     succeeded: int

@@ -30,6 +30,7 @@ from rqjobs.worker.horse import MAX_PREFETCH_WAIT_SECONDS, Limits, begin_child, 
 from rqjobs.worker.prefetch import PrefetchPipe
 from rqjobs.worker.settlement import SettlementMixin
 from rqjobs.worker.shared_state import (
+    NO_KILL_AFTER,
     ExitReason,
     FunctionOutcome,
     HorsePhase,
@@ -54,6 +55,8 @@ GROWTH_BYTES = 2**30
 GROWTH_MIN_JOBS = 100
 # No horse is spawned while this many finishers run: handlers that hang would fill the machine.
 MAX_FINISHERS = 4
+# A job that runs for less time is not asked for whether it was canceled.
+CANCEL_CHECK_MIN_SECONDS = 1.0
 
 # In these phases the horse runs code of the user, within a deadline.
 PHASES_WITH_DEADLINE = (HorsePhase.RUNNING, HorsePhase.AFTER)
@@ -74,6 +77,8 @@ class HorseWatch:
     batch_seen_at: float = 0.0  # last sight of claimed jobs in the prefetch pipe
     token: str = ""  # of the claim that runs
     token_since: float = 0.0
+    canceled_token: str = ""  # of the claim whose job was canceled while it ran
+    canceled_at: float = 0.0  # when that was noticed
 
 
 @dataclass(frozen=True)
@@ -279,16 +284,47 @@ class Supervisor(SettlementMixin):
         return snapshot if self.horse_pid else None
 
     def _check_timeout(self, snapshot: HorseSnapshot) -> None:
-        """Kill a horse whose job runs RQJOBS_SHUTDOWN_TIMEOUT seconds beyond its own time limit."""
-        if not snapshot.deadline:
-            return
-        if time.monotonic() <= snapshot.deadline + config.current().shutdown_timeout:
+        """Kill a horse whose job runs on beyond its time limit, or after it was canceled, for
+        `kill_after` seconds.
+        """
+        grace = snapshot.kill_after
+        if grace == NO_KILL_AFTER:
+            grace = config.current().shutdown_timeout
+        now = time.monotonic()
+        is_canceled = bool(snapshot.token) and snapshot.token == self._watch.canceled_token
+        if is_canceled and now > self._watch.canceled_at + grace:
+            death = HorseDeath.CANCELED
+        elif snapshot.deadline and now > snapshot.deadline + grace:
+            death = HorseDeath.TIMED_OUT
+        else:
             return
         paused = self._pause_and_read()  # the job may have ended in this moment
-        if paused and paused.job_id == snapshot.job_id and paused.deadline == snapshot.deadline:
-            self._kill_horse(HorseDeath.TIMED_OUT)
+        if paused and paused.token == snapshot.token and paused.deadline == snapshot.deadline:
+            if death is HorseDeath.CANCELED:
+                self.log.warning(
+                    "Worker %s: killing the horse: job %s was canceled, and went on for %g s",
+                    self.name,
+                    snapshot.job_id,
+                    grace,
+                )
+            self._kill_horse(death)
         else:
             os.kill(self.horse_pid, signal.SIGCONT)
+
+    def _check_canceled(self) -> None:
+        """Note when the running job was canceled. Short jobs are not asked for."""
+        snapshot = self._read_horse()
+        if snapshot is None or snapshot.phase is not HorsePhase.RUNNING:
+            return
+        if time.monotonic() - self._watch.token_since < CANCEL_CHECK_MIN_SECONDS:
+            return
+        if snapshot.token == self._watch.canceled_token:
+            return
+        command = ("HGET", keys.job(snapshot.job_id), "status")
+        (status,) = scripts.read_together(self.client, [command])
+        if status == b"canceled":
+            self._watch.canceled_token = snapshot.token
+            self._watch.canceled_at = time.monotonic()
 
     def _check_responsive(self, snapshot: HorseSnapshot) -> None:
         """Kill a horse that is unresponsive outside a job, cannot reach Redis, or does not end."""

@@ -253,7 +253,7 @@ class Worker(ShutdownMixin):
             )
 
     def _run_heartbeat_tasks(self) -> None:
-        """Renew the lease, release unknown claims, sweep, and clean up."""
+        """Renew the lease, look after the running job and unknown claims, sweep, and clean up."""
         try:
             self._renew_lease()
             with self.client.pipeline() as pipe:
@@ -264,6 +264,7 @@ class Worker(ShutdownMixin):
                 raise
             self._repair_registration()
         self._release_unknown_claims()
+        self._check_canceled()
         self._reap_orphans()
         sweep.sweep(self.client, on_progress=self._renew_lease_if_due)
         if self.should_run_maintenance_tasks:

@@ -4,7 +4,7 @@
 --       5 the queue's wake-up channel
 -- ARGV  1 job id   2 "cancel", "at" or "in"   3 Unix seconds ("at"), or seconds from now ("in")
 --       4 seconds between two polls of the scheduler
--- Promise: the job is canceled or has its new due time; or it was no longer delayed, and nothing is
+-- Promise: the job is canceled or has its new due time, after which it expires as before; or it was no longer delayed, and nothing is
 -- done.
 -- Returns the new due time, "canceled", or "not delayed".
 
@@ -26,6 +26,8 @@ end
 local due = seconds + (change == 'in' and redis_time() or 0)
 local due_text = string.format('%.6f', due)
 redis.call('ZADD', scheduled, due_text, id)
+local expires = read_job(id, 'rqjobs_expires')[1]
+if expires then start_expiry(id, expires, due) end
 redis.call('ZREM', crash_backoff, id)
 revoke(id, before)
 if due < redis_time() + poll_seconds then redis.pcall('PUBLISH', channel, due_text) end

@@ -5,6 +5,7 @@
 -- ARGV  1 worker   2 maximum number of jobs   3 now, as RQ writes it
 --       4 traceback for a job that cannot be read   5 RQ's default failure_ttl
 --       6 a prefix for tokens, never used before   7 the worker's process, or ""
+--       8 traceback for a job that has expired
 --       then the known ids: the claimed jobs that the worker is aware of
 -- Promise:
 --   Every id that leaves a queue is in the claims. Left out are jobs that are gone, have ended, are
@@ -13,20 +14,21 @@
 --   the maximum is reached, it returns to the front of its queue.
 --   A job under which a process died is claimed alone.
 --   A job with a limit takes a slot and a token of its key, or leaves its queue to wait for them.
+--   A job that has expired before its first run ends instead.
 --   Nothing is claimed without a live lease, for a name that another process has taken over, or
 --   while RQ is suspended. Nothing is claimed from a paused queue; a job that a blocking pop
 --   delivered from one returns to the front.
 -- Returns {"ok", {id, queue, token, {field, value, …}}, …}, or {"no lease"}, or {"suspended"}. If
 -- anything is paused, a list precedes the jobs: {"paused", {"queue:<name>", "function:<name>", …},
 -- {id, …}, …}. The first word is "more", or "paused more", if so many jobs had to wait for their
--- limits that not all were looked at.
+-- limits, or had expired, that not all were looked at.
 
 local claims, leases = KEYS[1], KEYS[2]
 local worker, places_left, now_text = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local unreadable_traceback, default_ttl = ARGV[4], ARGV[5]
-local token_prefix, process = ARGV[6], ARGV[7]
+local token_prefix, process, expired_traceback = ARGV[6], ARGV[7], ARGV[8]
 local known = {}
-for i = 8, #ARGV do known[ARGV[i]] = true end
+for i = 9, #ARGV do known[ARGV[i]] = true end
 
 local lease = redis.pcall('ZSCORE', leases, worker)  -- an error if the key has the wrong type
 if type(lease) ~= 'string' or tonumber(lease) <= redis_time() then return {'no lease'} end
@@ -42,11 +44,13 @@ if redis.call('EXISTS', 'rq:suspended', 'rqjobs:paused') > 0 then
 end
 
 local FIELDS = {status = true, data = true, origin = true, rqjobs_token = true,
-  rqjobs_crashes = true, worker_name = true, rqjobs_limit = true, rqjobs_woken = true}
+  rqjobs_crashes = true, worker_name = true, rqjobs_limit = true, rqjobs_woken = true,
+  rqjobs_expires = true, ended_at = true}
 local MAX_PARKED = 200  -- jobs that one call lets wait
 local ENDED = {canceled = true, finished = true, failed = true, stopped = true}
 local claimed = {}  -- the jobs of the reply
 local parked = 0
+local expired_left = 200  -- expired jobs that this call may end; more would hold up other clients
 
 -- Whether the job is in another place than the one where its id was found: `queue`, or (nil) the
 -- claims. Only an id that was enqueued before can be elsewhere.
@@ -57,6 +61,13 @@ local function is_elsewhere(id, job, queue)
   -- A job that has never run has no worker_name. Its queue need not be searched.
   if job.status == 'queued' and not job.has_worker_name then return false end
   return is_in_place(id, job.origin, job.status)
+end
+
+-- Whether a job has not begun in time. A job that has ended before, or crashed, has begun.
+local function is_expired(job)
+  if not job.rqjobs_expires or job.ended_at or job.rqjobs_crashes then return false end
+  local moment = tonumber(string.match(job.rqjobs_expires, '^[%d.]+') or '')
+  return moment and moment <= redis_time()
 end
 
 -- Read a job. Returns the fields needed here, or a `reason` to skip it. An id may have been pushed
@@ -83,6 +94,8 @@ local function inspect(id, queue)
   elseif (job.status == 'started' or not queue)
       and is_held_by_another(id, me, job.rqjobs_token, job.worker_name) then
     job.reason = 'claimed'
+  elseif is_expired(job) then
+    job.reason = 'expired'
   end
   return job
 end
@@ -103,6 +116,10 @@ local function let_wait(id, queue, job)
   park(id, queue, key, job.rqjobs_woken)
   wake(key, 0)  -- notes when there is a token
   parked = parked + 1
+end
+
+local function end_expired(id, queue)
+  end_unrun(queue, id, worker, 'expired', expired_traceback, now_text, default_ttl)
 end
 
 -- Mark a job in the claims as started, in RQ's own fields, and add it to the reply. If plain RQ
@@ -145,6 +162,8 @@ local function adopt(id)
     redis.pcall('ZADD', 'rq:wip:' .. queue, '+inf', start(id, queue, job))
   elseif job.reason == 'unreadable' then
     fail_job(queue or 'default', id, worker, unreadable_traceback, now_text, default_ttl)
+  elseif job.reason == 'expired' then
+    end_expired(id, queue)
   end
   if job.reason then
     redis.call('LREM', claims, 0, id)
@@ -173,7 +192,8 @@ end
 
 -- Choose jobs from the front of a queue. `count` is the number of ids to remove from it.
 local function choose(queue, ids)
-  local chosen = {count = 0, ids = {}, jobs = {}, unreadable = {}, waiting = {}, unused = {}}
+  local chosen = {count = 0, ids = {}, jobs = {}, unreadable = {}, expired = {}, waiting = {},
+    unused = {}}
   for _, id in ipairs(ids) do
     local job = chosen.jobs[id] and {reason = 'claimed'} or inspect(id, queue)
     if job.rqjobs_crashes and not job.reason then  -- to be claimed alone
@@ -183,11 +203,19 @@ local function choose(queue, ids)
       end
       places_left = 1
     end
+    if job.reason == 'expired' and expired_left == 0 then
+      places_left = 0
+      break
+    end
     chosen.count = chosen.count + 1
     if job.reason == 'unreadable' then
       table.insert(chosen.unreadable, id)
     elseif job.reason then
       if job.rqjobs_woken then table.insert(chosen.unused, job) end
+      if job.reason == 'expired' then
+        expired_left = expired_left - 1
+        table.insert(chosen.expired, id)
+      end
     elseif job.rqjobs_limit and must_wait(id, job) then
       table.insert(chosen.waiting, id)
       chosen.jobs[id] = job
@@ -213,6 +241,7 @@ local function claim_from(key)
     for _, id in ipairs(chosen.unreadable) do
       fail_job(queue, id, worker, unreadable_traceback, now_text, default_ttl)
     end
+    for _, id in ipairs(chosen.expired) do end_expired(id, queue) end
     for _, id in ipairs(chosen.waiting) do let_wait(id, queue, chosen.jobs[id]) end
     if #chosen.waiting > 0 then window = 50 end  -- more of them may follow
     if chosen.count > 0 then redis.call('LTRIM', key, chosen.count, -1) end
@@ -233,7 +262,7 @@ end
 
 adopt_all()
 for i = 3, #KEYS do claim_from(KEYS[i]) end
-local is_cut_short = parked >= MAX_PARKED
+local is_cut_short = parked >= MAX_PARKED or expired_left == 0
 local reply = {is_cut_short and 'more' or 'ok'}
 if #paused > 0 then reply = {is_cut_short and 'paused more' or 'paused', paused} end
 for _, job in ipairs(claimed) do reply[#reply + 1] = job end

@@ -19,7 +19,7 @@ local OPTIONS = {'retries_left', 'retry_intervals', 'number_of_retries',
   'dependency_id', 'dependency_ids', 'allow_dependency_failures', 'enqueue_at_front',
   'success_callback_timeout', 'failure_callback_timeout', 'stopped_callback_timeout', 'webhooks',
   'ttl', 'result_ttl', 'failure_ttl', 'meta', 'result', 'exc_info', 'rqjobs_crashes', 'rqjobs_limit',
-  'rqjobs_woken', 'rqjobs_waits_for'}
+  'rqjobs_woken', 'rqjobs_waits_for', 'rqjobs_expires', 'rqjobs_kill_after', 'rqjobs_ending'}
 
 -- The entry whose first word is ARGV[at]. `parents` and `fields` are positions of first words; the
 -- parents' ids begin after the first parent word.
@@ -99,6 +99,25 @@ local function wrong_key()
   end
 end
 
+-- The fields of the job's policies; nil if it has none. They are the last ones of its hash.
+local function policies_of(entry)
+  local found
+  for i = entry.last - 1, entry.fields, -2 do
+    if string.sub(ARGV[i], 1, 7) ~= 'rqjobs_' then return found end
+    found = found or {}
+    found[ARGV[i]] = ARGV[i + 1]
+  end
+  return found
+end
+
+-- Apply the policies of a job that begins a life. `due` is nil if it is not delayed.
+local function begin_policies(id, policies, due)
+  if policies.rqjobs_expires then
+    start_expiry(id, policies.rqjobs_expires, math.max(due or 0, redis_time()))
+    redis.call('HSET', 'rq:job:' .. id, 'ended_at', '')  -- of an earlier life
+  end
+end
+
 local function accept(entry)
   local id, queue, job = entry.id, entry.queue, 'rq:job:' .. entry.id
   local before = not entry.is_new and placement(id)
@@ -110,6 +129,8 @@ local function accept(entry)
     clear_earlier_life(entry)
   end
   if entry.ttl ~= '' then redis.call('EXPIRE', job, entry.ttl) end
+  local policies = policies_of(entry)
+  if policies then begin_policies(id, policies, due) end
   if waits then
     defer(entry, due)
   elseif due then

@@ -4,6 +4,42 @@
 function end_policies(id)
 end
 
+-- Expiry. Count the seconds of a job's rqjobs_expires from `moment`. The field is "+<seconds>" at
+-- first, and "<Unix time>+<seconds>" then; "<Unix time>" alone stays.
+local function start_expiry(id, stored, moment)
+  local seconds = string.match(stored, '%+([%d.]+)$')
+  if seconds then
+    redis.call('HSET', 'rq:job:' .. id, 'rqjobs_expires',
+      string.format('%.3f+%s', moment + tonumber(seconds), seconds))
+  end
+end
+
+-- End a job that has not begun. RQ counts it as canceled; `ending` ("expired") says why, and `reason`
+-- is stored as RQ stores a traceback. RQ never removes a canceled job from its registry, but this one
+-- is kept as long as a failed one. So further endings remove those of the queue that are over.
+local function end_unrun(queue, id, worker, ending, reason, iso, default_ttl)
+  local job, results = 'rq:job:' .. id, 'rq:results:' .. id
+  local registry, own, now = 'rq:canceled:' .. queue, 'rqjobs:ended-unrun:' .. queue, redis_time()
+  local failure_ttl = (read_job(id, 'failure_ttl') or {})[1]
+  local kept = ttl_seconds(failure_ttl) or tonumber(default_ttl)
+  redis.call('HSET', job, 'status', 'canceled', 'ended_at', iso, 'origin', queue,
+    'rqjobs_ending', ending)
+  redis.call('HDEL', job, 'rqjobs_token')
+  redis.call('PERSIST', job)
+  if failure_ttl ~= '-1' then redis.call('EXPIRE', job, kept) end
+  redis.pcall('XADD', results, 'MAXLEN', '~', 10, '*', 'type', 2, 'worker_name', worker,
+    'exc_string', reason)
+  expire_with(job, results)
+  expire_with(job, job .. ':dependents')
+  redis.pcall('ZADD', registry, string.format('%d', now), id)
+  if failure_ttl ~= '-1' then redis.pcall('ZADD', own, string.format('%d', now + kept), id) end
+  for _, old in ipairs(redis.pcall('ZRANGEBYSCORE', own, '-inf', now, 'LIMIT', 0, 10)) do
+    if redis.call('EXISTS', 'rq:job:' .. old) == 0 then redis.pcall('ZREM', registry, old) end
+    redis.pcall('ZREM', own, old)
+  end
+  end_policies(id)
+end
+
 -- Limits. A job with a limit takes a slot of its key when it is claimed, and the slot is free when
 -- the job leaves the claims. A job that waits is in RQ's deferred registry, so that RQ's own cancel
 -- and delete work, and in order in the list rqjobs:waiting:<key>. A free slot wakes the first one.

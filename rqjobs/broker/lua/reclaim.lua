@@ -61,6 +61,8 @@ local function move(id, queue, token)
   return 'failed'
 end
 
+local ids = {}
+
 local function reclaim(id)
   local fields = read_job(id, 'origin', 'status', 'rqjobs_token', 'worker_name') or {}
   local queue, status, token, holder = fields[1], fields[2], fields[3], fields[4]
@@ -69,6 +71,8 @@ local function reclaim(id)
     token = nil
   elseif queue and is_active(status) and not is_in_place(id, queue, status) then
     outcome = move(id, queue, token)
+    -- The first one had begun, so it may not expire.
+    if id == ids[1] and token then redis.call('HDEL', 'rq:job:' .. id, 'rqjobs_expires') end
   end
   drop_claim(claims, queue, id, queue and token)
   return outcome
@@ -84,7 +88,8 @@ local function unregister()
 end
 
 if is_alive() then return {'alive'} end
-local ids, report = redis.pcall('LRANGE', claims, 0, -1), {}
+ids = redis.pcall('LRANGE', claims, 0, -1)
+local report = {}
 if running == '?' then running = ids[1] end
 for i = #ids, 1, -1 do
   report[#report + 1] = ids[i]

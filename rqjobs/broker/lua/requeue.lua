@@ -4,7 +4,7 @@
 -- KEYS  1 job hash   2 queue   3 rq:queues   4 failed
 -- ARGV  1 job id   2 "front" or "back"   3 now, as RQ writes it
 -- Promise: the job leaves the failed jobs and enters its queue in one step. Its crashes are
--- cleared.
+-- cleared, and it does not expire any more.
 -- Returns "requeued"; "not failed" (the job is not listed, or was enqueued again since and has left
 -- the failed jobs now); or "gone" (its hash had expired; the entry is removed).
 
@@ -36,5 +36,5 @@ redis.call(place == 'front' and 'LPUSH' or 'RPUSH', queue_key, id)
 redis.pcall('SADD', queues_key, queue_key)
 redis.call('ZREM', failed, id)
 redis.pcall('ZREM', 'rqjobs:stopped:' .. string.sub(failed, 11), id)
-redis.call('HDEL', job, 'rqjobs_crashes', 'exc_info')
+redis.call('HDEL', job, 'rqjobs_crashes', 'rqjobs_expires', 'exc_info')
 return 'requeued'

@@ -66,6 +66,7 @@ local function enqueue(tick, id)
   if redis.call('EXISTS', key) == 1 then return false end  -- another job has this id
   redis.call('HSET', key, 'status', 'queued', 'created_at', iso, 'enqueued_at', iso,
     'rqjobs_schedule', name, unpack(job))
+  if options.rqjobs_expires then start_expiry(id, options.rqjobs_expires, now) end
   if ttl_seconds(options.ttl) then redis.call('EXPIRE', key, ttl_seconds(options.ttl)) end
   redis.call(options.enqueue_at_front == '1' and 'LPUSH' or 'RPUSH', queue_key, id)
   redis.call('SADD', KEYS[8], queue_key)

@@ -17,6 +17,10 @@ from rqjobs.web.job_view import JOB_ACTIONS, actions_in, describe, fetch, label
 from rqjobs.web.rendering import CONNECTION_ERRORS, cut, flash, page, pages, redirect_back
 from rqjobs.web.views.delayed import reschedule_form
 
+CANCELED_WHILE_RUNNING = (
+    "The job is canceled. It may go on for a while, but its outcome will be dropped."
+)
+
 
 @pages.get("/jobs/<job_id>")
 def job(job_id: str) -> Any:
@@ -43,7 +47,7 @@ def act(job_id: str, action: str) -> Any:
     target = job_id
     try:
         found = fetch(job_id)
-        note = f"{JOB_ACTIONS[action].note} ({label(found, job_id)})"
+        note = f"{_note(found, action)} ({label(found, job_id)})"
         if isinstance(found, Exception):
             _act_on_unreadable(job_id, action)
         else:
@@ -59,6 +63,12 @@ def act(job_id: str, action: str) -> Any:
     if action == "delete":
         return redirect_back("rqjobs.home")
     return redirect_back("rqjobs.job", job_id=target)
+
+
+def _note(job: Job | Exception, action: str) -> str:
+    if action == "cancel" and isinstance(job, Job) and job.get_status(refresh=False) == "started":
+        return CANCELED_WHILE_RUNNING
+    return JOB_ACTIONS[action].note
 
 
 def _act(job: Job, action: str) -> str:
