@@ -224,9 +224,10 @@ class Stage:
             what=lambda: f"{name(kind, fault)}\n{self.text()[-3000:]}",
         )
         self.eventually(
-            lambda: fault.fired.is_set() or self.waits(), what=lambda: name(kind, fault)
+            lambda: fault.fired.is_set() or self.waits() or not self.lives(),
+            what=lambda: f"{name(kind, fault)}: {fault}\n{self.text()[-3000:]}",
         )
-        if rescue and fault.fired.is_set():
+        if rescue and (fault.fired.is_set() or not self.lives()):
             self.eventually(lambda: not self.lives(), what="the end of the killed")
             self.proxy.disarm()
             self.start()
