@@ -102,13 +102,15 @@ class JobDetails:
 
     `crashes` counts the processes that died under it. `due` is when a delayed job runs, as Unix
     seconds or as whatever Redis replies. `schedule` is the schedule that made it, or "". `ending`
-    says why a canceled job ended ("expired"), or "".
+    says why a canceled job ended ("expired"), or "". `paused` is the paused function for which a
+    deferred job waits, or "".
     """
 
     crashes: int
     due: Any
     schedule: str
     ending: str
+    paused: str
 
 
 # Queues and workers
@@ -403,12 +405,14 @@ def job_details(job: Job) -> JobDetails:
         pipe.hget(job.key, "rqjobs_crashes")
         pipe.hget(job.key, "rqjobs_schedule")
         pipe.hget(job.key, "rqjobs_ending")
+        pipe.hget(job.key, "rqjobs_paused")
         pipe.zscore(keys.scheduled(job.origin), job.id)
-        crashes, schedule, ending, due = pipe.execute(raise_on_error=False)
+        crashes, schedule, ending, paused, due = pipe.execute(raise_on_error=False)
     count = 0
     if crashes:
         count = len(decode(crashes).split(","))
-    return JobDetails(count, due, decode(schedule or b""), decode(ending or b""))
+    texts = [decode(field or b"") for field in (schedule, ending, paused)]
+    return JobDetails(count, due, *texts)
 
 
 def failed_queue_of(connection: redis.Redis, job_id: str) -> str | None:

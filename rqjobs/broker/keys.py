@@ -13,6 +13,8 @@ RQ's keys are its own, unchanged. Ours begin with `rqjobs:`:
     rqjobs:scheduled-without-job:<q>   hash, scheduled id that has no job -> since when
     rqjobs:paused                      hash, `queue:<name>` or `function:<name>` -> since when, in
                                        Unix seconds, and by whom if that is known
+    rqjobs:paused-jobs:<function>      list, ids of the jobs that wait until it is resumed
+    rqjobs:paused-jobs                 set, the functions for which there may be such a list
     rqjobs:ended-parents               set, ended jobs whose dependents are to be enqueued: an id,
                                        or `<id>:finished`
     rqjobs:slots:<key>                 hash, the jobs that hold a slot of a limit -> their workers
@@ -41,8 +43,9 @@ a job with an `rq.Repeat`: its repeats and retries at the start), and `rqjobs_sc
 schedule that made it). Of policies: `rqjobs_limit` (jobs at a time, seconds for each start, burst,
 and key; 0 is no limit), `rqjobs_waits_for` (the key for which it waits), `rqjobs_woken` ("1"
 between its wait and its claim), `rqjobs_expires` (until when it may begin:
-policies/time_limits.py), `rqjobs_kill_after` (seconds after its timeout), and `rqjobs_ending` (of a
-canceled job: "expired" if it ended because it had not begun in time).
+policies/time_limits.py), `rqjobs_kill_after` (seconds after its timeout), `rqjobs_paused` (the
+paused function for which it waits), and `rqjobs_ending` (of a canceled job: "expired" if it ended
+because it had not begun in time).
 """
 
 from __future__ import annotations
@@ -56,6 +59,7 @@ WORKERS = "rq:workers"
 LEASES = "rqjobs:leases"
 RETIRED_WORKERS = "rqjobs:retired-workers"
 PAUSED = "rqjobs:paused"
+PAUSED_JOBS = "rqjobs:paused-jobs"
 ENDED_PARENTS = "rqjobs:ended-parents"
 SWEEP_LOCK = "rqjobs:sweep:lock"
 LAST_SWEEP = "rqjobs:sweep:last"
@@ -212,6 +216,10 @@ def paused_queue(name: str) -> str:
 def paused_function(name: str) -> str:
     """The field of `PAUSED` for a job function."""
     return f"function:{name}"
+
+
+def paused_jobs(function: str) -> str:
+    return f"{PAUSED_JOBS}:{function}"
 
 
 def schedule(name: str) -> str:

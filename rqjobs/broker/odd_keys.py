@@ -28,7 +28,7 @@ SINGLE_KEYS = {
         keys.SCHEDULES_LOCK,
     ),
     "zset": (keys.LEASES, keys.RETIRED_WORKERS, keys.SCHEDULES, keys.RATE_DUE),
-    "set": (keys.ENDED_PARENTS, keys.QUEUES, keys.WORKERS, keys.WAITING_KEYS),
+    "set": (keys.ENDED_PARENTS, keys.PAUSED_JOBS, keys.QUEUES, keys.WORKERS, keys.WAITING_KEYS),
     "hash": (
         keys.PAUSED,
         keys.STRAYS_SEEN,

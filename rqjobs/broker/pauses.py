@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
@@ -11,6 +12,8 @@ import redis
 
 from rqjobs.broker import keys, scripts
 from rqjobs.broker.keys import decode
+from rqjobs.broker.scripts import PARK_PAUSED, UNPARK_PAUSED
+from rqjobs.broker.transitions import BATCH_MAX_JOBS, Claim
 from rqjobs.texts import escape_surrogates
 
 KINDS = {"queue": keys.paused_queue, "function": keys.paused_function}
@@ -71,5 +74,38 @@ def pause(connection: redis.Redis, kind: str, name: str, by: str = "") -> bool:
 
 
 def resume(connection: redis.Redis, kind: str, name: str) -> bool:
-    """End a pause. False if there is none."""
-    return bool(connection.hdel(keys.PAUSED, KINDS[kind](name)))
+    """End a pause, and put the jobs that wait for a function back into their queues.
+
+    If this process dies in between, the next sweep goes on. False if there is no such pause.
+    """
+    is_resumed = bool(connection.hdel(keys.PAUSED, KINDS[kind](name)))
+    if kind == "function":
+        unpark(connection, name)
+    return is_resumed
+
+
+def park_command(worker: str, claim: Claim, function: str) -> tuple[Any, ...]:
+    """The command that lets a claimed job wait until its function is resumed."""
+    script_keys = [keys.claims(worker), keys.PAUSED, keys.paused_jobs(function), keys.PAUSED_JOBS]
+    arguments = [claim.job_id, claim.queue, claim.token, function]
+    return PARK_PAUSED.call(script_keys, arguments)
+
+
+def unpark(
+    connection: redis.Redis, function: str, on_progress: Callable[[], None] = lambda: None
+) -> None:
+    """Put the jobs that wait for this function back into their queues, unless it is paused."""
+    script_keys = [keys.PAUSED, keys.paused_jobs(function), keys.PAUSED_JOBS]
+    while True:
+        _, more = UNPARK_PAUSED.run(connection, script_keys, [function, BATCH_MAX_JOBS])
+        on_progress()
+        if more != b"1":
+            return
+
+
+def unpark_all(connection: redis.Redis, on_progress: Callable[[], None] = lambda: None) -> None:
+    """`unpark` for every function for which jobs wait."""
+    (functions,) = scripts.read_together(connection, [("SMEMBERS", keys.PAUSED_JOBS)])
+    if isinstance(functions, set | list):  # otherwise the key has the wrong type
+        for function in functions:
+            unpark(connection, decode(function), on_progress)

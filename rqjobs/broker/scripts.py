@@ -90,7 +90,7 @@ def load_scripts(client: redis.Redis) -> None:
     it.
     """
     try:
-        for script in (CLAIM, SETTLE_SUCCESS, SETTLE_POLICY_SUCCESS, SETTLE, RELEASE, RECLAIM):
+        for script in WORKER_SCRIPTS:
             client.script_load(script.source)
     except Exception as error:
         if not is_transient(error):
@@ -113,6 +113,17 @@ CHANGE_DELAYED = Script("change_delayed")
 DELETE = Script("delete", common=False)
 SAVE_FIELDS = Script("save_fields", common=False)
 WAKE_DUE = Script("wake_due")
+PARK_PAUSED = Script("park_paused")
+UNPARK_PAUSED = Script("unpark_paused")
+WORKER_SCRIPTS = (
+    CLAIM,
+    SETTLE_SUCCESS,
+    SETTLE_POLICY_SUCCESS,
+    SETTLE,
+    RELEASE,
+    RECLAIM,
+    PARK_PAUSED,
+)
 CHECK_WAITING = Script("check_waiting")
 
 # Schedules.

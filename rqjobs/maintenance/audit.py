@@ -213,8 +213,9 @@ def blocked_jobs(connection: redis.Redis, ids: list[str]) -> Iterator[tuple[str,
     job.
 
     A deleted parent counts as finished when another parent ends; without another parent it blocks.
+    A job that waits for its limit, or for a paused function, is not blocked.
     """
-    waits = _waits_of(connection, ids)
+    waits = _waits_of(connection, _without_parked(connection, ids))
     unfinished = {wait.job_id for wait in waits if wait.state not in ("finished", "gone")}
     blocked = {wait.job_id for wait in waits if not wait.is_over()}
     for wait in waits:
@@ -223,6 +224,16 @@ def blocked_jobs(connection: redis.Redis, ids: list[str]) -> Iterator[tuple[str,
             yield wait.job_id, wait.parent, wait.state
     unblocked = {wait.job_id: wait.parent for wait in waits if wait.job_id not in blocked}
     yield from _never_enqueued(connection, unblocked)
+
+
+def _without_parked(connection: redis.Redis, ids: list[str]) -> list[str]:
+    commands = [("HMGET", keys.job(job_id), "rqjobs_waits_for", "rqjobs_paused") for job_id in ids]
+    replies = scripts.read_together(connection, commands)
+    return [
+        job_id
+        for job_id, reply in zip(ids, replies, strict=True)
+        if isinstance(reply, Exception) or not any(reply)
+    ]
 
 
 def _waits_of(connection: redis.Redis, ids: list[str]) -> list[Wait]:

@@ -11,7 +11,7 @@ from typing import Any
 import redis
 
 from rqjobs import config
-from rqjobs.broker import keys, leases, odd_keys, recovery, scripts, transitions
+from rqjobs.broker import keys, leases, odd_keys, pauses, recovery, scripts, transitions
 from rqjobs.broker.keys import decode
 from rqjobs.broker.places import SCAN_BATCH_KEYS, owners_of, queue_names, started_jobs
 from rqjobs.maintenance.liveness import Liveness, WorkerLiveness, death_cause
@@ -76,6 +76,7 @@ class _Sweep:
             self._sweep_retired_workers()
             sweep_strays(self.connection, self.liveness.now, self.result)
         enqueue_waiting_dependents(self.connection, self.result.on_progress)
+        pauses.unpark_all(self.connection, self.result.on_progress)
         if self.connection.exists(keys.WAITING_KEYS):
             recovery.wake_due(self.connection)  # there may be no scheduler
             recovery.check_waiting(self.connection, self.result.on_progress)

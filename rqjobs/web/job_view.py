@@ -119,6 +119,7 @@ def describe(job_id: str) -> dict[str, Any]:
         "arguments": _arguments(job),
         "crashes": details.crashes,
         "ending": cut(details.ending, 100) if status == "canceled" else "",
+        "paused": cut(details.paused, NAME_CHARACTERS) if status == "deferred" else "",
         "kill_after": cut(job.policy_fields.get("rqjobs_kill_after"), 20),
         "retries_left": job.retries_left,
         "repeats_left": job.repeats_left,

@@ -27,7 +27,7 @@ from rq.logutils import blue, green
 from rq.worker import DequeueStrategy
 
 from rqjobs import config, processes, texts
-from rqjobs.broker import keys, leases, transitions
+from rqjobs.broker import keys, leases, pauses, transitions
 from rqjobs.broker.scripts import CLAIM, RELEASE
 from rqjobs.broker.transitions import Claim
 from rqjobs.connection import is_transient
@@ -178,8 +178,11 @@ class Horse:
                 return False
         self.reaper.reap()
         names = self._queue_names()
-        if self.paused:  # a resumed queue is noticed by the next claim only
-            names = [name for name in names if keys.paused_queue(name) not in self.paused]
+        open_names = names
+        if self.paused:
+            open_names = [name for name in names if keys.paused_queue(name) not in self.paused]
+        if open_names != names:  # a resumed queue is noticed by the next claim only
+            names = open_names
             seconds = min(seconds, PAUSED_WAIT_SECONDS)
         if not names:
             self._pause(seconds)
@@ -304,7 +307,7 @@ class Horse:
         # A crash counts from here on: the job's hash may be the cause.
         worker.report(HorsePhase.RUNNING, _deadline(claim), _kill_after(claim))
         job = self._read_job(claim)
-        if job is None:
+        if job is None or (self.paused and self._park_if_paused(claim, job)):
             return
         if worker._dequeue_strategy != DequeueStrategy.DEFAULT:
             self._reorder_queues(queue)
@@ -345,6 +348,24 @@ class Horse:
             self._fail(claim, f"The job's hash in Redis cannot be read: {reason}")
             return None
         return job
+
+    def _park_if_paused(self, claim: Claim, job: Any) -> bool:
+        """Let the job wait if its function is paused. Returns whether the job left the claims."""
+        try:
+            function = str(job.func_name)
+        except Exception:  # the run will fail the job with this error
+            return False
+        if keys.paused_function(function) not in self.paused:
+            return False
+        reply = self._call(*pauses.park_command(self.worker.name, claim, function))
+        if reply is None:  # the parent asks to stop, and releases the job
+            return True
+        if reply == b"not paused":
+            self.worker.report(HorsePhase.RUNNING, _deadline(claim), _kill_after(claim))
+            return False
+        if reply != b"parked":
+            self.worker.log_settlement(claim.job_id, SettleReply.read(reply))
+        return True
 
     def _reorder_queues(self, queue: Queue) -> None:
         """Let RQ's dequeue strategy (random, round robin) put the queues into their next order."""

@@ -12,8 +12,9 @@ from rq.suspension import suspend
 
 import rqjobs
 from rqjobs import NotAJob, stats
-from rqjobs.broker import keys, leases
-from rqjobs.maintenance import audit, doctor
+from rqjobs.broker import keys, leases, pauses, scripts
+from rqjobs.maintenance import audit, doctor, sweep
+from rqjobs.web import create_app
 
 
 def blocked_pops(redis):
@@ -36,7 +37,7 @@ def test_a_paused_queue_is_skipped_and_its_jobs_keep_their_order(redis):
     assert other.is_finished and rqjobs.queue("low").job_ids == [job.id for job in jobs]
     (pause,) = rqjobs.paused()
     assert (pause.kind, pause.name, pause.by) == ("queue", "low", "ada")
-    assert pause.since == pytest.approx(stats.scripts.redis_time(redis), abs=60)
+    assert pause.since == pytest.approx(scripts.redis_time(redis), abs=60)
     assert rqjobs.resume(queue="low") and not rqjobs.resume(queue="low")
     worker.work(burst=True, logging_level="WARNING")
     assert redis.lrange("order", 0, -1) == [job.id.encode() for job in jobs]
@@ -158,3 +159,138 @@ def test_foreign_data_in_the_pauses_stops_nothing(redis):
     job = rqjobs.enqueue(sample_jobs.ok)
     rqjobs.Worker(["default"]).work(burst=True, logging_level="CRITICAL")
     assert job.is_finished
+
+
+# Functions
+
+
+def run(*queues, **options):
+    options = {"logging_level": "WARNING", **options}
+    rqjobs.Worker(queues or ["high", "default", "low"]).work(burst=True, **options)
+
+
+def test_jobs_of_a_paused_function_wait_and_return_to_the_front_in_order(redis):
+    marks = [rqjobs.queue("low").enqueue(sample_jobs.mark, "order") for _ in range(5)]
+    other = rqjobs.queue("low").enqueue(sample_jobs.ok)
+    rqjobs.pause(function=sample_jobs.mark)
+    run()
+    assert other.is_finished and not redis.exists("order")
+    assert {job.get_status() for job in marks} == {JobStatus.DEFERRED}
+    assert set(rqjobs.queue("low").deferred_job_registry.get_job_ids()) == {job.id for job in marks}
+    found = audit.audit(redis, settle=0)
+    assert not found.breaches and not found.remarks
+    later = rqjobs.queue("low").enqueue(sample_jobs.mark, "order")
+    assert rqjobs.resume(function=sample_jobs.mark)
+    assert rqjobs.queue("low").job_ids == [job.id for job in (*marks, later)]
+    assert not redis.exists(keys.PAUSED_JOBS, keys.paused_jobs("sample_jobs.mark"))
+    run()
+    assert redis.lrange("order", 0, -1) == [job.id.encode() for job in (*marks, later)]
+    assert not redis.hexists(marks[0].key, "rqjobs_paused")
+
+
+def test_a_waiting_job_can_be_canceled_deleted_and_enqueued_again(redis):
+    rqjobs.pause(function="sample_jobs.mark")
+    canceled, deleted, again, left = (rqjobs.enqueue(sample_jobs.mark, "ran") for _ in range(4))
+    run()
+    canceled.cancel()
+    deleted.delete()
+    rqjobs.queue("high").enqueue(sample_jobs.ok, job_id=again.id)
+    run()
+    assert rqjobs.Job.fetch(again.id, connection=redis).is_finished
+    rqjobs.resume(function="sample_jobs.mark")
+    run()
+    assert redis.lrange("ran", 0, -1) == [left.id.encode()]
+    assert not audit.audit(redis, settle=0).breaches
+
+
+def test_a_job_whose_parents_have_ended_is_not_called_blocked(redis, client_of_pages):
+    parent = rqjobs.enqueue(sample_jobs.ok)
+    child = rqjobs.enqueue(sample_jobs.mark, "ran", depends_on=parent)
+    rqjobs.pause(function="sample_jobs.mark")
+    run()
+    assert child.get_status() == JobStatus.DEFERRED
+    assert not audit.audit(redis, settle=0).remarks
+    assert "<code>rqjobs resume --function sample_jobs.mark</code>" in client_of_pages(child)
+
+
+@pytest.fixture
+def client_of_pages():
+    """The page of a job, for an admin."""
+
+    def page(job):
+        rqjobs.config.use(admin_password="correct horse", secret_key="k" * 32)
+        client = create_app().test_client()
+        client.environ_base["HTTP_SEC_FETCH_SITE"] = "same-origin"
+        client.post("/login", data={"user": "admin", "password": "correct horse"})
+        return client.get(f"/jobs/{job.id}").text
+
+    return page
+
+
+def test_a_sweep_goes_on_with_a_resume_that_died(redis):
+    jobs = rqjobs.enqueue_many([(sample_jobs.mark, "order") for _ in range(3)])
+    rqjobs.pause(function="sample_jobs.mark")
+    run()
+    redis.hdel(keys.PAUSED, keys.paused_function("sample_jobs.mark"))  # and no further
+    sweep.sweep(redis, force=True)
+    assert rqjobs.queue("default").job_ids == [job.id for job in jobs]
+    assert not audit.audit(redis, settle=0).breaches
+
+
+def test_a_resume_moves_many_jobs_in_steps_and_in_order(redis, monkeypatch):
+    jobs = rqjobs.enqueue_many([(sample_jobs.mark, "order") for _ in range(25)])
+    rqjobs.pause(function="sample_jobs.mark")
+    run()
+    monkeypatch.setattr(pauses, "BATCH_MAX_JOBS", 10)
+    rqjobs.resume(function="sample_jobs.mark")
+    assert rqjobs.queue("default").job_ids == [job.id for job in jobs]
+
+
+def test_a_job_that_is_claimed_before_the_resume_runs_or_returns(redis):
+    """The horse parks it after the resume: then there is no pause any more, and the job runs."""
+    job = rqjobs.enqueue(sample_jobs.mark, "ran")
+    lease(redis, "w")
+    (claimed,) = claim(redis, "w", ["default"])
+    command = pauses.park_command("w", claimed, "sample_jobs.mark")
+    redis.script_load(scripts.PARK_PAUSED.source)
+    assert redis.execute_command(*command) == b"not paused"
+    assert job.get_status() == JobStatus.STARTED
+    rqjobs.pause(function="sample_jobs.mark")
+    assert redis.execute_command(*command) == b"parked"
+    assert redis.execute_command(*command) == b"refused", "asked again, it changes nothing"
+    assert redis.llen(keys.paused_jobs("sample_jobs.mark")) == 1
+    assert not audit.audit(redis, settle=0).breaches
+
+
+def test_kills_while_functions_are_paused_and_resumed_lose_no_job(worker, redis, eventually, kill):
+    jobs = rqjobs.enqueue_many(
+        [
+            (function, *arguments)
+            for _ in range(100)
+            for function, *arguments in ((sample_jobs.nap, 0.003), (sample_jobs.mark, "ran"))
+        ]
+    )
+    processes = [worker() for _ in range(2)]
+    for _ in range(5):
+        rqjobs.pause(function="sample_jobs.nap")
+        kill(processes.pop(0).pid)
+        processes.append(worker())
+        if random.random() < 0.7:
+            rqjobs.resume(function="sample_jobs.nap")
+    rqjobs.resume(function="sample_jobs.nap")
+    eventually(lambda: all(job.is_finished for job in jobs), timeout=60)
+    assert set(redis.lrange("ran", 0, -1)) == {
+        job.id.encode() for job in jobs if job.func_name == "sample_jobs.mark"
+    }
+    assert not audit.audit(redis, settle=0.5).breaches
+
+
+def test_a_job_with_a_limit_frees_its_slot_when_it_waits_for_its_function(redis):
+    first, second = (rqjobs.enqueue(sample_jobs.strange, limit=1) for _ in range(2))
+    rqjobs.pause(function="sample_jobs.strange")
+    run()
+    assert {first.get_status(), second.get_status()} == {JobStatus.DEFERRED}
+    rqjobs.resume(function="sample_jobs.strange")
+    run()
+    assert first.is_finished and second.is_finished
+    assert not redis.keys("rqjobs:slots*")
