@@ -415,6 +415,44 @@ def job_details(job: Job) -> JobDetails:
     return JobDetails(count, due, *texts)
 
 
+@dataclass(frozen=True)
+class WaitingKey:
+    """A limit for which jobs wait: its key, and how many jobs of it run and wait."""
+
+    key: str
+    running: int
+    waiting: int
+
+
+def waiting_keys(connection: redis.Redis, limit: int = 50) -> list[WaitingKey]:
+    """The keys for which jobs wait, those with the most waiting jobs first."""
+    (members,) = scripts.read_together(connection, [("SRANDMEMBER", keys.WAITING_KEYS, 1000)])
+    if not isinstance(members, list):
+        return []
+    commands: list[tuple[Any, ...]] = []
+    for member in members:
+        commands += [("HLEN", keys.slots(decode(member))), ("LLEN", keys.waiting(decode(member)))]
+    replies = scripts.read_together(connection, commands)
+    counts = [reply if isinstance(reply, int) else 0 for reply in replies]
+    found = [
+        WaitingKey(decode(member), running, waiting)
+        for member, running, waiting in zip(members, counts[::2], counts[1::2], strict=True)
+        if waiting
+    ]
+    return sorted(found, key=lambda one: (-one.waiting, one.key))[:limit]
+
+
+def waits_for(job: Job) -> str:
+    """The limit for which a deferred job waits, with its place in line; "" if there is none."""
+    key = decode(job.connection.hget(job.key, "rqjobs_waits_for") or b"")
+    if not key:
+        return ""
+    position = job.connection.lpos(keys.waiting(key), job.id, maxlen=10_000)
+    if not isinstance(position, int):
+        return key
+    return f"{key}, number {position + 1:,} in line"
+
+
 def failed_queue_of(connection: redis.Redis, job_id: str) -> str | None:
     """The queue that has this id among its failed jobs, or None."""
     names = queue_names(connection)

@@ -178,6 +178,10 @@ def show_stats(as_json: bool) -> None:
         [[_cell(value) for value in dataclasses.astuple(queue)] for queue in snapshot.queues],
     )
     click.echo()
+    if waiting := stats.waiting_keys(connection.client()):
+        rows = [[one.key, one.running, one.waiting] for one in waiting]
+        echo_table(["limit", "running", "waiting"], rows)
+        click.echo()
     rows = [
         [
             worker.name[:12],

@@ -17,6 +17,10 @@ OPTIONS = frozenset({"limit", "limit_by", "rate", "burst"})
 FIELDS = frozenset({"rqjobs_limit"})
 MAX_LIMIT = 10_000
 UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+STORED = re.compile(
+    r"(?P<limit>[0-9]{1,9}) (?P<seconds>[0-9]{1,9}\.[0-9]{1,9}) (?P<burst>[0-9]{1,9}) (?P<key>.+)",
+    re.DOTALL,
+)
 RATE = re.compile(r"([0-9]{1,7})/([0-9]{0,4})([smhd])")
 
 
@@ -64,6 +68,20 @@ def seconds_per_job(rate: Any) -> float:
     if not jobs or not units:
         raise ValueError(f"rate={rate!r} would let no job run; {hint}")
     return units * UNIT_SECONDS[match[3]] / jobs
+
+
+def describe(stored: Mapping[str, str]) -> str:
+    """The limit of a job by its stored fields; "" if it has none."""
+    match = STORED.fullmatch(stored.get("rqjobs_limit", ""))
+    if not match:
+        return ""
+    parts = []
+    if match["limit"] != "0":
+        parts.append(f"{match['limit']} at a time")
+    seconds = float(match["seconds"])
+    if seconds:
+        parts.append(f"one every {seconds:g} s, {match['burst']} at once")
+    return f"{' and '.join(parts)} for {match['key']}"
 
 
 def fields(call: Call, options: Mapping[str, Any]) -> dict[str, str]:

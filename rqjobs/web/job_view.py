@@ -17,7 +17,7 @@ from rq.results import Result
 from rqjobs import catalog, connection, queues, stats
 from rqjobs.jobs import Job
 from rqjobs.maintenance import audit
-from rqjobs.policies import time_limits
+from rqjobs.policies import limits, time_limits
 from rqjobs.web.rendering import CONNECTION_ERRORS, cut, pretty, unreadable
 
 ENDED_STATUSES = ("finished", "failed", "stopped", "canceled")
@@ -123,6 +123,8 @@ def describe(job_id: str) -> dict[str, Any]:
         "kill_after": cut(job.policy_fields.get("rqjobs_kill_after"), 20),
         "retries_left": job.retries_left,
         "repeats_left": job.repeats_left,
+        "limit": cut(limits.describe(job.policy_fields), 300),
+        "waits_for": _waits_for(job, status),
         **_times(job, status, details.due),
         **_parents(job, status),
         **_meta(job),
@@ -170,6 +172,13 @@ def _times(job: Job, status: str, due: Any) -> dict[str, Any]:
         "running": running,
         "took": took,
     }
+
+
+def _waits_for(job: Job, status: str) -> str:
+    """What a deferred job waits for, if that is no other job."""
+    if status != "deferred":
+        return ""
+    return cut(stats.waits_for(job), 300)
 
 
 def _moment(seconds: Any) -> datetime | None:

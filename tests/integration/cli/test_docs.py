@@ -195,19 +195,41 @@ def enqueue_from_flask(spawn, eventually):
     return job_id
 
 
-def test_the_programs_of_the_policies_page_run(write, run, environ, redis):
+def after_limits(output, redis):
+    assert output == ""
+    assert redis.zcard("rq:finished:default") == 6  # a job that ended woke the next one
+
+
+def after_pause(output, redis):
+    assert output.count("is paused since") == 2 and "by ada" in output
+
+
+def after_time(output, redis):
+    assert output == "JobStatus.CANCELED\n" and redis.zcard("rq:finished:default") == 1
+
+
+POLICIES = {"Limits": after_limits, "Pause": after_pause, "Time": after_time}
+
+
+def test_each_section_of_the_policies_page_is_tested():
+    assert re.findall("^## (.+)$", PAGES["policies.md"], flags=re.M) == list(POLICIES)
+
+
+@pytest.mark.parametrize("heading", POLICIES)
+def test_the_program_of_a_policy_runs(heading, folder, run, environ, redis):
     """Each program is followed by a worker that runs what it has enqueued."""
-    write("policies.md")
-    names = [file_name(code) for code in blocks("policies.md", "python")]
-    modules = ",".join(name.removesuffix(".py") for name in names if name)
+    section = PAGES["policies.md"].split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    codes = [code for _, language, code in BLOCK.findall(section) if language == "python"]
+    names = [name for code in codes if (name := file_name(code))]
+    for name, code in zip(names, codes, strict=False):
+        (folder / name).write_text(code, encoding="utf-8")
+    modules = ",".join(name.removesuffix(".py") for name in names)
     environ.update(REDIS_URL=config.current().redis_url, RQJOBS_MODULES=modules)
     outputs = []
-    for code in blocks("policies.md", "python"):
-        if not file_name(code):
-            outputs.append(run(code, sys.executable, "-c"))
-            run("rqjobs worker --burst")
-    assert outputs[0].count("is paused since") == 2 and "by ada" in outputs[0]
-    assert outputs[1] == "JobStatus.CANCELED\n" and redis.zcard("rq:finished:default") == 1
+    for code in codes[len(names) :]:
+        outputs.append(run(code, sys.executable, "-c"))
+        run("rqjobs worker --burst")
+    POLICIES[heading]("".join(outputs), redis)
     assert not redis.zcard("rq:failed:default") and not redis.zcard("rq:failed:low")
 
 
@@ -246,17 +268,16 @@ def test_the_two_lines_of_the_procfile(folder, spawn, redis, server, port, write
 @pytest.mark.parametrize("page", PAGES)
 def test_every_python_block_is_a_program_and_runs_somewhere(page):
     run_by_others = {"wsgi.py"}  # test_serving.py
-    run_here = {"jobs.py", "app.py", "tasks.py", "emails.py", "shop.py", "reports.py", "exports.py"}
+    run_here = {"jobs.py", "app.py", "tasks.py", "emails.py", "shop.py"}
     programs = {
         "README.md": 0,
         "jobs.md": 2,
         "schedules.md": 1,
         "guarantees.md": 1,
-        "policies.md": 2,
     }
     for code in blocks(page, "python"):
         compile(code, page, "exec")
-    if page not in NOT_RUN:
+    if page not in {*NOT_RUN, "policies.md"}:  # each section of that page is run as a whole
         names = [file_name(code) for code in blocks(page, "python")]
         assert set(filter(None, names)) <= run_here | run_by_others
         assert names.count(None) == programs.get(page, 0), "a block that no test runs"
