@@ -14,6 +14,8 @@ from rqjobs.connection import NoRedis, client
 from rqjobs.job_fields import PayloadTooLarge
 from rqjobs.jobs import Job
 from rqjobs.pauses import pause, paused, resume
+from rqjobs.policies.exceptions import Discard, RetryIn, Snooze
+from rqjobs.policies.retries import backoff
 from rqjobs.queues import Queue, enqueue, enqueue_at, enqueue_in, enqueue_many, queue
 from rqjobs.schedules.cron import ScheduleError
 from rqjobs.schedules.rules import cron, every
@@ -30,6 +32,7 @@ __all__ = [
     "Callback",
     "Config",
     "ConfigError",
+    "Discard",
     "EnqueueData",
     "Job",
     "NoRedis",
@@ -40,9 +43,12 @@ __all__ = [
     "RefusedWebhook",
     "Repeat",
     "Retry",
+    "RetryIn",
     "ScheduleError",
     "SimpleWorker",
+    "Snooze",
     "Worker",
+    "backoff",
     "cancelled",
     "client",
     "cron",

@@ -12,7 +12,6 @@ from collections.abc import (
     Coroutine,
     Generator,
     Iterable,
-    Mapping,
 )
 from contextlib import nullcontext
 from datetime import timedelta
@@ -44,6 +43,8 @@ from rqjobs.job_fields import (
     read_description,
     read_traceback,
 )
+from rqjobs.policies import retries
+from rqjobs.retrying import RetryingJob
 from rqjobs.serializers import (
     JSON_TYPES,
     ConfiguredSerializer,
@@ -58,7 +59,6 @@ JSON_FIELD_MAX_BYTES = 4 * 1024 * 1024
 UNREADABLE_META_MAX_BYTES = 1000  # of a meta that cannot be read, to be shown
 PLAIN_RESULT_TYPES = JSON_TYPES | {list, dict, tuple, set}  # no code of theirs is left to run
 UNRUN_RESULT_TYPES = (Generator, AsyncGenerator, Awaitable, map, filter)
-NO_POLICIES: Mapping[str, str] = {}
 WORKER_FIELDS = ("status", "started_at", "ended_at", "last_heartbeat", "worker_name")
 
 signature = lru_cache(maxsize=1024)(inspect.signature)
@@ -82,20 +82,17 @@ class RepeatState(NamedTuple):
     retries: int | None
 
 
-class Job(rq.job.Job):
+class Job(RetryingJob):
     """An `rq.Job` that runs only if every name in it is in the catalog.
 
     The docstring of each method that replaces one of RQ's says why.
     """
 
-    policy_fields: Mapping[str, str] = NO_POLICIES  # those fields of its hash
     is_new = False  # the id is new, so nothing can be stored under it
     hash_as_read: Any = None  # the hash from which `restore` filled this object
     fields_as_stored: dict[str, Any] | None = None  # the fields of the last write
     repeat_state: RepeatState | None = None
     serialized_result: bytes | None = None  # of a run that has returned
-    traceback = ""  # of a run that has just failed
-    execution: Any = None  # RQ's record of the run
     hides_result = False  # see `hide_result`
     hidden_result: Any = None
     unreadable_meta: Any = None  # what RQ puts in the place of such a meta; it is not stored
@@ -196,6 +193,12 @@ class Job(rq.job.Job):
         """
         is_new = self.is_new
         self.is_new = False
+        if self.policy_fields:
+            self.policy_fields = {
+                name: value
+                for name, value in self.policy_fields.items()
+                if name not in retries.RUN_FIELDS
+            }
         if not is_new:
             self.fields_as_stored = self.to_dict()
         elif self._is_plain():
@@ -430,10 +433,18 @@ class Job(rq.job.Job):
             self.connection = self.connection.own
         self.check()
         app = catalog.flask_app()
-        with app.app_context() if app else _NO_CONTEXT:
-            result = self.func(*self.args, **self.kwargs)
-            if type(result) not in PLAIN_RESULT_TYPES and issubclass(type(result), Coroutine):
-                result = run_coroutine(result)
+        try:
+            with app.app_context() if app else _NO_CONTEXT:
+                result = self.func(*self.args, **self.kwargs)
+                if type(result) not in PLAIN_RESULT_TYPES and issubclass(type(result), Coroutine):
+                    result = run_coroutine(result)
+        except BaseException as error:
+            if not self.hides_result:  # no worker runs the job
+                raise
+            decided = self.decide_in_function(error)
+            if decided is None:
+                raise
+            return decided
         if type(result) not in PLAIN_RESULT_TYPES and issubclass(type(result), UNRUN_RESULT_TYPES):
             raise TypeError(
                 f"{self.func_name} returned a {texts.class_name(type(result))}, of which nothing "
@@ -488,22 +499,19 @@ class Job(rq.job.Job):
     @property
     def should_retry(self) -> bool:
         """RQ ends a `Repeat` at the first run that fails for good; ours goes on."""
-        return super().should_retry or bool(self.repeats_left)
+        return self.wants_retry() or bool(self.repeats_left)
 
     def retry(self, queue: Any, pipeline: Any) -> None:
         """RQ calls it after a failure if `should_retry`: enqueue a retry, else the next repeat."""
-        if super().should_retry:
-            super().retry(queue, pipeline)
+        if not self.wants_retry():
+            self.record_attempt(Result.Type.FAILED, pipeline)
+            repeat(self, queue, pipeline)
             return
-        Result.create_failure(
-            self,
-            self.failure_ttl,
-            self.traceback,
-            self.worker_name or "",
-            pipeline,
-            execution_id=self.execution and self.execution.id,
-        )
-        repeat(self, queue, pipeline)
+        self.record_attempt(Result.Type.RETRIED, pipeline)
+        if self.decision is None:
+            super().retry(queue, pipeline)
+        else:
+            self.run_again(self.decision, queue, pipeline)
 
     def requeue(self, at_front: bool = False) -> Job:
         """RQ's `requeue` takes three steps, and a crash between two of them loses the job.
@@ -629,6 +637,8 @@ def repeat(job: Any, queue: Any, pipeline: Any = None) -> None:
     interval = intervals[min(runs, len(intervals) - 1)]
     job.repeats_left -= 1
     job.retries_left = state.retries
+    if getattr(job, "policy_fields", None):
+        job.policy_fields = {**job.policy_fields, "rqjobs_retries": ""}
     pipe = job.connection.pipeline() if pipeline is None else pipeline
     if interval:
         queue.schedule_job(job, now() + timedelta(seconds=interval), pipeline=pipe)

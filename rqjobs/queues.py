@@ -448,7 +448,7 @@ def _take_policies(call: policies.Call, options: dict[str, Any]) -> dict[str, st
     for name in own:
         del options[name]
     if "retry" in own:
-        options["retry"] = own["retry"]
+        options["retry"] = policies.retries.for_rq(own["retry"])
     if not own:
         return {}
     return policies.fields(call, own)

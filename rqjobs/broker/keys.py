@@ -8,8 +8,8 @@ RQ's keys are its own, unchanged. Ours begin with `rqjobs:`:
     rqjobs:retired-workers             sorted set, worker -> when it ended or was removed
     rqjobs:crash-backoff:<queue>       sorted set, jobs that are delayed after a crash, by due time
     rqjobs:stopped:<queue>             sorted set, those of RQ's failed jobs that were stopped
-    rqjobs:ended-unrun:<queue>         sorted set, those of RQ's canceled jobs that ended before they
-                                       began -> when they are forgotten
+    rqjobs:canceled-expiry:<queue>     sorted set, those of RQ's canceled jobs that expired or were
+                                       discarded -> when they are forgotten
     rqjobs:scheduled-without-job:<q>   hash, scheduled id that has no job -> since when
     rqjobs:paused                      hash, `queue:<name>` or `function:<name>` -> since when, in
                                        Unix seconds, and by whom if that is known
@@ -44,8 +44,10 @@ schedule that made it). Of policies: `rqjobs_limit` (jobs at a time, seconds for
 and key; 0 is no limit), `rqjobs_waits_for` (the key for which it waits), `rqjobs_woken` ("1"
 between its wait and its claim), `rqjobs_expires` (until when it may begin:
 policies/time_limits.py), `rqjobs_kill_after` (seconds after its timeout), `rqjobs_paused` (the
-paused function for which it waits), and `rqjobs_ending` (of a canceled job: "expired" if it ended
-because it had not begun in time).
+paused function for which it waits), `rqjobs_retry` (the retry rules of its own enqueue, as JSON:
+policies/retries.py), `rqjobs_retries` (the number of its counted retries, and the Unix time of its
+first failure), and `rqjobs_ending` (of a canceled job: "expired" if it ended because it had not
+begun in time, "discarded" if it asked for that).
 """
 
 from __future__ import annotations
@@ -175,8 +177,8 @@ def stopped(queue: str) -> str:
     return f"rqjobs:stopped:{queue}"
 
 
-def ended_unrun(queue: str) -> str:
-    return f"rqjobs:ended-unrun:{queue}"
+def canceled_expiry(queue: str) -> str:
+    return f"rqjobs:canceled-expiry:{queue}"
 
 
 def scheduled_without_job(queue: str) -> str:

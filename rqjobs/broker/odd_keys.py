@@ -48,7 +48,7 @@ QUEUE_KEYS = {
         *(keys.registry(kind, "*") for kind in keys.REGISTRIES),
         keys.crash_backoff("*"),
         keys.stopped("*"),
-        keys.ended_unrun("*"),
+        keys.canceled_expiry("*"),
     ),
     "set": (keys.listeners("*"),),
     "hash": (keys.scheduled_without_job("*"), keys.seen_intermediate("*")),

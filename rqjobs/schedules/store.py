@@ -40,7 +40,7 @@ OPTION_FIELDS = {
     "ttl": ("ttl",),
     "result_ttl": ("result_ttl",),
     "failure_ttl": ("failure_ttl",),
-    "retry": ("retries_left", "retry_intervals", "enqueue_at_front_on_retry"),
+    "retry": ("retries_left", "retry_intervals", "enqueue_at_front_on_retry", "rqjobs_retry"),
     "meta": ("meta",),
     "repeat": ("repeats_left", "repeat_intervals"),
     "at_front": ("enqueue_at_front",),

@@ -18,6 +18,7 @@ from enum import Enum, auto
 from typing import Any
 
 from rq.job import JobStatus
+from rq.timeouts import JobTimeoutException
 from rq.utils import now
 
 from rqjobs import config, processes
@@ -169,6 +170,8 @@ def _settle(worker: SettlementMixin, snapshot: HorseSnapshot, death: HorseDeath)
     if end is None:
         message = failure_message(death, job.timeout)
         worker.log.warning("Worker %s: job %s: %s", worker.name, job.id, message)
+        if death == HorseDeath.TIMED_OUT:
+            job.decide(JobTimeoutException(message))
         worker.handle_job_failure(job, queue, exc_string=message)
     else:
         _settle_as_function_ended(worker, job, queue, end)
@@ -191,6 +194,7 @@ def _settle_as_function_ended(
     job.started_at = parse_date(end.started)
     job.ended_at = parse_date(end.ended)
     if end.failed:
+        job.decision = end.decision
         trace = (end.data or b"").decode(errors="replace")
         worker.handle_job_failure(job, queue, exc_string=trace)
         return

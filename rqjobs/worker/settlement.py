@@ -22,6 +22,7 @@ from redis.exceptions import ConnectionError, ResponseError, TimeoutError
 from rq.defaults import DEFAULT_FAILURE_TTL
 from rq.executions import Execution
 from rq.job import JobStatus, Retry
+from rq.results import Result
 from rq.timeouts import UnixSignalDeathPenalty
 from rq.utils import now
 
@@ -34,6 +35,7 @@ from rqjobs.instrumentation import is_wrapped
 from rqjobs.job_fields import check_size
 from rqjobs.jobs import Job
 from rqjobs.maintenance import sweep
+from rqjobs.policies.retries import Action, Decided, Decision
 from rqjobs.queues import Queue
 from rqjobs.times import format_date
 from rqjobs.worker import job_processes, retry
@@ -221,6 +223,12 @@ class SettlementMixin(rq.Worker):
             os._exit(0)
         job.ended_at = now()
         failed = job._status == JobStatus.FAILED
+        if failed and job.decision is None:  # not raised by the job's function, but after it
+            error = sys.exc_info()[1]
+            if error is not None:
+                job.decide(error)
+        if isinstance(job._result, Decided) and not failed:
+            return
         has_callback = job._failure_callback_name if failed else job._success_callback_name
         has_handler = failed and self._exc_handlers
         if not has_callback and not has_handler:
@@ -326,6 +334,12 @@ class SettlementMixin(rq.Worker):
 
         RQ passes the horse's placeholder of an execution; `record` makes that of this claim.
         """
+        if isinstance(retry, Decided):
+            decision = retry.decision
+            limit = config.current().max_traceback_bytes
+            job.traceback = transitions.cut_middle(decision.reason, limit)
+            self.record(job, lambda: self._record_decision(job, queue, decision))
+            return
         method = super().handle_job_retry
         self.record(
             job,
@@ -338,12 +352,27 @@ class SettlementMixin(rq.Worker):
             ),
         )
 
+    def _record_decision(self, job: Any, queue: Any, decision: Decision) -> None:
+        """Make the writes for a job that asked for another run, or that is discarded."""
+        with self.connection.pipeline() as pipeline:
+            if decision.action is Action.RETRY:
+                self.increment_failed_job_count(pipeline)  # as RQ counts a returned Retry
+            self.increment_total_working_time(job.ended_at - job.started_at, pipeline)
+            self.cleanup_execution(job, pipeline=pipeline)
+            if decision.action is Action.DISCARD:
+                self.log.info("Worker %s: job %s is discarded", self.name, job.id)
+                job.discard(pipeline)
+            else:
+                job.record_attempt(Result.Type.RETRIED, pipeline)
+                job.run_again(decision, queue, pipeline)
+            pipeline.execute()
+
     def handle_job_failure(
         self, job: Any, queue: Any, started_job_registry: Any = None, exc_string: str = ""
     ) -> None:
         """RQ records a failure in several steps, and counts a stopped job among the failed ones."""
-        job.traceback = exc_string  # for a job that goes on to its next repeat
         exc_string = transitions.cut_middle(exc_string, config.current().max_traceback_bytes)
+        job.traceback = exc_string  # for a job that is retried or repeated
         stopped = self._stopped_job_id == job.id
         method = super().handle_job_failure
 

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 from rq.utils import utcformat
 
+from rqjobs.policies.retries import Action, Decision
+
 # The time limit of exception handlers, and of webhooks beyond their own time limits.
 HANDLER_SECONDS = 60
 NO_KILL_AFTER = -1.0  # of a job without the option `kill_after`: RQJOBS_SHUTDOWN_TIMEOUT counts
@@ -147,14 +149,15 @@ class HorseSnapshot:
 
 
 class FunctionEnd(NamedTuple):
-    """How a job's function ended: its times as RQ writes them, and its traceback or serialized
-    result.
+    """How a job's function ended: its times as RQ writes them, its traceback or serialized result,
+    and what its retry rules say of a failure.
     """
 
     failed: bool
     started: str
     ended: str
     data: bytes | None  # None: the function returned None
+    decision: Decision | None = None
 
 
 class FunctionOutcome:
@@ -184,7 +187,7 @@ class FunctionOutcome:
         """
         size = -1 if data is None else len(data)
         times = [utcformat(job.started_at), utcformat(job.ended_at)]
-        head = json.dumps([token, failed, *times, size]).encode()
+        head = json.dumps([token, failed, *times, size, job.decision]).encode()
         with contextlib.suppress(OSError, ValueError):
             self.file.truncate(0)
             self.file.seek(0)
@@ -197,9 +200,10 @@ class FunctionOutcome:
         self.file.seek(0)
         head, _, data = self.file.read().partition(b"\n")
         try:
-            written, failed, started, ended, size = json.loads(head)
+            written, failed, started, ended, size, words = json.loads(head)
         except ValueError:
             return None
         if written != token or len(data) != max(size, 0):
             return None
-        return FunctionEnd(failed, started, ended, None if size < 0 else data)
+        decision = words and Decision(Action(words[0]), *words[1:])
+        return FunctionEnd(failed, started, ended, None if size < 0 else data, decision)

@@ -25,6 +25,7 @@ LAYERS = (  # a module imports what stands above it, or in its own layer
         "webhooks",
         "job_fields",
         "plain_jobs",
+        "retrying",
         "jobs",
         "queues",
         "delayed",

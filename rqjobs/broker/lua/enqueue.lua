@@ -20,7 +20,7 @@ local OPTIONS = {'retries_left', 'retry_intervals', 'number_of_retries',
   'success_callback_timeout', 'failure_callback_timeout', 'stopped_callback_timeout', 'webhooks',
   'ttl', 'result_ttl', 'failure_ttl', 'meta', 'result', 'exc_info', 'rqjobs_crashes', 'rqjobs_limit',
   'rqjobs_woken', 'rqjobs_waits_for', 'rqjobs_expires', 'rqjobs_kill_after', 'rqjobs_ending',
-  'rqjobs_paused'}
+  'rqjobs_paused', 'rqjobs_retry', 'rqjobs_retries'}
 
 -- The entry whose first word is ARGV[at]. `parents` and `fields` are positions of first words; the
 -- parents' ids begin after the first parent word.

@@ -19,7 +19,7 @@ end
 -- is kept as long as a failed one. So further endings remove those of the queue that are over.
 local function end_unrun(queue, id, worker, ending, reason, iso, default_ttl)
   local job, results = 'rq:job:' .. id, 'rq:results:' .. id
-  local registry, own, now = 'rq:canceled:' .. queue, 'rqjobs:ended-unrun:' .. queue, redis_time()
+  local registry, own, now = 'rq:canceled:' .. queue, 'rqjobs:canceled-expiry:' .. queue, redis_time()
   local failure_ttl = (read_job(id, 'failure_ttl') or {})[1]
   local kept = ttl_seconds(failure_ttl) or tonumber(default_ttl)
   redis.call('HSET', job, 'status', 'canceled', 'ended_at', iso, 'origin', queue,

@@ -4,14 +4,15 @@
 -- KEYS  1 job hash   2 queue   3 rq:queues   4 failed
 -- ARGV  1 job id   2 "front" or "back"   3 now, as RQ writes it
 -- Promise: the job leaves the failed jobs and enters its queue in one step. Its crashes are
--- cleared, and it does not expire any more.
+-- cleared, it does not expire any more, and it has all retries of its rules again.
 -- Returns "requeued"; "not failed" (the job is not listed, or was enqueued again since and has left
 -- the failed jobs now); or "gone" (its hash had expired; the entry is removed).
 
 local job, queue_key, queues_key, failed = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local id, place, iso = ARGV[1], ARGV[2], ARGV[3]
 if not redis.call('ZSCORE', failed, id) then return 'not failed' end
-local fields, before = read_job(id, 'data', 'ttl'), placement(id)
+local fields = read_job(id, 'data', 'ttl', 'rqjobs_retries', 'retries_left')
+local before = placement(id)
 if not fields or not fields[1] then
   redis.call('ZREM', failed, id)
   return 'gone'
@@ -36,5 +37,10 @@ redis.call(place == 'front' and 'LPUSH' or 'RPUSH', queue_key, id)
 redis.pcall('SADD', queues_key, queue_key)
 redis.call('ZREM', failed, id)
 redis.pcall('ZREM', 'rqjobs:stopped:' .. string.sub(failed, 11), id)
-redis.call('HDEL', job, 'rqjobs_crashes', 'rqjobs_expires', 'exc_info')
+redis.call('HDEL', job, 'rqjobs_crashes', 'rqjobs_expires', 'rqjobs_retries', 'exc_info')
+local retried = tonumber(string.match(fields[3] or '', '^%d+') or '')
+local left = tonumber(fields[4] or '')
+if retried and left then
+  redis.call('HSET', job, 'retries_left', string.format('%d', left + retried))
+end
 return 'requeued'

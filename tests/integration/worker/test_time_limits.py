@@ -61,7 +61,7 @@ def test_forgotten_expired_jobs_leave_no_entry(redis):
         expire_now(redis, job)
         run()
         redis.delete(job.key)
-        redis.zadd(keys.ended_unrun("default"), {job.id: 1}, xx=True)
+        redis.zadd(keys.canceled_expiry("default"), {job.id: 1}, xx=True)
     assert redis.zcard("rq:canceled:default") == 1
 
 
