@@ -16,6 +16,7 @@ from rqjobs.jobs import Job
 from rqjobs.pauses import pause, paused, resume
 from rqjobs.policies.exceptions import Discard, RetryIn, Snooze
 from rqjobs.policies.retries import backoff
+from rqjobs.policies.unique import DuplicateJob
 from rqjobs.queues import Queue, enqueue, enqueue_at, enqueue_in, enqueue_many, queue
 from rqjobs.schedules.cron import ScheduleError
 from rqjobs.schedules.rules import cron, every
@@ -33,6 +34,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "Discard",
+    "DuplicateJob",
     "EnqueueData",
     "Job",
     "NoRedis",

@@ -88,6 +88,7 @@ class Job(RetryingJob):
     The docstring of each method that replaces one of RQ's says why.
     """
 
+    existing: Any = None  # the job that has its unique key, if this one was not stored
     is_new = False  # the id is new, so nothing can be stored under it
     hash_as_read: Any = None  # the hash from which `restore` filled this object
     fields_as_stored: dict[str, Any] | None = None  # the fields of the last write

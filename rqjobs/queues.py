@@ -22,7 +22,7 @@ from rq.utils import now
 
 from rqjobs import catalog, config, connection, policies
 from rqjobs.broker import keys, scripts, transitions
-from rqjobs.broker.transitions import Placement
+from rqjobs.broker.transitions import Enqueued, Placement
 from rqjobs.instrumentation import ObservedQueue, WrappedQueue, is_wrapped
 from rqjobs.job_fields import compress
 from rqjobs.jobs import Job, StartedJobRegistry, is_recording, serializer_for, signature
@@ -170,6 +170,7 @@ class Queue(rq.Queue):
     ) -> Any:
         """RQ takes several steps; this one takes one, which checks the job's parents as well."""
         if unique:
+            _refuse_unique_key(job)
             self._start_expiry(job)
         if unique or is_recording(self.connection):
             return super().enqueue_job(job, pipeline=pipeline, at_front=at_front, unique=unique)
@@ -179,7 +180,7 @@ class Queue(rq.Queue):
         else:
             self._prepare(job)
             WrappedQueue(self, enqueue).enqueue_job(job, at_front=at_front)
-        return job
+        return _stored(job)
 
     def _enqueue_job(
         self, job: Any, pipeline: Any = None, at_front: bool = False, unique: bool = False
@@ -188,7 +189,7 @@ class Queue(rq.Queue):
         if unique or is_recording(self.connection):
             return super()._enqueue_job(job, pipeline=pipeline, at_front=at_front, unique=unique)
         self._enqueue_in_one_step(job, pipeline, at_front)
-        return job
+        return _stored(job)
 
     def _enqueue_in_one_step(
         self, job: Job, pipeline: Any, at_front: bool, parents: Iterable[str] = ()
@@ -198,8 +199,8 @@ class Queue(rq.Queue):
             self._place(job, _end_of_queue(at_front), pipeline, parents)
             return
         job.redis_server_version = self.get_redis_server_version()
-        self._place(job, "nowhere", None, parents)
-        if job.get_status(refresh=False) != JobStatus.DEFERRED:
+        self._place(job, "front" if at_front and _is_debounced(job) else "nowhere", None, parents)
+        if job.get_status(refresh=False) == JobStatus.QUEUED and _stored(job) is job:
             self.run_sync(job)
 
     def enqueue_many(
@@ -216,6 +217,8 @@ class Queue(rq.Queue):
         jobs = [
             self.create_job(**call, status=JobStatus.QUEUED, group_id=group_id) for call in calls
         ]
+        for job, place in zip(jobs, places, strict=True):
+            _check_place(job, place)
         if is_wrapped(rq.Queue, "enqueue_job", "_enqueue_job"):
             for job in jobs:
                 self._show_to_wrappers(job)
@@ -230,7 +233,7 @@ class Queue(rq.Queue):
                 for job, place in zip(batch, places[start:], strict=False)
             ]
             self._store(placements, batch, pipeline)
-        return jobs
+        return [_stored(job) for job in jobs]
 
     def _show_to_wrappers(self, job: Job) -> None:
         if job._dependency_ids:
@@ -250,6 +253,7 @@ class Queue(rq.Queue):
         if not is_recording(self.connection):
             self._show_to_observer(job)
         if unique:
+            _refuse_unique_key(job)
             self._start_expiry(job, datetime.timestamp())
             return super().schedule_job(job, datetime, pipeline=pipeline, unique=unique)
         schedule = partial(self._schedule, job, datetime.timestamp(), pipeline)
@@ -257,7 +261,7 @@ class Queue(rq.Queue):
             WrappedQueue(self, schedule).schedule_job(job, datetime)
         else:
             schedule()
-        return job
+        return _stored(job)
 
     def _schedule(self, job: Job, due: float, pipeline: Any) -> None:
         job.origin = self.name
@@ -307,6 +311,7 @@ class Queue(rq.Queue):
         job.timeout = job.timeout or self._default_timeout
 
     def _placement(self, job: rq.job.Job, place: str, parents: Iterable[str] = ()) -> Placement:
+        _check_place(job, place)
         dependencies: tuple[str, ...] = ()
         if parents:
             dependencies = ("1" if job.allow_dependency_failures else "", *parents)
@@ -324,17 +329,15 @@ class Queue(rq.Queue):
 
     def _store(self, placements: list[Placement], jobs: list[Job], pipeline: Any) -> None:
         if pipeline is not None:
+            for job in jobs:
+                _check_pipeline(job)
             transitions.enqueue_in_pipeline(pipeline, placements)
             # The script decides when the pipeline runs. Until then this is a forecast.
             for job, placement in zip(jobs, placements, strict=True):
                 if placement.parents and transitions.must_wait(self.connection, placement):
                     job._status = JobStatus.DEFERRED
             return
-        deferred = transitions.enqueue(self.connection, placements)
-        if deferred:
-            for job in jobs:
-                if job.id in deferred:
-                    job._status = JobStatus.DEFERRED
+        _take_outcomes(transitions.enqueue(self.connection, placements), jobs)
 
     # Afterwards
 
@@ -377,6 +380,67 @@ class Queue(rq.Queue):
                     scripts.REMOVE_DANGLING.run(
                         self.connection, [self.key, job_prefix + job_id], [job_id]
                     )
+
+
+def _take_outcomes(enqueued: Enqueued, jobs: list[Any]) -> None:
+    """Let the jobs of a call know how they are stored."""
+    for job in jobs:
+        if job.id in enqueued.deferred:
+            job._status = JobStatus.DEFERRED
+    others: dict[str, list[Job]] = {}  # the ids of jobs that have the keys of these
+    for position, job_id, status in enqueued.unique:
+        job = jobs[position]
+        if status:  # also if it has replaced the job of this id
+            job._id = job_id
+            job._status = JobStatus(status)
+        else:
+            others.setdefault(job_id, []).append(job)
+    if not others:
+        return
+    first = next(iter(others.values()))[0]
+    found = type(first).fetch_many(list(others), first.connection, serializer=first.serializer)
+    for existing, (job_id, duplicates) in zip(found, others.items(), strict=True):
+        for job in duplicates:
+            if existing is None:  # it has ended since, and is not kept
+                job._id = job_id
+            job.existing = existing or job
+
+
+def _stored(job: Any) -> Any:
+    """The job for which `enqueue` was called, or the one that has its unique key."""
+    return getattr(job, "existing", None) or job
+
+
+def _is_debounced(job: Any) -> bool:
+    return "rqjobs_debounce" in getattr(job, "policy_fields", ())
+
+
+def _check_place(job: Any, place: str) -> None:
+    """Raises ValueError if a debounced job has another place than the end of its queue."""
+    if place not in ("back", "nowhere") and _is_debounced(job):
+        option = "at_front" if place == "front" else "enqueue_in and enqueue_at"
+        raise ValueError(
+            f"{job.func_name} has debounce, which decides when it runs and cannot go with "
+            f"{option}; use enqueue without at_front, or another job function"
+        )
+
+
+def _check_pipeline(job: Any) -> None:
+    """Raises ValueError if a job in a pipeline has `on_conflict="raise"`."""
+    if getattr(job, "policy_fields", {}).get("rqjobs_conflict") == "raise":
+        raise ValueError(
+            f"{job.func_name} has on_conflict='raise', which cannot go with pipeline=: only its "
+            f"execution shows a conflict; enqueue it without a pipeline, or use 'return'"
+        )
+
+
+def _refuse_unique_key(job: Any) -> None:
+    """Raises ValueError if a job has a unique key and is enqueued with RQ's `unique=True`."""
+    if "rqjobs_unique" in getattr(job, "policy_fields", ()):
+        raise ValueError(
+            f"{job.func_name} is unique by a key of its own, so RQ's unique=True cannot be used; "
+            f"leave it out"
+        )
 
 
 def _end_of_queue(at_front: bool) -> str:
@@ -525,9 +589,11 @@ def enqueue(function: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Enqueue the call `function(*args, **kwargs)`; returns the `rq.Job`.
 
     Takes RQ's keyword options too (`job_timeout`, `retry`, `depends_on`, `job_id`, …). When it
-    returns, the job is in Redis. If it raises, nothing is stored.
+    returns, the job is in Redis. If it raises, nothing is stored. If another job has its unique key,
+    that one is returned.
 
     Raises:
+        DuplicateJob: another job has its unique key, and it has `on_conflict="raise"`.
         NotAJob, PayloadError, PayloadTooLarge, RefusedWebhook, ValueError: see `Queue.create_job`.
         TypeError: the arguments do not fit the function, or an option is called like a parameter
             of the function; then pass the arguments as `args=(…), kwargs={…}`.
@@ -571,6 +637,8 @@ def enqueue_many(calls: Iterable[tuple[Any, ...] | EnqueueData]) -> list[Any]:
     are stored in steps of 200.
 
     Raises:
+        DuplicateJob: a unique job has `on_conflict="raise"`, and another job has its key. Nothing
+            of its step is stored.
         TypeError: a call is neither of the two, or its arguments do not fit the function.
         ValueError: a call has `depends_on`; `queue(…).enqueue_many` takes it.
     """
@@ -589,18 +657,19 @@ def enqueue_many(calls: Iterable[tuple[Any, ...] | EnqueueData]) -> list[Any]:
         else:
             data = Queue.prepare_data(call[0], args=call[1:])
             prepared.append(_prepare_job(data, wrapped))
-            if not wrapped:
+            if not wrapped and not prepared[-1].job.policy_fields:  # keys depend on the arguments
                 models[call[0]] = prepared[-1]
     for start in range(0, len(prepared), ENQUEUE_BATCH_MAX_JOBS):
         batch = prepared[start : start + ENQUEUE_BATCH_MAX_JOBS]
-        transitions.enqueue(
+        enqueued = transitions.enqueue(
             connection.client(),
             [
                 Placement(job.origin, job.id, _end_of_queue(at_front), job.ttl, is_new, fields)
                 for job, at_front, is_new, fields in batch
             ],
         )
-    return [one.job for one in prepared]
+        _take_outcomes(enqueued, [one.job for one in batch])
+    return [_stored(one.job) for one in prepared]
 
 
 def _prepare_job(data: EnqueueData, wrapped: bool) -> PreparedJob:
@@ -608,11 +677,13 @@ def _prepare_job(data: EnqueueData, wrapped: bool) -> PreparedJob:
         raise ValueError(
             "rqjobs.enqueue_many takes no depends_on; use rqjobs.queue(name).enqueue_many"
         )
-    target = queue_for(data.func)
+    function = data.func.function if isinstance(data.func, policies.With) else data.func
+    target = queue_for(function)
     options = data._asdict()
     at_front = options.pop("at_front")
     del options["depends_on"]
     job = target.create_job(status=JobStatus.QUEUED, **options)
+    _check_place(job, _end_of_queue(at_front))
     target._prepare(job)
     if wrapped:
         WrappedQueue(target, lambda: None).enqueue_job(job)

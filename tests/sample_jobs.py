@@ -151,6 +151,32 @@ def call_api(name: str):
     return mark(name)
 
 
+@job(unique="args")
+def unique_args(value=None, other=0):
+    return value
+
+
+@job(unique="charge:{invoice}")
+def charge(invoice: int, amount: float = 0.0, gate: str = ""):
+    return hang(gate) if gate else amount
+
+
+@job(unique="args", until="started")
+def unique_until_started(value=None):
+    return value
+
+
+@job(unique="args", keep=60)
+def unique_kept(value=None):
+    return value
+
+
+@job(debounce=5, debounce_max=60, unique="{name}")
+def index(name: str, version: int = 0):
+    """Append the version to a list in Redis."""
+    get_current_job().connection.rpush(f"indexed:{name}", version)
+
+
 async def later(value):
     return value
 

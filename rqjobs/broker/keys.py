@@ -25,10 +25,13 @@ RQ's keys are its own, unchanged. Ours begin with `rqjobs:`:
     rqjobs:rate:<key>                  when the token bucket of a rate is full again, Unix seconds
     rqjobs:rate-due                    sorted set, key -> when a waiting job can have a token
     rqjobs:rate-wakeup                 channel, such a time
+    rqjobs:unique                      hash, unique key -> the job that has it; after the end of a
+                                       job with `keep` with the Unix time until which it is taken
     rqjobs:result                      stream, a result inside settle_success.lua; never left behind
     rqjobs:sweep:lock, :last           the lock of the sweep, and when the last one was
     rqjobs:sweep:intermediate:<queue>  hash, id -> since when it is in RQ's intermediate list
     rqjobs:sweep:strays:*              lock, cursor and first sightings of the search for strays
+    rqjobs:sweep:unique                the cursor of the search for unique keys without a job
     rqjobs:odd:<key>                   a key of the wrong type, renamed out of the way
     rqjobs:wakeup:<queue>              channel, the due time of a new delayed job
     rqjobs:schedules:wakeup            channel, the due time of a schedule, or "declared"
@@ -46,8 +49,11 @@ between its wait and its claim), `rqjobs_expires` (until when it may begin:
 policies/time_limits.py), `rqjobs_kill_after` (seconds after its timeout), `rqjobs_paused` (the
 paused function for which it waits), `rqjobs_retry` (the retry rules of its own enqueue, as JSON:
 policies/retries.py), `rqjobs_retries` (the number of its counted retries, and the Unix time of its
-first failure), and `rqjobs_ending` (of a canceled job: "expired" if it ended because it had not
-begun in time, "discarded" if it asked for that).
+first failure), `rqjobs_unique` (its unique key), `rqjobs_until` ("started" if that is free when it
+starts), `rqjobs_keep` (seconds for which the key is taken after its end), `rqjobs_conflict`
+(`on_conflict`), `rqjobs_debounce` (its seconds, `debounce_max` or "-", and the Unix time of the
+first call), and `rqjobs_ending` (of a canceled job: "expired" if it ended because it had not begun
+in time, "discarded" if it asked for that, or if another job had its unique key).
 """
 
 from __future__ import annotations
@@ -67,6 +73,7 @@ SWEEP_LOCK = "rqjobs:sweep:lock"
 LAST_SWEEP = "rqjobs:sweep:last"
 STRAYS_LOCK = "rqjobs:sweep:strays:lock"
 STRAYS_CURSOR = "rqjobs:sweep:strays:cursor"
+UNIQUE_CURSOR = "rqjobs:sweep:unique"
 STRAYS_SEEN = "rqjobs:sweep:strays:seen"
 SCHEDULES = "rqjobs:schedules"
 SCHEDULES_LOCK = "rqjobs:schedules:lock"
@@ -75,6 +82,7 @@ SCHEDULES_UNFINISHED = "rqjobs:schedules:unfinished"
 SCHEDULES_DECLARED = "rqjobs:schedules:declared"
 SCHEDULES_ANNOUNCED = "rqjobs:schedules:announced"
 RESULT = "rqjobs:result"
+UNIQUE = "rqjobs:unique"
 SESSIONS = "rqjobs:sessions"  # sorted set, session id -> when it expires, in Redis's clock
 WAITING_KEYS = "rqjobs:waiting-keys"
 LAST_WOKEN = "rqjobs:last-woken"

@@ -23,6 +23,7 @@ SINGLE_KEYS = {
         keys.LAST_SWEEP,
         keys.STRAYS_LOCK,
         keys.STRAYS_CURSOR,
+        keys.UNIQUE_CURSOR,
         keys.SCHEDULES_REVISION,
         keys.SCHEDULES_ANNOUNCED,
         keys.SCHEDULES_LOCK,
@@ -35,6 +36,7 @@ SINGLE_KEYS = {
         keys.SCHEDULES_UNFINISHED,
         keys.SCHEDULES_DECLARED,
         keys.LAST_WOKEN,
+        keys.UNIQUE,
     ),
     "none": (keys.RESULT,),  # exists only inside a script
 }

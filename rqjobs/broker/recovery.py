@@ -16,6 +16,7 @@ from rqjobs.broker import keys
 from rqjobs.broker.keys import ENDED_PARENTS, LEASES, decode
 from rqjobs.broker.scripts import (
     CHECK_WAITING,
+    DROP_UNIQUE_KEYS,
     ENQUEUE_DEPENDENTS,
     RECLAIM,
     RECOVER,
@@ -26,6 +27,8 @@ from rqjobs.broker.transitions import NO_QUEUE_TRACEBACK, pack_traceback
 MAX_CRASHES = 3  # a job fails when its process has died this often...
 CRASH_WINDOW_SECONDS = 72 * 3600  # ...within this time
 WAITING_KEYS_PER_SCRIPT = 100  # limits that one script looks at
+UNIQUE_KEYS_PER_SCRIPT = 500  # unique keys that one script looks at
+UNIQUE_KEYS_PER_SWEEP = 50_000
 WOKEN_JOBS_PER_KEY = 50  # jobs of one limit that one script wakes
 DEPENDENTS_PER_SCRIPT = 500  # dependents that one script looks at
 POISON_TRACEBACK = pack_traceback(
@@ -189,6 +192,23 @@ def wake_due(connection: redis.Redis) -> tuple[float, float | None]:
     arguments = [WAITING_KEYS_PER_SCRIPT, WOKEN_JOBS_PER_KEY]
     now_text, due = WAKE_DUE.run(connection, [keys.RATE_DUE], arguments)
     return float(now_text), float(due) if due else None
+
+
+def drop_unique_keys(
+    connection: redis.Redis, on_progress: Callable[[], None] = lambda: None
+) -> None:
+    """Drop unique keys whose job has ended or is gone: the next part of them, in small steps.
+
+    They are free already; this keeps their number small.
+    """
+    cursor = decode(connection.get(keys.UNIQUE_CURSOR) or b"0")
+    for _ in range(UNIQUE_KEYS_PER_SWEEP // UNIQUE_KEYS_PER_SCRIPT):
+        reply = DROP_UNIQUE_KEYS.run(connection, [keys.UNIQUE], [cursor, UNIQUE_KEYS_PER_SCRIPT])
+        cursor = decode(reply)
+        on_progress()
+        if cursor == "0":
+            break
+    connection.set(keys.UNIQUE_CURSOR, cursor)
 
 
 def check_waiting(connection: redis.Redis, on_progress: Callable[[], None] = lambda: None) -> None:

@@ -48,6 +48,7 @@ from rqjobs.broker.scripts import (
     read_together,
 )
 from rqjobs.connection import refusal_code
+from rqjobs.policies.unique import DuplicateJob
 from rqjobs.texts import escape_surrogates
 
 BATCH_MAX_JOBS = 1000  # jobs that one script moves; a longer one would hold up other clients
@@ -94,6 +95,10 @@ EXPIRED_TRACEBACK = pack_traceback(
     "The job expired: it had not begun by the time that its option `expires` allows, so it was not "
     "run."
 )
+DUPLICATE_TRACEBACK = pack_traceback(
+    "The job was discarded: another job with its unique key waits or runs, so it was not run. A "
+    "plain RQ client had enqueued it again, which does not check unique keys."
+)
 NO_QUEUE_TRACEBACK = pack_traceback(
     "The job cannot return to its queue: the queue's key in Redis is not a list. Delete that key, "
     "and requeue the job."
@@ -120,14 +125,46 @@ class Placement(NamedTuple):
     parents: tuple[str, ...] = ()
 
 
-def enqueue(connection: redis.Redis, placements: Iterable[Placement]) -> set[str]:
+class UniqueOutcome(NamedTuple):
+    """What became of a job with a unique key. `position`: of its placement, from 0.
+
+    `job_id` is the job that has the key now. `status` is the status in which the job is stored
+    under that id; "" if it is not stored.
+    """
+
+    position: int
+    job_id: str
+    status: str
+
+
+class Enqueued(NamedTuple):
+    """The ids of the jobs that wait for other jobs, and the outcomes of some unique jobs: those
+    that are not stored, have replaced another job, or are debounced.
+    """
+
+    deferred: set[str]
+    unique: list[UniqueOutcome]
+
+
+def enqueue(connection: redis.Redis, placements: Iterable[Placement]) -> Enqueued:
     """Write jobs and put each into its place, all in one step.
 
-    Returns:
-        The ids of the jobs that wait for other jobs.
+    Raises:
+        DuplicateJob: a job has `on_conflict="raise"` and its key is taken. Nothing is stored.
     """
+    placements = list(placements)
     reply = ENQUEUE.run(connection, [QUEUES], _enqueue_arguments(placements))
-    return {decode(job_id) for job_id in reply}
+    enqueued = Enqueued(set(), [])
+    for entry in reply:
+        if not isinstance(entry, list):
+            enqueued.deferred.add(decode(entry))
+            continue
+        position, job_id, outcome = entry[0], decode(entry[1]), decode(entry[2])
+        if outcome == "refused":
+            raise DuplicateJob(placements[position].fields["rqjobs_unique"], job_id)
+        status = "" if outcome == "exists" else outcome
+        enqueued.unique.append(UniqueOutcome(position, job_id, status))
+    return enqueued
 
 
 def enqueue_in_pipeline(pipeline: Any, placements: Iterable[Placement]) -> None:
@@ -184,6 +221,7 @@ def claim_arguments(
         os.urandom(15).hex(),
         process,
         EXPIRED_TRACEBACK,
+        DUPLICATE_TRACEBACK,
         *held,
     ]
 
@@ -340,7 +378,7 @@ def requeue(connection: redis.Redis, job_id: str, at_front: bool = False) -> Non
 
     Raises:
         NoSuchJobError: there is no such job.
-        InvalidJobOperation: the job has not failed.
+        InvalidJobOperation: the job has not failed, or another job has its unique key.
     """
     try:
         origin = connection.hget(keys.job(job_id), "origin")
@@ -359,6 +397,12 @@ def requeue(connection: redis.Redis, job_id: str, at_front: bool = False) -> Non
     outcome = decode(reply)
     if outcome == "gone":
         raise NoSuchJobError(f"No such job: {job_id}")
+    if outcome.startswith("unique "):
+        holder = outcome.removeprefix("unique ")
+        raise InvalidJobOperation(
+            f"job {job_id} was not requeued: the job {holder} has its unique key; requeue it when "
+            f"that one has ended, or delete it"
+        )
     if outcome != "requeued":
         # Plain RQ has enqueued the job in another queue, and left its old entry.
         _remove_from_failed(connection, job_id, except_queue=queue)

@@ -75,6 +75,8 @@ class _Sweep:
         if search_strays:
             self._sweep_retired_workers()
             sweep_strays(self.connection, self.liveness.now, self.result)
+            if self.connection.exists(keys.UNIQUE):
+                recovery.drop_unique_keys(self.connection, self.result.on_progress)
         enqueue_waiting_dependents(self.connection, self.result.on_progress)
         pauses.unpark_all(self.connection, self.result.on_progress)
         if self.connection.exists(keys.WAITING_KEYS):

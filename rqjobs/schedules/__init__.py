@@ -224,7 +224,8 @@ def run_now(name: str) -> Job:
 
     Raises:
         NoSuchSchedule: there is no such schedule.
-        ScheduleError: a key in Redis that the run needs has the wrong type.
+        ScheduleError: a key in Redis that the run needs has the wrong type, or another job has
+            the unique key of the schedule's jobs.
     """
     client = connections.client()
     while True:
@@ -235,6 +236,11 @@ def run_now(name: str) -> Job:
             raise ScheduleError(
                 f"the schedule {name!r} makes no job: the key of its queue {found.queue!r}, of its "
                 f"runs or of their outcomes, or rq:queues, is of the wrong type; delete that key"
+            )
+        if result.skipped:
+            raise ScheduleError(
+                f"the schedule {name!r} makes no job: another job has its unique key; wait for its "
+                f"end"
             )
         if result.made == 1:
             job: Any = Job.fetch(job_id, connection=client)

@@ -173,6 +173,11 @@ def build_template(
             "expires of a schedule's jobs is a number of seconds or a timedelta from each run, not a "
             "date: no job would run after it"
         )
+    if "rqjobs_debounce" in job.policy_fields:
+        raise ScheduleError(
+            f"{job.func_name} has debounce, which counts from a call and cannot go with a schedule; "
+            f"use another job function"
+        )
     if at_front:
         job.enqueue_at_front = True
     fields = {

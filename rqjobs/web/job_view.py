@@ -17,7 +17,7 @@ from rq.results import Result
 from rqjobs import catalog, connection, queues, stats
 from rqjobs.jobs import Job
 from rqjobs.maintenance import audit
-from rqjobs.policies import limits, time_limits
+from rqjobs.policies import limits, time_limits, unique
 from rqjobs.web.rendering import CONNECTION_ERRORS, cut, pretty, unreadable
 
 ENDED_STATUSES = ("finished", "failed", "stopped", "canceled")
@@ -120,6 +120,7 @@ def describe(job_id: str) -> dict[str, Any]:
         "crashes": details.crashes,
         "ending": cut(details.ending, 100) if status == "canceled" else "",
         "paused": cut(details.paused, NAME_CHARACTERS) if status == "deferred" else "",
+        "unique": cut(unique.describe(job.policy_fields), 300),
         "kill_after": cut(job.policy_fields.get("rqjobs_kill_after"), 20),
         "retries_left": job.retries_left,
         "repeats_left": job.repeats_left,

@@ -21,6 +21,7 @@ if change == 'cancel' then
   redis.call('ZREM', scheduled, id)
   redis.call('ZREM', crash_backoff, id)
   revoke(id, before)
+  if before.unique_key then forget_unique(id, before.unique_key) end
   return 'canceled'
 end
 local due = seconds + (change == 'in' and redis_time() or 0)

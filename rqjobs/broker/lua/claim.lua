@@ -5,7 +5,7 @@
 -- ARGV  1 worker   2 maximum number of jobs   3 now, as RQ writes it
 --       4 traceback for a job that cannot be read   5 RQ's default failure_ttl
 --       6 a prefix for tokens, never used before   7 the worker's process, or ""
---       8 traceback for a job that has expired
+--       8 traceback for a job that has expired   9 and for one whose unique key another job has
 --       then the known ids: the claimed jobs that the worker is aware of
 -- Promise:
 --   Every id that leaves a queue is in the claims. Left out are jobs that are gone, have ended, are
@@ -15,6 +15,7 @@
 --   A job under which a process died is claimed alone.
 --   A job with a limit takes a slot and a token of its key, or leaves its queue to wait for them.
 --   A job that has expired before its first run ends instead.
+--   Of the jobs with one unique key at most one runs. Another one ends instead.
 --   Nothing is claimed without a live lease, for a name that another process has taken over, or
 --   while RQ is suspended. Nothing is claimed from a paused queue; a job that a blocking pop
 --   delivered from one returns to the front.
@@ -27,8 +28,9 @@ local claims, leases = KEYS[1], KEYS[2]
 local worker, places_left, now_text = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local unreadable_traceback, default_ttl = ARGV[4], ARGV[5]
 local token_prefix, process, expired_traceback = ARGV[6], ARGV[7], ARGV[8]
+local duplicate_traceback = ARGV[9]
 local known = {}
-for i = 9, #ARGV do known[ARGV[i]] = true end
+for i = 10, #ARGV do known[ARGV[i]] = true end
 
 local lease = redis.pcall('ZSCORE', leases, worker)  -- an error if the key has the wrong type
 if type(lease) ~= 'string' or tonumber(lease) <= redis_time() then return {'no lease'} end
@@ -45,10 +47,11 @@ end
 
 local FIELDS = {status = true, data = true, origin = true, rqjobs_token = true,
   rqjobs_crashes = true, worker_name = true, rqjobs_limit = true, rqjobs_woken = true,
-  rqjobs_expires = true, ended_at = true}
+  rqjobs_expires = true, ended_at = true, rqjobs_unique = true, rqjobs_until = true}
 local MAX_PARKED = 200  -- jobs that one call lets wait
 local ENDED = {canceled = true, finished = true, failed = true, stopped = true}
 local claimed = {}  -- the jobs of the reply
+local unique_ids = {}  -- unique key -> the job that takes it in this call
 local parked = 0
 local expired_left = 200  -- expired jobs that this call may end; more would hold up other clients
 
@@ -68,6 +71,15 @@ local function is_expired(job)
   if not job.rqjobs_expires or job.ended_at or job.rqjobs_crashes then return false end
   local moment = tonumber(string.match(job.rqjobs_expires, '^[%d.]+') or '')
   return moment and moment <= redis_time()
+end
+
+-- Whether another job has the unique key of this one. Only a job that plain RQ has enqueued again
+-- can meet one.
+local function is_duplicate(id, key)
+  local holder = unique_holder(key)
+  if holder and (holder.id ~= id or holder.state ~= 'kept') then return holder.id ~= id end
+  unique_ids[key] = unique_ids[key] or id
+  return unique_ids[key] ~= id
 end
 
 -- Read a job. Returns the fields needed here, or a `reason` to skip it. An id may have been pushed
@@ -96,6 +108,9 @@ local function inspect(id, queue)
     job.reason = 'claimed'
   elseif is_expired(job) then
     job.reason = 'expired'
+  elseif job.rqjobs_unique and job.rqjobs_until ~= 'started'
+      and is_duplicate(id, job.rqjobs_unique) then
+    job.reason = 'duplicate'
   end
   return job
 end
@@ -122,6 +137,10 @@ local function end_expired(id, queue)
   end_unrun(queue, id, worker, 'expired', expired_traceback, now_text, default_ttl)
 end
 
+local function end_duplicate(id, queue)
+  end_unrun(queue, id, worker, 'discarded', duplicate_traceback, now_text, default_ttl)
+end
+
 -- Mark a job in the claims as started, in RQ's own fields, and add it to the reply. If plain RQ
 -- enqueued the id again, its old claim and its old registry entries are removed. Returns the job's
 -- member of rq:wip.
@@ -138,6 +157,9 @@ local function start(id, queue, job, was_queued)
   end
   if job.origin ~= queue then redis.call('HSET', 'rq:job:' .. id, 'origin', queue) end
   if job.rqjobs_woken then redis.call('HDEL', 'rq:job:' .. id, 'rqjobs_woken') end
+  if job.rqjobs_unique and unique_ids[job.rqjobs_unique] == id then
+    redis.pcall('HSET', 'rqjobs:unique', job.rqjobs_unique, id)
+  end
   redis.call('PERSIST', 'rq:job:' .. id)
   claimed[#claimed + 1] = {id, queue, token, job.fields}
   places_left = job.rqjobs_crashes and 0 or places_left - 1  -- 0 ends the claim
@@ -164,6 +186,8 @@ local function adopt(id)
     fail_job(queue or 'default', id, worker, unreadable_traceback, now_text, default_ttl)
   elseif job.reason == 'expired' then
     end_expired(id, queue)
+  elseif job.reason == 'duplicate' then
+    end_duplicate(id, queue)
   end
   if job.reason then
     redis.call('LREM', claims, 0, id)
@@ -192,8 +216,8 @@ end
 
 -- Choose jobs from the front of a queue. `count` is the number of ids to remove from it.
 local function choose(queue, ids)
-  local chosen = {count = 0, ids = {}, jobs = {}, unreadable = {}, expired = {}, waiting = {},
-    unused = {}}
+  local chosen = {count = 0, ids = {}, jobs = {}, unreadable = {}, expired = {}, duplicates = {},
+    waiting = {}, unused = {}}
   for _, id in ipairs(ids) do
     local job = chosen.jobs[id] and {reason = 'claimed'} or inspect(id, queue)
     if job.rqjobs_crashes and not job.reason then  -- to be claimed alone
@@ -215,6 +239,8 @@ local function choose(queue, ids)
       if job.reason == 'expired' then
         expired_left = expired_left - 1
         table.insert(chosen.expired, id)
+      elseif job.reason == 'duplicate' then
+        table.insert(chosen.duplicates, id)
       end
     elseif job.rqjobs_limit and must_wait(id, job) then
       table.insert(chosen.waiting, id)
@@ -242,6 +268,7 @@ local function claim_from(key)
       fail_job(queue, id, worker, unreadable_traceback, now_text, default_ttl)
     end
     for _, id in ipairs(chosen.expired) do end_expired(id, queue) end
+    for _, id in ipairs(chosen.duplicates) do end_duplicate(id, queue) end
     for _, id in ipairs(chosen.waiting) do let_wait(id, queue, chosen.jobs[id]) end
     if #chosen.waiting > 0 then window = 50 end  -- more of them may follow
     if chosen.count > 0 then redis.call('LTRIM', key, chosen.count, -1) end

@@ -83,9 +83,10 @@ end
 
 -- The place of a job and the worker that runs it, by its hash; nil if there is no such job.
 local function placement(id)
-  local fields = read_job(id, 'origin', 'status', 'worker_name', 'rqjobs_token')
+  local fields = read_job(id, 'origin', 'status', 'worker_name', 'rqjobs_token', 'rqjobs_unique')
   if fields and (fields[1] or fields[2] or fields[4]) then
-    return {queue = fields[1] or '', status = fields[2], worker = fields[3], token = fields[4]}
+    return {queue = fields[1] or '', status = fields[2], worker = fields[3], token = fields[4],
+      unique_key = fields[5]}
   end
 end
 
@@ -148,17 +149,19 @@ local function drop_refused(claims, queue, id, token, fields)
   end
 end
 
--- Why this token may not settle the job: "gone", "already" or "refused". If it may, nil, and
--- whether the job was canceled while it ran.
+-- Why this token may not settle the job: "gone", "already" or "refused". If it may, nil; whether
+-- the job was canceled while it ran; and its unique key and the seconds for which that is kept.
 local function refusal(claims, queue, id, token)
   local fields = read_job(id, 'rqjobs_token', 'rqjobs_settled_token', 'status', 'origin',
-    'worker_name')
+    'worker_name', 'rqjobs_unique', 'rqjobs_keep')
   if not fields or (not fields[1] and not fields[3]) then
     drop_claim(claims, queue, id, token)
     return 'gone'
   end
   if fields[1] == token then
-    if not is_in_place(id, fields[4], fields[3]) then return nil, fields[3] == 'canceled' end
+    if not is_in_place(id, fields[4], fields[3]) then
+      return nil, fields[3] == 'canceled', fields[6], fields[7]
+    end
     redis.call('HDEL', 'rq:job:' .. id, 'rqjobs_token')  -- a plain RQ client has enqueued it again
     fields[1] = false
   elseif fields[2] == token then
@@ -284,6 +287,7 @@ local function fail_job(queue, id, worker, traceback, iso, default_ttl)
   redis.pcall('XADD', results, 'MAXLEN', '~', 10, '*', 'type', 2, 'worker_name', worker,
     'exc_string', traceback)
   expire_with(job, results)
+  if end_policies then end_policies(id) end
   if redis.call('EXISTS', job .. ':dependents') == 1 then
     redis.pcall('SADD', 'rqjobs:ended-parents', id)
   end

@@ -12,7 +12,13 @@
 -- Promise: a job and its place are written in one step, and all entries of one call too. An
 -- existing job of this id leaves its place, its worker loses it (the outcome of that run will be
 -- refused), and its options, ttl, crashes and parents are cleared.
--- Returns the ids of the jobs that wait for parents.
+--   Of a unique key at most one job waits or runs. If its key is taken, a job is not stored; or it
+-- replaces the waiting job of that key, under that job's id; or, if it asks for an error, no job of
+-- the call is stored.
+--   A debounced job is due later. A call that replaces it delays it again, up to its maximum.
+-- Returns the ids of the jobs that wait for parents; and a list for each entry that was stored under
+-- another id, was debounced, or was not stored: its position (0 is the first), the id of the job of
+-- its key, and the status of that job, or "exists" or "refused" if the entry was not stored.
 
 local OPTIONS = {'retries_left', 'retry_intervals', 'number_of_retries',
   'enqueue_at_front_on_retry', 'repeats_left', 'repeat_intervals', 'rqjobs_repeat',
@@ -20,16 +26,35 @@ local OPTIONS = {'retries_left', 'retry_intervals', 'number_of_retries',
   'success_callback_timeout', 'failure_callback_timeout', 'stopped_callback_timeout', 'webhooks',
   'ttl', 'result_ttl', 'failure_ttl', 'meta', 'result', 'exc_info', 'rqjobs_crashes', 'rqjobs_limit',
   'rqjobs_woken', 'rqjobs_waits_for', 'rqjobs_expires', 'rqjobs_kill_after', 'rqjobs_ending',
-  'rqjobs_paused', 'rqjobs_retry', 'rqjobs_retries'}
+  'rqjobs_paused', 'rqjobs_retry', 'rqjobs_retries',
+  'rqjobs_unique', 'rqjobs_until', 'rqjobs_keep', 'rqjobs_conflict', 'rqjobs_debounce'}
+
+-- The fields of the job's policies; nil if it has none. They are the last ones of its hash.
+local function policies_of(entry)
+  local found
+  for i = entry.last - 1, entry.fields, -2 do
+    if string.sub(ARGV[i], 1, 7) ~= 'rqjobs_' then return found end
+    found = found or {}
+    found[ARGV[i]] = ARGV[i + 1]
+  end
+  return found
+end
 
 -- The entry whose first word is ARGV[at]. `parents` and `fields` are positions of first words; the
 -- parents' ids begin after the first parent word.
 local function entry_at(at)
   local parents = at + 7
   local fields = parents + ARGV[at + 5]
-  return {queue = ARGV[at], id = ARGV[at + 1], place = ARGV[at + 2], ttl = ARGV[at + 3],
+  local entry = {queue = ARGV[at], id = ARGV[at + 1], place = ARGV[at + 2], ttl = ARGV[at + 3],
     is_new = ARGV[at + 4] == '1', parents = parents, fields = fields,
     last = fields + ARGV[at + 6] - 1}
+  entry.policies = policies_of(entry)
+  if entry.policies and entry.policies.rqjobs_unique then
+    entry.key, entry.on_conflict = entry.policies.rqjobs_unique, entry.policies.rqjobs_conflict
+    entry.debounce, entry.debounce_max =
+      string.match(entry.policies.rqjobs_debounce or '', '^(%S+) (%S+)')
+  end
+  return entry
 end
 
 -- Clear the options and the parents of an earlier life of the job.
@@ -48,6 +73,15 @@ local function clear_earlier_life(entry)
     if not new[option] then old[#old + 1] = option end
   end
   redis.call('HDEL', job, unpack(old))
+end
+
+-- Clear every field of the job that this entry replaces. (The entry of a new id has no empty ones.)
+local function clear_replaced(entry)
+  local kept, job = {rqjobs_settled_token = true}, 'rq:job:' .. entry.id
+  for i = entry.fields, entry.last, 2 do kept[ARGV[i]] = true end
+  for _, field in ipairs(redis.call('HKEYS', job)) do
+    if not kept[field] then redis.call('HDEL', job, field) end
+  end
 end
 
 -- Whether the job has to wait for a parent. It never waits for itself: its earlier life ends now.
@@ -84,31 +118,73 @@ local function needed_keys(entry)
     end
   end
   if not entry.is_new then keys['rq:job:' .. entry.id] = 'hash' end
+  if entry.key then keys['rqjobs:unique'] = 'hash' end
+  if entry.debounce then keys['rq:scheduled:' .. entry.queue] = 'zset' end
   return keys
 end
 
 -- A key of the wrong type that one of the entries needs.
-local function wrong_key()
-  local is_wrong, at = {}, 2
-  while at <= #ARGV do
-    local entry = entry_at(at)
+local function wrong_key(entries)
+  local is_wrong = {}
+  for _, entry in ipairs(entries) do
     for key, kind in pairs(needed_keys(entry)) do
       if is_wrong[key] == nil then is_wrong[key] = not fits(key, kind) end
       if is_wrong[key] then return key end
     end
-    at = entry.last + 1
   end
 end
 
--- The fields of the job's policies; nil if it has none. They are the last ones of its hash.
-local function policies_of(entry)
-  local found
-  for i = entry.last - 1, entry.fields, -2 do
-    if string.sub(ARGV[i], 1, 7) ~= 'rqjobs_' then return found end
-    found = found or {}
-    found[ARGV[i]] = ARGV[i + 1]
+-- The job because of which an entry cannot be a job of its own. A waiting job of the entry's id is
+-- not one: its life ends now.
+local function conflict(entry)
+  local holder = unique_holder(entry.key)
+  if holder and (holder.id ~= entry.id or holder.state ~= 'waits') then return holder end
+end
+
+-- The first entry that asks for an error and whose key is taken, also by an earlier entry of this
+-- call; as the reply's list.
+local function refusal_of(entries)
+  local earlier = {}
+  for position, entry in ipairs(entries) do
+    local holder = entry.key and conflict(entry)
+    if entry.key and not holder then
+      local id = earlier[entry.key]
+      if id and id ~= entry.id then holder = {id = id} end
+      earlier[entry.key] = id or entry.id
+    end
+    if holder and entry.on_conflict == 'raise' then return {position - 1, holder.id, 'refused'} end
   end
-  return found
+end
+
+-- Delay an entry by its debounce. `holder`: the waiting job that it replaces.
+local function put_off(entry, holder)
+  local now = redis_time()
+  local first, before = now, holder and read_job(holder.id, 'rqjobs_debounce', 'started_at')
+  if before and before[1] and not before[2] then  -- a job that has started began its wait anew
+    first = tonumber(string.match(before[1], '^%S+ %S+ (%S+)$') or '') or now
+  end
+  local due = now + entry.debounce
+  if tonumber(entry.debounce_max) then due = math.min(due, first + entry.debounce_max) end
+  entry.place = string.format('%.6f', due)
+  entry.changes = {'status', 'scheduled', 'rqjobs_debounce',
+    string.format('%s %s %.6f', entry.debounce, entry.debounce_max, first)}
+end
+
+-- Give an entry the id of the waiting job of its key, if it replaces that job. Returns nil if the
+-- entry is to be stored, and otherwise the job that has its key.
+local function settle_conflict(entry)
+  local holder = unique_holder(entry.key)
+  local replaces = entry.on_conflict == 'replace' or entry.debounce
+  if holder and holder.state == 'waits' and (replaces or holder.id == entry.id) then
+    entry.replaced = replaces
+    entry.id = holder.id
+    entry.is_new = false
+    local status = (read_job(holder.id, 'status') or {})[1]
+    if entry.debounce and status ~= 'queued' then put_off(entry, holder) end
+    return nil
+  end
+  if not holder and entry.debounce then put_off(entry) end
+  return holder
 end
 
 -- Apply the policies of a job that begins a life. `due` is nil if it is not delayed.
@@ -124,36 +200,64 @@ local function accept(entry)
   local before = not entry.is_new and placement(id)
   local waits = entry.fields > entry.parents and must_wait(entry)
   local due = tonumber(entry.place)
+  -- A job that replaces another one keeps its place in the queue.
+  local stays = entry.replaced and not waits and entry.place == 'back'
+    and before.status == 'queued' and before.queue == queue
+  local is_woken = stays and redis.call('HGET', job, 'rqjobs_woken') == '1'
   redis.call('HSET', job, unpack(ARGV, entry.fields, entry.last))
+  if entry.changes then redis.call('HSET', job, unpack(entry.changes)) end
   if before then
+    if stays then before.status = 'stays' end
     retire(id, before)
     clear_earlier_life(entry)
+    if entry.replaced then clear_replaced(entry) end
+    if is_woken then redis.call('HSET', job, 'rqjobs_woken', '1') end
+    if before.unique_key and before.unique_key ~= entry.key then
+      forget_unique(id, before.unique_key)
+    end
   end
+  if entry.key then redis.call('HSET', 'rqjobs:unique', entry.key, id) end
   if entry.ttl ~= '' then redis.call('EXPIRE', job, entry.ttl) end
-  local policies = policies_of(entry)
-  if policies then begin_policies(id, policies, due) end
+  if entry.policies then begin_policies(id, entry.policies, due) end
   if waits then
     defer(entry, due)
   elseif due then
     add_scheduled(id, queue, entry.place, ARGV[1])
-  elseif entry.place ~= 'nowhere' then
+  elseif entry.place ~= 'nowhere' and not stays then
     redis.call(entry.place == 'front' and 'LPUSH' or 'RPUSH', 'rq:queue:' .. queue, id)
   end
-  return waits
+  return waits and 'deferred' or due and 'scheduled' or 'queued'
 end
 
-local wrong = wrong_key()
+local entries, at, may_refuse = {}, 2, false
+while at <= #ARGV do
+  local entry = entry_at(at)
+  entries[#entries + 1] = entry
+  may_refuse = may_refuse or entry.on_conflict == 'raise'
+  at = entry.last + 1
+end
+local wrong = wrong_key(entries)
 if wrong then
   return redis.error_reply('ERR the key ' .. wrong .. ' has the wrong type; rename or delete it')
 end
-local registered, deferred, at = {}, {}, 2
-while at <= #ARGV do
-  local entry = entry_at(at)
-  if accept(entry) then deferred[#deferred + 1] = entry.id end
-  if not registered[entry.queue] then
-    redis.pcall('SADD', KEYS[1], 'rq:queue:' .. entry.queue)
-    registered[entry.queue] = true
+local refused = may_refuse and refusal_of(entries)
+if refused then return {refused} end
+local registered, reply = {}, {}
+for position, entry in ipairs(entries) do
+  local holder = entry.key and settle_conflict(entry)
+  if holder then
+    reply[#reply + 1] = {position - 1, holder.id, 'exists'}
+  else
+    local status = accept(entry)
+    if entry.replaced or entry.debounce then
+      reply[#reply + 1] = {position - 1, entry.id, status}
+    elseif status == 'deferred' then
+      reply[#reply + 1] = entry.id
+    end
+    if not registered[entry.queue] then
+      redis.pcall('SADD', KEYS[1], 'rq:queue:' .. entry.queue)
+      registered[entry.queue] = true
+    end
   end
-  at = entry.last + 1
 end
-return deferred
+return reply

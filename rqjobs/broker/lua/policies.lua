@@ -1,7 +1,59 @@
 -- Functions of the policies, put behind common.lua in the scripts that need them.
 
--- Free what a job has taken by its policies. It has ended for good.
+-- Unique keys: the hash rqjobs:unique names the job of each key, as "<id>", or, after the end of a
+-- job with `keep`, as "<id> <Unix time until which the key is taken>". The hash of the named job
+-- decides whether the key is taken, so a key needs no release and no expiry.
+
+-- The id in the entry of a unique key, and its time or ''; nil if there is no entry.
+local function unique_entry(key)
+  local entry = redis.pcall('HGET', 'rqjobs:unique', key)
+  if type(entry) == 'string' then return string.match(entry, '^(%S+) ?(%S*)$') end
+end
+
+-- The job that an entry names and its state: "waits", "runs", "started" (it runs, and its key is
+-- free until it waits again), or "kept" (it has ended); nil if the entry has no meaning any more.
+local function unique_job(key)
+  local id, kept_until = unique_entry(key)
+  if not id then return nil end
+  if kept_until ~= '' then
+    if (tonumber(kept_until) or 0) > redis_time() then return {id = id, state = 'kept'} end
+    return nil
+  end
+  local fields = read_job(id, 'rqjobs_unique', 'status', 'rqjobs_until', 'rqjobs_token',
+    'worker_name')
+  if not fields or fields[1] ~= key then return nil end
+  if fields[2] == 'started' or is_held_by_another(id, nil, fields[4], fields[5]) then
+    return {id = id, state = fields[3] == 'started' and 'started' or 'runs'}
+  end
+  if is_active(fields[2]) or fields[2] == 'deferred' then return {id = id, state = 'waits'} end
+end
+
+-- The job because of which no other job of this key may be enqueued or run; nil if the key is free.
+local function unique_holder(key)
+  local job = unique_job(key)
+  if job and job.state ~= 'started' then return job end
+end
+
+-- Remove the entry of a unique key if it names this job. `kept`: also if the job has ended.
+local function forget_unique(id, key, kept)
+  local holder, kept_until = unique_entry(key)
+  if holder == id and (kept or kept_until == '') then redis.call('HDEL', 'rqjobs:unique', key) end
+end
+
+-- The job has ended for good: its key is free, or kept for some seconds.
+local function end_unique(id, key, keep)
+  if not tonumber(keep or '') then return forget_unique(id, key) end
+  if unique_entry(key) == id then
+    redis.call('HSET', 'rqjobs:unique', key, string.format('%s %.3f', id, redis_time() + keep))
+  end
+end
+
+-- Free what a job has taken by its policies. It has ended for good. A canceled job keeps no key.
 function end_policies(id)
+  local fields = read_job(id, 'rqjobs_unique', 'rqjobs_keep', 'status', 'rqjobs_ending')
+  if not fields or not fields[1] then return end
+  local is_canceled = fields[3] == 'canceled' and not fields[4]
+  end_unique(id, fields[1], not is_canceled and fields[2])
 end
 
 -- Expiry. Count the seconds of a job's rqjobs_expires from `moment`. The field is "+<seconds>" at

@@ -4,8 +4,10 @@
 -- KEYS  1 job hash   2 queue   3 rq:queues   4 failed
 -- ARGV  1 job id   2 "front" or "back"   3 now, as RQ writes it
 -- Promise: the job leaves the failed jobs and enters its queue in one step. Its crashes are
--- cleared, it does not expire any more, and it has all retries of its rules again.
--- Returns "requeued"; "not failed" (the job is not listed, or was enqueued again since and has left
+-- cleared, it does not expire any more, and it has all retries of its rules again. A unique job
+-- takes its key again.
+-- Returns "requeued"; "unique <id>" (that job has its unique key, and nothing is done); "not
+-- failed" (the job is not listed, or was enqueued again since and has left
 -- the failed jobs now); or "gone" (its hash had expired; the entry is removed).
 
 local job, queue_key, queues_key, failed = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
@@ -25,6 +27,9 @@ if is_waiting or is_running or has_finished then
   redis.call('ZREM', failed, id)
   return 'not failed'
 end
+local unique_key = fits('rqjobs:unique', 'hash') and before.unique_key
+local holder = unique_key and unique_holder(unique_key)
+if holder and holder.id ~= id then return 'unique ' .. holder.id end
 if not fits(queue_key, 'list') then
   return redis.error_reply('ERR the key ' .. queue_key .. ' is not a list; rename or delete it')
 end
@@ -43,4 +48,5 @@ local left = tonumber(fields[4] or '')
 if retried and left then
   redis.call('HSET', job, 'retries_left', string.format('%d', left + retried))
 end
+if unique_key then redis.call('HSET', 'rqjobs:unique', unique_key, id) end
 return 'requeued'

@@ -10,7 +10,8 @@
 --       10 number of runs to remember   then pairs of a tick and its job's id
 -- Promise: a tick makes at most one job, however many schedulers run, and wherever the caller or
 -- the scheduler before it died. The jobs are enqueued and the schedule moves to its next tick in
--- one step, if it is still where the caller has read it. No tick is early by Redis's clock.
+-- one step, if it is still where the caller has read it. No tick is early by Redis's clock. A tick
+-- whose unique key is taken makes no job, and counts as skipped because of an overlap.
 -- Returns {status, number of jobs, number of ticks skipped because of an overlap}. Only "done" has
 -- changed anything. "changed": the schedule was changed, paused or run by another scheduler. "wrong
 -- type": the key of its queue, its runs, their outcomes, or rq:queues has the wrong type.
@@ -49,6 +50,8 @@ end
 
 local options = {}
 for i = 1, #job, 2 do options[job[i]] = job[i + 1] end
+local unique_key = options.rqjobs_unique
+if unique_key and not fits('rqjobs:unique', 'hash') then return {'wrong type', 0, 0} end
 
 local function remember(tick, id)
   if notes_unfinished then redis.call('HSET', unfinished_key, id, name) end
@@ -66,6 +69,7 @@ local function enqueue(tick, id)
   if redis.call('EXISTS', key) == 1 then return false end  -- another job has this id
   redis.call('HSET', key, 'status', 'queued', 'created_at', iso, 'enqueued_at', iso,
     'rqjobs_schedule', name, unpack(job))
+  if unique_key then redis.call('HSET', 'rqjobs:unique', unique_key, id) end
   if options.rqjobs_expires then start_expiry(id, options.rqjobs_expires, now) end
   if ttl_seconds(options.ttl) then redis.call('EXPIRE', key, ttl_seconds(options.ttl)) end
   redis.call(options.enqueue_at_front == '1' and 'LPUSH' or 'RPUSH', queue_key, id)
@@ -78,7 +82,8 @@ local made, skipped, runs_left = 0, 0, tonumber(stored[4] or '')
 for i = 11, #ARGV, 2 do
   local tick, id = ARGV[i], ARGV[i + 1]
   if by_rule and runs_left and runs_left < 1 then break end
-  if by_rule and not may_overlap and has_unfinished_job() then
+  local overlaps = by_rule and not may_overlap and has_unfinished_job()
+  if overlaps or unique_key and unique_holder(unique_key) then
     skipped = skipped + 1
   elseif enqueue(tick, id) then
     made = made + 1
@@ -87,7 +92,7 @@ for i = 11, #ARGV, 2 do
     missed = missed + 1
   end
 end
-if not by_rule then return {'done', made, 0} end
+if not by_rule then return {'done', made, skipped} end
 
 local is_over = following == '' or (runs_left and runs_left < 1)
 redis.call('HSET', schedule_key, 'last', last, 'next', is_over and '' or following,

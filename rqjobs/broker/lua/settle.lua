@@ -77,11 +77,17 @@ local function each_write(visit)
   end
 end
 
-local reply, is_canceled = refusal(claims, queue, id, token)
+local reply, is_canceled, unique_key, keep = refusal(claims, queue, id, token)
 if reply then return reply end
 if is_canceled then
   mark_settled(claims, queue, id, token)
+  if unique_key then forget_unique(id, unique_key) end
   return 'canceled'
+end
+
+local function has_ended_for_good(id)
+  local status = (read_job(id, 'status') or {})[1]
+  return not is_active(status) and status ~= 'deferred'
 end
 
 local left_out = {}
@@ -102,6 +108,8 @@ each_write(function(first, last)
     failure = failure or answer
   end
 end)
+-- The outcome may have deleted the job, so its key was read before.
+if unique_key and has_ended_for_good(id) then end_unique(id, unique_key, keep) end
 expire_with(job, 'rq:results:' .. id)
 if not dependents_left and outcome ~= '' then expire_with(job, job .. ':dependents') end
 if failure then return failure end  -- unexpected; the job is settled all the same

@@ -23,6 +23,7 @@ local reply, is_canceled = refusal(claims, queue, id, token)
 if reply then return reply end
 if is_canceled then
   mark_settled(claims, queue, id, token)
+  if end_policies then end_policies(id) end
   return 'canceled'
 end
 

@@ -61,6 +61,47 @@ def enqueueing_again(redis):
     return lambda: rqjobs.enqueue_in(60, sample_jobs.ok, job_id="parent", depends_on="other")
 
 
+def replacing(redis):
+    """A unique job that is queued, one that is delayed, and a debounced one."""
+    rqjobs.enqueue(sample_jobs.charge, 1, job_id="one")
+    rqjobs.enqueue_in(60, sample_jobs.charge, 2, job_id="two")
+    rqjobs.enqueue(sample_jobs.index, "a", job_id="three")
+    prepare = rqjobs.Queue.prepare_data
+    calls = [
+        prepare(sample_jobs.charge, args=(number,), on_conflict="replace") for number in (1, 2, 4)
+    ]
+    return lambda: rqjobs.enqueue_many([*calls, (sample_jobs.index, "a"), (sample_jobs.index, "b")])
+
+
+def requeueing_unique(redis):
+    job = rqjobs.enqueue(sample_jobs.unique_kept, 1, job_id="parent")
+    redis.delete("rq:queue:default")
+    redis.hset(job.key, "status", "failed")
+    redis.zadd("rq:failed:default", {"parent": 9e9})
+    return lambda: transitions.requeue(redis, "parent")
+
+
+def claiming_unique(redis):
+    """The second job was enqueued again by plain RQ."""
+    for name in ("one", "two"):
+        rqjobs.enqueue(sample_jobs.charge, 1, job_id=name)
+        redis.delete("rqjobs:unique")
+    return lambda: helpers.claim(redis, "me", ["default"], max_jobs=5)
+
+
+def settling_unique(redis):
+    rqjobs.enqueue(sample_jobs.unique_kept, 1, job_id="one", on_conflict="raise")
+    claim = claim_one(redis)
+    writes = transitions.failure_writes(claim, "me", "a reason")
+    arguments = transitions.settle_arguments("me", claim, writes, "failed")
+    return lambda: scripts.SETTLE.run(redis, *arguments)
+
+
+def ticking_unique(redis):
+    schedules.add("hourly", every(hours=1), sample_jobs.charge, 1)
+    return lambda: schedules.run_now("hourly")
+
+
 def settled(redis, writes, counts_as="finished"):
     family(redis)
     claim = claim_one(redis)
@@ -226,6 +267,11 @@ MOVES = {
     "promote": promoting,
     "enqueue": enqueueing,
     "enqueue again": enqueueing_again,
+    "replace": replacing,
+    "requeue a unique job": requeueing_unique,
+    "claim unique jobs": claiming_unique,
+    "settle a unique job": settling_unique,
+    "run a unique schedule now": ticking_unique,
     "settle": settling,
     "settle a failure of our own": failing,
     "finish": finishing,
@@ -404,7 +450,7 @@ def test_nothing_is_unpacked_without_a_bound():
     """
     bounded = {
         "claim": 2,
-        "enqueue": 2,
+        "enqueue": 3,
         "settle_success": 2,
         "scan_jobs": 1,
         "promote_due": 2,

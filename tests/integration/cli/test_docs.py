@@ -208,7 +208,23 @@ def after_time(output, redis):
     assert output == "JobStatus.CANCELED\n" and redis.zcard("rq:finished:default") == 1
 
 
-POLICIES = {"Limits": after_limits, "Pause": after_pause, "Time": after_time}
+def after_unique(output, redis):
+    first, existing_id = output.splitlines()
+    assert first == "True" and redis.exists(f"rq:job:{existing_id}")
+    assert redis.zcard("rq:finished:default") == 2 and redis.hlen("rqjobs:unique") == 1  # is kept
+
+
+def after_debounce(output, redis):
+    assert output == "1 1\n" and redis.zcard("rq:finished:default") <= 1
+
+
+POLICIES = {
+    "Limits": after_limits,
+    "Pause": after_pause,
+    "Time": after_time,
+    "Unique": after_unique,
+    "Debounce": after_debounce,
+}
 
 
 def test_each_section_of_the_policies_page_is_tested():
