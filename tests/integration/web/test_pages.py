@@ -911,7 +911,7 @@ def job_in(status, redis):
         ("queued", ["cancel"]),
         ("scheduled", ["cancel"]),
         ("deferred", ["cancel"]),
-        ("started", ["stop"]),
+        ("started", ["cancel", "stop"]),
         ("finished", ["again", "delete"]),
         ("failed", ["requeue", "delete"]),
         ("stopped", ["requeue", "delete"]),
