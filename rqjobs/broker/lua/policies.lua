@@ -71,7 +71,7 @@ end
 -- is kept as long as a failed one. So further endings remove those of the queue that are over.
 local function end_unrun(queue, id, worker, ending, reason, iso, default_ttl)
   local job, results = 'rq:job:' .. id, 'rq:results:' .. id
-  local registry, own, now = 'rq:canceled:' .. queue, 'rqjobs:canceled-expiry:' .. queue, redis_time()
+  local registry, expiry, now = 'rq:canceled:' .. queue, 'rqjobs:canceled-expiry:' .. queue, redis_time()
   local failure_ttl = (read_job(id, 'failure_ttl') or {})[1]
   local kept = ttl_seconds(failure_ttl) or tonumber(default_ttl)
   redis.call('HSET', job, 'status', 'canceled', 'ended_at', iso, 'origin', queue,
@@ -79,15 +79,15 @@ local function end_unrun(queue, id, worker, ending, reason, iso, default_ttl)
   redis.call('HDEL', job, 'rqjobs_token')
   redis.call('PERSIST', job)
   if failure_ttl ~= '-1' then redis.call('EXPIRE', job, kept) end
-  redis.pcall('XADD', results, 'MAXLEN', '~', 10, '*', 'type', 2, 'worker_name', worker,
+  redis.pcall('XADD', results, 'MAXLEN', '~', 10, '*', 'type', 3, 'worker_name', worker,
     'exc_string', reason)
   expire_with(job, results)
   expire_with(job, job .. ':dependents')
   redis.pcall('ZADD', registry, string.format('%d', now), id)
-  if failure_ttl ~= '-1' then redis.pcall('ZADD', own, string.format('%d', now + kept), id) end
-  for _, old in ipairs(redis.pcall('ZRANGEBYSCORE', own, '-inf', now, 'LIMIT', 0, 10)) do
+  if failure_ttl ~= '-1' then redis.pcall('ZADD', expiry, string.format('%d', now + kept), id) end
+  for _, old in ipairs(redis.pcall('ZRANGEBYSCORE', expiry, '-inf', now, 'LIMIT', 0, 10)) do
     if redis.call('EXISTS', 'rq:job:' .. old) == 0 then redis.pcall('ZREM', registry, old) end
-    redis.pcall('ZREM', own, old)
+    redis.pcall('ZREM', expiry, old)
   end
   end_policies(id)
 end

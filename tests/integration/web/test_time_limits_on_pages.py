@@ -15,7 +15,7 @@ def test_the_page_of_a_job_shows_when_it_expires_and_that_it_has(client, redis):
     redis.hset(job.key, "rqjobs_expires", "1000.000+60")
     rqjobs.Worker(["default"]).work(burst=True, logging_level="WARNING")
     page = client.get(f"/jobs/{job.id}").text
-    assert "This job ended without a run: it is <b>expired</b>." in page
+    assert "This job has <b>expired</b>: it had not begun in time" in page
     assert "had not begun by the time" in page and ">canceled</span>" in page
     client.post(f"/jobs/{job.id}/delete")
     assert not redis.exists(job.key) and not redis.zcard("rq:canceled:default")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from datetime import datetime, timedelta, timezone
 
@@ -94,16 +95,18 @@ def test_only_the_first_beginning_may_expire(redis):
     repeated = rqjobs.enqueue(
         sample_jobs.mark, "repeated", expires=60, repeat=Repeat(times=1, interval=30)
     )
+    snoozed = rqjobs.enqueue(sample_jobs.snooze_once, "s", expires=60)
     failed = rqjobs.enqueue(sample_jobs.flaky, "h", 1, expires=60)
-    rqjobs.Worker(["default"]).work(burst=True, logging_level="CRITICAL", max_jobs=4)
+    rqjobs.Worker(["default"]).work(burst=True, logging_level="CRITICAL", max_jobs=5)
     assert failed.is_failed and retried.get_status() == JobStatus.QUEUED
     failed.requeue()
-    for job in (delayed_retry, repeated):
+    for job in (delayed_retry, repeated, snoozed):
         delayed.reschedule(job.id, 0)
         transitions.promote(redis, "default", 180)
-    for job in (retried, delayed_retry, repeated):
+    for job in (retried, delayed_retry, repeated, snoozed):
         expire_now(redis, job)
     run()
+    assert snoozed.is_finished
     assert retried.is_finished and delayed_retry.is_finished and failed.is_finished
     assert redis.llen("repeated") == 2
 
@@ -206,6 +209,24 @@ def test_bad_times_are_refused_and_nothing_is_stored(redis, options, message):
         with pytest.raises((TypeError, ValueError), match=message):
             rqjobs.job(**options)(sample_jobs.ok)
         assert not hasattr(sample_jobs.ok, "__rqjobs__")
+
+
+def test_kills_lose_no_job_that_may_expire(worker, redis, eventually, kill):
+    """Each job has run or has expired, and none is in two places."""
+    jobs = [
+        rqjobs.enqueue(sample_jobs.nap, 0.01, expires=random.choice((0.2, 0.6, 60)))
+        for _ in range(150)
+    ]
+    processes = [worker("default") for _ in range(2)]
+    for _ in range(4):
+        kill(processes.pop(0).pid)
+        processes.append(worker("default"))
+    eventually(lambda: {job.get_status() for job in jobs} <= {"finished", "canceled"}, timeout=60)
+    assert not audit.audit(redis, settle=0.5).breaches
+    for job in jobs:
+        ran = redis.hget(job.key, "status") == b"finished"
+        assert ran or redis.hget(job.key, "rqjobs_ending") == b"expired"
+        assert redis.zscore("rq:canceled:default", job.id) is None or not ran
 
 
 # The hard limit
