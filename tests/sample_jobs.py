@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import dataclasses
 import enum
@@ -10,6 +11,7 @@ import os
 import signal
 import time
 
+import psutil
 from rq import Retry, get_current_job
 
 from rqjobs import Snooze, cancelled, job, queues
@@ -169,6 +171,24 @@ def unique_until_started(value=None):
 @job(unique="args", keep=60)
 def unique_kept(value=None):
     return value
+
+
+@job(unique="{name}")
+def alone(name: str, version: int = 0):
+    """Note if another live process runs a job of this name, and append the version to a list."""
+    connection = get_current_job().connection
+    other = int(connection.getset(f"alone:{name}", os.getpid()) or 0)
+    if other and other != os.getpid() and _is_running(other):
+        connection.rpush("beside", f"{name} {other} {os.getpid()}")
+    time.sleep(0.01)
+    connection.rpush(f"ran:{name}", version)
+    connection.delete(f"alone:{name}")
+
+
+def _is_running(pid):
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 @job(debounce=5, debounce_max=60, unique="{name}")
