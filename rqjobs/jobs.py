@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import time
 from base64 import b64decode
 from collections.abc import (
     AsyncGenerator,
@@ -30,7 +31,7 @@ from rq.timeouts import BaseTimeoutException
 from rq.utils import as_text, now
 
 from rqjobs import catalog, config, inherited_resources, plain_jobs, policies, texts
-from rqjobs.broker import transitions
+from rqjobs.broker import keys, transitions
 from rqjobs.broker.scripts import SAVE_FIELDS
 from rqjobs.instrumentation import ClaimedConnection, is_wrapped
 from rqjobs.job_fields import (
@@ -339,8 +340,19 @@ class Job(RetryingJob):
         self._func_name, self._instance, self._args, self._kwargs = name, instance, args, kwargs
 
     def latest_result(self, timeout: int = 0) -> Result | None:
-        """RQ unpacks a result's traceback without a limit."""
-        return BoundedResult.fetch_latest(self, serializer=self.serializer, timeout=timeout)
+        """RQ unpacks a result's traceback without a limit, and does not wait after a retry.
+
+        This one waits up to `timeout` seconds for a result that is not a retry.
+        """
+        end = time.monotonic() + timeout
+        result = BoundedResult.fetch_latest(self, serializer=self.serializer, timeout=timeout)
+        while timeout and result and result.type is Result.Type.RETRIED:
+            left = int(1000 * (end - time.monotonic()))
+            after: dict[Any, Any] = {keys.results(self.id): result.id}
+            if left <= 0 or not self.connection.xread(after, block=left):
+                break
+            result = BoundedResult.fetch_latest(self, serializer=self.serializer)
+        return result
 
     def results(self) -> list[Result]:
         """RQ unpacks the tracebacks of results without a limit."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import timedelta
 
 from rq import get_current_job
@@ -102,8 +103,6 @@ async def snooze_later(name):
 @job(retry=backoff(1, **AT_ONCE), timeout=1)
 def stubborn(name, seconds=30):
     """Work on after the time limit, on the first run only."""
-    import time
-
     if count(name) > 1:
         return name
     end = time.monotonic() + seconds
@@ -121,6 +120,36 @@ def storm(name):
     if current.connection.hincrby(f"storm:{name}", current.id, 1) % 4:
         raise RateLimited
     return name
+
+
+class HostileError(Exception):
+    @property
+    def retry_after(self):
+        raise SystemExit
+
+    def __str__(self):
+        raise SystemExit
+
+
+@job(retry=backoff(1, **AT_ONCE))
+def hostile(name):
+    count(name)
+    raise HostileError
+
+
+def boom_once(job, connection, result):
+    if connection.incr("booms") == 1:
+        raise ValueError("in the callback")
+
+
+def hang_in_callback(job, connection, kind, error, trace):
+    """Hang beyond the time limit."""
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        try:
+            time.sleep(0.05)
+        except BaseException:
+            continue
 
 
 def note_failure(job, connection, kind, error, trace):

@@ -9,7 +9,7 @@ import click
 import redis
 
 import rqjobs
-from rqjobs import connection, stats
+from rqjobs import attempts, connection, stats
 from rqjobs.broker import transitions
 from rqjobs.cli.output import each, echo, short_line
 
@@ -64,6 +64,14 @@ def _traceback(job: Any) -> str:
     return result.exc_string or ""
 
 
+def _attempts(job: Any) -> list[attempts.Attempt]:
+    """The job's last runs; none if its results are of the wrong type."""
+    try:
+        return attempts.read_attempts(job)
+    except redis.ResponseError:
+        return []
+
+
 def _job_ids(client: redis.Redis, ids: Sequence[str], every: bool) -> list[str]:
     """The jobs that a command names: its arguments, or every failed job."""
     if every == bool(ids):
@@ -103,7 +111,7 @@ def delete(ids: Sequence[str], every: bool) -> None:
 @group.command("show")
 @click.argument("job_id")
 def show(job_id: str) -> None:
-    """Print a job and its last traceback."""
+    """Print a job, its last runs and its last traceback."""
     try:
         job = rqjobs.Job.fetch(job_id, connection=connection.client())
     except redis.ConnectionError:
@@ -113,6 +121,12 @@ def show(job_id: str) -> None:
     echo(job.id)
     echo(short_line(job.description))
     echo(f"queue {short_line(job.origin)}, enqueued {job.enqueued_at}, ended {job.ended_at}")
+    for attempt in _attempts(job):
+        seconds = "" if attempt.seconds is None else f" after {attempt.seconds:.3f} s"
+        echo(
+            f"{attempt.outcome} at {attempt.ended:%Y-%m-%d %H:%M:%S}{seconds} on "
+            f"{short_line(attempt.worker)}: {short_line(attempt.error)}"
+        )
     echo("")
     for line in _traceback(job).splitlines() or ["no traceback is stored"]:
         echo(short_line(line))

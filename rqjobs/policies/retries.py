@@ -76,6 +76,7 @@ class Intervals:
 
 
 Rule = Backoff | Intervals
+FOREVER: tuple[tuple[str, Rule], ...] = (("", Backoff()),)  # of `retry_for` alone
 
 
 def backoff(
@@ -238,32 +239,68 @@ def check(function: Callable[..., Any], options: Mapping[str, Any]) -> None:
     Raises:
         TypeError, ValueError: an option is wrong, or cannot go together with another.
     """
+    options = _effective(function, options)
     _check_rules(_rules_of(options), options)
 
 
+def _effective(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options, without those of the function that one of the call replaces.
+
+    A number of retries replaces `retry_for` and the other way round, and a rule for each exception
+    replaces `retry_on`.
+    """
+    kept = {name: options.get(name) for name in OPTIONS}
+    given = _given(function, options).keys()
+    if "retry" in given and "retry_on" not in given and isinstance(kept["retry"], Mapping):
+        kept["retry_on"] = None
+    if kept["retry_for"] is not None and _has_count(_read_retry(kept["retry"])):
+        if "retry_for" not in given:
+            kept["retry_for"] = None
+        elif "retry" not in given:
+            kept["retry"] = None
+    return kept
+
+
+def _given(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that the call has set, or `@job` if it has not made the function a job yet."""
+    own = getattr(function, "__rqjobs__", {})
+    return {
+        name: options[name]
+        for name in sorted(OPTIONS)
+        if options.get(name) is not None and options[name] is not own.get(name)
+    }
+
+
+def _has_count(rules: tuple[tuple[str, Rule], ...]) -> bool:
+    return any(rule.count is not None for _, rule in rules)
+
+
 def _rules_of(options: Mapping[str, Any]) -> Rules:
-    """The rules of these options, which may be RQ's as well.
+    """The rules of these options, which may be RQ's as well. `retry=False` is no retry at all.
 
     Raises:
         TypeError, ValueError: an option is wrong.
     """
-    retry_on = options.get("retry_on")
-    if retry_on is not None:
-        retry_on = frozenset(_class_names("retry_on", retry_on))
     discard_on = options.get("discard_on")
     if discard_on is None:
         discard_on = ()
+    discarded = frozenset(_class_names("discard_on", discard_on))
+    if options.get("retry") is False:
+        return Rules(discard_on=discarded)
+    retry_on = options.get("retry_on")
+    if retry_on is not None:
+        retry_on = frozenset(_class_names("retry_on", retry_on))
     retry_for = options.get("retry_for")
     if retry_for is not None:
         retry_for = seconds_of("retry_for", retry_for)
     rules = _read_retry(options.get("retry"))
     if not rules and retry_for is not None:
-        rules = (("", Backoff()),)
-    return Rules(rules, retry_on, frozenset(_class_names("discard_on", discard_on)), retry_for)
+        rules = FOREVER
+    return Rules(rules, retry_on, discarded, retry_for)
 
 
 def _read_retry(retry: Any) -> tuple[tuple[str, Rule], ...]:
-    if retry is None:
+    if retry is None or retry is False:
         return ()
     if not isinstance(retry, Mapping):
         return (("", _read_rule(retry)),)
@@ -325,7 +362,19 @@ def _is_for_rq(options: Mapping[str, Any]) -> bool:
     others = (options.get(name) for name in ("retry_on", "discard_on", "retry_for"))
     if any(value is not None for value in others):
         return False
-    return options.get("retry") is None or isinstance(options["retry"], rq.Retry)
+    retry = options.get("retry")
+    return retry is None or retry is False or isinstance(retry, rq.Retry)
+
+
+def describe(options: Mapping[str, Any]) -> str:
+    """The number of retries of a function with these options; "" for none."""
+    rules = _rules_of(options).rules
+    if not rules:
+        return ""
+    counts = {rule.count for _, rule in rules}
+    if len(counts) == 1 and None not in counts:
+        return str(counts.pop())
+    return "its rules"
 
 
 def for_rq(retry: Any) -> rq.Retry | None:
@@ -343,12 +392,8 @@ def fields(call: Call, options: Mapping[str, Any]) -> dict[str, str]:
     Raises:
         ValueError: they are too many to be stored.
     """
+    given = _given(call.function, options)
     own = getattr(call.function, "__rqjobs__", {})
-    given = {
-        name: options[name]
-        for name in OPTIONS
-        if options.get(name) is not None and options[name] is not own.get(name)
-    }
     if not given or (_is_for_rq(given) and _is_for_rq(own)):
         return {}
     stored = json.dumps(_to_json(given), separators=(",", ":"))
@@ -385,23 +430,23 @@ def rules_of_job(options: Mapping[str, Any], stored: str) -> Rules | None:
     Raises:
         ValueError: `stored` was not written by `fields`.
     """
+    if not stored and _is_for_rq(options):
+        return None
     if not stored:
-        if _is_for_rq(options):
-            return None
         return _rules_of(options)
     given = _parse(stored)
-    kept = {name: options.get(name) for name in OPTIONS if name not in given}
-    rules = _rules_of(kept)
+    own = _rules_of(options)
+    retry_on = given.get("retry_on", own.retry_on)
+    retry_for = given.get("retry_for", own.retry_for)
+    rules = given.get("retry", own.rules)
     if "retry" in given:
-        rules = Rules(given["retry"], rules.retry_on, rules.discard_on, rules.retry_for)
-    elif not rules.rules and "retry_for" in given:
-        rules = Rules((("", Backoff()),), rules.retry_on, rules.discard_on, rules.retry_for)
-    return Rules(
-        rules.rules,
-        given.get("retry_on", rules.retry_on),
-        given.get("discard_on", rules.discard_on),
-        given.get("retry_for", rules.retry_for),
-    )
+        if "retry_on" not in given and any(name for name, _ in rules):
+            retry_on = None
+        if "retry_for" not in given and _has_count(rules):
+            retry_for = None
+    elif "retry_for" in given and (not rules or _has_count(rules)):
+        rules = FOREVER
+    return Rules(rules, retry_on, given.get("discard_on", own.discard_on), retry_for)
 
 
 def _parse(stored: str) -> dict[str, Any]:
@@ -417,7 +462,7 @@ def _parse(stored: str) -> dict[str, Any]:
         if not isinstance(found, dict) or found.keys() - OPTIONS:
             raise ValueError("it has other options")
         return {name: _PARSERS[name](value) for name, value in found.items()}
-    except (TypeError, ValueError, RecursionError) as error:
+    except Exception as error:  # anything: the field may be damaged or forged
         raise ValueError(f"the job's field rqjobs_retry cannot be read: {error}") from None
 
 

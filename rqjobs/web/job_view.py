@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import inspect
 import re
+import time
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from itertools import islice
 from typing import Any
 
+import redis
 from flask import abort
 from rq.exceptions import NoSuchJobError
 from rq.results import Result
 
-from rqjobs import catalog, connection, queues, stats
+from rqjobs import attempts, catalog, connection, queues, stats
+from rqjobs.attempts import Attempt
 from rqjobs.jobs import Job
 from rqjobs.maintenance import audit
 from rqjobs.policies import limits, time_limits, unique
@@ -126,6 +129,7 @@ def describe(job_id: str) -> dict[str, Any]:
         "repeats_left": job.repeats_left,
         "limit": cut(limits.describe(job.policy_fields), 300),
         "waits_for": _waits_for(job, status),
+        **_attempts(job, details.due),
         **_times(job, status, details.due),
         **_parents(job, status),
         **_meta(job),
@@ -180,6 +184,20 @@ def _waits_for(job: Job, status: str) -> str:
     if status != "deferred":
         return ""
     return cut(stats.waits_for(job), 300)
+
+
+def _attempts(job: Job, due: Any) -> dict[str, Any]:
+    """The job's runs, if there was more than one, and the state of its retries."""
+    found: list[Attempt] = []
+    with contextlib.suppress(redis.ResponseError):  # the key is not a stream
+        found = attempts.read_attempts(job)
+    shown: list[Attempt] = []
+    if len(found) > 1 or any(attempt.outcome == "retried" for attempt in found):
+        shown = found
+    return {
+        "retrying": attempts.describe_retries(job, found, due, time.time()),
+        "attempts": shown,
+    }
 
 
 def _moment(seconds: Any) -> datetime | None:

@@ -34,7 +34,7 @@ LAYERS = (  # a module imports what stands above it, or in its own layer
     },
     {"schedules"},
     {"scheduler"},
-    {"stats"},
+    {"attempts", "stats"},
     {"maintenance"},
     {"worker"},
     {""},  # the public API

@@ -11,6 +11,7 @@ from rq.exceptions import DuplicateJobError
 
 from rqjobs import catalog, config, connection, queues, stats
 from rqjobs.jobs import Job
+from rqjobs.policies import retries
 from rqjobs.web.forms import arguments, fields, options
 from rqjobs.web.job_view import row
 from rqjobs.web.rendering import page, pages
@@ -37,7 +38,7 @@ def _home(name: str, given: Mapping[str, str], errors: dict[str, str], status: i
         own = catalog.options(function)
         form |= {
             "own_queue": queues.queue_for(function).name,
-            "own_retry": getattr(own.get("retry"), "max", 0),
+            "own_retry": retries.describe(own),
             "own_repeat": getattr(own.get("repeat"), "times", 0),
             "job_id": given.get("job_id") or str(uuid4()),
         }

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from dataclasses import fields
 from pathlib import Path
@@ -208,6 +209,13 @@ def after_time(output, redis):
     assert output == "JobStatus.CANCELED\n" and redis.zcard("rq:finished:default") == 1
 
 
+def after_retries(output, redis):
+    assert redis.zcard("rq:finished:default") == 2 and redis.zcard("rq:canceled:default") == 1
+    waiting = redis.zrange("rq:scheduled:default", 0, -1, withscores=True)
+    delays = [due - time.time() for _, due in waiting]
+    assert 20 < delays[0] <= 40 and 40 < delays[1] <= 60
+
+
 def after_unique(output, redis):
     first, existing_id = output.splitlines()
     assert first == "True" and redis.exists(f"rq:job:{existing_id}")
@@ -219,6 +227,7 @@ def after_debounce(output, redis):
 
 
 POLICIES = {
+    "Retries": after_retries,
     "Limits": after_limits,
     "Pause": after_pause,
     "Time": after_time,

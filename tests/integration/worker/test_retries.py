@@ -284,6 +284,45 @@ def test_killed_job_that_ignored_its_limit_is_retried(redis, worker, eventually)
     assert "ignored its time limit" in job.results()[1].exc_string
 
 
+def test_waiting_for_a_result_ends_with_the_job_and_not_with_a_retry(redis, worker):
+    worker("default")
+    job = rqjobs.enqueue(retry_jobs.thrice, "a", 3)
+    assert job.latest_result(timeout=60).type is Result.Type.SUCCESSFUL and runs(redis) == 4
+    failed = rqjobs.enqueue(retry_jobs.thrice, "b", 9)
+    assert failed.latest_result(timeout=60).type is Result.Type.FAILED and runs(redis, "b") == 4
+    waiting = rqjobs.enqueue(retry_jobs.slowly, "c")
+    assert waiting.latest_result(timeout=1).type is Result.Type.RETRIED
+
+
+def test_synchronous_queue_does_not_retry(redis):
+    queue = rqjobs.Queue("default", connection=redis, is_async=False)
+    assert queue.enqueue(retry_jobs.snooze, "a", 1).get_status() == JobStatus.FAILED
+    assert queue.enqueue(retry_jobs.thrice, "b", 0).get_status() == JobStatus.FINISHED
+
+
+def test_failure_of_a_callback_follows_the_rules(redis):
+    job = rqjobs.enqueue(retry_jobs.thrice, "a", 0, on_success=Callback(retry_jobs.boom_once))
+    work()
+    assert job.get_status() == JobStatus.FINISHED and runs(redis) == 2
+
+
+def test_hostile_exception_ends_its_job_at_most(redis):
+    job = rqjobs.enqueue(retry_jobs.hostile, "a")
+    work()
+    assert job.get_status() == JobStatus.FAILED and runs(redis) == 2
+
+
+def test_job_whose_callback_hangs_is_retried_by_its_rules(redis, worker, eventually):
+    """The horse is killed in the callback; the finisher records what the rules have said."""
+    worker("default", env={"RQJOBS_SHUTDOWN_TIMEOUT": "1"})
+    callback = Callback(retry_jobs.hang_in_callback, timeout=1)
+    job = rqjobs.enqueue(retry_jobs.picky, "a", "auth", 9)
+    failing = rqjobs.enqueue(retry_jobs.thrice, "b", 1, on_failure=callback)
+    eventually(lambda: failing.get_status() == JobStatus.FINISHED, timeout=40)
+    assert job.get_status() == JobStatus.CANCELED
+    assert runs(redis, "b") == 2 and kinds(failing)[0] is Result.Type.RETRIED
+
+
 def total_runs(redis):
     return sum(map(int, redis.hvals("storm:a")))
 
