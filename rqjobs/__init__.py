@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from rq import Callback, Repeat, Retry, get_current_job
 from rq.queue import EnqueueData
 
-from rqjobs import delayed, schedules
+from rqjobs import delayed, failed, schedules
 from rqjobs.cancellation import cancelled
 from rqjobs.catalog import NotAJob, job
 from rqjobs.config import Config, ConfigError
@@ -60,6 +60,7 @@ __all__ = [
     "enqueue_in",
     "enqueue_many",
     "every",
+    "failed",
     "get_current_job",
     "job",
     "pause",

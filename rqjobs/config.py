@@ -47,6 +47,8 @@ class Config:
     max_payload_bytes: int = 256 * 1024
     max_result_bytes: int = 1024 * 1024
     max_traceback_bytes: int = 64 * 1024
+    max_failed_jobs: int = 100_000  # of each queue; 0 is no limit
+    max_failed_age_seconds: int = 0  # 0 is no limit
     # None: this machine only; with a password and without `rqjobs dev` all interfaces.
     host: str | None = None
     port: int = 8000
@@ -238,6 +240,14 @@ SETTINGS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "RQJOBS_MAX_TRACEBACK_BYTES": (
         "max_traceback_bytes",
         _integer(1_024, 16 * 1024 * 1024, "a number of bytes"),
+    ),
+    "RQJOBS_MAX_FAILED_JOBS": (
+        "max_failed_jobs",
+        _integer(1, 10**9, "a number of jobs", zero=True),
+    ),
+    "RQJOBS_MAX_FAILED_AGE_SECONDS": (
+        "max_failed_age_seconds",
+        _integer(60, 2**31 - 1, "a number of seconds", zero=True),
     ),
     "HOST": ("host", _host),
     "PORT": ("port", _integer(1, 65_535, "a port")),

@@ -569,6 +569,15 @@ def serializer_for(given: Any) -> Any:
     return resolve_serializer(given)
 
 
+def function_name(data: bytes | None) -> str:
+    """The name of the function in a job's stored data; "?" if they cannot be read."""
+    try:
+        name = ConfiguredSerializer.loads(decompress(data or b""))[0]
+    except Exception:  # of a damaged or forged record
+        return "?"
+    return name if isinstance(name, str) else "?"
+
+
 def _digits_or_none(text: str) -> int | None:
     if text.isdigit():
         return int(text)

@@ -43,6 +43,11 @@ RQ_OPTIONS = frozenset(
 CALL_OPTIONS = RQ_OPTIONS | policies.OPTIONS
 POLICY_NAMES = policies.OPTIONS - RQ_OPTIONS  # RQ has no options of these names
 
+# Fields that the job of an `on_failed` does not have: it is not enqueued by `enqueue.lua`.
+NOT_OF_A_CALL = frozenset(
+    {"rqjobs_on_failed", "rqjobs_unique", "rqjobs_until", "rqjobs_keep", "rqjobs_debounce"}
+)
+
 _unserved_checked_at: dict[str, float] = {}  # a queue's key -> monotonic time
 
 
@@ -118,6 +123,7 @@ class Queue(rq.Queue):
                 "an argument contains itself, or is nested too deeply for JSON"
             ) from None
         job.policy_fields = policy_fields
+        _check_on_failed(policy_fields.get("rqjobs_on_failed"))
         _check_numbers(job)
         job.check()
         job.check_payload(function)
@@ -518,6 +524,44 @@ def _take_policies(call: policies.Call, options: dict[str, Any]) -> dict[str, st
     return policies.fields(call, own)
 
 
+def _check_on_failed(name: str | None) -> None:
+    """Check that `on_failed` names a job function that takes its three arguments.
+
+    Raises:
+        NotAJob: it is not in the catalog.
+        TypeError: it does not take the arguments.
+    """
+    if name is None:
+        return
+    try:
+        function = catalog.current().lookup(name)
+    except catalog.NotAJob as error:
+        raise catalog.NotAJob(f"on_failed: {error}") from None
+    try:
+        signature(function).bind("job_id", "function", "error")
+    except TypeError:
+        raise TypeError(
+            f"on_failed: {name}{signature(function)} is called with three arguments: the id of the "
+            f"failed job, the name of its function, and the error; let it take them"
+        ) from None
+
+
+def on_failed_call(name: str, args: tuple[str, ...], connection: redis.Redis) -> Placement:
+    """The job of an `on_failed`, ready to be stored. It has no `on_failed` of its own.
+
+    Raises:
+        NotAJob: `name` is not in the catalog.
+        Exception: see `Queue.create_job`.
+    """
+    target = Queue(queue_for(name).name, connection=connection)
+    job = target.create_job(name, args, status=JobStatus.QUEUED)
+    job.policy_fields = {
+        field: value for field, value in job.policy_fields.items() if field not in NOT_OF_A_CALL
+    }
+    target._prepare(job)
+    return target._placement(job, "back")
+
+
 def _check_parameter_names(function: Any, names: set[str]) -> None:
     target = catalog.current().check(function)
     parameters = {
@@ -578,6 +622,8 @@ def check_queue_name(name: str) -> str:
 
 def queue_for(function: Callable[..., Any] | str) -> Queue:
     """The queue of `@job(queue=…)`; without one `default`, or else the first configured queue."""
+    if isinstance(function, policies.With):
+        function = function.function
     name = catalog.options(catalog.current().check(function)).get("queue")
     if not name:
         names = config.current().queues

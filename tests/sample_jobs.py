@@ -416,3 +416,23 @@ def snooze_once(name: str):
     if get_current_job().connection.incr(name) == 1:
         raise Snooze(30)
     return name
+
+
+def note_failure(job_id: str, function: str, error: str):
+    """The target of `on_failed`: append what it is given to the list `noted` in Redis."""
+    get_current_job().connection.rpush("noted", f"{job_id} {function} {error}")
+
+
+@job(on_failed="sample_jobs:note_failure")
+def boom_and_note(message: str = "boom"):
+    raise ValueError(message)
+
+
+@job(on_failed="sample_jobs:failing_note")
+def boom_and_fail_to_note():
+    raise ValueError("boom")
+
+
+@job(on_failed="sample_jobs:failing_note")
+def failing_note(job_id: str, function: str, error: str):
+    raise KeyError("note")

@@ -27,6 +27,12 @@ RQ's keys are its own, unchanged. Ours begin with `rqjobs:`:
     rqjobs:rate-wakeup                 channel, such a time
     rqjobs:unique                      hash, unique key -> the job that has it; after the end of a
                                        job with `keep` with the Unix time until which it is taken
+    rqjobs:new-failures                hash, `<id>:<run>` -> what is left to do after a failure: to
+                                       count it in its group, or to call on_failed
+    rqjobs:failure-groups              sorted set, group of failed jobs -> its last failure
+    rqjobs:failure-group:<group>       hash, the group's function, error, last message and counts:
+                                       `m0` to `m59` by minute, `h0` to `h167` by hour
+    rqjobs:failure-group-jobs:<group>  sorted set, the group's failed jobs -> when each failed
     rqjobs:result                      stream, a result inside settle_success.lua; never left behind
     rqjobs:sweep:lock, :last           the lock of the sweep, and when the last one was
     rqjobs:sweep:intermediate:<queue>  hash, id -> since when it is in RQ's intermediate list
@@ -53,7 +59,8 @@ first failure), `rqjobs_unique` (its unique key), `rqjobs_until` ("started" if t
 starts), `rqjobs_keep` (seconds for which the key is taken after its end), `rqjobs_conflict`
 (`on_conflict`), `rqjobs_debounce` (its seconds, `debounce_max` or "-", and the Unix time of the
 first call), and `rqjobs_ending` (of a canceled job: "expired" if it ended because it had not begun
-in time, "discarded" if it asked for that, or if another job had its unique key).
+in time, "discarded" if it asked for that, or if another job had its unique key). Of failed jobs:
+`rqjobs_on_failed` (the job function to call if the job fails for good), and `rqjobs_failure_group`.
 """
 
 from __future__ import annotations
@@ -69,6 +76,8 @@ RETIRED_WORKERS = "rqjobs:retired-workers"
 PAUSED = "rqjobs:paused"
 PAUSED_JOBS = "rqjobs:paused-jobs"
 ENDED_PARENTS = "rqjobs:ended-parents"
+NEW_FAILURES = "rqjobs:new-failures"
+FAILURE_GROUPS = "rqjobs:failure-groups"
 SWEEP_LOCK = "rqjobs:sweep:lock"
 LAST_SWEEP = "rqjobs:sweep:last"
 STRAYS_LOCK = "rqjobs:sweep:strays:lock"
@@ -187,6 +196,14 @@ def stopped(queue: str) -> str:
 
 def canceled_expiry(queue: str) -> str:
     return f"rqjobs:canceled-expiry:{queue}"
+
+
+def failure_group(group: str) -> str:
+    return f"rqjobs:failure-group:{group}"
+
+
+def failure_group_jobs(group: str) -> str:
+    return f"rqjobs:failure-group-jobs:{group}"
 
 
 def scheduled_without_job(queue: str) -> str:

@@ -28,10 +28,11 @@ SINGLE_KEYS = {
         keys.SCHEDULES_ANNOUNCED,
         keys.SCHEDULES_LOCK,
     ),
-    "zset": (keys.LEASES, keys.RETIRED_WORKERS, keys.SCHEDULES, keys.RATE_DUE),
+    "zset": (keys.LEASES, keys.RETIRED_WORKERS, keys.SCHEDULES, keys.RATE_DUE, keys.FAILURE_GROUPS),
     "set": (keys.ENDED_PARENTS, keys.PAUSED_JOBS, keys.QUEUES, keys.WORKERS, keys.WAITING_KEYS),
     "hash": (
         keys.PAUSED,
+        keys.NEW_FAILURES,
         keys.STRAYS_SEEN,
         keys.SCHEDULES_UNFINISHED,
         keys.SCHEDULES_DECLARED,

@@ -21,7 +21,7 @@ import base64
 import contextlib
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -37,13 +37,17 @@ from rqjobs.broker.keys import LEASES, QUEUES, decode
 from rqjobs.broker.leases import NoLease
 from rqjobs.broker.scripts import (
     DELETE,
+    DELETE_FAILED,
     ENQUEUE,
     FAILED_JOBS,
     FIRST_DUE,
+    FOLLOW_FAILURE,
     PROMOTE_DUE,
     RELEASE,
     REQUEUE,
     SAVE_FIELDS,
+    TRIM_FAILED,
+    Script,
     in_chunks,
     read_together,
 )
@@ -52,6 +56,7 @@ from rqjobs.policies.unique import DuplicateJob
 from rqjobs.texts import escape_surrogates
 
 BATCH_MAX_JOBS = 1000  # jobs that one script moves; a longer one would hold up other clients
+FAILED_BATCH_JOBS = 500  # failed jobs that one script deletes
 TOKEN_CHARACTERS = 32  # characters of a claim's token
 MISSING_JOB_SECONDS = 60  # seconds for which a due id without a job is kept
 # The scheduler looks for due jobs this often. A job that is due earlier is published to it.
@@ -270,11 +275,13 @@ def settle_arguments(
     writes: list[tuple[Any, ...]],
     counts_as: str = "",
     default_timeout: int = 180,
+    failure_group: str = "",
+    on_failed: str = "",
 ) -> tuple[list[str], list[Any]]:
     """The keys and arguments of `SETTLE`, which records an outcome by these `writes`.
 
     `counts_as`: the outcome for the jobs that depend on this one, "finished" or "failed"; "" if
-    they continue to wait.
+    they continue to wait. `failure_group`, `on_failed`: as in `settle.lua`.
     """
     words = [word for write in writes for word in (len(write), *write)]
     return [keys.claims(worker)], [
@@ -284,6 +291,8 @@ def settle_arguments(
         counts_as,
         utcformat(now()),
         default_timeout,
+        failure_group,
+        on_failed,
         *words,
     ]
 
@@ -445,6 +454,93 @@ def requeue_all(connection: redis.Redis, queues: Iterable[str], limit: int = -1)
             if refusal_code(error):
                 raise
     return count
+
+
+def requeue_failed(connection: redis.Redis, jobs: Sequence[tuple[str, str]]) -> int:
+    """Requeue those of these (job id, queue) that are failed jobs; returns how many.
+
+    Each job moves in one atomic step. Stopped jobs, and jobs that have left the failed ones, are left
+    alone, and so are jobs whose queue's key is of the wrong type.
+
+    Raises:
+        redis.ResponseError: Redis refuses the write.
+    """
+    moment = utcformat(now())
+    commands = [
+        REQUEUE.call(
+            [keys.job(job_id), keys.queue(queue), QUEUES, keys.failed(queue)],
+            [job_id, "back", moment, "1"],
+        )
+        for job_id, queue in jobs
+    ]
+    return sum(reply == b"requeued" for reply in _run_commands(connection, commands, REQUEUE))
+
+
+def delete_failed_jobs(connection: redis.Redis, jobs: Sequence[tuple[str, str]]) -> int:
+    """Delete those of these (job id, queue) that are failed jobs, with all that belongs to them.
+
+    Returns how many. Stopped jobs, and jobs that have left the failed ones, are left alone.
+    """
+    by_queue: dict[str, list[str]] = {}
+    for job_id, queue in jobs:
+        by_queue.setdefault(queue, []).append(job_id)
+    commands = [
+        DELETE_FAILED.call([], [queue, *ids[start : start + FAILED_BATCH_JOBS]])
+        for queue, ids in by_queue.items()
+        for start in range(0, len(ids), FAILED_BATCH_JOBS)
+    ]
+    replies = _run_commands(connection, commands, DELETE_FAILED)
+    return sum(reply for reply in replies if isinstance(reply, int))
+
+
+def _run_commands(
+    connection: redis.Redis, commands: list[tuple[Any, ...]], script: Script
+) -> list[Any]:
+    """The replies to calls of one script. A key of the wrong type gives its error as the reply."""
+    connection.script_load(script.source)
+    with connection.pipeline(transaction=False) as pipe:
+        for command in commands:
+            pipe.execute_command(*command)
+        replies = pipe.execute(raise_on_error=False)
+    for reply in replies:
+        if isinstance(reply, Exception) and (
+            not isinstance(reply, ResponseError) or refusal_code(reply)
+        ):
+            raise reply
+    return replies
+
+
+def trim_failed(
+    connection: redis.Redis, queue: str, max_jobs: int, max_age: int
+) -> tuple[int, bool]:
+    """Take one step to bound the failed jobs of `queue`; 0 is no limit.
+
+    Returns the number of deleted jobs, and whether more are over a limit.
+    """
+    args = [queue, max_jobs, max_age, FAILED_BATCH_JOBS]
+    deleted, more = TRIM_FAILED.run(connection, [], args)
+    return int(deleted), bool(more)
+
+
+def follow_failure(
+    connection: redis.Redis, field: bytes, job_id: bytes, group: str, call: Placement | None
+) -> None:
+    """Count a failure in its group, and put the job of its on_failed into its queue, both once.
+
+    Args:
+        field: of `rqjobs:new-failures`.
+        group: "" if the failure was counted when it was recorded.
+        call: the job of on_failed; None if there is none.
+
+    Raises:
+        redis.ResponseError: the queue's key has the wrong type, or Redis refuses the write.
+    """
+    words: list[Any] = ["", "", ""]
+    if call:
+        words = [call.queue, call.job_id, call.ttl or ""]
+        for pair in call.fields.items():
+            words += pair
+    FOLLOW_FAILURE.run(connection, [keys.NEW_FAILURES, QUEUES], [field, job_id, group, *words])
 
 
 def cancel(job: Any, status: str) -> None:

@@ -2,19 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any
 
 import click
 import redis
 
 import rqjobs
-from rqjobs import attempts, connection, stats
+from rqjobs import attempts, connection, failed, stats
 from rqjobs.broker import transitions
-from rqjobs.cli.output import each, echo, short_line
+from rqjobs.cli.output import each, echo, echo_table, local_time, short_line
+from rqjobs.cli.params import Duration, is_duration
+from rqjobs.failed import Filter, Target
+
+
+class Since(click.ParamType):
+    """A duration before now, or a date and time; without a time zone it is in this machine's."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> datetime | timedelta:
+        if isinstance(value, datetime | timedelta):
+            return value
+        try:
+            if is_duration(value):
+                return timedelta(seconds=Duration().convert(value, param, ctx))
+            return datetime.fromisoformat(value).astimezone()
+        except (ValueError, OverflowError):
+            self.fail(f"{value!r} is not a time; write it like 2h, 7d, or 2030-01-31T06:00")
+
+
+GROUP_HEAD = (
+    "FUNCTION",
+    "ERROR",
+    "1 H",
+    "24 H",
+    "7 D",
+    "JOBS",
+    "FIRST",
+    "LAST",
+    "MESSAGE",
+)
+MESSAGE_CHARACTERS = 80
+FILTERS = (
+    click.option("--function", help="Only jobs of this function; its module may be left out."),
+    click.option("--error", help="Only jobs with this error: the class of the exception."),
+    click.option("--queue", help="Only jobs of this queue."),
+    click.option(
+        "--since", type=Since(), help="Only jobs that failed since then: 2h, 7d or a date."
+    ),
+)
+
+
+def filtered(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of a filter, which may stand before the command too."""
+    for option in reversed(FILTERS):
+        command = option(command)
+    return command
+
+
+def _filter(ctx: click.Context) -> Filter:
+    """The filter of a command's options, and of those before the command."""
+    chosen = {}
+    for context in (ctx.parent, ctx):
+        for name in ("function", "error", "queue", "since"):
+            if context and context.params.get(name) is not None:
+                chosen[name] = context.params[name]
+    return Filter(**chosen)
 
 
 @click.group("failed", invoke_without_command=True)
+@filtered
 @click.option(
     "-n",
     "--limit",
@@ -24,13 +85,21 @@ from rqjobs.cli.output import each, echo, short_line
     help="Maximum number of jobs.",
 )
 @click.pass_context
-def group(ctx: click.Context, limit: int) -> None:
+def group(ctx: click.Context, limit: int, **_filters: Any) -> None:
     """List, requeue, show and delete failed jobs.
 
-    Without a command the failed jobs are listed, newest first.
+    Without a command the failed jobs are listed, newest first. The options of a filter stand before
+    or behind the command.
     """
     if ctx.invoked_subcommand:
         return
+    if _filter(ctx).is_empty:
+        _list_newest(limit)
+    else:
+        _list_found(_filter(ctx), limit)
+
+
+def _list_newest(limit: int) -> None:
     client = connection.client()
     for job in stats.recent(client, "failed", limit):
         ended = f"{job.ended_at:%Y-%m-%d %H:%M:%S}" if job.ended_at else "?"
@@ -38,10 +107,10 @@ def group(ctx: click.Context, limit: int) -> None:
         last_line = (_traceback(job).strip().splitlines() or [""])[-1]
         echo(f"    {short_line(last_line)}")
     queues = stats.snapshot(client).queues
-    failed = sum(queue.failed for queue in queues)
+    number = sum(queue.failed for queue in queues)
     stopped = sum(queue.stopped for queue in queues)
-    if failed:
-        echo(f"{failed} failed; requeue with: rqjobs failed requeue ID … | --all")
+    if number:
+        echo(f"{number} failed; requeue with: rqjobs failed requeue ID … | --all")
     else:
         echo("no failed jobs")
     if stopped:
@@ -49,6 +118,47 @@ def group(ctx: click.Context, limit: int) -> None:
             f"{stopped} stopped with `stop-job`; --all does not include them, requeue each with: "
             f"rqjobs failed requeue ID"
         )
+
+
+def _list_found(chosen: Filter, limit: int) -> None:
+    found = list(islice(failed.find(chosen), limit + 1))
+    for job in found[:limit]:
+        echo(
+            f"{job.job_id}  {short_line(job.queue)}  {local_time(job.failed_at)}  "
+            f"{short_line(job.function)}  {short_line(job.error)}"
+        )
+    if len(found) > limit:
+        echo(f"the first {limit}; for more there is --limit")
+    elif not found:
+        echo("no such failed jobs")
+
+
+@group.command("groups")
+def groups() -> None:
+    """List the groups of failed jobs, the one that failed last first.
+
+    The counts are failures, also those of jobs that were requeued or deleted since. JOBS are the
+    jobs that are failed now.
+    """
+    found = failed.groups()
+    rows = [
+        (
+            one.function,
+            one.error,
+            one.last_hour,
+            one.last_day,
+            one.last_week,
+            one.jobs,
+            local_time(one.first_seen),
+            local_time(one.last_seen),
+            one.message[:MESSAGE_CHARACTERS],
+        )
+        for one in found
+    ]
+    if rows:
+        echo_table(GROUP_HEAD, rows)
+    else:
+        echo("no groups of failed jobs")
 
 
 def _traceback(job: Any) -> str:
@@ -72,46 +182,89 @@ def _attempts(job: Any) -> list[attempts.Attempt]:
         return []
 
 
-def _job_ids(client: redis.Redis, ids: Sequence[str], every: bool) -> list[str]:
-    """The jobs that a command names: its arguments, or every failed job."""
-    if every == bool(ids):
-        raise click.UsageError("name the jobs, or use --all")
-    if every:
-        return stats.failed_job_ids(client)
-    return list(ids)
+def _change(
+    ctx: click.Context,
+    ids: Sequence[str],
+    every: bool,
+    steps: Callable[[Sequence[Target]], Iterator[int]],
+    label: str,
+) -> None:
+    """Change the jobs of a filter, or with `--all` every failed job, with a progress bar."""
+    chosen = _filter(ctx)
+    if (ids and (every or not chosen.is_empty)) or not (ids or every or not chosen.is_empty):
+        raise click.UsageError(
+            "name the jobs, or choose them with --function, --error, --queue and --since, or use "
+            "--all"
+        )
+    targets = failed.select(chosen)
+    done = 0
+    with click.progressbar(length=len(targets), label=label, file=sys.stderr) as bar:
+        for number in steps(targets):
+            done += number
+            bar.update(min(failed.BATCH_JOBS, len(targets)))
+    echo(f"{done} of {len(targets)} done")
+    sys.exit(0 if done == len(targets) else 1)
 
 
 @group.command("requeue")
 @click.argument("ids", nargs=-1)
+@filtered
 @click.option("--all", "every", is_flag=True, help="Every failed job.")
-def requeue(ids: Sequence[str], every: bool) -> None:
+@click.pass_context
+def requeue(ctx: click.Context, ids: Sequence[str], every: bool, **_filters: Any) -> None:
     """Requeue failed jobs. Each job moves in one atomic step."""
     client = connection.client()
-    each(
-        _job_ids(client, ids, every),
-        lambda job_id: transitions.requeue(client, job_id),
-        progress="requeueing",
-    )
+    if ids and not every and _filter(ctx).is_empty:
+        each(ids, lambda job_id: transitions.requeue(client, job_id), progress="requeueing")
+    _change(ctx, ids, every, failed.requeue_steps, "requeueing")
 
 
 @group.command("delete")
 @click.argument("ids", nargs=-1)
+@filtered
 @click.option("--all", "every", is_flag=True, help="Every failed job.")
 @click.confirmation_option(prompt="Delete them permanently?")
-def delete(ids: Sequence[str], every: bool) -> None:
+@click.pass_context
+def delete(ctx: click.Context, ids: Sequence[str], every: bool, **_filters: Any) -> None:
     """Delete failed jobs permanently."""
     client = connection.client()
-    each(
-        _job_ids(client, ids, every),
-        lambda job_id: transitions.delete_failed(client, job_id),
-        progress="deleting",
-    )
+    if ids and not every and _filter(ctx).is_empty:
+        each(ids, lambda job_id: transitions.delete_failed(client, job_id), progress="deleting")
+    _change(ctx, ids, every, failed.delete_steps, "deleting")
 
 
 @group.command("show")
-@click.argument("job_id")
-def show(job_id: str) -> None:
-    """Print a job, its last runs and its last traceback."""
+@click.argument("job_id", required=False)
+@filtered
+@click.option(
+    "-n",
+    "--limit",
+    default=20,
+    show_default=True,
+    type=click.IntRange(1, 10_000),
+    help="Maximum number of jobs of a filter.",
+)
+@click.pass_context
+def show(ctx: click.Context, job_id: str | None, limit: int, **_filters: Any) -> None:
+    """Print a job, or those of a filter, with the last runs and the last traceback."""
+    chosen = _filter(ctx)
+    if bool(job_id) != chosen.is_empty:
+        raise click.UsageError(
+            "name a job, or choose some with --function, --error, --queue and --since"
+        )
+    if job_id:
+        _show(job_id)
+        return
+    for number, job in enumerate(islice(failed.find(chosen), limit)):
+        if number:
+            echo("")
+        try:
+            _show(job.job_id)
+        except click.ClickException as error:
+            echo(f"{short_line(job.job_id)}: {error.message}")
+
+
+def _show(job_id: str) -> None:
     try:
         job = rqjobs.Job.fetch(job_id, connection=connection.client())
     except redis.ConnectionError:

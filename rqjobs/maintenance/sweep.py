@@ -14,6 +14,7 @@ from rqjobs import config
 from rqjobs.broker import keys, leases, odd_keys, pauses, recovery, scripts, transitions
 from rqjobs.broker.keys import decode
 from rqjobs.broker.places import SCAN_BATCH_KEYS, owners_of, queue_names, started_jobs
+from rqjobs.maintenance import failure_groups, new_failures
 from rqjobs.maintenance.liveness import Liveness, WorkerLiveness, death_cause
 from rqjobs.maintenance.strays import is_time_for_strays, sweep_strays
 from rqjobs.maintenance.sweep_result import SweepResult, log, seen_for, skip_wrong_types
@@ -21,6 +22,7 @@ from rqjobs.queues import Queue
 
 # A worker that pops a job from a queue leaves its id in the intermediate list for less than this.
 INTERMEDIATE_SECONDS = 60
+TRIM_STEPS = 10  # steps of one sweep that bound the failed jobs of a queue
 
 
 def sweep(
@@ -72,16 +74,19 @@ class _Sweep:
                 transitions.promote(
                     self.connection, queue, Queue.DEFAULT_TIMEOUT, crashed_only=True
                 )
+                self._trim_failed(queue)
         if search_strays:
             self._sweep_retired_workers()
             sweep_strays(self.connection, self.liveness.now, self.result)
             if self.connection.exists(keys.UNIQUE):
                 recovery.drop_unique_keys(self.connection, self.result.on_progress)
+            failure_groups.check(self.connection, self.liveness.now, self.result.on_progress)
         enqueue_waiting_dependents(self.connection, self.result.on_progress)
         pauses.unpark_all(self.connection, self.result.on_progress)
         if self.connection.exists(keys.WAITING_KEYS):
             recovery.wake_due(self.connection)  # there may be no scheduler
             recovery.check_waiting(self.connection, self.result.on_progress)
+        new_failures.follow_all(self.connection, self.result.on_progress)
 
     def _sweep_worker(self, worker: str) -> None:
         state = self.liveness.state(worker)
@@ -146,6 +151,26 @@ class _Sweep:
                 outcome = recovery.recover(self.connection, job_id, queue, "intermediate")
                 self.result.note(outcome, job_id, queue, "popped by a dead worker")
 
+    def _trim_failed(self, queue: str) -> None:
+        """Take some steps to bound the failed jobs of a queue. The next sweep goes on."""
+        settings = config.current()
+        deleted = 0
+        for _ in range(TRIM_STEPS):
+            step, is_over = transitions.trim_failed(
+                self.connection, queue, settings.max_failed_jobs, settings.max_failed_age_seconds
+            )
+            deleted += step
+            self.result.on_progress()
+            if not is_over:
+                break
+        if deleted:
+            log.warning(
+                "deleted %d failed jobs of %s: more than RQJOBS_MAX_FAILED_JOBS (%d)",
+                deleted,
+                queue,
+                settings.max_failed_jobs,
+            )
+
     def _is_served(self, queue: str) -> bool:
         for key in self.connection.smembers(keys.listeners(queue)):
             worker = decode(key).removeprefix(keys.WORKER_PREFIX)
@@ -177,9 +202,10 @@ def _busy_queues(connection: redis.Redis, result: SweepResult) -> list[str]:
     cursor = b"0"
     configured = list(config.current().queues)
     found: set[str] = set()
+    limits = config.current().max_failed_jobs, config.current().max_failed_age_seconds
     while True:
         cursor, *names = scripts.BUSY_QUEUES.run(
-            connection, [keys.QUEUES], [cursor, SCAN_BATCH_KEYS, *configured]
+            connection, [keys.QUEUES], [cursor, SCAN_BATCH_KEYS, *limits, *configured]
         )
         configured = []  # the first call has looked at them
         found.update(map(decode, names))

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from rqjobs.policies import limits, retries, time_limits, unique
+from rqjobs.policies import failures, limits, retries, time_limits, unique
 from rqjobs.policies.call import Call
 
-POLICIES: tuple[Any, ...] = (limits, retries, time_limits, unique)
+POLICIES: tuple[Any, ...] = (limits, retries, time_limits, unique, failures)
 OPTIONS: frozenset[str] = frozenset().union(*(policy.OPTIONS for policy in POLICIES))
 # Every field of a policy in a job's hash. `enqueue.lua` clears them for the next life of an id.
 FIELDS: frozenset[str] = frozenset().union(*(policy.FIELDS for policy in POLICIES))

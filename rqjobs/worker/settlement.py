@@ -33,8 +33,10 @@ from rqjobs.broker.scripts import SETTLE, SETTLE_POLICY_SUCCESS, SETTLE_SUCCESS
 from rqjobs.broker.transitions import Claim
 from rqjobs.instrumentation import is_wrapped
 from rqjobs.job_fields import check_size
-from rqjobs.jobs import Job
-from rqjobs.maintenance import sweep
+from rqjobs.jobs import Job, function_name
+from rqjobs.maintenance import new_failures, sweep
+from rqjobs.policies import failures
+from rqjobs.policies.failures import Failure
 from rqjobs.policies.retries import Action, Decided, Decision
 from rqjobs.queues import Queue
 from rqjobs.times import format_date
@@ -371,6 +373,7 @@ class SettlementMixin(rq.Worker):
         self, job: Any, queue: Any, started_job_registry: Any = None, exc_string: str = ""
     ) -> None:
         """RQ records a failure in several steps, and counts a stopped job among the failed ones."""
+        failure = _failure_of(job, exc_string)
         exc_string = transitions.cut_middle(exc_string, config.current().max_traceback_bytes)
         job.traceback = exc_string  # for a job that is retried or repeated
         stopped = self._stopped_job_id == job.id
@@ -386,7 +389,7 @@ class SettlementMixin(rq.Worker):
                 exc_string=exc_string,
             )
 
-        self.record(job, record_failure, exc_string)
+        self.record(job, record_failure, exc_string, failure)
 
     def _add_to_stopped_jobs(self, job: Any) -> None:
         moment = now().timestamp()
@@ -401,12 +404,19 @@ class SettlementMixin(rq.Worker):
         self.connection.zadd(key, {job.id: expires})
         self.connection.hincrby(self.key, "failed_job_count", -1)  # RQ counts it as failed
 
-    def record(self, job: Any, method: Callable[[], None], trace: str = "") -> None:
+    def record(
+        self,
+        job: Any,
+        method: Callable[[], None],
+        trace: str = "",
+        failure: Failure | None = None,
+    ) -> None:
         """Run RQ's `method` on a recording client, and settle the job with the writes it makes.
 
         It is tried until Redis has answered. If a key that RQ read has changed by then, `method`
         runs again, with the job's attributes as they were. Webhooks are sent once the outcome is
         recorded. `trace` is the traceback of the job; it is kept if the outcome cannot be recorded.
+        `failure` is counted if the job fails for good.
         """
         claim = self.claim
         assert claim
@@ -426,16 +436,23 @@ class SettlementMixin(rq.Worker):
                 with recorder.record(guard) as recording, captured_webhooks(job) as calls:
                     method()
                 webhook_calls[:] = calls
-                return self._settle_recorded(guard, claim, recording, job)
+                return self._settle_recorded(guard, claim, recording, job, failure)
 
         reply = self._settle(claim, attempt, trace)
         self.last_settled_token = claim.token
         self.log_settlement(claim.job_id, reply)
         self.has_settled = reply.is_recorded
+        if failure and "rqjobs_on_failed" in job.policy_fields:
+            self._call_on_failed(claim, reply)
         self._send_webhooks(job, webhook_calls)
 
     def _settle_recorded(
-        self, guard: Pipeline, claim: Claim, recording: Recording, job: Any
+        self,
+        guard: Pipeline,
+        claim: Claim,
+        recording: Recording,
+        job: Any,
+        failure: Failure | None,
     ) -> SettleReply:
         """Settle a job with recorded writes, unless a key that RQ has read has changed."""
         writes = recording.writes
@@ -446,8 +463,12 @@ class SettlementMixin(rq.Worker):
             len(word) for write in writes for word in write if isinstance(word, bytes | str)
         )
         guard.multi()
+        group = call = ""
+        if failure and recording.counts_as == "failed":
+            group = failure.group
+            call = failure.call(job.policy_fields.get("rqjobs_on_failed"))
         arguments = transitions.settle_arguments(
-            self.name, claim, writes, recording.counts_as, rq.Queue.DEFAULT_TIMEOUT
+            self.name, claim, writes, recording.counts_as, rq.Queue.DEFAULT_TIMEOUT, group, call
         )
         guard.execute_command(*SETTLE.call(*arguments))
         return SettleReply.read(guard.execute()[0])
@@ -498,20 +519,33 @@ class SettlementMixin(rq.Worker):
         It is stored without a traceback if Redis cannot hold one. `status`: "failed" or "stopped".
         """
         writes = transitions.failure_writes(claim, self.name, message, status)
-        counts_as = ""  # the dependents of a stopped job wait for its requeue
+        counts_as = group = call = ""  # the dependents of a stopped job wait for its requeue
         if status == "failed":
             counts_as = status
+            name = function_name(claim.fields.get(b"data"))
+            failure = failures.of_traceback(name, message)
+            group = failure.group
+            call = failure.call(decode(claim.fields.get(b"rqjobs_on_failed") or b""))
 
         def send(writes: list[tuple[Any, ...]]) -> SettleReply:
             arguments = transitions.settle_arguments(
-                self.name, claim, writes, counts_as, rq.Queue.DEFAULT_TIMEOUT
+                self.name, claim, writes, counts_as, rq.Queue.DEFAULT_TIMEOUT, group, call
             )
             return SettleReply.read(SETTLE.run(self.client, *arguments))
 
         try:
-            return self.retry_until_answered(partial(send, writes))
+            reply = self.retry_until_answered(partial(send, writes))
         except ResponseError:
-            return self.retry_until_answered(partial(send, writes[:-1]))
+            reply = self.retry_until_answered(partial(send, writes[:-1]))
+        if call:
+            self._call_on_failed(claim, reply)
+        return reply
+
+    def _call_on_failed(self, claim: Claim, reply: SettleReply) -> None:
+        """Enqueue the job of `on_failed`, which was noted with the outcome. The sweep does it too."""
+        if reply.is_recorded:
+            with contextlib.suppress(redis.RedisError, OSError):
+                new_failures.follow(self.client, f"{claim.job_id}:{claim.token}".encode())
 
     def log_settlement(self, job_id: str, reply: SettleReply) -> None:
         """Log an outcome that was not recorded, and enqueue the dependents that are left."""
@@ -597,6 +631,18 @@ class SettlementMixin(rq.Worker):
 
 def _format(error: BaseException) -> str:
     return "".join(texts.format_exception(type(error), error, error.__traceback__))
+
+
+def _failure_of(job: Any, exc_string: str) -> Failure:
+    """The failure of a job, by the exception that is being handled, else by its traceback."""
+    try:
+        name = job.func_name or failures.UNKNOWN_FUNCTION
+    except Exception:  # its data cannot be read
+        name = failures.UNKNOWN_FUNCTION
+    error = sys.exc_info()[1]
+    if error is not None:
+        return failures.of_exception(name, error)
+    return failures.of_traceback(name, exc_string)
 
 
 def _traceback_of_now() -> bytes:

@@ -57,6 +57,8 @@ GROWTH_MIN_JOBS = 100
 MAX_FINISHERS = 4
 # A job that runs for less time is not asked for whether it was canceled.
 CANCEL_CHECK_MIN_SECONDS = 1.0
+# Fields of a job that is settled in the place of its finisher.
+FINISHED_FIELDS = ("failure_ttl", "data", "rqjobs_on_failed")
 
 # In these phases the horse runs code of the user, within a deadline.
 PHASES_WITH_DEADLINE = (HorsePhase.RUNNING, HorsePhase.AFTER)
@@ -556,14 +558,14 @@ class Supervisor(SettlementMixin):
                 self._finishers.remove(finisher)
 
     def _settle_for_finisher(self, finisher: Finisher) -> str:
-        """Settle the job of a dead horse from three fields of its hash.
+        """Settle the job of a dead horse from a few fields of its hash.
 
         The finisher, which read the whole job, has died or hangs.
         """
         snapshot = finisher.snapshot
         try:
-            origin, ttl, timeout = self.client.hmget(
-                keys.job(snapshot.job_id), "origin", "failure_ttl", "timeout"
+            origin, timeout, *of_claim = self.client.hmget(
+                keys.job(snapshot.job_id), "origin", "timeout", *FINISHED_FIELDS
             )
         except redis.ResponseError as error:
             if not scripts.is_wrong_type(error):
@@ -571,7 +573,11 @@ class Supervisor(SettlementMixin):
             origin = None  # another program has overwritten the job's hash
         if origin is None:
             return "gone"
-        fields: Any = {b"failure_ttl": ttl or b""}
+        fields: Any = {
+            name.encode(): value
+            for name, value in zip(FINISHED_FIELDS, of_claim, strict=True)
+            if value
+        }
         claim = Claim(snapshot.job_id, decode(origin), snapshot.token, fields)
         message = failure_message(finisher.death, decode(timeout or b"?"))
         job_status = "stopped" if finisher.death == HorseDeath.JOB_STOPPED else "failed"

@@ -29,6 +29,7 @@ LAYERS = (  # a module imports what stands above it, or in its own layer
         "jobs",
         "queues",
         "delayed",
+        "failed",
         "pauses",
         "cancellation",
     },

@@ -47,7 +47,8 @@ end
 
 local FIELDS = {status = true, data = true, origin = true, rqjobs_token = true,
   rqjobs_crashes = true, worker_name = true, rqjobs_limit = true, rqjobs_woken = true,
-  rqjobs_expires = true, ended_at = true, rqjobs_unique = true, rqjobs_until = true}
+  rqjobs_expires = true, ended_at = true, rqjobs_unique = true, rqjobs_until = true,
+  rqjobs_failure_group = true}
 local MAX_PARKED = 200  -- jobs that one call lets wait
 local ENDED = {canceled = true, finished = true, failed = true, stopped = true}
 local claimed = {}  -- the jobs of the reply
@@ -154,6 +155,7 @@ local function start(id, queue, job, was_queued)
   end
   if job.has_worker_name then
     remove_from_registries(id, job.origin or queue, 'scheduled', 'deferred', 'failed', 'canceled')
+    leave_failure_group(id, job.rqjobs_failure_group)
   end
   if job.origin ~= queue then redis.call('HSET', 'rq:job:' .. id, 'origin', queue) end
   if job.rqjobs_woken then redis.call('HDEL', 'rq:job:' .. id, 'rqjobs_woken') end

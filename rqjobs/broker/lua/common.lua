@@ -83,11 +83,19 @@ end
 
 -- The place of a job and the worker that runs it, by its hash; nil if there is no such job.
 local function placement(id)
-  local fields = read_job(id, 'origin', 'status', 'worker_name', 'rqjobs_token', 'rqjobs_unique')
+  local fields = read_job(id, 'origin', 'status', 'worker_name', 'rqjobs_token', 'rqjobs_unique',
+    'rqjobs_failure_group')
   if fields and (fields[1] or fields[2] or fields[4]) then
     return {queue = fields[1] or '', status = fields[2], worker = fields[3], token = fields[4],
-      unique_key = fields[5]}
+      unique_key = fields[5], failure_group = fields[6]}
   end
+end
+
+-- Remove the job from its group of failed jobs. The counts of the group stay.
+local function leave_failure_group(id, group)
+  if not group then return end
+  redis.pcall('ZREM', 'rqjobs:failure-group-jobs:' .. group, id)
+  redis.call('HDEL', 'rq:job:' .. id, 'rqjobs_failure_group')
 end
 
 -- Whether a job really is in the place that its status names.
@@ -124,6 +132,7 @@ local function retire(id, before)
     redis.pcall('ZREM', 'rqjobs:' .. set .. ':' .. before.queue, id)
   end
   redis.call('HDEL', 'rq:job:' .. id, 'rqjobs_due')
+  leave_failure_group(id, before.failure_group)
 end
 
 -- Whether a worker other than `me` has claimed the job.
@@ -270,8 +279,18 @@ local function enqueue_dependents(id, outcome, iso, default_timeout)
   return false
 end
 
--- Fail a job for a reason of our own. `traceback` is as RQ stores it. The next sweep enqueues the
--- jobs that depend on it and may run after a failure.
+-- Note a failure that `follow_failure.lua` has to group, or whose on_failed it has to call. `call`
+-- is "", or lines: the function to call, then its arguments.
+local function note_failure(id, run, call)
+  local key = 'rqjobs:new-failures'
+  if not fits(key, 'hash') then redis.call('RENAME', key, 'rqjobs:odd:' .. key) end
+  local moment = string.format('%.6f', redis_time())
+  local value = call == '' and moment or moment .. '\n' .. call
+  redis.call('HSET', key, id .. ':' .. (run or moment), value)
+end
+
+-- Fail a job for a reason of our own. `traceback` is as RQ stores it. The next sweep groups the
+-- failure, and enqueues the jobs that depend on the job and may run after a failure.
 local function fail_job(queue, id, worker, traceback, iso, default_ttl)
   local job, results = 'rq:job:' .. id, 'rq:results:' .. id
   local failure_ttl = redis.pcall('HGET', job, 'failure_ttl')
@@ -279,6 +298,7 @@ local function fail_job(queue, id, worker, traceback, iso, default_ttl)
   local kept = ttl_seconds(is_hash and failure_ttl) or tonumber(default_ttl)
   local expiry = failure_ttl == '-1' and '+inf' or redis_time() + kept
   redis.pcall('ZADD', 'rq:failed:' .. queue, expiry, id)
+  note_failure(id, nil, '')
   if not is_hash then return end
   redis.call('HSET', job, 'status', 'failed', 'ended_at', iso, 'origin', queue)
   redis.call('HDEL', job, 'rqjobs_token')

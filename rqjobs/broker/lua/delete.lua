@@ -12,11 +12,12 @@ for _, member in ipairs(redis.call('ZRANGE', wip, 0, -1)) do
   if string.sub(member .. ':', 1, #id + 1) == id .. ':' then return 'running' end
 end
 if redis.call('LPOS', intermediate, id) then return 'running' end
-local fields = redis.pcall('HMGET', job, 'origin', 'rqjobs_unique')
-local origin, unique_key = fields[1], fields[2]
+local fields = redis.pcall('HMGET', job, 'origin', 'rqjobs_unique', 'rqjobs_failure_group')
+local origin, unique_key, group = fields[1], fields[2], fields[3]
 redis.call('LREM', queue_key, 1, id)
 for i = 8, #KEYS do redis.call('ZREM', KEYS[i], id) end
 if type(origin) == 'string' and origin ~= queue then return 'gone' end
+if group then redis.pcall('ZREM', 'rqjobs:failure-group-jobs:' .. group, id) end
 if unique_key then forget_unique(id, unique_key, true) end
 local number = redis.call('DEL', job, KEYS[2], KEYS[3], KEYS[4])
 return number > 0 and 'deleted' or 'gone'

@@ -27,7 +27,7 @@ local OPTIONS = {'retries_left', 'retry_intervals', 'number_of_retries',
   'ttl', 'result_ttl', 'failure_ttl', 'meta', 'result', 'exc_info', 'rqjobs_crashes', 'rqjobs_limit',
   'rqjobs_woken', 'rqjobs_waits_for', 'rqjobs_expires', 'rqjobs_kill_after', 'rqjobs_ending',
   'rqjobs_paused', 'rqjobs_retry', 'rqjobs_retries',
-  'rqjobs_unique', 'rqjobs_until', 'rqjobs_keep', 'rqjobs_conflict', 'rqjobs_debounce'}
+  'rqjobs_unique', 'rqjobs_until', 'rqjobs_keep', 'rqjobs_conflict', 'rqjobs_debounce', 'rqjobs_on_failed'}
 
 -- The fields of the job's policies; nil if it has none. They are the last ones of its hash.
 local function policies_of(entry)

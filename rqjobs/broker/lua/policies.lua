@@ -257,3 +257,62 @@ function free_slot(worker, id)
   end
   wake(key, 1)
 end
+
+-- Failed jobs are grouped by function and error. A group counts its failures of the last 60 minutes
+-- and the last 168 hours, in one field for each, "<minute>:<count>" or "<hour>:<count>". A field is
+-- used again after that time, so the hash is bounded. So is the number of groups: a program can
+-- write jobs with any number of function names.
+local MAX_FAILURE_GROUPS = 1000
+
+local function next_count(stored, period)
+  local of, count = string.match(stored or '', '^(%d+):(%d+)$')
+  if tonumber(of or '') ~= period then count = 0 end
+  return string.format('%d:%d', period, count + 1)
+end
+
+-- Count a failure in its group, and add the job to the group if it still is a failed job. `words`
+-- are lines: the group's id, the function, the error, and the message.
+local function count_failure(id, words)
+  local group, name, reason, message =
+    string.match(words, '^([^\n]*)\n([^\n]*)\n([^\n]*)\n(.*)$')
+  local groups, now = 'rqjobs:failure-groups', redis_time()
+  local is_known = type(redis.pcall('ZSCORE', groups, group)) == 'string'
+  local number = not is_known and redis.pcall('ZCARD', groups)
+  if type(number) == 'number' and number >= MAX_FAILURE_GROUPS then
+    group, name, reason = 'other', 'other functions', 'other'
+  end
+  local key, minute, hour = 'rqjobs:failure-group:' .. group, math.floor(now / 60),
+    math.floor(now / 3600)
+  local minute_field, hour_field = 'm' .. minute % 60, 'h' .. hour % 168
+  local before = redis.pcall('HMGET', key, minute_field, hour_field, 'total', 'first')
+  if before.err then return end
+  local moment = string.format('%.3f', now)
+  redis.call('HSET', key, 'function', name, 'error', reason, 'message', message, 'last', moment,
+    'first', before[4] or moment,
+    'total', string.format('%.0f', (tonumber(before[3] or '') or 0) + 1), minute_field, next_count(before[1], minute), hour_field,
+    next_count(before[2], hour))
+  redis.pcall('ZADD', groups, moment, group)
+  local fields = read_job(id, 'status', 'rqjobs_failure_group')
+  if not fields or fields[1] ~= 'failed' then return end
+  if fields[2] ~= group then leave_failure_group(id, fields[2]) end
+  redis.pcall('ZADD', 'rqjobs:failure-group-jobs:' .. group, moment, id)
+  redis.call('HSET', 'rq:job:' .. id, 'rqjobs_failure_group', group)
+end
+
+-- Delete a failed or stopped job of this queue, with everything that belongs to it. False if the
+-- job was enqueued again, by plain RQ: then only its entry among the failed jobs is removed.
+local function delete_failed_job(id, queue)
+  local job, fields = 'rq:job:' .. id, read_job(id, 'status', 'origin', 'rqjobs_token',
+    'rqjobs_failure_group', 'rqjobs_unique')
+  redis.pcall('ZREM', 'rq:failed:' .. queue, id)
+  redis.pcall('ZREM', 'rqjobs:stopped:' .. queue, id)
+  if fields then
+    local has_ended = fields[1] == 'failed' or fields[1] == 'stopped'
+    if fields[3] or not has_ended or fields[2] ~= queue then return false end
+    if fields[4] then redis.pcall('ZREM', 'rqjobs:failure-group-jobs:' .. fields[4], id) end
+    if fields[5] then forget_unique(id, fields[5], true) end
+  end
+  redis.call('DEL', job, job .. ':dependents', 'rq:job::' .. id .. ':dependencies',
+    'rq:results:' .. id)
+  return true
+end

@@ -3,15 +3,16 @@
 --
 -- KEYS  1 job hash   2 queue   3 rq:queues   4 failed
 -- ARGV  1 job id   2 "front" or "back"   3 now, as RQ writes it
+--       4 "1" to leave a stopped job alone
 -- Promise: the job leaves the failed jobs and enters its queue in one step. Its crashes are
 -- cleared, it does not expire any more, and it has all retries of its rules again. A unique job
 -- takes its key again.
--- Returns "requeued"; "unique <id>" (that job has its unique key, and nothing is done); "not
--- failed" (the job is not listed, or was enqueued again since and has left
+-- Returns "requeued"; "stopped" (left alone); "unique <id>" (that job has its unique key, and
+-- nothing is done); "not failed" (the job is not listed, or was enqueued again since and has left
 -- the failed jobs now); or "gone" (its hash had expired; the entry is removed).
 
 local job, queue_key, queues_key, failed = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local id, place, iso = ARGV[1], ARGV[2], ARGV[3]
+local id, place, iso, leaves_stopped = ARGV[1], ARGV[2], ARGV[3], ARGV[4] == '1'
 if not redis.call('ZSCORE', failed, id) then return 'not failed' end
 local fields = read_job(id, 'data', 'ttl', 'rqjobs_retries', 'retries_left')
 local before = placement(id)
@@ -19,6 +20,7 @@ if not fields or not fields[1] then
   redis.call('ZREM', failed, id)
   return 'gone'
 end
+if leaves_stopped and before.status == 'stopped' then return 'stopped' end
 local is_waiting = is_in_place(id, before.queue, before.status)
 local is_running = is_held_by_another(id, nil, before.token, before.worker)
 local has_finished = before.status == 'finished'

@@ -3,7 +3,8 @@
 -- KEYS  1 rqjobs:claims:<worker>
 -- ARGV  1 job id   2 queue   3 token   4 the outcome for the job's dependents: "finished",
 --       "failed", or "" if they continue to wait   5 now, as RQ writes it
---       6 RQ's default timeout, seconds
+--       6 RQ's default timeout, seconds   7 for a failure, its group (`count_failure`); else ""
+--       8 for a failure with on_failed, the call (`note_failure`); else ""
 --       then the writes: the number of a command's words, its words, and so on
 -- Promise: the writes are applied only if the job still carries this token; the claim is dropped in
 -- the same step. A second call with the token that settled the job does nothing. A job that was
@@ -15,7 +16,8 @@
 
 local claims, id, queue, token = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
 local outcome, iso, default_timeout = ARGV[4], ARGV[5], ARGV[6]
-local FIRST_WRITE = 7
+local failure_group, on_failed = ARGV[7], ARGV[8]
+local FIRST_WRITE = 9
 local job = 'rq:job:' .. id
 
 -- The type of key that each command writes. "any" commands accept every type.
@@ -110,6 +112,8 @@ each_write(function(first, last)
 end)
 -- The outcome may have deleted the job, so its key was read before.
 if unique_key and has_ended_for_good(id) then end_unique(id, unique_key, keep) end
+if failure_group ~= '' then count_failure(id, failure_group) end
+if on_failed ~= '' then note_failure(id, token, on_failed) end
 expire_with(job, 'rq:results:' .. id)
 if not dependents_left and outcome ~= '' then expire_with(job, job .. ':dependents') end
 if failure then return failure end  -- unexpected; the job is settled all the same

@@ -460,6 +460,7 @@ def test_nothing_is_unpacked_without_a_bound():
         "settle": 1,
         "run_schedule": 1,
         "count_places": 1,
+        "follow_failure": 1,
     }
     assert {
         path.stem: count for path in LUA if (count := path.read_text().count("unpack("))

@@ -226,6 +226,14 @@ def after_debounce(output, redis):
     assert output == "1 1\n" and redis.zcard("rq:finished:default") <= 1
 
 
+def after_failures(output, redis):
+    assert output.splitlines() == [
+        "shop_payments.charge CardRefused 2 2",
+        *["default CardRefused"] * 2,
+    ]
+    assert redis.zcard("rq:finished:default") == 2  # the calls of on_failed
+
+
 POLICIES = {
     "Retries": after_retries,
     "Limits": after_limits,
@@ -233,6 +241,7 @@ POLICIES = {
     "Time": after_time,
     "Unique": after_unique,
     "Debounce": after_debounce,
+    "Failed jobs": after_failures,
 }
 
 
