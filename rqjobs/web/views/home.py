@@ -11,10 +11,10 @@ from rq.exceptions import DuplicateJobError
 
 from rqjobs import catalog, config, connection, queues, stats
 from rqjobs.jobs import Job
-from rqjobs.policies import retries
+from rqjobs.policies import retries, unique
 from rqjobs.web.forms import arguments, fields, options
 from rqjobs.web.job_view import row
-from rqjobs.web.rendering import page, pages
+from rqjobs.web.rendering import flash, page, pages
 
 ACTIVITY_LIMITS = {"running": 8, "queued": 4, "scheduled": 4, "finished": 8, "failed": 5}
 RECENT_JOBS = 15
@@ -72,22 +72,30 @@ def enqueue() -> Any:
     form = options.FormReader(request.form)
     chosen = options.read_options(form)
     errors |= form.errors
-    if not errors and not Job.exists(chosen.job_id, connection.client()):
+    job_id = chosen.job_id
+    if not errors and not Job.exists(job_id, connection.client()):
         try:
-            _enqueue(function, args, kwargs, chosen)
+            job_id = _enqueue(function, args, kwargs, chosen)
+            if job_id != chosen.job_id:
+                flash("This job has the same unique key. No other job was made.")
+        except unique.DuplicateJob as error:
+            errors[""] = str(error)
         except DuplicateJobError:
             pass  # the same form, sent twice at once
         except (TypeError, ValueError) as error:  # `create_job` refuses with one of these
             errors[""] = str(error)
     if errors:
         return _home(name, request.form, errors, 422)
-    return redirect(url_for("rqjobs.job", job_id=chosen.job_id), 303)
+    return redirect(url_for("rqjobs.job", job_id=job_id), 303)
 
 
-def _enqueue(function: Any, args: Any, kwargs: Any, chosen: options.EnqueueOptions) -> None:
+def _enqueue(function: Any, args: Any, kwargs: Any, chosen: options.EnqueueOptions) -> str:
+    """Enqueue the job; returns its id, or that of the job that has its unique key."""
     queue = queues.queue(chosen.queue)
     given = {"args": args, "kwargs": kwargs, "job_id": chosen.job_id, **chosen.job_options}
     if chosen.due:
-        queue.enqueue_at(chosen.due, function, **given)
-    else:
-        queue.enqueue(function, unique=True, **given)
+        return str(queue.enqueue_at(chosen.due, function, **given).id)
+    has_key = catalog.options(function).keys() & {"unique", "debounce"}
+    if not has_key:  # a form that is sent twice
+        given["unique"] = True
+    return str(queue.enqueue(function, **given).id)
