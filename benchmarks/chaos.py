@@ -22,8 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import chaos_jobs
+import chaos_policy_jobs
+import chaos_policy_load
 import click
-from chaos_count import Row, count, drain
+from chaos_count import Row, check_audit, count, count_recoveries, drain
 from chaos_environment import HERE, KEEP_SECONDS, Load, Server, Target, Worker, WorkerGroup
 from chaos_schedules import TickingSchedules
 
@@ -255,6 +257,40 @@ def replace_workers(scenario: Scenario) -> None:
             process.wait()
 
 
+def kill_with_policies(scenario: Scenario) -> None:
+    """Kill and restart workers while jobs of every policy run; then check what each one promises."""
+    group = scenario.group
+    scenario.start_workers(6)
+    load = chaos_policy_load.PolicyLoad(scenario.server)
+    load.start()
+    targets = (Target.PARENT, Target.HORSE, Target.SCHEDULER)
+    try:
+        for _ in scenario.steps(scenario.size(400, 50), "faults"):
+            time.sleep(random.uniform(0.1, 0.8))
+            group.check_exits()
+            worker = random.choice(group.alive)
+            if random.random() < 0.2:
+                group.terminate(worker)
+            else:
+                group.kill(worker, random.choices(targets, (40, 50, 10))[0])
+            if worker not in group.alive:
+                group.start()
+            wait_for(lambda: group.check_exits() or len(group.ending) < 2, 30)
+    finally:
+        load.stop()
+    chaos_policy_load.drain(load, group.check_exits)
+    group.terminate_all()
+    runs = chaos_policy_jobs.read_runs(group.runs_file)
+    chaos_policy_load.check(scenario.row, load, runs)
+    starts: dict[str, list[float]] = {}
+    for run in runs:
+        starts.setdefault(run.job_id, []).append(run.began)
+    count_recoveries(scenario.row, group, starts)
+    scenario.row.faults[:0] = group.unexpected_exits
+    check_audit(scenario.row, scenario.server.client)
+    scenario.row.notes = f"{group.kills} kills, {len(load.pauses.pauses)} pauses"
+
+
 def sweep_forever() -> None:
     while True:
         maintenance_sweep.sweep(queues.connection.client(), force=True)
@@ -279,6 +315,7 @@ PLANS = (
     Plan("rolling restarts, shutdown timeout 1 s", restart_workers, shutdown_timeout_seconds=1),
     Plan("poison among plain jobs", enqueue_poison),
     Plan("replaced workers, concurrent sweeps", replace_workers, shutdown_timeout_seconds=5),
+    Plan("policies", kill_with_policies, shutdown_timeout_seconds=2),
 )
 
 

@@ -27,6 +27,7 @@ from rqjobs.broker import keys
 from rqjobs.dev import redis_server
 
 HERE = Path(__file__).parent
+MODULES = ("chaos_jobs", "chaos_policy_jobs")
 QUEUE_NAMES = ("high", "default", "low")
 KEEP_SECONDS = 24 * 3600  # how long RQ keeps a job's outcome, so that none expires uncounted
 BACKLOG_MAX_JOBS = 300
@@ -47,7 +48,7 @@ class Server:
     def start(self) -> None:
         self.running = redis_server.server(self.home, *self.options)
         self.url = self.running.__enter__()
-        config.use(config.Config(redis_url=self.url, modules=("chaos_jobs",), queues=QUEUE_NAMES))
+        config.use(config.Config(redis_url=self.url, modules=MODULES, queues=QUEUE_NAMES))
         self.client = connection.client()
         self.pid = self.client.info("server")["process_id"]
 
@@ -117,7 +118,7 @@ class WorkerGroup:
         self.environ = {
             **inherited,
             "REDIS_URL": server.url,
-            "RQJOBS_MODULES": "chaos_jobs",
+            "RQJOBS_MODULES": ",".join(MODULES),
             "RQJOBS_SHUTDOWN_TIMEOUT": str(shutdown_timeout_seconds),
             "CHAOS_RUNS": str(self.runs_file),
             "PYTHONPATH": f"{HERE.parent}:{HERE}",
