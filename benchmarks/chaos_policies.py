@@ -106,10 +106,12 @@ class Evidence:
 class Policy:
     """The jobs of one policy. `send` enqueues one; `check` returns what must not have happened.
 
-    `outcomes`: how its jobs may end, besides as poison.
+    `outcomes`: how its jobs may end, besides as poison. `has_on_failed`: if one fails, as poison
+    too, the job of `on_failed` runs.
     """
 
     outcomes: tuple[str, ...] = ("finished",)
+    has_on_failed = False
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
@@ -210,6 +212,7 @@ class Pausable(Policy):
 class Expiring(Policy):
     """A job either runs, or has expired before its first run."""
 
+    has_on_failed = True
     outcomes = ("finished", "expired")
 
     def send(self, job_id: str) -> None:
@@ -231,6 +234,8 @@ class Expiring(Policy):
 class Flaky(Policy):
     """A job fails, and is retried after a backoff, a counted number of times."""
 
+    has_on_failed = True
+
     def send(self, job_id: str) -> None:
         self.enqueue(job_id, jobs.flaky, job_seconds())
 
@@ -248,6 +253,7 @@ class Flaky(Policy):
 class Failing(Policy):
     """A job fails for good after its retry."""
 
+    has_on_failed = True
     outcomes = ("failed",)
 
     def send(self, job_id: str) -> None:
@@ -265,6 +271,7 @@ class Failing(Policy):
 class Discarded(Policy):
     """A job ends at once, told apart from a failed one."""
 
+    has_on_failed = True
     outcomes = ("discarded",)
 
     def send(self, job_id: str) -> None:

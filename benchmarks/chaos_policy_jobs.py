@@ -29,6 +29,10 @@ FLAKY_DELAY_SECONDS = 0.5
 SNOOZE_SECONDS = 0.3
 KEEP_SECONDS = 0.8
 DEBOUNCE_SECONDS, DEBOUNCE_MAX_SECONDS = 0.3, 1.0
+ON_FAILED = "chaos_policy_jobs:report_failure"
+REPORT = (
+    "failed:"  # the beginning of the note of a run of that function, before the failed job's id
+)
 # A run's last sign of life and its state: "running", "returned" or "raised".
 END_OF_LINE = "{:18.6f} {:8}\n"
 
@@ -129,7 +133,7 @@ def pausable(seconds: float) -> None:
         live(seconds)
 
 
-@job(expires=EXPIRES_SECONDS)
+@job(expires=EXPIRES_SECONDS, on_failed=ON_FAILED)
 def expiring(seconds: float) -> None:
     with recorded_run(claimed=_claimed_at()) as live:
         live(seconds)
@@ -143,7 +147,11 @@ class Hopeless(Exception):
     """The exception with which a job is discarded."""
 
 
-@job(retry={Busy: backoff(FAILURES + 1, base=1, cap=FLAKY_DELAY_SECONDS)}, discard_on=(Hopeless,))
+@job(
+    retry={Busy: backoff(FAILURES + 1, base=1, cap=FLAKY_DELAY_SECONDS)},
+    discard_on=(Hopeless,),
+    on_failed=ON_FAILED,
+)
 def flaky(seconds: float) -> None:
     """Fail until the job has used its retries but one. A run that is killed uses none."""
     retries = get_current_job().history.retries
@@ -153,7 +161,7 @@ def flaky(seconds: float) -> None:
             raise Busy
 
 
-@job(retry=backoff(1, base=1, cap=0.2))
+@job(retry=backoff(1, base=1, cap=0.2), on_failed=ON_FAILED)
 def failing(seconds: float) -> None:
     """Fail for good, after one retry."""
     with recorded_run() as live:
@@ -161,7 +169,13 @@ def failing(seconds: float) -> None:
         raise Busy
 
 
-@job(discard_on=(Hopeless,), retry=backoff(2))
+def report_failure(job_id: str, function: str, error: str) -> None:
+    """The job of `on_failed`."""
+    with recorded_run(note=REPORT + job_id) as live:
+        live(0.01)
+
+
+@job(discard_on=(Hopeless,), retry=backoff(2), on_failed=ON_FAILED)
 def discarded(seconds: float, by_exception: bool) -> None:
     """End without a retry."""
     with recorded_run() as live:

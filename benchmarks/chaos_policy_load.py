@@ -19,6 +19,7 @@ from chaos_policies import POLICIES, Ended, Evidence, Pausable, Policy
 from chaos_policy_jobs import Run
 
 import rqjobs
+from rqjobs.broker import keys
 from rqjobs.broker.keys import decode
 
 THREADS = 3  # that enqueue
@@ -36,6 +37,7 @@ LEFTOVER_KEYS = (
     "rqjobs:rate-due",
     "rqjobs:last-woken",
     "rqjobs:paused*",
+    keys.NEW_FAILURES,
     "rq:deferred:*",
     "rq:scheduled:*",
 )
@@ -140,9 +142,11 @@ class PolicyLoad:
 
 
 def is_drained(client: redis.Redis) -> bool:
-    """Whether no job waits or runs."""
+    """Whether no job waits or runs, and no failure is left to follow up."""
     lists = [*client.keys("rq:queue:*"), *client.keys("rqjobs:claims:*")]
     sets = [*client.keys("rq:scheduled:*"), *client.keys("rq:deferred:*")]
+    if client.exists(keys.NEW_FAILURES):  # calls of on_failed
+        return False
     return not any(map(client.llen, lists)) and not any(map(client.zcard, sets))
 
 
@@ -212,6 +216,7 @@ def check(row: Row, load: PolicyLoad, runs: list[Run]) -> None:
         row.faults += [f"{policy.name}: {fault}" for fault in policy.check(evidence)]
     calls = [call for policy in load.policies for call in policy.calls]
     row.faults += load.pauses.check(load.policies, Evidence(calls, ended, runs_of))
+    row.faults += check_reports(load.server.client, load.policies, ended, runs)
     for pattern in LEFTOVER_KEYS:
         row.faults += [
             f"left in Redis: {decode(key)}" for key in load.server.client.scan_iter(pattern, 1000)
@@ -226,9 +231,6 @@ def check_end(row: Row, job_id: str, policy: Policy, evidence: Evidence) -> None
     states = [run.state for run in evidence.runs.get(job_id, [])]
     if states.count("running"):
         row.rerun += 1
-    if ended.is_poisoned:
-        row.poisoned += 1
-        return
     if len(ended.results) > 1:
         row.twice += 1
     fits = {
@@ -237,10 +239,40 @@ def check_end(row: Row, job_id: str, policy: Policy, evidence: Evidence) -> None
         "discarded": "raised" in states,
         "expired": not states,
     }
-    if ended.outcome in policy.outcomes and fits[ended.outcome] and len(ended.results) == 1:
+    is_right = ended.outcome in policy.outcomes and fits[ended.outcome]
+    if ended.is_poisoned:
+        row.poisoned += 1
+        is_right = True
+    if is_right and len(ended.results) == 1:
         row.outcomes += 1
         return
-    row.lost += len(ended.results) < 1
+    row.lost += not ended.results
     row.faults.append(
         f"{job_id} should be {' or '.join(policy.outcomes)}: {ended}, its runs: {states}"
     )
+
+
+def check_reports(
+    client: redis.Redis, policies: list[Policy], ended: dict[str, Ended], runs: list[Run]
+) -> list[str]:
+    """Each job with `on_failed` that has failed for good has one job that reports it, and no other
+    job has one.
+    """
+    reports: dict[str, set[str]] = defaultdict(set)
+    for run in runs:
+        if run.note.startswith(jobs.REPORT):
+            reports[run.note.removeprefix(jobs.REPORT)].add(run.job_id)
+    report_ids = sorted(set().union(*reports.values()))
+    faults = [
+        f"{report_id}, a job of on_failed, has ended as {report}"
+        for report_id, report in read_ended(client, report_ids).items()
+        if not report.is_poisoned and (report.outcome != "finished" or len(report.results) != 1)
+    ]
+    for policy in policies:
+        for job_id in dict.fromkeys(call.job_id for call in policy.calls):
+            found = sorted(reports.pop(job_id, ()))
+            calls = policy.has_on_failed and ended[job_id].outcome == "failed"
+            if len(found) != int(calls):
+                faults.append(f"on_failed of {job_id} ({ended[job_id]}) was called by {found}")
+    faults += [f"on_failed was called for {job_id}" for job_id in reports]
+    return faults
