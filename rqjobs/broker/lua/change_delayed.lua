@@ -4,8 +4,8 @@
 --       5 the queue's wake-up channel
 -- ARGV  1 job id   2 "cancel", "at" or "in"   3 Unix seconds ("at"), or seconds from now ("in")
 --       4 seconds between two polls of the scheduler
--- Promise: the job is canceled or has its new due time, after which it expires as before; or it was no longer delayed, and nothing is
--- done.
+-- Promise: the job is canceled or has its new due time, after which it expires as before; or it was
+-- no longer delayed, and nothing is done.
 -- Returns the new due time, "canceled", or "not delayed".
 
 local job, scheduled, crash_backoff, canceled, channel = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]

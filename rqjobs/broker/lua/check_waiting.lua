@@ -1,6 +1,6 @@
--- Check the keys for which jobs wait: free the slots of jobs that no worker has claimed, and wake the
--- first job if there is room. A slot is freed and used without this; it puts right what a foreign
--- program has done, such as the cancel of a job that was woken.
+-- Check the keys for which jobs wait: free the slots of jobs that no worker has claimed, and wake
+-- the first job if there is room. A slot is freed and used without this; it puts right what a
+-- foreign program has done, such as the cancel of a job that was woken.
 --
 -- KEYS  1 rqjobs:waiting-keys
 -- ARGV  1 cursor of the last call, "0" at first   2 about how many keys to look at

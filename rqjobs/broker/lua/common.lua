@@ -77,9 +77,9 @@ end
 
 -- An id has one life: enqueueing it again, by any means, ends the run in progress. A script that
 -- puts a job into a place reads its `placement` first, writes the hash, and then calls `retire`
--- with that placement. Plain RQ clients do not. Their jobs are noticed at the next claim, promotion or
--- settlement: the status is not "started", and the job `is_in_place` by its status. (A stale save()
--- of a plain RQ client changes only the status.)
+-- with that placement. Plain RQ clients do not. Their jobs are noticed at the next claim, promotion
+-- or settlement: the status is not "started", and the job `is_in_place` by its status. (A stale
+-- save() of a plain RQ client changes only the status.)
 
 -- The place of a job and the worker that runs it, by its hash; nil if there is no such job.
 local function placement(id)

@@ -16,18 +16,19 @@
 -- replaces the waiting job of that key, under that job's id; or, if it asks for an error, no job of
 -- the call is stored.
 --   A debounced job is due later. A call that replaces it delays it again, up to its maximum.
--- Returns the ids of the jobs that wait for parents; and a list for each entry that was stored under
--- another id, was debounced, or was not stored: its position (0 is the first), the id of the job of
--- its key, and the status of that job, or "exists" or "refused" if the entry was not stored.
+-- Returns the ids of the jobs that wait for parents; and a list for each entry that was stored
+-- under another id, was debounced, or was not stored: its position (0 is the first), the id of the
+-- job of its key, and the status of that job, or "exists" or "refused" if the entry was not stored.
 
 local OPTIONS = {'retries_left', 'retry_intervals', 'number_of_retries',
   'enqueue_at_front_on_retry', 'repeats_left', 'repeat_intervals', 'rqjobs_repeat',
   'dependency_id', 'dependency_ids', 'allow_dependency_failures', 'enqueue_at_front',
   'success_callback_timeout', 'failure_callback_timeout', 'stopped_callback_timeout', 'webhooks',
-  'ttl', 'result_ttl', 'failure_ttl', 'meta', 'result', 'exc_info', 'rqjobs_crashes', 'rqjobs_limit',
-  'rqjobs_woken', 'rqjobs_waits_for', 'rqjobs_expires', 'rqjobs_kill_after', 'rqjobs_ending',
-  'rqjobs_paused', 'rqjobs_retry', 'rqjobs_retries',
-  'rqjobs_unique', 'rqjobs_until', 'rqjobs_keep', 'rqjobs_conflict', 'rqjobs_debounce', 'rqjobs_on_failed'}
+  'ttl', 'result_ttl', 'failure_ttl', 'meta', 'result', 'exc_info', 'rqjobs_crashes',
+  'rqjobs_limit', 'rqjobs_woken', 'rqjobs_waits_for', 'rqjobs_expires', 'rqjobs_kill_after',
+  'rqjobs_ending', 'rqjobs_paused', 'rqjobs_retry', 'rqjobs_retries',
+  'rqjobs_unique', 'rqjobs_until', 'rqjobs_keep', 'rqjobs_conflict', 'rqjobs_debounce',
+  'rqjobs_on_failed'}
 
 -- The fields of the job's policies; nil if it has none. They are the last ones of its hash.
 local function policies_of(entry)

@@ -3,8 +3,8 @@
 -- KEYS  1 rqjobs:claims:<worker>   2 rqjobs:paused   3 rqjobs:paused-jobs:<function>
 --       4 rqjobs:paused-jobs
 -- ARGV  1 job id   2 queue   3 token   4 function
--- Promise: the job leaves the claims for RQ's deferred jobs and the end of the function's list, in one
--- step, if it still carries the token and the function is still paused. No crash is counted.
+-- Promise: the job leaves the claims for RQ's deferred jobs and the end of the function's list, in
+-- one step, if it still carries the token and the function is still paused. No crash is counted.
 -- Returns "parked"; "not paused", with nothing done; or why the claim is not ours any more, as
 -- settle.lua does.
 

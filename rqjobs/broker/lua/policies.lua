@@ -66,12 +66,14 @@ local function start_expiry(id, stored, moment)
   end
 end
 
--- End a job that has not begun. RQ counts it as canceled; `ending` ("expired") says why, and `reason`
--- is stored as RQ stores a traceback. RQ never removes a canceled job from its registry, but this one
--- is kept as long as a failed one. So further endings remove those of the queue that are over.
+-- End a job that has not begun. RQ counts it as canceled; `ending` ("expired") says why, and
+-- `reason` is stored as RQ stores a traceback. RQ never removes a canceled job from its registry,
+-- but this one is kept as long as a failed one. So further endings remove those of the queue that
+-- are over.
 local function end_unrun(queue, id, worker, ending, reason, iso, default_ttl)
   local job, results = 'rq:job:' .. id, 'rq:results:' .. id
-  local registry, expiry, now = 'rq:canceled:' .. queue, 'rqjobs:canceled-expiry:' .. queue, redis_time()
+  local registry, expiry = 'rq:canceled:' .. queue, 'rqjobs:canceled-expiry:' .. queue
+  local now = redis_time()
   local failure_ttl = (read_job(id, 'failure_ttl') or {})[1]
   local kept = ttl_seconds(failure_ttl) or tonumber(default_ttl)
   redis.call('HSET', job, 'status', 'canceled', 'ended_at', iso, 'origin', queue,
@@ -287,10 +289,10 @@ local function count_failure(id, words)
   local before = redis.pcall('HMGET', key, minute_field, hour_field, 'total', 'first')
   if before.err then return end
   local moment = string.format('%.3f', now)
+  local total = string.format('%.0f', (tonumber(before[3] or '') or 0) + 1)
   redis.call('HSET', key, 'function', name, 'error', reason, 'message', message, 'last', moment,
-    'first', before[4] or moment,
-    'total', string.format('%.0f', (tonumber(before[3] or '') or 0) + 1), minute_field, next_count(before[1], minute), hour_field,
-    next_count(before[2], hour))
+    'first', before[4] or moment, 'total', total, minute_field, next_count(before[1], minute),
+    hour_field, next_count(before[2], hour))
   redis.pcall('ZADD', groups, moment, group)
   local fields = read_job(id, 'status', 'rqjobs_failure_group')
   if not fields or fields[1] ~= 'failed' then return end

@@ -10,8 +10,8 @@
 -- An id without a job is kept because plain RQ writes the due time before the job. When the seconds
 -- have passed since it was first seen, an id without a job, or with one of another queue, is
 -- dropped, and any other job runs. KEYS 4 lists the jobs that crashed, because many jobs that wait
--- for a scheduler may be due before them. The lock matters because plain RQ schedulers, which may hold
--- it, move jobs in several steps.
+-- for a scheduler may be due before them. The lock matters because plain RQ schedulers, which may
+-- hold it, move jobs in several steps.
 -- Promise: a due job is in the scheduled set or in the queue, never in both, however many processes
 -- promote. A run of the job in progress loses it. A job that plain RQ has enqueued again elsewhere
 -- stays there. By Redis's clock no job is early; jobs are moved in the order of their due times. A

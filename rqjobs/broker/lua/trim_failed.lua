@@ -4,7 +4,8 @@
 --       3 maximum number of seconds for which one is kept, 0 for no limit
 --       4 maximum number of jobs to look at
 -- Promise: a job goes with its result, its entry and its place in a group. Those that would expire
--- first are deleted first, and those that would not expire (RQ writes -1 for them) last. Below the limits nothing is written.
+-- first are deleted first, and those that would not expire (RQ writes -1 for them) last. Below the
+-- limits nothing is written.
 -- Returns the number of deleted jobs, and 1 if more may be over a limit, else 0.
 
 local queue, max_jobs = ARGV[1], tonumber(ARGV[2])

@@ -3,9 +3,9 @@
 -- KEYS  1 rqjobs:paused   2 rqjobs:paused-jobs:<function>   3 rqjobs:paused-jobs
 -- ARGV  1 function   2 maximum number of jobs
 -- Promise: a job leaves the function's list for the front of its queue in one step. The last ones
--- are moved first, so that all of them return in order. Jobs that wait no longer (they were canceled,
--- deleted or enqueued again) are dropped from the list. If the function is paused again, nothing is
--- done.
+-- are moved first, so that all of them return in order. Jobs that wait no longer (they were
+-- canceled, deleted or enqueued again) are dropped from the list. If the function is paused again,
+-- nothing is done.
 -- Returns the number of jobs moved, and whether more are left ("1").
 
 local paused, waiting, functions = KEYS[1], KEYS[2], KEYS[3]
