@@ -32,6 +32,15 @@ def test_the_home_page_resumes_a_paused_function(client, redis):
     assert rqjobs.paused() == []
 
 
+def test_the_form_of_a_function_pauses_it(client, redis):
+    page = client.get("/?function=sample_jobs.ok").text
+    assert 'aria-label="Pause this function sample_jobs.ok"' in page
+    client.post("/pauses/pause", data={"kind": "function", "name": "sample_jobs.ok"})
+    assert [pause.name for pause in rqjobs.paused()] == ["sample_jobs.ok"]
+    page = client.get("/?function=sample_jobs.ok").text
+    assert 'aria-label="Resume this function sample_jobs.ok"' in page
+
+
 def test_wrong_requests_change_nothing(client, anonymous, redis):
     low = {"kind": "queue", "name": "low"}
     assert anonymous.post("/pauses/pause", data=low).status_code in (401, 403)
