@@ -460,7 +460,7 @@ def requeue_failed(connection: redis.Redis, jobs: Sequence[tuple[str, str]]) -> 
     """Requeue those of these (job id, queue) that are failed jobs; returns how many.
 
     Each job moves in one atomic step. Stopped jobs, and jobs that have left the failed ones, are left
-    alone, and so are jobs whose queue's key is of the wrong type.
+    alone, and so are jobs whose queue's key is of the wrong type, or whose unique key another has.
 
     Raises:
         redis.ResponseError: Redis refuses the write.
