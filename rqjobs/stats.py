@@ -103,7 +103,7 @@ class JobDetails:
     `crashes` counts the processes that died under it. `due` is when a delayed job runs, as Unix
     seconds or as whatever Redis replies. `schedule` is the schedule that made it, or "". `ending`
     says why a canceled job ended ("expired"), or "". `paused` is the paused function for which a
-    deferred job waits, or "".
+    deferred job waits, or "". `failure_group` is the id of a failed job's group, or "".
     """
 
     crashes: int
@@ -111,6 +111,7 @@ class JobDetails:
     schedule: str
     ending: str
     paused: str
+    failure_group: str
 
 
 # Queues and workers
@@ -292,15 +293,6 @@ def _job(connection: redis.Redis, job_id: str, values: Any) -> Job | None:
         return None
 
 
-def failed_job_ids(connection: redis.Redis) -> list[str]:
-    """Every failed job of every queue, the oldest first in each queue; no stopped jobs."""
-    return [
-        job_id
-        for queue in queue_names(connection)
-        for _, job_id in transitions.failed_jobs(connection, queue)
-    ]
-
-
 def failed_jobs(
     connection: redis.Redis, queues: Iterable[str], start: int, end: int
 ) -> list[tuple[str, Job | None]]:
@@ -406,12 +398,13 @@ def job_details(job: Job) -> JobDetails:
         pipe.hget(job.key, "rqjobs_schedule")
         pipe.hget(job.key, "rqjobs_ending")
         pipe.hget(job.key, "rqjobs_paused")
+        pipe.hget(job.key, "rqjobs_failure_group")
         pipe.zscore(keys.scheduled(job.origin), job.id)
-        crashes, schedule, ending, paused, due = pipe.execute(raise_on_error=False)
+        crashes, schedule, ending, paused, group, due = pipe.execute(raise_on_error=False)
     count = 0
     if crashes:
         count = len(decode(crashes).split(","))
-    texts = [decode(field or b"") for field in (schedule, ending, paused)]
+    texts = [decode(field or b"") for field in (schedule, ending, paused, group)]
     return JobDetails(count, due, *texts)
 
 

@@ -127,6 +127,8 @@ def describe(job_id: str) -> dict[str, Any]:
         "kill_after": cut(job.policy_fields.get("rqjobs_kill_after"), 20),
         "retries_left": job.retries_left,
         "repeats_left": job.repeats_left,
+        "on_failed": cut(job.policy_fields.get("rqjobs_on_failed"), NAME_CHARACTERS),
+        "failure_group": details.failure_group,
         "limit": cut(limits.describe(job.policy_fields), 300),
         "waits_for": _waits_for(job, status),
         **_attempts(job, details.due),

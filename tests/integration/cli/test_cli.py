@@ -294,3 +294,44 @@ def test_a_flask_app_that_fails_to_load_prints_one_line(run, app):
             and output.count("\n") == 1
             and f"RQJOBS_FLASK_APP='{app}' gives no Flask app" in output
         )
+
+
+def test_failed_jobs_by_filters(run, broken, redis):
+    rqjobs.queue("low").enqueue(sample_jobs.mark_and_boom, "marks")
+    rqjobs.Worker(["low"]).work(burst=True, logging_level="CRITICAL")
+    code, output = run("failed", "groups")
+    assert code == 0 and "sample_jobs.boom" in output and "sample_jobs.mark_and_boom" in output
+    assert output.splitlines()[0].split() == (
+        ["FUNCTION", "ERROR", "1", "H", "24", "H", "7", "D", "JOBS", "FIRST", "LAST", "MESSAGE"]
+    )
+    code, output = run("failed", "--function", "boom", "--since", "2h")
+    assert code == 0 and output.count("ValueError") == 3
+    assert run("failed", "--error", "KeyError")[1] == "no such failed jobs\n"
+    code, output = run("failed", "--queue", "low", "show")
+    assert code == 0 and output.count("Traceback") == 1
+    code, output = run("failed", "show", "--function", "boom", "-n", "2")
+    assert code == 0 and output.count("Traceback") == 2
+    code, output = run("failed", "--function", "boom", "requeue", "--since", "2030-01-01")
+    assert code == 0 and "0 of 0 done" in output
+    code, output = run("failed", "--function", "boom", "requeue", "--error", "ValueError")
+    assert code == 0 and "3 of 3 done" in output and "requeueing" in output
+    assert set(rqjobs.queue("default").job_ids) == {job.id for job in broken}
+    code, output = run("failed", "delete", "--queue", "low", "--yes")
+    assert code == 0 and "1 of 1 done" in output and not redis.zcard("rq:failed:low")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("requeue",),
+        ("requeue", "--since", "yesterday"),
+        ("requeue", "id", "--function", "f"),
+        ("requeue", "id", "--all"),
+        ("show",),
+        ("show", "id", "--function", "f"),
+        ("--function", "f", "delete", "--yes", "id"),
+    ],
+)
+def test_filters_that_are_wrong_are_refused(run, words):
+    code, output = run("failed", *words)
+    assert code == 2 and "Error: " in output and "Traceback" not in output

@@ -502,3 +502,34 @@ def test_on_failed_waits_for_a_worker_that_has_the_function(redis):
     redis.hset("rqjobs:new-failures", field, day_ago + value[value.index(b"\n") :])
     sweep.sweep(redis, force=True)
     assert not redis.exists("rqjobs:new-failures") and only_group().total == 1
+
+
+# Real processes
+
+
+def test_kills_count_each_failure_once_and_lose_no_on_failed(redis, worker, kill, eventually):
+    """Workers are killed while failures are recorded, and while their calls are enqueued."""
+    number = 300
+    jobs = {rqjobs.enqueue(sample_jobs.boom_and_note).id for _ in range(number)}
+    done = 0
+    while done < number - 20:
+        process = worker("default")
+        goal = min(done + 40, number - 20)
+        eventually(lambda goal=goal: redis.zcard("rq:failed:default") >= goal, timeout=60)
+        kill(process.pid)
+        done = redis.zcard("rq:failed:default")
+    worker("default")
+
+    def all_ended():
+        waiting = redis.llen("rq:queue:default") + redis.zcard("rq:scheduled:default")
+        open_calls = redis.hlen("rqjobs:new-failures") + redis.zcard("rq:wip:default")
+        return waiting + open_calls == 0 and redis.zcard("rq:failed:default") == number
+
+    eventually(all_ended, timeout=120)
+    assert sum(group.total for group in failed.groups()) == number
+    assert sum(group.last_hour for group in failed.groups()) == number
+    assert sum(group.jobs for group in failed.groups()) == number
+    assert {line.split()[0] for line in noted(redis)} == jobs
+    calls = redis.zrange("rq:finished:default", 0, -1)
+    assert len(calls) == number, "one job of on_failed for each failed job"
+    assert not audit.audit(redis, settle=0.1).breaches
