@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import bench_delays
+import bench_policies
 import bench_report
 import click
 import psutil
@@ -434,6 +435,69 @@ def measure_memory(bench: Bench, environment: Environment, system: System) -> No
         group.wait(sleeping_jobs)
 
 
+def policies(bench: Bench) -> None:
+    """Throughput of jobs with limits and rates, and the cost of a unique enqueue. Systems alternate."""
+    with new_environment() as environment:
+        entries = [
+            (system, case)
+            for case in bench_policies.CASES
+            for system in bench.systems
+            if system.name in case.systems
+        ]
+        measured: dict[int, list[bench_policies.Measured]] = {
+            database: [] for database in range(1, len(entries) + 1)
+        }
+        for _ in range(bench.runs):
+            for database in list(measured):
+                system, case = entries[database - 1]
+                with attempt(bench, f"policy {case.kind}", system):
+                    number = policy_jobs(bench, system, case)
+                    if not measured[database]:
+                        environment.prepare_backlog(system, number, case.kind, database)
+                    measured[database].append(
+                        bench_policies.drain(
+                            environment, system, case, bench.workers, number, database
+                        )
+                    )
+                    continue
+                del measured[database]
+        for database, runs in measured.items():
+            system, case = entries[database - 1]
+            bench.record(
+                f"policy {case.kind}",
+                system,
+                [run.rate for run in runs],
+                "jobs/s",
+                jobs=policy_jobs(bench, system, case),
+                at_once=max(run.at_once for run in runs),
+                in_a_second=max(run.in_a_second for run in runs),
+            )
+        unique_enqueues(bench, environment)
+
+
+def policy_jobs(bench: Bench, system: System, case: bench_policies.Case) -> int:
+    return bench.size(case.jobs if system.name == "rqjobs" else case.slow_jobs, case.quick_jobs)
+
+
+def unique_enqueues(bench: Bench, environment: Environment) -> None:
+    """The rates of plain enqueues, and of unique ones of which half are duplicates.
+
+    RQ's are unique by their job ids.
+    """
+    number = bench.size(20_000, 200)
+    rates: dict[tuple[str, str], list[float]] = {}
+    for _ in range(bench.runs):
+        for system in bench.compared:
+            environment.redis.flushall()
+            costs = environment.run_client(system, "duplicates", str(number))
+            for kind, microseconds in costs.items():
+                rates.setdefault((kind, system.name), []).append(number * 1e6 / sum(microseconds))
+    for kind in ("plain", "unique"):
+        for system in bench.compared:
+            name = f"enqueue {kind}"
+            bench.record(name, system, rates[kind, system.name], "enqueues/s", jobs=number)
+
+
 SCENARIOS: dict[str, Callable[[Bench], None]] = {
     scenario.__name__: scenario
     for scenario in (
@@ -447,9 +511,10 @@ SCENARIOS: dict[str, Callable[[Bench], None]] = {
         outcomes,
         memory,
         delays,
+        policies,
     )
 }
-QUICK_SCENARIOS = ("drain", "latency", "enqueue", "outcomes", "memory", "delays")
+QUICK_SCENARIOS = ("drain", "latency", "enqueue", "outcomes", "memory", "delays", "policies")
 
 
 @contextmanager

@@ -212,7 +212,7 @@ class Environment:
         with redis.Redis.from_url(f"{self.url}?db={database}") as hidden:
             hidden.flushdb()
         arguments = ["fill", str(number)]
-        if system.module == "rq_jobs":
+        if system.module == "rq_jobs" or kind != "noop":
             arguments.append(kind)
         self.run_client(system, *arguments, database=database)
 

@@ -246,7 +246,8 @@ def check_end(row: Row, job_id: str, policy: Policy, evidence: Evidence) -> None
     if is_right and len(ended.results) == 1:
         row.outcomes += 1
         return
-    row.lost += not ended.results
+    if not ended.results:
+        row.lost += 1
     row.faults.append(
         f"{job_id} should be {' or '.join(policy.outcomes)}: {ended}, its runs: {states}"
     )

@@ -1,5 +1,6 @@
 """RQ, and rqjobs if BENCH_OURS is set: the same functions and the same calls."""
 
+import contextlib
 import datetime
 import itertools
 import os
@@ -8,6 +9,7 @@ import time
 import redis
 import rq
 import work
+from rq.exceptions import DuplicateJobError
 
 ABOUT = {
     "requires": "",  # the environment of rqjobs has RQ
@@ -56,6 +58,7 @@ OURS = "BENCH_OURS" in os.environ
 QUEUE_CYCLE = itertools.cycle(("high", "default", "low"))
 COPY_BATCH_JOBS = 10_000
 CROWD_BATCH_JOBS = 1_000
+CROWDED_SECONDS = 0.005
 DIRECT_MAX_JOBS = 100  # larger backlogs are copies of one job
 COPY_JOBS_SCRIPT = """
 -- Adds copies of a job to its queue.
@@ -88,10 +91,33 @@ def retried():
         raise ValueError("a retried job of the benchmark")
 
 
+def limited(key):
+    work.run_of_key(key)
+
+
+def crowded():
+    work.run_of_key(0, CROWDED_SECONDS)
+
+
+def rated():
+    work.noop()
+
+
+def unique(number):
+    work.noop()
+
+
+if OURS:
+    import rqjobs
+
+    limited = rqjobs.job(limit=4, limit_by="{key}")(limited)
+    crowded = rqjobs.job(limit=4)(crowded)
+    rated = rqjobs.job(rate="200/s")(rated)
+    unique = rqjobs.job(unique="args")(unique)
+
+
 def queue(name):
     if OURS:
-        import rqjobs
-
         return rqjobs.queue(name)
     return rq.Queue(name, connection=redis.Redis.from_url(os.environ["REDIS_URL"]))
 
@@ -99,14 +125,18 @@ def queue(name):
 def send(number, kind="noop"):
     """Enqueue `number` jobs.
 
-    The kind is noop, failing, retried, dependent (each job with a job that depends on it), or the
-    number of seconds that a job sleeps.
+    The kind is noop, failing, retried, dependent (each job with a job that depends on it), limited,
+    crowded, rated, or the number of seconds that a job sleeps.
     """
     if number == 1:
         queue(next(QUEUE_CYCLE)).enqueue(noop)
         return
     target = queue("default")
-    if kind == "failing":
+    if kind == "limited":
+        rqjobs.enqueue_many((limited, index % work.KEYS) for index in range(number))
+    elif kind in ("crowded", "rated"):
+        rqjobs.enqueue_many([(crowded if kind == "crowded" else rated,)] * number)
+    elif kind == "failing":
         for _ in range(number):
             target.enqueue(failing)
     elif kind == "retried":
@@ -168,13 +198,38 @@ def costs(number):
         times.append((time.perf_counter() - begun) * 1e6)
     begun = time.perf_counter()
     if OURS:
-        import rqjobs
-
         rqjobs.enqueue_many([(noop,)] * number)
     else:
         target.enqueue_many([rq.Queue.prepare_data(noop) for _ in range(number)])
     many = (time.perf_counter() - begun) * 1e6 / number
     return {"one": times, "many": many, "trips": round_trips(target)}
+
+
+def duplicates(number):
+    """Enqueue `number` plain jobs, and as many unique ones, each key twice.
+
+    Returns the microseconds of each enqueue.
+    """
+    target = queue("default")
+    target.enqueue(noop)
+    times = {"plain": [], "unique": []}
+    for index in range(number):
+        begun = time.perf_counter()
+        target.enqueue(noop)
+        between = time.perf_counter()
+        enqueue_unique(target, index // 2)
+        times["plain"].append((between - begun) * 1e6)
+        times["unique"].append((time.perf_counter() - between) * 1e6)
+    return times
+
+
+def enqueue_unique(target, number):
+    """A unique key of rqjobs, or RQ's own unique job id."""
+    if OURS:
+        target.enqueue(unique, number)
+        return
+    with contextlib.suppress(DuplicateJobError):
+        target.enqueue(unique, number, job_id=f"unique-{number}", unique=True)
 
 
 def round_trips(target):

@@ -8,6 +8,8 @@ some hundred jobs in advance.
 usage: work.py MODULE fill NUMBER [KIND]    enqueue this number of jobs
        work.py MODULE latency NUMBER        enqueue one job at a time; print each job's delay in ns
        work.py MODULE enqueue NUMBER        print the cost of enqueueing (rq_jobs only)
+       work.py MODULE duplicates NUMBER     print the microseconds of each plain enqueue, and of each
+                                            unique one of which half are duplicates (rq_jobs only)
        work.py MODULE crowd NUMBER          enqueue jobs that are due together; print the Unix time
                                             at which they are due (rq_jobs only)
        work.py MODULE later NUMBER          enqueue delayed jobs, one due every 10 ms; print their
@@ -33,6 +35,7 @@ BLOCK_BYTES = mmap.ALLOCATIONGRANULARITY  # how much a thread reserves at a time
 # Start and end of a job, in nanoseconds of the monotonic clock, which all processes share.
 MARK = struct.Struct("qq")
 MARKS_PER_BLOCK = BLOCK_BYTES // MARK.size
+KEYS = 8  # of the limits
 LATENCY_TIMEOUT_NANOSECONDS = 60e9
 DELAY_NANOSECONDS = 3_000_000_000  # from the call until the first delayed job is due
 INTERVAL_NANOSECONDS = 10_000_000  # between the due times of delayed jobs
@@ -66,6 +69,14 @@ def mark(begun: int) -> None:
     position = BLOCK_BYTES - own.free_marks * MARK.size
     MARK.pack_into(own.block, position, begun, time.monotonic_ns())
     own.free_marks -= 1
+
+
+def run_of_key(key: int, seconds: float = 0.0) -> None:
+    """The work of a job with a limit. Its key is in the last digits of its start."""
+    begun = time.monotonic_ns()
+    if seconds:
+        time.sleep(seconds)
+    mark(begun - begun % KEYS + key)
 
 
 def _blocks() -> Iterator[tuple[int, bytes]]:
@@ -131,6 +142,8 @@ def main(module: str, command: str, number: str, *kind: str) -> None:
         print(json.dumps(latency(jobs.send, int(number))))
     elif command == "enqueue":
         print(json.dumps(jobs.costs(int(number))))
+    elif command == "duplicates":
+        print(json.dumps(jobs.duplicates(int(number))))
     elif command == "later":
         print(json.dumps(later(jobs.later, int(number))))
     elif command == "crowd":
