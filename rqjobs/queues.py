@@ -514,13 +514,11 @@ def _is_for_rq(name: str, value: Any) -> bool:
 
 def _take_policies(call: policies.Call, options: dict[str, Any]) -> dict[str, str]:
     """Take the policies from the options of a job; returns their fields of its hash."""
-    own = {name: options[name] for name in policies.OPTIONS & options.keys()}
-    for name in own:
-        del options[name]
+    own = {name: options.pop(name) for name in policies.OPTIONS & options.keys()}
+    if all(value is None for value in own.values()):  # RQ passes retry=None
+        return {}
     if "retry" in own:
         options["retry"] = policies.retries.for_rq(own["retry"])
-    if not own:
-        return {}
     return policies.fields(call, own)
 
 

@@ -99,6 +99,7 @@ def load_scripts(client: redis.Redis) -> None:
 
 # Transitions of a job.
 ENQUEUE = Script("enqueue")
+ENQUEUE_PLAIN = Script("enqueue", policies=False)  # of new jobs without policies
 CLAIM = Script("claim")
 SETTLE = Script("settle")
 SETTLE_SUCCESS = Script("settle_success", policies=False)

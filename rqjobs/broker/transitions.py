@@ -39,6 +39,7 @@ from rqjobs.broker.scripts import (
     DELETE,
     DELETE_FAILED,
     ENQUEUE,
+    ENQUEUE_PLAIN,
     FAILED_JOBS,
     FIRST_DUE,
     FOLLOW_FAILURE,
@@ -158,7 +159,8 @@ def enqueue(connection: redis.Redis, placements: Iterable[Placement]) -> Enqueue
         DuplicateJob: a job has `on_conflict="raise"` and its key is taken. Nothing is stored.
     """
     placements = list(placements)
-    reply = ENQUEUE.run(connection, [QUEUES], _enqueue_arguments(placements))
+    script = ENQUEUE_PLAIN if all(map(_is_plain, placements)) else ENQUEUE
+    reply = script.run(connection, [QUEUES], _enqueue_arguments(placements))
     enqueued = Enqueued(set(), [])
     for entry in reply:
         if not isinstance(entry, list):
@@ -191,6 +193,11 @@ def must_wait(connection: redis.Redis, placement: Placement) -> bool:
     statuses = read_together(connection, commands)
     # A parent without a status may be enqueued by the same pipeline.
     return any(status not in ended for status in statuses)
+
+
+def _is_plain(placement: Placement) -> bool:
+    """Whether the job is new and has no policies. Their fields are the last ones of a hash."""
+    return placement.new and not next(reversed(placement.fields), "").startswith("rqjobs_")
 
 
 def _enqueue_arguments(placements: Iterable[Placement]) -> list[Any]:

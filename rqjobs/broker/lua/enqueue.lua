@@ -19,6 +19,7 @@
 -- Returns the ids of the jobs that wait for parents; and a list for each entry that was stored
 -- under another id, was debounced, or was not stored: its position (0 is the first), the id of the
 -- job of its key, and the status of that job, or "exists" or "refused" if the entry was not stored.
+-- Without policies.lua in front it is the script for new jobs without policies.
 
 local OPTIONS = {'retries_left', 'retry_intervals', 'number_of_retries',
   'enqueue_at_front_on_retry', 'repeats_left', 'repeat_intervals', 'rqjobs_repeat',
