@@ -4,6 +4,8 @@ import os
 
 import sentry_sdk
 
+import rqjobs
+
 sentry_sdk.init(dsn=os.environ["SENTRY_DSN"], traces_sample_rate=1.0)
 sentry_sdk.set_tag("module", "here")
 
@@ -17,3 +19,19 @@ def fail(name):
 
 def fine(name):
     return name
+
+
+@rqjobs.job(retry=rqjobs.backoff(2, base=1, cap=0), discard_on=(PermissionError,))
+def ask(name):
+    run = rqjobs.get_current_job().connection.incr(f"runs:{name}")
+    if name == "discarded":
+        raise rqjobs.Discard("why")
+    if name == "forbidden":
+        raise PermissionError
+    if run == 1:
+        raise {"snoozed": rqjobs.Snooze, "retried": rqjobs.RetryIn}[name](0)
+
+
+@rqjobs.job(retry=rqjobs.backoff(2, base=1, cap=0), retry_on=(TimeoutError,))
+def fail_at_last(name):
+    raise {"timeout": TimeoutError, "value": ValueError}[name](name)

@@ -153,3 +153,37 @@ print(*(rqjobs.enqueue(sentry_jobs.fail, name).id for name in "abc"))
         if item["transaction"] == "sentry_jobs.fail" and "spans" in item
     ]
     assert len(runs) == 3
+
+
+def test_jobs_that_ask_for_another_run_or_are_discarded_are_no_errors(
+    sentry, run, work, collector, redis
+):
+    run(
+        sentry,
+        "-c",
+        """
+import rqjobs, sentry_jobs
+for name in ("discarded", "forbidden", "snoozed", "retried"):
+    rqjobs.enqueue(sentry_jobs.ask, name)
+""",
+    )
+    work()
+    assert redis.zcard("rq:canceled:default") == 2 and redis.zcard("rq:finished:default") == 2
+    assert len(collector.items) == 6  # the transactions of the runs
+    assert not [item for item in collector.items if item.get("level") == "error"]
+
+
+def test_a_job_that_is_retried_is_an_error_when_it_fails_for_good(sentry, run, work, collector):
+    run(
+        sentry,
+        "-c",
+        """
+import rqjobs, sentry_jobs
+for name in ("timeout", "value"):
+    rqjobs.enqueue(sentry_jobs.fail_at_last, name)
+""",
+    )
+    work()
+    events = [item for item in collector.items if item.get("level") == "error"]
+    values = [event["exception"]["values"][-1]["value"] for event in events]
+    assert sorted(values) == ["timeout", "value"]
