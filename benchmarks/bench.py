@@ -436,47 +436,54 @@ def measure_memory(bench: Bench, environment: Environment, system: System) -> No
 
 
 def policies(bench: Bench) -> None:
-    """Throughput of jobs with limits and rates, and the cost of a unique enqueue. Systems alternate."""
+    """Throughput of jobs with limits and rates, and the rate of unique enqueues. Systems alternate."""
     with new_environment() as environment:
         entries = [
-            (system, case)
+            bench_policies.Entry(system, case, bench.size(case.jobs_of(system), case.quick_jobs))
             for case in bench_policies.CASES
             for system in bench.systems
             if system.name in case.systems
         ]
-        measured: dict[int, list[bench_policies.Measured]] = {
-            database: [] for database in range(1, len(entries) + 1)
-        }
-        for _ in range(bench.runs):
-            for database in list(measured):
-                system, case = entries[database - 1]
-                with attempt(bench, f"policy {case.kind}", system):
-                    number = policy_jobs(bench, system, case)
-                    if not measured[database]:
-                        environment.prepare_backlog(system, number, case.kind, database)
-                    measured[database].append(
-                        bench_policies.drain(
-                            environment, system, case, bench.workers, number, database
-                        )
-                    )
-                    continue
-                del measured[database]
-        for database, runs in measured.items():
-            system, case = entries[database - 1]
-            bench.record(
-                f"policy {case.kind}",
-                system,
-                [run.rate for run in runs],
-                "jobs/s",
-                jobs=policy_jobs(bench, system, case),
-                at_once=max(run.at_once for run in runs),
-                in_a_second=max(run.in_a_second for run in runs),
-            )
+        for database, entry in enumerate(entries, 1):
+            entry.database = database
+        for run in range(bench.runs):
+            for system in bench.systems:
+                own = [entry for entry in entries if entry.system is system]
+                if own:
+                    measure_policies(bench, environment, system, own, is_first=run == 0)
+        for entry in entries:
+            if entry.measured:
+                bench.record(
+                    f"policy {entry.case.kind}",
+                    entry.system,
+                    [run.rate for run in entry.measured],
+                    "jobs/s",
+                    jobs=entry.jobs,
+                    at_once=max(run.at_once for run in entry.measured),
+                    in_a_second=max(run.in_a_second for run in entry.measured),
+                )
         unique_enqueues(bench, environment)
 
 
-def policy_jobs(bench: Bench, system: System, case: bench_policies.Case) -> int:
-    return bench.size(case.jobs if system.name == "rqjobs" else case.slow_jobs, case.quick_jobs)
+def measure_policies(
+    bench: Bench,
+    environment: Environment,
+    system: System,
+    entries: list[bench_policies.Entry],
+    is_first: bool,
+) -> None:
+    """Drain the backlog of each entry once, with the same workers."""
+    if is_first:
+        for entry in entries:
+            environment.prepare_backlog(system, entry.jobs, entry.case.kind, entry.database)
+    runner = bench_delays.with_scheduler(system) if system.module == "rq_jobs" else system
+    with (
+        attempt(bench, "policies", system),
+        WorkerGroup(environment, runner, bench.workers) as group,
+    ):
+        for entry in entries:
+            with attempt(bench, f"policy {entry.case.kind}", system):
+                entry.measured.append(bench_policies.drain(group, entry))
 
 
 def unique_enqueues(bench: Bench, environment: Environment) -> None:

@@ -112,7 +112,7 @@ if OURS:
 
     limited = rqjobs.job(limit=4, limit_by="{key}")(limited)
     crowded = rqjobs.job(limit=4)(crowded)
-    rated = rqjobs.job(rate="200/s")(rated)
+    rated = rqjobs.job(rate="200/s", burst=10)(rated)
     unique = rqjobs.job(unique="args")(unique)
 
 
