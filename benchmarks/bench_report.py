@@ -23,6 +23,13 @@ NOT_MEASURED = "not measured"
 ACKNOWLEDGEMENTS = ("before", "after")
 LATENESS_SYSTEMS = ("rqjobs", "rq", "arq 2x5", "Huey threads", "Celery prefork")
 OUTCOME_KINDS = ("failing", "retried", "dependent")
+POLICY_SYSTEMS = ("rqjobs", "Dramatiq 2x5", "Huey processes")
+POLICY_KINDS = {
+    "noop": "empty jobs, in the same run as the next rows",
+    "limited": "empty jobs of 8 keys, 4 of a key at a time (Huey: 1)",
+    "crowded": "jobs of 5 ms of one key, 4 at a time (Huey: 1)",
+    "rated": "empty jobs at a rate of 200/s",
+}
 FAILURE_MAX_CHARACTERS = 120
 Row = dict[str, Any]
 TargetRow = tuple[str, str, str]  # a figure's name, its target, its measured value
@@ -178,6 +185,7 @@ def targets(found: Results) -> list[TargetRow]:
         *delay_targets(found),
         *outcome_targets(found),
         *memory_targets(found),
+        *policy_targets(found),
     ]
 
 
@@ -325,6 +333,23 @@ def memory_targets(found: Results) -> list[TargetRow]:
             show_both(found, "{:,.0f} bytes (rq: {:,.0f})", "finished"),
         ),
     ]
+
+
+def policy_targets(found: Results) -> list[TargetRow]:
+    """Jobs with limits and rates, beside the means of other systems, and unique enqueues."""
+    rows = []
+    for kind, text in POLICY_KINDS.items():
+        rates = [
+            (name, rate)
+            for name in POLICY_SYSTEMS
+            if (rate := found.median(f"policy {kind}", name)) is not None
+        ]
+        measured = ", ".join(f"{name} {rate:,.0f}" for name, rate in rates)
+        rows.append((f"{text}, jobs/s", "", measured or NOT_MEASURED))
+    for kind in ("plain", "unique"):
+        form = "{:,.0f} enqueues/s (rq: {:,.0f})"
+        rows.append((f"{kind} enqueues, one by one", "", show_both(found, form, f"enqueue {kind}")))
+    return rows
 
 
 def markdown_table(*rows: tuple[str, ...]) -> str:
