@@ -9,11 +9,11 @@ import redis
 from rq import get_current_job
 from rq.job import JobStatus
 
-CHECK_SECONDS = 1.0  # between two questions to Redis
+CANCEL_CHECK_SECONDS = 1.0  # between two questions to Redis
 
 
 def cancelled() -> bool:
-    """Whether the job that runs here was canceled or deleted meanwhile, so that it may end early.
+    """Whether the job that runs here was canceled or deleted since it began, so that it may end early.
 
     Its outcome is dropped then. Redis is asked at most once a second, and if it does not answer, the
     last answer counts. False outside a job, and in a thread that the job has started.
@@ -23,7 +23,7 @@ def cancelled() -> bool:
         return False
     checked_at, is_canceled = vars(job).get("cancel_check", (0.0, False))
     now = time.monotonic()
-    if is_canceled or now - checked_at < CHECK_SECONDS:
+    if is_canceled or now - checked_at < CANCEL_CHECK_SECONDS:
         return bool(is_canceled)
     try:
         status = job.connection.hget(job.key, "status")

@@ -1,4 +1,4 @@
-"""What becomes of a job whose function has raised: the part of `Job` that applies retry rules."""
+"""The part of `Job` that applies the retry rules after the function has raised."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class RetryingJob(rq.job.Job):
             self.retries_left = (decision.retries_left or 0) + 1
 
     def decide_in_function(self, error: BaseException) -> Decided | None:
-        """What the job's function returns instead of raising this error; None if it fails.
+        """The value that the job's function returns instead of raising this error; None if it fails.
 
         A job that asks for another run, or is discarded, has not failed: callbacks, handlers and
         tracing libraries see no error.

@@ -132,7 +132,7 @@ class Placement(NamedTuple):
 
 
 class UniqueOutcome(NamedTuple):
-    """What became of a job with a unique key. `position`: of its placement, from 0.
+    """The outcome for a job with a unique key. `position`: of its placement, from 0.
 
     `job_id` is the job that has the key now. `status` is the status in which the job is stored
     under that id; "" if it is not stored.
@@ -239,7 +239,7 @@ def claim_arguments(
 
 
 def read_paused(reply: list[Any]) -> frozenset[str]:
-    """What is paused, by a reply of `CLAIM`: members of `keys.PAUSED`."""
+    """The paused queues and functions, by a reply of `CLAIM`: members of `keys.PAUSED`."""
     if not reply[0].startswith(b"paused"):
         return frozenset()
     return frozenset(map(decode, reply[1]))

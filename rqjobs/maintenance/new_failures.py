@@ -1,4 +1,4 @@
-"""What a failure leaves to do: to count it in its group, and to call `on_failed`.
+"""The steps after a failure: count it in its group, and call `on_failed`.
 
 The script that records a failure notes it in the same step. The worker does the rest at once, or
 the next sweep does. Each is done once, because one script does it and removes the note.

@@ -53,8 +53,10 @@ class NoRetryLeft(Exception):
 
 
 class Failure(NamedTuple):
-    """What the rules read of an exception: the names of its class and of the class's bases, and the
-    seconds after which it asks to be retried, or 0.
+    """The facts about an exception that the rules need.
+
+    `names`: of its class and of the class's bases. `retry_after`: the seconds after which it asks to
+    be retried, or 0.
     """
 
     names: tuple[str, ...]
@@ -94,7 +96,7 @@ def names_of(error: BaseException) -> tuple[str, ...]:
 
 
 def failure_of(error: BaseException, now: float) -> Failure:
-    """What the rules read of `error`. `now`: Unix seconds.
+    """The facts about `error` that the rules need. `now`: Unix seconds.
 
     A `RetryIn` has the names of the exception that it was raised for as well.
     """

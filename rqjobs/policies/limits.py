@@ -16,7 +16,7 @@ from rqjobs.policies.call import Call, check_template
 OPTIONS = frozenset({"limit", "limit_by", "rate", "burst"})
 FIELDS = frozenset({"rqjobs_limit"})
 MAX_LIMIT = 10_000
-UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+RATE_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 STORED = re.compile(
     r"(?P<limit>[0-9]{1,9}) (?P<seconds>[0-9]{1,9}\.[0-9]{1,9}) (?P<burst>[0-9]{1,9}) (?P<key>.+)",
     re.DOTALL,
@@ -67,7 +67,7 @@ def seconds_per_job(rate: Any) -> float:
     jobs, units = int(match[1]), int(match[2] or 1)
     if not jobs or not units:
         raise ValueError(f"rate={rate!r} would let no job run; {hint}")
-    return units * UNIT_SECONDS[match[3]] / jobs
+    return units * RATE_UNIT_SECONDS[match[3]] / jobs
 
 
 def describe(stored: Mapping[str, str]) -> str:

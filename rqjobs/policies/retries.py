@@ -1,7 +1,7 @@
 """Retry rules: whether a job that failed runs again, and when.
 
 A job's rules are the options of its function at the time of the failure, so that a change of the
-code holds at once. What its own enqueue has set instead is stored in `rqjobs_retry` as JSON, where
+code holds at once. The options of its own enqueue are stored in `rqjobs_retry` as JSON, where
 exceptions are names; nothing is imported for them. `rqjobs_retries` holds the number of the counted
 retries and the time of the first failure. An `rq.Retry` without any of the other options is RQ's.
 """
@@ -24,12 +24,12 @@ from rqjobs.policies.call import Call
 from rqjobs.policies.exceptions import Failure, name_of, seconds_of
 
 OPTIONS = frozenset({"retry", "retry_on", "discard_on", "retry_for"})
-# What a run writes; the next life of an id begins without it.
+# Written by a run; the next life of an id begins without them.
 RUN_FIELDS = frozenset({"rqjobs_retries", "rqjobs_ending"})
 FIELDS = RUN_FIELDS | {"rqjobs_retry"}
 STORED_MAX_CHARACTERS = 16_384
 HISTORY = re.compile(r"([0-9]{1,9}) ([0-9]{1,12}(?:\.[0-9]{1,6})?)")
-EXAMPLE = "retry=backoff(5)"
+RETRY_EXAMPLE = "retry=backoff(5)"
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def backoff(
 def _check_count(what: str, count: Any) -> None:
     if isinstance(count, bool) or not isinstance(count, int):
         raise TypeError(
-            f"{what} is a whole number of retries, not {count!r:.80}; for example {EXAMPLE}"
+            f"{what} is a whole number of retries, not {count!r:.80}; for example {RETRY_EXAMPLE}"
         )
     if not 1 <= count < 10**9:
         raise ValueError(f"{what} is at least 1, not {count}; without retries leave retry= out")
@@ -131,7 +131,7 @@ class Rules:
 
 
 class Action(str, Enum):
-    """What happens to a job whose function has raised."""
+    """The next step of a job whose function has raised."""
 
     RETRY = "retry"
     SNOOZE = "snooze"
@@ -140,7 +140,7 @@ class Action(str, Enum):
 
 
 class Decision(NamedTuple):
-    """What happens to a job whose function has raised, and what is stored with it.
+    """The next step of a job whose function has raised, and the values that are stored with it.
 
     `history` is the new value of `rqjobs_retries`, "" if it stays. `retries_left` is RQ's, None
     where there is no number. `reason` is kept with the attempt, like a traceback.
@@ -218,7 +218,9 @@ def why_no_retry(rules: Rules | None, history: History) -> str:
     """Why a job that raised `RetryIn` fails, and the remedy."""
     remedy = "or raise Snooze(seconds), which is not counted"
     if rules is None or not rules.rules:
-        return f"the job raised RetryIn and has no retries; add {EXAMPLE} to its @job, {remedy}"
+        return (
+            f"the job raised RetryIn and has no retries; add {RETRY_EXAMPLE} to its @job, {remedy}"
+        )
     if rules.retry_for is not None:
         return (
             f"the job raised RetryIn, and its first failure is more than retry_for="
@@ -305,7 +307,7 @@ def _read_retry(retry: Any) -> tuple[tuple[str, Rule], ...]:
     if not isinstance(retry, Mapping):
         return (("", _read_rule(retry)),)
     if not retry:
-        raise ValueError(f"retry={{}} has no rule; for example {EXAMPLE}")
+        raise ValueError(f"retry={{}} has no rule; for example {RETRY_EXAMPLE}")
     return tuple(
         (_class_names("retry", (kind,))[0], _read_rule(rule)) for kind, rule in retry.items()
     )
@@ -343,7 +345,7 @@ def _check_rules(rules: Rules, options: Mapping[str, Any]) -> None:
             "retry_on out"
         )
     if rules.retry_on is not None and not rules.rules:
-        raise ValueError(f"retry_on says when to retry, but not how often; add {EXAMPLE}")
+        raise ValueError(f"retry_on says when to retry, but not how often; add {RETRY_EXAMPLE}")
     for _, rule in rules.rules:
         if rule.count is None and rules.retry_for is None:
             raise ValueError(

@@ -25,7 +25,7 @@ OPTIONS = frozenset({"unique", *CHOICES, *SECONDS})
 FIELDS = frozenset(
     {"rqjobs_unique", "rqjobs_until", "rqjobs_keep", "rqjobs_conflict", "rqjobs_debounce"}
 )
-MAX_SECONDS = 366 * 24 * 3600
+UNIQUE_MAX_SECONDS = 366 * 24 * 3600
 DIGEST_BYTES = 16
 
 
@@ -91,7 +91,7 @@ def _check_unique(unique: Any, function: Callable[..., Any]) -> None:
 def _check_seconds(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name}={value!r} is not a number of seconds; for example {name}=60")
-    if not 0 < value <= MAX_SECONDS or math.isnan(value):
+    if not 0 < value <= UNIQUE_MAX_SECONDS or math.isnan(value):
         raise ValueError(f"{name}={value} must be more than 0 seconds, and at most a year")
 
 

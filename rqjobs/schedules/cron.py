@@ -61,7 +61,7 @@ class Field:
         return f"{self.low} to {self.high}{named}{self.special_help}"
 
 
-FIELDS = (
+CRON_FIELDS = (
     Field("minute", 0, 59),
     Field("hour", 0, 23),
     Field("day of month", 1, 31, (), "LW?", ", L (the last day) or LW (the last weekday)"),
@@ -198,7 +198,7 @@ def parse_expression(text: str) -> CronExpression:
         )
     expression = _expand_alias(text.strip(), text)
     values = expression.split()
-    if len(values) != len(FIELDS):
+    if len(values) != len(CRON_FIELDS):
         hint = "; for seconds there is every(seconds=…)" if len(values) == 6 else ""
         raise ScheduleError(
             f"cron expression {text!r} has {len(values)} fields, and must have five: {EXAMPLE}"
@@ -206,7 +206,7 @@ def parse_expression(text: str) -> CronExpression:
         )
     checked = " ".join(
         ",".join(_check_item(field, item, text) for item in value.split(","))
-        for field, value in zip(FIELDS, values, strict=True)
+        for field, value in zip(CRON_FIELDS, values, strict=True)
     )
     try:
         matches = next(CronSim(checked, datetime(2000, 1, 1)), None) is not None
@@ -295,7 +295,7 @@ def _read_value(field: Field, value: str, text: str) -> int:
 
 
 def _error(field: Field, value: str, text: str, hint: str) -> ScheduleError:
-    number = FIELDS.index(field) + 1
+    number = CRON_FIELDS.index(field) + 1
     return ScheduleError(
         f"cron expression {text!r}, field {number} ({field.name}): {value!r} is wrong; {hint}"
     )

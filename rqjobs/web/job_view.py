@@ -182,7 +182,7 @@ def _times(job: Job, status: str, due: Any) -> dict[str, Any]:
 
 
 def _waits_for(job: Job, status: str) -> str:
-    """What a deferred job waits for, if that is no other job."""
+    """The limit for which a deferred job waits; "" if it waits for another job."""
     if status != "deferred":
         return ""
     return cut(stats.waits_for(job), 300)

@@ -87,7 +87,7 @@ class SettleReply(str, Enum):
         return self.is_new or self is SettleReply.ALREADY
 
 
-# What became of a job while it ran.
+# The change of a job while it ran.
 LOST_JOBS = {SettleReply.CANCELED: "canceled", SettleReply.GONE: "deleted"}
 
 
