@@ -138,6 +138,16 @@ def two_at_a_time(value=None):
     return value
 
 
+@job(limit=1, limit_by="{name}")
+def one_for_each_name(name: str):
+    return name
+
+
+@job(limit=1, unique="args", on_conflict="replace")
+def replaced_one_at_a_time(value: int):
+    return value
+
+
 @job(limit=1, limit_by="user:{user}")
 def one_for_each_user(user: int, gate: str = ""):
     return hang(gate) if gate else user

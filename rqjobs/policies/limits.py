@@ -91,7 +91,7 @@ def fields(call: Call, options: Mapping[str, Any]) -> dict[str, str]:
         return {}
     key = call.name
     if options.get("limit_by") is not None:
-        key = call.render("limit_by", options["limit_by"])
+        key = call.render("limit_by", options["limit_by"]) or call.name
     seconds = 0.0
     if rate is not None:
         seconds = seconds_per_job(rate)

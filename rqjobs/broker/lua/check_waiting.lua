@@ -21,11 +21,15 @@ local function free_unused_slots(key)
   end
 end
 
--- Whether the job that was woken last has not been claimed yet.
+-- Whether the job that was woken last has not been claimed yet. If nobody claims from its queue, it
+-- does not hold up a job of another queue.
 local function is_one_on_its_way(key)
   local id = redis.pcall('HGET', 'rqjobs:last-woken', key)
-  local fields = type(id) == 'string' and read_job(id, 'status', 'rqjobs_woken')
-  return fields and fields[1] == 'queued' and fields[2] == '1'
+  local fields = type(id) == 'string' and read_job(id, 'status', 'rqjobs_woken', 'origin')
+  if not fields or fields[1] ~= 'queued' or fields[2] ~= '1' then return false end
+  if is_served(fields[3] or '') then return true end
+  local job = first_waiting(key)
+  return not job or not is_served(job.queue)
 end
 
 for _, key in ipairs(scan[2]) do

@@ -197,14 +197,29 @@ local function begin_policies(id, policies, due)
   end
 end
 
+-- Whether a job that replaces another one waits in its place: for the same limit, or until its
+-- function is resumed. Otherwise a job that is replaced again and again would never be first.
+local function stays_deferred(entry, before)
+  if before.status ~= 'deferred' or before.queue ~= entry.queue
+      or not is_in_place(entry.id, entry.queue, 'deferred') then
+    return false
+  end
+  local fields = read_job(entry.id, 'rqjobs_waits_for', 'rqjobs_paused')
+  local limit = parse_limit(entry.policies.rqjobs_limit)
+  if fields[1] and limit and limit.key == fields[1] then return 'rqjobs_waits_for', fields[1] end
+  if fields[2] then return 'rqjobs_paused', fields[2] end
+end
+
 local function accept(entry)
   local id, queue, job = entry.id, entry.queue, 'rq:job:' .. entry.id
   local before = not entry.is_new and placement(id)
   local waits = entry.fields > entry.parents and must_wait(entry)
   local due = tonumber(entry.place)
   -- A job that replaces another one keeps its place in the queue.
-  local stays = entry.replaced and not waits and entry.place == 'back'
-    and before.status == 'queued' and before.queue == queue
+  local may_stay = entry.replaced and not waits and entry.place == 'back'
+  local stays = may_stay and before.status == 'queued' and before.queue == queue
+  local field, value
+  if may_stay then field, value = stays_deferred(entry, before) end
   local is_woken = stays and redis.call('HGET', job, 'rqjobs_woken') == '1'
   redis.call('HSET', job, unpack(ARGV, entry.fields, entry.last))
   if entry.changes then redis.call('HSET', job, unpack(entry.changes)) end
@@ -223,12 +238,15 @@ local function accept(entry)
   if entry.policies then begin_policies(id, entry.policies, due) end
   if waits then
     defer(entry, due)
+  elseif field then
+    redis.call('HSET', job, 'status', 'deferred', field, value)
+    redis.call('ZADD', 'rq:deferred:' .. queue, string.format('%d', redis_time()), id)
   elseif due then
     add_scheduled(id, queue, entry.place, ARGV[1])
   elseif entry.place ~= 'nowhere' and not stays then
     redis.call(entry.place == 'front' and 'LPUSH' or 'RPUSH', 'rq:queue:' .. queue, id)
   end
-  return waits and 'deferred' or due and 'scheduled' or 'queued'
+  return (waits or field) and 'deferred' or due and 'scheduled' or 'queued'
 end
 
 local entries, at, may_refuse = {}, 2, false

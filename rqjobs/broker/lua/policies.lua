@@ -4,6 +4,8 @@
 -- job with `keep`, as "<id> <Unix time until which the key is taken>". The hash of the named job
 -- decides whether the key is taken, so a key needs no release and no expiry.
 
+local MAX_KEPT = 366 * 24 * 3600  -- seconds; as in policies/unique.py
+
 -- The id in the entry of a unique key, and its time or ''; nil if there is no entry.
 local function unique_entry(key)
   local entry = redis.pcall('HGET', 'rqjobs:unique', key)
@@ -16,7 +18,8 @@ local function unique_job(key)
   local id, kept_until = unique_entry(key)
   if not id then return nil end
   if kept_until ~= '' then
-    if (tonumber(kept_until) or 0) > redis_time() then return {id = id, state = 'kept'} end
+    local left = (tonumber(kept_until) or 0) - redis_time()
+    if left > 0 and left <= MAX_KEPT then return {id = id, state = 'kept'} end
     return nil
   end
   local fields = read_job(id, 'rqjobs_unique', 'status', 'rqjobs_until', 'rqjobs_token',
@@ -60,7 +63,7 @@ end
 -- first, and "<Unix time>+<seconds>" then; "<Unix time>" alone stays.
 local function start_expiry(id, stored, moment)
   local seconds = string.match(stored, '%+([%d.]+)$')
-  if seconds then
+  if tonumber(seconds or '') then
     redis.call('HSET', 'rq:job:' .. id, 'rqjobs_expires',
       string.format('%.3f+%s', moment + tonumber(seconds), seconds))
   end
@@ -100,11 +103,11 @@ end
 -- A woken job has no slot yet; it comes before the waiting ones when it is claimed.
 
 -- The limit of a job by its field: jobs at a time and seconds for each start (0: no limit), burst,
--- key. Nil if it has none.
+-- key. Nil if it has none, or one with longer numbers than ours.
 local function parse_limit(field)
   if not field then return nil end
   local jobs, seconds, burst, key = string.match(field, '^(%d+) (%d+%.%d+) (%d+) (.+)$')
-  if not key then return nil end
+  if not key or #jobs > 9 or #seconds > 16 or #burst > 9 then return nil end
   return {jobs = tonumber(jobs), seconds = tonumber(seconds), burst = tonumber(burst), key = key}
 end
 
@@ -115,7 +118,8 @@ end
 
 local function full_again(key)
   local moment = redis.pcall('GET', 'rqjobs:rate:' .. key)
-  return tonumber(type(moment) == 'string' and moment or '') or 0
+  moment = tonumber(type(moment) == 'string' and moment or '')
+  return moment == moment and moment or 0  -- a foreign program may have written "nan"
 end
 
 -- When the bucket has a token for the next start; a time in the past if it has one now. A full
@@ -153,7 +157,7 @@ local function take_slot(worker, id, limit)
   local full = math.min(math.max(full_again(limit.key), now), now + limit.burst * limit.seconds)
   full = full + limit.seconds
   redis.call('SET', 'rqjobs:rate:' .. limit.key, string.format('%.6f', full), 'PX',
-    math.ceil((full - now) * 1000) + 1000)
+    math.min(math.ceil((full - now) * 1000), 10 ^ 12) + 1000)
 end
 
 -- Let a job wait for `key`, in the deferred registry of its queue. The caller removes it from its
@@ -184,6 +188,37 @@ local function insert_woken(queue_key, id)
   return redis.call('LINSERT', queue_key, 'AFTER', ids[#ids], id)
 end
 
+-- The waiting job of an entry of rqjobs:waiting:<key>; nil if it waits no longer.
+local function waiting_job(id, key)
+  local fields = read_job(id, 'status', 'origin', 'rqjobs_waits_for', 'rqjobs_limit')
+  if fields and fields[1] == 'deferred' and fields[2] and fields[3] == key
+      and redis.pcall('ZSCORE', 'rq:deferred:' .. fields[2], id) then
+    return {id = id, queue = fields[2], limit = parse_limit(fields[4])}
+  end
+end
+
+-- Whether workers claim from a queue now: it has one, and is not paused.
+local function is_served(queue)
+  local workers = redis.pcall('SCARD', 'rq:workers:' .. queue)
+  return type(workers) == 'number' and workers > 0
+    and redis.pcall('HEXISTS', 'rqjobs:paused', 'queue:' .. queue) ~= 1
+end
+
+-- The waiting job to wake: the first one, or, if nobody would claim that, the first of another
+-- queue, among so many that other clients are not held up.
+local function next_of(first, key)
+  if is_served(first.queue) then return first end
+  local served = {[first.queue] = false}
+  for _, id in ipairs(redis.call('LRANGE', 'rqjobs:waiting:' .. key, 1, 200)) do
+    local job = waiting_job(id, key)
+    if job then
+      if served[job.queue] == nil then served[job.queue] = is_served(job.queue) end
+      if served[job.queue] then return job end
+    end
+  end
+  return first
+end
+
 -- The first job that waits for a key. Entries of jobs that wait no longer are dropped.
 local function first_waiting(key)
   local waiting = 'rqjobs:waiting:' .. key
@@ -195,16 +230,13 @@ local function first_waiting(key)
       redis.pcall('HDEL', 'rqjobs:last-woken', key)
       return nil
     end
-    local fields = read_job(id, 'status', 'origin', 'rqjobs_waits_for', 'rqjobs_limit', 'ttl')
-    if fields and fields[1] == 'deferred' and fields[2] and fields[3] == key
-        and redis.pcall('ZSCORE', 'rq:deferred:' .. fields[2], id) then
-      return {id = id, queue = fields[2], limit = parse_limit(fields[4]), ttl = fields[5]}
-    end
+    local job = waiting_job(id, key)
+    if job then return next_of(job, key) end
     redis.call('LPOP', waiting)
   end
 end
 
--- Move the first waiting job of a key into its queue. False if the queue's key has the wrong type.
+-- Move a waiting job of a key into its queue. False if the queue's key has the wrong type.
 local function unpark(job, key, to_front)
   local queue_key = 'rq:queue:' .. job.queue
   if not fits(queue_key, 'list') then return false end
@@ -216,7 +248,7 @@ local function unpark(job, key, to_front)
     insert_woken(queue_key, job.id)
   end
   redis.call('ZREM', 'rq:deferred:' .. job.queue, job.id)
-  redis.call('LPOP', 'rqjobs:waiting:' .. key)
+  redis.call('LREM', 'rqjobs:waiting:' .. key, 1, job.id)
   redis.pcall('HSET', 'rqjobs:last-woken', key, job.id)
   return true
 end

@@ -226,6 +226,100 @@ def test_the_sweep_wakes_one_job_and_no_second_one_before_it_is_claimed(broker):
     assert broker.waiting(TWO) == ids[4:]
 
 
+@pytest.mark.parametrize("way", ["is paused", "has no worker"])
+def test_a_queue_from_which_nobody_claims_does_not_hold_up_another_one_of_its_key(broker, way):
+    broker.redis.sadd(keys.listeners("default"), "rq:worker:b")
+    if way == "is paused":
+        broker.redis.sadd(keys.listeners("low"), "rq:worker:b")
+    held = enqueue(sample_jobs.two_at_a_time, number=2)
+    broker.claim("a", 10)
+    low = [rqjobs.queue("low").enqueue(sample_jobs.two_at_a_time).id for _ in range(3)]
+    broker.claim("b", 10)
+    ids = enqueue(sample_jobs.two_at_a_time, number=3)
+    broker.claim("b", 10)
+    assert broker.waiting(TWO) == low + ids
+    queues = ["high", "default"]
+    broker.settle(held[0])  # wakes one of the other queue at once if that is known to be unserved
+    if way == "is paused":
+        assert broker.waiting(TWO) == low[1:] + ids
+        rqjobs.pause(queue="low")
+        recovery.check_waiting(broker.redis)
+        queues = QUEUES
+    assert broker.claim("b", 10, queues) == ids[:1]
+    recovery.check_waiting(broker.redis)
+    broker.settle(held[1])
+    assert ids[1] in broker.claim("b", 10, queues)
+    for job_id in ids[:2]:
+        broker.settle(job_id, "b")
+    assert broker.claim("b", 10, queues) == ids[2:]
+    broker.redis.sadd(keys.listeners("low"), "rq:worker:b")
+    rqjobs.resume(queue="low")
+    broker.settle(ids[2], "b")
+    recovery.check_waiting(broker.redis)
+    done = []
+    while claimed := broker.claim("b", 10):
+        done += claimed
+        for job_id in claimed:
+            broker.settle(job_id, "b")
+    assert done == low and not audit.audit(broker.redis, 0).breaches
+
+
+def test_an_unserved_queue_gets_one_job_from_the_sweep_and_not_all(broker):
+    enqueue(sample_jobs.two_at_a_time, number=2)
+    held = broker.claim("a", 10)
+    ids = [rqjobs.queue("low").enqueue(sample_jobs.two_at_a_time).id for _ in range(5)]
+    broker.claim("b", 10)
+    broker.settle(held[0])
+    for _ in range(3):
+        recovery.check_waiting(broker.redis)
+    assert broker.waiting(TWO) == ids[1:]
+
+
+def test_an_empty_key_is_the_function_name(broker):
+    ids = enqueue(sample_jobs.one_for_each_name, "", number=2)
+    assert (
+        broker.claim("a", 10) == ids[:1]
+        and broker.waiting("sample_jobs.one_for_each_name") == ids[1:]
+    )
+    broker.settle(ids[0])
+    assert broker.claim("a", 10) == ids[1:]
+
+
+def test_a_waiting_job_that_is_replaced_keeps_its_place_among_the_waiting_ones(broker):
+    name = "sample_jobs.replaced_one_at_a_time"
+    (held,) = enqueue(sample_jobs.replaced_one_at_a_time, 0)
+    broker.claim("a")
+    ids = [rqjobs.enqueue(sample_jobs.replaced_one_at_a_time, value).id for value in (1, 2)]
+    broker.claim("b", 10)
+    again = rqjobs.enqueue(sample_jobs.replaced_one_at_a_time, 1, description="anew")
+    assert again.id == ids[0] and again.get_status() == JobStatus.DEFERRED
+    assert broker.claim("b", 10) == [] and broker.waiting(name) == ids
+    assert rqjobs.Job.fetch(ids[0], connection=broker.redis).description == "anew"
+    broker.settle(held)
+    assert broker.claim("b", 10) == ids[:1]
+    assert not audit.audit(broker.redis, 0).breaches
+
+
+NINES = "9" * 400
+
+
+@pytest.mark.parametrize("limit", [f"1 {NINES}.0 1 k", f"0 {NINES}.0 {NINES} k", "0 1.0 1 k"])
+@pytest.mark.parametrize("rate", [None, "nan", "-nan", "inf", "1e300", "word"])
+def test_forged_limits_and_rates_stop_no_other_job(broker, limit, rate):
+    if rate:
+        broker.redis.set("rqjobs:rate:k", rate)
+    forged = enqueue(sample_jobs.two_at_a_time, number=3)
+    for job_id in forged:
+        broker.redis.hset(keys.job(job_id), "rqjobs_limit", limit)
+    (other,) = enqueue(sample_jobs.add, 1, 2)
+    claimed = broker.claim("a", 10)
+    assert other in claimed
+    assert {broker.settle(job_id) for job_id in claimed} == {"settled"}
+    recovery.wake_due(broker.redis)
+    recovery.check_waiting(broker.redis)
+    assert not audit.audit(broker.redis, 0).breaches
+
+
 def test_the_sweep_frees_the_slots_of_jobs_that_nobody_has_claimed(broker):
     ids = enqueue(sample_jobs.two_at_a_time, number=3)
     broker.claim("a", 10)
