@@ -412,14 +412,19 @@ def job_seconds(mean: float = MEAN_JOB_SECONDS) -> float:
 
 
 def too_early(evidence: Evidence, delay_seconds: float) -> list[str]:
-    """The runs that began sooner than this after a retry or a snooze of their job was recorded."""
+    """The runs that began sooner than this after a run whose retry or snooze was recorded.
+
+    The delay counts from the end of that run.
+    """
     faults = []
     for call in evidence.calls:
+        runs = evidence.runs.get(call.job_id, [])
         for recorded in evidence.ended[call.job_id].retried:
-            for run in evidence.runs.get(call.job_id, []):
-                seconds = run.began - recorded
-                if 0 < seconds < delay_seconds - 2 * CLOCK_TOLERANCE_SECONDS:
-                    faults.append(f"{run} began {seconds:.3f} s after the run before was recorded")
+            ends = [run.last for run in runs if run.last < recorded + CLOCK_TOLERANCE_SECONDS]
+            for run in runs:
+                seconds = run.began - max(ends, default=0.0)
+                if run.began > recorded and seconds < delay_seconds - CLOCK_TOLERANCE_SECONDS:
+                    faults.append(f"{run} began {seconds:.3f} s after the run before it")
     return faults
 
 
