@@ -100,7 +100,8 @@ def _claimed_at() -> float:
     current = get_current_job()
     text = current.connection.hget(current.key, "started_at").decode()
     moment = datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=timezone.utc)
-    return moment.timestamp() - time.time() + time.monotonic()
+    before = time.monotonic()  # an interruption here makes the time earlier, never later
+    return before - (time.time() - moment.timestamp())
 
 
 def plain(seconds: float) -> None:

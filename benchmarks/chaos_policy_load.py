@@ -171,16 +171,22 @@ def drain(load: PolicyLoad, check_workers: Callable[[], None]) -> None:
 FIELDS = ("status", "rqjobs_ending", "rqjobs_crashes", "rqjobs_expires")
 
 
-def _read_ended(fields: list[str], entries: list[Any]) -> Ended:
+def clock_difference() -> float:
+    """The monotonic time minus the Unix time: of some pairs of readings, the pair least apart."""
+    pairs = [(time.monotonic(), time.time(), time.monotonic()) for _ in range(20)]
+    before, unix, after = min(pairs, key=lambda pair: pair[2] - pair[0])
+    return (before + after) / 2 - unix
+
+
+def _read_ended(fields: list[str], entries: list[Any], difference: float) -> Ended:
     status, ending, crashes, expires = fields
-    uptime = time.monotonic() - time.time()
     results, retried = [], []
     for entry_id, entry in entries:
         kind = int(entry[b"type"])
         if kind in FINAL_RESULTS:
             results.append(kind)
         elif kind == RETRIED:
-            retried.append(int(entry_id.split(b"-")[0]) / 1000 + uptime)
+            retried.append(int(entry_id.split(b"-")[0]) / 1000 + difference)
     number = len(crashes.split(",")) if crashes else 0
     return Ended(status, ending, number, bool(expires), results, retried)
 
@@ -188,6 +194,7 @@ def _read_ended(fields: list[str], entries: list[Any]) -> Ended:
 def read_ended(client: redis.Redis, job_ids: list[str]) -> dict[str, Ended]:
     """How these jobs have ended; a job that is not in Redis has an empty status."""
     found = {}
+    difference = clock_difference()
     for start in range(0, len(job_ids), READ_BATCH_JOBS):
         batch = job_ids[start : start + READ_BATCH_JOBS]
         with client.pipeline(transaction=False) as pipe:
@@ -196,7 +203,8 @@ def read_ended(client: redis.Redis, job_ids: list[str]) -> dict[str, Ended]:
                 pipe.xrange(f"rq:results:{job_id}")
             replies = pipe.execute()
         for job_id, fields, entries in zip(batch, replies[::2], replies[1::2], strict=True):
-            found[job_id] = _read_ended([decode(value or b"") for value in fields], entries)
+            texts = [decode(value or b"") for value in fields]
+            found[job_id] = _read_ended(texts, entries, difference)
     return found
 
 
