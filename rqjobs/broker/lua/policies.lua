@@ -219,10 +219,12 @@ local function next_of(first, key)
   return first
 end
 
+local MAX_DROPPED = 5000  -- entries that one call drops; the next call or sweep goes on
+
 -- The first job that waits for a key. Entries of jobs that wait no longer are dropped.
 local function first_waiting(key)
   local waiting = 'rqjobs:waiting:' .. key
-  while true do
+  for _ = 1, MAX_DROPPED do
     local id = redis.pcall('LINDEX', waiting, 0)
     if type(id) ~= 'string' then
       redis.pcall('SREM', 'rqjobs:waiting-keys', key)

@@ -450,3 +450,15 @@ def test_any_sequence_of_moves_keeps_the_limits_and_loses_no_job(broker, seed):
     ended = {"finished", "failed", "canceled"}
     statuses = {decode(broker.redis.hget(keys.job(job_id), "status")) for job_id in enqueued}
     assert statuses <= ended and not broker.redis.keys("rqjobs:slots*")
+
+
+def test_a_long_line_of_canceled_jobs_is_dropped_in_steps(broker):
+    ids = enqueue(sample_jobs.two_at_a_time, number=3)
+    broker.claim("a", 10)
+    broker.claim("b", 10)
+    gone = [f"gone-{number}" for number in range(7000)]
+    broker.redis.lpush(keys.waiting(TWO), *gone)
+    broker.settle(ids[0])
+    assert broker.redis.llen(keys.waiting(TWO)) == 2001
+    recovery.check_waiting(broker.redis)
+    assert broker.claim("b", 10) == [ids[2]]
