@@ -8,6 +8,7 @@ A job enters its queue again for several reasons, and each has its own function:
     failed, and requeued       requeue                                        requeue.lua
     delayed, and due now       promote                                        promote_due.lua
     waited for other jobs      recovery.enqueue_dependents             enqueue_dependents.lua
+    waited for its limit       wake_due, or the script that frees a slot      policies.lua
     retried or repeated        RQ's own code, recorded by settlement          settle.lua
 
 Released, reclaimed and recovered jobs return to the front, because they had been first. A job that
