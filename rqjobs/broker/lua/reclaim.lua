@@ -38,6 +38,9 @@ end
 
 local function delay_job(id, queue, crashes)
   unclaim(id, 'scheduled')
+  if read_job(id, 'rqjobs_limit')[1] then  -- it does not wait again behind the others of its key
+    redis.call('HSET', 'rq:job:' .. id, 'rqjobs_woken', '1')
+  end
   local due = redis_time() + delay * 2 ^ (crashes - 1)
   redis.call('ZADD', 'rq:scheduled:' .. queue, due, id)
   redis.call('ZADD', 'rqjobs:crash-backoff:' .. queue, due, id)

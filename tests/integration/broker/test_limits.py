@@ -120,6 +120,21 @@ def test_the_slot_of_a_claim_is_free_however_the_claim_ends(broker, way):
     assert not audit.audit(broker.redis, 0).breaches
 
 
+def test_a_job_whose_horse_died_comes_before_the_waiting_ones_again(broker):
+    """It had waited already: after its crash backoff it must not wait behind all of its key."""
+    ids = enqueue(sample_jobs.two_at_a_time, number=5)
+    broker.claim("a", 2)
+    assert broker.claim("b", 10) == [] and broker.waiting(TWO) == ids[2:]
+    recovery.reclaim(
+        broker.redis, "a", QUEUES, recovery.DeathCause.HORSE_DIED, running=ids[0], delay=0.001
+    )
+    broker.claims["a"] = {}
+    broker.redis.zadd(keys.crash_backoff("default"), {ids[0]: 1})
+    broker.redis.zadd(keys.scheduled("default"), {ids[0]: 1})
+    transitions.promote(broker.redis, "default", 60, crashed_only=True)
+    assert ids[0] in broker.claim("c")
+
+
 def test_a_deleted_running_job_gives_its_slot_back_when_its_claim_is_dropped(broker):
     ids = enqueue(sample_jobs.two_at_a_time, number=3)
     broker.claim("a", 10)
