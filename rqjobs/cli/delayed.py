@@ -9,18 +9,11 @@ import click
 
 from rqjobs import delayed
 from rqjobs.cli.output import each, echo, local_time, one_line_errors, short_line
-from rqjobs.cli.params import Duration, is_duration
+from rqjobs.cli.params import Duration, is_duration, limit_option
 
 
 @click.group("delayed", invoke_without_command=True)
-@click.option(
-    "-n",
-    "--limit",
-    default=20,
-    show_default=True,
-    type=click.IntRange(1, 10_000),
-    help="Maximum number of jobs.",
-)
+@limit_option
 @click.pass_context
 def group(ctx: click.Context, limit: int) -> None:
     """List, cancel and reschedule delayed jobs.

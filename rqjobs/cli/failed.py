@@ -15,7 +15,7 @@ import rqjobs
 from rqjobs import attempts, connection, failed, stats
 from rqjobs.broker import transitions
 from rqjobs.cli.output import each, echo, echo_table, local_time, short_line
-from rqjobs.cli.params import Duration, is_duration
+from rqjobs.cli.params import Duration, is_duration, limit_option
 from rqjobs.failed import Filter, Target
 
 
@@ -76,14 +76,7 @@ def _filter(ctx: click.Context) -> Filter:
 
 @click.group("failed", invoke_without_command=True)
 @filtered
-@click.option(
-    "-n",
-    "--limit",
-    default=20,
-    show_default=True,
-    type=click.IntRange(1, 10_000),
-    help="Maximum number of jobs.",
-)
+@limit_option
 @click.pass_context
 def group(ctx: click.Context, limit: int, **_filters: Any) -> None:
     """List, requeue, show and delete failed jobs.
@@ -236,14 +229,7 @@ def delete(ctx: click.Context, ids: Sequence[str], every: bool, **_filters: Any)
 @group.command("show")
 @click.argument("job_id", required=False)
 @filtered
-@click.option(
-    "-n",
-    "--limit",
-    default=20,
-    show_default=True,
-    type=click.IntRange(1, 10_000),
-    help="Maximum number of jobs of a filter.",
-)
+@limit_option
 @click.pass_context
 def show(ctx: click.Context, job_id: str | None, limit: int, **_filters: Any) -> None:
     """Print a job, or those of a filter, with the last runs and the last traceback."""

@@ -1,4 +1,4 @@
-"""Types of values on the command line."""
+"""Types of values on the command line, and options that several commands have."""
 
 from __future__ import annotations
 
@@ -10,6 +10,14 @@ import click
 from rqjobs.times import UNIT_SECONDS
 
 DURATION_UNIT_SECONDS = {unit[0]: seconds for unit, seconds in UNIT_SECONDS.items()}
+limit_option = click.option(
+    "-n",
+    "--limit",
+    default=20,
+    show_default=True,
+    type=click.IntRange(1, 10_000),
+    help="Maximum number of jobs.",
+)
 
 
 class Duration(click.ParamType):
