@@ -20,9 +20,9 @@ from rq.job import JobStatus
 from rq.queue import EnqueueArgs, EnqueueData
 from rq.utils import now
 
-from rqjobs import catalog, config, connection, policies
+from rqjobs import catalog, config, connection, policies, storing
 from rqjobs.broker import keys, scripts, transitions
-from rqjobs.broker.transitions import Enqueued, Placement
+from rqjobs.broker.transitions import Placement
 from rqjobs.instrumentation import ObservedQueue, WrappedQueue, is_wrapped
 from rqjobs.job_fields import compress
 from rqjobs.jobs import Job, StartedJobRegistry, is_recording, serializer_for, signature
@@ -334,7 +334,7 @@ class Queue(rq.Queue):
         self._store([self._placement(job, place, parents)], [job], pipeline)
 
     def _store(self, placements: list[Placement], jobs: list[Job], pipeline: Any) -> None:
-        if pipeline is not None:
+        if pipeline is not None and not storing.is_replaced():
             for job in jobs:
                 _check_pipeline(job)
             transitions.enqueue_in_pipeline(pipeline, placements)
@@ -343,7 +343,7 @@ class Queue(rq.Queue):
                 if placement.parents and transitions.must_wait(self.connection, placement):
                     job._status = JobStatus.DEFERRED
             return
-        _take_outcomes(transitions.enqueue(self.connection, placements), jobs)
+        storing.store(self.connection, placements, jobs)
 
     # Afterwards
 
@@ -386,30 +386,6 @@ class Queue(rq.Queue):
                     scripts.REMOVE_DANGLING.run(
                         self.connection, [self.key, job_prefix + job_id], [job_id]
                     )
-
-
-def _take_outcomes(enqueued: Enqueued, jobs: list[Any]) -> None:
-    """Let the jobs of a call know how they are stored."""
-    for job in jobs:
-        if job.id in enqueued.deferred:
-            job._status = JobStatus.DEFERRED
-    others: dict[str, list[Job]] = {}  # the ids of jobs that have the keys of these
-    for position, job_id, status in enqueued.unique:
-        job = jobs[position]
-        if status:  # also if it has replaced the job of this id
-            job._id = job_id
-            job._status = JobStatus(status)
-        else:
-            others.setdefault(job_id, []).append(job)
-    if not others:
-        return
-    first = next(iter(others.values()))[0]
-    found = type(first).fetch_many(list(others), first.connection, serializer=first.serializer)
-    for existing, (job_id, duplicates) in zip(found, others.items(), strict=True):
-        for job in duplicates:
-            if existing is None:  # it has ended since, and is not kept
-                job._id = job_id
-            job.existing = existing or job
 
 
 def _stored(job: Any) -> Any:
@@ -705,14 +681,14 @@ def enqueue_many(calls: Iterable[tuple[Any, ...] | EnqueueData]) -> list[Any]:
                 models[call[0]] = prepared[-1]
     for start in range(0, len(prepared), ENQUEUE_BATCH_MAX_JOBS):
         batch = prepared[start : start + ENQUEUE_BATCH_MAX_JOBS]
-        enqueued = transitions.enqueue(
+        storing.store(
             connection.client(),
             [
                 Placement(job.origin, job.id, _end_of_queue(at_front), job.ttl, is_new, fields)
                 for job, at_front, is_new, fields in batch
             ],
+            [one.job for one in batch],
         )
-        _take_outcomes(enqueued, [one.job for one in batch])
     return [_stored(one.job) for one in prepared]
 
 

@@ -26,6 +26,7 @@ LAYERS = (  # a module imports what stands above it, or in its own layer
         "job_fields",
         "plain_jobs",
         "retrying",
+        "storing",
         "jobs",
         "queues",
         "delayed",

@@ -1,0 +1,71 @@
+"""Storing jobs: the one step in which the jobs of an `enqueue` reach Redis."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import redis
+from rq.job import JobStatus
+
+from rqjobs.broker import transitions
+from rqjobs.broker.transitions import Enqueued, Placement
+
+# (connection, placements, their jobs in the same order)
+Store = Callable[[redis.Redis, list[Placement], list[Any]], None]
+
+
+def store(connection: redis.Redis, placements: list[Placement], jobs: list[Any]) -> None:
+    """Store jobs in one step, or give them to what stands in for Redis (`replaced_by`).
+
+    Raises:
+        DuplicateJob: a job has `on_conflict="raise"` and its key is taken. Nothing is stored.
+    """
+    _stores[-1](connection, placements, jobs)
+
+
+def store_in_redis(connection: redis.Redis, placements: list[Placement], jobs: list[Any]) -> None:
+    """Store jobs in Redis, and let them know how they are stored."""
+    _take_outcomes(transitions.enqueue(connection, placements), jobs)
+
+
+_stores: list[Store] = [store_in_redis]  # the last one is in use
+
+
+@contextlib.contextmanager
+def replaced_by(replacement: Store) -> Iterator[None]:
+    """Give the jobs of this process to `replacement` instead of Redis."""
+    _stores.append(replacement)
+    try:
+        yield
+    finally:
+        _stores.remove(replacement)
+
+
+def is_replaced() -> bool:
+    """Whether jobs go to something else than Redis."""
+    return len(_stores) > 1
+
+
+def _take_outcomes(enqueued: Enqueued, jobs: list[Any]) -> None:
+    for job in jobs:
+        if job.id in enqueued.deferred:
+            job._status = JobStatus.DEFERRED
+    others: dict[str, list[Any]] = {}  # the ids of jobs that have the keys of these
+    for position, job_id, status in enqueued.unique:
+        job = jobs[position]
+        if status:  # also if it has replaced the job of this id
+            job._id = job_id
+            job._status = JobStatus(status)
+        else:
+            others.setdefault(job_id, []).append(job)
+    if not others:
+        return
+    first = next(iter(others.values()))[0]
+    found = type(first).fetch_many(list(others), first.connection, serializer=first.serializer)
+    for existing, (job_id, duplicates) in zip(found, others.items(), strict=True):
+        for job in duplicates:
+            if existing is None:  # it has ended since, and is not kept
+                job._id = job_id
+            job.existing = existing or job
