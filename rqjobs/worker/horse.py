@@ -440,8 +440,11 @@ def _deadline(claim: Claim) -> float:
 
 def _kill_after(claim: Claim) -> float:
     """Seconds after the job's time limit at which it is killed; `NO_KILL_AFTER` if it has none."""
+    stored = claim.fields.get(b"rqjobs_kill_after")
+    if not stored:
+        return NO_KILL_AFTER
     try:
-        return float(claim.fields.get(b"rqjobs_kill_after") or NO_KILL_AFTER)
+        return float(stored)
     except ValueError:
         return NO_KILL_AFTER
 

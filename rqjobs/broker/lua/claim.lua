@@ -96,6 +96,7 @@ local function inspect(id, queue)
     if FIELDS[fields[i]] and fields[i + 1] ~= '' then job[fields[i]] = fields[i + 1] end
     if fields[i] == 'worker_name' then job.has_worker_name = true end
   end
+  if job.rqjobs_limit or job.rqjobs_expires or job.rqjobs_unique then define_rare() end
   if #fields == 0 then
     job.reason = 'gone'
   elseif ENDED[job.status] then
@@ -107,7 +108,7 @@ local function inspect(id, queue)
   elseif (job.status == 'started' or not queue)
       and is_held_by_another(id, me, job.rqjobs_token, job.worker_name) then
     job.reason = 'claimed'
-  elseif is_expired(job) then
+  elseif job.rqjobs_expires and is_expired(job) then
     job.reason = 'expired'
   elseif job.rqjobs_unique and job.rqjobs_until ~= 'started'
       and is_duplicate(id, job.rqjobs_unique) then
@@ -150,6 +151,7 @@ local function start(id, queue, job, was_queued)
   redis.call('HSET', 'rq:job:' .. id, 'status', 'started', 'started_at', now_text,
     'last_heartbeat', now_text, 'worker_name', worker, 'rqjobs_token', token)
   if was_queued and job.rqjobs_token then
+    define_rare()  -- the earlier run may have had a slot
     drop_refused('rqjobs:claims:' .. (job.worker_name or ''), job.origin or queue, id,
       job.rqjobs_token, {token, nil, nil, nil, worker})
   end
@@ -207,6 +209,7 @@ local function adopt_all()
   for _, id in ipairs(ids) do
     if not known[id] then
       known[id] = true
+      define_rare()  -- the job may have a slot
       local job = adopt(id)
       if job then table.insert(surplus, 1, job) end
     end

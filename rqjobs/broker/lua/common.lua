@@ -1,6 +1,6 @@
--- Functions that several scripts share. They are put in front of each script. A script learns a
--- job's id and queue only while it runs, so it builds keys itself (and needs one Redis server, not
--- a Redis Cluster).
+-- Functions that several scripts share. Those that a script uses are put in front of it
+-- (`scripts.py`). A script learns a job's id and queue only while it runs, so it builds keys itself
+-- (and needs one Redis server, not a Redis Cluster).
 --
 -- Full memory: the first write of every move is one that Redis refuses when its memory is full
 -- (HSET, LMOVE; LREM and ZREM are always accepted, because they free memory). A refused script has
@@ -14,8 +14,8 @@
 -- Sizes: Lua's stack holds about 7,900 words. `unpack` is used only for tables that are bounded
 -- well below that.
 
--- Set by policies.lua, in the scripts that contain it. The most frequent one, for the success of a
--- job without policies, does not: each call of a script defines all of its functions.
+-- Set by policies.lua, in the scripts that contain it. Those for jobs without policies do not: each
+-- call of a script defines all of its functions.
 local free_slot, end_policies
 
 local function redis_time()

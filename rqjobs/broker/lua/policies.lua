@@ -1,4 +1,5 @@
--- Functions of the policies, put behind common.lua in the scripts that need them.
+-- Functions of the policies. Those that a script uses are put in front of it, behind those of
+-- common.lua.
 
 -- Unique keys: the hash rqjobs:unique names the job of each key, as "<id>", or, after the end of a
 -- job with `keep`, as "<id> <Unix time until which the key is taken>". The hash of the named job

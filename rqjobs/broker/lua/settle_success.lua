@@ -62,6 +62,7 @@ drop_claim(claims, queue, id, token)
 if end_policies then end_policies(id) end
 local dependents = job .. ':dependents'
 if redis.call('EXISTS', dependents) == 0 then return 'settled' end
+define_rare()
 if enqueue_dependents(id, 'finished', ended_iso, default_timeout) then return 'dependents left' end
 expire_with(job, dependents)
 return 'settled'
