@@ -27,6 +27,7 @@ from rqjobs.worker.simple_worker import SimpleWorker
 
 if TYPE_CHECKING:
     from rqjobs import web
+    from rqjobs.flask_extension import Jobs
 
 __version__ = "0.1.0"
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "DuplicateJob",
     "EnqueueData",
     "Job",
+    "Jobs",
     "NoRedis",
     "NotAJob",
     "PayloadError",
@@ -73,7 +75,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`rqjobs.web` alone is imported when it is first asked for: it takes 8 MiB, which a worker has no use for."""
+    """`web` and `Jobs` are imported when they are first asked for: Flask takes 8 MiB, which a worker has no use for."""
     if name == "web":
         return importlib.import_module("rqjobs.web")
+    if name == "Jobs":
+        return importlib.import_module("rqjobs.flask_extension").Jobs
     raise AttributeError(f"module 'rqjobs' has no attribute {name!r}")

@@ -183,14 +183,21 @@ serializers.load_classes = current
 
 
 def must_load() -> Catalog:
-    """The catalog, for a process that needs all of its modules.
+    """The catalog, for a process that needs all of its modules, and the Flask app if there is one.
 
     Raises:
-        ConfigError: a module failed to import.
+        ConfigError: a module or the app cannot be imported, or a job needs an app and none is set.
     """
+    flask_app()  # its config may have RQJOBS_MODULES
     catalog = current()
     for module, error in catalog.import_errors.items():
         raise config.ConfigError(f"RQJOBS_MODULES: {module} failed to import: {error}")
+    app_jobs = _app_jobs & catalog.functions.keys()
+    if app_jobs and flask_app() is None:
+        raise config.ConfigError(
+            f"{min(app_jobs)} is a job of a Flask app, and no app is set: set RQJOBS_FLASK_APP, "
+            f"for example to shop:create_app, or start the worker with flask --app shop jobs worker"
+        )
     return catalog
 
 
@@ -245,16 +252,52 @@ def _value_classes(scope: Any, prefix: str = "") -> Iterator[type]:
             yield from _value_classes(value, f"{prefix}{name}.")
 
 
-@functools.cache
+_app: Any = None  # the Flask app of this process
+_is_app_chosen = False  # by RQJOBS_FLASK_APP, or by `flask --app`
+_app_jobs: set[str] = set()  # the names of the functions that need an app
+
+
 def flask_app() -> Any:
-    """The Flask app of RQJOBS_FLASK_APP, in whose context jobs run; None if that is not set.
+    """The Flask app in whose context jobs run; None if there is none.
+
+    It is the app of `choose_flask_app`, or the last one of `offer_flask_app`, or else that of
+    RQJOBS_FLASK_APP.
 
     Raises:
-        ConfigError: it cannot be imported, or is not a Flask app.
+        ConfigError: that one cannot be imported, or is not a Flask app.
     """
-    name = config.current().flask_app
-    if not name:
-        return None
+    if _app is None:
+        name = config.current().flask_app
+        if name:
+            choose_flask_app(_import_flask_app(name))
+    return _app
+
+
+def flask_app_in_use() -> Any:
+    """The Flask app of this process; None if there is none yet. RQJOBS_FLASK_APP is not imported."""
+    return _app
+
+
+def choose_flask_app(app: Any) -> None:
+    """Run this process's jobs in the context of `app`, whatever other apps there are."""
+    global _app, _is_app_chosen
+    _app = app
+    _is_app_chosen = True
+
+
+def offer_flask_app(app: Any) -> None:
+    """Run this process's jobs in the context of `app`, unless another one is chosen."""
+    global _app
+    if not _is_app_chosen:
+        _app = app
+
+
+def require_flask_app(function: Callable[..., Any]) -> None:
+    """Let no worker without a Flask app start if its modules have this job function."""
+    _app_jobs.add(name_of(function))
+
+
+def _import_flask_app(name: str) -> Any:
     module, _, attribute = name.partition(":")
     add_cwd_to_sys_path()
     try:

@@ -1,4 +1,4 @@
-"""Settings: one frozen object, read from the environment and `.env`.
+"""Settings: one frozen object, read from the environment, `.env` and the config of a Flask app.
 
 No other module reads a setting from the environment. An unknown name or a wrong value stops the
 program with one line: the setting, its value, and the remedy.
@@ -6,10 +6,11 @@ program with one line: the setting, its value, and the remedy.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -62,8 +63,12 @@ class Config:
         return 2 * max(self.max_payload_bytes, self.max_result_bytes)
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str]) -> Config:
+    def from_env(
+        cls, environ: Mapping[str, str], app_settings: Mapping[str, str] | None = None
+    ) -> Config:
         """Read the settings from `environ`. An empty value counts as unset.
+
+        `app_settings`: the settings of a Flask app (`read_app_config`), for those that are unset.
 
         Raises:
             ConfigError: an unknown `RQJOBS_` name, or a value that cannot be right.
@@ -71,33 +76,74 @@ class Config:
         _check_names(environ)
         values: dict[str, Any] = {}
         for name, (attribute, parse) in SETTINGS.items():
+            source = name
             text = environ.get(name, "").strip()
+            if not text and app_settings:
+                source = f"app.config[{name!r}]"
+                text = app_settings.get(name, "").strip()
             if text:
                 try:
                     values[attribute] = parse(text)
                 except ValueError as error:
                     shown = "…" if _is_secret(attribute) else repr(text)
-                    raise ConfigError(f"{name}={shown} {error}") from None
+                    raise ConfigError(f"{source}={shown} {error}") from None
         config = cls(**values)
         if config.serializer == "signed-pickle" and not config.secret_key:
             raise ConfigError(
-                "RQJOBS_SERIALIZER='signed-pickle' needs SECRET_KEY to be set, the same everywhere"
+                "RQJOBS_SERIALIZER='signed-pickle' needs SECRET_KEY in the environment, the same "
+                "everywhere"
             )
         return config
 
 
-def _check_names(environ: Mapping[str, str]) -> None:
+def read_app_config(app_config: Mapping[Any, Any]) -> dict[str, str]:
+    """The settings in a Flask app's config, as the environment would have them.
+
+    SECRET_KEY, HOST and PORT are not read: there they are Flask's. None counts as unset.
+
+    Raises:
+        ConfigError: an unknown `RQJOBS_` name, one that says nothing about this app, or a value
+            that is neither text, a whole number, nor a list of names.
+    """
+    names = [name for name in app_config if isinstance(name, str)]
+    _check_names(names, "app.config: ")
+    if app_config.get("RQJOBS_FLASK_APP"):
+        raise ConfigError(
+            "app.config: RQJOBS_FLASK_APP tells a worker how to find this app; set it in the "
+            "environment"
+        )
+    return {
+        name: _as_text(name, app_config[name])
+        for name in names
+        if name in SETTINGS and name not in NOT_OF_AN_APP and app_config[name] is not None
+    }
+
+
+def _as_text(name: str, value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if type(value) is int:
+        return str(value)
+    if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+        return ",".join(value)
+    raise ConfigError(
+        f"app.config[{name!r}] is of the type {type(value).__name__}; give text, a whole number, "
+        f"or a list of names"
+    )
+
+
+def _check_names(names: Iterable[str], where: str = "") -> None:
     """Check that each name with the prefix `RQJOBS_` is a setting.
 
     Raises:
         ConfigError: a name is not.
     """
-    for name in environ:
+    for name in names:
         if not name.startswith("RQJOBS_") or name in SETTINGS:
             continue
         if name in RENAMED:
-            raise ConfigError(f"{name} is called {RENAMED[name]} now; set that instead")
-        raise ConfigError(f"{name} is not a setting of rqjobs; {_suggestion(name)}")
+            raise ConfigError(f"{where}{name} is called {RENAMED[name]} now; set that instead")
+        raise ConfigError(f"{where}{name} is not a setting of rqjobs; {_suggestion(name)}")
 
 
 def _suggestion(name: str) -> str:
@@ -253,6 +299,7 @@ SETTINGS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "PORT": ("port", _integer(1, 65_535, "a port")),
 }
 
+NOT_OF_AN_APP = ("SECRET_KEY", "HOST", "PORT", "RQJOBS_FLASK_APP")
 RENAMED = {
     "RQJOBS_APP": "RQJOBS_FLASK_APP",
     "RQJOBS_GRACE": "RQJOBS_SHUTDOWN_TIMEOUT",
@@ -287,22 +334,51 @@ def require_password_for_network(config: Config) -> None:
 
 _current: Config | None = None
 _from_file: dict[str, str] = {}  # the variables that `.env` has added to the environment
+_app_settings: dict[str, str] | None = None  # of the Flask app of this process
+_overrides: dict[str, Any] = {}  # what `use` and `overridden` have set, by attribute
 
 
 def current() -> Config:
     """The settings in force, read once from the environment and `.env` in the working directory.
 
-    The environment takes precedence over `.env`.
+    The environment takes precedence over `.env`, and this over a Flask app's config.
     """
     global _current
     if _current is None:
         _read_file()
-        _current = Config.from_env(os.environ)
+        _current = replace(Config.from_env(os.environ, _app_settings), **_overrides)
     return _current
+
+
+def use_app_settings(settings: dict[str, str], may_replace: bool = False) -> None:
+    """Use the settings of a Flask app (`read_app_config`) that the environment does not have.
+
+    Raises:
+        ConfigError: one is wrong, or another app of this process has others and `may_replace` is
+            False. Then the settings in force stay the same.
+    """
+    global _current, _app_settings
+    current()
+    if _app_settings is not None and not may_replace:
+        different = [
+            name
+            for name in sorted(settings.keys() | _app_settings.keys())
+            if settings.get(name) != _app_settings.get(name) and not os.environ.get(name)
+        ]
+        if different:
+            raise ConfigError(
+                f"two Flask apps of this process have different values of {', '.join(different)} "
+                f"in app.config, and a process has one set of settings: give both the same values, "
+                f"or set them in the environment"
+            )
+    _current = replace(Config.from_env(os.environ, settings), **_overrides)
+    _app_settings = settings
 
 
 def reload() -> tuple[Config, list[str]]:
     """Read `.env` again; returns the settings, now in force, and the names of changed variables.
+
+    What `use` has set is dropped.
 
     Raises:
         ConfigError: a setting is wrong. The old settings stay in force.
@@ -312,13 +388,14 @@ def reload() -> tuple[Config, list[str]]:
     before_from_file = dict(_from_file)
     try:
         _read_file()
-        _current = Config.from_env(os.environ)
+        _current = Config.from_env(os.environ, _app_settings)
     except ConfigError:
         os.environ.clear()
         os.environ.update(before)
         _from_file.clear()
         _from_file.update(before_from_file)
         raise
+    _overrides.clear()
     return _current, sorted(
         name
         for name in before.keys() | os.environ.keys()
@@ -342,10 +419,38 @@ def _read_file() -> None:
 
 
 def use(config: Config | None = None, **changes: Any) -> Config:
-    """Make `config` (default: the current one), with `changes` applied, the settings in force."""
+    """Make `config` (default: the current one), with `changes` applied, the settings in force.
+
+    What is given here takes precedence over all other sources.
+    """
     global _current
     _current = replace(config or current(), **changes)
+    if config is not None:
+        _overrides.update({each.name: getattr(config, each.name) for each in fields(config)})
+    _overrides.update(changes)
     return _current
+
+
+@contextlib.contextmanager
+def overridden(**changes: Any) -> Iterator[Config]:
+    """Let `changes` take precedence over all other sources, until the end of the `with`.
+
+    A Flask app that is made in between keeps its other settings afterwards.
+    """
+    global _current, _overrides
+    before = _overrides
+    _overrides = {**before, **changes}
+    try:
+        _current = replace(current(), **changes)
+        yield _current
+    finally:
+        _overrides = before
+        _current = None
+
+
+def is_overridden(attribute: str) -> bool:
+    """Whether `use` or `overridden` has set this setting."""
+    return attribute in _overrides
 
 
 def environment(**settings: str | int) -> dict[str, str]:

@@ -13,6 +13,7 @@ import functools
 import logging
 import re
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -306,7 +307,14 @@ def url() -> str:
 
 
 def client() -> redis.Redis:
-    """The process's client for `url()`, or without REDIS_URL the client that `use` has set."""
+    """The process's client for `url()`, or without REDIS_URL the client that `use` has set.
+
+    Raises:
+        NoRedis: there is neither.
+        ConfigError: the process may not use Redis (`check_before_use`).
+    """
+    if _check_before_use is not None:
+        _check_before_use()
     if _adopted_client is not None and not config.current().redis_url:
         return _adopted_client
     return _client(url())
@@ -414,6 +422,15 @@ def use(client: redis.Redis) -> None:
 
 
 _adopted_client: redis.Redis | None = None
+
+
+def check_before_use(check: Callable[[], None]) -> None:
+    """Call `check` before each use of this process's client; it raises to refuse the use."""
+    global _check_before_use
+    _check_before_use = check
+
+
+_check_before_use: Callable[[], None] | None = None
 
 
 class Client:

@@ -435,7 +435,7 @@ class Job(RetryingJob):
     def _execute(self) -> Any:
         """RQ's `_execute` runs any function that it can import.
 
-        This one checks every name first, and runs the function within RQJOBS_FLASK_APP's context.
+        This one checks every name first, and runs the function in a context of the Flask app.
         A coroutine gets an event loop of its own.
 
         Raises:
@@ -445,9 +445,9 @@ class Job(RetryingJob):
         if type(self.connection) is ClaimedConnection:  # isinstance would take a microsecond here
             self.connection = self.connection.own
         self.check()
-        app = catalog.flask_app()
+        context = app_context()
         try:
-            with app.app_context() if app else _NO_CONTEXT:
+            with context:
                 result = self.func(*self.args, **self.kwargs)
                 if type(result) not in PLAIN_RESULT_TYPES and issubclass(type(result), Coroutine):
                     result = run_coroutine(result)
@@ -490,7 +490,18 @@ class Job(RetryingJob):
             return
         if self.hides_result:
             result = self.hidden_result
-        super().execute_success_callback(death_penalty_class, result)
+        with app_context():
+            super().execute_success_callback(death_penalty_class, result)
+
+    def execute_failure_callback(self, death_penalty_class: Any, *exc_info: Any) -> None:
+        """RQ knows no Flask app."""
+        with app_context():
+            super().execute_failure_callback(death_penalty_class, *exc_info)
+
+    def execute_stopped_callback(self, death_penalty_class: Any) -> None:
+        """RQ knows no Flask app."""
+        with app_context():
+            super().execute_stopped_callback(death_penalty_class)
 
     @property
     def stopped_callback(self) -> Any:
@@ -555,6 +566,18 @@ class Job(RetryingJob):
 
 
 _NO_CONTEXT = nullcontext()
+
+
+def app_context() -> Any:
+    """A new context of the Flask app of this process, if it has one. A job and its callbacks run in it.
+
+    Raises:
+        ConfigError: see `catalog.flask_app`.
+    """
+    app = catalog.flask_app()
+    if app is None:
+        return _NO_CONTEXT
+    return app.app_context()
 
 
 def is_recording(connection: Any) -> bool:

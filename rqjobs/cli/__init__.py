@@ -5,10 +5,11 @@ Exit codes: 0 success; 1 an error, or a problem was found; 2 wrong usage or sett
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
@@ -24,6 +25,10 @@ from rqjobs.logs import tolerate_any_encoding
 from rqjobs.maintenance import audit as maintenance_audit
 from rqjobs.maintenance import doctor, sweep
 
+DEV_PROGRAM = "rqjobs.dev"  # in the meta of a command's context: what `dev` runs
+# Commands that use no settings of RQJOBS_FLASK_APP's config, or that load the app themselves.
+WITHOUT_APP = ("dev", "demo", "worker", "doctor")
+
 
 class Group(click.Group):
     """A command group that prints errors of settings and of Redis as one line."""
@@ -33,30 +38,48 @@ class Group(click.Group):
         return super().main(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
-        try:
-            config.current()
-            rq_patches.install()
+        with prepared_process():
             return super().invoke(ctx)
-        except config.ConfigError as error:
-            echo(f"rqjobs: {error}", err=True)
-            sys.exit(2)
-        except redis.RedisError as error:
-            echo(f"rqjobs: {connection.explain(error)}", err=True)
-            sys.exit(1)
-        except PermissionError as error:
-            echo(f"rqjobs: {error}", err=True)
-            sys.exit(1)
+
+
+@contextlib.contextmanager
+def prepared_process() -> Iterator[None]:
+    """Prepare this process for a command; print an error of settings or of Redis, and exit."""
+    try:
+        config.current()
+        rq_patches.install()
+        yield
+    except config.ConfigError as error:
+        echo(f"rqjobs: {error}", err=True)
+        sys.exit(2)
+    except redis.RedisError as error:
+        echo(f"rqjobs: {connection.explain(error)}", err=True)
+        sys.exit(1)
+    except PermissionError as error:
+        echo(f"rqjobs: {error}", err=True)
+        sys.exit(1)
+
+
+def _load_flask_app() -> None:
+    """Load the app, whose config may have settings. Without it, commands still help an operator."""
+    try:
+        catalog.flask_app()
+    except config.ConfigError as error:
+        echo(f"rqjobs: {error}; the settings of its config are missing here", err=True)
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(rqjobs.__version__)
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Background jobs on RQ that survive crashes.
 
     Start with `rqjobs dev`: it runs everything in this terminal. Settings are read from the
     environment and from .env in the working directory. Without REDIS_URL, commands use the Redis of
     the `rqjobs dev` that runs in this folder.
     """
+    if ctx.invoked_subcommand not in WITHOUT_APP:
+        _load_flask_app()
 
 
 @main.command("dev")
@@ -74,7 +97,8 @@ def run_dev(workers: int) -> None:
     An embedded Redis is started unless REDIS_URL is set. The address and the login are printed.
     Workers and web app restart when a Python file or .env changes. Ctrl-C stops everything.
     """
-    dev.run(workers, echo_text)
+    context = click.get_current_context()
+    dev.run(workers, echo_text, context.meta.get(DEV_PROGRAM, dev.RQJOBS))
 
 
 def _worker_options() -> list[click.Parameter]:
@@ -108,7 +132,6 @@ def run_worker(
     reads .env. At its start the worker requeues the jobs of dead workers.
     """
     catalog.must_load()
-    catalog.flask_app()
     connection.client()  # raises ConfigError here, which is printed as one line
     ctx.invoke(
         rq.cli.workers.worker,

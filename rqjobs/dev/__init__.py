@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from rqjobs import catalog, config, connection, stats
@@ -29,23 +30,36 @@ WORKER_START_SECONDS = 30
 WEB_START_SECONDS = 60
 LOCAL_HOST = "127.0.0.1"
 LOGIN_SETTINGS = ("host", "port", "admin_user", "admin_password")
-WORKER_COMMAND = [sys.executable, "-m", "rqjobs", "worker"]
-WEB_COMMAND = [
-    sys.executable,
-    "-m",
-    "gunicorn",
-    "--config",
-    "python:rqjobs.web.gunicorn_config",
-    "rqjobs.web:create_app()",
-]
+
+
+@dataclass(frozen=True)
+class Program:
+    """The commands that `rqjobs dev` or `flask jobs dev` runs."""
+
+    worker: tuple[str, ...]
+    web_app: str  # as gunicorn names an app
+    pages: str | None  # the path of the admin pages; None if the web app has none
+
+    def web_command(self) -> list[str]:
+        config_name = "python:rqjobs.web.gunicorn_config"
+        return [sys.executable, "-m", "gunicorn", "--config", config_name, self.web_app]
+
+
+RQJOBS = Program((sys.executable, "-m", "rqjobs", "worker"), "rqjobs.web:create_app()", "/")
 
 
 class Dev:
     """The children of `rqjobs dev`, and the settings with which they were started."""
 
     def __init__(
-        self, settings: config.Config, url: str, signals: list[int], echo: Callable[[str], None]
+        self,
+        program: Program,
+        settings: config.Config,
+        url: str,
+        signals: list[int],
+        echo: Callable[[str], None],
     ):
+        self.program = program
         self.settings = settings
         self.url = url
         self.signals = signals  # signal handlers append to it
@@ -69,20 +83,24 @@ class Dev:
 
     def start(self, workers: int) -> None:
         environment = self.environment()
-        self.children.append(Child("web", WEB_COMMAND, environment))
+        self.children.append(Child("web", self.program.web_command(), environment))
         for number in range(1, workers + 1):
-            self.children.append(Child(f"worker {number}", WORKER_COMMAND, environment))
+            self.children.append(Child(f"worker {number}", [*self.program.worker], environment))
 
     def stop(self) -> None:
         stop_children(self.children, self.stop_timeout, self.signals, self.echo)
 
     def print_login(self) -> None:
         settings = self.settings
+        address = f"http://{settings.host}:{settings.port}"
+        if self.program.pages is None:
+            self.echo(f"\n  Open  {address}/\n  The app has no admin pages.")
+            return
         password = f"the password {self.password}"
         if settings.admin_password:
             password = "RQJOBS_ADMIN_PASSWORD"
         self.echo(
-            f"\n  Open  http://{settings.host}:{settings.port}/\n"
+            f"\n  Open  {address}{self.program.pages}\n"
             f"  log in as {settings.admin_user} with {password}"
         )
 
@@ -175,7 +193,7 @@ class Dev:
         return [name for name in names if name != "REDIS_URL"]
 
 
-def run(workers: int, echo: Callable[[str], None]) -> None:
+def run(workers: int, echo: Callable[[str], None], program: Program = RQJOBS) -> None:
     """Run everything until SIGINT or SIGTERM, then stop it.
 
     Raises:
@@ -194,7 +212,7 @@ def run(workers: int, echo: Callable[[str], None]) -> None:
         _check_port(settings)
         url = settings.redis_url or stack.enter_context(redis_server.server())
         connection.connect(url).ping()
-        dev = Dev(settings, url, signals, echo)
+        dev = Dev(program, settings, url, signals, echo)
         stack.callback(dev.stop)
         dev.start(workers)
         _wait_for_web(dev.children[0], settings, signals)
@@ -218,7 +236,7 @@ def with_worker(module: str, function: Callable[[], int]) -> int:
         config.use(redis_url=url, modules=(module,))
         environment = config.environment(REDIS_URL=url, RQJOBS_MODULES=module)
         log = stack.enter_context((home / "worker.log").open("wb"))
-        worker = Child("worker", [*WORKER_COMMAND, "--quiet"], environment, output=log)
+        worker = Child("worker", [*RQJOBS.worker, "--quiet"], environment, output=log)
         stack.callback(stop_children, [worker], STOP_MARGIN_SECONDS)
 
         def has_started() -> bool:

@@ -75,6 +75,10 @@ def examine() -> Iterator[Finding]:
 
 
 def _modules() -> Iterator[Finding]:
+    try:
+        catalog.flask_app()  # first, because its config may have RQJOBS_MODULES
+    except config.ConfigError as error:
+        yield Finding(Level.LOSS, f"{error}; every job would fail")
     current = catalog.current()
     for module in current.modules:
         if module in current.import_errors:
@@ -87,10 +91,6 @@ def _modules() -> Iterator[Finding]:
         count = sum(function.__module__ == module for _, function in current)
         level = Level.OK if count else Level.NOTE
         yield Finding(level, f"{module} has {_counted(count, 'job function')}")
-    try:
-        catalog.flask_app()
-    except config.ConfigError as error:
-        yield Finding(Level.LOSS, f"{error}; every job would fail")
 
 
 def _counted(count: int, noun: str) -> str:

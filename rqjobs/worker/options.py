@@ -33,7 +33,6 @@ def prepare(worker: Any, given: Any, options: dict[str, Any]) -> redis.Redis:
     try:
         if works:
             catalog.must_load()
-            catalog.flask_app()
             client = _choose_client(given)
             if issubclass(worker, rq.Worker):
                 # Its processes need a server: a fake Redis is in this process's memory only.
