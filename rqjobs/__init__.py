@@ -7,6 +7,7 @@ from rq import Callback, Repeat, Retry, get_current_job
 from rq.queue import EnqueueData
 
 from rqjobs import delayed, failed, schedules
+from rqjobs.bulk import enqueue_many
 from rqjobs.cancellation import cancelled
 from rqjobs.catalog import NotAJob, job
 from rqjobs.config import Config, ConfigError
@@ -17,7 +18,7 @@ from rqjobs.pauses import pause, paused, resume
 from rqjobs.policies.exceptions import Discard, RetryIn, Snooze
 from rqjobs.policies.retries import backoff
 from rqjobs.policies.unique import DuplicateJob
-from rqjobs.queues import Queue, enqueue, enqueue_at, enqueue_in, enqueue_many, queue
+from rqjobs.queues import Queue, enqueue, enqueue_at, enqueue_in, queue
 from rqjobs.schedules.cron import ScheduleError
 from rqjobs.schedules.rules import cron, every
 from rqjobs.serializers import PayloadError

@@ -3,45 +3,42 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import logging
 import re
 import time
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta, timezone
 from functools import cached_property, partial
-from typing import Any, NamedTuple
-from uuid import uuid4
+from typing import Any
 
 import redis
 import rq
 import rq.job
 from rq.job import JobStatus
-from rq.queue import EnqueueArgs, EnqueueData
+from rq.queue import EnqueueData
 from rq.utils import now
 
 from rqjobs import catalog, config, connection, policies, storing
 from rqjobs.broker import keys, scripts, transitions
 from rqjobs.broker.transitions import Placement
+from rqjobs.call_options import (
+    check_numbers,
+    check_on_failed,
+    check_signature,
+    split_options,
+    split_policies,
+    take_policies,
+)
 from rqjobs.instrumentation import ObservedQueue, WrappedQueue, is_wrapped
-from rqjobs.job_fields import compress
-from rqjobs.jobs import Job, StartedJobRegistry, is_recording, serializer_for, signature
+from rqjobs.jobs import Job, StartedJobRegistry, is_recording, serializer_for
 from rqjobs.policies import time_limits
 from rqjobs.serializers import PayloadError
 
 log = logging.getLogger("rqjobs")
 # The jobs of one script, during which Redis runs nothing else.
 ENQUEUE_BATCH_MAX_JOBS = 200
-JOB_ID_MAX_CHARACTERS = 255  # the horse's shared memory has room for them
-MAX_SECONDS = 2**31 - 1  # of a time limit or a time to live, in Redis
 UNSERVED_CHECK_SECONDS = 60  # between two checks whether a worker serves a queue
 QUEUE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
-VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-RQ_OPTIONS = frozenset(
-    {*EnqueueArgs._fields, "job_timeout"} - {"func", "timeout", "args", "kwargs"}
-)
-CALL_OPTIONS = RQ_OPTIONS | policies.OPTIONS
-POLICY_NAMES = policies.OPTIONS - RQ_OPTIONS  # RQ has no options of these names
 
 # Fields that the job of an `on_failed` does not have: it is not enqueued by `enqueue.lua`.
 NOT_OF_A_CALL = frozenset(
@@ -105,7 +102,7 @@ class Queue(rq.Queue):
             func, of_call = func
             given.update(of_call)
         function = catalog.current().check(func)
-        _check_signature(function, args, kwargs)
+        check_signature(function, args, kwargs)
         for option, value in catalog.options(function).items():
             if option != "queue" and given.get(option) is None:
                 given[option] = value
@@ -115,7 +112,7 @@ class Queue(rq.Queue):
         # RQ takes a callable that is not a plain function for an object whose `__call__` is the
         # job, so it gets the name.
         name = catalog.name_of(function)
-        policy_fields = _take_policies(policies.Call(function, name, args, kwargs), given)
+        policy_fields = take_policies(policies.Call(function, name, args, kwargs), given)
         try:
             job: Job = super().create_job(name, args, kwargs, **given)  # type: ignore[assignment]
         except RecursionError:
@@ -123,8 +120,8 @@ class Queue(rq.Queue):
                 "an argument contains itself, or is nested too deeply for JSON"
             ) from None
         job.policy_fields = policy_fields
-        _check_on_failed(policy_fields.get("rqjobs_on_failed"))
-        _check_numbers(job)
+        check_on_failed(policy_fields.get("rqjobs_on_failed"))
+        check_numbers(job)
         job.check()
         job.check_payload(function)
         job.is_new = given.get("job_id") is None
@@ -152,18 +149,18 @@ class Queue(rq.Queue):
 
     def enqueue(self, f: Any, *args: Any, **kwargs: Any) -> Any:
         """RQ takes a function's argument for an option of the same name; this one refuses it."""
-        f, options = _split_policies(f, split_options(f, args, kwargs))
+        f, options = split_policies(f, split_options(f, args, kwargs))
         return super().enqueue(f, **options)
 
     def enqueue_at(self, datetime: datetime, f: Any, *args: Any, **kwargs: Any) -> Any:
         """RQ takes a function's argument for an option of the same name; this one refuses it."""
-        f, options = _split_policies(f, split_options(f, args, kwargs))
+        f, options = split_policies(f, split_options(f, args, kwargs))
         return super().enqueue_at(datetime, f, **options)
 
     @classmethod
     def prepare_data(cls, func: Any, *args: Any, **options: Any) -> EnqueueData:
         """RQ's takes its own options only; this one takes policies as well."""
-        func, options = _split_policies(func, options)
+        func, options = split_policies(func, options)
         return super().prepare_data(func, *args, **options)
 
     def enqueue_in(self, time_delta: timedelta, func: Any, *args: Any, **kwargs: Any) -> Any:
@@ -186,7 +183,7 @@ class Queue(rq.Queue):
         else:
             self._prepare(job)
             WrappedQueue(self, enqueue).enqueue_job(job, at_front=at_front)
-        return _stored(job)
+        return stored_job(job)
 
     def _enqueue_job(
         self, job: Any, pipeline: Any = None, at_front: bool = False, unique: bool = False
@@ -195,18 +192,18 @@ class Queue(rq.Queue):
         if unique or is_recording(self.connection):
             return super()._enqueue_job(job, pipeline=pipeline, at_front=at_front, unique=unique)
         self._enqueue_in_one_step(job, pipeline, at_front)
-        return _stored(job)
+        return stored_job(job)
 
     def _enqueue_in_one_step(
         self, job: Job, pipeline: Any, at_front: bool, parents: Iterable[str] = ()
     ) -> None:
         self._prepare(job)
         if self._is_async:
-            self._place(job, _end_of_queue(at_front), pipeline, parents)
+            self._place(job, end_of_queue(at_front), pipeline, parents)
             return
         job.redis_server_version = self.get_redis_server_version()
         self._place(job, "front" if at_front and _is_debounced(job) else "nowhere", None, parents)
-        if job.get_status(refresh=False) == JobStatus.QUEUED and _stored(job) is job:
+        if job.get_status(refresh=False) == JobStatus.QUEUED and stored_job(job) is job:
             self.run_sync(job)
 
     def enqueue_many(
@@ -219,12 +216,12 @@ class Queue(rq.Queue):
         calls = [data._asdict() for data in job_datas]
         # Jobs without parents come first, as in RQ: the others may wait for them.
         calls.sort(key=lambda call: bool(call["depends_on"]))
-        places = [_end_of_queue(call.pop("at_front")) for call in calls]
+        places = [end_of_queue(call.pop("at_front")) for call in calls]
         jobs = [
             self.create_job(**call, status=JobStatus.QUEUED, group_id=group_id) for call in calls
         ]
         for job, place in zip(jobs, places, strict=True):
-            _check_place(job, place)
+            check_place(job, place)
         if is_wrapped(rq.Queue, "enqueue_job", "_enqueue_job"):
             for job in jobs:
                 self._show_to_wrappers(job)
@@ -239,7 +236,7 @@ class Queue(rq.Queue):
                 for job, place in zip(batch, places[start:], strict=False)
             ]
             self._store(placements, batch, pipeline)
-        return [_stored(job) for job in jobs]
+        return [stored_job(job) for job in jobs]
 
     def _show_to_wrappers(self, job: Job) -> None:
         if job._dependency_ids:
@@ -267,7 +264,7 @@ class Queue(rq.Queue):
             WrappedQueue(self, schedule).schedule_job(job, datetime)
         else:
             schedule()
-        return _stored(job)
+        return stored_job(job)
 
     def _schedule(self, job: Job, due: float, pipeline: Any) -> None:
         job.origin = self.name
@@ -317,7 +314,7 @@ class Queue(rq.Queue):
         job.timeout = job.timeout or self._default_timeout
 
     def _placement(self, job: rq.job.Job, place: str, parents: Iterable[str] = ()) -> Placement:
-        _check_place(job, place)
+        check_place(job, place)
         dependencies: tuple[str, ...] = ()
         if parents:
             dependencies = ("1" if job.allow_dependency_failures else "", *parents)
@@ -388,7 +385,7 @@ class Queue(rq.Queue):
                     )
 
 
-def _stored(job: Any) -> Any:
+def stored_job(job: Any) -> Any:
     """The job for which `enqueue` was called, or the one that has its unique key."""
     return getattr(job, "existing", None) or job
 
@@ -397,7 +394,7 @@ def _is_debounced(job: Any) -> bool:
     return "rqjobs_debounce" in getattr(job, "policy_fields", ())
 
 
-def _check_place(job: Any, place: str) -> None:
+def check_place(job: Any, place: str) -> None:
     """Raises ValueError if a debounced job has another place than the end of its queue."""
     if place not in ("back", "nowhere") and _is_debounced(job):
         option = "at_front" if place == "front" else "enqueue_in and enqueue_at"
@@ -425,99 +422,9 @@ def _refuse_unique_key(job: Any) -> None:
         )
 
 
-def _end_of_queue(at_front: bool) -> str:
+def end_of_queue(at_front: bool) -> str:
     """The place of a job in `Placement`."""
     return "front" if at_front else "back"
-
-
-def split_options(
-    function: Any,
-    args: tuple[Any, ...],
-    given: dict[str, Any],
-    option_names: frozenset[str] = CALL_OPTIONS,
-) -> dict[str, Any]:
-    """The options of `enqueue`, and the function's arguments apart as `args` and `kwargs`.
-
-    Raises:
-        TypeError: a name is both a parameter of the function and an option.
-    """
-    separate = given.keys() & {"args", "kwargs"}
-    if not separate:
-        names = given.keys() & option_names
-    elif len(separate) == 1:  # the name may be that of a parameter
-        names = separate
-    else:
-        names = set()
-    if names & POLICY_NAMES:  # the function's own parameter of such a name is meant
-        names -= POLICY_NAMES & signature(catalog.current().check(function)).parameters.keys()
-    if names:
-        _check_parameter_names(function, names)
-    if separate:
-        if args:
-            raise TypeError(
-                "give the function's arguments either one by one or as args=(…), kwargs={…}, not "
-                "both"
-            )
-        return given
-    options = {name: given[name] for name in names}
-    kwargs = {name: given[name] for name in given.keys() - names}
-    return {**options, "args": args, "kwargs": kwargs}
-
-
-def _split_policies(function: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The function together with the policies among its options, and the options of RQ.
-
-    RQ's methods pass the function on to `create_job`, and know no policies.
-    """
-    own = {
-        name: value
-        for name, value in options.items()
-        if name in policies.OPTIONS and not _is_for_rq(name, value)
-    }
-    if not own:
-        return function, options
-    if isinstance(function, policies.With):
-        own = {**function.options, **own}
-        function = function.function
-    rest = {name: value for name, value in options.items() if name not in own}
-    return policies.With(function, own), rest
-
-
-def _is_for_rq(name: str, value: Any) -> bool:
-    """Whether an option that RQ has too has a value of RQ's."""
-    return name in RQ_OPTIONS and (isinstance(value, bool) or type(value) is rq.job.Retry)
-
-
-def _take_policies(call: policies.Call, options: dict[str, Any]) -> dict[str, str]:
-    """Take the policies from the options of a job; returns their fields of its hash."""
-    own = {name: options.pop(name) for name in policies.OPTIONS & options.keys()}
-    if all(value is None for value in own.values()):  # RQ passes retry=None
-        return {}
-    if "retry" in own:
-        options["retry"] = policies.retries.for_rq(own["retry"])
-    return policies.fields(call, own)
-
-
-def _check_on_failed(name: str | None) -> None:
-    """Check that `on_failed` names a job function that takes its three arguments.
-
-    Raises:
-        NotAJob: it is not in the catalog.
-        TypeError: it does not take the arguments.
-    """
-    if name is None:
-        return
-    try:
-        function = catalog.current().lookup(name)
-    except catalog.NotAJob as error:
-        raise catalog.NotAJob(f"on_failed: {error}") from None
-    try:
-        signature(function).bind("job_id", "function", "error")
-    except TypeError:
-        raise TypeError(
-            f"on_failed: {name}{signature(function)} is called with three arguments: the id of the "
-            f"failed job, the name of its function, and the error; let it take them"
-        ) from None
 
 
 def on_failed_call(name: str, args: tuple[str, ...], connection: redis.Redis) -> Placement:
@@ -534,43 +441,6 @@ def on_failed_call(name: str, args: tuple[str, ...], connection: redis.Redis) ->
     }
     target._prepare(job)
     return target._placement(job, "back")
-
-
-def _check_parameter_names(function: Any, names: set[str]) -> None:
-    target = catalog.current().check(function)
-    parameters = {
-        name
-        for name, parameter in signature(target).parameters.items()
-        if parameter.kind not in VARIADIC
-    }
-    for name in sorted(names & parameters):
-        raise TypeError(
-            f"{catalog.name_of(target)} has a parameter {name!r}, and so has enqueue itself; give "
-            f"the function's arguments apart: enqueue({target.__name__}, args=(…), kwargs={{…}})"
-        )
-
-
-def _check_numbers(job: Job) -> None:
-    if len(job.id) > JOB_ID_MAX_CHARACTERS:
-        raise ValueError(
-            f"the job_id is {len(job.id):,} letters long; use at most {JOB_ID_MAX_CHARACTERS}"
-        )
-    for name in ("timeout", "ttl", "result_ttl", "failure_ttl"):
-        value = getattr(job, name)
-        if value is not None and not -(MAX_SECONDS + 1) < value < MAX_SECONDS + 1:
-            raise ValueError(
-                f"{name}={str(value)[:40]} is more seconds than Redis takes; use at most "
-                f"{MAX_SECONDS}"
-            )
-
-
-def _check_signature(
-    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> None:
-    try:
-        signature(function).bind(*args, **kwargs)
-    except TypeError as error:
-        raise TypeError(f"{catalog.name_of(function)}{signature(function)}: {error}") from None
 
 
 def queue(name: str) -> Queue:
@@ -638,93 +508,3 @@ def enqueue_at(moment: datetime, function: Any, /, *args: Any, **kwargs: Any) ->
             f"enqueue_at takes a datetime first, not {moment!r}; for a delay there is enqueue_in"
         )
     return queue_for(function).enqueue_at(moment, function, **split_options(function, args, kwargs))
-
-
-class PreparedJob(NamedTuple):
-    """A checked job, ready to be stored."""
-
-    job: Job
-    at_front: bool
-    is_new: bool
-    fields: dict[str, Any]  # its hash
-
-
-def enqueue_many(calls: Iterable[tuple[Any, ...] | EnqueueData]) -> list[Any]:
-    """Enqueue many calls in few round trips; returns their jobs in the same order.
-
-    Each call is a tuple `(function, argument, …)`, or the value of RQ's
-    `Queue.prepare_data(function, …)`. All calls are checked before the first job is stored. They
-    are stored in steps of 200.
-
-    Raises:
-        DuplicateJob: a unique job has `on_conflict="raise"`, and another job has its key. Nothing
-            of its step is stored.
-        TypeError: a call is neither of the two, or its arguments do not fit the function.
-        ValueError: a call has `depends_on`; `queue(…).enqueue_many` takes it.
-    """
-    prepared: list[PreparedJob] = []
-    # The first job of each function that is called without options is the model of the others.
-    models: dict[Any, PreparedJob] = {}
-    # A tracing library gives each job headers of its own, so no job is a model then.
-    wrapped = is_wrapped(rq.Queue, "enqueue_job", "_enqueue_job")
-    for call in calls:
-        if not isinstance(call, tuple) or not call:
-            raise TypeError(f"enqueue_many takes tuples (function, argument, …), not {call!r}")
-        if isinstance(call, EnqueueData):
-            prepared.append(_prepare_job(call, wrapped))
-        elif call[0] in models:
-            prepared.append(_copy_prepared(models[call[0]], call[1:]))
-        else:
-            data = Queue.prepare_data(call[0], args=call[1:])
-            prepared.append(_prepare_job(data, wrapped))
-            if not wrapped and not prepared[-1].job.policy_fields:  # keys depend on the arguments
-                models[call[0]] = prepared[-1]
-    for start in range(0, len(prepared), ENQUEUE_BATCH_MAX_JOBS):
-        batch = prepared[start : start + ENQUEUE_BATCH_MAX_JOBS]
-        storing.store(
-            connection.client(),
-            [
-                Placement(job.origin, job.id, _end_of_queue(at_front), job.ttl, is_new, fields)
-                for job, at_front, is_new, fields in batch
-            ],
-            [one.job for one in batch],
-        )
-    return [_stored(one.job) for one in prepared]
-
-
-def _prepare_job(data: EnqueueData, wrapped: bool) -> PreparedJob:
-    if data.depends_on:
-        raise ValueError(
-            "rqjobs.enqueue_many takes no depends_on; use rqjobs.queue(name).enqueue_many"
-        )
-    function = data.func.function if isinstance(data.func, policies.With) else data.func
-    target = queue_for(function)
-    options = data._asdict()
-    at_front = options.pop("at_front")
-    del options["depends_on"]
-    job = target.create_job(status=JobStatus.QUEUED, **options)
-    _check_place(job, _end_of_queue(at_front))
-    target._prepare(job)
-    if wrapped:
-        WrappedQueue(target, lambda: None).enqueue_job(job)
-    return PreparedJob(job, at_front, *job.to_hash())
-
-
-def _copy_prepared(model: PreparedJob, args: tuple[Any, ...]) -> PreparedJob:
-    """Another call of the model's function, with other arguments, checked in the same way."""
-    function = catalog.current().lookup(model.job.func_name)
-    _check_signature(function, args, {})
-    job = Job.__new__(Job)
-    vars(job).update(
-        vars(model.job),
-        _id=str(uuid4()),
-        _args=args,
-        _data=rq.job.UNEVALUATED,
-        meta=dict(model.job.meta),
-        webhooks=list(model.job.webhooks),
-    )
-    if "description" not in catalog.options(function):
-        job.description = job.get_call_string()
-    job.check_payload(function)
-    fields = {**model.fields, "data": compress(job.data), "description": job.description}
-    return PreparedJob(job, model.at_front, model.is_new, fields)

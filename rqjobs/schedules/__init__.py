@@ -14,8 +14,8 @@ from uuid import uuid4
 
 from rq.utils import str_to_date
 
+from rqjobs import call_options, queues
 from rqjobs import connection as connections
-from rqjobs import queues
 from rqjobs.broker import keys
 from rqjobs.broker.keys import decode
 from rqjobs.jobs import Job
@@ -95,8 +95,8 @@ def add(
         own["queue"] = queue
     if not replace:
         own["replace"] = replace
-    given = queues.split_options(
-        function, args, kwargs | own, queues.CALL_OPTIONS | {"queue", "replace"}
+    given = call_options.split_options(
+        function, args, kwargs | own, call_options.CALL_OPTIONS | {"queue", "replace"}
     )
     template = _build_template(function, given)
     client = connections.client()
@@ -118,10 +118,10 @@ def add(
 
 
 def _build_template(function: Any, given: dict[str, Any]) -> JobTemplate:
-    """The template of a call and its options, as `queues.split_options` gives them."""
+    """The template of a call and its options, as `call_options.split_options` gives them."""
     queue = given.pop("queue", None)
     given.pop("replace", None)
-    policies = {name: given.pop(name) for name in queues.POLICY_NAMES & given.keys()}
+    policies = {name: given.pop(name) for name in call_options.POLICY_NAMES & given.keys()}
     options = queues.Queue.parse_args(function, **given)._asdict()
     refused = [
         option for option in ("depends_on", "job_id", "pipeline", "unique") if options.pop(option)

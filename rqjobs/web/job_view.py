@@ -16,7 +16,7 @@ from flask import abort
 from rq.exceptions import NoSuchJobError
 from rq.results import Result
 
-from rqjobs import attempts, catalog, connection, queues, stats
+from rqjobs import attempts, call_options, catalog, connection, stats
 from rqjobs.attempts import Attempt
 from rqjobs.jobs import Job
 from rqjobs.maintenance import audit
@@ -60,7 +60,7 @@ def actions_in(status: str) -> list[str]:
 
 def is_job_id(text: str) -> bool:
     """Whether `text` is a valid job id. Other ids have no page."""
-    if len(text) > queues.JOB_ID_MAX_CHARACTERS:
+    if len(text) > call_options.JOB_ID_MAX_CHARACTERS:
         return False
     return re.fullmatch(r"[\w-]+", text, re.ASCII) is not None
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from datetime import datetime
 
 import helpers
 import pytest
@@ -156,7 +157,7 @@ class BrokerMachine(BrokerModel, RuleBasedStateMachine):
         else:
             job = made.create_job(sample_jobs.ok, timeout=180)
             made.schedule_job(
-                job, rqjobs.queues.datetime.fromtimestamp(time.time() + delay, tz=None).astimezone()
+                job, datetime.fromtimestamp(time.time() + delay, tz=None).astimezone()
             )
             self.jobs[job.id] = JobModel(queue, "scheduled")
 
