@@ -19,6 +19,8 @@ from rqjobs.policies.exceptions import Discard, RetryIn, Snooze
 from rqjobs.policies.retries import backoff
 from rqjobs.policies.unique import DuplicateJob
 from rqjobs.queues import Queue, enqueue, enqueue_at, enqueue_in, queue
+from rqjobs.raised import JobFailed
+from rqjobs.results import NoResult, WaitTimeout, gather
 from rqjobs.schedules.cron import ScheduleError
 from rqjobs.schedules.rules import cron, every
 from rqjobs.serializers import PayloadError
@@ -39,8 +41,10 @@ __all__ = [
     "DuplicateJob",
     "EnqueueData",
     "Job",
+    "JobFailed",
     "Jobs",
     "NoRedis",
+    "NoResult",
     "NotAJob",
     "PayloadError",
     "PayloadTooLarge",
@@ -52,6 +56,7 @@ __all__ = [
     "ScheduleError",
     "SimpleWorker",
     "Snooze",
+    "WaitTimeout",
     "Worker",
     "backoff",
     "cancelled",
@@ -64,6 +69,7 @@ __all__ = [
     "enqueue_many",
     "every",
     "failed",
+    "gather",
     "get_current_job",
     "job",
     "pause",

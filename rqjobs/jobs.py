@@ -30,7 +30,7 @@ from rq.serializers import resolve_serializer
 from rq.timeouts import BaseTimeoutException
 from rq.utils import as_text, now
 
-from rqjobs import catalog, config, inherited_resources, plain_jobs, policies, texts
+from rqjobs import catalog, config, inherited_resources, plain_jobs, policies, results, texts
 from rqjobs.broker import keys, transitions
 from rqjobs.broker.scripts import SAVE_FIELDS
 from rqjobs.instrumentation import ClaimedConnection, is_wrapped
@@ -97,6 +97,7 @@ class Job(RetryingJob):
     serialized_result: bytes | None = None  # of a run that has returned
     hides_result = False  # see `hide_result`
     hidden_result: Any = None
+    raised = ""  # the exception of a failed run, as `raised.pack` writes it
     unreadable_meta: Any = None  # what RQ puts in the place of such a meta; it is not stored
 
     def __init__(
@@ -357,6 +358,26 @@ class Job(RetryingJob):
     def results(self) -> list[Result]:
         """RQ unpacks the tracebacks of results without a limit."""
         return BoundedResult.all(self, serializer=self.serializer)
+
+    def wait(self, timeout: float | timedelta | None = None) -> Any:
+        """Wait until the job has ended; returns its result.
+
+        A job that is retried, snoozed or repeated has ended after its last run. Nothing is polled:
+        the result arrives when it is stored. Cancellation and deletion are noticed within 2 s. The
+        wait goes on after the death of a worker, and after a restart of Redis. With `timeout` 0
+        Redis is asked once; None has no limit.
+
+        Raises:
+            Exception: that of the job, if its class is one of Python's own or of a module of
+                RQJOBS_MODULES, and has no constructor of its own.
+            JobFailed: the job has failed otherwise. It has the traceback of the worker.
+            NoResult: the job was canceled, stopped, discarded or deleted, has expired, or its
+                result is not kept.
+            WaitTimeout: it has not ended within `timeout` (seconds, or a timedelta). This is a
+                TimeoutError, and says where the job is.
+            RuntimeError: a job waits for itself.
+        """
+        return results.wait(self, timeout)
 
     # Running
 

@@ -61,6 +61,9 @@ starts), `rqjobs_keep` (seconds for which the key is taken after its end), `rqjo
 first call), and `rqjobs_ending` (of a canceled job: "expired" if it ended because it had not begun
 in time, "discarded" if it asked for that, or if another job had its unique key). Of failed jobs:
 `rqjobs_on_failed` (the job function to call if the job fails for good), and `rqjobs_failure_group`.
+
+Field of ours in an entry of a job's results: `rqjobs_error` (the exception of a failed job:
+raised.py).
 """
 
 from __future__ import annotations

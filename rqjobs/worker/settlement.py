@@ -26,7 +26,7 @@ from rq.results import Result
 from rq.timeouts import UnixSignalDeathPenalty
 from rq.utils import now
 
-from rqjobs import config, texts
+from rqjobs import config, raised, texts
 from rqjobs.broker import keys, transitions
 from rqjobs.broker.keys import decode
 from rqjobs.broker.scripts import SETTLE, SETTLE_POLICY_SUCCESS, SETTLE_SUCCESS
@@ -376,6 +376,8 @@ class SettlementMixin(rq.Worker):
         failure = _failure_of(job, exc_string)
         exc_string = transitions.cut_middle(exc_string, config.current().max_traceback_bytes)
         job.traceback = exc_string  # for a job that is retried or repeated
+        error = sys.exc_info()[1]
+        job.raised = raised.pack(error) if error else ""
         stopped = self._stopped_job_id == job.id
         method = super().handle_job_failure
 
@@ -465,6 +467,7 @@ class SettlementMixin(rq.Worker):
         guard.multi()
         group = call = ""
         if failure and recording.counts_as == "failed":
+            writes = _with_exception(writes, job)
             group = failure.group
             call = failure.call(job.policy_fields.get("rqjobs_on_failed"))
         arguments = transitions.settle_arguments(
@@ -643,6 +646,14 @@ def _failure_of(job: Any, exc_string: str) -> Failure:
     if error is not None:
         return failures.of_exception(name, error)
     return failures.of_traceback(name, exc_string)
+
+
+def _with_exception(writes: list[tuple[Any, ...]], job: Any) -> list[tuple[Any, ...]]:
+    """The writes of a failure, with the exception for those who wait for the job."""
+    if not job.raised:
+        return writes
+    entry = ("XADD", keys.results(job.id))
+    return [(*w, "rqjobs_error", job.raised) if w[:2] == entry else w for w in writes]
 
 
 def _traceback_of_now() -> bytes:

@@ -24,6 +24,8 @@ LAYERS = (  # a module imports what stands above it, or in its own layer
         "rq_patches",
         "webhooks",
         "job_fields",
+        "raised",
+        "results",
         "plain_jobs",
         "retrying",
         "storing",

@@ -267,6 +267,15 @@ def test_the_program_of_a_policy_runs(heading, folder, run, environ, redis):
     assert not redis.zcard("rq:failed:default") and not redis.zcard("rq:failed:low")
 
 
+def test_the_program_of_the_results_page_runs(folder, write, run, worker, environ):
+    write("results.md")
+    environ.update(REDIS_URL=config.current().redis_url, RQJOBS_MODULES="prices")
+    environ["PYTHONPATH"] += f":{folder}"
+    worker("default")
+    (program,) = [code for code in blocks("results.md", "python") if not file_name(code)]
+    assert run(program, sys.executable, "-c") == "3\n[3, 4]\nno price for salt\n"
+
+
 def test_the_pages_go_into_an_app(write, run):
     write("jobs.md")
     run(
@@ -302,12 +311,13 @@ def test_the_two_lines_of_the_procfile(folder, spawn, redis, server, port, write
 @pytest.mark.parametrize("page", PAGES)
 def test_every_python_block_is_a_program_and_runs_somewhere(page):
     run_by_others = {"wsgi.py"}  # test_serving.py
-    run_here = {"jobs.py", "app.py", "tasks.py", "emails.py", "shop.py"}
+    run_here = {"jobs.py", "app.py", "tasks.py", "emails.py", "shop.py", "prices.py"}
     programs = {
         "README.md": 0,
         "jobs.md": 2,
         "schedules.md": 1,
         "guarantees.md": 1,
+        "results.md": 1,
     }
     for code in blocks(page, "python"):
         compile(code, page, "exec")
