@@ -10,7 +10,7 @@ CHAOS_ARGS ?=
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test test-clients chaos bench bench-quick bench-numbers screenshots lint \
+.PHONY: help run demo test test-clients example chaos bench bench-quick bench-numbers screenshots lint \
 	recover audit doctor wheel clean
 
 help:  ## List the targets.
@@ -27,6 +27,13 @@ test: .venv/tested  ## Run the tests; PYTEST_ARGS="-k name" selects some.
 
 test-clients: .venv/tested  ## Run the tests with sentry-sdk, OpenTelemetry, django-rq and others.
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/clients $(PYTEST_ARGS)
+
+example: .venv/bin/python  ## Install examples/shop into an environment of its own, and test it.
+	@rm -rf build/example
+	@$(BIN)/python -m venv build/example
+	@cd examples/shop && ../../build/example/bin/python -m pip install --quiet \
+	  --disable-pip-version-check -r requirements.txt
+	cd examples/shop && ../../build/example/bin/python -m pytest
 
 chaos: .venv/tested  ## Kill workers and Redis, and count every job; CHAOS_ARGS=--short.
 	$(BIN)/python benchmarks/chaos.py $(CHAOS_ARGS)

@@ -15,7 +15,7 @@ from flask import Flask, current_app, has_app_context
 from flask.cli import ScriptInfo
 
 import rqjobs
-from rqjobs import catalog, config, connection, delayed, dev, queues, schedules, storing
+from rqjobs import catalog, config, connection, dev, storing
 
 F = TypeVar("F", bound=Callable[..., Any])
 EXTENSION = "rqjobs.jobs"  # its name in app.extensions
@@ -85,33 +85,33 @@ class Jobs:
 
     def enqueue(self, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         """See `rqjobs.enqueue`."""
-        return self._with_app(queues.enqueue)(function, *args, **kwargs)
+        return self._with_app(rqjobs.enqueue)(function, *args, **kwargs)
 
     def enqueue_in(self, delay: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         """See `rqjobs.enqueue_in`."""
-        return self._with_app(queues.enqueue_in)(delay, function, *args, **kwargs)
+        return self._with_app(rqjobs.enqueue_in)(delay, function, *args, **kwargs)
 
     def enqueue_at(self, moment: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         """See `rqjobs.enqueue_at`."""
-        return self._with_app(queues.enqueue_at)(moment, function, *args, **kwargs)
+        return self._with_app(rqjobs.enqueue_at)(moment, function, *args, **kwargs)
 
-    def enqueue_many(self, calls: Any) -> Any:
+    def enqueue_many(self, calls: Any, **options: Any) -> Any:
         """See `rqjobs.enqueue_many`."""
-        return self._with_app(queues.enqueue_many)(calls)
+        return self._with_app(rqjobs.enqueue_many)(calls, **options)
 
-    def queue(self, name: str) -> queues.Queue:
+    def queue(self, name: str) -> rqjobs.Queue:
         """See `rqjobs.queue`."""
-        return self._with_app(queues.queue)(name)
+        return self._with_app(rqjobs.queue)(name)
 
     @property
     def schedules(self) -> Any:
         """The module `rqjobs.schedules`."""
-        return self._with_app(schedules)
+        return self._with_app(rqjobs.schedules)
 
     @property
     def delayed(self) -> Any:
         """The module `rqjobs.delayed`."""
-        return self._with_app(delayed)
+        return self._with_app(rqjobs.delayed)
 
     def _with_app(self, thing: Any) -> Any:
         if not self.has_app:

@@ -93,16 +93,16 @@ class Dev:
     def print_login(self) -> None:
         settings = self.settings
         address = f"http://{settings.host}:{settings.port}"
-        if self.program.pages is None:
-            self.echo(f"\n  Open  {address}/\n  The app has no admin pages.")
+        pages = self.program.pages
+        if pages != "/":
+            self.echo(f"\n  Open  {address}/")
+        if pages is None:
+            self.echo("  The app has no admin pages.")
             return
         password = f"the password {self.password}"
         if settings.admin_password:
             password = "RQJOBS_ADMIN_PASSWORD"
-        self.echo(
-            f"\n  Open  {address}{self.program.pages}\n"
-            f"  log in as {settings.admin_user} with {password}"
-        )
+        self.echo(f"\n  Open  {address}{pages}\n  log in as {settings.admin_user} with {password}")
 
     def supervise(self, embedded_url: str | None) -> None:
         """Keep the children running until a signal arrives. Restart them when their files change.

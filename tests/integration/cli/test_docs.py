@@ -25,6 +25,7 @@ PAGES = {
     path.name: path.read_text(encoding="utf-8")
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 }
+EXAMPLE = ROOT / "examples" / "shop"
 BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", flags=re.M | re.S)
 # Their packages are not installed here. `make test-clients` runs the same lines.
 NOT_RUN = {"clients.md"}
@@ -321,10 +322,22 @@ def test_every_python_block_is_a_program_and_runs_somewhere(page):
     }
     for code in blocks(page, "python"):
         compile(code, page, "exec")
-    if page not in {*NOT_RUN, "policies.md"}:  # each section of that page is run as a whole
+    if page not in {*NOT_RUN, "policies.md", "flask.md"}:  # these pages have tests of their own
         names = [file_name(code) for code in blocks(page, "python")]
         assert set(filter(None, names)) <= run_here | run_by_others
         assert names.count(None) == programs.get(page, 0), "a block that no test runs"
+
+
+def test_the_flask_page_shows_the_files_of_the_example():
+    """`make example` runs these files."""
+    shown = set()
+    for code in blocks("flask.md", "python") + blocks("flask.md", "procfile"):
+        name, _, excerpt = code.partition("\n")
+        path = EXAMPLE / name.removeprefix("# ")
+        assert excerpt in path.read_text(encoding="utf-8"), name
+        shown.add(path)
+    code = {path for path in (EXAMPLE / "shop").glob("*.py") if "jobs" in path.read_text()}
+    assert code <= shown
 
 
 def test_every_shell_line_is_a_command():
@@ -332,13 +345,14 @@ def test_every_shell_line_is_a_command():
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z-]+):", text, flags=re.M))
     others = {"pip", "printf", "flask", "curl", ".venv/bin/python"}
+    example = {"cd", "python3", ".venv/bin/pip", ".venv/bin/flask"}  # as `make example`
     for page, words in shell_lines():
         if words[:1] == ["rqjobs"]:
             parse(cli.main, words[1:])
         elif words[:1] == ["make"]:
             assert len(words) == 1 or words[1] in targets, (page, words)
         else:
-            assert words[0] in others, (page, words)
+            assert words[0] in others | example, (page, words)
 
 
 def parse(command, words):

@@ -225,7 +225,7 @@ WORKERS = {
 
 
 @pytest.mark.parametrize("command", WORKERS)
-def test_jobs_and_callbacks_run_in_a_context_of_the_app(shop, spawn, redis, command):
+def test_jobs_and_callbacks_run_in_a_context_of_the_app(shop, spawn, redis, environ, command):
     code = (
         "import rqjobs, shop, shop_jobs; shop.create_app()\n"
         "for text in ('yes', 'no'): print(shop.jobs.enqueue(shop_jobs.say, text,"
@@ -234,6 +234,8 @@ def test_jobs_and_callbacks_run_in_a_context_of_the_app(shop, spawn, redis, comm
     client = spawn(sys.executable, "-c", code)
     assert client.wait(60) == 0, client.output()
     arguments, env = WORKERS[command]
+    if command == "rq":  # its command line asks Redis before it makes the worker
+        env = {**env, "REDIS_URL": environ["SHOP_REDIS"]}
     worker = spawn(sys.executable, *arguments, "--burst", env=env)
     assert worker.wait(60) == 0, worker.output()
     good, bad = (
