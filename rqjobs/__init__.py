@@ -14,6 +14,7 @@ from rqjobs.config import Config, ConfigError
 from rqjobs.connection import NoRedis, client
 from rqjobs.job_fields import PayloadTooLarge
 from rqjobs.jobs import Job
+from rqjobs.loops import JobInterrupted, Progress, progress, resumable
 from rqjobs.pauses import pause, paused, resume
 from rqjobs.policies.exceptions import Discard, RetryIn, Snooze
 from rqjobs.policies.retries import backoff
@@ -42,12 +43,14 @@ __all__ = [
     "EnqueueData",
     "Job",
     "JobFailed",
+    "JobInterrupted",
     "Jobs",
     "NoRedis",
     "NoResult",
     "NotAJob",
     "PayloadError",
     "PayloadTooLarge",
+    "Progress",
     "Queue",
     "RefusedWebhook",
     "Repeat",
@@ -74,7 +77,9 @@ __all__ = [
     "job",
     "pause",
     "paused",
+    "progress",
     "queue",
+    "resumable",
     "resume",
     "schedules",
     "web",

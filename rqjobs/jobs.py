@@ -44,6 +44,7 @@ from rqjobs.job_fields import (
     read_description,
     read_traceback,
 )
+from rqjobs.loops import PROGRESS, Progress, read_progress
 from rqjobs.policies import retries
 from rqjobs.retrying import RetryingJob
 from rqjobs.serializers import (
@@ -95,6 +96,7 @@ class Job(RetryingJob):
     fields_as_stored: dict[str, Any] | None = None  # the fields of the last write
     repeat_state: RepeatState | None = None
     serialized_result: bytes | None = None  # of a run that has returned
+    claim_token = ""  # of the run in progress, in a worker of rqjobs
     hides_result = False  # see `hide_result`
     hidden_result: Any = None
     raised = ""  # the exception of a failed run, as `raised.pack` writes it
@@ -472,10 +474,12 @@ class Job(RetryingJob):
                 result = self.func(*self.args, **self.kwargs)
                 if type(result) not in PLAIN_RESULT_TYPES and issubclass(type(result), Coroutine):
                     result = run_coroutine(result)
+            if self.run_state is not None:
+                self.run_state.raise_interruption()
         except BaseException as error:
             if not self.hides_result:  # no worker runs the job
                 raise
-            decided = self.decide_in_function(error)
+            decided = self.decide_in_function(self._interruption(error))
             if decided is None:
                 raise
             return decided
@@ -485,6 +489,31 @@ class Job(RetryingJob):
                 f"has run; loop over it, or await it, inside the job"
             )
         return result
+
+    def _interruption(self, error: BaseException) -> BaseException:
+        """The interruption of a loop, if the function has turned it into another error."""
+        interruption = None
+        if self.run_state is not None and not isinstance(error, BaseTimeoutException):
+            interruption = self.run_state.interruption
+        if interruption is None or interruption is error:
+            return error
+        self.log.warning(
+            "Job %s: raised while it was interrupted: %s", self.id, texts.describe_error(error)
+        )
+        return interruption
+
+    def stop_reason(self) -> str:
+        """Why the run is to end between two rows of a loop, or "". Its worker replaces it."""
+        return ""
+
+    @property
+    def progress(self) -> Progress | None:
+        """How far the job is, as Redis has it now; None if it has said nothing yet.
+
+        Raises:
+            redis.RedisError: Redis does not answer, or the key is not a job's.
+        """
+        return read_progress(self.connection.hget(self.key, PROGRESS))
 
     def serialize_result(self, result: Any) -> bytes | None:
         """A result as it is stored; None for the results None and `Retry`, which are not.

@@ -15,6 +15,7 @@ from rq.utils import now
 
 from rqjobs import catalog, texts
 from rqjobs.broker import keys
+from rqjobs.loops import RunState
 from rqjobs.policies import exceptions, retries
 from rqjobs.policies.exceptions import Discard, NoRetryLeft, RetryIn, Snooze
 from rqjobs.policies.retries import Action, Decided, Decision, History, Rules
@@ -30,6 +31,7 @@ class RetryingJob(rq.job.Job):
     traceback = ""  # of a run that has just failed
     execution: Any = None  # RQ's record of the run
     decision: Decision | None = None  # of the rules, about a run that has just failed
+    run_state: RunState | None = None  # the loops and the progress of a run, if it has any
 
     @property
     def history(self) -> History:
@@ -81,6 +83,8 @@ class RetryingJob(rq.job.Job):
         Raises:
             NoRetryLeft: the job has asked for a retry, and has none left.
         """
+        if self.run_state is not None and error is self.run_state.interruption:
+            return Decided(Decision(Action.INTERRUPT, reason=str(error)))
         if isinstance(error, Snooze):
             decision = Decision(Action.SNOOZE, error.seconds, retries_left=self.retries_left)
             return Decided(decision._replace(reason=texts.describe_error(error)))

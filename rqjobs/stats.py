@@ -17,6 +17,7 @@ from rqjobs.broker.keys import decode, queue_names_in
 from rqjobs.broker.pauses import Pause, read_pauses
 from rqjobs.broker.places import PLACES, queue_names
 from rqjobs.jobs import Job
+from rqjobs.loops import PROGRESS, Progress, read_progress
 
 REGISTRY_KEYS = {  # place of a job -> the word in RQ's key
     "queued": "queue",
@@ -38,6 +39,7 @@ LISTED_FIELDS = (  # of a job's record, for a row of a list
     "ended_at",
     "worker_name",
     "timeout",
+    PROGRESS,
 )
 
 
@@ -103,11 +105,13 @@ class JobDetails:
     `crashes` counts the processes that died under it. `due` is when a delayed job runs, as Unix
     seconds or as whatever Redis replies. `schedule` is the schedule that made it, or "". `ending`
     says why a canceled job ended ("expired"), or "". `paused` is the paused function for which a
-    deferred job waits, or "". `failure_group` is the id of a failed job's group, or "".
+    deferred job waits, or "". `failure_group` is the id of a failed job's group, or "". `progress` is
+    None if it has none.
     """
 
     crashes: int
     due: Any
+    progress: Progress | None
     schedule: str
     ending: str
     paused: str
@@ -293,6 +297,11 @@ def _job(connection: redis.Redis, job_id: str, values: Any) -> Job | None:
         return None
 
 
+def listed_progress(job: Job) -> Progress | None:
+    """The progress of a job that `recent` or `overview` has read; None if it has none."""
+    return read_progress((job.hash_as_read or {}).get(PROGRESS.encode()))
+
+
 def failed_jobs(
     connection: redis.Redis, queues: Iterable[str], start: int, end: int
 ) -> list[tuple[str, Job | None]]:
@@ -399,13 +408,14 @@ def job_details(job: Job) -> JobDetails:
         pipe.hget(job.key, "rqjobs_ending")
         pipe.hget(job.key, "rqjobs_paused")
         pipe.hget(job.key, "rqjobs_failure_group")
+        pipe.hget(job.key, PROGRESS)
         pipe.zscore(keys.scheduled(job.origin), job.id)
-        crashes, schedule, ending, paused, group, due = pipe.execute(raise_on_error=False)
+        crashes, schedule, ending, paused, group, progress, due = pipe.execute(raise_on_error=False)
     count = 0
     if crashes:
         count = len(decode(crashes).split(","))
     texts = [decode(field or b"") for field in (schedule, ending, paused, group)]
-    return JobDetails(count, due, *texts)
+    return JobDetails(count, due, read_progress(progress), *texts)
 
 
 @dataclass(frozen=True)

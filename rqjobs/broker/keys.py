@@ -61,6 +61,8 @@ starts), `rqjobs_keep` (seconds for which the key is taken after its end), `rqjo
 first call), and `rqjobs_ending` (of a canceled job: "expired" if it ended because it had not begun
 in time, "discarded" if it asked for that, or if another job had its unique key). Of failed jobs:
 `rqjobs_on_failed` (the job function to call if the job fails for good), and `rqjobs_failure_group`.
+Of long loops: `rqjobs_cursors` (the positions of its loops, as JSON), and `rqjobs_progress`
+(loops.py).
 
 Field of ours in an entry of a job's results: `rqjobs_error` (the exception of a failed job:
 raised.py).

@@ -182,6 +182,8 @@ SETTLE = Script("settle")
 SETTLE_SUCCESS = Script("settle_success", policies=False, rare=DEPENDENTS)
 SETTLE_POLICY_SUCCESS = Script("settle_success", rare=DEPENDENTS)  # of a job with policies
 RELEASE = Script("release")
+INTERRUPT = Script("interrupt")
+KEEP_CURSOR = Script("keep_cursor")
 RECLAIM = Script("reclaim")
 RECOVER = Script("recover")
 REQUEUE = Script("requeue")
@@ -203,6 +205,7 @@ WORKER_SCRIPTS = (
     SETTLE_POLICY_SUCCESS,
     SETTLE,
     RELEASE,
+    INTERRUPT,
     RECLAIM,
     PARK_PAUSED,
 )

@@ -3,6 +3,7 @@
 A job enters its queue again for several reasons, and each has its own function:
 
     claimed, but not started   release_all, release_tokens, release_unknown   release.lua
+    interrupted in a loop      interrupt                                      interrupt.lua
     worker or horse died       recovery.reclaim                               reclaim.lua
     lost by plain RQ           recovery.recover                               recover.lua
     failed, and requeued       requeue                                        requeue.lua
@@ -11,7 +12,7 @@ A job enters its queue again for several reasons, and each has its own function:
     waited for its limit       wake_due, or the script that frees a slot      policies.lua
     retried or repeated        RQ's own code, recorded by settlement          settle.lua
 
-Released, reclaimed and recovered jobs return to the front, because they had been first. A job that
+Released, interrupted, reclaimed and recovered jobs return to the front, because they had been first. A job that
 crashed its process waits in the scheduled set first. If a claim finds more jobs in the worker's
 claims than it may take, it puts the rest back itself (claim.lua).
 """
@@ -22,7 +23,7 @@ import base64
 import contextlib
 import os
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -44,6 +45,7 @@ from rqjobs.broker.scripts import (
     FAILED_JOBS,
     FIRST_DUE,
     FOLLOW_FAILURE,
+    INTERRUPT,
     PROMOTE_DUE,
     RELEASE,
     REQUEUE,
@@ -373,6 +375,19 @@ def release_tokens_arguments(worker: str, tokens: Iterable[str]) -> tuple[list[s
 def _release(connection: redis.Redis, worker: str, args: list[Any]) -> list[str]:
     reply = RELEASE.run(connection, [keys.claims(worker), keys.process(worker)], args)
     return [decode(job_id) for job_id in reply]
+
+
+def interrupt(
+    connection: redis.Redis, worker: str, claim: Claim, fields: Mapping[str, Any]
+) -> bytes:
+    """Put a running job back at the front of its queue, with these fields of its hash.
+
+    Returns the reply of `interrupt.lua`.
+    """
+    words = [word for name in fields for word in (name, fields[name])]
+    arguments = [claim.job_id, claim.queue, claim.token, *words]
+    reply: bytes = INTERRUPT.run(connection, [keys.claims(worker)], arguments)
+    return reply
 
 
 # Failed jobs

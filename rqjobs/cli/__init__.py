@@ -25,6 +25,7 @@ from rqjobs.logs import tolerate_any_encoding
 from rqjobs.maintenance import audit as maintenance_audit
 from rqjobs.maintenance import doctor, sweep
 
+RUNNING_MAX_JOBS = 50  # whose progress `rqjobs stats` shows
 DEV_PROGRAM = "rqjobs.dev"  # in the meta of a command's context: what `dev` runs
 # Commands that use no settings of RQJOBS_FLASK_APP's config, or that load the app themselves.
 WITHOUT_APP = ("dev", "demo", "worker", "doctor")
@@ -205,6 +206,7 @@ def show_stats(as_json: bool) -> None:
         rows = [[one.key, one.running, one.waiting] for one in waiting]
         echo_table(["limit", "running", "waiting"], rows)
         click.echo()
+    _echo_progress()
     rows = [
         [
             worker.name[:12],
@@ -217,6 +219,16 @@ def show_stats(as_json: bool) -> None:
         for worker in snapshot.workers
     ]
     echo_table(["worker", "state", "queues", "job", "ok", "failed"], rows)
+
+
+def _echo_progress() -> None:
+    """The running jobs that say how far they are."""
+    running = stats.recent(connection.client(), "running", RUNNING_MAX_JOBS)
+    found = [(job, progress) for job in running if (progress := stats.listed_progress(job))]
+    if found:
+        rows = [[job.id, job.description, progress.describe()] for job, progress in found]
+        echo_table(["running job", "description", "progress"], rows)
+        click.echo()
 
 
 def _cell(value: Any) -> Any:

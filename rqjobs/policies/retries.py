@@ -136,6 +136,7 @@ class Action(str, Enum):
     RETRY = "retry"
     SNOOZE = "snooze"
     DISCARD = "discard"
+    INTERRUPT = "interrupt"  # it continues at its cursor, and has used no retry
     FAIL = "fail"
 
 

@@ -19,6 +19,7 @@ from rq.results import Result
 from rqjobs import attempts, call_options, catalog, connection, stats
 from rqjobs.attempts import Attempt
 from rqjobs.jobs import Job
+from rqjobs.loops import Progress
 from rqjobs.maintenance import audit
 from rqjobs.policies import limits, time_limits, unique
 from rqjobs.web.rendering import CONNECTION_ERRORS, cut, pretty, unreadable
@@ -98,6 +99,7 @@ def row(job: Job) -> dict[str, Any]:
         "when": when,
         "actions": actions_in(status),
         "label": cut(job.description or _function_name(job), ROW_LABEL_CHARACTERS),
+        "progress": stats.listed_progress(job) if status == "started" else None,
     }
 
 
@@ -134,7 +136,7 @@ def describe(job_id: str) -> dict[str, Any]:
         **_attempts(job, details.due),
         **_times(job, status, details.due),
         **_parents(job, status),
-        **_meta(job),
+        **_meta(job, details.progress),
         **_result(job),
     }
 
@@ -230,15 +232,15 @@ def _parents(job: Job, status: str) -> dict[str, Any]:
     }
 
 
-def _meta(job: Job) -> dict[str, Any]:
-    """The job's meta, and its progress if `meta` has numbers `done` and `total`."""
+def _meta(job: Job, progress: Progress | None) -> dict[str, Any]:
+    """The job's meta, and its progress, also if it is only numbers `done` and `total` of the meta."""
     text = ""
     if job.meta:
         text = cut(pretty(job.meta))
-    return {"meta": text, "progress": _progress(job.meta)}
+    return {"meta": text, "progress": progress or _progress_in(job.meta)}
 
 
-def _progress(meta: Any) -> tuple[float, float] | None:
+def _progress_in(meta: Any) -> Progress | None:
     if not isinstance(meta, dict):
         return None
     done = meta.get("done")
@@ -247,7 +249,7 @@ def _progress(meta: Any) -> tuple[float, float] | None:
         return None
     if not total or not 0 <= done <= total:
         return None
-    return done, total
+    return Progress(done, total, "", NO_DATE)
 
 
 def _result(job: Job) -> dict[str, Any]:

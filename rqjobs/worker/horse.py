@@ -49,6 +49,7 @@ CLAIM_BATCH_MAX_JOBS = 32
 # A job that waits longer behind others of its batch is released.
 MAX_PREFETCH_WAIT_SECONDS = 0.04
 MEMORY_CHECK_SECONDS = 0.1  # between two measurements of the horse's memory
+GROWN_LOOP_MIN_SECONDS = 60.0  # a younger job is not interrupted because its horse has grown
 LEASE_WAIT_SECONDS = 0.2  # before the next claim of a worker whose lease has expired
 SUSPENDED_WAIT_SECONDS = 1.0  # between two claims while RQ is suspended
 PAUSED_WAIT_SECONDS = 1.0  # the longest wait for a job while anything is paused
@@ -102,6 +103,8 @@ class Horse:
         self.leftovers = Leftovers()
         self.memory_at_start = processes.memory_bytes()
         self.measured_at = time.monotonic()
+        self.job_began = 0.0  # monotonic
+        self.has_outgrown = False  # which has ended a loop
 
     def run(self) -> ExitReason:
         """Work until there is a reason to end; returns it."""
@@ -304,6 +307,7 @@ class Horse:
             self._add_queue(claim.queue)
         queue = self.queues[claim.queue]
         worker.claim = claim
+        self.job_began = time.monotonic()
         # A crash counts from here on: the job's hash may be the cause.
         worker.report(HorsePhase.RUNNING, _deadline(claim), _kill_after(claim))
         job = self._read_job(claim)
@@ -313,6 +317,8 @@ class Horse:
             self._reorder_queues(queue)
         worker.execution = self.placeholder_execution
         job.worker_name = worker.name
+        job.claim_token = claim.token
+        job.stop_reason = self._stop_reason
         job._status = rq.job.JobStatus.STARTED
         job.redis_server_version = queue.redis_server_version
         if worker.log.isEnabledFor(logging.INFO):
@@ -329,6 +335,21 @@ class Horse:
                 f"super().perform_job",
             )
         self.state.done += 1
+
+    def _stop_reason(self) -> str:
+        """Why a loop of the running job is to end between two rows; "" if it is to go on.
+
+        A horse that has grown is replaced. The job continues in the next one, so it must have made
+        some way in this one.
+        """
+        if self.state.stop:
+            return "its worker stops"
+        if not self.limits.max_growth:
+            return ""
+        if time.monotonic() - self.job_began < GROWN_LOOP_MIN_SECONDS or not self._has_grown():
+            return ""
+        self.has_outgrown = True
+        return "its process has grown, and is replaced"
 
     def _add_queue(self, name: str) -> None:
         queue = self.worker.queue_class(name, connection=self.worker.connection)
@@ -395,7 +416,7 @@ class Horse:
             return ExitReason.REPLACED
         if self.settings.max_jobs_per_child and done >= self.settings.max_jobs_per_child:
             return ExitReason.REPLACED
-        if self.limits.max_growth and self._has_grown():
+        if self.has_outgrown or (self.limits.max_growth and self._has_grown()):
             return ExitReason.GROWN
         return None
 

@@ -26,7 +26,7 @@ from rq.results import Result
 from rq.timeouts import UnixSignalDeathPenalty
 from rq.utils import now
 
-from rqjobs import config, raised, texts
+from rqjobs import config, loops, raised, texts
 from rqjobs.broker import keys, transitions
 from rqjobs.broker.keys import decode
 from rqjobs.broker.scripts import SETTLE, SETTLE_POLICY_SUCCESS, SETTLE_SUCCESS
@@ -292,6 +292,7 @@ class SettlementMixin(rq.Worker):
             or job.webhooks
             or job.repeats_left
             or ttl == 0
+            or loops.has_state(job)
             or is_wrapped(rq.Worker, "handle_job_success")
         )
 
@@ -324,10 +325,13 @@ class SettlementMixin(rq.Worker):
     def record_success(self, job: Any, queue: Any, started_job_registry: Any) -> None:
         """Record a success with RQ's own code, and wait until Redis has answered."""
         method = super().handle_job_success
-        self.record(
-            job,
-            lambda: method(job=job, queue=queue, started_job_registry=started_job_registry),
-        )
+
+        def record_success() -> None:
+            if loops.has_state(job):
+                self.connection.hdel(job.key, *loops.ended_fields(job))
+            method(job=job, queue=queue, started_job_registry=started_job_registry)
+
+        self.record(job, record_success)
 
     def handle_job_retry(
         self, job: Any, queue: Any, retry: Retry, started_job_registry: Any, execution: Any
@@ -338,6 +342,9 @@ class SettlementMixin(rq.Worker):
         """
         if isinstance(retry, Decided):
             decision = retry.decision
+            if decision.action is Action.INTERRUPT:
+                self.interrupt(job, decision.reason)
+                return
             limit = config.current().max_traceback_bytes
             job.traceback = transitions.cut_middle(decision.reason, limit)
             self.record(job, lambda: self._record_decision(job, queue, decision))
@@ -353,6 +360,27 @@ class SettlementMixin(rq.Worker):
                 execution=self.execution or execution,
             ),
         )
+
+    def interrupt(self, job: Any, reason: str) -> None:
+        """Put a job that ended between two rows of a loop back at the front of its queue."""
+        claim = self.claim
+        assert claim
+        self.report(HorsePhase.SETTLING)
+        fields = {**job.run_state.last_fields(), **loops.meta_fields(job)}
+
+        def attempt() -> SettleReply:
+            return SettleReply.read(transitions.interrupt(self.client, self.name, claim, fields))
+
+        reply = self._settle(claim, attempt)
+        self.last_settled_token = claim.token
+        self.log_settlement(claim.job_id, reply)
+        if reply.is_recorded:
+            self.log.info(
+                "Worker %s: job %s is interrupted (%s); it continues at its cursor",
+                self.name,
+                claim.job_id,
+                reason,
+            )
 
     def _record_decision(self, job: Any, queue: Any, decision: Decision) -> None:
         """Make the writes for a job that asked for another run, or that is discarded."""
@@ -436,6 +464,7 @@ class SettlementMixin(rq.Worker):
             assert isinstance(recorder, RecordingClient)
             with self.client.pipeline() as guard:
                 with recorder.record(guard) as recording, captured_webhooks(job) as calls:
+                    self._write_run_state(job)
                     method()
                 webhook_calls[:] = calls
                 return self._settle_recorded(guard, claim, recording, job, failure)
@@ -447,6 +476,12 @@ class SettlementMixin(rq.Worker):
         if failure and "rqjobs_on_failed" in job.policy_fields:
             self._call_on_failed(claim, reply)
         self._send_webhooks(job, webhook_calls)
+
+    def _write_run_state(self, job: Any) -> None:
+        """Write cursors and progress. It comes before RQ's writes, which may delete the job."""
+        fields = job.run_state.last_fields() if job.run_state else {}
+        if fields:
+            self.connection.hset(job.key, mapping=fields)
 
     def _settle_recorded(
         self,

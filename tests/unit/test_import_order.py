@@ -26,6 +26,8 @@ LAYERS = (  # a module imports what stands above it, or in its own layer
         "job_fields",
         "raised",
         "results",
+        "row_sources",
+        "loops",
         "plain_jobs",
         "retrying",
         "storing",

@@ -29,7 +29,7 @@ local OPTIONS = {'retries_left', 'retry_intervals', 'number_of_retries',
   'rqjobs_limit', 'rqjobs_woken', 'rqjobs_waits_for', 'rqjobs_expires', 'rqjobs_kill_after',
   'rqjobs_ending', 'rqjobs_paused', 'rqjobs_retry', 'rqjobs_retries',
   'rqjobs_unique', 'rqjobs_until', 'rqjobs_keep', 'rqjobs_conflict', 'rqjobs_debounce',
-  'rqjobs_on_failed'}
+  'rqjobs_on_failed', 'rqjobs_cursors', 'rqjobs_progress'}
 
 -- The fields of the job's policies; nil if it has none. They are the last ones of its hash.
 local function policies_of(entry)

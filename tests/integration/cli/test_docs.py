@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shlex
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -18,6 +20,7 @@ from pathlib import Path
 import click
 import pytest
 
+import rqjobs
 from rqjobs import cli, config, connection
 
 ROOT = Path(__file__).parents[3]
@@ -277,6 +280,36 @@ def test_the_program_of_the_results_page_runs(folder, write, run, worker, enviro
     assert run(program, sys.executable, "-c") == "3\n[3, 4]\nno price for salt\n"
 
 
+LOOP_FILES = ("mailings.py", "shop_sums.py", "reports.py")
+
+
+def test_the_program_of_the_loops_page_runs(folder, write, run, environ, redis):
+    write("loops.md")
+    names = [name.removesuffix(".py") for name in LOOP_FILES]
+    environ.update(REDIS_URL=config.current().redis_url, RQJOBS_MODULES=",".join(names))
+    (folder / "orders.csv").write_text("1;chair\n2;table\n")
+    with contextlib.closing(sqlite3.connect(folder / "shop.db")) as database, database:
+        database.execute("create table users (id integer primary key, email text)")
+        database.executemany("insert into users (email) values (?)", [["a@x"], ["b@x"]])
+    (program,) = [code for code in blocks("loops.md", "python") if not file_name(code)]
+    assert run(program, sys.executable, "-c") == "None\n"
+    others = "import rqjobs, shop_sums, reports\nrqjobs.enqueue(reports.build_report, 2026)\n"
+    run(f"{others}rqjobs.enqueue(shop_sums.revenue, [1, 2, 3])", sys.executable, "-c")
+    output = run("rqjobs worker --burst 2>&1")
+    lines = ["edition 7 to a@x", "edition 7 to b@x", "order 1;chair", "order 2;table"]
+    assert [line for line in output.splitlines() if line in lines] == lines
+    assert output.count("resize ") == 2
+    ids = redis.zrange("rq:finished:default", 0, -1)
+    jobs = [rqjobs.Job.fetch(job_id.decode(), connection=redis) for job_id in ids]
+    found = {(job.return_value(), *job.progress[:3]) for job in jobs}
+    assert found == {
+        (None, 2, 2, ""),
+        (None, 16, 16, "bytes"),
+        ("report 2026", 12, 12, ""),
+        (6, 3, 3, ""),
+    }
+
+
 def test_the_pages_go_into_an_app(write, run):
     write("jobs.md")
     run(
@@ -312,13 +345,14 @@ def test_the_two_lines_of_the_procfile(folder, spawn, redis, server, port, write
 @pytest.mark.parametrize("page", PAGES)
 def test_every_python_block_is_a_program_and_runs_somewhere(page):
     run_by_others = {"wsgi.py"}  # test_serving.py
-    run_here = {"jobs.py", "app.py", "tasks.py", "emails.py", "shop.py", "prices.py"}
+    run_here = {"jobs.py", "app.py", "tasks.py", "emails.py", "shop.py", "prices.py", *LOOP_FILES}
     programs = {
         "README.md": 0,
         "jobs.md": 2,
         "schedules.md": 1,
         "guarantees.md": 1,
         "results.md": 1,
+        "loops.md": 1,
     }
     for code in blocks(page, "python"):
         compile(code, page, "exec")
