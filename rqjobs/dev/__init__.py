@@ -94,11 +94,11 @@ class Dev:
         settings = self.settings
         address = f"http://{settings.host}:{settings.port}"
         pages = self.program.pages
+        if pages is None:
+            self.echo(f"\n  Open  {address}/\n  The app has no admin pages.")
+            return
         if pages != "/":
             self.echo(f"\n  Open  {address}/")
-        if pages is None:
-            self.echo("  The app has no admin pages.")
-            return
         password = f"the password {self.password}"
         if settings.admin_password:
             password = "RQJOBS_ADMIN_PASSWORD"

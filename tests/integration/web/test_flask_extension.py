@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import socket
 import sys
+import urllib.request
 
 import pytest
 import sample_jobs
@@ -18,7 +21,7 @@ import os
 import rqjobs
 from flask import Flask, current_app, g
 
-jobs = rqjobs.Jobs()
+jobs = rqjobs.Jobs(pages="/jobs")
 
 def create_app():
     app = Flask("shop")
@@ -33,6 +36,11 @@ def create_app():
     def tear_down(error):
         if "said" in g:
             rqjobs.client().rpush("torn down", f"{g.said} {type(error).__name__}")
+
+    @app.get("/say/<text>")
+    def say(text):
+        import shop_jobs
+        return jobs.enqueue(shop_jobs.say, text).id
 
     return app
 """
@@ -284,3 +292,21 @@ def test_flask_jobs_has_every_command_and_prints_errors_as_one_line(process, cap
     result = app.test_cli_runner().invoke(args=["jobs", "stats"])
     assert result.exit_code == 1 and result.output.count("\n") == 1
     assert result.output.startswith("rqjobs: Error") and "127.0.0.1:1" in result.output
+
+
+def test_flask_jobs_dev_serves_the_app_and_runs_its_jobs(shop, spawn, environ, eventually):
+    """It starts a Redis, because app.config has none, and its workers find the app as it has."""
+    environ["SHOP_REDIS"] = ""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+    dev = spawn(
+        *(sys.executable, "-m", "flask", "--app", "shop", "jobs", "dev", "--workers", "1"),
+        env={"PORT": address.rpartition(":")[2]},
+    )
+    eventually(lambda: "Ctrl-C stops" in dev.output() or dev.poll() is not None, timeout=60)
+    assert f"Open  {address}/\n\n  Open  {address}/jobs/\n  log in as admin" in dev.output()
+    with urllib.request.urlopen(f"{address}/say/hello", timeout=20) as reply:
+        job_id = reply.read().decode()
+    eventually(lambda: f"Job OK ({job_id})" in dev.output(), timeout=60)
+    dev.send_signal(signal.SIGINT)
+    assert dev.wait(60) == 0, dev.output()
