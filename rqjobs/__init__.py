@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from rq import Callback, Repeat, Retry, get_current_job
 from rq.queue import EnqueueData
 
-from rqjobs import delayed, failed, schedules
+from rqjobs import delayed, failed, hooks, schedules
 from rqjobs.bulk import enqueue_many
 from rqjobs.cancellation import cancelled
 from rqjobs.catalog import NotAJob, job
@@ -74,6 +74,7 @@ __all__ = [
     "failed",
     "gather",
     "get_current_job",
+    "hooks",
     "job",
     "pause",
     "paused",

@@ -11,7 +11,7 @@ import rq.job
 from rq.job import JobStatus
 from rq.queue import EnqueueData
 
-from rqjobs import catalog, connection, policies, storing
+from rqjobs import catalog, connection, hooks, policies, storing
 from rqjobs.broker.transitions import Placement
 from rqjobs.call_options import check_signature
 from rqjobs.instrumentation import WrappedQueue, is_wrapped
@@ -64,7 +64,7 @@ def enqueue_many(calls: Iterable[tuple[Any, ...] | EnqueueData]) -> list[Any]:
         else:
             data = Queue.prepare_data(call[0], args=call[1:])
             prepared.append(_prepare_job(data, wrapped))
-            if not wrapped and not prepared[-1].job.policy_fields:  # keys depend on the arguments
+            if not wrapped and _may_be_model(prepared[-1].job):
                 models[call[0]] = prepared[-1]
     for start in range(0, len(prepared), ENQUEUE_BATCH_MAX_JOBS):
         batch = prepared[start : start + ENQUEUE_BATCH_MAX_JOBS]
@@ -94,7 +94,16 @@ def _prepare_job(data: EnqueueData, wrapped: bool) -> PreparedJob:
     target._prepare(job)
     if wrapped:
         WrappedQueue(target, lambda: None).enqueue_job(job)
+    hooks.check_enqueue(job)
     return PreparedJob(job, at_front, *job.to_hash())
+
+
+def _may_be_model(job: Job) -> bool:
+    """Whether another call of its function differs in the arguments only.
+
+    Keys of policies depend on the arguments, and a hook may give each job another meta.
+    """
+    return not job.policy_fields and not hooks.before_enqueue.functions
 
 
 def _copy_prepared(model: PreparedJob, args: tuple[Any, ...]) -> PreparedJob:

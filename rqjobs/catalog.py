@@ -221,7 +221,7 @@ def _load(modules: tuple[str, ...]) -> Catalog:
 
 def _is_job_function(value: Any, module: str, attribute: str) -> bool:
     """Whether the module defines the function under this public name; imported ones are no jobs."""
-    if not _is_function(value) or _is_generator(value):
+    if not _is_function(value) or _is_generator(value) or hasattr(value, "__rqjobs_hook__"):
         return False
     if value.__module__ != module or value.__qualname__ != attribute:
         return False

@@ -30,7 +30,16 @@ from rq.serializers import resolve_serializer
 from rq.timeouts import BaseTimeoutException
 from rq.utils import as_text, now
 
-from rqjobs import catalog, config, inherited_resources, plain_jobs, policies, results, texts
+from rqjobs import (
+    catalog,
+    config,
+    hooks,
+    inherited_resources,
+    plain_jobs,
+    policies,
+    results,
+    texts,
+)
 from rqjobs.broker import keys, transitions
 from rqjobs.broker.scripts import SAVE_FIELDS
 from rqjobs.instrumentation import ClaimedConnection, is_wrapped
@@ -468,6 +477,11 @@ class Job(RetryingJob):
         if type(self.connection) is ClaimedConnection:  # isinstance would take a microsecond here
             self.connection = self.connection.own
         self.check()
+        if hooks.has_run_hooks:
+            return hooks.run(self, self._call_function)
+        return self._call_function()
+
+    def _call_function(self) -> Any:
         context = app_context()
         try:
             with context:

@@ -18,7 +18,7 @@ from rq.job import JobStatus
 from rq.queue import EnqueueData
 from rq.utils import now
 
-from rqjobs import catalog, config, connection, policies, storing
+from rqjobs import catalog, config, connection, hooks, policies, storing
 from rqjobs.broker import keys, scripts, transitions
 from rqjobs.broker.transitions import Placement
 from rqjobs.call_options import (
@@ -175,8 +175,12 @@ class Queue(rq.Queue):
         if unique:
             _refuse_unique_key(job)
             self._start_expiry(job)
+            hooks.check_enqueue(job)
         if unique or is_recording(self.connection):
-            return super().enqueue_job(job, pipeline=pipeline, at_front=at_front, unique=unique)
+            job = super().enqueue_job(job, pipeline=pipeline, at_front=at_front, unique=unique)
+            if unique:  # RQ's script has stored it, also if there is a pipeline
+                hooks.after_enqueue.call(job)
+            return job
         enqueue = partial(self._enqueue_in_one_step, job, pipeline, at_front, job._dependency_ids)
         if not is_wrapped(rq.Queue, "enqueue_job", "_enqueue_job"):
             enqueue()
@@ -227,6 +231,8 @@ class Queue(rq.Queue):
                 self._show_to_wrappers(job)
         if not self._is_async:
             return [self._enqueue_job(job) for job in jobs]
+        for job in jobs:
+            hooks.check_enqueue(job)
         for start in range(0, len(jobs), ENQUEUE_BATCH_MAX_JOBS):
             batch = jobs[start : start + ENQUEUE_BATCH_MAX_JOBS]
             for job in batch:
@@ -258,7 +264,10 @@ class Queue(rq.Queue):
         if unique:
             _refuse_unique_key(job)
             self._start_expiry(job, datetime.timestamp())
-            return super().schedule_job(job, datetime, pipeline=pipeline, unique=unique)
+            hooks.check_enqueue(job)
+            job = super().schedule_job(job, datetime, pipeline=pipeline, unique=unique)
+            hooks.after_enqueue.call(job)
+            return job
         schedule = partial(self._schedule, job, datetime.timestamp(), pipeline)
         if is_wrapped(rq.Queue, "schedule_job"):
             WrappedQueue(self, schedule).schedule_job(job, datetime)
@@ -328,6 +337,7 @@ class Queue(rq.Queue):
         self, job: Job, place: str, pipeline: Any = None, parents: Iterable[str] = ()
     ) -> None:
         """Store a job in its place, or as deferred if it waits for one of its parents."""
+        hooks.check_enqueue(job)
         self._store([self._placement(job, place, parents)], [job], pipeline)
 
     def _store(self, placements: list[Placement], jobs: list[Job], pipeline: Any) -> None:

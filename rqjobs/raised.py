@@ -53,6 +53,14 @@ class JobFailed(Exception):
         return f"job {self.job_id} ({self.function}) failed: {line}"
 
 
+RETRY_TOO_MANY = "returned one Retry too many"
+
+
+def one_retry_too_many(job: Any) -> JobFailed:
+    """The failure of a job that has returned an `rq.Retry` more often than its maximum."""
+    return JobFailed(job.id, str(job.func_name), RETRY_TOO_MANY, "", "")
+
+
 class WorkerTraceback(Exception):
     """The cause of a `JobFailed`, so that its traceback shows that of the worker."""
 

@@ -405,7 +405,7 @@ def _error_of(job: Any, entry: dict[bytes, bytes]) -> Exception:
     if exception is None:
         found = failures.of_traceback(function, trace)
         if _type_of(entry) == Result.Type.MAX_RETRIES_EXCEEDED.value:
-            found = found._replace(error="returned one Retry too many")
+            found = found._replace(error=raised.RETRY_TOO_MANY)
         return JobFailed(job.id, function, found.error, found.message, trace)
     name = exception.name.removeprefix("builtins.")
     failed = JobFailed(job.id, function, name, exception.message, trace)

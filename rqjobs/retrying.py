@@ -98,7 +98,7 @@ class RetryingJob(rq.job.Job):
                 return None
             decision = self.decision
         trace = "".join(texts.format_exception(type(error), error, error.__traceback__))
-        return Decided(decision._replace(reason=trace))
+        return Decided(decision._replace(reason=trace), error)
 
     def _decide_retry_in(self, error: RetryIn) -> Decision:
         rules = None

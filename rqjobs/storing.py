@@ -9,6 +9,7 @@ from typing import Any
 import redis
 from rq.job import JobStatus
 
+from rqjobs import hooks
 from rqjobs.broker import transitions
 from rqjobs.broker.transitions import Enqueued, Placement
 
@@ -28,6 +29,10 @@ def store(connection: redis.Redis, placements: list[Placement], jobs: list[Any])
 def store_in_redis(connection: redis.Redis, placements: list[Placement], jobs: list[Any]) -> None:
     """Store jobs in Redis, and let them know how they are stored."""
     _take_outcomes(transitions.enqueue(connection, placements), jobs)
+    if hooks.after_enqueue.functions:
+        for job in jobs:
+            if getattr(job, "existing", None) is None:
+                hooks.after_enqueue.call(job)
 
 
 _stores: list[Store] = [store_in_redis]  # the last one is in use

@@ -158,9 +158,10 @@ class Decision(NamedTuple):
 class Decided(rq.Retry):
     """A decision as the value that a job returns: RQ's worker then treats the run as no failure."""
 
-    def __init__(self, decision: Decision):
+    def __init__(self, decision: Decision, error: BaseException | None = None):
         super().__init__(max=1)
         self.decision = decision
+        self.error = error
 
 
 class History(NamedTuple):

@@ -23,14 +23,15 @@ from rq.defaults import DEFAULT_FAILURE_TTL
 from rq.executions import Execution
 from rq.job import JobStatus, Retry
 from rq.results import Result
-from rq.timeouts import UnixSignalDeathPenalty
+from rq.timeouts import JobTimeoutException, UnixSignalDeathPenalty
 from rq.utils import now
 
-from rqjobs import config, loops, raised, texts
+from rqjobs import config, hooks, loops, raised, texts
 from rqjobs.broker import keys, transitions
 from rqjobs.broker.keys import decode
 from rqjobs.broker.scripts import SETTLE, SETTLE_POLICY_SUCCESS, SETTLE_SUCCESS
 from rqjobs.broker.transitions import Claim
+from rqjobs.hooks import Hook
 from rqjobs.instrumentation import is_wrapped
 from rqjobs.job_fields import check_size
 from rqjobs.jobs import Job, function_name
@@ -39,6 +40,7 @@ from rqjobs.policies import failures
 from rqjobs.policies.failures import Failure
 from rqjobs.policies.retries import Action, Decided, Decision
 from rqjobs.queues import Queue
+from rqjobs.raised import JobFailed
 from rqjobs.times import format_date
 from rqjobs.worker import job_processes, retry
 from rqjobs.worker.ack_pipeline import Ack, AckPipeline
@@ -348,6 +350,8 @@ class SettlementMixin(rq.Worker):
             limit = config.current().max_traceback_bytes
             job.traceback = transitions.cut_middle(decision.reason, limit)
             self.record(job, lambda: self._record_decision(job, queue, decision))
+            if decision.action is Action.RETRY:
+                self._call_hook(hooks.on_retry, job, retry.error)
             return
         method = super().handle_job_retry
         self.record(
@@ -360,6 +364,10 @@ class SettlementMixin(rq.Worker):
                 execution=self.execution or execution,
             ),
         )
+        if job.get_status(refresh=False) != JobStatus.FAILED:
+            self._call_hook(hooks.on_retry, job, None)
+        elif hooks.on_failure.functions:
+            self._call_hook(hooks.on_failure, job, raised.one_retry_too_many(job))
 
     def interrupt(self, job: Any, reason: str) -> None:
         """Put a job that ended between two rows of a loop back at the front of its queue."""
@@ -407,6 +415,7 @@ class SettlementMixin(rq.Worker):
         error = sys.exc_info()[1]
         job.raised = raised.pack(error) if error else ""
         stopped = self._stopped_job_id == job.id
+        hook = hooks.on_retry if job.wants_retry() else hooks.on_failure
         method = super().handle_job_failure
 
         def record_failure() -> None:
@@ -420,6 +429,26 @@ class SettlementMixin(rq.Worker):
             )
 
         self.record(job, record_failure, exc_string, failure)
+        if not stopped and hook.functions:
+            # A horse that was killed has left no exception.
+            self._call_hook(hook, job, error or JobFailed(job.id, *failure, exc_string))
+
+    def _call_hook(self, hook: Hook, job: Any, error: BaseException | None) -> None:
+        """Call the functions of a hook for an outcome that was recorded, within a time limit."""
+        if not hook.functions or not self.has_settled:
+            return
+        self.report(HorsePhase.AFTER, time.monotonic() + HANDLER_SECONDS)
+        try:
+            with self.death_penalty_class(HANDLER_SECONDS, JobTimeoutException, job_id=job.id):
+                hook.call(job, error)
+        except BaseException:
+            self.log.error(
+                "Worker %s: job %s: the hook %s failed",
+                self.name,
+                job.id,
+                hook.name,
+                exc_info=True,
+            )
 
     def _add_to_stopped_jobs(self, job: Any) -> None:
         moment = now().timestamp()

@@ -1,6 +1,7 @@
 """A jobs module with sentry-sdk."""
 
 import os
+import time
 
 import sentry_sdk
 
@@ -35,3 +36,28 @@ def ask(name):
 @rqjobs.job(retry=rqjobs.backoff(2, base=1, cap=0), retry_on=(TimeoutError,))
 def fail_at_last(name):
     raise {"timeout": TimeoutError, "value": ValueError}[name](name)
+
+
+def count():
+    """A loop that ends when the key `stop` exists."""
+    connection = rqjobs.client()
+    for _ in rqjobs.resumable(range(10**9)):
+        connection.incr("rows")
+        time.sleep(0.01)
+        if connection.exists("stop"):
+            return
+
+
+def _set_tenant(job):
+    job.meta["tenant"] = "shop"
+
+
+@rqjobs.hooks.before_run
+def tag_tenant(job):
+    if "tenant" in job.meta:
+        sentry_sdk.set_tag("tenant", job.meta["tenant"])
+
+
+def trace_tenants():
+    """Register the hook of the process that enqueues."""
+    rqjobs.hooks.before_enqueue(_set_tenant)

@@ -8,6 +8,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry_instrumentation_rq import RQInstrumentor
 
+import rqjobs
+
 
 class ToFile(SpanExporter):
     def export(self, spans):
@@ -49,3 +51,22 @@ def leave_baggage(name):
     earlier = baggage.get_baggage("name")
     context.attach(baggage.set_baggage("name", name))
     return earlier
+
+
+@rqjobs.job(retry=rqjobs.backoff(1, base=1, cap=0))
+def fail_once():
+    if rqjobs.client().incr("runs") == 1:
+        raise ValueError("why")
+
+
+def discard():
+    raise rqjobs.Discard("why")
+
+
+@rqjobs.hooks.around_run
+def span(job):
+    if job.func_name == "telemetry_jobs.fail_once":
+        with trace.get_tracer("hook").start_as_current_span("hook"):
+            yield
+    else:
+        yield

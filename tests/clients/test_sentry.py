@@ -7,6 +7,8 @@ import threading
 
 import pytest
 
+import rqjobs
+
 
 class Collector(http.server.ThreadingHTTPServer):
     """A Sentry server; `items` has the events and transactions that it received."""
@@ -101,12 +103,20 @@ with sentry_sdk.start_transaction(name="request") as request:
     rqjobs.enqueue_many([(sentry_jobs.fine, "many 1"), (sentry_jobs.fine, "many 2")])
     queue.enqueue_many([queue.prepare_data(sentry_jobs.fine, ("many",))])
     queue.enqueue_at(rq.utils.now(), sentry_jobs.fine, "delayed")
+    rqjobs.enqueue_in(0, sentry_jobs.fine, "delayed by 0 s")
+    queue.enqueue(sentry_jobs.fine, "unique", job_id="one", unique=True)
+    with queue.connection.pipeline() as pipe:
+        queue.enqueue(sentry_jobs.fine, "piped", pipeline=pipe)
+        pipe.execute()
 print(request.trace_id)
 """,
     ).strip()
     work()
     runs = [item for item in collector.items if item["transaction"] == "sentry_jobs.fine"]
-    assert len(runs) == 6 and {item["contexts"]["trace"]["trace_id"] for item in runs} == {trace}
+    assert len(runs) == 9 and {item["contexts"]["trace"]["trace_id"] for item in runs} == {trace}
+    contexts = [item["contexts"]["trace"] for item in runs]
+    assert {(context["op"], context["status"]) for context in contexts} == {("queue.task.rq", "ok")}
+    assert len({context["parent_span_id"] for context in contexts}) >= 1
 
 
 def test_each_run_of_a_schedule_has_its_own_trace(sentry, run, work, collector):
@@ -187,3 +197,64 @@ for name in ("timeout", "value"):
     events = [item for item in collector.items if item.get("level") == "error"]
     values = [event["exception"]["values"][-1]["value"] for event in events]
     assert sorted(values) == ["timeout", "value"]
+
+
+def test_hooks_and_sentry_write_into_the_same_meta(sentry, run, work, collector, redis):
+    """The hook has the tags of the request; in the worker it sets them for the job alone."""
+    job_id = run(
+        sentry,
+        "-c",
+        """
+import rqjobs, sentry_sdk, sentry_jobs
+sentry_jobs.trace_tenants()
+with sentry_sdk.start_transaction(name="request"):
+    for job in rqjobs.enqueue_many([(sentry_jobs.fail, "a"), (sentry_jobs.fail, "b")]):
+        pass
+print(job.id)
+""",
+    ).strip()
+    meta = rqjobs.Job.fetch(job_id, connection=redis).meta
+    assert meta["tenant"] == "shop" and meta["_sentry_trace_headers"]["sentry-trace"]
+    work()
+    events = [item for item in collector.items if item.get("level") == "error"]
+    assert [event["tags"]["tenant"] for event in events] == ["shop"] * 2
+
+
+def test_the_exception_of_a_wait_has_the_traceback_of_the_worker(sentry, run, work, collector):
+    job_id = run(
+        sentry, "-c", "import rqjobs, sentry_jobs; print(rqjobs.enqueue(sentry_jobs.fail, 'x').id)"
+    ).strip()
+    work()
+    collector.items.clear()
+    run(
+        sentry,
+        "-c",
+        f"""
+import rqjobs, sentry_sdk, sentry_jobs
+try:
+    rqjobs.Job.fetch({job_id!r}, connection=rqjobs.client()).wait(0)
+except ValueError as error:
+    sentry_sdk.capture_exception(error)
+sentry_sdk.flush()
+""",
+    )
+    (event,) = collector.items
+    kinds = [value["type"] for value in event["exception"]["values"]]
+    assert kinds == ["WorkerTraceback", "JobFailed", "ValueError"]
+    assert "sentry_jobs.py" in event["exception"]["values"][0]["value"]
+
+
+def test_a_loop_that_a_shutdown_interrupts_is_no_error(
+    sentry, spawn, run, collector, redis, eventually
+):
+    run(sentry, "-c", "import rqjobs, sentry_jobs; rqjobs.enqueue(sentry_jobs.count)")
+    process = spawn(sentry, "-m", "rqjobs", "worker", "default")
+    eventually(lambda: redis.exists("rows"))
+    process.terminate()
+    assert process.wait(60) == 0, process.output()
+    assert rqjobs.queue("default").count == 1
+    redis.set("stop", 1)
+    run(sentry, "-m", "rqjobs", "worker", "--burst", "default")
+    assert redis.zcard("rq:finished:default") == 1
+    runs = [item for item in collector.items if item["transaction"] == "sentry_jobs.count"]
+    assert len(runs) == 2 and not [item for item in runs if item.get("level") == "error"]

@@ -51,6 +51,7 @@ jobs = [
     *rqjobs.enqueue_many([(telemetry_jobs.fine, "many 1"), (telemetry_jobs.fine, "many 2")]),
     *queue.enqueue_many([queue.prepare_data(telemetry_jobs.fine, ("many",))]),
     queue.enqueue_at(rq.utils.now(), telemetry_jobs.fine, "delayed"),
+    rqjobs.enqueue_in(0, telemetry_jobs.fine, "delayed by 0 s"),
 ]
 jobs.append(queue.enqueue(telemetry_jobs.fine, "dependent", depends_on=jobs[0]))
 print(*(job.id for job in jobs))
@@ -59,7 +60,7 @@ print(*(job.id for job in jobs))
         own = [span for span in found if span["job"] == job_id]
         names = [span["name"] for span in own]
         assert names[1:] == ["perform", "handle_job_success default", "consume default"], names
-        if number == 5:
+        if number in (5, 6):
             assert names[0] == "schedule default", names
         else:
             assert names[0] in ("publish default", DEPENDENT_SPAN), names
@@ -87,3 +88,38 @@ print(*(rqjobs.enqueue(telemetry_jobs.leave_baggage, name).id for name in "abc")
         None,
         None,
     ]
+
+
+def test_each_run_of_a_schedule_has_its_own_trace(spans):
+    ids, found = spans("""
+import rqjobs, telemetry_jobs
+rqjobs.schedules.add("hourly", rqjobs.every(hours=1), telemetry_jobs.fine, "scheduled")
+for _ in range(2):
+    rqjobs.schedules.run_now("hourly")
+print(*rqjobs.queue("default").job_ids)
+""")
+    traces = []
+    for job_id in ids:
+        own = [span for span in found if span["job"] == job_id]
+        assert "perform" in [span["name"] for span in own]
+        (trace,) = {span["trace"] for span in own}
+        traces.append(trace)
+    assert len(set(traces)) == 2
+
+
+def test_a_retried_job_has_a_span_for_each_run_in_one_trace(spans):
+    """The runs that failed have their error. A hook sees the same trace."""
+    (job_id,), found = spans("""
+import rqjobs, telemetry_jobs
+print(rqjobs.enqueue(telemetry_jobs.fail_once).id)
+""")
+    performed = [span for span in found if span["name"] == "perform" and span["job"] == job_id]
+    assert [span["status"] for span in performed] == ["ERROR", "OK"]
+    hooked = [span for span in found if span["name"] == "hook"]
+    assert len(hooked) == 2
+    assert len({span["trace"] for span in performed + hooked}) == 1
+
+
+def test_a_discarded_job_has_no_span_with_an_error(spans):
+    _, found = spans("import rqjobs, telemetry_jobs; rqjobs.enqueue(telemetry_jobs.discard)")
+    assert found and not [span for span in found if span["status"] == "ERROR"]

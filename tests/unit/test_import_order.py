@@ -29,6 +29,7 @@ LAYERS = (  # a module imports what stands above it, or in its own layer
         "row_sources",
         "loops",
         "plain_jobs",
+        "hooks",
         "retrying",
         "storing",
         "call_options",

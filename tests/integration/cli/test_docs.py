@@ -310,6 +310,18 @@ def test_the_program_of_the_loops_page_runs(folder, write, run, environ, redis):
     }
 
 
+def test_the_tracer_of_the_hooks_page_traces(folder, write, run, environ):
+    write("hooks.md")
+    environ.update(REDIS_URL=config.current().redis_url, RQJOBS_MODULES="orders,tracing")
+    environ["PYTHONPATH"] += f":{folder}"
+    (program,) = [code for code in blocks("hooks.md", "python") if not file_name(code)]
+    assert run(program, sys.executable, "-c") == ""
+    lines = run("rqjobs worker --burst").splitlines()
+    times = [line for line in lines if re.fullmatch(r"request-7: orders.place took 0\.\d+ s", line)]
+    assert len(times) == 2
+    assert "request-7: orders.place has failed: there is no order 0" in lines
+
+
 def test_the_pages_go_into_an_app(write, run):
     write("jobs.md")
     run(
@@ -345,13 +357,24 @@ def test_the_two_lines_of_the_procfile(folder, spawn, redis, server, port, write
 @pytest.mark.parametrize("page", PAGES)
 def test_every_python_block_is_a_program_and_runs_somewhere(page):
     run_by_others = {"wsgi.py"}  # test_serving.py
-    run_here = {"jobs.py", "app.py", "tasks.py", "emails.py", "shop.py", "prices.py", *LOOP_FILES}
+    run_here = {
+        "jobs.py",
+        "app.py",
+        "tasks.py",
+        "emails.py",
+        "shop.py",
+        "prices.py",
+        "orders.py",
+        "tracing.py",
+        *LOOP_FILES,
+    }
     programs = {
         "README.md": 0,
         "jobs.md": 2,
         "schedules.md": 1,
         "guarantees.md": 1,
         "results.md": 1,
+        "hooks.md": 1,
         "loops.md": 1,
     }
     for code in blocks(page, "python"):

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import functools
 import itertools
-from datetime import timedelta
 
 import pytest
 import rq
 import rq.job
 import sample_jobs
+from helpers import every_way
 from redis.exceptions import ResponseError
-from rq.group import Group
 
 import rqjobs
 from rqjobs import instrumentation
@@ -22,32 +21,6 @@ from rqjobs import instrumentation
 
 def work():
     assert rqjobs.Worker(["default"]).work(burst=True, logging_level="CRITICAL")
-
-
-def every_way(redis):
-    """One job for each way to enqueue, none of which has run."""
-    queue = rqjobs.queue("default")
-    parent = queue.enqueue(sample_jobs.ok)
-    with redis.pipeline() as pipe:
-        piped = queue.enqueue(sample_jobs.ok, pipeline=pipe)
-        pipe.execute()
-    group = Group.create(connection=redis)
-    return {
-        "enqueue": parent,
-        "front": queue.enqueue(sample_jobs.ok, at_front=True),
-        "pipeline": piped,
-        "unique": queue.enqueue(sample_jobs.ok, job_id="one", unique=True),
-        "dependent": queue.enqueue(sample_jobs.ok, depends_on=parent),
-        "in": rqjobs.enqueue_in(60, sample_jobs.ok),
-        "at": queue.enqueue_at(parent.created_at + timedelta(1), sample_jobs.ok),
-        "many": queue.enqueue_many([queue.prepare_data(sample_jobs.ok)])[0],
-        "many, dependent": queue.enqueue_many(
-            [queue.prepare_data(sample_jobs.ok, depends_on=parent)]
-        )[0],
-        "group": group.enqueue_many(queue, [queue.prepare_data(sample_jobs.ok)])[0],
-        "ours, 1": (ours := rqjobs.enqueue_many([(sample_jobs.ok,), (sample_jobs.ok, 2)]))[0],
-        "ours, 2": ours[1],
-    }
 
 
 @pytest.fixture
