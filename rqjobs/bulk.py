@@ -45,7 +45,7 @@ def enqueue_many(calls: Iterable[tuple[Any, ...] | EnqueueData]) -> list[Any]:
 
     Raises:
         DuplicateJob: a unique job has `on_conflict="raise"`, and another job has its key. Nothing
-            of its step is stored.
+            of its step and of the later ones is stored; the steps before are.
         TypeError: a call is neither of the two, or its arguments do not fit the function.
         ValueError: a call has `depends_on`; `queue(…).enqueue_many` takes it.
     """

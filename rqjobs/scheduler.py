@@ -244,7 +244,7 @@ class Scheduler(RQScheduler):
 
     def _wake_due(self) -> None:
         self._rates_due = time.monotonic() + SCHEDULER_POLL_SECONDS
-        _, due = recovery.wake_due(self.connection)
+        due = recovery.wake_due(self.connection).next_due
         if due is not None:
             self._check_rates_at(due)
 

@@ -6,7 +6,10 @@ import sample_jobs
 from rq.group import Group
 
 import rqjobs
-from rqjobs.broker import scripts, transitions
+from rqjobs.broker import keys, leases, recovery, scripts, transitions
+from rqjobs.broker.keys import decode
+
+QUEUES = ["high", "default", "low"]
 
 
 def claim(connection, worker, queues, max_jobs=1, held=()):
@@ -42,3 +45,41 @@ def every_way(redis):
         "ours, 1": (ours := rqjobs.enqueue_many([(sample_jobs.ok,), (sample_jobs.ok, 2)]))[0],
         "ours, 2": ours[1],
     }
+
+
+class Broker:
+    """Workers without processes: they claim and settle with the scripts."""
+
+    def __init__(self, redis):
+        self.redis = redis
+        self.claims: dict[str, dict[str, transitions.Claim]] = {}
+
+    def claim(self, worker="a", max_jobs=1, queues=QUEUES):
+        """Claim jobs; returns their ids."""
+        leases.renew_lease(self.redis, worker, {"host": "elsewhere", "pid": 1, "started": "1"})
+        held = self.claims.setdefault(worker, {})
+        found = claim(self.redis, worker, queues, max_jobs, list(held))
+        held.update({claim.job_id: claim for claim in found})
+        return [claim.job_id for claim in found]
+
+    def settle(self, job_id, worker="a", status="finished"):
+        """Record an outcome; returns the reply."""
+        claim = self.claims[worker].pop(job_id)
+        writes = [("HSET", keys.job(job_id), "status", status)]
+        if status == "scheduled":  # a retry
+            writes.append(("ZADD", keys.scheduled(claim.queue), 4_000_000_000, job_id))
+        elif status == "queued":
+            writes.append(("RPUSH", keys.queue(claim.queue), job_id))
+        else:
+            writes.append(("ZADD", keys.registry(status, claim.queue), "+inf", job_id))
+        arguments = transitions.settle_arguments(worker, claim, writes)
+        return decode(scripts.SETTLE.run(self.redis, *arguments))
+
+    def die(self, worker):
+        """Take the claims of a dead worker back."""
+        self.redis.zadd(keys.LEASES, {worker: 1})
+        self.claims[worker] = {}
+        recovery.reclaim(self.redis, worker, QUEUES, recovery.DeathCause.LEASE_EXPIRED)
+
+    def waiting(self, key):
+        return [decode(job_id) for job_id in self.redis.lrange(keys.waiting(key), 0, -1)]

@@ -211,6 +211,16 @@ async def later(value):
     return value
 
 
+async def third_time(name: str):
+    """Ask for a later run, fail, and succeed, in turns."""
+    number = get_current_job().connection.incr(f"third:{name}")
+    if number % 3 == 1:
+        raise Snooze(0.001)
+    if number % 3 == 2:
+        raise TimeoutError(name)
+    return number
+
+
 @job(queue="high", timeout=30, result_ttl=60)
 def urgent(value: int = 0):
     return value

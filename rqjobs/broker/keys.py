@@ -37,6 +37,7 @@ RQ's keys are its own, unchanged. Ours begin with `rqjobs:`:
     rqjobs:sweep:lock, :last           the lock of the sweep, and when the last one was
     rqjobs:sweep:intermediate:<queue>  hash, id -> since when it is in RQ's intermediate list
     rqjobs:sweep:strays:*              lock, cursor and first sightings of the search for strays
+    rqjobs:sweep:deferred              hash, queue -> the cursor of the check of its deferred jobs
     rqjobs:sweep:unique                the cursor of the search for unique keys without a job
     rqjobs:odd:<key>                   a key of the wrong type, renamed out of the way
     rqjobs:wakeup:<queue>              channel, the due time of a new delayed job
@@ -88,6 +89,7 @@ LAST_SWEEP = "rqjobs:sweep:last"
 STRAYS_LOCK = "rqjobs:sweep:strays:lock"
 STRAYS_CURSOR = "rqjobs:sweep:strays:cursor"
 UNIQUE_CURSOR = "rqjobs:sweep:unique"
+DEFERRED_CURSORS = "rqjobs:sweep:deferred"
 STRAYS_SEEN = "rqjobs:sweep:strays:seen"
 SCHEDULES = "rqjobs:schedules"
 SCHEDULES_LOCK = "rqjobs:schedules:lock"

@@ -37,6 +37,7 @@ SINGLE_KEYS = {
         keys.SCHEDULES_UNFINISHED,
         keys.SCHEDULES_DECLARED,
         keys.LAST_WOKEN,
+        keys.DEFERRED_CURSORS,
         keys.UNIQUE,
     ),
     "none": (keys.RESULT,),  # exists only inside a script

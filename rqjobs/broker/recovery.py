@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
+from typing import NamedTuple
 
 import redis
 from rq.defaults import DEFAULT_FAILURE_TTL
@@ -182,16 +183,21 @@ def enqueue_dependents(
         on_progress()
 
 
-def wake_due(connection: redis.Redis) -> tuple[float, float | None]:
-    """Wake the jobs whose rate lets them start now.
-
-    Returns:
-        The time now, and the next time at which one can start (None: none waits for its rate). Both
-        are Unix seconds by Redis's clock.
+class Woken(NamedTuple):
+    """Now and the next time at which a job can start by its rate (None: no job waits for that),
+    both in Unix seconds by Redis's clock; and the number of jobs that can start now.
     """
+
+    now: float
+    next_due: float | None
+    jobs: int
+
+
+def wake_due(connection: redis.Redis) -> Woken:
+    """Wake the jobs whose rate lets them start now."""
     arguments = [WAITING_KEYS_PER_SCRIPT, WOKEN_JOBS_PER_KEY]
-    now_text, due = WAKE_DUE.run(connection, [keys.RATE_DUE], arguments)
-    return float(now_text), float(due) if due else None
+    now_text, due, jobs = WAKE_DUE.run(connection, [keys.RATE_DUE], arguments)
+    return Woken(float(now_text), float(due) if due else None, int(jobs))
 
 
 def drop_unique_keys(

@@ -210,6 +210,8 @@ WORKER_SCRIPTS = (
     PARK_PAUSED,
 )
 CHECK_WAITING = Script("check_waiting")
+CHECK_DEFERRED = Script("check_deferred", policies=False)
+RESTORE_WAITING = Script("restore_waiting")
 
 # Schedules.
 RUN_SCHEDULE = Script("run_schedule")

@@ -26,6 +26,7 @@ from rqjobs.broker.places import (
 )
 from rqjobs.maintenance.liveness import Liveness, WorkerLiveness
 from rqjobs.maintenance.strays import has_ended
+from rqjobs.maintenance.waiting import unlisted_jobs
 
 ACTIVE_STATUSES = ("queued", "started", "scheduled")
 AUDITED_DEFERRED_JOBS = 10_000  # deferred jobs of a queue whose parents an audit looks at
@@ -172,6 +173,11 @@ def _remarks(connection: redis.Redis, counts: dict[str, dict[str, int]]) -> Iter
             ids = [decode(member) for member, _ in islice(entries, AUDITED_DEFERRED_JOBS)]
             for job_id, parent, state in blocked_jobs(connection, ids):
                 yield f"deferred: {job_id} waits for {parent}, which is {state}"
+            for job_id, line in unlisted_jobs(connection, ids):
+                yield (
+                    f"deferred: {job_id} waits for {line}, but is not in {line.list_key} (a "
+                    f"worker's sweep puts it back)"
+                )
 
 
 def _orphans(connection: redis.Redis, counts: dict[str, dict[str, int]]) -> Iterator[str]:

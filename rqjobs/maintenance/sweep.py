@@ -14,7 +14,7 @@ from rqjobs import config
 from rqjobs.broker import keys, leases, odd_keys, pauses, recovery, scripts, transitions
 from rqjobs.broker.keys import decode
 from rqjobs.broker.places import SCAN_BATCH_KEYS, owners_of, queue_names, started_jobs
-from rqjobs.maintenance import failure_groups, new_failures
+from rqjobs.maintenance import failure_groups, new_failures, waiting
 from rqjobs.maintenance.liveness import Liveness, WorkerLiveness, death_cause
 from rqjobs.maintenance.strays import is_time_for_strays, sweep_strays
 from rqjobs.maintenance.sweep_result import SweepResult, log, seen_for, skip_wrong_types
@@ -78,6 +78,7 @@ class _Sweep:
         if search_strays:
             self._sweep_retired_workers()
             sweep_strays(self.connection, self.liveness.now, self.result)
+            waiting.check(self.connection, self.result.on_progress)
             if self.connection.exists(keys.UNIQUE):
                 recovery.drop_unique_keys(self.connection, self.result.on_progress)
             failure_groups.check(self.connection, self.liveness.now, self.result.on_progress)

@@ -19,6 +19,7 @@ from rqjobs import connection as connections
 from rqjobs.broker import keys
 from rqjobs.broker.keys import decode
 from rqjobs.jobs import Job
+from rqjobs.policies import With
 from rqjobs.schedules.cron import ScheduleError
 from rqjobs.schedules.rules import Rule
 from rqjobs.schedules.store import (
@@ -73,9 +74,10 @@ def add(
     """Store a schedule that calls `function(*args, **kwargs)` by `rule` until it is removed.
 
     Arguments are given as to `rqjobs.enqueue`, with RQ's keyword options (`job_timeout`, `retry`,
-    …) among them; `args=(…), kwargs={…}` keeps the function's arguments apart. An existing schedule
-    of that name is changed as by `edit`; one with this rule and this call stays as it is. So a
-    program can add its schedules at each start, and several processes can do so at once.
+    …) and policies (`limit`, `expires`, …) among them; `args=(…), kwargs={…}` keeps the function's
+    arguments apart. An existing schedule of that name is changed as by `edit`; one with this rule
+    and this call stays as it is. So a program can add its schedules at each start, and several
+    processes can do so at once.
 
     Args:
         function: a job function, or its "module.name".
@@ -121,7 +123,10 @@ def _build_template(function: Any, given: dict[str, Any]) -> JobTemplate:
     """The template of a call and its options, as `call_options.split_options` gives them."""
     queue = given.pop("queue", None)
     given.pop("replace", None)
-    policies = {name: given.pop(name) for name in call_options.POLICY_NAMES & given.keys()}
+    function, given = call_options.split_policies(function, given)
+    policies: dict[str, Any] = {}
+    if isinstance(function, With):
+        function, policies = function
     options = queues.Queue.parse_args(function, **given)._asdict()
     refused = [
         option for option in ("depends_on", "job_id", "pipeline", "unique") if options.pop(option)
@@ -147,8 +152,9 @@ def edit(
 ) -> Schedule:
     """Change the given parts of a schedule and keep the others.
 
-    If the edit changes the ticks, the schedule starts again now; else it keeps its next tick. Another `function`
-    starts with its own queue and without the options of the old one.
+    The options of one policy are given together: `limit=5` alone ends the schedule's own `rate`.
+    If the edit changes the ticks, the schedule starts again now; else it keeps its next tick.
+    Another `function` starts with its own queue and without the options of the old one.
 
     Raises:
         NoSuchSchedule: there is no such schedule.
@@ -183,16 +189,37 @@ def _changed_template(
         found.kwargs if kwargs is None else kwargs,
         {"queue": found.queue} | options,
     )
-    kept: set[str] = set()
-    for option, names in OPTION_FIELDS.items():
-        if option not in options:
-            kept.update(names)
+    kept = {field for fields in OPTION_FIELDS.values() for field in fields}
+    for option in options.keys() & OPTION_FIELDS.keys():
+        kept.difference_update(OPTION_FIELDS[option])
     if args is None and kwargs is None and "description" not in options:
         kept.add("description")
     stored = {decode(field): value for field, value in found.fields.items()}
+    if args is not None or kwargs is not None:
+        kept -= _made_of_arguments(found, stored, kept)
     fields = {field: value for field, value in template.fields.items() if field not in kept}
     fields |= {field: value for field, value in stored.items() if field in kept}
     return JobTemplate(template.function, template.queue, fields, template.digest)
+
+
+def _made_of_arguments(found: Schedule, stored: dict[str, Any], kept: set[str]) -> set[str]:
+    """Those of the kept fields whose value the options of `@job` make of the arguments.
+
+    Raises:
+        ScheduleError: the schedule has such an option of its own, which has to be given again.
+    """
+    by_function = build_template(found.function, found.args, found.kwargs, {"queue": found.queue})
+    made = set()
+    for field, option in (("rqjobs_unique", "unique"), ("rqjobs_limit", "limit_by")):
+        own = decode(stored.get(field, b""))
+        if own == by_function.fields.get(field, ""):
+            made.add(field)
+        elif field in kept and not own.endswith(f" {found.function}"):  # a key without limit_by
+            raise ScheduleError(
+                f"the schedule {found.name!r} has {option} of its own, whose key is made of the "
+                f"arguments; give {option} again, with its other options"
+            )
+    return made
 
 
 def pause(name: str) -> None:

@@ -27,7 +27,7 @@ from rqjobs.broker import keys, scripts
 from rqjobs.broker.keys import decode
 from rqjobs.broker.scripts import RUN_SCHEDULE, STORE_SCHEDULE
 from rqjobs.jobs import Job
-from rqjobs.policies import time_limits
+from rqjobs.policies import limits, retries, time_limits
 from rqjobs.schedules.cron import ScheduleError
 from rqjobs.schedules.rules import Rule
 from rqjobs.times import MAX_TIMESTAMP, utc
@@ -41,6 +41,10 @@ OPTION_FIELDS = {
     "result_ttl": ("result_ttl",),
     "failure_ttl": ("failure_ttl",),
     "retry": ("retries_left", "retry_intervals", "enqueue_at_front_on_retry", "rqjobs_retry"),
+    **dict.fromkeys(retries.OPTIONS - {"retry"}, ("rqjobs_retry",)),
+    **dict.fromkeys(limits.OPTIONS, ("rqjobs_limit",)),
+    **dict.fromkeys(("unique", "until", "keep"), ("rqjobs_unique", "rqjobs_until", "rqjobs_keep")),
+    "on_failed": ("rqjobs_on_failed",),
     "meta": ("meta",),
     "repeat": ("repeats_left", "repeat_intervals"),
     "at_front": ("enqueue_at_front",),
@@ -158,6 +162,7 @@ def build_template(
 ) -> JobTemplate:
     """The call of a schedule, checked as at enqueue."""
     given = {option: value for option, value in (options or {}).items() if value is not None}
+    _check_options(given)
     unknown = given.keys() - OPTION_FIELDS.keys() - {"queue", "description"}
     if unknown:
         raise ScheduleError(
@@ -185,6 +190,21 @@ def build_template(
     }
     digest = _digest(job, queue.name, fields, "description" in given)
     return JobTemplate(str(job.func_name), queue.name, fields, digest)
+
+
+def _check_options(given: dict[str, Any]) -> None:
+    """Raises ScheduleError if an option has no meaning for a tick."""
+    if "on_conflict" in given:
+        raise ScheduleError(
+            f"on_conflict={given['on_conflict']!r} has no effect in a schedule: a tick whose unique "
+            f"key is taken is skipped; leave on_conflict out"
+        )
+    for name in ("debounce", "debounce_max"):
+        if name in given:
+            raise ScheduleError(
+                f"{name} counts from a call and cannot go with a schedule; use overlap=False, or "
+                f"unique='args'"
+            )
 
 
 def _digest(job: Job, queue: str, fields: dict[Any, Any], has_description: bool) -> str:

@@ -27,7 +27,7 @@ from rq.logutils import blue, green
 from rq.worker import DequeueStrategy
 
 from rqjobs import config, processes, texts
-from rqjobs.broker import keys, leases, pauses, transitions
+from rqjobs.broker import keys, leases, pauses, recovery, transitions
 from rqjobs.broker.scripts import CLAIM, RELEASE
 from rqjobs.broker.transitions import Claim
 from rqjobs.connection import is_transient
@@ -110,6 +110,7 @@ class Horse:
         """Work until there is a reason to end; returns it."""
         self._register()
         idle_since = time.monotonic()
+        has_woken = False
         while True:
             claims = self._claim()
             if self.state.stop:
@@ -120,8 +121,11 @@ class Horse:
                     return self._exit(reason)
                 self.reaper.reap()
                 idle_since = time.monotonic()
+                has_woken = False
             elif self.limits.burst:
-                return self._exit(ExitReason.DRAINED)
+                if has_woken or not self._wake_waiting():
+                    return self._exit(ExitReason.DRAINED)
+                has_woken = True  # if they are not for this worker, it ends
             elif claims is None:
                 self._pause(SUSPENDED_WAIT_SECONDS)
             elif not self._wait_for_job(idle_since):
@@ -194,6 +198,16 @@ class Horse:
         queue_keys = [keys.queue(name) for name in names]
         self.listener.wait(queue_keys, min(seconds, BLOCK_SECONDS), self.control)
         return True
+
+    def _wake_waiting(self) -> bool:
+        """Whether jobs waited for a token of their rate that they can have now; they are woken.
+
+        There may be no scheduler, and the next sweep is later than the end of a burst.
+        """
+        try:
+            return recovery.wake_due(self.client).jobs > 0
+        except redis.RedisError:  # they wait for another worker
+            return False
 
     # Redis
 

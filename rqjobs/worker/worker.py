@@ -408,6 +408,8 @@ class Worker(ShutdownMixin):
             "pid": pid,
             "started": processes.start_time(pid),
             "session": os.getsid(0),
+            # Of which no queue comes before another (claim.lua).
+            "in_turns": int(self._dequeue_strategy != DequeueStrategy.DEFAULT),
         }
         self.process = leases.process_id(self._location)
 

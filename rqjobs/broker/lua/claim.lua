@@ -119,10 +119,10 @@ end
 
 -- Whether a job must wait for its limit. If not, it has its slot now. `is_adopted`: the job was
 -- claimed before, and may have a slot.
-local function must_wait(id, job, is_adopted)
+local function must_wait(id, queue, job, is_adopted)
   local limit = parse_limit(job.rqjobs_limit)
   if not limit or is_adopted and has_slot(worker, id, limit.key) then return false end
-  local is_first = job.rqjobs_woken or redis.call('EXISTS', 'rqjobs:waiting:' .. limit.key) == 0
+  local is_first = job.rqjobs_woken or is_before_waiting(queue, limit.key, worker)
   if not is_first or not has_room(limit) then return true end
   take_slot(worker, id, limit)
   return false
@@ -130,7 +130,7 @@ end
 
 local function let_wait(id, queue, job)
   local key = parse_limit(job.rqjobs_limit).key
-  park(id, queue, key, job.rqjobs_woken)
+  park(id, queue, key, job.rqjobs_woken, queue_ranks(worker))
   wake(key, 0)  -- notes when there is a token
   parked = parked + 1
 end
@@ -180,7 +180,7 @@ local function adopt(id)
   local must_return = places_left == 0 or job.rqjobs_crashes and #claimed > 0
     or queue and is_paused['queue:' .. queue]
   if not job.reason and must_return then return {id = id, queue = queue, token = lost_token} end
-  if not job.reason and job.rqjobs_limit and must_wait(id, job, true) then
+  if not job.reason and job.rqjobs_limit and must_wait(id, queue, job, true) then
     let_wait(id, queue, job)
     job.reason = 'over its limit'
   end
@@ -247,8 +247,9 @@ local function choose(queue, ids)
       elseif job.reason == 'duplicate' then
         table.insert(chosen.duplicates, id)
       end
-    elseif job.rqjobs_limit and must_wait(id, job) then
-      table.insert(chosen.waiting, id)
+    elseif job.rqjobs_limit and must_wait(id, queue, job) then
+      -- Those that return to the front of their line: the last one first.
+      table.insert(chosen.waiting, job.rqjobs_woken and 1 or #chosen.waiting + 1, id)
       chosen.jobs[id] = job
       if parked + #chosen.waiting == MAX_PARKED then break end
     else

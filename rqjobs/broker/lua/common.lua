@@ -50,6 +50,12 @@ local function is_active(status)
   return status == 'queued' or status == 'started' or status == 'scheduled'
 end
 
+-- Whether a job waits for a limit or for a paused function: it is deferred, but not behind a job.
+local function is_parked(id, status)
+  local fields = status == 'deferred' and read_job(id, 'rqjobs_waits_for', 'rqjobs_paused')
+  return fields and (fields[1] or fields[2])
+end
+
 local function set_members(key)
   local ids = redis.pcall('SMEMBERS', key)
   return ids.err and {} or ids
@@ -236,7 +242,7 @@ end
 -- delayed too, unless it waits for another parent. Returns whether the job was moved.
 local function enqueue_dependent(child, parent, outcome, iso, default_timeout)
   local fields = read_job(child, 'origin', 'status', 'allow_dependency_failures',
-    'enqueue_at_front', 'timeout', 'ttl', 'rqjobs_due')
+    'enqueue_at_front', 'timeout', 'ttl', 'rqjobs_due', 'rqjobs_limit')
   if not fields or fields[2] ~= 'deferred' then return false end
   local queue, due = fields[1], tonumber(fields[7] or '')
   if not is_in_place(child, queue, 'deferred') then return false end
@@ -252,6 +258,9 @@ local function enqueue_dependent(child, parent, outcome, iso, default_timeout)
     redis.call('EXPIRE', 'rq:job:' .. child, ttl_seconds(fields[6]))
   end
   revoke(child, before)
+  if fields[4] == '1' and fields[8] then  -- it is at the front of the line of its limit too
+    redis.call('HSET', 'rq:job:' .. child, 'rqjobs_woken', '1')
+  end
   if status == 'scheduled' then
     add_scheduled(child, queue, fields[7], '+inf')
   else

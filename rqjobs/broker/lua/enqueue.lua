@@ -190,7 +190,10 @@ local function settle_conflict(entry)
 end
 
 -- Apply the policies of a job that begins a life. `due` is nil if it is not delayed.
-local function begin_policies(id, policies, due)
+local function begin_policies(id, policies, place, due)
+  if policies.rqjobs_limit and place == 'front' then
+    redis.call('HSET', 'rq:job:' .. id, 'rqjobs_woken', '1')  -- it is at the front of its line too
+  end
   if policies.rqjobs_expires then
     start_expiry(id, policies.rqjobs_expires, math.max(due or 0, redis_time()))
     redis.call('HSET', 'rq:job:' .. id, 'ended_at', '')  -- of an earlier life
@@ -235,7 +238,7 @@ local function accept(entry)
   end
   if entry.key then redis.call('HSET', 'rqjobs:unique', entry.key, id) end
   if entry.ttl ~= '' then redis.call('EXPIRE', job, entry.ttl) end
-  if entry.policies then begin_policies(id, entry.policies, due) end
+  if entry.policies then begin_policies(id, entry.policies, entry.place, due) end
   if waits then
     defer(entry, due)
   elseif field then

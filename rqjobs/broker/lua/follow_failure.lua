@@ -20,6 +20,8 @@ if queue ~= '' then
   end
   redis.call('HSET', call, unpack(ARGV, FIRST_FIELD))
   if ttl_seconds(ttl) then redis.call('EXPIRE', call, ttl_seconds(ttl)) end
+  local expires = read_job(call_id, 'rqjobs_expires')[1]
+  if expires then start_expiry(call_id, expires, redis_time()) end
   redis.call('RPUSH', queue_key, call_id)
   redis.pcall('SADD', KEYS[2], queue_key)
 end

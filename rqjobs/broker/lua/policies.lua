@@ -161,16 +161,54 @@ local function take_slot(worker, id, limit)
     math.min(math.ceil((full - now) * 1000), 10 ^ 12) + 1000)
 end
 
+local ranks = nil
+
+-- In a claim: the queues of the worker (KEYS 3 and so on) -> their positions in its order. Empty if
+-- it takes them in turns.
+local function queue_ranks(worker)
+  if ranks then return ranks end
+  ranks = {}
+  if redis.pcall('HGET', 'rqjobs:process:' .. worker, 'in_turns') ~= '1' then
+    for i = 3, #KEYS do ranks[string.sub(KEYS[i], 10)] = i end
+  end
+  return ranks
+end
+
+-- Put a job into the list of those that wait for a key: behind the others of its queue and of the
+-- queues that the worker takes first, or, `to_front`, before the others of its queue. `order`: the
+-- worker's queues -> their positions. Of other queues the order of arrival counts.
+local function add_waiting(waiting, id, queue, to_front, order)
+  local function comes_behind(index)  -- whether the job at this index comes behind the new one
+    local other = redis.call('LINDEX', waiting, index)
+    local mine, theirs = order[queue], order[(read_job(other, 'origin') or {})[1] or '']
+    if not mine or not theirs or mine == theirs then return to_front, other end
+    return theirs > mine, other
+  end
+  local first, last = 0, redis.call('LLEN', waiting)
+  if last == 0 or not comes_behind(last - 1) then return redis.call('RPUSH', waiting, id) end
+  local pivot
+  while first < last do
+    local middle = math.floor((first + last) / 2)
+    local is_behind, other = comes_behind(middle)
+    if is_behind then
+      last, pivot = middle, other
+    else
+      first = middle + 1
+    end
+  end
+  redis.call('LINSERT', waiting, 'BEFORE', pivot, id)
+end
+
 -- Let a job wait for `key`, in the deferred registry of its queue. The caller removes it from its
--- place.
-local function park(id, queue, key, to_front)
+-- place. `to_front`, `order`: as in `add_waiting`.
+local function park(id, queue, key, to_front, order)
   local deferred, waiting = 'rq:deferred:' .. queue, 'rqjobs:waiting:' .. key
   make_fit(deferred, 'zset')
   make_fit(waiting, 'list')
   make_fit('rqjobs:waiting-keys', 'set')
   redis.call('HSET', 'rq:job:' .. id, 'status', 'deferred', 'rqjobs_waits_for', key)
   redis.call('ZADD', deferred, string.format('%d', redis_time()), id)
-  redis.call(to_front and 'LPUSH' or 'RPUSH', waiting, id)
+  add_waiting(waiting, id, queue, to_front, order)
   redis.call('SADD', 'rqjobs:waiting-keys', key)
 end
 
@@ -222,8 +260,8 @@ end
 
 local MAX_DROPPED = 5000  -- entries that one call drops; the next call or sweep goes on
 
--- The first job that waits for a key. Entries of jobs that wait no longer are dropped.
-local function first_waiting(key)
+-- The first job in the line of a key. Entries of jobs that wait no longer are dropped.
+local function first_in_line(key)
   local waiting = 'rqjobs:waiting:' .. key
   for _ = 1, MAX_DROPPED do
     local id = redis.pcall('LINDEX', waiting, 0)
@@ -234,9 +272,23 @@ local function first_waiting(key)
       return nil
     end
     local job = waiting_job(id, key)
-    if job then return next_of(job, key) end
+    if job then return job end
     redis.call('LPOP', waiting)
   end
+end
+
+-- In a claim: whether all jobs that wait for a key are of queues that the worker takes after `queue`.
+local function is_before_waiting(queue, key, worker)
+  local first = first_in_line(key)
+  if not first then return true end
+  local mine, theirs = queue_ranks(worker)[queue], queue_ranks(worker)[first.queue]
+  return mine and theirs and theirs > mine
+end
+
+-- The job to wake next for a key.
+local function first_waiting(key)
+  local job = first_in_line(key)
+  return job and next_of(job, key)
 end
 
 -- Move a waiting job of a key into its queue. False if the queue's key has the wrong type.

@@ -57,6 +57,9 @@ end
 local function promote(id, job, enqueued_at, to_front)
   redis.call('HSET', 'rq:job:' .. id, 'status', 'queued', 'enqueued_at', enqueued_at or iso,
     'timeout', job.timeout or default_timeout)
+  if to_front and job.limit then  -- it is at the front of its line too
+    redis.call('HSET', 'rq:job:' .. id, 'rqjobs_woken', '1')
+  end
   local ttl = ttl_seconds(job.ttl)
   if ttl then redis.call('EXPIRE', 'rq:job:' .. id, ttl) end
   if job.token then
@@ -72,12 +75,12 @@ end
 
 local function read_scheduled(id)
   local fields = read_job(id, 'status', 'enqueue_at_front', 'enqueue_at_front_on_retry', 'ended_at',
-    'enqueued_at', 'timeout', 'ttl', 'origin', 'rqjobs_token', 'worker_name')
+    'enqueued_at', 'timeout', 'ttl', 'origin', 'rqjobs_token', 'worker_name', 'rqjobs_limit')
   if not fields then return nil end
   local is_retry_at_front = fields[3] == '1' and fields[4]
   return {status = fields[1], at_front = fields[2] == '1' or is_retry_at_front,
     enqueued_at = fields[5], timeout = fields[6], ttl = fields[7], origin = fields[8],
-    token = fields[9], worker = fields[10]}
+    token = fields[9], worker = fields[10], limit = fields[11]}
 end
 
 -- Move the job of one due id, if it has one. Returns whether the id stays in the scheduled set.

@@ -65,7 +65,7 @@ end
 local function recover()
   local fields = read_job(id, 'data', 'status')
   if not fields or not (fields[1] or fields[2]) then return 'gone' end
-  if not is_active(fields[2]) then return 'ended' end
+  if not is_active(fields[2]) and not is_parked(id, fields[2]) then return 'ended' end
   if is_elsewhere() then return 'placed' end
   local registry = ended_registry()
   if registry then
@@ -77,6 +77,7 @@ local function recover()
     return 'failed'
   end
   put_back(queue, id)  -- the queue's key was read, so its type is right
+  redis.call('HDEL', 'rq:job:' .. id, 'rqjobs_waits_for', 'rqjobs_paused')
   return 'requeued'
 end
 

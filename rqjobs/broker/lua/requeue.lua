@@ -14,7 +14,7 @@
 local job, queue_key, queues_key, failed = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local id, place, iso, leaves_stopped = ARGV[1], ARGV[2], ARGV[3], ARGV[4] == '1'
 if not redis.call('ZSCORE', failed, id) then return 'not failed' end
-local fields = read_job(id, 'data', 'ttl', 'rqjobs_retries', 'retries_left')
+local fields = read_job(id, 'data', 'ttl', 'rqjobs_retries', 'retries_left', 'rqjobs_limit')
 local before = placement(id)
 if not fields or not fields[1] then
   redis.call('ZREM', failed, id)
@@ -45,6 +45,7 @@ redis.pcall('SADD', queues_key, queue_key)
 redis.call('ZREM', failed, id)
 redis.pcall('ZREM', 'rqjobs:stopped:' .. string.sub(failed, 11), id)
 redis.call('HDEL', job, 'rqjobs_crashes', 'rqjobs_expires', 'rqjobs_retries', 'exc_info')
+if place == 'front' and fields[5] then redis.call('HSET', job, 'rqjobs_woken', '1') end
 local retried = tonumber(string.match(fields[3] or '', '^%d+') or '')
 local left = tonumber(fields[4] or '')
 if retried and left then

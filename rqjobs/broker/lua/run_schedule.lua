@@ -71,6 +71,9 @@ local function enqueue(tick, id)
     'rqjobs_schedule', name, unpack(job))
   if unique_key then redis.call('HSET', 'rqjobs:unique', unique_key, id) end
   if options.rqjobs_expires then start_expiry(id, options.rqjobs_expires, now) end
+  if options.rqjobs_limit and options.enqueue_at_front == '1' then
+    redis.call('HSET', key, 'rqjobs_woken', '1')  -- it is at the front of its line too
+  end
   if ttl_seconds(options.ttl) then redis.call('EXPIRE', key, ttl_seconds(options.ttl)) end
   redis.call(options.enqueue_at_front == '1' and 'LPUSH' or 'RPUSH', queue_key, id)
   redis.call('SADD', KEYS[8], queue_key)

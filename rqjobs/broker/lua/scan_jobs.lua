@@ -4,8 +4,9 @@
 --       3 "active", or "all"
 -- Promise: nothing is written. A key that is not a job's hash with data is skipped.
 -- Returns the next cursor ("0": no more), then two lists. For "active": {id, queue, timeout, last
--- heartbeat, start, enqueueing, creation} of each job that has a queue and waits or runs; and an
--- empty list. For "all": the ids of the jobs that have not ended; and of the others.
+-- heartbeat, start, enqueueing, creation} of each job that has a queue and waits or runs, except
+-- those that wait for other jobs; and an empty list. For "all": the ids of the jobs that have not
+-- ended; and of the others.
 
 local cursor, count, wants_all = ARGV[1], ARGV[2], ARGV[3] == 'all'
 local active, others = {}, {}
@@ -19,7 +20,7 @@ local function look_at(key)
   if wants_all then
     local list = (is_active(status) or status == 'deferred') and active or others
     list[#list + 1] = id
-  elseif is_active(status) then
+  elseif is_active(status) or is_parked(id, status) then
     fields = read_job(id, 'origin', 'timeout', 'last_heartbeat', 'started_at', 'enqueued_at',
       'created_at')
     if fields[1] then active[#active + 1] = {id, unpack(fields)} end

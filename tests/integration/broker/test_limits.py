@@ -3,62 +3,25 @@
 from __future__ import annotations
 
 import random
+import time
 
 import helpers
 import pytest
 import sample_jobs
+from helpers import QUEUES
 from rq.job import JobStatus
 
 import rqjobs
-from rqjobs.broker import keys, leases, recovery, scripts, transitions
+from rqjobs.broker import keys, leases, pauses, recovery, scripts, transitions
 from rqjobs.broker.keys import decode
-from rqjobs.maintenance import audit
+from rqjobs.maintenance import audit, sweep, waiting
 
-QUEUES = ["high", "default", "low"]
 TWO = "sample_jobs.two_at_a_time"
 
 
 @pytest.fixture
 def broker(redis):
-    return Broker(redis)
-
-
-class Broker:
-    """Workers without processes: they claim and settle with the scripts."""
-
-    def __init__(self, redis):
-        self.redis = redis
-        self.claims: dict[str, dict[str, transitions.Claim]] = {}
-
-    def claim(self, worker="a", max_jobs=1, queues=QUEUES):
-        """Claim jobs; returns their ids."""
-        leases.renew_lease(self.redis, worker, {"host": "elsewhere", "pid": 1, "started": "1"})
-        held = self.claims.setdefault(worker, {})
-        found = helpers.claim(self.redis, worker, queues, max_jobs, list(held))
-        held.update({claim.job_id: claim for claim in found})
-        return [claim.job_id for claim in found]
-
-    def settle(self, job_id, worker="a", status="finished"):
-        """Record an outcome; returns the reply."""
-        claim = self.claims[worker].pop(job_id)
-        writes = [("HSET", keys.job(job_id), "status", status)]
-        if status == "scheduled":  # a retry
-            writes.append(("ZADD", keys.scheduled(claim.queue), 4_000_000_000, job_id))
-        elif status == "queued":
-            writes.append(("RPUSH", keys.queue(claim.queue), job_id))
-        else:
-            writes.append(("ZADD", keys.registry(status, claim.queue), "+inf", job_id))
-        arguments = transitions.settle_arguments(worker, claim, writes)
-        return decode(scripts.SETTLE.run(self.redis, *arguments))
-
-    def die(self, worker):
-        """Take the claims of a dead worker back."""
-        self.redis.zadd(keys.LEASES, {worker: 1})
-        self.claims[worker] = {}
-        recovery.reclaim(self.redis, worker, QUEUES, recovery.DeathCause.LEASE_EXPIRED)
-
-    def waiting(self, key):
-        return [decode(job_id) for job_id in self.redis.lrange(keys.waiting(key), 0, -1)]
+    return helpers.Broker(redis)
 
 
 def enqueue(function, *args, number=1, **options):
@@ -86,12 +49,167 @@ def test_jobs_over_their_limit_wait_in_order_and_each_free_slot_wakes_one(broker
 def test_a_job_that_comes_later_does_not_overtake_the_waiting_ones(broker):
     ids = enqueue(sample_jobs.two_at_a_time, number=4)
     broker.claim("a", 10)
-    late = rqjobs.queue("high").enqueue(sample_jobs.two_at_a_time).id
+    late = rqjobs.queue("low").enqueue(sample_jobs.two_at_a_time).id
     assert broker.claim("b") == [] and broker.waiting(TWO) == [*ids[2:], late]
     broker.settle(ids[0])
-    later = rqjobs.queue("high").enqueue(sample_jobs.two_at_a_time).id
+    (later,) = enqueue(sample_jobs.two_at_a_time)
     assert broker.claim("b", 10) == [ids[2]]
-    assert broker.waiting(TWO) == [ids[3], late, later]
+    assert broker.waiting(TWO) == [ids[3], later, late]
+
+
+def test_the_order_of_the_queues_counts_among_the_waiting_jobs(broker):
+    ids = enqueue(sample_jobs.two_at_a_time, number=2)
+    broker.claim("a", 10)
+    waiting = {}
+    for name in ("low", "high", "default", "low", "high", "default"):
+        job = rqjobs.queue(name).enqueue(sample_jobs.two_at_a_time)
+        waiting.setdefault(name, []).append(job.id)
+        assert broker.claim("b") == []
+    in_order = waiting["high"] + waiting["default"] + waiting["low"]
+    assert broker.waiting(TWO) == in_order
+    only_low = rqjobs.queue("low").enqueue(sample_jobs.two_at_a_time).id
+    assert broker.claim("c", 10, ["low"]) == [] and broker.waiting(TWO)[-1] == only_low
+    broker.settle(ids[0])
+    broker.settle(ids[1])
+    assert broker.claim("b", 10) == in_order[:2]
+    assert not audit.audit(broker.redis, 0).breaches
+
+
+def test_a_woken_job_in_a_lower_queue_holds_up_no_job_of_a_higher_one(broker):
+    """The lower queue may not be reached for long, and the slot would be idle."""
+    ids = enqueue(sample_jobs.two_at_a_time, number=2)
+    broker.claim("a", 10)
+    low = [rqjobs.queue("low").enqueue(sample_jobs.two_at_a_time).id for _ in range(4)]
+    assert broker.claim("b", 10) == []
+    broker.settle(ids[0])  # wakes the first of them
+    assert broker.waiting(TWO) == low[1:]
+    high = rqjobs.queue("high").enqueue(sample_jobs.two_at_a_time).id
+    assert broker.claim("b") == [high]
+    assert broker.claim("c") == [] and broker.waiting(TWO) == low  # it is the first again
+    for job_id, worker in ((ids[1], "a"), (high, "b")):
+        broker.settle(job_id, worker)
+    assert broker.claim("c", 10) == low[:2]
+    assert not audit.audit(broker.redis, 0).breaches
+
+
+def test_workers_that_take_their_queues_in_turns_keep_the_order_of_arrival(broker):
+    enqueue(sample_jobs.two_at_a_time, number=2)
+    broker.claim("a", 10)
+    ids = []
+    for name in ("low", "high", "default"):
+        ids.append(rqjobs.queue(name).enqueue(sample_jobs.two_at_a_time).id)
+        leases.renew_lease(broker.redis, "b", {"host": "elsewhere", "pid": 1, "in_turns": 1})
+        helpers.claim(broker.redis, "b", QUEUES, 1)
+    assert broker.waiting(TWO) == ids
+
+
+@pytest.mark.parametrize("way", ["enqueue", "enqueue_many", "delayed", "schedule", "requeue"])
+def test_a_job_at_the_front_is_at_the_front_of_its_line_too(broker, way):
+    ids = enqueue(sample_jobs.two_at_a_time, number=5)
+    (last,) = enqueue(sample_jobs.two_at_a_time)
+    queue = rqjobs.queue("default")
+    if way == "requeue":
+        broker.claim("a", 1)
+        broker.settle(ids[0], status="failed")
+    broker.claim("a", 10)
+    broker.claim("b", 10)
+    assert last in broker.waiting(TWO)
+    if way == "enqueue":
+        first = queue.enqueue(sample_jobs.two_at_a_time, at_front=True).id
+    elif way == "enqueue_many":
+        call = queue.prepare_data(sample_jobs.two_at_a_time, at_front=True)
+        (first,) = [job.id for job in rqjobs.enqueue_many([call])]
+    elif way == "delayed":
+        first = rqjobs.enqueue_in(60, sample_jobs.two_at_a_time, at_front=True).id
+        rqjobs.delayed.reschedule(first, 0)
+        transitions.promote(broker.redis, "default", 60)
+    elif way == "schedule":
+        rule = rqjobs.every(hours=1)
+        rqjobs.schedules.add("often", rule, sample_jobs.two_at_a_time, at_front=True)
+        first = rqjobs.schedules.run_now("often").id
+    else:
+        first = ids[0]
+        transitions.requeue(broker.redis, first, at_front=True)
+    assert broker.claim("b", 10) == [] and broker.waiting(TWO)[0] == first
+    held = list(broker.claims["a"])
+    broker.settle(held[0])
+    assert broker.claim("b", 10) == [first]
+
+
+def test_a_waiting_job_whose_ttl_has_passed_leaves_nothing_behind(broker):
+    enqueue(sample_jobs.two_at_a_time, number=2)
+    broker.claim("a", 10)
+    ids = enqueue(sample_jobs.two_at_a_time, number=3)
+    assert broker.claim("b", 10) == []
+    rqjobs.enqueue(sample_jobs.two_at_a_time, depends_on=ids[2], job_id="child")
+    for gone in (ids[1], "child"):
+        broker.redis.delete(keys.job(gone))  # as the expiry does
+    waiting.check(broker.redis)
+    assert broker.redis.zcard(keys.deferred("default")) == 4  # a program may still write the job
+    broker.redis.zadd(keys.deferred("default"), {ids[1]: 1, "child": 1})
+    waiting.check(broker.redis)
+    assert broker.waiting(TWO) == [ids[0], ids[2]]
+    assert set(broker.redis.zrange(keys.deferred("default"), 0, -1)) == {
+        job_id.encode() for job_id in (ids[0], ids[2])
+    }
+
+
+@pytest.mark.parametrize("change", ["delete", "rename", "one", "names", "wrong type"])
+def test_jobs_that_are_missing_in_their_line_are_named_and_put_back(broker, change):
+    held = enqueue(sample_jobs.two_at_a_time, number=2)
+    broker.claim("a", 10)
+    ids = sorted(enqueue(sample_jobs.two_at_a_time, number=3))
+    assert broker.claim("b", 10) == []
+    line = keys.waiting(TWO)
+    if change == "delete":
+        broker.redis.delete(line)
+    elif change == "rename":
+        broker.redis.rename(line, "elsewhere")
+    elif change == "one":
+        broker.redis.lrem(line, 0, ids[0])
+    elif change == "names":
+        broker.redis.delete(line, keys.WAITING_KEYS)
+    else:
+        broker.redis.set(line, "foreign")
+    broker.redis.zadd(keys.deferred("default"), dict.fromkeys(ids, 1))  # equally old
+    named = {remark.split(" ")[1] for remark in audit.audit(broker.redis, 0).remarks}
+    assert named == {ids[0]} if change == "one" else set(ids)
+    waiting.check(broker.redis)
+    assert sorted(broker.waiting(TWO)) == ids and broker.redis.smembers(keys.WAITING_KEYS)
+    assert not audit.audit(broker.redis, 0).remarks
+    for job_id in held:
+        broker.settle(job_id)
+    assert len(broker.claim("b", 10)) == 2
+
+
+def test_a_job_that_waits_for_a_pause_is_put_back_into_its_line_too(broker):
+    rqjobs.pause(function=sample_jobs.ok)
+    ids = enqueue(sample_jobs.ok, number=2)
+    leases.renew_lease(broker.redis, "a", {"host": "elsewhere", "pid": 1, "started": "1"})
+    for claim in helpers.claim(broker.redis, "a", QUEUES, 10):
+        command = pauses.park_command("a", claim, "sample_jobs.ok")
+        scripts.read_together(broker.redis, [command], scripts.PARK_PAUSED)
+    broker.redis.delete(keys.paused_jobs("sample_jobs.ok"), keys.PAUSED_JOBS)
+    assert len(audit.audit(broker.redis, 0).remarks) == 2
+    waiting.check(broker.redis)
+    rqjobs.resume(function=sample_jobs.ok)
+    assert sorted(broker.claim("a", 10)) == sorted(ids)
+
+
+def test_a_waiting_job_in_no_place_is_a_stray_and_runs(broker):
+    enqueue(sample_jobs.two_at_a_time, number=2)
+    broker.claim("a", 10)
+    (lost,) = enqueue(sample_jobs.two_at_a_time)
+    broker.claim("b")
+    broker.redis.zrem(keys.deferred("default"), lost)
+    assert list(audit.audit(broker.redis, 0).breaches) == [lost]
+    broker.redis.hset(keys.job(lost), mapping={"enqueued_at": "", "created_at": ""})
+    broker.redis.hset(keys.STRAYS_SEEN, lost, time.time() - 60)
+    sweep.sweep(broker.redis, force=True)
+    assert not audit.audit(broker.redis, 0).breaches
+    for job_id in list(broker.claims["a"]):
+        broker.settle(job_id)
+    assert broker.claim("b") == [lost]
 
 
 @pytest.mark.parametrize("way", ["dies", "releases", "fails", "retries", "crashes", "is canceled"])
@@ -245,19 +363,19 @@ def test_the_sweep_wakes_one_job_and_no_second_one_before_it_is_claimed(broker):
 def test_a_queue_from_which_nobody_claims_does_not_hold_up_another_one_of_its_key(broker, way):
     broker.redis.sadd(keys.listeners("default"), "rq:worker:b")
     if way == "is paused":
-        broker.redis.sadd(keys.listeners("low"), "rq:worker:b")
+        broker.redis.sadd(keys.listeners("high"), "rq:worker:b")
     held = enqueue(sample_jobs.two_at_a_time, number=2)
     broker.claim("a", 10)
-    low = [rqjobs.queue("low").enqueue(sample_jobs.two_at_a_time).id for _ in range(3)]
+    high = [rqjobs.queue("high").enqueue(sample_jobs.two_at_a_time).id for _ in range(3)]
     broker.claim("b", 10)
     ids = enqueue(sample_jobs.two_at_a_time, number=3)
     broker.claim("b", 10)
-    assert broker.waiting(TWO) == low + ids
-    queues = ["high", "default"]
+    assert broker.waiting(TWO) == high + ids
+    queues = ["default", "low"]
     broker.settle(held[0])  # wakes one of the other queue at once if that is known to be unserved
     if way == "is paused":
-        assert broker.waiting(TWO) == low[1:] + ids
-        rqjobs.pause(queue="low")
+        assert broker.waiting(TWO) == high[1:] + ids
+        rqjobs.pause(queue="high")
         recovery.check_waiting(broker.redis)
         queues = QUEUES
     assert broker.claim("b", 10, queues) == ids[:1]
@@ -267,8 +385,8 @@ def test_a_queue_from_which_nobody_claims_does_not_hold_up_another_one_of_its_ke
     for job_id in ids[:2]:
         broker.settle(job_id, "b")
     assert broker.claim("b", 10, queues) == ids[2:]
-    broker.redis.sadd(keys.listeners("low"), "rq:worker:b")
-    rqjobs.resume(queue="low")
+    broker.redis.sadd(keys.listeners("high"), "rq:worker:b")
+    rqjobs.resume(queue="high")
     broker.settle(ids[2], "b")
     recovery.check_waiting(broker.redis)
     done = []
@@ -276,7 +394,7 @@ def test_a_queue_from_which_nobody_claims_does_not_hold_up_another_one_of_its_ke
         done += claimed
         for job_id in claimed:
             broker.settle(job_id, "b")
-    assert done == low and not audit.audit(broker.redis, 0).breaches
+    assert done == high and not audit.audit(broker.redis, 0).breaches
 
 
 def test_an_unserved_queue_gets_one_job_from_the_sweep_and_not_all(broker):
@@ -351,7 +469,7 @@ def test_a_rate_lets_the_burst_start_and_the_next_one_when_there_is_a_token(brok
     for job_id in ids[:2]:
         broker.settle(job_id)
     assert broker.claim("a", 10) == []  # a free slot is no token
-    now, due = recovery.wake_due(broker.redis)
+    now, due, _ = recovery.wake_due(broker.redis)
     assert now + 1790 < due < now + 1801 and broker.waiting(name) == ids[2:]
     pass_time(broker.redis, name, 1800)
     recovery.wake_due(broker.redis)
@@ -359,7 +477,7 @@ def test_a_rate_lets_the_burst_start_and_the_next_one_when_there_is_a_token(brok
     pass_time(broker.redis, name, 7200)
     recovery.wake_due(broker.redis)
     assert broker.claim("a", 10) == ids[3:]
-    now, due = recovery.wake_due(broker.redis)
+    now, due, _ = recovery.wake_due(broker.redis)
     assert due is None
 
 
@@ -377,7 +495,7 @@ def test_a_bucket_that_is_empty_for_too_long_is_not_believed(broker):
     redis.set("rqjobs:rate:sample_jobs.twice_an_hour", 1e15)
     ids = enqueue(sample_jobs.twice_an_hour, number=1)
     assert broker.claim("a", 10) == []
-    now, due = recovery.wake_due(redis)
+    now, due, _ = recovery.wake_due(redis)
     assert due <= now + 1801
     redis.set("rqjobs:rate:sample_jobs.twice_an_hour", "nonsense")
     redis.zadd(keys.RATE_DUE, {"sample_jobs.twice_an_hour": 1})
