@@ -129,10 +129,13 @@ class Proxy:
         return fault
 
     def disarm(self) -> None:
-        """Remove the fault. Deaf and mute connections are closed, as a network does in the end."""
+        """Remove the fault. Deaf and mute connections are closed, as a network does in the end.
+
+        So are those that a fault has hit without an effect yet: the next fault would strike there.
+        """
         with self.lock:
             self.fault = None
-            silenced = [line for line in self.lines if line.deaf or line.mute]
+            silenced = [line for line in self.lines if line.deaf or line.mute or line.doomed]
         for line in silenced:
             line.close()
 
