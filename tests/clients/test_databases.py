@@ -100,3 +100,21 @@ def test_flask_sqlalchemy_has_its_own_connections_in_each_horse(python, run, red
         RQJOBS_FLASK_APP="flask_rows:app",
     )
     assert found == [False, False]
+
+
+def test_each_job_of_a_flask_app_has_a_session_and_each_horse_a_connection_of_its_own(
+    python, run, redis, environ
+):
+    """A job leaves a transaction open. Flask-SQLAlchemy ends it with the context of that job."""
+    flask = python("flask-sqlalchemy>=3.1,<4")
+    environ.pop("RQJOBS_MODULES")
+    code = """
+import flask_factory as shop
+app = shop.create_app()
+calls = [(shop.add, "a"), (shop.add, "b", False), (shop.add, "c"), (shop.names,)]
+print(*[job.id for job in shop.jobs.enqueue_many(calls)])
+"""
+    ids = run(flask, "-c", code).split()
+    run(flask, "-m", "flask", "--app", "flask_factory", "jobs", "worker", "--burst")
+    jobs = rqjobs.Job.fetch_many(ids, connection=redis)
+    assert [job.return_value() for job in jobs] == [False, False, False, ["a", "c"]]
