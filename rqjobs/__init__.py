@@ -25,6 +25,7 @@ from rqjobs.results import NoResult, WaitTimeout, gather
 from rqjobs.schedules.cron import ScheduleError
 from rqjobs.schedules.rules import cron, every
 from rqjobs.serializers import PayloadError
+from rqjobs.transactions import JobsNotStored, transaction
 from rqjobs.webhooks import RefusedWebhook
 from rqjobs.worker import Worker
 from rqjobs.worker.simple_worker import SimpleWorker
@@ -45,6 +46,7 @@ __all__ = [
     "JobFailed",
     "JobInterrupted",
     "Jobs",
+    "JobsNotStored",
     "NoRedis",
     "NoResult",
     "NotAJob",
@@ -83,6 +85,7 @@ __all__ = [
     "resumable",
     "resume",
     "schedules",
+    "transaction",
     "web",
 ]
 

@@ -11,7 +11,7 @@ import rq.job
 from rq.job import JobStatus
 from rq.queue import EnqueueData
 
-from rqjobs import catalog, connection, hooks, policies, storing
+from rqjobs import catalog, connection, hooks, policies, storing, transactions
 from rqjobs.broker.transitions import Placement
 from rqjobs.call_options import check_signature
 from rqjobs.instrumentation import WrappedQueue, is_wrapped
@@ -25,6 +25,7 @@ from rqjobs.queues import (
     queue_for,
     stored_job,
 )
+from rqjobs.transactions import takes_after_commit
 
 
 class PreparedJob(NamedTuple):
@@ -36,6 +37,7 @@ class PreparedJob(NamedTuple):
     fields: dict[str, Any]  # its hash
 
 
+@takes_after_commit
 def enqueue_many(calls: Iterable[tuple[Any, ...] | EnqueueData]) -> list[Any]:
     """Enqueue many calls in few round trips; returns their jobs in the same order.
 
@@ -66,6 +68,8 @@ def enqueue_many(calls: Iterable[tuple[Any, ...] | EnqueueData]) -> list[Any]:
             prepared.append(_prepare_job(data, wrapped))
             if not wrapped and _may_be_model(prepared[-1].job):
                 models[call[0]] = prepared[-1]
+    if transactions.current():
+        transactions.check_jobs([one.job for one in prepared])
     for start in range(0, len(prepared), ENQUEUE_BATCH_MAX_JOBS):
         batch = prepared[start : start + ENQUEUE_BATCH_MAX_JOBS]
         storing.store(

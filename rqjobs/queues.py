@@ -18,7 +18,7 @@ from rq.job import JobStatus
 from rq.queue import EnqueueData
 from rq.utils import now
 
-from rqjobs import catalog, config, connection, hooks, policies, storing
+from rqjobs import catalog, config, connection, hooks, policies, storing, transactions
 from rqjobs.broker import keys, scripts, transitions
 from rqjobs.broker.transitions import Placement
 from rqjobs.call_options import (
@@ -33,6 +33,7 @@ from rqjobs.instrumentation import ObservedQueue, WrappedQueue, is_wrapped
 from rqjobs.jobs import Job, StartedJobRegistry, is_recording, serializer_for
 from rqjobs.policies import time_limits
 from rqjobs.serializers import PayloadError
+from rqjobs.transactions import takes_after_commit
 
 log = logging.getLogger("rqjobs")
 # The jobs of one script, during which Redis runs nothing else.
@@ -147,11 +148,13 @@ class Queue(rq.Queue):
 
     # Enqueueing
 
+    @takes_after_commit
     def enqueue(self, f: Any, *args: Any, **kwargs: Any) -> Any:
         """RQ takes a function's argument for an option of the same name; this one refuses it."""
         f, options = split_policies(f, split_options(f, args, kwargs))
         return super().enqueue(f, **options)
 
+    @takes_after_commit
     def enqueue_at(self, datetime: datetime, f: Any, *args: Any, **kwargs: Any) -> Any:
         """RQ takes a function's argument for an option of the same name; this one refuses it."""
         f, options = split_policies(f, split_options(f, args, kwargs))
@@ -163,6 +166,7 @@ class Queue(rq.Queue):
         func, options = split_policies(func, options)
         return super().prepare_data(func, *args, **options)
 
+    @takes_after_commit
     def enqueue_in(self, time_delta: timedelta, func: Any, *args: Any, **kwargs: Any) -> Any:
         """RQ counts from this machine's clock; this one counts from Redis's, as the scheduler."""
         moment = datetime.fromtimestamp(scripts.redis_time(self.connection), timezone.utc)
@@ -173,6 +177,7 @@ class Queue(rq.Queue):
     ) -> Any:
         """RQ takes several steps; this one takes one, which checks the job's parents as well."""
         if unique:
+            transactions.refuse("unique=True")
             _refuse_unique_key(job)
             self._start_expiry(job)
             hooks.check_enqueue(job)
@@ -205,11 +210,16 @@ class Queue(rq.Queue):
         if self._is_async:
             self._place(job, end_of_queue(at_front), pipeline, parents)
             return
+        if transaction := transactions.current():
+            run = partial(self._enqueue_in_one_step, job, None, at_front, parents)
+            transaction.call(f"job {job.id}", run, [job])
+            return
         job.redis_server_version = self.get_redis_server_version()
         self._place(job, "front" if at_front and _is_debounced(job) else "nowhere", None, parents)
         if job.get_status(refresh=False) == JobStatus.QUEUED and stored_job(job) is job:
             self.run_sync(job)
 
+    @takes_after_commit
     def enqueue_many(
         self, job_datas: Iterable[EnqueueData], pipeline: Any = None, group_id: str | None = None
     ) -> list[Any]:
@@ -231,6 +241,8 @@ class Queue(rq.Queue):
                 self._show_to_wrappers(job)
         if not self._is_async:
             return [self._enqueue_job(job) for job in jobs]
+        if transactions.current():
+            transactions.check_jobs(jobs)
         for job in jobs:
             hooks.check_enqueue(job)
         for start in range(0, len(jobs), ENQUEUE_BATCH_MAX_JOBS):
@@ -262,6 +274,7 @@ class Queue(rq.Queue):
         if not is_recording(self.connection):
             self._show_to_observer(job)
         if unique:
+            transactions.refuse("unique=True")
             _refuse_unique_key(job)
             self._start_expiry(job, datetime.timestamp())
             hooks.check_enqueue(job)
@@ -341,6 +354,8 @@ class Queue(rq.Queue):
         self._store([self._placement(job, place, parents)], [job], pipeline)
 
     def _store(self, placements: list[Placement], jobs: list[Job], pipeline: Any) -> None:
+        if pipeline is not None:
+            transactions.refuse("pipeline=")
         if pipeline is not None and not storing.is_replaced():
             for job in jobs:
                 _check_pipeline(job)
@@ -485,12 +500,14 @@ def queue_for(function: Callable[..., Any] | str) -> Queue:
     return queue(name)
 
 
+@takes_after_commit
 def enqueue(function: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Enqueue the call `function(*args, **kwargs)`; returns the `rq.Job`.
 
     Takes RQ's keyword options too (`job_timeout`, `retry`, `depends_on`, `job_id`, …). When it
     returns, the job is in Redis. If it raises, nothing is stored. If another job has its unique key,
-    that one is returned.
+    that one is returned. With `after_commit=session` the job is stored when an SQLAlchemy session
+    commits: see `rqjobs.transaction`.
 
     Raises:
         DuplicateJob: another job has its unique key, and it has `on_conflict="raise"`.
@@ -501,6 +518,7 @@ def enqueue(function: Any, /, *args: Any, **kwargs: Any) -> Any:
     return queue_for(function).enqueue(function, **split_options(function, args, kwargs))
 
 
+@takes_after_commit
 def enqueue_in(delay: timedelta | float, function: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Like `enqueue`, but the job is due after `delay`, a timedelta or a number of seconds."""
     if not isinstance(delay, timedelta):
@@ -508,6 +526,7 @@ def enqueue_in(delay: timedelta | float, function: Any, /, *args: Any, **kwargs:
     return queue_for(function).enqueue_in(delay, function, **split_options(function, args, kwargs))
 
 
+@takes_after_commit
 def enqueue_at(moment: datetime, function: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Like `enqueue`, but the job is due at `moment`.
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from contextvars import ContextVar
+from typing import Any, Protocol
 
 import redis
 from rq.job import JobStatus
@@ -17,13 +18,31 @@ from rqjobs.broker.transitions import Enqueued, Placement
 Store = Callable[[redis.Redis, list[Placement], list[Any]], None]
 
 
+class Postponer(Protocol):
+    """Keeps jobs, and stores them later."""
+
+    def store(
+        self, connection: redis.Redis, placements: list[Placement], jobs: list[Any]
+    ) -> None: ...
+
+
+# What keeps the jobs that are enqueued in this context, before anything else gets them.
+postponer: ContextVar[Postponer | None] = ContextVar("rqjobs_postponer", default=None)
+
+
 def store(connection: redis.Redis, placements: list[Placement], jobs: list[Any]) -> None:
     """Store jobs in one step, or give them to what stands in for Redis (`replaced_by`).
+
+    Within a `rqjobs.transaction` they wait for its commit first.
 
     Raises:
         DuplicateJob: a job has `on_conflict="raise"` and its key is taken. Nothing is stored.
     """
-    _stores[-1](connection, placements, jobs)
+    keeper = postponer.get()
+    if keeper is None:
+        _stores[-1](connection, placements, jobs)
+    else:
+        keeper.store(connection, placements, jobs)
 
 
 def store_in_redis(connection: redis.Redis, placements: list[Placement], jobs: list[Any]) -> None:

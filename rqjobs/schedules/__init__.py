@@ -9,12 +9,13 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
 from rq.utils import str_to_date
 
-from rqjobs import call_options, queues
+from rqjobs import call_options, queues, transactions
 from rqjobs import connection as connections
 from rqjobs.broker import keys
 from rqjobs.broker.keys import decode
@@ -33,11 +34,13 @@ from rqjobs.schedules.store import (
     first_tick,
     is_stored,
     names_of_all,
+    preview,
     read,
     save,
     write,
 )
 from rqjobs.times import utc
+from rqjobs.transactions import takes_after_commit
 
 ENDED_OUTCOMES = ("finished", "failed", "stopped", "canceled", "unknown")
 
@@ -61,6 +64,7 @@ class Run:
     ended: datetime | None
 
 
+@takes_after_commit
 def add(
     name: str,
     rule: Rule,
@@ -101,9 +105,13 @@ def add(
         function, args, kwargs | own, call_options.CALL_OPTIONS | {"queue", "replace"}
     )
     template = _build_template(function, given)
+    return _add(check_name(name), rule, template, replace)
+
+
+def _add(name: str, rule: Rule, template: JobTemplate, replace: bool) -> Schedule:
     client = connections.client()
     while True:
-        found = read(client, [check_name(name)]).get(name)
+        found = read(client, [name]).get(name)
         if found and not replace:
             raise ScheduleError(
                 f"there is a schedule {name!r} already; edit, replace or remove it, or choose "
@@ -111,12 +119,27 @@ def add(
             )
         if found and found.state != "undeclared":
             _check_not_declared(name, "change")
-            if (found.digest, found.rule.to_json()) == (template.digest, rule.to_json()):
-                return found
+        if _wait_for_commit(name, partial(_add, name, rule, template, replace)):
+            return preview(client, name, rule, template, "added", found)
+        if found and found.state != "undeclared" and _is_same(found, rule, template):
+            return found
         if save(client, name, rule, template, "added", found):
             return get(name)
         if found is None:
             get(name)  # raises if the schedule exists by now and cannot be read
+
+
+def _is_same(found: Schedule, rule: Rule, template: JobTemplate) -> bool:
+    return (found.digest, found.rule.to_json()) == (template.digest, rule.to_json())
+
+
+def _wait_for_commit(name: str, change: Callable[[], Any]) -> bool:
+    """Let a change of a schedule wait for the commit of a `rqjobs.transaction`; False without one."""
+    transaction = transactions.current()
+    if transaction is None:
+        return False
+    transaction.call(f"a change of the schedule {name!r}", change)
+    return True
 
 
 def _build_template(function: Any, given: dict[str, Any]) -> JobTemplate:
@@ -141,6 +164,7 @@ def _build_template(function: Any, given: dict[str, Any]) -> JobTemplate:
     return build_template(function, args, kwargs, options | policies | {"queue": queue})
 
 
+@takes_after_commit
 def edit(
     name: str,
     *,
@@ -172,6 +196,11 @@ def edit(
             template = build_template(function, call_args, call_kwargs, options)
         elif args is not None or kwargs is not None or options:
             template = _changed_template(found, args, kwargs, options)
+        change = partial(
+            edit, name, rule=rule, function=function, args=args, kwargs=kwargs, **options
+        )
+        if _wait_for_commit(name, change):
+            return preview(client, name, rule or found.rule, template, found.source, found)
         if save(client, name, rule or found.rule, template, found.source, found):
             return get(name)
 
@@ -222,6 +251,7 @@ def _made_of_arguments(found: Schedule, stored: dict[str, Any], kept: set[str]) 
     return made
 
 
+@takes_after_commit
 def pause(name: str) -> None:
     """Pause a schedule: its ticks make no jobs until it is resumed. Its earlier jobs are not
     affected.
@@ -233,6 +263,7 @@ def pause(name: str) -> None:
     _change_state(name, "paused", lambda found: ("never", {"next": ""}))
 
 
+@takes_after_commit
 def resume(name: str) -> None:
     """Resume a paused schedule at its next tick from now. The ticks in between do not count as
     missed.
@@ -246,6 +277,7 @@ def resume(name: str) -> None:
     )
 
 
+@takes_after_commit
 def run_now(name: str) -> Job:
     """Enqueue one job of a schedule now, outside its rule and in any state; returns the job.
 
@@ -254,10 +286,20 @@ def run_now(name: str) -> Job:
         ScheduleError: a key in Redis that the run needs has the wrong type, or another job has
             the unique key of the schedule's jobs.
     """
+    job_id = f"{name}-now-{uuid4().hex[:12]}"
+    transaction = transactions.current()
+    if transaction is None:
+        return _run_now(name, job_id)
+    job = Job(job_id, connection=connections.client())
+    job.restore(get(name).fields)
+    transaction.call(f"job {job_id}", partial(_run_now, name, job_id), [job])
+    return job
+
+
+def _run_now(name: str, job_id: str) -> Job:
     client = connections.client()
     while True:
         found = get(name)
-        job_id = f"{name}-now-{uuid4().hex[:12]}"
         result = enqueue_ticks(client, found, [("", job_id)])
         if result.status is RunStatus.WRONG_TYPE:
             raise ScheduleError(
@@ -274,6 +316,7 @@ def run_now(name: str) -> Job:
             return job
 
 
+@takes_after_commit
 def remove(name: str) -> None:
     """Remove a schedule and its history. The jobs that it has made stay.
 
@@ -282,6 +325,9 @@ def remove(name: str) -> None:
         ScheduleError: the schedule is declared in the code; remove its declaration.
     """
     _check_not_declared(name, "remove")
+    _revision(name)
+    if _wait_for_commit(name, partial(remove, name)):
+        return
     while not write(connections.client(), name, _revision(name), "", "remove", {}):
         pass
 
@@ -389,13 +435,15 @@ def _change_state(
     client = connections.client()
     while True:
         found = get(name)
-        if found.state == state:
-            return
         if found.state not in ("active", "paused"):
             raise ScheduleError(
                 f"the schedule {name!r} is {found.state}, so it cannot be paused or resumed; run "
                 f"it now, or add it again"
             )
+        if _wait_for_commit(name, partial(_change_state, name, state, start)):
+            return
+        if found.state == state:
+            return
         due, fields = start(found)
         if write(client, name, found.revision, due, "same", {"state": state} | fields):
             return

@@ -231,6 +231,49 @@ def save(
     A schedule whose rule has the same ticks continues where it was, and catches up on the ticks
     that it has missed. With other ticks it starts now.
     """
+    due, fields = _changes(client, name, rule, template, source, found)
+    revision = found.revision if found else None
+    return write(client, name, revision, due, "new", fields, template.fields)
+
+
+def preview(
+    client: redis.Redis,
+    name: str,
+    rule: Rule,
+    template: JobTemplate,
+    source: str,
+    found: Schedule | None,
+) -> Schedule:
+    """The schedule that `save` would store now."""
+    due, changed = _changes(client, name, rule, template, source, found)
+    own = {"revision": "0"}
+    own |= {
+        decode(key): decode(value) for key, value in client.hgetall(keys.schedule(name)).items()
+    }
+    job = {decode(field).encode(): _as_bytes(value) for field, value in template.fields.items()}
+    score: Any = due
+    if due == "" and found is not None and found.due:
+        score = found.due.timestamp()
+    elif due in ("", "never"):
+        score = "inf"
+    return _schedule(name, own | changed, job, score)
+
+
+def _as_bytes(value: Any) -> bytes:
+    if isinstance(value, bytes):
+        return value
+    return str(value).encode(errors="backslashreplace")
+
+
+def _changes(
+    client: redis.Redis,
+    name: str,
+    rule: Rule,
+    template: JobTemplate,
+    source: str,
+    found: Schedule | None,
+) -> tuple[str, dict[str, str]]:
+    """The due time, as `write` takes it, and the fields with which a schedule replaces `found`."""
     fields = {
         "rule": rule.to_json(),
         "function": template.function,
@@ -255,8 +298,7 @@ def save(
         fields |= start
     elif found.state == "active" and found.next and rule.jitter != found.rule.jitter:
         due = due_time(rule, name, int(found.next.timestamp()))
-    revision = found.revision if found else None
-    return write(client, name, revision, due, "new", fields, template.fields)
+    return due, fields
 
 
 def first_tick(client: redis.Redis, name: str, rule: Rule) -> tuple[str, dict[str, str]]:

@@ -32,6 +32,7 @@ LAYERS = (  # a module imports what stands above it, or in its own layer
         "hooks",
         "retrying",
         "storing",
+        "transactions",
         "call_options",
         "jobs",
         "queues",

@@ -322,6 +322,17 @@ def test_the_tracer_of_the_hooks_page_traces(folder, write, run, environ):
     assert "request-7: orders.place has failed: there is no order 0" in lines
 
 
+def test_the_programs_of_the_transactions_page(folder, write, run, environ, redis):
+    write("transactions.md")
+    environ.update(REDIS_URL=config.current().redis_url, RQJOBS_MODULES="orders")
+    programs = [code for code in blocks("transactions.md", "python") if not file_name(code)]
+    output = "".join(run(code, sys.executable, "-c") for code in programs)
+    assert output == "JobStatus.CREATED\nJobStatus.QUEUED\n"
+    assert redis.llen("rq:queue:default") == 2 and redis.zcard("rq:scheduled:default") == 1
+    run("rqjobs worker --burst")
+    assert redis.zcard("rq:finished:default") == 2
+
+
 def test_the_pages_go_into_an_app(write, run):
     write("jobs.md")
     run(
@@ -379,7 +390,12 @@ def test_every_python_block_is_a_program_and_runs_somewhere(page):
     }
     for code in blocks(page, "python"):
         compile(code, page, "exec")
-    if page not in {*NOT_RUN, "policies.md", "flask.md"}:  # these pages have tests of their own
+    if page not in {
+        *NOT_RUN,
+        "policies.md",
+        "flask.md",
+        "transactions.md",
+    }:  # these pages have tests of their own
         names = [file_name(code) for code in blocks(page, "python")]
         assert set(filter(None, names)) <= run_here | run_by_others
         assert names.count(None) == programs.get(page, 0), "a block that no test runs"
