@@ -49,6 +49,8 @@ class Jobs:
             raise TypeError(f"Jobs takes a Flask app, not {app!r}; call create_app() first")
         if EXTENSION in app.extensions:
             raise ValueError(f"the app {app.name!r} has a Jobs already; call init_app once")
+        if "jobs" in app.cli.commands:
+            raise ValueError(f"the app {app.name!r} has a command 'jobs' already; rename that one")
         earlier = catalog.flask_app_in_use()
         is_test = app.testing or bool(earlier and earlier.testing)
         config.use_app_settings(config.read_app_config(app.config), may_replace=is_test)
@@ -162,10 +164,12 @@ class Commands(click.Group):
             ctx.meta[cli.DEV_PROGRAM] = self._dev_program(ctx)
             return super().invoke(ctx)
 
-    def _dev_program(self, ctx: click.Context) -> dev.Program:
-        """The app's own processes, which find the app as this one has."""
+    def _dev_program(self, ctx: click.Context) -> dev.Program | None:
+        """The app's own processes, which find the app as this one has. None if they cannot."""
         info = ctx.find_object(ScriptInfo)
-        path = info.app_import_path if info else None
+        if info is None or info.create_app is not None:
+            return None
+        path = info.app_import_path
         option = ["--app", path] if path else []
         pages = self.pages
         if pages is not None:

@@ -98,8 +98,13 @@ def run_dev(workers: int) -> None:
     An embedded Redis is started unless REDIS_URL is set. The address and the login are printed.
     Workers and web app restart when a Python file or .env changes. Ctrl-C stops everything.
     """
-    context = click.get_current_context()
-    dev.run(workers, echo_text, context.meta.get(DEV_PROGRAM, dev.RQJOBS))
+    program = click.get_current_context().meta.get(DEV_PROGRAM, dev.RQJOBS)
+    if program is None:
+        raise config.ConfigError(
+            "the processes of flask jobs dev cannot find this app; start it by its name, as in "
+            "flask --app shop jobs dev"
+        )
+    dev.run(workers, echo_text, program)
 
 
 def _worker_options() -> list[click.Parameter]:

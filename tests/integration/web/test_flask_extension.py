@@ -146,6 +146,10 @@ def test_two_apps_with_different_settings_are_refused_unless_one_is_tested(proce
     assert config.current().queues == ("c",)
     with pytest.raises(ValueError, match="has a Jobs already"):
         rqjobs.Jobs(app)
+    own = Flask("own")
+    own.cli.command("jobs")(lambda: None)
+    with pytest.raises(ValueError, match="has a command 'jobs' already"):
+        rqjobs.Jobs(own)
     with pytest.raises(TypeError, match="takes a Flask app"):
         rqjobs.Jobs(lambda: app)
     with pytest.raises(TypeError, match="pages=True is no prefix"):
@@ -292,6 +296,8 @@ def test_flask_jobs_has_every_command_and_prints_errors_as_one_line(process, cap
     result = app.test_cli_runner().invoke(args=["jobs", "stats"])
     assert result.exit_code == 1 and result.output.count("\n") == 1
     assert result.output.startswith("rqjobs: Error") and "127.0.0.1:1" in result.output
+    result = app.test_cli_runner().invoke(args=["jobs", "dev"])
+    assert result.exit_code == 2 and "start it by its name, as in flask --app" in result.output
 
 
 def test_flask_jobs_dev_serves_the_app_and_runs_its_jobs(shop, spawn, environ, eventually):
