@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import chaos_jobs
+import chaos_loop_jobs
+import chaos_loops
 import chaos_policy_jobs
 import chaos_policy_load
 import click
@@ -278,7 +280,7 @@ def kill_with_policies(scenario: Scenario) -> None:
             wait_for(lambda: group.check_exits() or len(group.ending) < 2, 30)
     finally:
         load.stop()
-    chaos_policy_load.drain(load, group.check_exits)
+    chaos_policy_load.drain(scenario.server.client, group.check_exits)
     group.terminate_all()
     runs = chaos_policy_jobs.read_runs(group.runs_file)
     chaos_policy_load.check(scenario.row, load, runs)
@@ -289,6 +291,33 @@ def kill_with_policies(scenario: Scenario) -> None:
     scenario.row.faults[:0] = group.unexpected_exits
     check_audit(scenario.row, scenario.server.client)
     scenario.row.notes = f"{group.kills} kills, {len(load.pauses.pauses)} pauses"
+
+
+def interrupt_loops(scenario: Scenario) -> None:
+    """Restart and kill workers while long loops run; then check the rows of each."""
+    group = scenario.group
+    scenario.start_workers(3)
+    jobs = chaos_loops.enqueue(scenario.home, scenario.size(250, 20))
+    stops = 0
+    for _ in scenario.steps(scenario.size(150, 12), "faults"):
+        time.sleep(random.uniform(0.2, 0.8))
+        wait_for(group.registered, 30)
+        worker = random.choice(group.alive)
+        if random.random() < 0.6:
+            group.terminate(worker)
+            stops += 1
+        else:
+            group.kill(worker, random.choice((Target.PARENT, Target.HORSE)))
+        if worker not in group.alive:
+            group.start()
+        wait_for(lambda: group.check_exits() or len(group.ending) < 2, 30)
+    chaos_policy_load.drain(scenario.server.client, group.check_exits)
+    group.terminate_all()
+    rows = chaos_loop_jobs.read_rows(group.runs_file)
+    chaos_loops.check(scenario.row, scenario.server.client, jobs, rows, group.killed_claims)
+    scenario.row.faults[:0] = group.unexpected_exits
+    check_audit(scenario.row, scenario.server.client)
+    scenario.row.notes = f"{group.kills} kills, {stops} stops"
 
 
 def sweep_forever() -> None:
@@ -316,6 +345,7 @@ PLANS = (
     Plan("poison among plain jobs", enqueue_poison),
     Plan("replaced workers, concurrent sweeps", replace_workers, shutdown_timeout_seconds=5),
     Plan("policies", kill_with_policies, shutdown_timeout_seconds=2),
+    Plan("long loops", interrupt_loops),
 )
 
 

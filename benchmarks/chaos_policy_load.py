@@ -150,9 +150,8 @@ def is_drained(client: redis.Redis) -> bool:
     return not any(map(client.llen, lists)) and not any(map(client.zcard, sets))
 
 
-def drain(load: PolicyLoad, check_workers: Callable[[], None]) -> None:
+def drain(client: redis.Redis, check_workers: Callable[[], None]) -> None:
     """Wait until all jobs have ended, or no run has changed for `DRAIN_TIMEOUT_SECONDS`."""
-    client = load.server.client
     deadline = time.monotonic() + DRAIN_TIMEOUT_SECONDS
     ended_before = -1
     while time.monotonic() < deadline:

@@ -23,6 +23,7 @@ from rq.timeouts import BaseTimeoutException
 from rqjobs import serializers, texts
 from rqjobs.broker.keys import decode
 from rqjobs.broker.scripts import KEEP_CURSOR
+from rqjobs.job_fields import check_size
 from rqjobs.row_sources import END, RowSource, check_number, offset_of, source_of
 from rqjobs.times import format_date, utc
 
@@ -185,6 +186,7 @@ class RunState:
         self.is_own_progress = False  # given by `progress`
         self.kept_at: float | None = None  # monotonic, of the last write
         self.kept: dict[str, Any] = {}
+        self.stored_meta: bytes | None = (job.hash_as_read or {}).get(b"meta")
         self.lost_reason = ""
         self.interruption: JobInterrupted | None = None
         self.has_failed_to_keep = False
@@ -274,12 +276,31 @@ class RunState:
         return found
 
     def last_fields(self) -> dict[str, Any]:
-        """The fields to store with the outcome; without cursors that are too large."""
+        """The fields to store with the outcome: without cursors that are too large."""
         try:
             return self.fields()
         except ValueError:
             self.loops.clear()
             return self.fields()
+
+    def changed_meta(self) -> dict[str, Any]:
+        """The job's meta as a field, if this run has changed it and it can be stored.
+
+        It belongs to the cursor. Otherwise it stays as another program may have stored it.
+        """
+        job = self.job
+        if not job.meta or job.meta is job.unreadable_meta:
+            return {}
+        try:
+            data = job.serializer.dumps(job.meta)
+            check_size("meta", data)
+        except BaseTimeoutException:
+            raise
+        except Exception:  # the end of the run logs it
+            return {}
+        if data == self.stored_meta:
+            return {}
+        return {"meta": data}
 
     def keep(self) -> None:
         """Write cursors, progress and meta, if they have changed. An outage of Redis is no error.
@@ -288,7 +309,7 @@ class RunState:
             ValueError: the cursors are too large together.
         """
         self.kept_at = time.monotonic()
-        fields = {**self.fields(), **meta_fields(self.job)}
+        fields = {**self.fields(), **self.changed_meta()}
         words = [word for name in fields for word in (name, fields[name])]
         if not words or fields == self.kept:
             return
@@ -300,6 +321,7 @@ class RunState:
             self._wait_after(error)
             return
         self.kept = fields
+        self.stored_meta = fields.get("meta", self.stored_meta)
         self.lost_reason = LOST_REASONS.get(decode(reply), "")
 
     def _wait_after(self, error: Exception) -> None:
@@ -426,18 +448,6 @@ def _state_of_current_job() -> RunState | None:
 def has_state(job: Any) -> bool:
     """Whether the end of this run has cursors or progress to write, or cursors to remove."""
     return job.run_state is not None or CURSORS.encode() in (job.hash_as_read or ())
-
-
-def meta_fields(job: Any) -> dict[str, Any]:
-    """The job's meta as a field, if it has any that can be stored. It belongs to the cursor."""
-    if not job.meta or job.meta is job.unreadable_meta:
-        return {}
-    try:
-        return {"meta": job.serializer.dumps(job.meta)}
-    except BaseTimeoutException:
-        raise
-    except Exception:  # the end of the run logs it
-        return {}
 
 
 # The stored form

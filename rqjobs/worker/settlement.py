@@ -374,7 +374,7 @@ class SettlementMixin(rq.Worker):
         claim = self.claim
         assert claim
         self.report(HorsePhase.SETTLING)
-        fields = {**job.run_state.last_fields(), **loops.meta_fields(job)}
+        fields = {**job.run_state.last_fields(), **job.run_state.changed_meta()}
 
         def attempt() -> SettleReply:
             return SettleReply.read(transitions.interrupt(self.client, self.name, claim, fields))

@@ -175,6 +175,18 @@ def releasing(redis):
     return lambda: transitions.release_all(redis, "me")
 
 
+def interrupting(redis):
+    rqjobs.enqueue(sample_jobs.two_at_a_time, job_id="one")
+    claim = claim_one(redis)
+    return lambda: transitions.interrupt(redis, "me", claim, {"rqjobs_cursors": "x"})
+
+
+def keeping(redis):
+    rqjobs.enqueue(sample_jobs.ok, job_id="one")
+    arguments = [claim_one(redis).token, "rqjobs_cursors", "x"]
+    return lambda: scripts.KEEP_CURSOR.run(redis, ["rq:job:one"], arguments)
+
+
 def reclaiming(redis, delay=0.0, deaths=0):
     family(redis)
     claim_one(redis)
@@ -278,6 +290,8 @@ MOVES = {
     "claim": claiming,
     "adopt": adopting,
     "release": releasing,
+    "interrupt": interrupting,
+    "keep a cursor": keeping,
     "reclaim": reclaiming,
     "delay": lambda redis: reclaiming(redis, 1.0),
     "fail": lambda redis: reclaiming(redis, deaths=2),

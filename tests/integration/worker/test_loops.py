@@ -12,11 +12,12 @@ from uuid import UUID
 import loop_jobs
 import pytest
 from helpers import claim
+from redis.exceptions import ConnectionError, ResponseError
 from rq.job import JobStatus
 
 import rqjobs
 from rqjobs import config, loops
-from rqjobs.broker import leases, transitions
+from rqjobs.broker import leases, scripts, transitions
 from rqjobs.worker import horse, supervisor
 
 MODULE = "loop_jobs"
@@ -324,6 +325,57 @@ def test_outage_of_redis_does_not_disturb_the_loop(redis, monkeypatch):
     work()
     work()
     assert rows(redis) == TEN and job.progress[:2] == (10, 10)
+
+
+def lose_the_reply(run):
+    reply = run()
+    if reply == b"settled":
+        raise ConnectionError("the reply is lost")
+    return reply
+
+
+def die_afterwards(run):
+    run()
+    loop_jobs.kill()
+
+
+def die_before(run):
+    loop_jobs.kill()
+
+
+@pytest.mark.parametrize("fault", [lose_the_reply, die_afterwards, die_before])
+def test_fault_around_the_interruption_loses_and_doubles_nothing(redis, monkeypatch, fault):
+    interrupt = transitions.interrupt
+
+    def faulty(*args):
+        return fault(lambda: interrupt(*args))
+
+    monkeypatch.setattr(supervisor, "CRASH_DELAY_SECONDS", 0.0)
+    monkeypatch.setattr(transitions, "interrupt", faulty)
+    job = rqjobs.enqueue(loop_jobs.visit, "a", "list", "", [4])
+    work()
+    assert redis.lrange("rq:queue:default", 0, -1) == [job.id.encode()]
+    assert not redis.keys("rqjobs:claims:*")
+    work()
+    assert rows(redis) == TEN
+
+
+def test_full_redis_refuses_both_scripts_before_their_first_write(redis):
+    job = rqjobs.enqueue(loop_jobs.note, "a", 1)
+    leases.renew_lease(redis, "w", {}, True)
+    (taken,) = claim(redis, "w", ["default"])
+    before = {key: redis.dump(key) for key in redis.scan_iter()}
+    scripts.load_scripts(redis)
+    redis.script_load(scripts.KEEP_CURSOR.source)
+    redis.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(ResponseError, match="OOM"):
+            transitions.interrupt(redis, "w", taken, {"rqjobs_progress": "x"})
+        with pytest.raises(ResponseError, match="OOM"):
+            scripts.KEEP_CURSOR.run(redis, [job.key], [taken.token, "rqjobs_progress", "x"])
+    finally:
+        redis.config_set("maxmemory", 0)
+    assert before == {key: redis.dump(key) for key in redis.scan_iter()}
 
 
 def test_interrupt_is_refused_without_the_token(redis):
