@@ -8,7 +8,7 @@ import time
 from datetime import date, datetime, timedelta
 from enum import Enum
 
-from rqjobs import Retry, get_current_job, job
+from rqjobs import Retry, job, resumable
 
 
 def greet(name: str = "World") -> str:
@@ -48,18 +48,14 @@ def unreliable(failure_rate: float = 0.5) -> str:
 
 @job(queue="low", timeout=3600)
 def slow(steps: int = 10, seconds: float = 1.0) -> int:
-    """Work in steps; `done` and `total` in the job's meta are the progress.
+    """Work in steps. A worker that stops leaves the next step to another one.
 
     Args:
         steps: the number of steps
         seconds: the duration of a step
     """
-    current = get_current_job()
-    for step in range(1, steps + 1):
+    for _ in resumable(range(steps)):
         time.sleep(max(seconds, 0))
-        if current:
-            current.meta.update(done=step, total=steps)
-            current.save_meta()
     return steps
 
 

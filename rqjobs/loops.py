@@ -344,7 +344,7 @@ class RunningLoop:
     total: float | None
     every: float
     name: str
-    is_in_row: bool = False
+    finished: int = 0  # of the rows that were taken
     was_kept: bool = False
 
     def rows(self) -> Iterator[Any]:
@@ -357,17 +357,15 @@ class RunningLoop:
                 row = self.source.take()
                 if row is END:
                     break
-                self._mark_in_row(True)
+                self.state.is_in_row = True
                 yield row
-                self._mark_in_row(False)
+                self.finished = self.source.taken
+                self.state.is_in_row = False
                 self.loop.done += 1
         except BaseException:
             self._leave()
             raise
         self._end()
-
-    def _mark_in_row(self, is_in_row: bool) -> None:
-        self.is_in_row = self.state.is_in_row = is_in_row
 
     def _between_rows(self) -> None:
         """Keep the cursor if it is time.
@@ -377,6 +375,7 @@ class RunningLoop:
         """
         state = self.state
         state.check_not_nested()
+        state.raise_interruption()
         reason = state.lost_reason or state.job.stop_reason()
         if reason:
             self._interrupt(reason)
@@ -389,11 +388,10 @@ class RunningLoop:
 
     def _interrupt(self, reason: str) -> None:
         state = self.state
-        if state.interruption is None:
-            self._move(self.source.cursor())
-            state.interruption = JobInterrupted(reason)
-            if not state.lost_reason:
-                state.keep()  # the function may need some time to end, and be killed
+        self._move(self.source.cursor())
+        state.interruption = JobInterrupted(reason)
+        if not state.lost_reason:
+            state.keep()  # the function may need some time to end, and be killed
         raise state.interruption
 
     def _move(self, cursor: Any) -> None:
@@ -402,13 +400,14 @@ class RunningLoop:
 
     def _leave(self) -> None:
         """Set the cursor of a loop that ends early. A row that was not finished is not done."""
+        is_in_row = self.source.taken > self.finished
         with contextlib.suppress(Exception):  # a closed file has no position: the last one stays
-            if self.is_in_row:
+            if is_in_row:
                 self._move(self.source.cursor_before())
             else:
                 self._move(self.source.cursor())
-        if self.is_in_row:
-            self._mark_in_row(False)
+        if is_in_row:
+            self.state.is_in_row = False
 
     def _end(self) -> None:
         self._move(self.source.cursor())

@@ -21,12 +21,15 @@ class RowSource:
     """Rows that are taken one by one, each behind a position.
 
     `kind` is stored with a cursor, which means nothing to another kind of source. `total`: the
-    number of rows, or of bytes if `unit` is "bytes"; None if it is not known.
+    number of rows, or of bytes if `unit` is "bytes"; None if it is not known. `taken` counts the
+    rows. It is raised before the position moves: a time limit may interrupt between any two lines,
+    and then a row may be repeated, but none skipped.
     """
 
     kind = ""
     unit = ""
     total: float | None = None
+    taken = 0
 
     def move_to(self, cursor: Any) -> None:
         """Continue behind a cursor of an earlier run.
@@ -66,6 +69,7 @@ class SequenceRows(RowSource):
         if self.index >= len(self.rows):
             return END
         row = self.rows[self.index]
+        self.taken += 1
         self.index += 1
         return row
 
@@ -117,16 +121,20 @@ class FileRows(RowSource):
             raise
 
     def take(self) -> Any:
-        line = self.file.readline()
-        if not line:
-            return END
+        self.taken += 1
         self.lines += 1
-        return line
+        line = self.file.readline()
+        if line:
+            return line
+        self.taken -= 1
+        self.lines -= 1
+        return END
 
     def cursor(self) -> int:
-        self.known = self.file.tell()
+        position: int = self.file.tell()
         self.lines = 0
-        return self.known
+        self.known = position
+        return position
 
     def cursor_before(self) -> int:
         """Read up to that position again. The file is left where it is."""
@@ -149,28 +157,28 @@ class KeyedRows(RowSource):
 
     def __init__(self, fetch: Callable[[Any], Iterable[tuple[Any, Any]]]):
         self.fetch = fetch
-        self.key: Any = None
-        self.key_before: Any = None
+        self.keys: tuple[Any, Any] = (None, None)  # of the last two rows
         self.batch: deque[tuple[Any, Any]] = deque()
 
     def move_to(self, cursor: Any) -> None:
-        self.key = cursor
+        self.keys = (None, cursor)
 
     def take(self) -> Any:
         if not self.batch:
             self.batch.extend(self._fetch_batch())
         if not self.batch:
             return END
-        self.key_before = self.key
-        self.key, row = self.batch.popleft()
+        key, row = self.batch.popleft()
+        self.taken += 1
+        self.keys = (self.keys[1], key)
         return row
 
     def _fetch_batch(self) -> list[tuple[Any, Any]]:
         """The next rows, with their keys checked."""
-        found = self.fetch(self.key)
+        last = self.keys[1]
+        found = self.fetch(last)
         if not isinstance(found, Iterable) or isinstance(found, str | bytes | Mapping):
             raise _not_pairs(found)
-        last = self.key
         pairs = []
         for pair in found:
             try:
@@ -189,10 +197,10 @@ class KeyedRows(RowSource):
         return pairs
 
     def cursor(self) -> Any:
-        return self.key
+        return self.keys[1]
 
     def cursor_before(self) -> Any:
-        return self.key_before
+        return self.keys[0]
 
 
 def source_of(rows: Any) -> RowSource:

@@ -61,13 +61,13 @@ def _print_results(jobs: list[Job], echo: Callable[[str], Any], deadline: float)
     """Print each result until `deadline`. Returns 1 if a job other than `unreliable` failed."""
     pending = list(jobs)
     code = 0
-    progress = 0
+    done = 0.0
     while pending and time.monotonic() < deadline:
         ended = [job for job in pending if _has_ended(job)]
-        meta = jobs[-1].get_meta()  # of `slow`
-        if meta.get("done", 0) > progress:
-            progress = meta["done"]
-            echo(f"slow … {progress} of {meta['total']}")
+        progress = jobs[-1].progress  # of `slow`
+        if progress and progress.done > done:
+            done = progress.done
+            echo(f"slow … {progress.describe()}")
         for job in ended:
             pending.remove(job)
             echo(_result_line(job))

@@ -87,11 +87,11 @@ def test_unreliable_fails_at_its_failure_rate():
     assert {demo.unreliable(failure_rate=0) for _ in range(50)} == {"the service answered"}
 
 
-def test_slow_writes_its_progress_to_meta(worker, eventually):
+def test_slow_says_its_progress(worker, eventually):
     job = rqjobs.enqueue(demo.slow, 3, 0.0)
     worker(env={"RQJOBS_MODULES": "rqjobs.demo"})
     eventually(lambda: job.get_status().value == "finished")
-    assert job.get_meta() == {"done": 3, "total": 3}
+    assert job.progress[:2] == (3, 3)
     assert job.return_value() == 3
 
 
