@@ -6,6 +6,7 @@ Generator functions are not. A name from Redis is looked up by exact match and n
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -283,6 +284,20 @@ def choose_flask_app(app: Any) -> None:
     global _app, _is_app_chosen
     _app = app
     _is_app_chosen = True
+
+
+@contextlib.contextmanager
+def flask_app_for_now(app: Any) -> Iterator[None]:
+    """Run jobs in the context of `app` within the block; None leaves it as it is."""
+    global _app
+    before = _app
+    if app is not None:
+        _app = app
+    try:
+        yield
+    finally:
+        if app is not None:
+            _app = before
 
 
 def offer_flask_app(app: Any) -> None:

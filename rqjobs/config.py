@@ -20,6 +20,8 @@ from urllib.parse import urlsplit
 from dotenv import load_dotenv
 
 REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
+# Set by the pytest plugin, for the tests and the processes that they start. It is not a setting.
+TEST_REDIS = "RQJOBS_TEST_REDIS"
 
 
 class ConfigError(Exception):
@@ -139,7 +141,7 @@ def _check_names(names: Iterable[str], where: str = "") -> None:
         ConfigError: a name is not.
     """
     for name in names:
-        if not name.startswith("RQJOBS_") or name in SETTINGS:
+        if not name.startswith("RQJOBS_") or name in SETTINGS or name == TEST_REDIS:
             continue
         if name in RENAMED:
             raise ConfigError(f"{where}{name} is called {RENAMED[name]} now; set that instead")
@@ -330,6 +332,14 @@ def require_password_for_network(config: Config) -> None:
             f"HOST={config.host} exposes the admin pages. Set RQJOBS_ADMIN_PASSWORD (8 characters "
             f"or more), or HOST=127.0.0.1."
         )
+
+
+def test_socket() -> str | None:
+    """The path of the only socket to which a test may connect; None outside of pytest.
+
+    It is "none" in a test that may use no Redis.
+    """
+    return os.environ.get(TEST_REDIS)
 
 
 _current: Config | None = None

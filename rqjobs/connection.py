@@ -65,6 +65,10 @@ class NoRedis(ConnectionError):
     """There is no usable Redis. The message is one line with the remedy."""
 
 
+class RealRedisRefused(config.ConfigError):
+    """A test tried to use the Redis of its project. The message has the remedies."""
+
+
 class ReconnectMixin:
     """Retries the connect, before a command is sent. It never retries a command.
 
@@ -75,6 +79,7 @@ class ReconnectMixin:
     _connecting = False
 
     def connect(self) -> None:
+        _check_test(self)
         self._connecting = True
         attempts = Retry(
             ExponentialWithJitterBackoff(cap=1, base=0.05), CONNECT_RETRIES, (ConnectionError,)
@@ -98,6 +103,30 @@ class ReconnectMixin:
         except (ConnectionError, TimeoutError):
             self.disconnect()  # type: ignore[attr-defined]
             self.connect()
+
+
+def _check_test(link: Any) -> None:
+    """Check that a test connects only to the private Redis of its fixtures.
+
+    Raises:
+        RealRedisRefused: it connects to another one, and pytest was not told to allow that.
+    """
+    allowed = config.test_socket()
+    if allowed is None or getattr(link, "path", None) == allowed:
+        return
+    pool: Any = getattr(link, "connection_pool", None)
+    if hasattr(pool, "service_name"):
+        address = f"the Sentinel service {pool.service_name!r}"
+    elif hasattr(link, "path"):
+        address = f"unix://{link.path}"
+    else:
+        address = f"redis://{link.host}:{link.port}/{link.db}"
+    raise RealRedisRefused(
+        f"this test would use the real Redis, {address}; let it use one of the fixtures "
+        f"jobs_recorded, jobs_inline, jobs_redis and frozen_scheduler, or allow it with "
+        f"@pytest.mark.real_redis, or for all tests with rqjobs_allow_redis = true in pytest's "
+        f"settings"
+    )
 
 
 class TCPConnection(ReconnectMixin, Connection):
@@ -317,11 +346,12 @@ def client() -> redis.Redis:
         _check_before_use()
     if _adopted_client is not None and not config.current().redis_url:
         return _adopted_client
-    return _client(url())
+    return client_for(url())
 
 
 @functools.lru_cache(maxsize=8)
-def _client(address: str) -> redis.Redis:
+def client_for(address: str) -> redis.Redis:
+    """The process's client for the URL `address`."""
     return connect(address)
 
 

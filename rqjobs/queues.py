@@ -130,6 +130,8 @@ class Queue(rq.Queue):
 
     def _warn_if_unserved(self) -> None:
         """Log a warning, at most once a minute, if no worker serves this queue."""
+        if storing.is_replaced():  # no worker gets the job
+            return
         checked_at = _unserved_checked_at.get(self.key, -UNSERVED_CHECK_SECONDS)
         if time.monotonic() - checked_at < UNSERVED_CHECK_SECONDS:
             return
@@ -169,7 +171,7 @@ class Queue(rq.Queue):
     @takes_after_commit
     def enqueue_in(self, time_delta: timedelta, func: Any, *args: Any, **kwargs: Any) -> Any:
         """RQ counts from this machine's clock; this one counts from Redis's, as the scheduler."""
-        moment = datetime.fromtimestamp(scripts.redis_time(self.connection), timezone.utc)
+        moment = datetime.fromtimestamp(storing.time_now(self.connection), timezone.utc)
         return self.enqueue_at(moment + time_delta, func, *args, **kwargs)
 
     def enqueue_job(

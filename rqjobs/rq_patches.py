@@ -5,8 +5,10 @@ A subclass cannot do this: RQ's classes, its command line and rq-dashboard read 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import urllib.request
+from collections.abc import Iterator
 from typing import Any
 
 import redis
@@ -21,7 +23,7 @@ import rq.webhook
 import rq.worker.base
 
 from rqjobs import catalog, config, jobs, logs, serializers, texts, times, webhooks
-from rqjobs.connection import client, is_transient
+from rqjobs.connection import RealRedisRefused, client, is_transient
 
 LOGGERS = (
     "rqjobs",
@@ -33,6 +35,17 @@ LOGGERS = (
     "rq.scheduler",
     "rq.webhook",
     "rq.utils",
+)
+# What `install` replaces, besides `SERIALIZER_ALIASES["pickle"]`.
+ATTRIBUTES: tuple[tuple[Any, str], ...] = (
+    (rq.serializers, "PickleSerializer"),
+    (rq.job, "import_attribute"),
+    (rq.results.Result, "restore"),
+    (rq.job, "str_to_date"),
+    (rq.worker.base, "traceback"),
+    (rq.queue, "traceback"),
+    (rq.repeat.Repeat, "schedule"),
+    (rq.webhook, "urlopen"),
 )
 
 
@@ -50,6 +63,20 @@ def install(shared: bool = False) -> None:
     repeat_in_order()
     refuse_webhook_redirects()
     clean_log_lines()
+
+
+@contextlib.contextmanager
+def installed_for_now() -> Iterator[None]:
+    """Replace the attributes for a `with` block: in a test, while a job runs as in a worker."""
+    before = [(owner, name, vars(owner)[name]) for owner, name in ATTRIBUTES]
+    alias = rq.serializers.SERIALIZER_ALIASES["pickle"]
+    install()
+    try:
+        yield
+    finally:
+        rq.serializers.SERIALIZER_ALIASES["pickle"] = alias
+        for owner, name, value in before:
+            setattr(owner, name, value)
 
 
 def replace_pickle(shared: bool = False) -> None:
@@ -124,6 +151,8 @@ def _is_suspended(connection: redis.Redis, worker: Any = None) -> bool:
         refused = isinstance(error, redis.AuthenticationError)
         if is_transient(error) and not refused:
             return False
+        if isinstance(error, RealRedisRefused):  # a test has started this worker
+            raise SystemExit(f"rqjobs: {error}") from None
         if isinstance(error, TypeError):  # the URL has an option that redis-py does not have
             _check_url()
         raise

@@ -11,11 +11,12 @@ import redis
 from rq.job import JobStatus
 
 from rqjobs import hooks
-from rqjobs.broker import transitions
+from rqjobs.broker import scripts, transitions
 from rqjobs.broker.transitions import Enqueued, Placement
 
 # (connection, placements, their jobs in the same order)
 Store = Callable[[redis.Redis, list[Placement], list[Any]], None]
+Clock = Callable[[], float]  # Unix seconds
 
 
 class Postponer(Protocol):
@@ -40,7 +41,7 @@ def store(connection: redis.Redis, placements: list[Placement], jobs: list[Any])
     """
     keeper = postponer.get()
     if keeper is None:
-        _stores[-1](connection, placements, jobs)
+        _stores[-1][0](connection, placements, jobs)
     else:
         keeper.store(connection, placements, jobs)
 
@@ -48,28 +49,48 @@ def store(connection: redis.Redis, placements: list[Placement], jobs: list[Any])
 def store_in_redis(connection: redis.Redis, placements: list[Placement], jobs: list[Any]) -> None:
     """Store jobs in Redis, and let them know how they are stored."""
     _take_outcomes(transitions.enqueue(connection, placements), jobs)
+    call_hooks(jobs)
+
+
+def call_hooks(jobs: list[Any]) -> None:
+    """Call the hooks `after_enqueue` for the jobs that are stored."""
     if hooks.after_enqueue.functions:
         for job in jobs:
             if getattr(job, "existing", None) is None:
                 hooks.after_enqueue.call(job)
 
 
-_stores: list[Store] = [store_in_redis]  # the last one is in use
+_stores: list[tuple[Store, Clock | None]] = [(store_in_redis, None)]  # the last one is in use
 
 
 @contextlib.contextmanager
-def replaced_by(replacement: Store) -> Iterator[None]:
-    """Give the jobs of this process to `replacement` instead of Redis."""
-    _stores.append(replacement)
+def replaced_by(replacement: Store, clock: Clock | None = None) -> Iterator[None]:
+    """Give the jobs of this process to `replacement` instead of Redis.
+
+    `clock`: the time from which delays count, for a replacement without a Redis; None: Redis's.
+    """
+    entry = (replacement, clock)
+    _stores.append(entry)
     try:
         yield
     finally:
-        _stores.remove(replacement)
+        for position in reversed(range(len(_stores))):
+            if _stores[position] is entry:
+                del _stores[position]
+                break
 
 
 def is_replaced() -> bool:
     """Whether jobs go to something else than Redis."""
-    return len(_stores) > 1
+    return _stores[-1][0] is not store_in_redis
+
+
+def time_now(connection: redis.Redis) -> float:
+    """The Unix time from which the delays of jobs count."""
+    clock = _stores[-1][1]
+    if clock is None:
+        return scripts.redis_time(connection)
+    return clock()
 
 
 def _take_outcomes(enqueued: Enqueued, jobs: list[Any]) -> None:

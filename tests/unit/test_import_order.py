@@ -50,6 +50,7 @@ LAYERS = (  # a module imports what stands above it, or in its own layer
     {""},  # the public API
     {"demo"},
     {"dev"},
+    {"testing"},
     {"web"},
     {"cli"},
     {"flask_extension"},

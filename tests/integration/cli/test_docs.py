@@ -333,6 +333,16 @@ def test_the_programs_of_the_transactions_page(folder, write, run, environ, redi
     assert redis.zcard("rq:finished:default") == 2
 
 
+def test_the_tests_of_the_testing_page_pass(folder, write, run, environ):
+    """On two processes, and with a setting that names a Redis that must not be used."""
+    write("testing.md")
+    (folder / "pytest.ini").write_text(block("testing.md", "ini", "pythonpath"))
+    _, prepare, command = block("testing.md", "sh", "pytest").splitlines()
+    environ.update(REDIS_URL="redis://127.0.0.1:1/0")
+    run(prepare)
+    assert "5 passed" in run(f"{command} -n 2 -p pytest_rqjobs")
+
+
 def test_the_pages_go_into_an_app(write, run):
     write("jobs.md")
     run(
@@ -377,6 +387,9 @@ def test_every_python_block_is_a_program_and_runs_somewhere(page):
         "prices.py",
         "orders.py",
         "tracing.py",
+        "signups.py",
+        "test_signups.py",
+        "test_with_unittest.py",
         *LOOP_FILES,
     }
     programs = {
@@ -417,7 +430,7 @@ def test_every_shell_line_is_a_command():
     """`rqjobs …` with known options, or a `make` target; the few others are run above."""
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z-]+):", text, flags=re.M))
-    others = {"pip", "printf", "flask", "curl", ".venv/bin/python"}
+    others = {"pip", "printf", "flask", "curl", "pytest", ".venv/bin/python"}
     example = {"cd", "python3", ".venv/bin/pip", ".venv/bin/flask"}  # as `make example`
     for page, words in shell_lines():
         if words[:1] == ["rqjobs"]:

@@ -57,7 +57,7 @@ def test_the_default_folder_is_dot_rqjobs(folder, monkeypatch):
     with redis_server.server() as url:
         assert url == f"unix://{folder}/.rqjobs/redis.sock"
         assert stat.S_IMODE((folder / ".rqjobs").stat().st_mode) == 0o700
-        assert connection._client(url).ping()
+        assert connection.client_for(url).ping()
 
 
 PARENT = """

@@ -196,7 +196,7 @@ def test_no_password_is_shown(client, server, monkeypatch):
         dashboard.connection, "url", lambda: "redis://me:secret@host/0?password=other"
     )
     monkeypatch.setattr(
-        dashboard.connection, "client", lambda: dashboard.connection._client(server)
+        dashboard.connection, "client", lambda: dashboard.connection.client_for(server)
     )
     page = client.get("/rq/").text
     assert "host/0" in page and "secret" not in page and "other" not in page
