@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 from rq import Callback, Repeat, Retry, get_current_job
 from rq.queue import EnqueueData
 
-from rqjobs import delayed, failed, hooks, schedules
+from rqjobs import delayed, failed, flows, hooks, schedules
 from rqjobs.bulk import enqueue_many
 from rqjobs.cancellation import cancelled
 from rqjobs.catalog import NotAJob, job
 from rqjobs.config import Config, ConfigError
 from rqjobs.connection import NoRedis, client
+from rqjobs.flows import chain, chord, group, s
+from rqjobs.flows import map as map
 from rqjobs.job_fields import PayloadTooLarge
 from rqjobs.jobs import Job
 from rqjobs.loops import JobInterrupted, Progress, progress, resumable
@@ -65,6 +67,8 @@ __all__ = [
     "Worker",
     "backoff",
     "cancelled",
+    "chain",
+    "chord",
     "client",
     "cron",
     "delayed",
@@ -74,8 +78,10 @@ __all__ = [
     "enqueue_many",
     "every",
     "failed",
+    "flows",
     "gather",
     "get_current_job",
+    "group",
     "hooks",
     "job",
     "pause",
@@ -84,6 +90,7 @@ __all__ = [
     "queue",
     "resumable",
     "resume",
+    "s",
     "schedules",
     "transaction",
     "web",

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import Any, TypeVar, overload
 
-from rqjobs import config, policies, serializers
+from rqjobs import config, policies, serializers, signatures
 
 F = TypeVar("F", bound=Callable[..., Any])
 GENERATOR_REASON = (
@@ -59,7 +59,7 @@ def job(function: Any = None, **options: Any) -> Any:
     The options are RQ's, and the defaults of each enqueue: `queue` (a name), `timeout`, `ttl`,
     `result_ttl`, `failure_ttl` (seconds), `retry`, `repeat`, `description`, `meta`, `on_success`,
     `on_failure`, `on_stopped`, `webhooks`. `policies` has further ones. Options of an enqueue take
-    precedence.
+    precedence. `function.s(*args, **kwargs)` is a call for a flow, as `rqjobs.s` makes it.
 
     Raises:
         TypeError: an option is unknown, or `function` is a generator function or not a function.
@@ -81,6 +81,7 @@ def job(function: Any = None, **options: Any) -> Any:
         refuse_generator(target)
         policies.check(target, options)
         target.__rqjobs__ = options  # type: ignore[attr-defined]
+        target.s = functools.partial(signatures.s, target)  # type: ignore[attr-defined]
         return target
 
     if function is None:

@@ -35,6 +35,7 @@ from rqjobs import (
     config,
     hooks,
     inherited_resources,
+    passed_results,
     plain_jobs,
     policies,
     results,
@@ -70,6 +71,7 @@ JSON_FIELD_MAX_BYTES = 4 * 1024 * 1024
 UNREADABLE_META_MAX_BYTES = 1000  # of a meta that cannot be read, to be shown
 PLAIN_RESULT_TYPES = JSON_TYPES | {list, dict, tuple, set}  # no code of theirs is left to run
 UNRUN_RESULT_TYPES = (Generator, AsyncGenerator, Awaitable, map, filter)
+POLICY_FIELDS = policies.FIELDS | {passed_results.FLOW_FIELD}
 WORKER_FIELDS = ("status", "started_at", "ended_at", "last_heartbeat", "worker_name")
 
 signature = lru_cache(maxsize=1024)(inspect.signature)
@@ -109,6 +111,7 @@ class Job(RetryingJob):
     hides_result = False  # see `hide_result`
     hidden_result: Any = None
     raised = ""  # the exception of a failed run, as `raised.pack` writes it
+    passed_on: list[Any] | None = None  # what the job takes from others, if it was fetched before
     unreadable_meta: Any = None  # what RQ puts in the place of such a meta; it is not stored
 
     def __init__(
@@ -154,8 +157,10 @@ class Job(RetryingJob):
     def data(self, value: bytes) -> None:
         rq.job.Job.data.fset(self, value)  # type: ignore[attr-defined]
 
-    def check_payload(self, function: Callable[..., Any]) -> None:
+    def check_payload(self, function: Callable[..., Any], passed_on: int = 0) -> None:
         """Check that the arguments and the description can be stored.
+
+        `passed_on`: the number of arguments that come first, from other jobs.
 
         Raises:
             PayloadError: an argument cannot be; the message names the argument.
@@ -174,7 +179,8 @@ class Job(RetryingJob):
                 f"the arguments of {self.func_name} are too large: {error}"
             ) from None
         except PayloadError:
-            for where, value in _named_arguments(function, tuple(self.args), self.kwargs):
+            args = tuple(self.args)
+            for where, value in _named_arguments(function, args, self.kwargs, passed_on):
                 encode(value, where)
             raise
         limit = config.current().max_payload_bytes
@@ -309,7 +315,7 @@ class Job(RetryingJob):
             self._restore_repeat(as_text(fields.get(b"rqjobs_repeat") or b""))
 
     def _restore_policies(self, fields: Any) -> None:
-        names = [name for name in policies.FIELDS if name.encode() in fields]
+        names = [name for name in POLICY_FIELDS if name.encode() in fields]
         found = {name: as_text(fields[name.encode()]) for name in names}
         if found or self.policy_fields:
             self.policy_fields = found
@@ -483,9 +489,12 @@ class Job(RetryingJob):
 
     def _call_function(self) -> Any:
         context = app_context()
+        args = self.args
+        if passed_results.FLOW_FIELD in self.policy_fields:
+            args = (*passed_results.values(self), *args)
         try:
             with context:
-                result = self.func(*self.args, **self.kwargs)
+                result = self.func(*args, **self.kwargs)
                 if type(result) not in PLAIN_RESULT_TYPES and issubclass(type(result), Coroutine):
                     result = run_coroutine(result)
             if self.run_state is not None:
@@ -758,10 +767,14 @@ def repeat(job: Any, queue: Any, pipeline: Any = None) -> None:
 
 
 def _named_arguments(
-    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    passed_on: int = 0,
 ) -> Iterable[tuple[str, Any]]:
     """The arguments with the names that an error message gives them."""
-    names = list(signature(function).parameters)
+    parameters = list(signature(function).parameters)
+    names = parameters[passed_on:] or parameters
     for index, value in enumerate(args):
         yield f"argument {names[min(index, len(names) - 1)]!r}", value
     for name, value in kwargs.items():

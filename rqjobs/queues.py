@@ -86,7 +86,8 @@ class Queue(rq.Queue):
         """A job for `func(*args, **kwargs)`, not yet enqueued.
 
         RQ's method takes any function. This one takes those of the catalog, adds the options of
-        `@job`, and checks everything that a worker would check.
+        `@job`, and checks everything that a worker would check. `passed_on` stands for the
+        arguments that the job gets from others, before `args`.
 
         Raises:
             NotAJob: `func` or a callback is not in the catalog.
@@ -103,7 +104,9 @@ class Queue(rq.Queue):
             func, of_call = func
             given.update(of_call)
         function = catalog.current().check(func)
-        check_signature(function, args, kwargs)
+        passed_on = given.pop("passed_on", ())
+        all_args = (*passed_on, *args)
+        check_signature(function, all_args, kwargs)
         for option, value in catalog.options(function).items():
             if option != "queue" and given.get(option) is None:
                 given[option] = value
@@ -113,7 +116,7 @@ class Queue(rq.Queue):
         # RQ takes a callable that is not a plain function for an object whose `__call__` is the
         # job, so it gets the name.
         name = catalog.name_of(function)
-        policy_fields = take_policies(policies.Call(function, name, args, kwargs), given)
+        policy_fields = take_policies(policies.Call(function, name, all_args, kwargs), given)
         try:
             job: Job = super().create_job(name, args, kwargs, **given)  # type: ignore[assignment]
         except RecursionError:
@@ -124,7 +127,7 @@ class Queue(rq.Queue):
         check_on_failed(policy_fields.get("rqjobs_on_failed"))
         check_numbers(job)
         job.check()
-        job.check_payload(function)
+        job.check_payload(function, len(passed_on))
         job.is_new = given.get("job_id") is None
         return job
 

@@ -33,6 +33,13 @@ RQ's keys are its own, unchanged. Ours begin with `rqjobs:`:
     rqjobs:failure-group:<group>       hash, the group's function, error, last message and counts:
                                        `m0` to `m59` by minute, `h0` to `h167` by hour
     rqjobs:failure-group-jobs:<group>  sorted set, the group's failed jobs -> when each failed
+    rqjobs:flow:<id>                   hash, a flow: `:shape` (the place of its first job), and the
+                                       result of each finished job by the job's id
+    rqjobs:flow-jobs:<id>              list, ids of its jobs, by position
+    rqjobs:flow-held:<id>              list, its first jobs, until they are released
+    rqjobs:held-flows                  sorted set, flow that is being stored -> when it counts as
+                                       abandoned; -inf if it is being dropped, +inf if it is stored
+                                       and not all of its first jobs are released
     rqjobs:result                      stream, a result inside settle_success.lua; never left behind
     rqjobs:sweep:lock, :last           the lock of the sweep, and when the last one was
     rqjobs:sweep:intermediate:<queue>  hash, id -> since when it is in RQ's intermediate list
@@ -60,7 +67,9 @@ first failure), `rqjobs_unique` (its unique key), `rqjobs_until` ("started" if t
 starts), `rqjobs_keep` (seconds for which the key is taken after its end), `rqjobs_conflict`
 (`on_conflict`), `rqjobs_debounce` (its seconds, `debounce_max` or "-", and the Unix time of the
 first call), and `rqjobs_ending` (of a canceled job: "expired" if it ended because it had not begun
-in time, "discarded" if it asked for that, or if another job had its unique key). Of failed jobs:
+in time, "discarded" if it asked for that, or if another job had its unique key). Of jobs that
+depend on many others: `rqjobs_blocker` (one that had not ended when all were checked last). Of the
+jobs of a flow: `rqjobs_flow` (the place in it: passed_results.py). Of failed jobs:
 `rqjobs_on_failed` (the job function to call if the job fails for good), and `rqjobs_failure_group`.
 Of long loops: `rqjobs_cursors` (the positions of its loops, as JSON), and `rqjobs_progress`
 (loops.py).
@@ -84,6 +93,8 @@ PAUSED_JOBS = "rqjobs:paused-jobs"
 ENDED_PARENTS = "rqjobs:ended-parents"
 NEW_FAILURES = "rqjobs:new-failures"
 FAILURE_GROUPS = "rqjobs:failure-groups"
+FLOW_SHAPE = ":shape"  # the field of a flow that is no job id
+HELD_FLOWS = "rqjobs:held-flows"
 SWEEP_LOCK = "rqjobs:sweep:lock"
 LAST_SWEEP = "rqjobs:sweep:last"
 STRAYS_LOCK = "rqjobs:sweep:strays:lock"
@@ -232,6 +243,18 @@ def slots_of(worker: str) -> str:
 def waiting(key: str) -> str:
     """The jobs that wait for a limit's slot or token."""
     return f"rqjobs:waiting:{key}"
+
+
+def flow(flow_id: str) -> str:
+    return f"rqjobs:flow:{flow_id}"
+
+
+def flow_jobs(flow_id: str) -> str:
+    return f"rqjobs:flow-jobs:{flow_id}"
+
+
+def flow_held(flow_id: str) -> str:
+    return f"rqjobs:flow-held:{flow_id}"
 
 
 def wakeup_channel(queue: str) -> str:

@@ -28,7 +28,14 @@ SINGLE_KEYS = {
         keys.SCHEDULES_ANNOUNCED,
         keys.SCHEDULES_LOCK,
     ),
-    "zset": (keys.LEASES, keys.RETIRED_WORKERS, keys.SCHEDULES, keys.RATE_DUE, keys.FAILURE_GROUPS),
+    "zset": (
+        keys.LEASES,
+        keys.RETIRED_WORKERS,
+        keys.SCHEDULES,
+        keys.RATE_DUE,
+        keys.FAILURE_GROUPS,
+        keys.HELD_FLOWS,
+    ),
     "set": (keys.ENDED_PARENTS, keys.PAUSED_JOBS, keys.QUEUES, keys.WORKERS, keys.WAITING_KEYS),
     "hash": (
         keys.PAUSED,

@@ -199,6 +199,8 @@ SAVE_FIELDS = Script("save_fields")
 WAKE_DUE = Script("wake_due")
 PARK_PAUSED = Script("park_paused")
 UNPARK_PAUSED = Script("unpark_paused")
+RELEASE_FLOW = Script("release_flow")
+DROP_FLOW = Script("drop_flow", policies=False)
 WORKER_SCRIPTS = (
     CLAIM,
     SETTLE_SUCCESS,

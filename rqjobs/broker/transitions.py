@@ -479,20 +479,26 @@ def requeue_all(connection: redis.Redis, queues: Iterable[str], limit: int = -1)
     return count
 
 
-def requeue_failed(connection: redis.Redis, jobs: Sequence[tuple[str, str]]) -> int:
+def requeue_failed(
+    connection: redis.Redis, jobs: Sequence[tuple[str, str]], stopped: bool = False
+) -> int:
     """Requeue those of these (job id, queue) that are failed jobs; returns how many.
 
-    Each job moves in one atomic step. Stopped jobs, and jobs that have left the failed ones, are left
-    alone, and so are jobs whose queue's key is of the wrong type, or whose unique key another has.
+    Each job moves in one atomic step. Jobs that have left the failed ones are left alone, and so are
+    jobs whose queue's key is of the wrong type, or whose unique key another has.
+
+    Args:
+        stopped: requeue stopped jobs too.
 
     Raises:
         redis.ResponseError: Redis refuses the write.
     """
     moment = utcformat(now())
+    leaves_stopped = "" if stopped else "1"
     commands = [
         REQUEUE.call(
             [keys.job(job_id), keys.queue(queue), QUEUES, keys.failed(queue)],
-            [job_id, "back", moment, "1"],
+            [job_id, "back", moment, leaves_stopped],
         )
         for job_id, queue in jobs
     ]

@@ -11,7 +11,7 @@ from typing import Any
 import redis
 
 from rqjobs import config
-from rqjobs.broker import keys, leases, odd_keys, pauses, recovery, scripts, transitions
+from rqjobs.broker import flows, keys, leases, odd_keys, pauses, recovery, scripts, transitions
 from rqjobs.broker.keys import decode
 from rqjobs.broker.places import SCAN_BATCH_KEYS, owners_of, queue_names, started_jobs
 from rqjobs.maintenance import failure_groups, new_failures, waiting
@@ -83,6 +83,7 @@ class _Sweep:
                 recovery.drop_unique_keys(self.connection, self.result.on_progress)
             failure_groups.check(self.connection, self.liveness.now, self.result.on_progress)
         enqueue_waiting_dependents(self.connection, self.result.on_progress)
+        flows.sweep(self.connection, Queue.DEFAULT_TIMEOUT, self.result.on_progress)
         pauses.unpark_all(self.connection, self.result.on_progress)
         if self.connection.exists(keys.WAITING_KEYS):
             recovery.wake_due(self.connection)  # there may be no scheduler

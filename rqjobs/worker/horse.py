@@ -26,7 +26,7 @@ from rq.executions import Execution
 from rq.logutils import blue, green
 from rq.worker import DequeueStrategy
 
-from rqjobs import config, processes, texts
+from rqjobs import config, passed_results, processes, texts
 from rqjobs.broker import keys, leases, pauses, recovery, transitions
 from rqjobs.broker.scripts import CLAIM, RELEASE
 from rqjobs.broker.transitions import Claim
@@ -105,6 +105,7 @@ class Horse:
         self.measured_at = time.monotonic()
         self.job_began = 0.0  # monotonic
         self.has_outgrown = False  # which has ended a loop
+        self.has_new_jobs = False  # jobs may have been enqueued since the last claim
 
     def run(self) -> ExitReason:
         """Work until there is a reason to end; returns it."""
@@ -122,6 +123,8 @@ class Horse:
                 self.reaper.reap()
                 idle_since = time.monotonic()
                 has_woken = False
+            elif self.has_new_jobs:
+                self.has_new_jobs = False
             elif self.limits.burst:
                 if has_woken or not self._wake_waiting():
                     return self._exit(ExitReason.DRAINED)
@@ -272,6 +275,8 @@ class Horse:
             self.state.succeeded += 1
             self.state.worked += ack.seconds
         self.worker.log_settlement(ack.claim.job_id, settled)
+        if settled is SettleReply.DEPENDENTS_LEFT:  # they were enqueued after the claim
+            self.has_new_jobs = True
         return None
 
     # Jobs
@@ -326,6 +331,8 @@ class Horse:
         worker.report(HorsePhase.RUNNING, _deadline(claim), _kill_after(claim))
         job = self._read_job(claim)
         if job is None or (self.paused and self._park_if_paused(claim, job)):
+            return
+        if passed_results.FLOW_FIELD in job.policy_fields and not self._fetch_passed(claim, job):
             return
         if worker._dequeue_strategy != DequeueStrategy.DEFAULT:
             self._reorder_queues(queue)
@@ -400,6 +407,20 @@ class Horse:
             return False
         if reply != b"parked":
             self.worker.log_settlement(claim.job_id, SettleReply.read(reply))
+        return True
+
+    def _fetch_passed(self, claim: Claim, job: Any) -> bool:
+        """Fetch what a job takes from other jobs. False if the parent asks to stop meanwhile; then
+        it releases the job.
+        """
+        fetch = partial(passed_results.fetch, self.client, job)
+        try:
+            job.passed_on = retry_until_answered(fetch, self.client, self._wait_before_retry)
+        except _StopRequested:
+            return False
+        except redis.ResponseError:  # the run will fail the job with this error
+            pass
+        self.worker.report(HorsePhase.RUNNING, _deadline(claim), _kill_after(claim))
         return True
 
     def _reorder_queues(self, queue: Queue) -> None:

@@ -18,6 +18,7 @@ LAYERS = (  # a module imports what stands above it, or in its own layer
     {"connection"},
     {"serializers"},
     {"policies"},
+    {"signatures"},
     {"catalog"},
     {"broker"},
     {
@@ -41,7 +42,9 @@ LAYERS = (  # a module imports what stands above it, or in its own layer
         "failed",
         "pauses",
         "cancellation",
+        "passed_results",
     },
+    {"flows"},
     {"schedules"},
     {"scheduler"},
     {"attempts", "stats"},

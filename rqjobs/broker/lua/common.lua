@@ -228,13 +228,33 @@ local function add_scheduled(id, queue, due, poll_seconds)
   end
 end
 
+local MANY_PARENTS = 16  -- the parents that are checked at the end of each one
+
 -- Whether a deferred job still has to wait for a parent. `parent` is the one that ends now, as
 -- `outcome` ("finished", "failed", or "" for the status in its hash).
-local function waits_for_parents(child, parent, outcome, failures_allowed)
-  for _, id in ipairs(set_members('rq:job::' .. child .. ':dependencies')) do
-    local ended = id == parent and outcome == 'finished' or has_ended(id, failures_allowed)
-    local failed_now = id == parent and outcome == 'failed' and failures_allowed
-    if not ended and not failed_now then return true end
+-- To check all of many parents at the end of each one would take quadratic time. So the job's hash
+-- names a `blocker`: a parent that had not ended at the last check. As long as it has not, the job
+-- waits. The order of a large set does not depend on the order in which the parents end, so a few
+-- checks of all of them are enough.
+local function waits_for_parents(child, parent, outcome, failures_allowed, blocker)
+  local dependencies = 'rq:job::' .. child .. ':dependencies'
+  local function waits_for(id)
+    if id == parent and (outcome == 'finished' or outcome == 'failed' and failures_allowed) then
+      return false
+    end
+    return not has_ended(id, failures_allowed)
+  end
+  if blocker and redis.pcall('SISMEMBER', dependencies, blocker) == 1 and waits_for(blocker) then
+    return true
+  end
+  local ids = set_members(dependencies)
+  for i = #ids, 1, -1 do
+    if waits_for(ids[i]) then
+      if #ids > MANY_PARENTS then
+        redis.call('HSET', 'rq:job:' .. child, 'rqjobs_blocker', ids[i])
+      end
+      return true
+    end
   end
 end
 
@@ -242,11 +262,11 @@ end
 -- delayed too, unless it waits for another parent. Returns whether the job was moved.
 local function enqueue_dependent(child, parent, outcome, iso, default_timeout)
   local fields = read_job(child, 'origin', 'status', 'allow_dependency_failures',
-    'enqueue_at_front', 'timeout', 'ttl', 'rqjobs_due', 'rqjobs_limit')
+    'enqueue_at_front', 'timeout', 'ttl', 'rqjobs_due', 'rqjobs_limit', 'rqjobs_blocker')
   if not fields or fields[2] ~= 'deferred' then return false end
   local queue, due = fields[1], tonumber(fields[7] or '')
   if not is_in_place(child, queue, 'deferred') then return false end
-  if waits_for_parents(child, parent, outcome, fields[3] == '1') then return false end
+  if waits_for_parents(child, parent, outcome, fields[3] == '1', fields[9]) then return false end
   local before = placement(child)
   local status = due and due > redis_time() and 'scheduled' or 'queued'
   if not fits('rq:queue:' .. queue, 'list') or not fits('rq:scheduled:' .. queue, 'zset') then

@@ -8,13 +8,14 @@
 --       the parent words: "1" if the job may run after a parent's failure, else "", then the ids
 --       of its parents; the field words: fields and values of its hash
 --       place: "back" or "front" of the queue; a due time in Unix seconds; "nowhere" (the caller
---       runs the job)   ttl: seconds, "" for none   is new: "1" if no job had this id
+--       runs the job); "held" (deferred until its flow is released)   ttl: seconds, "" for none   is new: "1" if no job had this id
 -- Promise: a job and its place are written in one step, and all entries of one call too. An
 -- existing job of this id leaves its place, its worker loses it (the outcome of that run will be
 -- refused), and its options, ttl, crashes and parents are cleared.
 --   Of a unique key at most one job waits or runs. If its key is taken, a job is not stored; or it
 -- replaces the waiting job of that key, under that job's id; or, if it asks for an error, no job of
 -- the call is stored.
+--   A held job is refused with all of its call if its flow was dropped.
 --   A debounced job is due later. A call that replaces it delays it again, up to its maximum.
 -- Returns the ids of the jobs that wait for parents; and a list for each entry that was stored
 -- under another id, was debounced, or was not stored: its position (0 is the first), the id of the
@@ -29,7 +30,10 @@ local OPTIONS = {'retries_left', 'retry_intervals', 'number_of_retries',
   'rqjobs_limit', 'rqjobs_woken', 'rqjobs_waits_for', 'rqjobs_expires', 'rqjobs_kill_after',
   'rqjobs_ending', 'rqjobs_paused', 'rqjobs_retry', 'rqjobs_retries',
   'rqjobs_unique', 'rqjobs_until', 'rqjobs_keep', 'rqjobs_conflict', 'rqjobs_debounce',
-  'rqjobs_on_failed', 'rqjobs_cursors', 'rqjobs_progress'}
+  'rqjobs_on_failed', 'rqjobs_cursors', 'rqjobs_progress', 'rqjobs_flow', 'rqjobs_blocker'}
+
+local HELD_SECONDS = 60  -- after the last step of storing a flow it counts as abandoned
+local FLOW_SECONDS = 366 * 24 * 3600  -- for which a flow is kept that does not end
 
 -- The fields of the job's policies; nil if it has none. They are the last ones of its hash.
 local function policies_of(entry)
@@ -55,6 +59,9 @@ local function entry_at(at)
     entry.key, entry.on_conflict = entry.policies.rqjobs_unique, entry.policies.rqjobs_conflict
     entry.debounce, entry.debounce_max =
       string.match(entry.policies.rqjobs_debounce or '', '^(%S+) (%S+)')
+  end
+  if entry.is_new and entry.policies and entry.policies.rqjobs_flow then
+    entry.flow, entry.position = string.match(entry.policies.rqjobs_flow, '^(%S+) (%d+)')
   end
   return entry
 end
@@ -122,6 +129,13 @@ local function needed_keys(entry)
   if not entry.is_new then keys['rq:job:' .. entry.id] = 'hash' end
   if entry.key then keys['rqjobs:unique'] = 'hash' end
   if entry.debounce then keys['rq:scheduled:' .. entry.queue] = 'zset' end
+  if entry.flow then
+    keys['rq:deferred:' .. entry.queue] = 'zset'
+    keys['rqjobs:flow:' .. entry.flow] = 'hash'
+    keys['rqjobs:flow-jobs:' .. entry.flow] = 'list'
+    keys['rqjobs:flow-held:' .. entry.flow] = 'list'
+    keys['rqjobs:held-flows'] = 'zset'
+  end
   return keys
 end
 
@@ -213,10 +227,38 @@ local function stays_deferred(entry, before)
   if fields[2] then return 'rqjobs_paused', fields[2] end
 end
 
+-- The flow of a held job, if the sweep has dropped it. The first job begins it.
+local function dropped_flow(entries)
+  for _, entry in ipairs(entries) do
+    if entry.place == 'held' and entry.position ~= '0' then
+      local score = redis.call('ZSCORE', 'rqjobs:held-flows', entry.flow)
+      if not score or score == '-inf' then return entry.flow end
+    end
+    if entry.place == 'held' then return nil end  -- all jobs of a call are of one flow
+  end
+end
+
+-- Add the job to its flow.
+local function join_flow(entry)
+  local flow, ids = 'rqjobs:flow:' .. entry.flow, 'rqjobs:flow-jobs:' .. entry.flow
+  redis.call('RPUSH', ids, entry.id)
+  if entry.position == '0' then
+    redis.call('HSET', flow, ':shape', entry.policies.rqjobs_flow)
+    redis.call('EXPIRE', flow, FLOW_SECONDS)
+    redis.call('EXPIRE', ids, FLOW_SECONDS)
+  end
+  if entry.place ~= 'held' then return end
+  local abandoned = string.format('%.3f', redis_time() + HELD_SECONDS)
+  redis.call('ZADD', 'rqjobs:held-flows', abandoned, entry.flow)
+  if entry.fields == entry.parents then
+    redis.call('RPUSH', 'rqjobs:flow-held:' .. entry.flow, entry.id)
+  end
+end
+
 local function accept(entry)
   local id, queue, job = entry.id, entry.queue, 'rq:job:' .. entry.id
   local before = not entry.is_new and placement(id)
-  local waits = entry.fields > entry.parents and must_wait(entry)
+  local waits = entry.place == 'held' or entry.fields > entry.parents and must_wait(entry)
   local due = tonumber(entry.place)
   -- A job that replaces another one keeps its place in the queue.
   local may_stay = entry.replaced and not waits and entry.place == 'back'
@@ -239,6 +281,7 @@ local function accept(entry)
   if entry.key then redis.call('HSET', 'rqjobs:unique', entry.key, id) end
   if entry.ttl ~= '' then redis.call('EXPIRE', job, entry.ttl) end
   if entry.policies then begin_policies(id, entry.policies, entry.place, due) end
+  if entry.flow then join_flow(entry) end
   if waits then
     defer(entry, due)
   elseif field then
@@ -262,6 +305,11 @@ end
 local wrong = wrong_key(entries)
 if wrong then
   return redis.error_reply('ERR the key ' .. wrong .. ' has the wrong type; rename or delete it')
+end
+local dropped = dropped_flow(entries)
+if dropped then
+  return redis.error_reply('ERR the flow ' .. dropped .. ' was dropped, because storing it took '
+    .. 'too long; enqueue it again')
 end
 local refused = may_refuse and refusal_of(entries)
 if refused then return {refused} end

@@ -52,10 +52,28 @@ local function end_unique(id, key, keep)
   end
 end
 
+-- Keep the result of a finished job with its flow: the jobs after it may run long after the result
+-- of its own has expired. The flow expires together with its last job.
+local function keep_flow_result(id, place, result)
+  local flow, position, total, ends = string.match(place, '^(%S+) (%d+) (%d+) (%d+)')
+  local key = flow and 'rqjobs:flow:' .. flow
+  if not flow or redis.call('EXISTS', key) == 0 then return end
+  if type(redis.pcall('HSET', key, id, result or '')) == 'table' then return end  -- the wrong type
+  local is_last = ends == '1' and tonumber(position) == total - 1
+  if is_last or redis.call('HLEN', key) > tonumber(total) then
+    expire_with('rq:job:' .. id, key)
+    expire_with('rq:job:' .. id, 'rqjobs:flow-jobs:' .. flow)
+  end
+end
+
 -- Free what a job has taken by its policies. It has ended for good. A canceled job keeps no key.
-function end_policies(id)
-  local fields = read_job(id, 'rqjobs_unique', 'rqjobs_keep', 'status', 'rqjobs_ending')
-  if not fields or not fields[1] then return end
+-- `result` is that of a finished job.
+function end_policies(id, result)
+  local fields = read_job(id, 'rqjobs_unique', 'rqjobs_keep', 'status', 'rqjobs_ending',
+    'rqjobs_flow')
+  if not fields then return end
+  if fields[5] and fields[3] == 'finished' then keep_flow_result(id, fields[5], result) end
+  if not fields[1] then return end
   local is_canceled = fields[3] == 'canceled' and not fields[4]
   end_unique(id, fields[1], not is_canceled and fields[2])
 end

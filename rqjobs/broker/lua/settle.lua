@@ -92,6 +92,18 @@ local function has_ended_for_good(id)
   return not is_active(status) and status ~= 'deferred'
 end
 
+-- Keep the result that the writes have recorded with the flow of the job.
+local function keep_recorded_result()
+  local place = (read_job(id, 'rqjobs_flow') or {})[1]
+  local entry = place and redis.pcall('XREVRANGE', 'rq:results:' .. id, '+', '-', 'COUNT', 1)[1]
+  if not entry then return end
+  local result
+  for i = 1, #entry[2], 2 do
+    if entry[2][i] == 'return_value' then result = entry[2][i + 1] end
+  end
+  keep_flow_result(id, place, result)
+end
+
 local left_out = {}
 local obstacle = each_write(function(first, last)
   local reason = problem(first, last)
@@ -112,6 +124,7 @@ each_write(function(first, last)
 end)
 -- The outcome may have deleted the job, so its key was read before.
 if unique_key and has_ended_for_good(id) then end_unique(id, unique_key, keep) end
+if outcome == 'finished' then keep_recorded_result() end
 if failure_group ~= '' then count_failure(id, failure_group) end
 if on_failed ~= '' then note_failure(id, token, on_failed) end
 expire_with(job, 'rq:results:' .. id)

@@ -59,7 +59,7 @@ else
   if had_dependencies then redis.call('EXPIRE', 'rq:job::' .. id .. ':dependencies', ttl) end
 end
 drop_claim(claims, queue, id, token)
-if end_policies then end_policies(id) end
+if end_policies then end_policies(id, return_value) end
 local dependents = job .. ':dependents'
 if redis.call('EXISTS', dependents) == 0 then return 'settled' end
 define_rare()

@@ -21,7 +21,7 @@ import click
 import pytest
 
 import rqjobs
-from rqjobs import cli, config, connection
+from rqjobs import cli, config, connection, flows
 
 ROOT = Path(__file__).parents[3]
 PAGES = {
@@ -253,6 +253,20 @@ def test_each_section_of_the_policies_page_is_tested():
     assert re.findall("^## (.+)$", PAGES["policies.md"], flags=re.M) == list(POLICIES)
 
 
+def test_the_program_of_the_flows_page_runs(folder, run, environ, redis):
+    module, program = blocks("flows.md", "python")
+    (folder / file_name(module)).write_text(module, encoding="utf-8")
+    environ.update(REDIS_URL=config.current().redis_url, RQJOBS_MODULES="shop_reports")
+    assert run(program, sys.executable, "-c") == "5 running\n"
+    run("rqjobs worker --burst")
+    config.use(modules=("shop_reports",))
+    found = [flows.fetch(key.decode().split(":")[2]) for key in redis.keys("rqjobs:flow:*")]
+    assert sorted(str(flow.result) for flow in found) == [
+        "6 words",
+        "['ValueError: the page is empty']",
+    ]
+
+
 @pytest.mark.parametrize("heading", POLICIES)
 def test_the_program_of_a_policy_runs(heading, folder, run, environ, redis):
     """Each program is followed by a worker that runs what it has enqueued."""
@@ -403,12 +417,8 @@ def test_every_python_block_is_a_program_and_runs_somewhere(page):
     }
     for code in blocks(page, "python"):
         compile(code, page, "exec")
-    if page not in {
-        *NOT_RUN,
-        "policies.md",
-        "flask.md",
-        "transactions.md",
-    }:  # these pages have tests of their own
+    own_tests = {"policies.md", "flask.md", "flows.md", "transactions.md"}
+    if page not in {*NOT_RUN, *own_tests}:
         names = [file_name(code) for code in blocks(page, "python")]
         assert set(filter(None, names)) <= run_here | run_by_others
         assert names.count(None) == programs.get(page, 0), "a block that no test runs"

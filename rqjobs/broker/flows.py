@@ -1,0 +1,90 @@
+"""Flows in Redis: their jobs are held back until all of them are stored, or dropped.
+
+A flow is stored in several steps. Its first jobs are deferred meanwhile, so no job of it runs. The
+release is the step that accepts it. If the process that stores it dies before, the sweep drops it;
+if the process dies later, the sweep goes on with the release.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import redis
+from rq.utils import now, utcformat
+
+from rqjobs.broker import keys
+from rqjobs.broker.keys import HELD_FLOWS, decode
+from rqjobs.broker.scripts import DROP_FLOW, RELEASE_FLOW
+
+JOBS_PER_SCRIPT = 200  # jobs of a flow that one script moves or deletes
+
+
+class FlowDropped(Exception):
+    """A flow was dropped while it was stored. Nothing of it is left."""
+
+
+def release_some(connection: redis.Redis, flow_id: str, default_timeout: int) -> tuple[int, int]:
+    """Let some of the first jobs of a flow run; the first call accepts the flow.
+
+    Returns the number of jobs that were moved, and of those that are left.
+
+    Raises:
+        FlowDropped: the sweep has dropped the flow.
+    """
+    script_keys = [HELD_FLOWS, keys.flow_held(flow_id)]
+    args = [flow_id, utcformat(now()), default_timeout, JOBS_PER_SCRIPT]
+    moved, left = RELEASE_FLOW.run(connection, script_keys, args)
+    if moved < 0:
+        raise FlowDropped(
+            f"the flow {flow_id} was dropped, because storing it took too long; enqueue it again"
+        )
+    return int(moved), int(left)
+
+
+def release(
+    connection: redis.Redis,
+    flow_id: str,
+    default_timeout: int,
+    on_progress: Callable[[], None] = lambda: None,
+) -> None:
+    """Let all first jobs of an accepted flow run. Several processes may do so at once."""
+    moved = left = 1
+    with contextlib.suppress(FlowDropped):  # another process has released the rest
+        while moved and left:
+            moved, left = release_some(connection, flow_id, default_timeout)
+            on_progress()
+
+
+def drop(
+    connection: redis.Redis,
+    flow_id: str,
+    may_be_storing: bool = False,
+    on_progress: Callable[[], None] = lambda: None,
+) -> None:
+    """Delete all jobs of a flow that was not released. Several processes may do so at once.
+
+    `may_be_storing`: leave a flow alone to which jobs were added in the last minute.
+    """
+    script_keys = [
+        HELD_FLOWS,
+        keys.flow(flow_id),
+        keys.flow_jobs(flow_id),
+        keys.flow_held(flow_id),
+    ]
+    while DROP_FLOW.run(connection, script_keys, [flow_id, int(may_be_storing), JOBS_PER_SCRIPT]):
+        on_progress()
+
+
+def sweep(
+    connection: redis.Redis, default_timeout: int, on_progress: Callable[[], None] = lambda: None
+) -> None:
+    """Go on with the release of accepted flows, and drop those whose process has died."""
+    entries: Any = connection.zrange(HELD_FLOWS, 0, -1, withscores=True)
+    for member, score in entries:
+        flow_id = decode(member)
+        if score != float("inf"):
+            drop(connection, flow_id, may_be_storing=True, on_progress=on_progress)
+            continue
+        release(connection, flow_id, default_timeout, on_progress)
