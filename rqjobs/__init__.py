@@ -15,6 +15,7 @@ from rqjobs.connection import NoRedis, client
 from rqjobs.flows import chain, chord, group, s
 from rqjobs.flows import map as map
 from rqjobs.job_fields import PayloadTooLarge
+from rqjobs.job_logs import LogLine
 from rqjobs.jobs import Job
 from rqjobs.loops import JobInterrupted, Progress, progress, resumable
 from rqjobs.pauses import pause, paused, resume
@@ -49,6 +50,7 @@ __all__ = [
     "JobInterrupted",
     "Jobs",
     "JobsNotStored",
+    "LogLine",
     "NoRedis",
     "NoResult",
     "NotAJob",

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from dotenv import load_dotenv
 
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
 # Set by the pytest plugin, for the tests and the processes that they start. It is not a setting.
 TEST_REDIS = "RQJOBS_TEST_REDIS"
@@ -52,6 +53,8 @@ class Config:
     max_traceback_bytes: int = 64 * 1024
     max_failed_jobs: int = 100_000  # of each queue; 0 is no limit
     max_failed_age_seconds: int = 0  # 0 is no limit
+    job_log_level: str = "INFO"  # of the records that are kept with a job; "off" for none
+    job_log_prints: str = "off"
     # None: this machine only; with a password and without `rqjobs dev` all interfaces.
     host: str | None = None
     port: int = 8000
@@ -232,6 +235,14 @@ def _one_of(*choices: str) -> Callable[[str], str]:
     return parse
 
 
+def _log_level(text: str) -> str:
+    if text.lower() == "off":
+        return "off"
+    if text.upper() not in LOG_LEVELS:
+        raise ValueError("is not one of " + ", ".join((*LOG_LEVELS, "off")))
+    return text.upper()
+
+
 def _flask_app(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*(\(\))?", text):
         raise ValueError("does not name a Flask app; for example shop:app or shop:create_app")
@@ -297,6 +308,8 @@ SETTINGS: dict[str, tuple[str, Callable[[str], Any]]] = {
         "max_failed_age_seconds",
         _integer(60, 2**31 - 1, "a number of seconds", zero=True),
     ),
+    "RQJOBS_JOB_LOG_LEVEL": ("job_log_level", _log_level),
+    "RQJOBS_JOB_LOG_PRINTS": ("job_log_prints", _one_of("off", "on")),
     "HOST": ("host", _host),
     "PORT": ("port", _integer(1, 65_535, "a port")),
 }

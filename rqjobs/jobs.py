@@ -13,6 +13,7 @@ from collections.abc import (
     Coroutine,
     Generator,
     Iterable,
+    Iterator,
 )
 from contextlib import nullcontext
 from datetime import timedelta
@@ -35,6 +36,7 @@ from rqjobs import (
     config,
     hooks,
     inherited_resources,
+    job_logs,
     passed_results,
     plain_jobs,
     policies,
@@ -54,6 +56,7 @@ from rqjobs.job_fields import (
     read_description,
     read_traceback,
 )
+from rqjobs.job_logs import LogLine
 from rqjobs.loops import PROGRESS, Progress, read_progress
 from rqjobs.policies import retries
 from rqjobs.retrying import RetryingJob
@@ -396,6 +399,20 @@ class Job(RetryingJob):
         """
         return results.wait(self, timeout)
 
+    def log_lines(self, level: str | int = 0) -> list[LogLine]:
+        """The kept lines that the job has logged, the oldest first, from this level on.
+
+        Raises:
+            ValueError: there is no such level.
+        """
+        least = job_logs.level_number(level)
+        return [one for one in job_logs.read(self.connection, self.id) if one.levelno >= least]
+
+    def follow_log(self, level: str | int = 0) -> Iterator[LogLine]:
+        """The same, and further lines as they come, until the job has ended."""
+        least = job_logs.level_number(level)
+        return (one for one in job_logs.follow(self.connection, self.id) if one.levelno >= least)
+
     # Running
 
     def check(self) -> None:
@@ -592,6 +609,18 @@ class Job(RetryingJob):
             super().send_webhooks(status, exc_string=exc_string)
 
     # Afterwards
+
+    def delete(
+        self,
+        pipeline: Any = None,
+        remove_from_queue: bool = True,
+        delete_dependents: bool = False,
+    ) -> None:
+        """RQ does not know of the job's log. The script of an outcome deletes it itself."""
+        super().delete(pipeline, remove_from_queue, delete_dependents)
+        if not is_recording(self.connection):
+            connection = self.connection if pipeline is None else pipeline
+            connection.delete(keys.log(self.id))
 
     @property
     def should_retry(self) -> bool:

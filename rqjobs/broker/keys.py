@@ -40,6 +40,7 @@ RQ's keys are its own, unchanged. Ours begin with `rqjobs:`:
     rqjobs:held-flows                  sorted set, flow that is being stored -> when it counts as
                                        abandoned; -inf if it is being dropped, +inf if it is stored
                                        and not all of its first jobs are released
+    rqjobs:log:<id>                    stream, the last lines that a job has logged: job_logs.py
     rqjobs:result                      stream, a result inside settle_success.lua; never left behind
     rqjobs:sweep:lock, :last           the lock of the sweep, and when the last one was
     rqjobs:sweep:intermediate:<queue>  hash, id -> since when it is in RQ's intermediate list
@@ -66,13 +67,13 @@ policies/retries.py), `rqjobs_retries` (the number of its counted retries, and t
 first failure), `rqjobs_unique` (its unique key), `rqjobs_until` ("started" if that is free when it
 starts), `rqjobs_keep` (seconds for which the key is taken after its end), `rqjobs_conflict`
 (`on_conflict`), `rqjobs_debounce` (its seconds, `debounce_max` or "-", and the Unix time of the
-first call), and `rqjobs_ending` (of a canceled job: "expired" if it ended because it had not begun
-in time, "discarded" if it asked for that, or if another job had its unique key). Of jobs that
-depend on many others: `rqjobs_blocker` (one that had not ended when all were checked last). Of the
-jobs of a flow: `rqjobs_flow` (the place in it: passed_results.py). Of failed jobs:
-`rqjobs_on_failed` (the job function to call if the job fails for good), and `rqjobs_failure_group`.
-Of long loops: `rqjobs_cursors` (the positions of its loops, as JSON), and `rqjobs_progress`
-(loops.py).
+first call), `rqjobs_log` ("1" if it has logged), and `rqjobs_ending` (of a canceled job: "expired"
+if it ended because it had not begun in time, "discarded" if it asked for that, or if another job
+had its unique key). Of jobs that depend on many others: `rqjobs_blocker` (one that had not ended
+when all were checked last). Of the jobs of a flow: `rqjobs_flow` (the place in it:
+passed_results.py). Of failed jobs: `rqjobs_on_failed` (the job function to call if the job fails
+for good), and `rqjobs_failure_group`. Of long loops: `rqjobs_cursors` (the positions of its loops,
+as JSON), and `rqjobs_progress` (loops.py).
 
 Field of ours in an entry of a job's results: `rqjobs_error` (the exception of a failed job:
 raised.py).
@@ -122,6 +123,7 @@ WAKEUP_PREFIX = "rqjobs:wakeup:"
 QUEUE_PREFIX = "rq:queue:"
 WORKER_PREFIX = "rq:worker:"
 JOB_PREFIX = "rq:job:"
+LOG_PREFIX = "rqjobs:log:"
 
 
 # RQ's
@@ -194,6 +196,10 @@ def scheduler_lock(queue: str) -> str:
 
 
 # Ours
+
+
+def log(job_id: str) -> str:
+    return f"{LOG_PREFIX}{job_id}"
 
 
 def process(worker: str) -> str:

@@ -196,6 +196,8 @@ TRIM_FAILED = Script("trim_failed")
 DELETE_FAILED = Script("delete_failed")
 DROP_UNIQUE_KEYS = Script("drop_unique_keys")
 SAVE_FIELDS = Script("save_fields")
+KEEP_LOG = Script("keep_log")
+DROP_LOGS = Script("drop_logs")
 WAKE_DUE = Script("wake_due")
 PARK_PAUSED = Script("park_paused")
 UNPARK_PAUSED = Script("unpark_paused")
@@ -210,6 +212,7 @@ WORKER_SCRIPTS = (
     INTERRUPT,
     RECLAIM,
     PARK_PAUSED,
+    KEEP_LOG,
 )
 CHECK_WAITING = Script("check_waiting")
 CHECK_DEFERRED = Script("check_deferred", policies=False)

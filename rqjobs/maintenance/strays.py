@@ -65,11 +65,16 @@ class Candidate(NamedTuple):
 
 
 def _next_candidates(connection: redis.Redis) -> Iterator[Candidate]:
-    """Jobs that wait or run, from the key at which the last part of the search ended."""
+    """Jobs that wait or run, from the key at which the last part of the search ended.
+
+    Logs without a job, which are found on the way, are dropped.
+    """
     cursor = connection.get(keys.STRAYS_CURSOR) or b"0"
     for _ in range(STRAY_SCAN_KEYS // SCAN_BATCH_KEYS):
         args = [cursor, SCAN_BATCH_KEYS, "active"]
-        cursor, rows, _others = scripts.SCAN_JOBS.run(connection, [], args)
+        cursor, rows, logs = scripts.SCAN_JOBS.run(connection, [], args)
+        if logs:
+            scripts.DROP_LOGS.run(connection, [], logs)
         for job_id, queue, *times in rows:
             yield Candidate(decode(job_id), decode(queue), *times)
         if cursor == b"0":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import hiredis
@@ -20,13 +21,15 @@ READ_BYTES = 65536
 class Ack(NamedTuple):
     """A plain success: its job's claim, and the command that records it.
 
-    `fallback` records it with RQ's own code, for when Redis refuses the command.
+    `fallback` records it with RQ's own code, for when Redis refuses the command. `log` are commands
+    before it, which keep the last lines of the job; their replies do not matter.
     """
 
     claim: Claim
     command: tuple[Any, ...]
     fallback: Callable[[], None]
     seconds: float = 0.0  # that the job took
+    log: tuple[tuple[Any, ...], ...] = ()
 
 
 class AckPipeline:
@@ -62,15 +65,18 @@ class AckPipeline:
         acks are still pending.
         """
         self._send([*commands])
+        numbers = [len(ack.log) + 1 for ack in self.pending]
         try:
-            replies = self._read(len(self.pending) + len(commands))
+            replies = self._read(sum(numbers) + len(commands))
         except BaseException:
             self.close()
             raise
         acks = self.pending
         self.pending = []
         self._sent = 0
-        return list(zip(acks, replies, strict=False)), replies[len(acks) :]
+        ends = [*accumulate(numbers)]
+        of_acks = [(ack, replies[end - 1]) for ack, end in zip(acks, ends, strict=True)]
+        return of_acks, replies[sum(numbers) :]
 
     def _send(self, commands: list[tuple[Any, ...]]) -> None:
         if time.monotonic() - self._read_at > connection.HEALTH_CHECK_SECONDS:
@@ -78,7 +84,9 @@ class AckPipeline:
         try:
             if self._connection is None:
                 self._connect()
-            unsent = [ack.command for ack in self.pending[self._sent :]]
+            unsent = [
+                word for ack in self.pending[self._sent :] for word in (*ack.log, ack.command)
+            ]
             self._connection.send_packed_command(
                 [hiredis.pack_command(words) for words in unsent + commands], check_health=False
             )

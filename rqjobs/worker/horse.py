@@ -38,6 +38,7 @@ from rqjobs.worker import job_processes
 from rqjobs.worker.ack_pipeline import Ack, AckPipeline
 from rqjobs.worker.leftovers import Leftovers
 from rqjobs.worker.listener import BLOCK_SECONDS, QueueListener
+from rqjobs.worker.log_capture import LogCapture
 from rqjobs.worker.prefetch import PrefetchPipe
 from rqjobs.worker.retry import retry_until_answered
 from rqjobs.worker.settlement import SettlementMixin, SettleReply
@@ -106,6 +107,15 @@ class Horse:
         self.job_began = 0.0  # monotonic
         self.has_outgrown = False  # which has ended a loop
         self.has_new_jobs = False  # jobs may have been enqueued since the last claim
+        self.job_log = worker.job_log = self._capture_logs()
+
+    def _capture_logs(self) -> LogCapture | None:
+        buffer = self.worker.log_buffer
+        if buffer is None:
+            return None
+        capture = LogCapture(self.client, buffer)
+        capture.install()
+        return capture
 
     def run(self) -> ExitReason:
         """Work until there is a reason to end; returns it."""
@@ -345,7 +355,11 @@ class Horse:
         if worker.log.isEnabledFor(logging.INFO):
             self._log_start(job, queue)
         self.inherited.reset()
+        if self.job_log:
+            self.job_log.begin(claim)
         run_isolated(worker.perform_job, job, queue)
+        if self.job_log:
+            self.job_log.end()
         self.leftovers.undo()
         self.inherited.reset()
         if worker.last_settled_token != claim.token:

@@ -44,6 +44,8 @@ from rqjobs.raised import JobFailed
 from rqjobs.times import format_date
 from rqjobs.worker import job_processes, retry
 from rqjobs.worker.ack_pipeline import Ack, AckPipeline
+from rqjobs.worker.log_buffer import LogBuffer
+from rqjobs.worker.log_capture import LogCapture
 from rqjobs.worker.recording import Recording, RecordingClient
 from rqjobs.worker.shared_state import (
     HANDLER_SECONDS,
@@ -154,10 +156,12 @@ class SettlementMixin(rq.Worker):
     death_penalty_class = DeathPenalty
     process = ""  # the worker's process, as `leases.process_id` names it
     function_outcome: FunctionOutcome | None = None  # memory shared with the horse
+    log_buffer: LogBuffer | None = None  # the same, with the lines of its job that are not sent yet
     outcome_bytes = 0  # of the last outcome that was sent and waited for
     claim: Claim | None = None
     shared_state: HorseState | None = None
     acks: AckPipeline
+    job_log: LogCapture | None = None  # None if nothing is kept
     own_pid = 0
     last_settled_token = ""  # of the last claim whose outcome was recorded, or sent as an ack
     has_settled = False  # whether the last outcome of `record` is in Redis
@@ -274,7 +278,8 @@ class SettlementMixin(rq.Worker):
             return
         seconds = (job.ended_at - job.started_at).total_seconds()
         fallback = partial(self.record_success, job, queue, started_job_registry)
-        self.acks.send(Ack(claim, self._success_command(claim, job, ttl), fallback, seconds))
+        command = self._success_command(claim, job, ttl)
+        self.acks.send(Ack(claim, command, fallback, seconds, self._last_log_commands()))
         self.last_settled_token = claim.token
         if self.log.isEnabledFor(logging.INFO):
             self.log.info(
@@ -375,6 +380,8 @@ class SettlementMixin(rq.Worker):
         assert claim
         self.report(HorsePhase.SETTLING)
         fields = {**job.run_state.last_fields(), **job.run_state.changed_meta()}
+        if self.job_log:
+            self.job_log.flush()
 
         def attempt() -> SettleReply:
             return SettleReply.read(transitions.interrupt(self.client, self.name, claim, fields))
@@ -483,6 +490,7 @@ class SettlementMixin(rq.Worker):
         self._drop_unstorable_meta(job)
         snapshot = JobSnapshot(job)
         stopped = self._stopped_job_id
+        log_commands = self._last_log_commands()
         webhook_calls: list[tuple[Any, Any]] = []
 
         def attempt() -> SettleReply:
@@ -496,6 +504,9 @@ class SettlementMixin(rq.Worker):
                     self._write_run_state(job)
                     method()
                 webhook_calls[:] = calls
+                guard.multi()
+                for command in log_commands:
+                    guard.execute_command(*command)
                 return self._settle_recorded(guard, claim, recording, job, failure)
 
         reply = self._settle(claim, attempt, trace)
@@ -520,7 +531,10 @@ class SettlementMixin(rq.Worker):
         job: Any,
         failure: Failure | None,
     ) -> SettleReply:
-        """Settle a job with recorded writes, unless a key that RQ has read has changed."""
+        """Settle a job with recorded writes, unless a key that RQ has read has changed.
+
+        `guard` is a transaction, and may begin with commands whose replies do not matter.
+        """
         writes = recording.writes
         if recording.counts_as:
             # The script removes the dependents, and only after all of them are enqueued.
@@ -528,7 +542,6 @@ class SettlementMixin(rq.Worker):
         self.outcome_bytes = sum(
             len(word) for write in writes for word in write if isinstance(word, bytes | str)
         )
-        guard.multi()
         group = call = ""
         if failure and recording.counts_as == "failed":
             writes = _with_exception(writes, job)
@@ -538,7 +551,15 @@ class SettlementMixin(rq.Worker):
             self.name, claim, writes, recording.counts_as, rq.Queue.DEFAULT_TIMEOUT, group, call
         )
         guard.execute_command(*SETTLE.call(*arguments))
-        return SettleReply.read(guard.execute()[0])
+        reply = guard.execute(raise_on_error=False)[-1]
+        if isinstance(reply, Exception):
+            raise reply
+        return SettleReply.read(reply)
+
+    def _last_log_commands(self) -> tuple[tuple[Any, ...], ...]:
+        if self.job_log is None:
+            return ()
+        return self.job_log.last_commands()
 
     def _send_webhooks(self, job: Any, calls: list[tuple[Any, Any]]) -> None:
         """Send the webhooks of an outcome that was recorded. Those of any other are dropped."""
@@ -600,6 +621,8 @@ class SettlementMixin(rq.Worker):
             )
             return SettleReply.read(SETTLE.run(self.client, *arguments))
 
+        if self.job_log:
+            self.job_log.flush()
         try:
             reply = self.retry_until_answered(partial(send, writes))
         except ResponseError:

@@ -18,7 +18,7 @@ from typing import Any
 import redis
 from rq.worker import WorkerStatus
 
-from rqjobs import config, processes
+from rqjobs import config, job_logs, processes
 from rqjobs.broker import keys, leases, recovery, scripts, transitions
 from rqjobs.broker.keys import decode
 from rqjobs.broker.transitions import Claim
@@ -27,6 +27,7 @@ from rqjobs.maintenance import sweep
 from rqjobs.worker import job_processes
 from rqjobs.worker.finisher import Finisher, HorseDeath, failure_message
 from rqjobs.worker.horse import MAX_PREFETCH_WAIT_SECONDS, Limits, begin_child, run_horse_process
+from rqjobs.worker.log_buffer import LogBuffer
 from rqjobs.worker.prefetch import PrefetchPipe
 from rqjobs.worker.settlement import SettlementMixin
 from rqjobs.worker.shared_state import (
@@ -152,6 +153,8 @@ class Supervisor(SettlementMixin):
                 undo.callback(prefetch.close)
                 ours, theirs = socket.socketpair()
                 self.function_outcome = self.function_outcome or FunctionOutcome()
+                if config.current().job_log_level != "off":
+                    self.log_buffer = self.log_buffer or LogBuffer()
                 pid = os.fork()
             except OSError as error:
                 self.log.error("Worker %s: cannot start a horse: %s", self.name, error)
@@ -475,6 +478,8 @@ class Supervisor(SettlementMixin):
     def _handle_horse_death(self, snapshot: HorseSnapshot | None, status: int) -> None:
         """Requeue the claims of a horse that died; start a finisher for a job that has to end."""
         running = snapshot if snapshot and snapshot.running else None
+        if running:
+            self._send_log_of(running)
         death = self._horse_death
         if running and self._stopped_job_id == running.job_id and death != HorseDeath.TIMED_OUT:
             death = HorseDeath.JOB_STOPPED
@@ -487,6 +492,15 @@ class Supervisor(SettlementMixin):
         else:
             self._requeue_claims("", status)
         self._stopped_job_id = None  # not before: the finisher's fork has a copy of it
+
+    def _send_log_of(self, snapshot: HorseSnapshot) -> None:
+        """Keep the lines that the dead horse has not sent: the last ones before a crash."""
+        if self.log_buffer is None:
+            return
+        attempt, batches = self.log_buffer.left_by(snapshot.token)
+        with contextlib.suppress(redis.RedisError, OSError):
+            for batch in batches:
+                job_logs.keep(self.client, snapshot.job_id, snapshot.token, attempt, batch)
 
     def _requeue_claims(self, crashed_job_id: str, status: int) -> None:
         """Requeue the dead horse's claims. `crashed_job_id`: the job whose crash counts; or ""."""

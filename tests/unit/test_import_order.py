@@ -29,6 +29,7 @@ LAYERS = (  # a module imports what stands above it, or in its own layer
         "results",
         "row_sources",
         "loops",
+        "job_logs",
         "plain_jobs",
         "hooks",
         "retrying",

@@ -165,17 +165,18 @@ local function drop_refused(claims, queue, id, token, fields)
 end
 
 -- Why this token may not settle the job: "gone", "already" or "refused". If it may, nil; whether
--- the job was canceled while it ran; and its unique key and the seconds for which that is kept.
+-- the job was canceled while it ran; its unique key and the seconds for which that is kept; and
+-- whether it has a log.
 local function refusal(claims, queue, id, token)
   local fields = read_job(id, 'rqjobs_token', 'rqjobs_settled_token', 'status', 'origin',
-    'worker_name', 'rqjobs_unique', 'rqjobs_keep')
+    'worker_name', 'rqjobs_unique', 'rqjobs_keep', 'rqjobs_log')
   if not fields or (not fields[1] and not fields[3]) then
     drop_claim(claims, queue, id, token)
     return 'gone'
   end
   if fields[1] == token then
     if not is_in_place(id, fields[4], fields[3]) then
-      return nil, fields[3] == 'canceled', fields[6], fields[7]
+      return nil, fields[3] == 'canceled', fields[6], fields[7], fields[8]
     end
     redis.call('HDEL', 'rq:job:' .. id, 'rqjobs_token')  -- a plain RQ client has enqueued it again
     fields[1] = false
@@ -336,6 +337,7 @@ local function fail_job(queue, id, worker, traceback, iso, default_ttl)
   redis.pcall('XADD', results, 'MAXLEN', '~', 10, '*', 'type', 2, 'worker_name', worker,
     'exc_string', traceback)
   expire_with(job, results)
+  expire_with(job, 'rqjobs:log:' .. id)
   if end_policies then end_policies(id) end
   if redis.call('EXISTS', job .. ':dependents') == 1 then
     redis.pcall('SADD', 'rqjobs:ended-parents', id)

@@ -19,5 +19,6 @@ for i = 8, #KEYS do redis.call('ZREM', KEYS[i], id) end
 if type(origin) == 'string' and origin ~= queue then return 'gone' end
 if group then redis.pcall('ZREM', 'rqjobs:failure-group-jobs:' .. group, id) end
 if unique_key then forget_unique(id, unique_key, true) end
+redis.call('DEL', 'rqjobs:log:' .. id)
 local number = redis.call('DEL', job, KEYS[2], KEYS[3], KEYS[4])
 return number > 0 and 'deleted' or 'gone'

@@ -30,7 +30,8 @@ local OPTIONS = {'retries_left', 'retry_intervals', 'number_of_retries',
   'rqjobs_limit', 'rqjobs_woken', 'rqjobs_waits_for', 'rqjobs_expires', 'rqjobs_kill_after',
   'rqjobs_ending', 'rqjobs_paused', 'rqjobs_retry', 'rqjobs_retries',
   'rqjobs_unique', 'rqjobs_until', 'rqjobs_keep', 'rqjobs_conflict', 'rqjobs_debounce',
-  'rqjobs_on_failed', 'rqjobs_cursors', 'rqjobs_progress', 'rqjobs_flow', 'rqjobs_blocker'}
+  'rqjobs_on_failed', 'rqjobs_cursors', 'rqjobs_progress', 'rqjobs_flow', 'rqjobs_blocker',
+  'rqjobs_log'}
 
 local HELD_SECONDS = 60  -- after the last step of storing a flow it counts as abandoned
 local FLOW_SECONDS = 366 * 24 * 3600  -- for which a flow is kept that does not end
@@ -66,14 +67,14 @@ local function entry_at(at)
   return entry
 end
 
--- Clear the options and the parents of an earlier life of the job.
+-- Clear the options, the parents and the log of an earlier life of the job.
 local function clear_earlier_life(entry)
   local id = entry.id
   local job, dependencies = 'rq:job:' .. id, 'rq:job::' .. id .. ':dependencies'
   for _, parent in ipairs(set_members(dependencies)) do
     redis.pcall('SREM', 'rq:job:' .. parent .. ':dependents', id)
   end
-  redis.call('DEL', dependencies)
+  redis.call('DEL', dependencies, 'rqjobs:log:' .. id)
   redis.call('PERSIST', job)
   redis.call('PERSIST', job .. ':dependents')
   local new, old = {}, {}

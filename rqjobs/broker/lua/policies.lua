@@ -420,6 +420,6 @@ local function delete_failed_job(id, queue)
     if fields[5] then forget_unique(id, fields[5], true) end
   end
   redis.call('DEL', job, job .. ':dependents', 'rq:job::' .. id .. ':dependencies',
-    'rq:results:' .. id)
+    'rq:results:' .. id, 'rqjobs:log:' .. id)
   return true
 end

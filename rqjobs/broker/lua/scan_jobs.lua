@@ -5,13 +5,20 @@
 -- Promise: nothing is written. A key that is not a job's hash with data is skipped.
 -- Returns the next cursor ("0": no more), then two lists. For "active": {id, queue, timeout, last
 -- heartbeat, start, enqueueing, creation} of each job that has a queue and waits or runs, except
--- those that wait for other jobs; and an empty list. For "all": the ids of the jobs that have not
--- ended; and of the others.
+-- those that wait for other jobs; and the ids of the logs that have no job. For "all": the ids of
+-- the jobs that have not ended; and of the others.
 
 local cursor, count, wants_all = ARGV[1], ARGV[2], ARGV[3] == 'all'
 local active, others = {}, {}
 
+local function look_at_log(key)
+  local id = string.sub(key, 12)
+  if not wants_all and redis.call('EXISTS', 'rq:job:' .. id) == 0 then others[#others + 1] = id end
+end
+
 local function look_at(key)
+  if string.sub(key, 1, 11) == 'rqjobs:log:' then return look_at_log(key) end
+  if string.sub(key, 1, 7) ~= 'rq:job:' then return end
   local id = string.sub(key, 8)
   if string.find(id, ':', 1, true) then return end  -- rq:job:<id>:dependents and the like
   local fields = read_job(id, 'status')
@@ -27,7 +34,7 @@ local function look_at(key)
   end
 end
 
-local scan = redis.pcall('SCAN', cursor, 'MATCH', 'rq:job:*', 'COUNT', count)
+local scan = redis.pcall('SCAN', cursor, 'MATCH', 'rq*:[jl]o[bg]:*', 'COUNT', count)
 if scan.err then return {'0', {}, {}} end  -- the stored cursor is foreign data
 for _, key in ipairs(scan[2]) do look_at(key) end
 return {scan[1], active, others}

@@ -79,7 +79,7 @@ local function each_write(visit)
   end
 end
 
-local reply, is_canceled, unique_key, keep = refusal(claims, queue, id, token)
+local reply, is_canceled, unique_key, keep, has_log = refusal(claims, queue, id, token)
 if reply then return reply end
 if is_canceled then
   mark_settled(claims, queue, id, token)
@@ -128,6 +128,7 @@ if outcome == 'finished' then keep_recorded_result() end
 if failure_group ~= '' then count_failure(id, failure_group) end
 if on_failed ~= '' then note_failure(id, token, on_failed) end
 expire_with(job, 'rq:results:' .. id)
+if has_log then expire_with(job, 'rqjobs:log:' .. id) end
 if not dependents_left and outcome ~= '' then expire_with(job, job .. ':dependents') end
 if failure then return failure end  -- unexpected; the job is settled all the same
 return dependents_left and 'dependents left' or 'settled'

@@ -19,7 +19,7 @@ local job, results, registry = 'rq:job:' .. id, 'rq:results:' .. id, 'rq:finishe
 if ttl >= 0 and not ttl_seconds(ttl) then
   return redis.error_reply('ERR no such time to live: ' .. ARGV[9])
 end
-local reply, is_canceled = refusal(claims, queue, id, token)
+local reply, is_canceled, _, _, has_log = refusal(claims, queue, id, token)
 if reply then return reply end
 if is_canceled then
   mark_settled(claims, queue, id, token)
@@ -58,6 +58,7 @@ else
   redis.call('EXPIRE', job, ttl)
   if had_dependencies then redis.call('EXPIRE', 'rq:job::' .. id .. ':dependencies', ttl) end
 end
+if has_log then expire_with(job, 'rqjobs:log:' .. id) end
 drop_claim(claims, queue, id, token)
 if end_policies then end_policies(id, return_value) end
 local dependents = job .. ':dependents'

@@ -28,10 +28,11 @@ local function shorten(id, expiry)
   local job = 'rq:job:' .. id
   redis.call('ZADD', failed, 'XX', expiry, id)
   redis.pcall('ZADD', 'rqjobs:stopped:' .. queue, 'XX', expiry, id)
-  local fields = read_job(id, 'status')
+  local fields = read_job(id, 'status', 'rqjobs_log')
   if not fields or not (fields[1] == 'failed' or fields[1] == 'stopped') then return end
   redis.call('EXPIRE', job, max_age)
   expire_with(job, 'rq:results:' .. id)
+  if fields[2] then expire_with(job, 'rqjobs:log:' .. id) end
 end
 
 local too_long = {}

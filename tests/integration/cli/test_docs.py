@@ -357,6 +357,20 @@ def test_the_tests_of_the_testing_page_pass(folder, write, run, environ):
     assert "5 passed" in run(f"{command} -n 2 -p pytest_rqjobs")
 
 
+def test_the_program_of_the_logs_page_prints_its_output(
+    folder, write, run, spawn, environ, redis, eventually
+):
+    write("logs.md")
+    environ.update(REDIS_URL=config.current().redis_url, RQJOBS_MODULES="mailing")
+    environ["PYTHONPATH"] += f":{folder}"
+    program = spawn(sys.executable, "-c", block("logs.md", "python", "follow_log"))
+    eventually(lambda: redis.llen("rq:queue:default"), what=program.output())
+    run("rqjobs worker --burst")
+    assert program.wait(20) == 0
+    lines = [line for line in program.output().splitlines() if "no worker serves" not in line]
+    assert lines == block("logs.md", "", "INFO").splitlines()
+
+
 def test_the_pages_go_into_an_app(write, run):
     write("jobs.md")
     run(
@@ -398,6 +412,7 @@ def test_every_python_block_is_a_program_and_runs_somewhere(page):
         "tasks.py",
         "emails.py",
         "shop.py",
+        "mailing.py",
         "prices.py",
         "orders.py",
         "tracing.py",
@@ -414,6 +429,7 @@ def test_every_python_block_is_a_program_and_runs_somewhere(page):
         "results.md": 1,
         "hooks.md": 1,
         "loops.md": 1,
+        "logs.md": 1,
     }
     for code in blocks(page, "python"):
         compile(code, page, "exec")

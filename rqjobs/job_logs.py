@@ -1,0 +1,234 @@
+"""What a job has logged, as it is kept with the job: its format, and how it is read.
+
+The log of a job is a stream of chunks. A chunk is a number of whole lines, each a list in JSON: its
+time (Unix seconds), level as a number and as a name, logger, and text. `keep_log.lua` adds chunks and
+drops the oldest ones. The worker's part is `worker/log_capture.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import redis
+
+from rqjobs.broker import keys, scripts
+from rqjobs.broker.keys import decode
+from rqjobs.broker.scripts import KEEP_LOG
+from rqjobs.logs import replace_control_characters
+from rqjobs.times import utc
+
+LOG_MAX_BYTES = 64 * 1024  # of one job
+LINE_MAX_CHARACTERS = 8 * 1024
+NAME_MAX_CHARACTERS = 200  # of a logger or a level
+CHUNK_BYTES = 2 * 1024  # a chunk ends with the line that reaches this size
+MAX_CHUNKS = 5000  # of a log that is read; ours has fewer
+FOLLOW_BLOCK_MS = 5000  # a job that was canceled or deleted is noticed so much later
+ENDED = (b"finished", b"failed", b"stopped", b"canceled", None)
+ANSI_SEQUENCE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """One line that a job has logged or printed. `text` may have several lines: a traceback.
+
+    `levelno`: the level as a number, as in `logging`. `attempt`: the run that logged it; the first
+    is 1. `number`: its place among all lines of the job, from 0. `dropped`: the number of lines
+    before this one that are not kept.
+    """
+
+    time: datetime
+    level: str
+    levelno: int
+    logger: str
+    text: str
+    attempt: int
+    number: int
+    dropped: int
+
+
+class Batch(NamedTuple):
+    """Lines that are sent in one write. `number`: of the write within its run, from 1.
+
+    `dropped`: the number of lines before them that found no room.
+    """
+
+    number: int
+    dropped: int
+    text: bytes
+
+
+# Writing
+
+
+def encode_line(created: float, levelno: int, level: str, logger: str, text: str) -> bytes:
+    """A line as it is kept: of bounded length, without control characters or lone surrogates."""
+    left_out = len(text) - LINE_MAX_CHARACTERS
+    if left_out > 0:
+        half = LINE_MAX_CHARACTERS // 2
+        text = f"{text[:half]}… ({left_out:,} characters are left out) …{text[-half:]}"
+    words = [clean(name[:NAME_MAX_CHARACTERS]) for name in (level, logger)]
+    return _encode([round(created, 3), levelno, *words, clean(text)]).encode() + b"\n"
+
+
+def clean(text: str) -> str:
+    """`text` without the colors of a terminal, and with `�` for other control characters."""
+    if text.isascii() and text.isprintable():
+        return text
+    return replace_control_characters(ANSI_SEQUENCE.sub("", text.replace("\r\n", "\n")))
+
+
+def keep(connection: redis.Redis, job_id: str, token: str, attempt: int, batch: Batch) -> None:
+    """Add a batch to the log of a job, if its run still has this token."""
+    KEEP_LOG.run(connection, *_keep_arguments(job_id, token, attempt, batch))
+
+
+def keep_command(job_id: str, token: str, attempt: int, batch: Batch) -> tuple[Any, ...]:
+    """`keep` as a command for a pipeline. Redis must have the script already."""
+    return KEEP_LOG.call(*_keep_arguments(job_id, token, attempt, batch))
+
+
+def _keep_arguments(
+    job_id: str, token: str, attempt: int, batch: Batch
+) -> tuple[list[str], list[Any]]:
+    arguments: list[Any] = [token, attempt, batch.number, batch.dropped, LOG_MAX_BYTES]
+    for chunk in _chunks(batch.text):
+        arguments += (chunk.count(b"\n"), chunk)
+    return [keys.job(job_id), keys.log(job_id)], arguments
+
+
+def _chunks(text: bytes) -> Iterator[bytes]:
+    start = 0
+    while start < len(text):
+        end = text.find(b"\n", start + CHUNK_BYTES) + 1 or len(text)
+        yield text[start:end]
+        start = end
+
+
+# Reading
+
+
+class _Chunk(NamedTuple):
+    """An entry of the stream. `end`: the number of all lines up to its last one."""
+
+    end: int
+    attempt: int
+    lines: list[bytes]
+
+
+def read(connection: redis.Redis, job_id: str) -> list[LogLine]:
+    """The kept lines of a job, the oldest first; none if it has no log.
+
+    What cannot be read, because another program has written it, is left out.
+    """
+    command = ("XRANGE", keys.log(job_id), "-", "+", "COUNT", MAX_CHUNKS)
+    (entries,) = scripts.read_together(connection, [command])
+    lines, _ = _lines_of(entries, 0)
+    return lines
+
+
+def follow(connection: redis.Redis, job_id: str) -> Iterator[LogLine]:
+    """The lines of a job, and further ones as they come, until the job has ended or is gone.
+
+    It waits without polling: each run that ends adds to the job's results.
+    """
+    log, results = keys.log(job_id), keys.results(job_id)
+    after: tuple[int, int] = (0, 0)
+    while True:
+        commands: list[tuple[Any, ...]] = [
+            ("XREVRANGE", results, "+", "-", "COUNT", 1),
+            ("HGET", keys.job(job_id), "status"),
+            ("XREVRANGE", log, "+", "-", "COUNT", 1),
+            ("XRANGE", log, f"({after[0]}-{after[1]}", "+", "COUNT", MAX_CHUNKS),
+        ]
+        newest_result, status, newest, entries = scripts.read_together(connection, commands)
+        if _last_id(newest) < after:  # a new life of the id, with a log of its own
+            after = (0, 0)
+            continue
+        lines, _ = _lines_of(entries, after[1])
+        yield from lines
+        after = max(after, _last_id(entries))
+        if status in ENDED or isinstance(status, Exception):
+            return
+        seen = "0-0"
+        if isinstance(newest_result, list) and newest_result:
+            seen = decode(newest_result[0][0])
+        streams: Any = {log: f"{after[0]}-{after[1]}", results: seen}
+        connection.xread(streams, block=FOLLOW_BLOCK_MS)
+
+
+def _last_id(entries: Any) -> tuple[int, int]:
+    if not isinstance(entries, list) or not entries:
+        return (0, 0)
+    size, _, lines = decode(entries[-1][0]).partition("-")
+    return int(size), int(lines)
+
+
+def _lines_of(entries: Any, seen: int) -> tuple[list[LogLine], int]:
+    """The lines of entries of the stream, and the number of all lines up to the last of them.
+
+    `seen`: the number of lines before them that a reader has.
+    """
+    lines: list[LogLine] = []
+    if not isinstance(entries, list):  # the key has the wrong type
+        return lines, seen
+    for entry_id, words in entries:
+        try:
+            chunk = _read_chunk(entry_id, words)
+        except (ValueError, LookupError, TypeError):  # not ours
+            continue
+        number = max(chunk.end - len(chunk.lines), seen)
+        for data in chunk.lines:
+            line = _read_line(data, chunk.attempt, number, number - seen)
+            if line:
+                lines.append(line)
+                seen = number + 1
+            number += 1
+    return lines, seen
+
+
+def _read_chunk(entry_id: bytes, words: Any) -> _Chunk:
+    fields = words
+    if isinstance(words, list):
+        fields = dict(zip(words[::2], words[1::2], strict=True))
+    end = int(decode(entry_id).partition("-")[2])
+    return _Chunk(end, int(fields[b"attempt"]), fields[b"lines"].splitlines())
+
+
+def _read_line(data: bytes, attempt: int, number: int, dropped: int) -> LogLine | None:
+    try:
+        created, levelno, level, logger, text = json.loads(data)
+        moment = utc(float(created))
+        return LogLine(
+            moment,
+            clean(str(level))[:NAME_MAX_CHARACTERS],
+            int(levelno),
+            clean(str(logger))[:NAME_MAX_CHARACTERS],
+            clean(str(text))[: 2 * LINE_MAX_CHARACTERS],
+            attempt,
+            number,
+            dropped,
+        )
+    except (ValueError, TypeError, OverflowError, OSError, RecursionError):
+        return None
+
+
+def level_number(level: str | int) -> int:
+    """A level of `logging`, by its number or its name in any case.
+
+    Raises:
+        ValueError: there is no such level.
+    """
+    if isinstance(level, int):
+        return level
+    number = logging.getLevelName(level.upper())
+    if not isinstance(number, int):
+        raise ValueError(f"{level!r} is not a level; for example INFO, WARNING or ERROR")
+    return number

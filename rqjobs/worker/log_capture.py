@@ -1,0 +1,334 @@
+"""Captures what a job logs and prints, and sends it to Redis while the job runs.
+
+A record costs no round trip. A thread sends the new lines a tenth of a second after the first of
+them. The last ones go with the job's outcome. A job that logs nothing sends nothing.
+
+Records are taken from `Logger.callHandlers`, and not by a handler of the root logger. So
+`logging.basicConfig` still finds no handler there, warnings still go to stderr, and no
+`dictConfig` removes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import logging
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+from redis.exceptions import NoScriptError
+from rq.timeouts import BaseTimeoutException
+
+from rqjobs import config, connection, texts
+from rqjobs.broker.keys import decode
+from rqjobs.broker.scripts import KEEP_LOG
+from rqjobs.broker.transitions import Claim
+from rqjobs.connection import is_transient
+from rqjobs.job_logs import LINE_MAX_CHARACTERS, encode_line, keep_command
+from rqjobs.policies.retries import History
+from rqjobs.worker.log_buffer import LogBuffer
+
+FLUSH_SECONDS = 0.1  # from the first line that was not sent to the write
+RETRY_SECONDS = 1.0  # after a write that Redis did not take
+SEND_TIMEOUT_SECONDS = 5
+PRINT_MAX_CHARACTERS = 256 * 1024  # of one write to stdout
+PRINT_LEVEL = "PRINT"
+# The worker's own loggers.
+WORKER_LOGGERS = re.compile(r"rq(\..*)?|rqjobs(\.web)?")
+
+_run_of_context: contextvars.ContextVar[Run | None] = contextvars.ContextVar("run", default=None)
+
+
+@dataclass(eq=False)
+class Run:
+    """The run of a job whose lines are kept. `older_threads`: they were there before the job."""
+
+    claim: Claim
+    older_threads: frozenset[threading.Thread]
+    has_lines: bool = False
+    prints: PrintStream | None = None
+
+    def owns_this_thread(self) -> bool:
+        """Whether this thread works for the job.
+
+        A thread has the job's context, or was started during the job. A thread of a library that
+        Python does not know may be anybody's.
+        """
+        run = _run_of_context.get()
+        if run is not None:
+            return run is self
+        thread = threading.current_thread()
+        is_foreign = isinstance(thread, threading._DummyThread)
+        return thread not in self.older_threads and not is_foreign
+
+    @property
+    def attempt(self) -> int:
+        """The number of this run as far as the job's hash tells; the first is 1."""
+        fields = self.claim.fields
+        counted = History.read(decode(fields.get(b"rqjobs_retries") or b"")).retries
+        with contextlib.suppress(ValueError):
+            counted = max(counted, int(fields.get(b"number_of_retries") or 0))
+        return 1 + counted + len(re.findall(rb"[0-9]+", fields.get(b"rqjobs_crashes") or b""))
+
+
+class LogCapture:
+    """Keeps the lines of the job that the horse runs. Its methods never raise an error of a line."""
+
+    def __init__(self, client: redis.Redis, buffer: LogBuffer):
+        settings = config.current()
+        self.level = logging.getLevelName(settings.job_log_level)
+        self.keeps_prints = settings.job_log_prints == "on"
+        self.buffer = buffer
+        self.run: Run | None = None
+        self._sender = _Sender(client)
+        self._is_started = False
+        self._renew_locks()
+
+    def _renew_locks(self) -> None:
+        self._lock = threading.RLock()  # a signal handler may log while its thread has it
+        self._send_lock = threading.Lock()
+        self._unsent: tuple[Any, ...] | None = None  # the command of the buffer's closed half
+        self._has_new_lines = threading.Event()
+
+    def install(self) -> None:
+        """Take the records of all loggers of this process from now on.
+
+        A program that has not set up `logging` gets the level of the root logger that is kept, so
+        that `info` is not dropped before it arrives here. Nothing else is printed because of that.
+        """
+        call_handlers = logging.Logger.callHandlers
+
+        def keep_and_call_handlers(logger: logging.Logger, record: logging.LogRecord) -> None:
+            self.keep(record)
+            call_handlers(logger, record)
+
+        logging.Logger.callHandlers = keep_and_call_handlers  # type: ignore[assignment,method-assign]
+        root = logging.getLogger()
+        if root.level == logging.WARNING and not root.handlers:
+            root.setLevel(min(self.level, logging.WARNING))
+        os.register_at_fork(after_in_child=self._forget)
+
+    def _forget(self) -> None:
+        """In a process that a job has forked: keep nothing."""
+        self.run = None
+        self._renew_locks()
+
+    # Of a job
+
+    def begin(self, claim: Claim) -> None:
+        """Keep the lines of this run from now on."""
+        run = Run(claim, frozenset(threading.enumerate()))
+        _run_of_context.set(run)
+        self.run = run
+        if self.keeps_prints and sys.stdout is not None:
+            run.prints = PrintStream(sys.stdout, self._keep_print, run)
+            sys.stdout = run.prints  # the horse restores it after the job
+
+    def last_commands(self) -> tuple[tuple[Any, ...], ...]:
+        """The commands that keep the rest of the lines. They are sent before the outcome.
+
+        Later lines are not kept.
+        """
+        run = self.run
+        if run is None:
+            return ()
+        if run.prints:
+            run.prints.end_lines()
+        self.run = None
+        if not run.has_lines:
+            return ()
+        with self._send_lock, self._lock:
+            commands = [self._unsent] if self._unsent else []
+            rest = self.buffer.rest()
+            if rest:
+                commands.append(self._command(run, rest))
+            self._unsent = None
+            return tuple(commands)
+
+    def end(self) -> None:
+        """Keep no more lines. Those that were not sent with the outcome are dropped."""
+        self.run = None
+        _run_of_context.set(None)
+
+    # Lines
+
+    def keep(self, record: logging.LogRecord) -> None:
+        """Keep a record if it is one of the job."""
+        run = self.run
+        if run is None or record.levelno < self.level or WORKER_LOGGERS.fullmatch(record.name):
+            return
+        try:
+            if run.owns_this_thread():
+                words = (record.created, record.levelno, record.levelname, record.name)
+                self._add(run, encode_line(*words, _text_of(record)))
+        except BaseTimeoutException:  # the job's time limit
+            raise
+        except BaseException:  # of a damaged record: its line is lost
+            return
+
+    def _keep_print(self, run: Run, text: str) -> None:
+        if run is self.run and run.owns_this_thread():
+            self._add(run, encode_line(time.time(), logging.INFO, PRINT_LEVEL, "stdout", text))
+
+    def _add(self, run: Run, line: bytes) -> None:
+        with self._lock:
+            if run is not self.run:
+                return
+            if not run.has_lines:
+                self.buffer.begin(run.claim.token, run.attempt)
+                run.has_lines = True
+            self.buffer.add(line)
+        if not self._is_started:
+            self._is_started = True
+            threading.Thread(target=self._send_regularly, name="rqjobs-log", daemon=True).start()
+        if not self._has_new_lines.is_set():
+            self._has_new_lines.set()
+
+    # Sending
+
+    def _send_regularly(self) -> None:
+        while True:
+            self._has_new_lines.wait()
+            time.sleep(FLUSH_SECONDS)
+            self._has_new_lines.clear()
+            if not self.flush():
+                time.sleep(RETRY_SECONDS)
+                self._has_new_lines.set()
+
+    def flush(self) -> bool:
+        """Send the lines so far. False if Redis does not take them now."""
+        with self._send_lock:
+            if self._unsent is None:
+                with self._lock:
+                    run = self.run
+                    batch = self.buffer.take() if run and run.has_lines else None
+                    if run is None or batch is None:
+                        return True
+                    self._unsent = self._command(run, batch)
+            if not self._sender.send(self._unsent):
+                return False
+            self._unsent = None
+            with self._lock:
+                self.buffer.sent()
+            return True
+
+    def _command(self, run: Run, batch: Any) -> tuple[Any, ...]:
+        return keep_command(run.claim.job_id, run.claim.token, run.attempt, batch)
+
+
+class PrintStream:
+    """The standard output of one job: what is written goes to the real stream, and is kept as lines.
+
+    It has all other methods and attributes of the real stream.
+    """
+
+    def __init__(self, stream: Any, keep: Callable[[Run, str], None], run: Run):
+        self._stream = stream
+        self._keep = keep
+        self._run = run
+        self._begun: dict[int, str] = {}  # thread -> the beginning of its line
+
+    def write(self, text: str) -> Any:
+        """Write to the real stream, and keep the complete lines."""
+        written = self._stream.write(text)
+        try:
+            self._keep_lines(text)
+        except BaseTimeoutException:
+            raise
+        except BaseException:  # such a line is lost
+            pass
+        return written
+
+    def _keep_lines(self, text: str) -> None:
+        left_out = len(text) - PRINT_MAX_CHARACTERS
+        if left_out > 0:
+            text = f"[{left_out:,} characters are left out here]\n{text[left_out:]}"
+        thread = threading.get_ident()
+        *lines, begun = (self._begun.pop(thread, "") + text).split("\n")
+        for line in lines:
+            self._keep(self._run, _last_state_of(line))
+        if begun:
+            self._begun[thread] = begun[-LINE_MAX_CHARACTERS:]
+
+    def end_lines(self) -> None:
+        """Keep the lines that have no end yet."""
+        for thread in list(self._begun):
+            self._keep(self._run, _last_state_of(self._begun.pop(thread, "")))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _last_state_of(line: str) -> str:
+    """What a terminal shows of a line: a progress bar writes it again after each `\\r`."""
+    return line.rstrip("\r").rpartition("\r")[2]
+
+
+def _text_of(record: logging.LogRecord) -> str:
+    """The message of a record with its traceback, whatever its arguments are."""
+    try:
+        text = str(record.getMessage())
+    except BaseTimeoutException:
+        raise
+    except BaseException as error:
+        text = f"{_raw_message(record)} (its arguments cannot be formatted: {_class_of(error)})"
+    if record.exc_info and isinstance(record.exc_info, tuple):
+        text += "\n" + "".join(texts.format_exception(*record.exc_info)).rstrip("\n")
+    if isinstance(record.stack_info, str):
+        text += "\n" + record.stack_info
+    return text
+
+
+def _raw_message(record: logging.LogRecord) -> str:
+    if isinstance(record.msg, str):
+        return record.msg
+    return f"a {texts.class_name(type(record.msg))}"
+
+
+def _class_of(error: BaseException) -> str:
+    return texts.class_name(type(error))
+
+
+class _Sender:
+    """One connection for the writes of the sending thread."""
+
+    def __init__(self, client: redis.Redis):
+        self.client = client
+        self.connection: Any = None
+
+    def send(self, command: tuple[Any, ...]) -> bool:
+        """Send a write; False if Redis cannot take it now. Never raises.
+
+        A write that Redis refuses for good is given up.
+        """
+        try:
+            try:
+                self._call(command)
+            except NoScriptError:
+                self._call(("EVAL", KEEP_LOG.source, *command[2:]))
+            return True
+        except redis.ResponseError as error:
+            return not is_transient(error)
+        except Exception:
+            self.close()
+            return False
+
+    def _call(self, command: tuple[Any, ...]) -> None:
+        if self.connection is None:
+            self.connection = connection.dedicated_connection(self.client, SEND_TIMEOUT_SECONDS)
+        self.connection.send_command(*command, check_health=False)
+        self.connection.read_response()
+
+    def close(self) -> None:
+        """Drop the connection."""
+        if self.connection is not None:
+            with contextlib.suppress(Exception):
+                self.connection.disconnect()
+        self.connection = None
