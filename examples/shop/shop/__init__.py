@@ -18,6 +18,7 @@ def create_app(**settings: Any) -> Flask:
     )
     app.config.from_prefixed_env()  # FLASK_SQLALCHEMY_DATABASE_URI and others
     app.config.update(settings)
+    app.logger.setLevel("INFO")
     db.init_app(app)
     jobs.init_app(app)
     app.register_blueprint(pages.blueprint)

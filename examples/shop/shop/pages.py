@@ -25,6 +25,7 @@ def add() -> Any:
     product = request.form["product"]
     order = Order(product=product, email=request.form["email"], cents=PRODUCTS[product])
     db.session.add(order)
+    db.session.flush()  # gives the order its number
+    jobs.enqueue(charge, order.id, after_commit=True)
     db.session.commit()
-    jobs.enqueue(charge, order.id)  # after the commit, so that the job finds the row
     return redirect(url_for("orders.index"), 303)

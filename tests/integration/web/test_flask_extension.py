@@ -186,6 +186,7 @@ def test_the_decorator_attaches_options_to_the_same_function(process):
 
 
 def test_a_tested_app_reaches_no_redis_but_that_of_a_test(process, redis):
+    process.delitem(sys.modules, "pytest_rqjobs")  # whose setting allows it here
     jobs = rqjobs.Jobs(pages="/jobs")
     app = make_app(jobs, RQJOBS_MODULES="sample_jobs")
     app.config["TESTING"] = True  # as often, after the factory
