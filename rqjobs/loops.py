@@ -35,6 +35,7 @@ NAME_MAX_CHARACTERS = 64
 NOTE_MAX_CHARACTERS = 200
 EVERY_MAX_SECONDS = 3600
 PROGRESS_SECONDS = 1.0  # between two writes of `progress`
+CHECK_SECONDS = 0.001  # between two looks whether the run is to end: rows may take microseconds
 FAILURE_WAIT_SECONDS = 5.0  # from a write that has failed to the next one
 LOST_REASONS = {  # replies of `keep_cursor.lua` after which a run has no use
     "canceled": "the job was canceled",
@@ -345,6 +346,7 @@ class RunningLoop:
     every: float
     name: str
     finished: int = 0  # of the rows that were taken
+    checked_at: float = 0.0  # monotonic
     was_kept: bool = False
 
     def rows(self) -> Iterator[Any]:
@@ -375,6 +377,10 @@ class RunningLoop:
         """
         state = self.state
         state.check_not_nested()
+        now = time.monotonic()
+        if self.every and now - self.checked_at < CHECK_SECONDS:
+            return
+        self.checked_at = now
         state.raise_interruption()
         reason = state.lost_reason or state.job.stop_reason()
         if reason:

@@ -11,7 +11,7 @@ import sqlite3
 import time
 
 import rqjobs
-from rqjobs import Repeat, backoff, get_current_job, job
+from rqjobs import Repeat, backoff, get_current_job, job, loops
 
 AT_ONCE = {"base": 1, "cap": 0}
 
@@ -25,15 +25,12 @@ def runs(name):
     return get_current_job().connection.incr(f"runs:{name}")
 
 
-def wait_for_stop():
-    while not get_current_job().stop_reason():
-        time.sleep(0.005)
-
-
 def stop():
     """Let the worker begin its shutdown, as SIGTERM does at a deploy."""
     os.kill(os.getppid(), signal.SIGTERM)
-    wait_for_stop()
+    while not get_current_job().stop_reason():
+        time.sleep(0.005)
+    time.sleep(2 * loops.CHECK_SECONDS)
 
 
 def boom():
