@@ -40,6 +40,7 @@ from rqjobs import (
     passed_results,
     plain_jobs,
     policies,
+    raised,
     results,
     texts,
 )
@@ -113,7 +114,6 @@ class Job(RetryingJob):
     claim_token = ""  # of the run in progress, in a worker of rqjobs
     hides_result = False  # see `hide_result`
     hidden_result: Any = None
-    raised = ""  # the exception of a failed run, as `raised.pack` writes it
     passed_on: list[Any] | None = None  # what the job takes from others, if it was fetched before
     unreadable_meta: Any = None  # what RQ puts in the place of such a meta; it is not stored
 
@@ -622,6 +622,25 @@ class Job(RetryingJob):
             connection = self.connection if pipeline is None else pipeline
             connection.delete(keys.log(self.id))
 
+    def _handle_failure(  # type: ignore[override]
+        self, exc_string: str, pipeline: Any, worker_name: str = "", **execution: Any
+    ) -> None:
+        """RQ stores the traceback; this one stores the exception too, for those who wait."""
+        self.failed_job_registry.add(
+            self, ttl=self.failure_ttl, exc_string=exc_string, pipeline=pipeline
+        )
+        result = FailureResult(
+            self.id,
+            Result.Type.FAILED,
+            self.connection,
+            exc_string=exc_string,
+            worker_name=worker_name,
+            serializer=self.serializer,
+            **execution,
+        )
+        result.raised = raised.pack_current(exc_string)
+        result.save(self.failure_ttl, pipeline=pipeline)
+
     @property
     def should_retry(self) -> bool:
         """RQ ends a `Repeat` at the first run that fails for good; ours goes on."""
@@ -765,6 +784,19 @@ class BoundedResult(Result):
         if trace:
             result.exc_string = read_traceback(b64decode(trace))
         return result
+
+
+class FailureResult(Result):
+    """RQ's result of a failure, with the exception as `raised.pack` writes it."""
+
+    raised = ""
+
+    def serialize(self) -> dict[str, Any]:
+        """The fields of its entry."""
+        fields: dict[str, Any] = super().serialize()
+        if self.raised:
+            fields["rqjobs_error"] = self.raised
+        return fields
 
 
 def repeat(job: Any, queue: Any, pipeline: Any = None) -> None:

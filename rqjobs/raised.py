@@ -99,6 +99,14 @@ def pack(error: BaseException) -> str:
     return stored if len(stored) <= 2 * STORED_MAX_CHARACTERS else ""
 
 
+def pack_current(trace: str) -> str:
+    """The exception that is being handled, as it is stored; "" if `trace` is not its traceback."""
+    error = sys.exc_info()[1]
+    if error is None or texts.class_name(type(error)) not in trace:
+        return ""
+    return pack(error)
+
+
 def unpack(stored: bytes) -> Raised | None:
     """The exception of a stored text; None if it is not one of `pack`."""
     if not stored or len(stored) > 2 * STORED_MAX_CHARACTERS:

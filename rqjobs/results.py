@@ -175,7 +175,8 @@ class Waiting:
         self.timeout = timeout
         _check_jobs(jobs)
         self.pending = {job.id: job for job in jobs}
-        self.seen: dict[str, bytes] = {}  # job -> the newest entry when its state was read
+        # Job -> its newest entry when its state was read; None if the key is not a stream.
+        self.seen: dict[str, bytes | None] = {}
         self.woken: set[str] = set()  # jobs that have a newer entry
         self.check_at = 0.0  # the monotonic time of the next look at all of them
         self.failures = 0  # of Redis, one after the other
@@ -230,35 +231,39 @@ class Waiting:
             batch = ids[start : start + WATCHED_MAX_JOBS]
             with client.pipeline() as pipe:  # a transaction: status and entry belong together
                 for job_id in batch:
-                    pipe.hmget(keys.job(job_id), "status", "rqjobs_ending", "data")
+                    pipe.hmget(keys.job(job_id), "status", "rqjobs_ending", "created_at")
                     pipe.xrevrange(keys.results(job_id), count=1)
-                replies = iter(pipe.execute())
-            for job_id, (status, ending, data), entries in zip(
-                batch, replies, replies, strict=True
-            ):
-                entry_id, entry = entries[0] if entries else (b"0-0", {})
-                self.seen[job_id] = entry_id
-                if status in ENDED or (not status and not data):
+                replies = iter(pipe.execute(raise_on_error=False))
+            for job_id, fields, entries in zip(batch, replies, replies, strict=True):
+                status, ending, created_at = _or_nothing(fields, [None] * 3)
+                ((self.seen[job_id], entry),) = _or_nothing(entries, [(None, {})]) or [(b"0-0", {})]
+                if status in ENDED or (not status and not created_at):
                     ended[job_id] = State(status, ending, entry)
         self.woken.difference_update(ids)
         return ended
 
     def _block(self) -> None:
         """Wait for an entry of the first jobs, until the next look or the deadline."""
-        watched = list(islice(self.pending, WATCHED_MAX_JOBS))
-        names = {keys.results(job_id).encode(): job_id for job_id in watched}
+        watched = {
+            keys.results(job_id).encode(): job_id
+            for job_id in islice(self.pending, WATCHED_MAX_JOBS)
+            if self.seen[job_id]
+        }
         until_check = self.check_at - time.monotonic()
         seconds = min(CHECK_SECONDS, until_check, self._seconds_left())
-        milliseconds = max(1, int(1000 * seconds))
+        if not watched:
+            time.sleep(max(0.0, seconds))
+            return
         if self.connection is None:
-            client = self.pending[watched[0]].connection
+            client = next(iter(self.pending.values())).connection
             self.connection = connection.dedicated_connection(client, CHECK_SECONDS + REPLY_SECONDS)
-        after = [self.seen[job_id] for job_id in watched]
+        after = [self.seen[job_id] for job_id in watched.values()]
+        milliseconds = max(1, int(1000 * seconds))
         self.connection.send_command(
-            "XREAD", "COUNT", 1, "BLOCK", milliseconds, "STREAMS", *names, *after
+            "XREAD", "COUNT", 1, "BLOCK", milliseconds, "STREAMS", *watched, *after
         )
         for name, _ in self.connection.read_response() or ():
-            self.woken.add(names[name])
+            self.woken.add(watched[name])
 
     def _seconds_left(self) -> float:
         if self.deadline is None:
@@ -300,6 +305,15 @@ class Waiting:
             with contextlib.suppress(Exception):
                 self.connection.disconnect()
         self.connection = None
+
+
+def _or_nothing(reply: Any, nothing: list[Any]) -> Any:
+    """A reply; or, of a key that is not what RQ makes it, that of a missing key."""
+    if not isinstance(reply, Exception):
+        return reply
+    if str(reply).startswith("WRONGTYPE"):
+        return nothing
+    raise reply
 
 
 def _can_recover(error: Exception) -> bool:

@@ -420,7 +420,6 @@ class SettlementMixin(rq.Worker):
         exc_string = transitions.cut_middle(exc_string, config.current().max_traceback_bytes)
         job.traceback = exc_string  # for a job that is retried or repeated
         error = sys.exc_info()[1]
-        job.raised = raised.pack(error) if error else ""
         stopped = self._stopped_job_id == job.id
         hook = hooks.on_retry if job.wants_retry() else hooks.on_failure
         method = super().handle_job_failure
@@ -544,7 +543,6 @@ class SettlementMixin(rq.Worker):
         )
         group = call = ""
         if failure and recording.counts_as == "failed":
-            writes = _with_exception(writes, job)
             group = failure.group
             call = failure.call(job.policy_fields.get("rqjobs_on_failed"))
         arguments = transitions.settle_arguments(
@@ -733,14 +731,6 @@ def _failure_of(job: Any, exc_string: str) -> Failure:
     if error is not None:
         return failures.of_exception(name, error)
     return failures.of_traceback(name, exc_string)
-
-
-def _with_exception(writes: list[tuple[Any, ...]], job: Any) -> list[tuple[Any, ...]]:
-    """The writes of a failure, with the exception for those who wait for the job."""
-    if not job.raised:
-        return writes
-    entry = ("XADD", keys.results(job.id))
-    return [(*w, "rqjobs_error", job.raised) if w[:2] == entry else w for w in writes]
 
 
 def _traceback_of_now() -> bytes:

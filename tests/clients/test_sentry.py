@@ -114,9 +114,7 @@ print(request.trace_id)
     work()
     runs = [item for item in collector.items if item["transaction"] == "sentry_jobs.fine"]
     assert len(runs) == 9 and {item["contexts"]["trace"]["trace_id"] for item in runs} == {trace}
-    contexts = [item["contexts"]["trace"] for item in runs]
-    assert {(context["op"], context["status"]) for context in contexts} == {("queue.task.rq", "ok")}
-    assert len({context["parent_span_id"] for context in contexts}) >= 1
+    assert {item["contexts"]["trace"]["op"] for item in runs} == {"queue.task.rq"}
 
 
 def test_each_run_of_a_schedule_has_its_own_trace(sentry, run, work, collector):

@@ -92,6 +92,22 @@ def test_wait_returns_the_value_or_raises_the_exception_of_the_job(redis):
         assert str(pickle.loads(pickle.dumps(failed))) == str(failed)
 
 
+def test_the_exception_is_the_same_without_a_worker_process(redis):
+    queue = rqjobs.queue("default")
+    jobs = [queue.enqueue(result_jobs.fail, "defined")]
+    rqjobs.SimpleWorker(["default"]).work(burst=True, logging_level="CRITICAL")
+    queue = rqjobs.Queue("default", connection=redis, is_async=False)
+    jobs.append(queue.enqueue(result_jobs.fail, "defined"))
+    assert queue.enqueue(result_jobs.ok, 1).wait(0) == 1
+    for job in jobs:
+        with pytest.raises(result_jobs.CardRefused):
+            job.wait(0)
+    try:
+        raise KeyError("of the program, and not of a job")
+    except KeyError:
+        assert not raised.pack_current("Moved to FailedJobRegistry, due to AbandonedJobError")
+
+
 def test_no_constructor_of_a_module_is_called(redis, tmp_path):
     """Whoever can write into Redis chooses the class and its arguments."""
     touched = tmp_path / "touched"
@@ -229,6 +245,19 @@ def test_the_timeout_says_where_the_job_is(redis, settings):
     rqjobs.resume(queue="default")
     with pytest.raises(WaitTimeout, match="with 1 jobs; 1 workers serve it"):
         parent.wait(0)
+
+
+def test_a_key_of_the_wrong_type_harms_no_other_job(redis):
+    jobs = rqjobs.enqueue_many([(result_jobs.ok, number) for number in range(4)])
+    redis.set(keys.results(jobs[2].id), "text")
+    redis.delete(jobs[3].key)
+    redis.set(jobs[3].key, "text")
+    with pytest.raises(WaitTimeout):
+        jobs[2].wait(0.01)
+    work()
+    *values, odd, gone = rqjobs.gather(jobs, 60, return_exceptions=True)
+    assert values == [0, 1] and gone.reason == "gone"
+    assert isinstance(odd, JobFailed) and odd.traceback == ""  # its outcome cannot be recorded
 
 
 @pytest.mark.parametrize("timeout", [-1, float("nan"), "1", True])
