@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 from base64 import b64decode
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -18,6 +19,11 @@ from rqjobs.policies import failures
 
 FLOW_FIELD = "rqjobs_flow"
 ERROR_MAX_CHARACTERS = 1000  # of a failed job before this one
+PLACE = re.compile(
+    r"([\w-]{1,64}) (\d{1,9}) (\d{1,9}) (\d{1,9}) (one|list) (nothing|result|results) "
+    r"(stop|continue)",
+    re.ASCII,
+)
 Raw = Any  # a result as Redis has it, a `Failed`, or None if there is no result
 
 
@@ -45,10 +51,10 @@ class FlowPlace(NamedTuple):
     @classmethod
     def read(cls, text: str) -> FlowPlace | None:
         """The place of the field's text; None if it has another form."""
-        words = text.split(" ")
-        if len(words) != len(cls._fields) or not all(word.isdecimal() for word in words[1:4]):
+        match = PLACE.fullmatch(text)
+        if match is None:
             return None
-        return cls(words[0], *map(int, words[1:4]), *words[4:])  # type: ignore[arg-type]
+        return cls(match[1], int(match[2]), int(match[3]), int(match[4]), *match.groups()[4:])
 
     @property
     def is_end(self) -> bool:

@@ -418,6 +418,25 @@ def job_details(job: Job) -> JobDetails:
     return JobDetails(count, due, read_progress(progress), *texts)
 
 
+def dependents(job: Job, limit: int) -> list[str]:
+    """The ids of up to `limit` jobs that wait for this one, or have waited."""
+    command = ("SRANDMEMBER", keys.dependents(job.id), limit)
+    (members,) = scripts.read_together(job.connection, [command])
+    if not isinstance(members, list):  # the key has the wrong type
+        return []
+    return sorted(map(decode, members))
+
+
+def statuses(connection: redis.Redis, job_ids: list[str]) -> dict[str, str]:
+    """The status of each of these jobs; "gone" if its record is."""
+    commands = [("HGET", keys.job(job_id), "status") for job_id in job_ids]
+    replies = scripts.read_together(connection, commands)
+    return {
+        job_id: decode(reply) if isinstance(reply, bytes) and reply else "gone"
+        for job_id, reply in zip(job_ids, replies, strict=True)
+    }
+
+
 @dataclass(frozen=True)
 class WaitingKey:
     """A limit for which jobs wait: its key, and how many jobs of it run and wait."""

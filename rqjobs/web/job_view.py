@@ -16,7 +16,7 @@ from flask import abort
 from rq.exceptions import NoSuchJobError
 from rq.results import Result
 
-from rqjobs import attempts, call_options, catalog, connection, stats
+from rqjobs import attempts, call_options, catalog, connection, passed_results, stats
 from rqjobs.attempts import Attempt
 from rqjobs.jobs import Job
 from rqjobs.loops import Progress
@@ -30,6 +30,10 @@ NAME_CHARACTERS = 260
 MAX_ARGUMENTS = 100
 MAX_PARENTS = 50
 MAX_BLOCKING_PARENTS = 10
+PASSED_ON = {  # the first argument of a job that takes results
+    "result": "the result of the job before it",
+    "results": "the list of the results of the jobs before it",
+}
 NO_DATE = datetime.fromtimestamp(0, timezone.utc)  # of a job without any date
 
 
@@ -213,23 +217,32 @@ def _moment(seconds: Any) -> datetime | None:
 
 
 def _parents(job: Job, status: str) -> dict[str, Any]:
-    """The jobs that this one depends on, and those of them that will never let it run."""
-    parents: list[Any] = []
+    """The jobs before and after this one, and those that will not let it run."""
+    parents: list[str] = []
     if isinstance(job._dependency_ids, list):
-        parents = job._dependency_ids[:MAX_PARENTS]
-    blocking: list[tuple[str, str, str]] = []
+        parents = [str(parent) for parent in job._dependency_ids[: MAX_PARENTS + 1]]
+    children = stats.dependents(job, MAX_PARENTS + 1)
+    statuses = stats.statuses(job.connection, [*parents, *children])
+    blocking: list[tuple[tuple[str, bool], str, str]] = []
     if status == "deferred":
         blocked = audit.blocked_jobs(job.connection, [job.id])
         blocking = [
-            (cut(parent, NAME_CHARACTERS), state, audit.REMEDIES[state])
+            (_linked(parent), state, audit.REMEDIES[state])
             for _, parent, state in islice(blocked, MAX_BLOCKING_PARENTS)
         ]
     return {
-        "depends_on": [
-            (cut(str(parent), NAME_CHARACTERS), is_job_id(str(parent))) for parent in parents
-        ],
+        "depends_on": [(_linked(one), statuses[one]) for one in parents[:MAX_PARENTS]],
+        "before_it": [(_linked(one), statuses[one]) for one in children[:MAX_PARENTS]],
+        "more_parents": len(parents) > MAX_PARENTS,
+        "more_children": len(children) > MAX_PARENTS,
         "blocked": blocking,
+        "flow": passed_results.place_of(job.policy_fields),
     }
+
+
+def _linked(job_id: str) -> tuple[str, bool]:
+    """An id as it is shown, and whether it has a page."""
+    return cut(job_id, NAME_CHARACTERS), is_job_id(job_id)
 
 
 def _meta(job: Job, progress: Progress | None) -> dict[str, Any]:
@@ -279,6 +292,9 @@ def _arguments(job: Job) -> list[tuple[str, str]]:
         args, kwargs = job.args, job.kwargs
     except Exception as error:  # the payload cannot be read
         return [("", cut(unreadable(error), 500))]
+    place = passed_results.place_of(job.policy_fields)
+    if place and place.takes != "nothing":
+        args = [PASSED_ON[place.takes], *args]
     named = [(str(number), value) for number, value in enumerate(args, 1)] + list(kwargs.items())
     function = catalog.current().functions.get(job.func_name or "")
     if function:

@@ -432,7 +432,7 @@ class Horse:
             job.passed_on = retry_until_answered(fetch, self.client, self._wait_before_retry)
         except _StopRequested:
             return False
-        except redis.ResponseError:  # the run will fail the job with this error
+        except Exception:  # the run will fail the job with this error
             pass
         self.worker.report(HorsePhase.RUNNING, _deadline(claim), _kill_after(claim))
         return True

@@ -9,7 +9,7 @@ from rq.command import send_stop_job_command
 from rq.exceptions import InvalidJobOperation
 from werkzeug.exceptions import HTTPException
 
-from rqjobs import connection, delayed, queues, stats
+from rqjobs import connection, delayed, passed_results, queues, stats
 from rqjobs.broker import transitions
 from rqjobs.broker.transitions import DeleteOutcome
 from rqjobs.jobs import Job
@@ -98,7 +98,16 @@ def _act(job: Job, action: str) -> str:
 
 
 def _run_again(job: Job) -> str:
-    """Enqueue a new job with the same function, arguments and limits; returns its id."""
+    """Enqueue a new job with the same function, arguments and limits; returns its id.
+
+    Raises:
+        InvalidJobOperation: the job got arguments from others.
+    """
+    place = passed_results.place_of(job.policy_fields)
+    if place and place.takes != "nothing":
+        raise InvalidJobOperation(
+            "the job got its first argument from the jobs before it; enqueue its flow again"
+        )
     again = queues.queue(job.origin).enqueue(
         str(job.func_name),
         args=job.args,

@@ -969,12 +969,12 @@ def test_a_blocked_job_names_the_parent_and_the_remedy(client, redis):
     assert "This job waits for" not in client.get(f"/jobs/{job.id}").text
     run_all(redis)
     page = client.get(f"/jobs/{job.id}").text
-    assert f"This job waits for <bdi>{parent.id}</bdi>, which is failed: requeue that one" in page
+    link = f'<a href="/jobs/{parent.id}">{parent.id}</a>'
+    assert f"This job waits for {link}, which is failed: requeue that one" in page
+    assert f'{link} <span class="badge failed">' in page
+    assert f"{job.id}</a>" in client.get(f"/jobs/{parent.id}").text
     parent.delete()
-    assert (
-        f"This job waits for <bdi>{parent.id}</bdi>, which is gone"
-        in client.get(f"/jobs/{job.id}").text
-    )
+    assert f"This job waits for {link}, which is gone" in client.get(f"/jobs/{job.id}").text
 
 
 def test_stop_ends_a_running_job(client, redis, worker, eventually):
