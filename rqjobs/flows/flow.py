@@ -85,7 +85,11 @@ class Flow:
         return [job for job in found if job is not None]
 
     def states(self) -> list[FlowJob]:
-        """Each job with its status, by position."""
+        """Each job with its status, by position.
+
+        Raises:
+            NoSuchFlow: none of them is in Redis.
+        """
         finished = self._finished_ids()
         commands = [
             ("HMGET", keys.job(job_id), "status", passed_results.FLOW_FIELD)
@@ -95,10 +99,13 @@ class Flow:
         for start in range(0, len(commands), JOBS_PER_READ):
             batch = commands[start : start + JOBS_PER_READ]
             replies += scripts.read_together(self.connection, batch)
-        return [
+        states = [
             _flow_job(job_id, reply, job_id in finished)
             for job_id, reply in zip(self.job_ids, replies, strict=True)
         ]
+        if all(one.status == "gone" for one in states):
+            raise _gone(self.id)
+        return states
 
     @property
     def progress(self) -> FlowProgress:
@@ -154,10 +161,7 @@ class Flow:
         )
         place = FlowPlace.read(decode(text)) if isinstance(text, bytes) else None
         if place is None:
-            raise NoSuchFlow(
-                f"the flow {self.id} is gone: its last result has expired; a larger result_ttl of "
-                f"its last job keeps it for longer"
-            )
+            raise _gone(self.id)
         return place
 
     def _finished_ids(self) -> set[str]:
@@ -203,10 +207,15 @@ def fetch(flow_id: str) -> Flow:
     client = connection.client()
     (ids,) = scripts.read_together(client, [("LRANGE", keys.flow_jobs(flow_id), 0, -1)])
     if isinstance(ids, Exception) or not ids:
-        raise NoSuchFlow(
-            f"there is no flow {flow_id!r}; one that has ended is kept as long as its last result"
-        )
+        raise _gone(flow_id)
     return Flow(flow_id, list(map(decode, ids)), client)
+
+
+def _gone(flow_id: str) -> NoSuchFlow:
+    return NoSuchFlow(
+        f"there is no flow {flow_id!r}: it was not stored, or its last result has expired; a larger "
+        f"result_ttl of its last job keeps it for longer"
+    )
 
 
 def progress_of(states: Iterable[FlowJob]) -> FlowProgress:

@@ -339,3 +339,20 @@ def test_a_session_that_enqueues_nothing_pays_nothing(session, redis):
     session.add(Row("a"))
     session.commit()
     assert not session.info
+
+
+def test_a_flow_waits_for_the_commit_as_a_whole(session, redis):
+    def enqueue(count):
+        with rqjobs.transaction(session):
+            session.add(Row("flow"))
+            return rqjobs.chord(rqjobs.map(ok, range(count)), rqjobs.s(ok)).enqueue()
+
+    dropped = enqueue(3)
+    session.rollback()
+    flow = enqueue(210)
+    assert not redis.keys("*flow*") and not redis.keys("rq:job:*")
+    session.commit()
+    assert queued(redis) == [*range(210)] and redis.zcard("rq:deferred:default") == 1
+    assert flow.progress.total == 211 and not redis.exists("rqjobs:held-flows")
+    with pytest.raises(rqjobs.flows.NoSuchFlow, match="not stored"):
+        dropped.status  # noqa: B018
