@@ -29,7 +29,7 @@ test-clients: .venv/tested  ## Run the tests with sentry-sdk, OpenTelemetry, dja
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/clients $(PYTEST_ARGS)
 
 example: .venv/bin/python  ## Install examples/shop into an environment of its own, and test it.
-	@rm -rf build/example
+	@rm -rf build/example build/lib  # pip would install old files of build/lib
 	@$(BIN)/python -m venv build/example
 	@cd examples/shop && ../../build/example/bin/python -m pip install --quiet \
 	  --disable-pip-version-check -r requirements.txt

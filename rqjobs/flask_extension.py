@@ -56,7 +56,8 @@ class Jobs:
         config.use_app_settings(config.read_app_config(app.config), may_replace=is_test)
         catalog.offer_flask_app(app)
         connection.check_before_use(_refuse_in_tests)
-        pages = self.pages if pages is None else pages
+        if pages is None:
+            pages = self.pages
         app.extensions[EXTENSION] = self
         app.cli.add_command(Commands(app, pages))
         if pages is not None:
