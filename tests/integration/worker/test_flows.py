@@ -14,7 +14,8 @@ import sample_jobs
 
 import rqjobs
 from rqjobs import chain, chord, config, connection, flows, group, s
-from rqjobs.broker import keys
+from rqjobs.broker import flows as broker_flows
+from rqjobs.broker import keys, transitions
 from rqjobs.flows import FlowStatus
 from rqjobs.maintenance import audit, sweep
 
@@ -176,17 +177,15 @@ def test_whatever_dies_a_chord_calls_back_once(redis, worker, eventually):
 
 
 @pytest.mark.parametrize("dies_before", ["store 1", "store 2", "store 3", "release 1", "release 2"])
-def test_a_process_that_dies_while_it_enqueues_leaves_all_or_nothing(
-    redis, monkeypatch, dies_before
-):
+def test_a_process_that_dies_while_it_enqueues_leaves_all_or_nothing(redis, dies_before):
     """It dies before one of its steps. A flow that is not stored completely never runs."""
-    children = os.fork()
-    if not children:
+    child = os.fork()
+    if not child:
         _die_before(dies_before)
         with contextlib.suppress(BaseException):
             chord(rqjobs.map(jobs.double, range(450)), jobs.total.s()).enqueue()
         os._exit(1)
-    _, status = os.waitpid(children, 0)
+    _, status = os.waitpid(child, 0)
     assert os.WTERMSIG(status) == signal.SIGKILL
     queued = redis.llen("rq:queue:default")
     assert queued == (200 if dies_before == "release 2" else 0)
@@ -207,13 +206,8 @@ def test_a_process_that_dies_while_it_enqueues_leaves_all_or_nothing(
 def _die_before(step):
     """Let this process die before its step "store <n>" or "release <n>"."""
     name, _, number = step.partition(" ")
-    from rqjobs import storing
-    from rqjobs.broker import flows as broker_flows
-
-    module, attribute = {
-        "store": (storing, "store_in_redis"),
-        "release": (broker_flows, "release_some"),
-    }[name]
+    steps = {"store": (transitions, "enqueue"), "release": (broker_flows, "release_some")}
+    module, attribute = steps[name]
     original = getattr(module, attribute)
     calls = []
 
@@ -226,7 +220,7 @@ def _die_before(step):
     setattr(module, attribute, counted)
 
 
-def test_an_enqueue_that_fails_leaves_nothing(redis, monkeypatch):
+def test_an_enqueue_that_fails_leaves_nothing(redis):
     redis.set("rq:queue:low", "not a list")
     members = [*(s(jobs.double, n) for n in range(250)), jobs.add.s(1).set(queue="low")]
     with pytest.raises(connection.redis.ResponseError, match="wrong type"):
@@ -250,17 +244,16 @@ def test_an_enqueue_that_fails_leaves_nothing(redis, monkeypatch):
 
 def test_a_flow_that_was_dropped_takes_no_more_jobs(redis, monkeypatch):
     """Its process was stopped for more than a minute between two steps."""
-    from rqjobs.flows import storing as flow_storing
-
-    original = flow_storing.storing.store_in_redis
+    original = transitions.enqueue
 
     def pause_after(*args):
-        original(*args)
+        enqueued = original(*args)
         for flow_id in redis.zrange(keys.HELD_FLOWS, 0, -1):
             redis.zincrby(keys.HELD_FLOWS, -61, flow_id)
         sweep.sweep(redis, force=True)
+        return enqueued
 
-    monkeypatch.setattr(flow_storing.storing, "store_in_redis", pause_after)
+    monkeypatch.setattr(transitions, "enqueue", pause_after)
     with pytest.raises(connection.redis.ResponseError, match="was dropped"):
         chord(rqjobs.map(jobs.double, range(250)), jobs.total.s()).enqueue()
     with pytest.raises(flows.FlowDropped, match="was dropped"):
