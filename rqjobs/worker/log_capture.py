@@ -19,7 +19,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import redis
@@ -43,39 +42,31 @@ PRINT_LEVEL = "PRINT"
 # The worker's own loggers.
 WORKER_LOGGERS = re.compile(r"rq(\..*)?|rqjobs(\.web)?")
 
-_run_of_context: contextvars.ContextVar[Run | None] = contextvars.ContextVar("run", default=None)
+# The claim of the job for which a context works. Claims are compared by identity.
+_claim_of_context: contextvars.ContextVar[Claim | None]
+_claim_of_context = contextvars.ContextVar("claim", default=None)
+CLAIM_OF_THREAD = "_rqjobs_claim"  # the attribute of a thread that a job has started
 
 
-@dataclass(eq=False)
-class Run:
-    """The run of a job whose lines are kept. `older_threads`: they were there before the job."""
+def _works_for(claim: Claim) -> bool:
+    """Whether this thread works for the job of a claim.
 
-    claim: Claim
-    older_threads: frozenset[threading.Thread]
-    has_lines: bool = False
-    prints: PrintStream | None = None
+    It has the job's context, or was started during the job. A thread that Python does not know may
+    be anybody's.
+    """
+    of_context = _claim_of_context.get()
+    if of_context is not None:
+        return of_context is claim
+    return vars(threading.current_thread()).get(CLAIM_OF_THREAD) is claim
 
-    def owns_this_thread(self) -> bool:
-        """Whether this thread works for the job.
 
-        A thread has the job's context, or was started during the job. A thread of a library that
-        Python does not know may be anybody's.
-        """
-        run = _run_of_context.get()
-        if run is not None:
-            return run is self
-        thread = threading.current_thread()
-        is_foreign = isinstance(thread, threading._DummyThread)
-        return thread not in self.older_threads and not is_foreign
-
-    @property
-    def attempt(self) -> int:
-        """The number of this run as far as the job's hash tells; the first is 1."""
-        fields = self.claim.fields
-        counted = History.read(decode(fields.get(b"rqjobs_retries") or b"")).retries
-        with contextlib.suppress(ValueError):
-            counted = max(counted, int(fields.get(b"number_of_retries") or 0))
-        return 1 + counted + len(re.findall(rb"[0-9]+", fields.get(b"rqjobs_crashes") or b""))
+def _attempt(claim: Claim) -> int:
+    """The number of a run as far as the job's hash tells; the first is 1."""
+    fields = claim.fields
+    counted = History.read(decode(fields.get(b"rqjobs_retries") or b"")).retries
+    with contextlib.suppress(ValueError):
+        counted = max(counted, int(fields.get(b"number_of_retries") or 0))
+    return 1 + counted + len(re.findall(rb"[0-9]+", fields.get(b"rqjobs_crashes") or b""))
 
 
 class LogCapture:
@@ -86,7 +77,9 @@ class LogCapture:
         self.level = logging.getLevelName(settings.job_log_level)
         self.keeps_prints = settings.job_log_prints == "on"
         self.buffer = buffer
-        self.run: Run | None = None
+        self.claim: Claim | None = None  # of the job that runs
+        self._has_lines = False  # of that job
+        self._prints: PrintStream | None = None
         self._sender = _Sender(client)
         self._is_started = False
         self._renew_locks()
@@ -110,6 +103,15 @@ class LogCapture:
             call_handlers(logger, record)
 
         logging.Logger.callHandlers = keep_and_call_handlers  # type: ignore[assignment,method-assign]
+        start = threading.Thread.start
+
+        def note_claim_and_start(thread: threading.Thread) -> None:
+            claim = self.claim
+            if claim is not None and _works_for(claim):
+                vars(thread)[CLAIM_OF_THREAD] = claim
+            start(thread)
+
+        threading.Thread.start = note_claim_and_start  # type: ignore[assignment,method-assign]
         root = logging.getLogger()
         if root.level == logging.WARNING and not root.handlers:
             root.setLevel(min(self.level, logging.WARNING))
@@ -117,73 +119,74 @@ class LogCapture:
 
     def _forget(self) -> None:
         """In a process that a job has forked: keep nothing."""
-        self.run = None
+        self.claim = None
         self._renew_locks()
 
     # Of a job
 
     def begin(self, claim: Claim) -> None:
         """Keep the lines of this run from now on."""
-        run = Run(claim, frozenset(threading.enumerate()))
-        _run_of_context.set(run)
-        self.run = run
+        _claim_of_context.set(claim)
+        self.claim = claim
         if self.keeps_prints and sys.stdout is not None:
-            run.prints = PrintStream(sys.stdout, self._keep_print, run)
-            sys.stdout = run.prints  # the horse restores it after the job
+            self._prints = PrintStream(sys.stdout, self._keep_print, claim)
+            sys.stdout = self._prints  # the horse restores it after the job
 
     def last_commands(self) -> tuple[tuple[Any, ...], ...]:
         """The commands that keep the rest of the lines. They are sent before the outcome.
 
         Later lines are not kept.
         """
-        run = self.run
-        if run is None:
+        claim = self.claim
+        if claim is None:
             return ()
-        if run.prints:
-            run.prints.end_lines()
-        self.run = None
-        if not run.has_lines:
+        if self._prints:
+            self._prints.end_lines()
+        self.claim = None
+        if not self._has_lines:
             return ()
         with self._send_lock, self._lock:
             commands = [self._unsent] if self._unsent else []
             rest = self.buffer.rest()
             if rest:
-                commands.append(self._command(run, rest))
+                commands.append(_command(claim, rest))
             self._unsent = None
+            self._has_lines = False
             return tuple(commands)
 
     def end(self) -> None:
         """Keep no more lines. Those that were not sent with the outcome are dropped."""
-        self.run = None
-        _run_of_context.set(None)
+        self.claim = None
+        self._prints = None
+        self._has_lines = False
 
     # Lines
 
     def keep(self, record: logging.LogRecord) -> None:
         """Keep a record if it is one of the job."""
-        run = self.run
-        if run is None or record.levelno < self.level or WORKER_LOGGERS.fullmatch(record.name):
+        claim = self.claim
+        if claim is None or record.levelno < self.level or WORKER_LOGGERS.fullmatch(record.name):
             return
         try:
-            if run.owns_this_thread():
+            if _works_for(claim):
                 words = (record.created, record.levelno, record.levelname, record.name)
-                self._add(run, encode_line(*words, _text_of(record)))
+                self._add(claim, encode_line(*words, _text_of(record)))
         except BaseTimeoutException:  # the job's time limit
             raise
         except BaseException:  # of a damaged record: its line is lost
             return
 
-    def _keep_print(self, run: Run, text: str) -> None:
-        if run is self.run and run.owns_this_thread():
-            self._add(run, encode_line(time.time(), logging.INFO, PRINT_LEVEL, "stdout", text))
+    def _keep_print(self, claim: Claim, text: str) -> None:
+        if claim is self.claim and _works_for(claim):
+            self._add(claim, encode_line(time.time(), logging.INFO, PRINT_LEVEL, "stdout", text))
 
-    def _add(self, run: Run, line: bytes) -> None:
+    def _add(self, claim: Claim, line: bytes) -> None:
         with self._lock:
-            if run is not self.run:
+            if claim is not self.claim:
                 return
-            if not run.has_lines:
-                self.buffer.begin(run.claim.token, run.attempt)
-                run.has_lines = True
+            if not self._has_lines:
+                self.buffer.begin(claim.token, _attempt(claim))
+                self._has_lines = True
             self.buffer.add(line)
         if not self._is_started:
             self._is_started = True
@@ -207,11 +210,11 @@ class LogCapture:
         with self._send_lock:
             if self._unsent is None:
                 with self._lock:
-                    run = self.run
-                    batch = self.buffer.take() if run and run.has_lines else None
-                    if run is None or batch is None:
+                    claim = self.claim
+                    batch = self.buffer.take() if claim and self._has_lines else None
+                    if claim is None or batch is None:
                         return True
-                    self._unsent = self._command(run, batch)
+                    self._unsent = _command(claim, batch)
             if not self._sender.send(self._unsent):
                 return False
             self._unsent = None
@@ -219,8 +222,9 @@ class LogCapture:
                 self.buffer.sent()
             return True
 
-    def _command(self, run: Run, batch: Any) -> tuple[Any, ...]:
-        return keep_command(run.claim.job_id, run.claim.token, run.attempt, batch)
+
+def _command(claim: Claim, batch: Any) -> tuple[Any, ...]:
+    return keep_command(claim.job_id, claim.token, _attempt(claim), batch)
 
 
 class PrintStream:
@@ -229,10 +233,10 @@ class PrintStream:
     It has all other methods and attributes of the real stream.
     """
 
-    def __init__(self, stream: Any, keep: Callable[[Run, str], None], run: Run):
+    def __init__(self, stream: Any, keep: Callable[[Claim, str], None], claim: Claim):
         self._stream = stream
         self._keep = keep
-        self._run = run
+        self._claim = claim
         self._begun: dict[int, str] = {}  # thread -> the beginning of its line
 
     def write(self, text: str) -> Any:
@@ -253,14 +257,14 @@ class PrintStream:
         thread = threading.get_ident()
         *lines, begun = (self._begun.pop(thread, "") + text).split("\n")
         for line in lines:
-            self._keep(self._run, _last_state_of(line))
+            self._keep(self._claim, _last_state_of(line))
         if begun:
             self._begun[thread] = begun[-LINE_MAX_CHARACTERS:]
 
     def end_lines(self) -> None:
         """Keep the lines that have no end yet."""
         for thread in list(self._begun):
-            self._keep(self._run, _last_state_of(self._begun.pop(thread, "")))
+            self._keep(self._claim, _last_state_of(self._begun.pop(thread, "")))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
