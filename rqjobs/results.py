@@ -85,7 +85,7 @@ MEANINGS = {
     Ending.STOPPED: "was stopped while it ran; requeue it to run it again",
     Ending.GONE: (
         "is not in Redis: it was deleted, it has ended and was not kept (result_ttl, failure_ttl), "
-        "or it was never stored (execute the pipeline first)"
+        "or it is not stored yet (first execute the pipeline, or commit)"
     ),
     Ending.NOT_KEPT: "has finished, and its result is no longer kept; raise its result_ttl",
     Ending.UNREADABLE: "has a result that this process cannot read",

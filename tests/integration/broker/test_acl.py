@@ -133,3 +133,9 @@ def test_a_worker_without_a_right_that_it_needs_ends_with_one_line(user, start):
         and "the Redis user lacks a right" in said[0]
         and "Traceback" not in process.output()
     )
+
+
+def test_the_smallest_rights_suffice_to_wait(user):
+    user(SMALLEST)
+    with pytest.raises(rqjobs.WaitTimeout, match="no worker serves that queue"):
+        rqjobs.enqueue(sample_jobs.ok).wait(0.01)
