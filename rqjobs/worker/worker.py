@@ -23,8 +23,8 @@ from rq.registry import FailedJobRegistry, FinishedJobRegistry
 from rq.utils import now, utcformat
 from rq.worker import DequeueStrategy
 
+from rqjobs import config, processes, rq_patches
 from rqjobs import connection as connections
-from rqjobs import processes, rq_patches
 from rqjobs.broker import leases, odd_keys, scripts
 from rqjobs.broker import places as broker_places
 from rqjobs.broker.keys import decode
@@ -327,7 +327,8 @@ class Worker(ShutdownMixin):
         is not there yet.
 
         Raises:
-            SystemExit: Redis refuses our commands; the message names the rights that are needed.
+            SystemExit: Redis refuses our commands, and the message names the rights that are needed;
+                or a test has started the worker for the real Redis.
         """
 
         def attempt() -> str:
@@ -340,6 +341,8 @@ class Worker(ShutdownMixin):
 
         try:
             self.retry_until_answered(attempt)
+        except config.ConfigError as error:
+            raise SystemExit(f"rqjobs: {error}") from None
         except redis.ResponseError as error:
             if connections.refusal_code(error) != "NOPERM":
                 raise

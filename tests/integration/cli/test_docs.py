@@ -354,7 +354,7 @@ def test_the_tests_of_the_testing_page_pass(folder, write, run, environ):
     _, prepare, command = block("testing.md", "sh", "pytest").splitlines()
     environ.update(REDIS_URL="redis://127.0.0.1:1/0")
     run(prepare)
-    assert "5 passed" in run(f"{command} -n 2 -p pytest_rqjobs")
+    assert "5 passed" in run(f"{command} -n 2 -p pytest_rqjobs --basetemp=temporary")
 
 
 def test_the_program_of_the_logs_page_prints_its_output(
