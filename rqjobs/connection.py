@@ -342,8 +342,7 @@ def client() -> redis.Redis:
         NoRedis: there is neither.
         ConfigError: the process may not use Redis (`check_before_use`).
     """
-    if _check_before_use is not None:
-        _check_before_use()
+    check_use()
     if _adopted_client is not None and not config.current().redis_url:
         return _adopted_client
     return client_for(url())
@@ -455,9 +454,15 @@ _adopted_client: redis.Redis | None = None
 
 
 def check_before_use(check: Callable[[], None]) -> None:
-    """Call `check` before each use of this process's client; it raises to refuse the use."""
+    """Call `check` before each use of Redis; it raises to refuse the use."""
     global _check_before_use
     _check_before_use = check
+
+
+def check_use() -> None:
+    """Raises ConfigError if this process may not use Redis now."""
+    if _check_before_use is not None:
+        _check_before_use()
 
 
 _check_before_use: Callable[[], None] | None = None

@@ -359,6 +359,7 @@ class Queue(rq.Queue):
         self._store([self._placement(job, place, parents)], [job], pipeline)
 
     def _store(self, placements: list[Placement], jobs: list[Job], pipeline: Any) -> None:
+        connection.check_use()  # the queue may be older than the rule that forbids it
         if pipeline is not None:
             transactions.refuse("pipeline=")
         if pipeline is not None and not storing.is_replaced():

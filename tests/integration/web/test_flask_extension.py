@@ -189,9 +189,11 @@ def test_a_tested_app_reaches_no_redis_but_that_of_a_test(process, redis):
     process.delitem(sys.modules, "pytest_rqjobs")  # whose setting allows it here
     jobs = rqjobs.Jobs(pages="/jobs")
     app = make_app(jobs, RQJOBS_MODULES="sample_jobs")
+    older_queue = jobs.queue("low")
     app.config["TESTING"] = True  # as often, after the factory
     for use in (
         lambda: jobs.enqueue(sample_jobs.ok),
+        lambda: older_queue.enqueue(sample_jobs.ok),
         lambda: rqjobs.enqueue_in(60, sample_jobs.ok),
         lambda: rqjobs.schedules.names(),
         lambda: app.test_client().post("/jobs/login", headers={"Sec-Fetch-Site": "same-origin"}),
