@@ -27,6 +27,7 @@ import chaos_loops
 import chaos_policy_jobs
 import chaos_policy_load
 import click
+import psutil
 from chaos_count import Row, check_audit, count, count_recoveries, drain
 from chaos_environment import HERE, KEEP_SECONDS, Load, Server, Target, Worker, WorkerGroup
 from chaos_schedules import TickingSchedules
@@ -259,25 +260,15 @@ def replace_workers(scenario: Scenario) -> None:
             process.wait()
 
 
-def kill_with_policies(scenario: Scenario) -> None:
-    """Kill and restart workers while jobs of every policy run; then check what each one promises."""
+@contextmanager
+def policy_load(scenario: Scenario) -> Iterator[chaos_policy_load.PolicyLoad]:
+    """Enqueue jobs of every policy while the block runs; then check what each policy promises."""
     group = scenario.group
     scenario.start_workers(6)
     load = chaos_policy_load.PolicyLoad(scenario.server)
     load.start()
-    targets = (Target.PARENT, Target.HORSE, Target.SCHEDULER)
     try:
-        for _ in scenario.steps(scenario.size(400, 50), "faults"):
-            time.sleep(random.uniform(0.1, 0.8))
-            group.check_exits()
-            worker = random.choice(group.alive)
-            if random.random() < 0.2:
-                group.terminate(worker)
-            else:
-                group.kill(worker, random.choices(targets, (40, 50, 10))[0])
-            if worker not in group.alive:
-                group.start()
-            wait_for(lambda: group.check_exits() or len(group.ending) < 2, 30)
+        yield load
     finally:
         load.stop()
     chaos_policy_load.drain(scenario.server.client, group.check_exits)
@@ -291,6 +282,53 @@ def kill_with_policies(scenario: Scenario) -> None:
     scenario.row.faults[:0] = group.unexpected_exits
     check_audit(scenario.row, scenario.server.client)
     scenario.row.notes = f"{group.kills} kills, {len(load.pauses.pauses)} pauses"
+
+
+def kill_with_policies(scenario: Scenario) -> None:
+    """Kill and restart workers, and sometimes Redis, while jobs of every policy run."""
+    group = scenario.group
+    targets = (Target.PARENT, Target.HORSE, Target.SCHEDULER)
+    with policy_load(scenario) as load:
+        for number in scenario.steps(scenario.size(400, 50), "faults"):
+            time.sleep(random.uniform(0.1, 0.8))
+            group.check_exits()
+            if number % 25 == 20:
+                restart_redis(scenario, load)
+            worker = random.choice(group.alive)
+            if random.random() < 0.2:
+                group.terminate(worker)
+            else:
+                group.kill(worker, random.choices(targets, (40, 50, 10))[0])
+            if worker not in group.alive:
+                group.start()
+            wait_for(lambda: group.check_exits() or len(group.ending) < 2, 30)
+
+
+def restart_redis(scenario: Scenario, load: chaos_policy_load.PolicyLoad) -> None:
+    """Kill Redis, and start it from its file. No call is on its way; the workers go on."""
+    with load.held():
+        scenario.server.kill()
+        time.sleep(random.uniform(0.1, 1.0))
+        scenario.server.start()
+    scenario.group.redis_restarts.append(time.monotonic())
+
+
+def freeze_with_policies(scenario: Scenario) -> None:
+    """Stop all processes of a worker for longer than a lease, while jobs of every policy run."""
+    group = scenario.group
+    with policy_load(scenario) as load:
+        for _ in scenario.steps(scenario.size(6, 1), "freezes"):
+            time.sleep(random.uniform(1.0, 2.0))
+            worker = psutil.Process(random.choice(group.registered()).pid)
+            frozen = [worker, *worker.children()]
+            for process in frozen:
+                process.suspend()
+            load.freezes += [
+                chaos_policy_jobs.Freeze(process.pid, time.monotonic()) for process in frozen
+            ]
+            time.sleep(FREEZE_SECONDS)
+            for process in frozen:
+                process.resume()
 
 
 def interrupt_loops(scenario: Scenario) -> None:
@@ -344,8 +382,14 @@ PLANS = (
     Plan("rolling restarts, shutdown timeout 1 s", restart_workers, shutdown_timeout_seconds=1),
     Plan("poison among plain jobs", enqueue_poison),
     Plan("replaced workers, concurrent sweeps", replace_workers, shutdown_timeout_seconds=5),
-    Plan("policies", kill_with_policies, shutdown_timeout_seconds=2),
+    Plan("policies", kill_with_policies, appendfsync="always", shutdown_timeout_seconds=2),
     Plan("long loops", interrupt_loops),
+    Plan(
+        f"policies, workers frozen for {FREEZE_SECONDS} s",
+        freeze_with_policies,
+        shutdown_timeout_seconds=2,
+        in_short_run=False,
+    ),
 )
 
 

@@ -52,6 +52,25 @@ class Run(NamedTuple):
         return f"{self.job_id} (pid {self.pid}, {self.began:.3f} to {self.last:.3f}, {self.state})"
 
 
+class Freeze(NamedTuple):
+    """A process that was stopped for longer than a lease, and when that began."""
+
+    pid: int
+    began: float
+
+
+def until_frozen(run: Run, freezes: list[Freeze]) -> Run:
+    """A run of a process that was stopped counts up to that time.
+
+    Its worker was believed dead then, so its slot and its unique key were given to others. This is
+    what limits and unique keys do not promise.
+    """
+    for freeze in freezes:
+        if run.pid == freeze.pid and run.began < freeze.began < run.last:
+            return run._replace(last=freeze.began)
+    return run
+
+
 def read_runs(file: Path) -> list[Run]:
     """All runs, by their starts."""
     runs = []

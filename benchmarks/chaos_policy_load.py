@@ -7,7 +7,8 @@ import random
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ import redis
 from chaos_count import Row
 from chaos_environment import BACKLOG_MAX_JOBS, QUEUE_NAMES, Server
 from chaos_policies import POLICIES, Ended, Evidence, Pausable, Policy
-from chaos_policy_jobs import Run
+from chaos_policy_jobs import Freeze, Run, until_frozen
 
 import rqjobs
 from rqjobs.broker import keys
@@ -59,17 +60,20 @@ class Pauses(threading.Thread):
         super().__init__(daemon=True)
         self.pauses: list[Pause] = []
         self.over = threading.Event()
+        self.lock = threading.Lock()  # held during a call
 
     def run(self) -> None:
         targets = itertools.cycle([{"queue": PAUSED_QUEUE}, {"function": jobs.pausable}])
         for target in targets:
             if self.over.wait(random.uniform(0.5, 2.0)):
                 return
-            rqjobs.pause(**target)
+            with self.lock:
+                rqjobs.pause(**target)
             began = time.monotonic()
             self.over.wait(random.uniform(1.5, 3.0))
-            ended = time.monotonic()
-            rqjobs.resume(**target)
+            with self.lock:
+                ended = time.monotonic()
+                rqjobs.resume(**target)
             self.pauses.append(Pause(next(iter(target)), began, ended))
 
     def stop(self) -> None:
@@ -99,10 +103,14 @@ class PolicyLoad:
         self.server = server
         self.policies: list[Policy] = [policy() for policy in POLICIES]
         self.pauses = Pauses()
+        self.freezes: list[Freeze] = []
         self.errors: list[str] = []
         self.enough = threading.Event()
         self.numbers = itertools.count(1)
-        self.threads = [threading.Thread(target=self._run, daemon=True) for _ in range(THREADS)]
+        self.locks = [threading.Lock() for _ in range(THREADS)]  # each is held during a call
+        self.threads = [
+            threading.Thread(target=self._run, args=[lock], daemon=True) for lock in self.locks
+        ]
 
     def start(self) -> None:
         for thread in (*self.threads, self.pauses):
@@ -115,23 +123,33 @@ class PolicyLoad:
             thread.join()
         self.pauses.stop()
 
-    def _run(self) -> None:
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """No thread uses Redis during the block."""
+        with ExitStack() as stack:
+            for lock in (*self.locks, self.pauses.lock):
+                stack.enter_context(lock)
+            yield
+
+    def _run(self, lock: threading.Lock) -> None:
         while not self.enough.is_set():
             number = next(self.numbers)
             if number % 10 == 0:
-                self._wait_for_workers()
+                self._wait_for_workers(lock)
             policy = random.choice(self.policies)
             try:
-                policy.send(f"{policy.name}-{number:06d}")
+                with lock:
+                    policy.send(f"{policy.name}-{number:06d}")
             except Exception as error:
                 self.errors.append(f"the load of {policy.name} stopped: {error!r}")
                 return
 
-    def _wait_for_workers(self) -> None:
-        client = self.server.client
+    def _wait_for_workers(self, lock: threading.Lock) -> None:
         while not self.enough.is_set():
-            waiting = sum(client.llen(f"rq:queue:{name}") for name in QUEUE_NAMES)
-            waiting += sum(client.zcard(f"rq:deferred:{name}") for name in QUEUE_NAMES)
+            with lock:
+                client = self.server.client
+                waiting = sum(client.llen(f"rq:queue:{name}") for name in QUEUE_NAMES)
+                waiting += sum(client.zcard(f"rq:deferred:{name}") for name in QUEUE_NAMES)
             if waiting < BACKLOG_MAX_JOBS:
                 return
             time.sleep(0.05)
@@ -211,7 +229,7 @@ def check(row: Row, load: PolicyLoad, runs: list[Run]) -> None:
     """Fill the row of the table, after all workers have ended."""
     runs_of: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        runs_of[run.job_id].append(run)
+        runs_of[run.job_id].append(until_frozen(run, load.freezes))
     job_ids = load.job_ids()
     ended = read_ended(load.server.client, job_ids)
     row.accepted = len(job_ids)

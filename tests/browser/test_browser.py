@@ -127,6 +127,15 @@ def press(browser, button):
     )
 
 
+def press_labelled(browser, label):
+    """Click a button by its label at once, because the page may replace it."""
+    browser.execute_script(
+        "const label = arguments[0]; setTimeout(() => "
+        "document.querySelector(`button[aria-label='${label}']`).click())",
+        label,
+    )
+
+
 def question(browser):
     try:
         return browser.switch_to.alert.text
@@ -280,6 +289,73 @@ def test_no_data_of_a_job_runs_as_script(at_home, site, worker, eventually, redi
         nothing_ran(browser)
     redis.rpush(f"gate{HOSTILE}:open", 1)
     eventually(lambda: running.get_status() == "finished", what="the end of the long job")
+
+
+def test_a_queue_is_paused_and_a_group_of_failed_jobs_requeued(at_home, site, worker, eventually):
+    browser = at_home
+    jobs = [rqjobs.queue("low").enqueue(sample_jobs.boom, "boom") for _ in range(3)]
+    worker("low")
+    eventually(lambda: {job.get_status() for job in jobs} == {"failed"}, what="the failures")
+    browser.execute_script("window.stayed = true")
+    rqjobs.pause(queue="high", by="ada")
+    warning = "The queue high is paused since"
+    eventually(lambda: warning in shown(browser, ".warning"), what="the banner by itself")
+    assert browser.execute_script("return window.stayed")
+    press_labelled(browser, "Pause queue low")
+    eventually(lambda: "The queue low is paused." in shown(browser, ".note"), what="the note")
+    assert [(pause.name, pause.by) for pause in rqjobs.paused()] == [
+        ("high", "ada"),
+        ("low", "admin"),
+    ]
+    browser.get(f"{site}/failed")
+    assert "rqjobs resume low" in shown(browser, ".warning code")
+    browser.find_element(By.CSS_SELECTOR, "section.card td a").click()
+    heading = "sample_jobs.boom ValueError"
+    eventually(lambda: shown(browser, "h1") == heading, what="the page of the group")
+    for answer in ("dismiss", "accept"):
+        assert {job.get_status() for job in jobs} == {"failed"}
+        browser.execute_script(
+            "setTimeout(() => document.querySelector('[action$=\"/requeue\"] button').click())"
+        )
+        eventually(lambda: question(browser) == "Requeue 3 failed jobs?", what="the question")
+        getattr(browser.switch_to.alert, answer)()
+    eventually(lambda: "3 jobs are back" in shown(browser, ".note"), what="the note")
+    assert {job.get_status() for job in jobs} == {"queued"}, "the queue is paused"
+    browser.get(f"{site}/")
+    press_labelled(browser, "Resume queue low")
+    eventually(lambda: {job.get_status() for job in jobs} == {"failed"}, what="the second failures")
+    eventually(lambda: "resume low" not in shown(browser, ".warning"), what="the banner's end")
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+def test_no_data_of_a_policy_runs_as_script(at_home, site, worker, eventually, redis):
+    """Function names, exceptions, reasons, keys and pauses, forged where they cannot be enqueued."""
+    browser = at_home
+    tag = f"<img src=x onerror='{RUN}'>"
+    redis.hset("rqjobs:paused", mapping={f"function:{HOSTILE}": f"1 {HOSTILE}"})
+    redis.hset("rqjobs:paused", "queue:`</code>" + HOSTILE, HOSTILE)
+    options = {"limit": 1, "limit_by": "{message}", "unique": "{message}", "keep": 60}
+    failed = rqjobs.enqueue(sample_jobs.boom, tag, **options)
+    discarded = rqjobs.enqueue(sample_jobs.boom, HOSTILE, discard_on=ValueError)
+    waiting = rqjobs.enqueue(sample_jobs.boom, HOSTILE, retry=rqjobs.backoff(2, base=999, cap=999))
+    forged = rqjobs.enqueue_in(9999, sample_jobs.ok)
+    names = ("limit", "unique", "expires", "kill_after", "paused", "retry", "retries", "on_failed")
+    redis.hset(forged.key, mapping={f"rqjobs_{name}": HOSTILE for name in (*names, "ending")})
+    redis.hset(forged.key, mapping={"rqjobs_limit": f"1 1.0 1 {HOSTILE}"})
+    fields = dict.fromkeys(("function", "error", "message", "first", "last", "total"), HOSTILE)
+    redis.hset("rqjobs:failure-group:forged", mapping=fields)
+    redis.zadd("rqjobs:failure-groups", {"forged": 1, HOSTILE: 2})
+    redis.zadd("rqjobs:failure-group-jobs:forged", {failed.id: 1, HOSTILE: 2})
+    worker("default")
+    eventually(lambda: waiting.get_status() == "scheduled", what="the retry")
+    eventually(lambda: failed.get_status() == "failed", what="the failure")
+    (group,) = (group for group in rqjobs.failed.groups() if group.id != "forged" and group.jobs)
+    ids = (failed.id, discarded.id, waiting.id, forged.id)
+    paths = ["/", "/failed", "/failed/forged", f"/failed/{group.id}", "/workers", "/delayed"]
+    for path in [*paths, *(f"/jobs/{job_id}" for job_id in ids), "/?function=sample_jobs.boom"]:
+        browser.get(site + path)
+        eventually(lambda: "window.__pwned=" in shown(browser, "body"), what=f"the text on {path}")
+        nothing_ran(browser)
 
 
 def test_add_run_edit_and_remove_a_schedule(at_home, site, worker, eventually, redis):

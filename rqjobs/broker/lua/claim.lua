@@ -48,7 +48,7 @@ end
 local FIELDS = {status = true, data = true, origin = true, rqjobs_token = true,
   rqjobs_crashes = true, worker_name = true, rqjobs_limit = true, rqjobs_woken = true,
   rqjobs_expires = true, ended_at = true, rqjobs_unique = true, rqjobs_until = true,
-  rqjobs_failure_group = true}
+  rqjobs_failure_group = true, rqjobs_waits_for = true, rqjobs_paused = true}
 local MAX_PARKED = 200  -- jobs that one call lets wait
 local ENDED = {canceled = true, finished = true, failed = true, stopped = true}
 local claimed = {}  -- the jobs of the reply
@@ -161,6 +161,10 @@ local function start(id, queue, job, was_queued)
   end
   if job.origin ~= queue then redis.call('HSET', 'rq:job:' .. id, 'origin', queue) end
   if job.rqjobs_woken then redis.call('HDEL', 'rq:job:' .. id, 'rqjobs_woken') end
+  if job.rqjobs_waits_for or job.rqjobs_paused then  -- plain RQ has ended its wait
+    redis.call('HDEL', 'rq:job:' .. id, 'rqjobs_waits_for', 'rqjobs_paused')
+    remove_from_registries(id, job.origin or queue, 'deferred')
+  end
   if job.rqjobs_unique and unique_ids[job.rqjobs_unique] == id then
     redis.pcall('HSET', 'rqjobs:unique', job.rqjobs_unique, id)
   end

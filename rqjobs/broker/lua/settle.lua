@@ -122,6 +122,7 @@ each_write(function(first, last)
     failure = failure or answer
   end
 end)
+redis.pcall('HDEL', job, 'rqjobs_expires')  -- only the first run can expire, also if plain RQ requeues
 -- The outcome may have deleted the job, so its key was read before.
 if unique_key and has_ended_for_good(id) then end_unique(id, unique_key, keep) end
 if outcome == 'finished' then keep_recorded_result() end
