@@ -108,9 +108,25 @@ def _take_outcomes(enqueued: Enqueued, jobs: list[Any]) -> None:
     if not others:
         return
     first = next(iter(others.values()))[0]
-    found = type(first).fetch_many(list(others), first.connection, serializer=first.serializer)
+    found = _read_jobs(list(others), first)
     for existing, (job_id, duplicates) in zip(found, others.items(), strict=True):
         for job in duplicates:
             if existing is None:  # it has ended since, and is not kept
                 job._id = job_id
             job.existing = existing or job
+
+
+def _read_jobs(job_ids: list[str], like: Any) -> list[Any]:
+    """The jobs with these ids, of the class and the connection of `like`; None for one that is gone
+    or cannot be read.
+    """
+    options = {"connection": like.connection, "serializer": like.serializer}
+    try:
+        found: list[Any] = type(like).fetch_many(job_ids, **options)
+        return found
+    except redis.RedisError:
+        raise
+    except Exception:  # anything: a hash holds foreign data
+        if len(job_ids) == 1:
+            return [None]
+        return [job for job_id in job_ids for job in _read_jobs([job_id], like)]

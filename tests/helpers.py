@@ -72,7 +72,8 @@ class Broker:
             writes.append(("RPUSH", keys.queue(claim.queue), job_id))
         else:
             writes.append(("ZADD", keys.registry(status, claim.queue), "+inf", job_id))
-        arguments = transitions.settle_arguments(worker, claim, writes)
+        counts_as = "failed" if status == "failed" else ""
+        arguments = transitions.settle_arguments(worker, claim, writes, counts_as)
         return decode(scripts.SETTLE.run(self.redis, *arguments))
 
     def die(self, worker):

@@ -44,11 +44,12 @@ def sweep(
     odd_keys.set_aside(connection, odd_keys.SINGLE_KEYS)
     odd_keys.set_aside(connection, odd_keys.WORKER_KEYS, odd_keys.workers(connection))
     search_strays = force or is_time_for_strays(connection)
+    all_queues = queue_names(connection) if search_strays else []
     if search_strays:
-        odd_keys.set_aside(connection, odd_keys.QUEUE_KEYS, queue_names(connection))
+        odd_keys.set_aside(connection, odd_keys.QUEUE_KEYS, all_queues)
     leases_count = permission is leases.SweepPermission.SWEEP
     current = _Sweep(connection, leases_count, SweepResult(on_progress))
-    current.run(search_strays)
+    current.run(search_strays, all_queues)
     return current.result
 
 
@@ -61,7 +62,7 @@ class _Sweep:
         self.liveness = WorkerLiveness(connection, leases_count)
         self.own_workers = _workers_with_lease(connection)
 
-    def run(self, search_strays: bool) -> None:
+    def run(self, search_strays: bool, all_queues: list[str]) -> None:
         self.liveness.check(self.own_workers)
         for worker in self.own_workers:
             with skip_wrong_types(f"the sweep of worker {worker}"):
@@ -78,7 +79,7 @@ class _Sweep:
         if search_strays:
             self._sweep_retired_workers()
             sweep_strays(self.connection, self.liveness.now, self.result)
-            waiting.check(self.connection, self.result.on_progress)
+            waiting.check(self.connection, all_queues, self.result.on_progress)
             if self.connection.exists(keys.UNIQUE):
                 recovery.drop_unique_keys(self.connection, self.result.on_progress)
             failure_groups.check(self.connection, self.liveness.now, self.result.on_progress)

@@ -13,7 +13,7 @@ import redis
 
 from rqjobs.broker import keys, scripts
 from rqjobs.broker.keys import decode
-from rqjobs.broker.places import LIST_BATCH_IDS, count_places, queue_names
+from rqjobs.broker.places import LIST_BATCH_IDS, count_places
 from rqjobs.maintenance.sweep_result import log, skip_wrong_types
 
 DEFERRED_PER_SCRIPT = 1000  # deferred jobs that one script looks at
@@ -48,11 +48,12 @@ class Line(NamedTuple):
         return f"its limit {self.name}"
 
 
-def check(connection: redis.Redis, on_progress: Callable[[], None] = lambda: None) -> None:
+def check(
+    connection: redis.Redis, names: list[str], on_progress: Callable[[], None] = lambda: None
+) -> None:
     """Put back the jobs that are missing in the list of those that wait, and forget deferred ids
-    without a job: the next part of each queue.
+    without a job: the next part of each of these queues.
     """
-    names = queue_names(connection)
     for queue, places in count_places(connection, names).items():
         if places["deferred"]:
             with skip_wrong_types(f"the deferred jobs of queue {queue}"):

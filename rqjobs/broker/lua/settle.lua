@@ -122,7 +122,9 @@ each_write(function(first, last)
     failure = failure or answer
   end
 end)
-redis.pcall('HDEL', job, 'rqjobs_expires')  -- only the first run can expire, also if plain RQ requeues
+if outcome == 'failed' then  -- plain RQ may requeue it, and only the first run can expire
+  redis.pcall('HDEL', job, 'rqjobs_expires')
+end
 -- The outcome may have deleted the job, so its key was read before.
 if unique_key and has_ended_for_good(id) then end_unique(id, unique_key, keep) end
 if outcome == 'finished' then keep_recorded_result() end

@@ -74,7 +74,7 @@ def restore(broker):
     broker.claim("a", 10)
     broker.redis.delete(keys.waiting(TWO))
     broker.redis.hset(keys.DEFERRED_CURSORS, "default", 0)
-    return lambda: waiting.check(broker.redis) or broker.waiting(TWO)
+    return lambda: waiting.check(broker.redis, QUEUES) or broker.waiting(TWO)
 
 
 def expire(broker):

@@ -144,10 +144,10 @@ def test_a_waiting_job_whose_ttl_has_passed_leaves_nothing_behind(broker):
     rqjobs.enqueue(sample_jobs.two_at_a_time, depends_on=ids[2], job_id="child")
     for gone in (ids[1], "child"):
         broker.redis.delete(keys.job(gone))  # as the expiry does
-    waiting.check(broker.redis)
+    waiting.check(broker.redis, QUEUES)
     assert broker.redis.zcard(keys.deferred("default")) == 4  # a program may still write the job
     broker.redis.zadd(keys.deferred("default"), {ids[1]: 1, "child": 1})
-    waiting.check(broker.redis)
+    waiting.check(broker.redis, QUEUES)
     assert broker.waiting(TWO) == [ids[0], ids[2]]
     assert set(broker.redis.zrange(keys.deferred("default"), 0, -1)) == {
         job_id.encode() for job_id in (ids[0], ids[2])
@@ -174,7 +174,7 @@ def test_jobs_that_are_missing_in_their_line_are_named_and_put_back(broker, chan
     broker.redis.zadd(keys.deferred("default"), dict.fromkeys(ids, 1))  # equally old
     named = {remark.split(" ")[1] for remark in audit.audit(broker.redis, 0).remarks}
     assert named == {ids[0]} if change == "one" else set(ids)
-    waiting.check(broker.redis)
+    waiting.check(broker.redis, QUEUES)
     assert sorted(broker.waiting(TWO)) == ids and broker.redis.smembers(keys.WAITING_KEYS)
     assert not audit.audit(broker.redis, 0).remarks
     for job_id in held:
@@ -191,7 +191,7 @@ def test_a_job_that_waits_for_a_pause_is_put_back_into_its_line_too(broker):
         scripts.read_together(broker.redis, [command], scripts.PARK_PAUSED)
     broker.redis.delete(keys.paused_jobs("sample_jobs.ok"), keys.PAUSED_JOBS)
     assert len(audit.audit(broker.redis, 0).remarks) == 2
-    waiting.check(broker.redis)
+    waiting.check(broker.redis, QUEUES)
     rqjobs.resume(function=sample_jobs.ok)
     assert sorted(broker.claim("a", 10)) == sorted(ids)
 
