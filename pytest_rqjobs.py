@@ -94,9 +94,12 @@ def _disconnect() -> None:
 
 
 @pytest.fixture(scope="session")
-def _rqjobs_private_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateRedis]:
-    from rqjobs.testing.private_redis import PrivateRedis
+def _rqjobs_private_redis(
+    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[PrivateRedis]:
+    from rqjobs.testing.private_redis import PrivateRedis, read_settings
 
+    read_settings(pytestconfig.rootpath)
     server = PrivateRedis(tmp_path_factory.mktemp("rqjobs"))
     yield server
     server.stop()

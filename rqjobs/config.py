@@ -469,6 +469,8 @@ def overridden(**changes: Any) -> Iterator[Config]:
     finally:
         _overrides = before
         _current = None
+        with contextlib.suppress(ConfigError):  # raised when the settings are read
+            _current = replace(Config.from_env(os.environ, _app_settings), **before)
 
 
 def is_overridden(attribute: str) -> bool:

@@ -25,7 +25,7 @@ from rqjobs.instrumentation import run_isolated
 from rqjobs.jobs import Job
 from rqjobs.queues import Queue
 from rqjobs.serializers import ConfiguredSerializer
-from rqjobs.testing.private_redis import restore_variables
+from rqjobs.testing.private_redis import variables_set
 from rqjobs.worker.recording import RecordingClient
 from rqjobs.worker.settlement import SettlementMixin, SettleReply
 
@@ -213,13 +213,12 @@ class JobRunner:
 
 def _run_in_job(worker: TestWorker, claim: Claim, app: Any, depth: int) -> None:
     _depth.set(depth)
-    before = {JOB_ID_VARIABLE: os.environ.get(JOB_ID_VARIABLE)}
-    os.environ[JOB_ID_VARIABLE] = claim.job_id
-    try:
-        with rq_patches.installed_for_now(), catalog.flask_app_for_now(app):
-            worker.run(claim)
-    finally:
-        restore_variables(before)
+    with (
+        variables_set({JOB_ID_VARIABLE: claim.job_id}),
+        rq_patches.installed_for_now(),
+        catalog.flask_app_for_now(app),
+    ):
+        worker.run(claim)
 
 
 def _app_of_test() -> Any:

@@ -118,17 +118,15 @@ class PrivateRedis:
         outer_clients = self._clients
         clients = self._clients = outer_clients or self._find_clients()
         pools = [client.connection_pool for client in clients]
-        variables = {name: os.environ.get(name) for name in ("REDIS_URL", config.TEST_REDIS)}
+        variables = {"REDIS_URL": self.url, config.TEST_REDIS: self.socket}
         for client in clients:
             client.connection_pool = use.pool
-        os.environ.update({"REDIS_URL": self.url, config.TEST_REDIS: self.socket})
         try:
-            with config.overridden(redis_url=self.url):
+            with config.overridden(redis_url=self.url), variables_set(variables):
                 if at_once:
                     use.begin()
                 yield
         finally:
-            restore_variables(variables)
             self._clients = outer_clients
             for client, pool in zip(clients, pools, strict=True):
                 client.connection_pool = pool
@@ -189,10 +187,32 @@ class PrivateConnection(connection.UnixConnection):
         super().connect()
 
 
-def restore_variables(variables: dict[str, str | None]) -> None:
-    """Set environment variables; those whose value is None are removed."""
-    for name, value in variables.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
+@contextlib.contextmanager
+def variables_set(variables: dict[str, str]) -> Iterator[None]:
+    """Set environment variables within the block."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def read_settings(folder: Path) -> None:
+    """Read the settings, and `.env` in `folder`, unless this process has read them already.
+
+    The test that needs them first may have changed the working directory.
+
+    Raises:
+        ConfigError: a setting is wrong.
+    """
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        config.current()
+    finally:
+        os.chdir(before)

@@ -66,10 +66,15 @@ def test_refused_after_a_fixture():
 """
 HANGING = """
 import os
+import pytest
 import rqjobs
 import project_jobs
 
-def test_hanging(jobs_redis):
+@pytest.fixture
+def elsewhere(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # the settings are those of the project all the same
+
+def test_hanging(elsewhere, jobs_redis):
     rqjobs.enqueue(project_jobs.hang)
     jobs_redis.work(timeout=600)
 """
@@ -81,8 +86,9 @@ def work():
     pass
 
 def hang():
-    Path("partial").write_text(f"{os.getpid()} {os.getppid()}")
-    Path("partial").rename("pids")
+    partial = Path(__file__).with_name("partial")
+    partial.write_text(f"{os.getpid()} {os.getppid()}")
+    partial.rename(partial.with_name("pids"))
     time.sleep(600)
 """
 
