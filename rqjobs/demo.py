@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import re
 import time
@@ -9,6 +10,8 @@ from datetime import date, datetime, timedelta
 from enum import Enum
 
 from rqjobs import Retry, job, resumable
+
+log = logging.getLogger(__name__)
 
 
 def greet(name: str = "World") -> str:
@@ -41,6 +44,7 @@ def unreliable(failure_rate: float = 0.5) -> str:
     Args:
         failure_rate: the probability of a failure, from 0 (never) to 1 (always)
     """
+    log.info("asking the service, which fails %.0f %% of the time", 100 * failure_rate)
     if random.random() < failure_rate:
         raise ConnectionError("the service did not answer (this demo fails on purpose)")
     return "the service answered"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import logging.config
+import multiprocessing
 import os
 import signal
 import sys
@@ -117,3 +119,30 @@ def wait_for_file(folder: str):
         log.info("goes on")
         time.sleep(0.2)  # the lines are sent one by one, if they can be
     Path(folder, "over").touch()
+
+
+def log_forever():
+    while True:
+        log.info("goes on")
+
+
+def fork():
+    """Log in a child, whose lines are not kept, and then here."""
+    log.info("before")
+    child = multiprocessing.get_context("fork").Process(target=flood, args=(1000,))
+    child.start()
+    child.join()
+    log.info("after %d", child.exitcode)
+
+
+def configure():
+    """Set `logging` up in two ways, which must work as without a worker."""
+    root = logging.getLogger()
+    nothing = {"level": "WARNING", "handlers": []}
+    logging.config.dictConfig({"version": 1, "root": nothing, "disable_existing_loggers": False})
+    log.info("dropped by the root logger")
+    log.warning("after dictConfig")
+    assert not root.handlers
+    logging.basicConfig(level="INFO", format="basic: %(message)s")
+    assert len(root.handlers) == 1
+    log.info("after basicConfig")

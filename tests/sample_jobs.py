@@ -7,6 +7,7 @@ import contextvars
 import dataclasses
 import enum
 import functools
+import logging
 import os
 import signal
 import time
@@ -67,6 +68,13 @@ def boom(message: str = "boom"):
 def say(text: str) -> str:
     """Say it back."""
     return text
+
+
+def warn_in_steps(text: str):
+    """Log twice: the first line is sent while the job runs, the second one with its outcome."""
+    logging.getLogger(__name__).warning(text)
+    time.sleep(0.3)
+    logging.getLogger(__name__).warning(text)
 
 
 def mark(name: str):

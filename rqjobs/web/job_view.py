@@ -18,6 +18,7 @@ from rq.results import Result
 
 from rqjobs import attempts, call_options, catalog, connection, passed_results, stats
 from rqjobs.attempts import Attempt
+from rqjobs.job_logs import LogLine
 from rqjobs.jobs import Job
 from rqjobs.loops import Progress
 from rqjobs.maintenance import audit
@@ -25,6 +26,8 @@ from rqjobs.policies import limits, time_limits, unique
 from rqjobs.web.rendering import CONNECTION_ERRORS, cut, pretty, unreadable
 
 ENDED_STATUSES = ("finished", "failed", "stopped", "canceled")
+LOG_MAX_LINES = 2000
+LIVE_LOG_LINES = 200  # of a job that has not ended
 ROW_LABEL_CHARACTERS = 160
 NAME_CHARACTERS = 260
 MAX_ARGUMENTS = 100
@@ -138,6 +141,7 @@ def describe(job_id: str) -> dict[str, Any]:
         "limit": cut(limits.describe(job.policy_fields), 300),
         "waits_for": _waits_for(job, status),
         **_attempts(job, details.due),
+        "log": _log(job, status),
         **_times(job, status, details.due),
         **_parents(job, status),
         **_meta(job, details.progress),
@@ -206,6 +210,36 @@ def _attempts(job: Job, due: Any) -> dict[str, Any]:
         "retrying": attempts.describe_retries(job, found, due, time.time()),
         "attempts": shown,
     }
+
+
+@dataclass(frozen=True)
+class LogRow:
+    """A line of the log. `missing`: the number of lines before it that are not shown.
+
+    `attempt`: the number of an attempt that begins with this line, if there are several; else 0.
+    """
+
+    line: LogLine
+    text: str
+    time: str  # ISO 8601, with milliseconds
+    missing: int
+    attempt: int
+
+
+def _log(job: Job, status: str) -> list[LogRow]:
+    """The lines that the job has logged. While it runs, the page is read each second: the last ones."""
+    if not (job.hash_as_read or {}).get(b"rqjobs_log"):
+        return []
+    lines = job.log_lines()
+    lines = lines[-(LOG_MAX_LINES if status in ENDED_STATUSES else LIVE_LOG_LINES) :]
+    has_attempts = bool(lines) and lines[0].attempt != lines[-1].attempt
+    rows: list[LogRow] = []
+    for line in lines:
+        missing = line.dropped if rows else line.number
+        begins = has_attempts and (not rows or rows[-1].line.attempt != line.attempt)
+        moment = line.time.isoformat(timespec="milliseconds")
+        rows.append(LogRow(line, cut(line.text), moment, missing, line.attempt if begins else 0))
+    return rows
 
 
 def _moment(seconds: Any) -> datetime | None:

@@ -14,6 +14,7 @@ import contextlib
 import contextvars
 import logging
 import os
+import queue
 import re
 import sys
 import threading
@@ -88,7 +89,9 @@ class LogCapture:
         self._lock = threading.RLock()  # a signal handler may log while its thread has it
         self._send_lock = threading.Lock()
         self._unsent: tuple[Any, ...] | None = None  # the command of the buffer's closed half
-        self._has_new_lines = threading.Event()
+        # No Event: a time limit that is raised within its code would leave it locked.
+        self._wakeups: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._is_woken = False
 
     def install(self) -> None:
         """Take the records of all loggers of this process from now on.
@@ -191,19 +194,23 @@ class LogCapture:
         if not self._is_started:
             self._is_started = True
             threading.Thread(target=self._send_regularly, name="rqjobs-log", daemon=True).start()
-        if not self._has_new_lines.is_set():
-            self._has_new_lines.set()
+        self._wake_sender()
+
+    def _wake_sender(self) -> None:
+        if not self._is_woken:
+            self._is_woken = True
+            self._wakeups.put(None)
 
     # Sending
 
     def _send_regularly(self) -> None:
         while True:
-            self._has_new_lines.wait()
+            self._wakeups.get()
             time.sleep(FLUSH_SECONDS)
-            self._has_new_lines.clear()
+            self._is_woken = False
             if not self.flush():
                 time.sleep(RETRY_SECONDS)
-                self._has_new_lines.set()
+                self._wake_sender()
 
     def flush(self) -> bool:
         """Send the lines so far. False if Redis does not take them now."""

@@ -1,6 +1,7 @@
 // Local times, live tables and a live job. The pages work without this script too.
 "use strict";
 
+const clock = new Intl.DateTimeFormat(undefined, {timeStyle: "medium"});
 const ago = new Intl.RelativeTimeFormat("en", {numeric: "always", style: "short"});
 
 function relative(moment) {
@@ -13,10 +14,14 @@ function relative(moment) {
 
 function showTimes() {
   for (const time of document.querySelectorAll("time")) {
+    if (time.shown === time.dateTime && !("ago" in time.dataset)) continue;
     const moment = new Date(time.dateTime);
     if (isNaN(moment)) continue;
+    time.shown = time.dateTime;
     const full = moment.toLocaleString(undefined, {dateStyle: "medium", timeStyle: "medium"});
-    const shown = "ago" in time.dataset ? relative(moment) : full;
+    let shown = full;
+    if ("ago" in time.dataset) shown = relative(moment);
+    if ("clock" in time.dataset) shown = clock.format(moment);
     if (time.textContent !== shown) time.textContent = shown;
     time.title = full;
   }
@@ -63,8 +68,15 @@ function replace(place, html) {
   place.shown = html;
   const fresh = document.createElement("template");
   fresh.innerHTML = html;
+  const read = logs().filter((log) => log.scrollTop + log.clientHeight < log.scrollHeight - 5);
   patchChildren(place, fresh.content);
   showTimes();
+  for (const log of logs()) if (!read.includes(log)) log.scrollTop = log.scrollHeight;
+}
+
+// The logs of jobs. One shows its newest lines, unless somebody has scrolled up in it.
+function logs() {
+  return [...document.querySelectorAll("[data-follow]")];
 }
 
 // Show above `place` since when there has been no answer. Without `since`, remove that warning.
@@ -120,6 +132,7 @@ if (live) {
 
 const job = document.querySelector("[data-job]");
 if (job && !("ended" in job.dataset)) {
+  for (const log of logs()) log.scrollTop = log.scrollHeight;
   const badge = document.querySelector("#status .badge");
   const showStatus = (status) => {
     if (badge.textContent === status) return;

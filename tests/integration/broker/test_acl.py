@@ -85,7 +85,9 @@ def test_the_rights_that_the_readme_names_are_enough(user, start, eventually):
         rqjobs.enqueue(sample_jobs.flaky, "rq:flaky", 1, retry=rqjobs.Retry(max=2, interval=1)),
     ]
     failed = rqjobs.enqueue(sample_jobs.boom)
+    logging_job = rqjobs.enqueue(sample_jobs.warn_in_steps, "a line")
     rqjobs.schedules.add("often", rqjobs.every(seconds=1), sample_jobs.ok)
+    assert [line.text for line in logging_job.follow_log()] == ["a line", "a line"]
     eventually(lambda: all(job.is_finished for job in jobs), what="all jobs")
     eventually(lambda: failed.is_failed)
     eventually(lambda: rqjobs.schedules.get("often").made)

@@ -48,7 +48,7 @@ def sizes(redis, job):
 
 
 def test_the_lines_of_each_job_are_kept_with_it_alone(redis, burst):
-    quiet, spoken, levels, hostile, threaded, threads, silent = [
+    quiet, spoken, levels, hostile, threaded, threads, silent, forked, configured = [
         rqjobs.enqueue(*call)
         for call in (
             (log_jobs.quiet,),
@@ -58,6 +58,8 @@ def test_the_lines_of_each_job_are_kept_with_it_alone(redis, burst):
             (log_jobs.leave_a_thread,),
             (log_jobs.use_threads,),
             (log_jobs.print_lines,),
+            (log_jobs.fork,),
+            (log_jobs.configure,),
         )
     ]
     output = burst()
@@ -84,6 +86,9 @@ def test_the_lines_of_each_job_are_kept_with_it_alone(redis, burst):
     assert texts(threaded)[0] == "first"
     assert texts(threads) == ["in a thread", "second"]
     assert texts(silent) == ["a logged line"]
+    assert texts(forked) == ["before", "after 0"]
+    assert texts(configured) == ["after dictConfig", "after basicConfig"]
+    assert "basic: after basicConfig" in output and "basic: after dictConfig" not in output
 
 
 def test_prints_are_kept_if_asked_for_and_nothing_if_it_is_off(redis, burst):
@@ -109,6 +114,15 @@ def test_a_flood_is_bounded_and_costs_ten_writes_a_second(redis, burst):
     trims = redis.info("commandstats")["cmdstat_xtrim"]["calls"]  # one for each write
     took = (job.ended_at - job.started_at).total_seconds()
     assert trims <= took / 0.1 + 1
+
+
+def test_a_time_limit_in_the_middle_of_a_line_leaves_nothing_locked(redis, burst):
+    jobs = [rqjobs.enqueue(log_jobs.log_forever, job_timeout=1) for _ in range(3)]
+    last = rqjobs.enqueue(log_jobs.speak, "one")
+    burst()
+    assert [job.get_status() for job in jobs] == ["failed"] * 3
+    assert all(job.latest_result().exc_string.count("JobTimeoutException") for job in jobs)
+    assert all(texts(job)[-1] == "goes on" for job in jobs) and texts(last) == ["said one"]
 
 
 def test_the_last_line_before_a_crash_is_kept_and_attempts_are_told_apart(redis, burst):
