@@ -129,9 +129,12 @@ local function must_wait(id, queue, job, is_adopted)
 end
 
 local function let_wait(id, queue, job)
-  local key = parse_limit(job.rqjobs_limit).key
-  park(id, queue, key, job.rqjobs_woken, queue_ranks(worker))
-  wake(key, 0)  -- notes when there is a token
+  local limit = parse_limit(job.rqjobs_limit)
+  park(id, queue, limit.key, job.rqjobs_woken, queue_ranks(worker))
+  if limit.seconds > 0 then
+    local first = first_in_line(limit.key)
+    note_token_time(limit.key, first and first.limit or limit)
+  end
   parked = parked + 1
 end
 

@@ -192,6 +192,8 @@ local function queue_ranks(worker)
   return ranks
 end
 
+local pivots = {}  -- in a claim: a list and a queue -> the job before which others of the queue come
+
 -- Put a job into the list of those that wait for a key: behind the others of its queue and of the
 -- queues that the worker takes first, or, `to_front`, before the others of its queue. `order`: the
 -- worker's queues -> their positions. Of other queues the order of arrival counts.
@@ -202,9 +204,11 @@ local function add_waiting(waiting, id, queue, to_front, order)
     if not mine or not theirs or mine == theirs then return to_front, other end
     return theirs > mine, other
   end
+  local place = waiting .. ' ' .. queue
+  local pivot = not to_front and pivots[place]
+  if pivot and redis.call('LINSERT', waiting, 'BEFORE', pivot, id) > 0 then return end
   local first, last = 0, redis.call('LLEN', waiting)
   if last == 0 or not comes_behind(last - 1) then return redis.call('RPUSH', waiting, id) end
-  local pivot
   while first < last do
     local middle = math.floor((first + last) / 2)
     local is_behind, other = comes_behind(middle)
@@ -215,6 +219,7 @@ local function add_waiting(waiting, id, queue, to_front, order)
     end
   end
   redis.call('LINSERT', waiting, 'BEFORE', pivot, id)
+  if not to_front then pivots[place] = pivot end
 end
 
 -- Let a job wait for `key`, in the deferred registry of its queue. The caller removes it from its

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
 import sample_jobs
 from rq import Repeat
 from rq.group import Group
 from rq.job import JobStatus
+from rq.worker import DequeueStrategy
 
 import rqjobs
 from rqjobs import backoff
-from rqjobs.broker import keys, transitions
+from rqjobs.broker import keys, leases, transitions
 from rqjobs.maintenance import audit
 
 
@@ -55,6 +57,16 @@ def test_a_burst_runs_the_jobs_that_have_a_token_by_its_end(redis):
     assert JobStatus.FINISHED not in statuses(unserved)
     burst("low")
     burst("low")
+
+
+@pytest.mark.parametrize("strategy", ["default", "round_robin"])
+def test_a_worker_says_whether_its_queues_have_an_order(redis, monkeypatch, strategy):
+    facts = []
+    renew = leases.renew_lease
+    monkeypatch.setattr(leases, "renew_lease", lambda *args: facts.append(args[2]) or renew(*args))
+    worker = rqjobs.Worker(["high", "default"])
+    worker.work(burst=True, logging_level="WARNING", dequeue_strategy=DequeueStrategy(strategy))
+    assert {fact["in_turns"] for fact in facts} == {int(strategy == "round_robin")}
 
 
 def test_limits_hold_for_jobs_of_groups_pipelines_schedules_and_repeats(redis):
