@@ -456,6 +456,13 @@ def boom_and_note(message: str = "boom"):
     raise ValueError(message)
 
 
+@job(expires=60)
+def note_in_time(job_id: str, function: str, error: str):
+    """A target of `on_failed` that expires: returns its own `rqjobs_expires`."""
+    current = get_current_job()
+    return current.connection.hget(current.key, "rqjobs_expires").decode()
+
+
 @job(on_failed="sample_jobs:failing_note")
 def boom_and_fail_to_note():
     raise ValueError("boom")

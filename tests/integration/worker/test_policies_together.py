@@ -100,3 +100,12 @@ def test_async_jobs_keep_their_limits_through_retries_and_snoozes(redis):
     assert set(statuses(jobs)) == {JobStatus.FINISHED}
     assert int(redis.get("third:b")) == 3
     check_nothing_is_left(redis)
+
+
+def test_the_time_of_an_on_failed_job_counts_from_its_call(redis):
+    failed = rqjobs.enqueue(sample_jobs.boom, on_failed="sample_jobs:note_in_time")
+    burst()
+    (call,) = set(rqjobs.queue("default").finished_job_registry.get_job_ids()) - {failed.id}
+    expires = rqjobs.Job.fetch(call, connection=redis).return_value()
+    moment, _, seconds = expires.partition("+")
+    assert float(seconds) == 60 and 0 < float(moment) - redis.time()[0] < 61
