@@ -212,7 +212,7 @@ class Queue(rq.Queue):
         self, job: Job, pipeline: Any, at_front: bool, parents: Iterable[str] = ()
     ) -> None:
         self._prepare(job)
-        if self._is_async:
+        if self._is_async or storing.is_replaced():  # whoever gets the job runs it, or does not
             self._place(job, end_of_queue(at_front), pipeline, parents)
             return
         if transaction := transactions.current():
@@ -244,7 +244,7 @@ class Queue(rq.Queue):
         if is_wrapped(rq.Queue, "enqueue_job", "_enqueue_job"):
             for job in jobs:
                 self._show_to_wrappers(job)
-        if not self._is_async:
+        if not self._is_async and not storing.is_replaced():
             return [self._enqueue_job(job) for job in jobs]
         if transactions.current():
             transactions.check_jobs(jobs)

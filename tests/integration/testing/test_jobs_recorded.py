@@ -49,6 +49,14 @@ def test_every_way_to_enqueue_is_recorded(jobs_recorded, modules):
     jobs_recorded.assert_not_enqueued()
 
 
+def test_a_synchronous_queue_runs_nothing(jobs_recorded):
+    queue = rqjobs.Queue("default", connection=rqjobs.client(), is_async=False)
+    queue.enqueue(note, 1)
+    queue.enqueue_many([queue.prepare_data(note, (2,))])
+    jobs_recorded.assert_enqueued(note, count=2)
+    assert calls == []
+
+
 def test_the_message_lists_what_was_enqueued(jobs_recorded):
     with pytest.raises(AssertionError) as error:
         jobs_recorded.assert_enqueued(note, 1)
