@@ -60,10 +60,10 @@ class Progress(NamedTuple):
     when: datetime
 
     def describe(self) -> str:
-        """A line such as "1,200 of 5,000 (users)"."""
-        line = f"{self.done:,}"
+        """A line such as "1,200 of 5,000 (users)", or "1,200 done"."""
+        line = f"{self.done:,} done"
         if self.total is not None:
-            line += f" of {self.total:,}"
+            line = f"{self.done:,} of {self.total:,}"
         if self.note:
             line += f" ({self.note})"
         return line

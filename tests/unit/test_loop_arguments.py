@@ -150,7 +150,7 @@ def test_forged_progress_is_none(stored):
 
 def test_progress_in_a_line():
     assert Progress(1200, 5000, "users", utc(0)).describe() == "1,200 of 5,000 (users)"
-    assert Progress(3, None, "", utc(0)).describe() == "3"
+    assert Progress(3, None, "", utc(0)).describe() == "3 done"
     assert loops._cut("x" * 300) == "x" * 199 + "…"
     stored = loops._progress_text(Progress(1, 2.5, "\udcff", utc(1.5)))
     assert read_progress(stored.encode()) == Progress(1, 2.5, "\\udcff", utc(1.5))
