@@ -233,7 +233,7 @@ def status_of(states: list[FlowJob]) -> FlowStatus:
     if any(one.status == "canceled" for one in states):
         return FlowStatus.CANCELED
     for one in states:
-        if one.status == "stopped" or (one.status == "failed" and _stops(one.place)):
+        if one.status in ("stopped", "gone") or (one.status == "failed" and _stops(one.place)):
             return FlowStatus.FAILED
     return FlowStatus.RUNNING
 

@@ -3,15 +3,19 @@
 -- KEYS  1 rqjobs:held-flows   2 rqjobs:flow:<id>   3 rqjobs:flow-jobs:<id>   4 rqjobs:flow-held:<id>
 -- ARGV  1 id of the flow   2 "1" if its process may still be storing it   3 maximum number of jobs
 -- Promise: a flow that was released is left alone, and with ARGV 2 also one that was stored to in
--- the last minute. After the first call the flow can be neither stored to nor released.
+-- the last minute. After the first call the flow can be neither stored to nor released. A full Redis
+-- accepts the call for an abandoned flow, because it frees memory.
 -- Returns the number of jobs that are left to be deleted.
 
 local held_flows, ids_key = KEYS[1], KEYS[3]
 local flow, may_be_storing, max_jobs = ARGV[1], ARGV[2] == '1', tonumber(ARGV[3])
 local score = redis.pcall('ZSCORE', held_flows, flow)
 if type(score) ~= 'string' or score == 'inf' then return 0 end
-if may_be_storing and tonumber(score) > redis_time() then return 0 end
-redis.call('ZADD', held_flows, '-inf', flow)
+local is_abandoned = tonumber(score) <= redis_time()
+if may_be_storing and not is_abandoned then return 0 end
+-- A full Redis refuses this write. An abandoned flow can neither be stored to nor released anyway.
+local marked = redis.pcall('ZADD', held_flows, '-inf', flow)
+if type(marked) == 'table' and not is_abandoned then return marked end
 local ids = redis.pcall('LRANGE', ids_key, -max_jobs, -1)
 for _, id in ipairs(ids) do
   local fields = read_job(id, 'origin', 'rqjobs_flow')

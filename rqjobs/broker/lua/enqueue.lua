@@ -228,12 +228,12 @@ local function stays_deferred(entry, before)
   if fields[2] then return 'rqjobs_paused', fields[2] end
 end
 
--- The flow of a held job, if the sweep has dropped it. The first job begins it.
+-- The flow of a held job, if the sweep has dropped it, or may do so now. The first job begins it.
 local function dropped_flow(entries)
   for _, entry in ipairs(entries) do
     if entry.place == 'held' and entry.position ~= '0' then
       local score = redis.call('ZSCORE', 'rqjobs:held-flows', entry.flow)
-      if not score or score == '-inf' then return entry.flow end
+      if not score or tonumber(score) <= redis_time() then return entry.flow end
     end
     if entry.place == 'held' then return nil end  -- all jobs of a call are of one flow
   end

@@ -5,12 +5,13 @@
 --       4 maximum number of jobs to move
 -- Promise: with the first call the flow is accepted, and will not be dropped. A job that was
 -- canceled in the meantime is left alone. Repeated or concurrent calls do nothing twice.
--- Returns the number of moved jobs and of those that are left, or {-1, 0} if the flow was dropped.
+-- Returns the number of moved jobs and of those that are left, or {-1, 0} if the flow was dropped,
+-- or will be, because nothing was stored to it in the last minute.
 
 local held_flows, held = KEYS[1], KEYS[2]
 local flow, iso, default_timeout, max_jobs = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local score = redis.pcall('ZSCORE', held_flows, flow)
-if type(score) ~= 'string' or score == '-inf' then return {-1, 0} end
+if type(score) ~= 'string' or tonumber(score) <= redis_time() then return {-1, 0} end
 if not fits(held, 'list') then
   return redis.error_reply('ERR the key ' .. held .. ' has the wrong type; rename or delete it')
 end
