@@ -10,8 +10,8 @@ from rqjobs import policies
 
 # Options of `@job` and of `enqueue` that cannot go with a job of a flow, each with the reason.
 REFUSED_OPTIONS = {
-    "unique": "a unique job may not be stored, and the jobs after it would wait for ever",
-    "debounce": "a debounced job may not be stored, and the jobs after it would wait for ever",
+    "unique": "a unique job may not be stored, and the jobs after it would never run",
+    "debounce": "a debounced job may not be stored, and the jobs after it would never run",
     "repeat": "the jobs after it get the result of one run",
     "depends_on": "the flow decides which jobs it waits for",
     "job_id": "the jobs of a flow have new ids",
