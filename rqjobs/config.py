@@ -55,6 +55,7 @@ class Config:
     max_failed_age_seconds: int = 0  # 0 is no limit
     job_log_level: str = "INFO"  # of the records that are kept with a job; "off" for none
     job_log_prints: str = "off"
+    outbox_url: str | None = field(default=None, repr=False)
     # None: this machine only; with a password and without `rqjobs dev` all interfaces.
     host: str | None = None
     port: int = 8000
@@ -218,6 +219,14 @@ def _redis_url(text: str) -> str:
     return text
 
 
+def _database_url(text: str) -> str:
+    if not re.fullmatch(r"[a-z][a-z0-9_]*(\+[a-z0-9_]+)?://\S*", text):
+        raise ValueError(
+            "is not a database URL of SQLAlchemy; for example postgresql+psycopg://user@host/name"
+        )
+    return text
+
+
 def _host(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_.:-]+", text):
         raise ValueError(
@@ -310,6 +319,7 @@ SETTINGS: dict[str, tuple[str, Callable[[str], Any]]] = {
     ),
     "RQJOBS_JOB_LOG_LEVEL": ("job_log_level", _log_level),
     "RQJOBS_JOB_LOG_PRINTS": ("job_log_prints", _one_of("off", "on")),
+    "RQJOBS_OUTBOX_URL": ("outbox_url", _database_url),
     "HOST": ("host", _host),
     "PORT": ("port", _integer(1, 65_535, "a port")),
 }

@@ -112,7 +112,8 @@ class Queue(rq.Queue):
                 given[option] = value
         if given.get("meta"):  # a copy for this job: tracing libraries write headers into it
             given["meta"] = copy.copy(given["meta"])
-        self._warn_if_unserved()
+        if transactions.needs_redis():
+            self._warn_if_unserved()
         # RQ takes a callable that is not a plain function for an object whose `__call__` is the
         # job, so it gets the name.
         name = catalog.name_of(function)
@@ -174,7 +175,10 @@ class Queue(rq.Queue):
     @takes_after_commit
     def enqueue_in(self, time_delta: timedelta, func: Any, *args: Any, **kwargs: Any) -> Any:
         """RQ counts from this machine's clock; this one counts from Redis's, as the scheduler."""
-        moment = datetime.fromtimestamp(storing.time_now(self.connection), timezone.utc)
+        seconds = time.time()
+        if transactions.needs_redis():
+            seconds = storing.time_now(self.connection)
+        moment = datetime.fromtimestamp(seconds, timezone.utc)
         return self.enqueue_at(moment + time_delta, func, *args, **kwargs)
 
     def enqueue_job(

@@ -8,6 +8,7 @@ moves are atomic scripts, so two schedulers with the same lock enqueue no job tw
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from rq.scheduler import RQScheduler
 from rq.scripts import release_lock
 from rq.utils import now
 
-from rqjobs import connection, processes
+from rqjobs import config, connection, outbox, processes
 from rqjobs.broker import keys, recovery, scripts, transitions
 from rqjobs.broker.transitions import SCHEDULER_POLL_SECONDS
 from rqjobs.queues import Queue
@@ -33,6 +34,7 @@ SCHEDULER_HEARTBEAT_SECONDS = 1.0  # seconds between two renewals of the locks
 UPKEEP_SECONDS = 2.0  # seconds between two comparisons of declared schedules, and notes of outcomes
 MIN_PAUSE_SECONDS = 0.005  # jobs that become due within this time are moved together
 STEP_SECONDS = 0.01  # time for schedules, and for upkeep, before delayed jobs are checked again
+OUTBOX_SECONDS = 30.0  # seconds that a worker in burst mode gives to the outbox
 LOGGED_QUEUES = 20  # queues that one log line names
 
 
@@ -50,6 +52,7 @@ class Scheduler(RQScheduler):
     _serves_schedules = False
     _pubsub: Any = None
     _may_subscribe = True
+    _outbox: outbox.BackgroundMover | None = None
 
     # In the worker
 
@@ -125,6 +128,18 @@ class Scheduler(RQScheduler):
         if self._serves_schedules:
             recovery.wake_due(self.connection)
             ticker.run_due(self.connection)
+            if outbox.is_used():
+                self._move_outbox_once()
+
+    def _move_outbox_once(self) -> None:
+        """Move the rows of the outbox in a child, which is killed if the database hangs."""
+        child = multiprocessing.get_context("fork").Process(target=_move_outbox, daemon=True)
+        child.start()
+        child.join(OUTBOX_SECONDS)
+        if child.is_alive():
+            self.log.error("outbox: the database has not answered for %.0f s", OUTBOX_SECONDS)
+            child.kill()
+            child.join()
 
     # In the scheduler's process
 
@@ -133,6 +148,8 @@ class Scheduler(RQScheduler):
         self.last_heartbeat = now()
         self.save()
         self.acquire_locks()
+        if self._outbox:
+            self._outbox.check(self._serves_schedules)
 
     def work(self) -> None:
         """Override: sleep until something is due, end with the worker, and survive Redis errors."""
@@ -162,6 +179,9 @@ class Scheduler(RQScheduler):
     def _begin(self) -> None:
         """Register, subscribe, and reset the state. Its times are of the monotonic clock."""
         self.register_birth()
+        url = config.current().outbox_url
+        if url and self._outbox is None:
+            self._outbox = outbox.BackgroundMover(url, self.connection)
         self._subscribe()
         self._queue_due: dict[str, float] = {}  # when to check a queue
         self._schedules_due = 0.0  # when to check the schedules
@@ -183,6 +203,8 @@ class Scheduler(RQScheduler):
             self._pubsub.subscribe(
                 keys.SCHEDULES_WAKEUP_CHANNEL, keys.RATE_WAKEUP_CHANNEL, *channels
             )
+            if self._outbox:
+                self._pubsub.subscribe(keys.OUTBOX_WAKEUP_CHANNEL)
 
     def _run_due(self) -> None:
         """Do what is due, in steps so short that nothing else is late."""
@@ -326,6 +348,10 @@ class Scheduler(RQScheduler):
         except (TypeError, ValueError):  # "declared", or foreign data
             due = 0.0
         is_time = due > 0
+        if channel == keys.OUTBOX_WAKEUP_CHANNEL:
+            if self._outbox:
+                self._outbox.wake()
+            return
         if channel == keys.RATE_WAKEUP_CHANNEL:
             self._check_rates_at(due)
             return
@@ -341,3 +367,13 @@ class Scheduler(RQScheduler):
             self._check_queue_at(queue, due)
         else:
             self._queue_due[queue] = 0.0
+
+
+def _move_outbox() -> None:
+    """In a child of its own: move the rows of the outbox, once."""
+    url = config.current().outbox_url
+    if url:
+        client = connection.connect(connection.url())
+        problem = outbox.move_or_explain(outbox.Mover(url, client))
+        if problem:
+            outbox.log.error("outbox: jobs wait in the database: %s", problem)

@@ -9,20 +9,24 @@ import contextlib
 import functools
 import logging
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import redis
 from redis.exceptions import ResponseError
+from rq.exceptions import InvalidJobOperation
 from rq.job import JobStatus
 
-from rqjobs import storing
+from rqjobs import hooks, outbox, storing
+from rqjobs.broker import transitions
 from rqjobs.broker.transitions import Placement
 from rqjobs.connection import explain
 
 log = logging.getLogger("rqjobs")
 STEP_MAX_JOBS = 200  # jobs of one script, during which Redis runs nothing else
 INFO_KEY = "rqjobs.transactions"  # in `Session.info`: a dict, SessionTransaction -> _Waiting
+PUBLISH_AGAIN_SECONDS = 30  # after Redis did not answer
 LOGGED_IDS = 20  # ids that one error message names
 
 
@@ -52,6 +56,20 @@ class _Jobs(NamedTuple):
     jobs: list[Any]
 
 
+class _Rows(NamedTuple):
+    """Jobs that are rows of the outbox now."""
+
+    connection: redis.Redis
+    jobs: list[Any]
+
+    def run(self) -> None:
+        """Tell the scheduler, so that it moves the rows at once."""
+        for job in self.jobs:
+            _answer_status_of_row(job)
+            hooks.after_enqueue.call(job)
+        _publish_rows(self.connection)
+
+
 class _Call(NamedTuple):
     """Another change in Redis. `what` names it in an error message."""
 
@@ -60,11 +78,14 @@ class _Call(NamedTuple):
     jobs: list[Any]
 
 
+_Step = _Jobs | _Rows | _Call
+
+
 class _Waiting:
     """What waits for the end of one transaction or savepoint, in the order of the calls."""
 
     def __init__(self) -> None:
-        self.steps: list[_Jobs | _Call] = []
+        self.steps: list[_Step] = []
         self.is_committed = False
 
 
@@ -93,13 +114,26 @@ class Transaction:
         """Let another change in Redis wait for the commit."""
         self._add(_Call(what, run, jobs or []))
 
-    def _add(self, step: _Jobs | _Call) -> None:
+    def _add(self, step: _Step) -> None:
         check_jobs(step.jobs)
         session = self.session()
         waiting = session.info[INFO_KEY].setdefault(_transaction_of(session), _Waiting())
+        if isinstance(step, _Jobs) and uses_outbox() and not waiting.is_committed:
+            outbox.add(session, step.placements)
+            step = _Rows(step.connection, step.jobs)
         waiting.steps.append(step)
         for job in step.jobs:
             _answer_status(job, JobStatus.CREATED)
+
+
+def uses_outbox() -> bool:
+    """Whether the jobs of transactions become rows of the outbox. Those of tests do not."""
+    return outbox.is_used() and not storing.is_replaced()
+
+
+def needs_redis() -> bool:
+    """Whether an enqueue in this context needs Redis: rows of the outbox are written without it."""
+    return storing.postponer.get() is None or not uses_outbox()
 
 
 def current() -> Transaction | None:
@@ -281,7 +315,7 @@ def _after_end(session: Any, transaction: Any) -> None:
 # After the commit
 
 
-def _run(steps: list[_Jobs | _Call]) -> None:
+def _run(steps: list[_Step]) -> None:
     """Make all changes in Redis. One that fails does not stop the others.
 
     Raises:
@@ -302,7 +336,7 @@ def _run(steps: list[_Jobs | _Call]) -> None:
         raise error from cause
 
 
-def _combined(steps: list[_Jobs | _Call]) -> Iterator[_Jobs | _Call]:
+def _combined(steps: list[_Step]) -> Iterator[_Step]:
     """The steps, with the jobs of neighbours in one."""
     group: _Jobs | None = None
     for step in steps:
@@ -326,15 +360,15 @@ def _combined(steps: list[_Jobs | _Call]) -> Iterator[_Jobs | _Call]:
         yield group
 
 
-def _try(step: _Jobs | _Call) -> Iterator[tuple[_Jobs | _Call, Exception]]:
+def _try(step: _Step) -> Iterator[tuple[_Step, Exception]]:
     """Make a change; the parts of it that have failed."""
     for job in step.jobs:
         vars(job).pop("get_status", None)
     try:
-        if isinstance(step, _Call):
-            step.run()
-        else:
+        if isinstance(step, _Jobs):
             storing.store(*step)
+        else:
+            step.run()
     except ResponseError as error:  # Redis has refused it as a whole
         if isinstance(step, _Jobs) and len(step.jobs) > 1:
             for placement, job in zip(step.placements, step.jobs, strict=True):
@@ -343,6 +377,35 @@ def _try(step: _Jobs | _Call) -> Iterator[tuple[_Jobs | _Call, Exception]]:
             yield step, error
     except Exception as error:
         yield step, error
+
+
+def _publish_rows(connection: redis.Redis) -> None:
+    """Without the message the rows are moved a little later. It is left out while Redis is down."""
+    global _publish_again_at
+    if time.monotonic() < _publish_again_at:
+        return
+    try:
+        transitions.publish_rows(connection)
+    except redis.RedisError as error:
+        _publish_again_at = time.monotonic() + PUBLISH_AGAIN_SECONDS
+        log.warning("jobs wait in the outbox, because Redis does not answer: %s", explain(error))
+
+
+_publish_again_at = 0.0  # monotonic
+
+
+def _answer_status_of_row(job: Any) -> None:
+    """Let `get_status` return "created" until the job of a row is in Redis."""
+
+    def get_status(refresh: bool = True) -> JobStatus:
+        try:
+            status: JobStatus = type(job).get_status(job, refresh=True)
+        except InvalidJobOperation:
+            return JobStatus.CREATED
+        vars(job).pop("get_status", None)
+        return status
+
+    job.get_status = get_status
 
 
 def _answer_status(job: Any, status: JobStatus) -> None:

@@ -21,6 +21,7 @@ from rqjobs import config
 from rqjobs.dev import redis_server
 
 TESTS = Path(__file__).parent
+REDIS_SERVERS = ("redis-server", "valkey-server")
 LOADED = 4  # a factor on the waiting times of tests: the machine may be busy
 sys.path[:0] = [str(TESTS), str(TESTS / "faults")]  # helpers, and the proxy
 
@@ -72,7 +73,8 @@ def _left_of(before):
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             ours = process.pid not in before and process.status() != psutil.STATUS_ZOMBIE
-            if ours and process.parent().name() not in ("redis-server", "valkey-server"):
+            is_server = process.name() == "postgres"  # for the whole session
+            if ours and not is_server and process.parent().name() not in REDIS_SERVERS:
                 left.append(process)
     return left
 

@@ -41,6 +41,9 @@ RQ's keys are its own, unchanged. Ours begin with `rqjobs:`:
                                        abandoned; -inf if it is being dropped, +inf if it is stored
                                        and not all of its first jobs are released
     rqjobs:log:<id>                    stream, the last lines that a job has logged: job_logs.py
+    rqjobs:outbox                      sorted set, rows of the outbox whose jobs are stored -> until
+                                       when that is noted, in Unix seconds
+    rqjobs:outbox:wakeup               channel, a message for new rows of the outbox
     rqjobs:result                      stream, a result inside settle_success.lua; never left behind
     rqjobs:sweep:lock, :last           the lock of the sweep, and when the last one was
     rqjobs:sweep:intermediate:<queue>  hash, id -> since when it is in RQ's intermediate list
@@ -111,6 +114,8 @@ SCHEDULES_DECLARED = "rqjobs:schedules:declared"
 SCHEDULES_ANNOUNCED = "rqjobs:schedules:announced"
 RESULT = "rqjobs:result"
 UNIQUE = "rqjobs:unique"
+OUTBOX = "rqjobs:outbox"
+OUTBOX_WAKEUP_CHANNEL = "rqjobs:outbox:wakeup"
 SESSIONS = "rqjobs:sessions"  # sorted set, session id -> when it expires, in Redis's clock
 WAITING_KEYS = "rqjobs:waiting-keys"
 LAST_WOKEN = "rqjobs:last-woken"

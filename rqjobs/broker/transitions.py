@@ -28,7 +28,7 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 import redis
-from redis.exceptions import NoPermissionError, ResponseError, WatchError
+from redis.exceptions import NoPermissionError, NoScriptError, ResponseError, WatchError
 from rq.defaults import DEFAULT_FAILURE_TTL
 from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.utils import now, utcformat
@@ -54,6 +54,7 @@ from rqjobs.broker.scripts import (
     Script,
     in_chunks,
     read_together,
+    redis_time,
 )
 from rqjobs.connection import refusal_code
 from rqjobs.policies.unique import DuplicateJob
@@ -65,6 +66,9 @@ TOKEN_CHARACTERS = 32  # characters of a claim's token
 MISSING_JOB_SECONDS = 60  # seconds for which a due id without a job is kept
 # The scheduler looks for due jobs this often. A job that is due earlier is published to it.
 SCHEDULER_POLL_SECONDS = 1.0
+# The job of an outbox row is stored within this time after the row was read, or not at all.
+ROW_MOVE_SECONDS = 60
+ROW_MARK_SECONDS = 365 * 86_400  # for which a row is marked that is never deleted
 TRACEBACK_CUT_MARK = "[{:,} bytes are left out here: more than RQJOBS_MAX_TRACEBACK_BYTES]"
 
 
@@ -175,6 +179,70 @@ def enqueue(connection: redis.Redis, placements: Iterable[Placement]) -> Enqueue
         status = "" if outcome == "exists" else outcome
         enqueued.unique.append(UniqueOutcome(position, job_id, status))
     return enqueued
+
+
+class RowOutcome(Enum):
+    """What has become of the job of a row of the outbox."""
+
+    MOVED = "moved"
+    ALREADY_MOVED = "already moved"
+    READ_TOO_LONG_AGO = "read too long ago"
+    REFUSED = "refused"  # by `on_conflict="raise"`, which no row should have
+
+
+def enqueue_rows(
+    connection: redis.Redis, rows: dict[str, Placement], read_at: float
+) -> dict[str, RowOutcome | Exception]:
+    """Store the jobs of rows of the outbox, in order, each in a step with the mark of its row.
+
+    Args:
+        rows: the placement of each, by the row's id.
+        read_at: a time before the rows were read, by Redis's clock.
+
+    Returns:
+        The outcome of each row, or the error with which Redis refused it.
+    """
+    dropped_at = repr(read_at + ROW_MARK_SECONDS)
+    commands = []
+    for row_id, placement in rows.items():
+        words = _enqueue_arguments([placement])
+        words[1:1] = [row_id, repr(read_at), ROW_MOVE_SECONDS, dropped_at]
+        commands.append(ENQUEUE.call([QUEUES, keys.OUTBOX], words))
+    with connection.pipeline(transaction=False) as pipe:
+        for command in commands:
+            pipe.execute_command(*command)
+        replies = pipe.execute(raise_on_error=False)
+    if any(isinstance(reply, NoScriptError) for reply in replies):
+        connection.script_load(ENQUEUE.source)
+        return enqueue_rows(connection, rows, read_at)
+    return dict(zip(rows, map(_row_outcome, replies), strict=True))
+
+
+def _row_outcome(reply: Any) -> RowOutcome | Exception:
+    if isinstance(reply, Exception):
+        return reply
+    if not isinstance(reply, list):
+        return RowOutcome(decode(reply))
+    if any(isinstance(entry, list) and decode(entry[2]) == "refused" for entry in reply):
+        return RowOutcome.REFUSED
+    return RowOutcome.MOVED
+
+
+def forget_rows(connection: redis.Redis, row_ids: Iterable[str]) -> None:
+    """Drop the marks of rows that are deleted, as soon as no mover can still store their jobs."""
+    now = redis_time(connection)
+    dropped_at = repr(now + ROW_MOVE_SECONDS)
+    pairs = [word for row_id in row_ids for word in (dropped_at, row_id)]
+    with connection.pipeline(transaction=False) as pipe:
+        if pairs:
+            pipe.execute_command("ZADD", keys.OUTBOX, "XX", *pairs)
+        pipe.zremrangebyscore(keys.OUTBOX, "-inf", now)
+        pipe.execute()
+
+
+def publish_rows(connection: redis.Redis) -> None:
+    """Tell the scheduler that there are new rows in the outbox."""
+    connection.publish(keys.OUTBOX_WAKEUP_CHANNEL, "")
 
 
 def enqueue_in_pipeline(pipeline: Any, placements: Iterable[Placement]) -> None:

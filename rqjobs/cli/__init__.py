@@ -19,7 +19,7 @@ import rq.cli.workers
 import rqjobs
 from rqjobs import catalog, config, connection, dev, rq_patches, stats
 from rqjobs.broker import places, recovery
-from rqjobs.cli import delayed, demo, failed, flows, logs, pauses, schedules
+from rqjobs.cli import delayed, demo, failed, flows, logs, outbox, pauses, schedules
 from rqjobs.cli.output import echo, echo_table, echo_text, one_line
 from rqjobs.logs import tolerate_any_encoding
 from rqjobs.maintenance import audit as maintenance_audit
@@ -269,6 +269,7 @@ COMMANDS: tuple[click.Command, ...] = (
     flows.group,
     pauses.pause,
     pauses.resume,
+    outbox.group,
     demo.command,
 )
 for command in COMMANDS:

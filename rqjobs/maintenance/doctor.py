@@ -12,7 +12,7 @@ import redis
 from redis.exceptions import NoScriptError
 from rq.command import PUBSUB_CHANNEL_TEMPLATE
 
-from rqjobs import catalog, config, connection, stats
+from rqjobs import catalog, config, connection, outbox, stats
 from rqjobs.broker import keys, odd_keys, scripts
 
 
@@ -222,6 +222,31 @@ def _delayed(client: redis.Redis, queues: list[stats.QueueStats]) -> Iterator[Fi
             )
 
 
+def _outbox(client: redis.Redis) -> Iterator[Finding]:
+    if not outbox.is_used():
+        return
+    try:
+        found = outbox.status()
+    except Exception as error:  # of any driver
+        message = f"no job of the outbox can be moved: {outbox.explain(error)}"
+        yield Finding(Level.LOSS, message)
+        return
+    for row in found.damaged:
+        yield Finding(
+            Level.LOSS,
+            f"the row {row.row_id} of {outbox.TABLE_NAME} cannot be moved: {row.error}; correct its "
+            f"payload and set its error to NULL, or delete it",
+        )
+    if found.oldest_seconds > OVERDUE_SECONDS:
+        yield Finding(
+            Level.NOTE,
+            f"{found.waiting} jobs wait in the outbox, the oldest for {found.oldest_seconds:.0f} s; "
+            f"a worker with the scheduler moves them, and its log gives the reason",
+        )
+    elif not found.damaged:
+        yield Finding(Level.OK, "the outbox is up to date")
+
+
 def _odd_keys(client: redis.Redis) -> Iterator[Finding]:
     for key, type_found, right in odd_keys.all_of(client, stats.queue_names(client)):
         yield Finding(
@@ -236,5 +261,6 @@ CHECKS: dict[str, Callable[[redis.Redis], Iterator[Finding]]] = {
     "rights": _rights,
     "clocks": _clock,
     "workers and queues": _workers,
+    "the outbox": _outbox,
     "the types of keys": _odd_keys,
 }

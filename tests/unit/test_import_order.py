@@ -34,6 +34,7 @@ LAYERS = (  # a module imports what stands above it, or in its own layer
         "hooks",
         "retrying",
         "storing",
+        "outbox",
         "transactions",
         "call_options",
         "jobs",

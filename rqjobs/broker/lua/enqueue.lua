@@ -2,8 +2,11 @@
 -- dependent come through this script, from pipelines and groups too. Jobs of schedules come through
 -- run_schedule.lua; retries and repeats at once, which RQ's code writes, through settle.lua.
 --
--- KEYS  1 rq:queues
--- ARGV  1 seconds between two polls of the scheduler, then for each job an entry of these words:
+-- KEYS  1 rq:queues   2 rqjobs:outbox, if the one job is that of a row of the outbox
+-- ARGV  1 seconds between two polls of the scheduler
+--       for a row then: 2 its id   3 when it was read, in Unix seconds   4 seconds for which it may
+--       be moved after that   5 when its mark is dropped
+--       then for each job an entry of these words:
 --       queue, job id, place, ttl, is new, number of parent words, number of field words;
 --       the parent words: "1" if the job may run after a parent's failure, else "", then the ids
 --       of its parents; the field words: fields and values of its hash
@@ -16,10 +19,12 @@
 -- replaces the waiting job of that key, under that job's id; or, if it asks for an error, no job of
 -- the call is stored.
 --   A held job is refused with all of its call if its flow was dropped.
+--   The job of a row is stored together with the mark of the row, and not if there is a mark.
 --   A debounced job is due later. A call that replaces it delays it again, up to its maximum.
 -- Returns the ids of the jobs that wait for parents; and a list for each entry that was stored
 -- under another id, was debounced, or was not stored: its position (0 is the first), the id of the
 -- job of its key, and the status of that job, or "exists" or "refused" if the entry was not stored.
+-- For a row that was not moved it returns the status "already moved" or "read too long ago".
 -- Without policies.lua in front it is the script for new jobs without policies.
 
 local OPTIONS = {'retries_left', 'retry_intervals', 'number_of_retries',
@@ -297,6 +302,11 @@ local function accept(entry)
 end
 
 local entries, at, may_refuse = {}, 2, false
+if KEYS[2] then
+  at = 6
+  if redis.call('ZSCORE', KEYS[2], ARGV[2]) then return redis.status_reply('already moved') end
+  if redis_time() > ARGV[3] + ARGV[4] then return redis.status_reply('read too long ago') end
+end
 while at <= #ARGV do
   local entry = entry_at(at)
   entries[#entries + 1] = entry
@@ -332,4 +342,5 @@ for position, entry in ipairs(entries) do
     end
   end
 end
+if KEYS[2] then redis.call('ZADD', KEYS[2], ARGV[5], ARGV[2]) end
 return reply

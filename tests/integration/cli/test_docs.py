@@ -339,12 +339,22 @@ def test_the_tracer_of_the_hooks_page_traces(folder, write, run, environ):
 def test_the_programs_of_the_transactions_page(folder, write, run, environ, redis):
     write("transactions.md")
     environ.update(REDIS_URL=config.current().redis_url, RQJOBS_MODULES="orders")
-    programs = [code for code in blocks("transactions.md", "python") if not file_name(code)]
-    output = "".join(run(code, sys.executable, "-c") for code in programs)
-    assert output == "JobStatus.CREATED\nJobStatus.QUEUED\n"
+    first, second, migration = [
+        code for code in blocks("transactions.md", "python") if not file_name(code)
+    ]
+    assert run(first, sys.executable, "-c") == "JobStatus.CREATED\nJobStatus.QUEUED\n"
+    run(second, sys.executable, "-c")
     assert redis.llen("rq:queue:default") == 2 and redis.zcard("rq:scheduled:default") == 1
+
+    # With the outbox the same program writes rows, which a worker moves.
+    (setup,) = blocks("transactions.md", "sh")
+    assert run(setup) == "the table rqjobs_outbox is created\n0 jobs wait\n"
+    run("import dotenv\ndotenv.load_dotenv()\n" + second, sys.executable, "-c")
+    assert redis.llen("rq:queue:default") == 2
+    assert run("rqjobs outbox status").startswith("2 jobs wait")
     run("rqjobs worker --burst")
-    assert redis.zcard("rq:finished:default") == 2
+    assert redis.zcard("rq:finished:default") == 3 and redis.zcard("rq:scheduled:default") == 2
+    assert "op.create_table" in migration  # test_outbox.py runs it
 
 
 def test_the_tests_of_the_testing_page_pass(folder, write, run, environ):

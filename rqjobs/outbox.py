@@ -1,0 +1,446 @@
+"""The outbox: a job waits as a row of the database until the scheduler moves it to Redis.
+
+A row is written in the transaction of the application, so it exists if and only if that is
+committed. A move writes the job and a mark of the row in one step in Redis, and then deletes the
+row. So a mover that dies in between moves no row twice. A mark is kept for a minute after the row
+is deleted. A mover that has read a row longer ago than that, by Redis's clock, is refused.
+
+SQLAlchemy is imported when the outbox is used.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import functools
+import importlib
+import json
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Iterable
+from datetime import datetime, timezone
+from typing import Any, NamedTuple
+
+import redis
+
+from rqjobs import config, connection
+from rqjobs.broker import scripts, transitions
+from rqjobs.broker.transitions import Placement, RowOutcome
+from rqjobs.call_options import JOB_ID_MAX_CHARACTERS
+
+log = logging.getLogger("rqjobs")
+TABLE_NAME = "rqjobs_outbox"
+BATCH_ROWS = 100  # rows that one database transaction moves
+POLL_SECONDS = (
+    2.0  # a message tells the mover of new rows; if that is lost, it finds them by itself
+)
+HANGING_SECONDS = 60.0  # seconds without progress after which a mover is replaced
+HANGING_MAX_SECONDS = 3600.0  # the most between two replacements
+FIELDS_MAX = 500  # of a job's hash
+ERROR_MAX_CHARACTERS = 500
+
+_id_lock = threading.Lock()
+_last_id_time = 0
+
+
+class OutboxRow:
+    """A row. SQLAlchemy maps this class to the table when it is first used."""
+
+    def __init__(self, placement: Placement):
+        self.id = _new_id()
+        self.created_at = datetime.now(timezone.utc).replace(tzinfo=None)
+        self.payload = encode(placement)
+
+
+def _new_id() -> str:
+    """An unused id. Those of one process are in the order of the calls."""
+    global _last_id_time
+    with _id_lock:
+        _last_id_time = max(_last_id_time + 1, time.time_ns())
+        return f"{_last_id_time:016x}{os.urandom(8).hex()}"
+
+
+def is_used() -> bool:
+    """Whether RQJOBS_OUTBOX_URL is set."""
+    return config.current().outbox_url is not None
+
+
+# The table
+
+
+def _alchemy() -> Any:
+    try:
+        return importlib.import_module("sqlalchemy")
+    except ImportError as error:
+        raise config.ConfigError(
+            f"RQJOBS_OUTBOX_URL needs SQLAlchemy 2 ({error}); install it with: pip install sqlalchemy"
+        ) from None
+
+
+@functools.cache
+def table() -> Any:
+    """The table, mapped to `OutboxRow`."""
+    sql = _alchemy()
+    mysql = importlib.import_module("sqlalchemy.dialects.mysql")
+    orm = importlib.import_module("sqlalchemy.orm")
+    text = sql.Text().with_variant(mysql.MEDIUMTEXT(), "mysql", "mariadb")
+    made = sql.Table(
+        TABLE_NAME,
+        sql.MetaData(),
+        sql.Column("id", sql.String(32), primary_key=True),
+        sql.Column("created_at", sql.DateTime(), nullable=False),
+        sql.Column("payload", text, nullable=False),
+        sql.Column("error", sql.Text()),  # why the row cannot be moved
+    )
+    orm.registry().map_imperatively(OutboxRow, made)
+    return made
+
+
+def add(session: Any, placements: Iterable[Placement]) -> None:
+    """Add the rows of jobs to a session, which writes them when it flushes."""
+    columns = table().insert()
+    rows = [OutboxRow(placement) for placement in placements]
+    if not session._flushing:
+        session.add_all(rows)
+        return
+    # A listener within the flush has enqueued the jobs. The flush would miss new objects.
+    mapper = importlib.import_module("sqlalchemy").inspect(OutboxRow)
+    session.connection(bind_arguments={"mapper": mapper}).execute(
+        columns,
+        [{"id": row.id, "created_at": row.created_at, "payload": row.payload} for row in rows],
+    )
+
+
+# The payload
+
+
+def encode(placement: Placement) -> str:
+    """A job and its place as JSON. Bytes are base64."""
+    return json.dumps(
+        {
+            "queue": placement.queue,
+            "id": placement.job_id,
+            "place": placement.place,
+            "ttl": placement.ttl,
+            "parents": list(placement.parents),
+            "fields": {name: _encode_value(value) for name, value in placement.fields.items()},
+        }
+    )
+
+
+def _encode_value(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return {"base64": base64.b64encode(value).decode()}
+    if isinstance(value, str):
+        return str.__str__(value)  # the text of an enum's member, as it reaches Redis
+    return repr(value)
+
+
+def decode(payload: Any) -> Placement:
+    """The job of a payload. It counts as not new, so the place of a job of this id is looked up.
+
+    Raises:
+        ValueError: the payload is not one that `encode` makes.
+    """
+    try:
+        found = json.loads(payload)
+        queue, job_id, place = found["queue"], found["id"], found["place"]
+        ttl, parents, fields = found["ttl"], found["parents"], found["fields"]
+        texts = (queue, job_id, place, *parents, *fields)
+        values = {name: _decode_value(value) for name, value in fields.items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise ValueError("the payload is not that of a job") from None
+    if not isinstance(parents, list) or not all(isinstance(text, str) for text in texts):
+        raise ValueError("the payload is not that of a job")
+    if not queue or not 0 < len(job_id) <= JOB_ID_MAX_CHARACTERS:
+        raise ValueError("the payload has no queue, or no id for a job")
+    if place not in ("back", "front") and not _is_moment(place):
+        raise ValueError(f"{place[:40]!r} is no place for a job")
+    if ttl is not None and type(ttl) is not int:
+        raise ValueError("the ttl is not a whole number")
+    if not values.get("data") or len(values) > FIELDS_MAX:
+        raise ValueError("the job has no data, or too many fields")
+    return Placement(queue, job_id, place, ttl, False, values, tuple(parents))
+
+
+def _decode_value(value: Any) -> Any:
+    if isinstance(value, str):
+        return value
+    try:
+        return base64.b64decode(value["base64"], validate=True)
+    except binascii.Error:
+        raise ValueError("not base64") from None
+
+
+def _is_moment(place: str) -> bool:
+    try:
+        return math.isfinite(float(place))
+    except ValueError:
+        return False
+
+
+# Moving rows
+
+
+class Mover:
+    """Moves the rows of one database to Redis. Any number may run at once."""
+
+    def __init__(self, url: str, redis_client: redis.Redis):
+        self.url = url
+        self.redis = redis_client
+        self.is_abandoned = False
+        self.progress_at = time.monotonic()
+        self.refused: dict[str, str] = {}  # row -> why Redis refused its job
+        self._engine: Any = None
+
+    def move_all(self) -> int:
+        """Move the rows that there are, in order; returns how many were moved.
+
+        A row that cannot be read gets its `error`, and is not tried again. One whose job Redis
+        refuses stays for the next call. Neither stops the others.
+
+        Raises:
+            Exception: the database or Redis does not answer.
+        """
+        self._engine = self._engine or make_engine(self.url)
+        self.refused = {}
+        moved, last = 0, ""
+        while True:
+            rows, done = self._move_batch(last)
+            self.progress_at = time.monotonic()
+            moved += done
+            if len(rows) < BATCH_ROWS:
+                return moved
+            last = rows[-1].id
+
+    def close(self) -> None:
+        """Close the connections to the database."""
+        if self._engine is not None:
+            self._engine.dispose()
+
+    def _move_batch(self, after: str) -> tuple[list[Any], int]:
+        columns, sql = table().c, _alchemy()
+        read_at = scripts.redis_time(self.redis)
+        query = (
+            sql.select(columns.id, columns.payload)
+            .where(columns.error.is_(None), columns.id > after)
+            .order_by(columns.id)
+            .limit(BATCH_ROWS)
+        )
+        if self._engine.dialect.name == "postgresql":  # elsewhere two movers may read the same rows
+            query = query.with_for_update(skip_locked=True)
+        with self._engine.begin() as database:
+            rows = list(database.execute(query))
+            if self.is_abandoned or not rows:
+                return [], 0
+            self.progress_at = time.monotonic()
+            placements = _readable(database, rows)
+            moved = self._store(placements, read_at)
+            if moved:
+                database.execute(table().delete().where(columns.id.in_(moved)))
+        transitions.forget_rows(self.redis, moved)
+        return rows, len(moved)
+
+    def _store(self, placements: dict[str, Placement], read_at: float) -> list[str]:
+        """Store the jobs of rows; returns the rows whose job is stored."""
+        outcomes = transitions.enqueue_rows(self.redis, placements, read_at)
+        moved = []
+        for row_id, outcome in outcomes.items():
+            if outcome in (RowOutcome.MOVED, RowOutcome.ALREADY_MOVED):
+                moved.append(row_id)
+            elif outcome is RowOutcome.REFUSED:
+                self.refused[row_id] = f"another job has the unique key of the row {row_id}"
+            elif isinstance(outcome, Exception):
+                self.refused[row_id] = connection.explain(outcome)
+        return moved
+
+
+def _readable(database: Any, rows: list[Any]) -> dict[str, Placement]:
+    """The jobs of the rows that can be read. The others get their `error`."""
+    placements = {}
+    for row in rows:
+        try:
+            placements[row.id] = decode(row.payload)
+        except ValueError as error:
+            log.error("outbox: the row %s cannot be moved: %s", row.id, error)
+            database.execute(
+                table()
+                .update()
+                .where(table().c.id == row.id)
+                .values(error=str(error)[:ERROR_MAX_CHARACTERS])
+            )
+    return placements
+
+
+def make_engine(url: str) -> Any:
+    """An engine for RQJOBS_OUTBOX_URL.
+
+    Raises:
+        ConfigError: SQLAlchemy or the database's driver is missing, or the URL is wrong.
+    """
+    sql = _alchemy()
+    if url.startswith("postgres://"):  # of some hosting providers
+        url = f"postgresql://{url.removeprefix('postgres://')}"
+    try:
+        engine = sql.create_engine(url, pool_pre_ping=True)
+    except (ImportError, sql.exc.ArgumentError) as error:
+        raise config.ConfigError(
+            f"RQJOBS_OUTBOX_URL cannot be used: {error}; it is a URL of SQLAlchemy, and needs the "
+            f"driver that it names"
+        ) from None
+    if engine.dialect.is_async:
+        raise config.ConfigError(
+            f"RQJOBS_OUTBOX_URL names the async driver {engine.dialect.driver}; name one that is "
+            f"not, for example postgresql+psycopg://…"
+        )
+    return engine
+
+
+class BackgroundMover:
+    """A thread of the scheduler that moves rows. A database that hangs holds up this thread only."""
+
+    def __init__(self, url: str, redis_client: redis.Redis):
+        self._url = url
+        self._redis = redis_client
+        self._wakeup = threading.Event()
+        self._mover: Mover | None = None
+        self._is_moving = False
+        self._is_active = False
+        self._hanging_seconds = HANGING_SECONDS
+        self._logged = ""
+
+    def check(self, is_active: bool) -> None:
+        """Start the thread, and replace it if it hangs. `is_active`: whether it is to move rows."""
+        self._is_active = is_active
+        mover = self._mover
+        if mover is None:
+            if is_active:
+                self._start()
+            return
+        if self._is_moving and time.monotonic() - mover.progress_at > self._hanging_seconds:
+            log.error(
+                "outbox: no answer for %.0f s; connecting again to the database",
+                self._hanging_seconds,
+            )
+            mover.is_abandoned = True
+            self._hanging_seconds = min(2 * self._hanging_seconds, HANGING_MAX_SECONDS)
+            self._start()
+
+    def wake(self) -> None:
+        """There is a new row."""
+        self._wakeup.set()
+
+    def _start(self) -> None:
+        self._mover = Mover(self._url, self._redis)
+        self._is_moving = False
+        self._wakeup.set()
+        name = "rqjobs-outbox"
+        threading.Thread(target=self._run, args=(self._mover,), name=name, daemon=True).start()
+
+    def _run(self, mover: Mover) -> None:
+        while not mover.is_abandoned:
+            self._wakeup.wait(POLL_SECONDS)
+            self._wakeup.clear()
+            if not self._is_active:
+                continue
+            mover.progress_at = time.monotonic()
+            self._is_moving = True
+            problem = move_or_explain(mover)
+            if mover.is_abandoned:
+                break
+            self._is_moving = False
+            if problem and problem != self._logged:
+                log.error("outbox: jobs wait in the database: %s", problem)
+            if not problem:
+                self._hanging_seconds = HANGING_SECONDS
+            self._logged = problem
+        mover.close()
+
+
+def move_or_explain(mover: Mover) -> str:
+    """Move all rows; returns what is in the way of some."""
+    try:
+        mover.move_all()
+    except Exception as error:  # of any driver
+        return explain(error)
+    return next(iter(mover.refused.values()), "")
+
+
+def explain(error: Exception) -> str:
+    """An error of the database or of Redis in one line, with the remedy if it is known."""
+    if isinstance(error, redis.RedisError):
+        return connection.explain(error)
+    lines = str(error).splitlines() or [type(error).__name__]
+    if TABLE_NAME in str(error) and ("no such table" in str(error) or "42P01" in str(error)):
+        return f"{lines[0]}; create the table with: rqjobs outbox create"
+    return lines[0]
+
+
+# For the command line
+
+
+class Damaged(NamedTuple):
+    """A row that cannot be moved."""
+
+    row_id: str
+    error: str
+
+
+class Status(NamedTuple):
+    """The rows that wait, the age of the oldest in seconds, and those that cannot be moved."""
+
+    waiting: int
+    oldest_seconds: float
+    damaged: list[Damaged]
+
+
+def create() -> bool:
+    """Create the table; False if it exists.
+
+    Raises:
+        ConfigError: RQJOBS_OUTBOX_URL is not set, or wrong.
+        sqlalchemy.exc.SQLAlchemyError: of the database.
+    """
+    engine = make_engine(_url())
+    try:
+        exists = _alchemy().inspect(engine).has_table(TABLE_NAME)
+        table().create(engine, checkfirst=True)
+    finally:
+        engine.dispose()
+    return not exists
+
+
+def status() -> Status:
+    """The rows of the outbox. Raises as `create`."""
+    sql, columns = _alchemy(), table().c
+    engine = make_engine(_url())
+    try:
+        with engine.connect() as database:
+            waiting, oldest = database.execute(
+                sql.select(sql.func.count(), sql.func.min(columns.created_at)).where(
+                    columns.error.is_(None)
+                )
+            ).one()
+            damaged = database.execute(
+                sql.select(columns.id, columns.error).where(columns.error.is_not(None)).limit(100)
+            )
+            rows = [Damaged(str(row_id), str(error)) for row_id, error in damaged]
+    finally:
+        engine.dispose()
+    age = 0.0
+    if oldest is not None:
+        age = (datetime.now(timezone.utc).replace(tzinfo=None) - oldest).total_seconds()
+    return Status(waiting, max(age, 0.0), rows)
+
+
+def _url() -> str:
+    url = config.current().outbox_url
+    if url is None:
+        raise config.ConfigError(
+            "RQJOBS_OUTBOX_URL is not set; set it to the database's URL, for example "
+            "postgresql+psycopg://user:password@host/name"
+        )
+    return url
