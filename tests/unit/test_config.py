@@ -61,6 +61,7 @@ GOOD = [
     ("RQJOBS_JOB_LOG_LEVEL", "warning", "job_log_level", "WARNING"),
     ("RQJOBS_JOB_LOG_LEVEL", "OFF", "job_log_level", "off"),
     ("RQJOBS_JOB_LOG_PRINTS", "on", "job_log_prints", "on"),
+    ("RQJOBS_OUTBOX_URL", "sqlite:///shop.sqlite", "outbox_url", "sqlite:///shop.sqlite"),
     ("RQJOBS_ONE_TIME_PASSWORD", "12345678", "one_time_password", "12345678"),
     ("RQJOBS_MAX_JOBS_PER_CHILD", "1", "max_jobs_per_child", 1),
     ("RQJOBS_MAX_JOBS_PER_CHILD", "0", "max_jobs_per_child", 0),
