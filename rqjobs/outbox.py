@@ -41,6 +41,8 @@ HANGING_SECONDS = 60.0  # seconds without progress after which a mover is replac
 HANGING_MAX_SECONDS = 3600.0  # the most between two replacements
 FIELDS_MAX = 500  # of a job's hash
 ERROR_MAX_CHARACTERS = 500
+# In the messages of SQLite, PostgreSQL and MySQL.
+MISSING_TABLE = ("no such table", "does not exist", "doesn't exist")
 
 _id_lock = threading.Lock()
 _last_id_time = 0
@@ -374,7 +376,7 @@ def explain(error: Exception) -> str:
     if isinstance(error, redis.RedisError):
         return connection.explain(error)
     lines = str(error).splitlines() or [type(error).__name__]
-    if TABLE_NAME in str(error) and ("no such table" in str(error) or "42P01" in str(error)):
+    if TABLE_NAME in str(error) and any(words in str(error) for words in MISSING_TABLE):
         return f"{lines[0]}; create the table with: rqjobs outbox create"
     return lines[0]
 
