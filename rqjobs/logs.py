@@ -11,6 +11,7 @@ import logging
 import re
 import signal
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -84,7 +85,7 @@ def protect(logger: logging.Logger) -> None:
 
     def log(*args: Any, **options: Any) -> None:
         try:
-            if _limit.in_force:
+            if _limit.in_force and threading.current_thread() is threading.main_thread():
                 _log_within_limit(logger, *args, **options)
             else:
                 type(logger)._log(logger, *args, **options)

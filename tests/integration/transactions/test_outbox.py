@@ -435,7 +435,11 @@ def test_a_worker_moves_rows_at_once_and_a_hanging_database_holds_up_nothing_els
         first.terminate()
         assert first.wait(30) == 0, first.output()
     config.use(outbox_url=sqlite)
-    worker(options=options, env={"RQJOBS_OUTBOX_URL": sqlite})
+    outbox.table().drop(session.get_bind())
+    second = worker(options=options, env={"RQJOBS_OUTBOX_URL": sqlite})
+    remedy = "create the table with: rqjobs outbox create"
+    eventually(lambda: remedy in second.output(), what="a line of the log")
+    outbox.create()
     job = rqjobs.enqueue(ok, 1, after_commit=session)
     session.commit()
     eventually(lambda: job.get_status() is JobStatus.FINISHED)
