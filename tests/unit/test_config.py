@@ -130,6 +130,7 @@ BAD = [
     ("RQJOBS_MAX_RESULT_BYTES", "1M", "give a whole number from 1024 to 268435456"),
     ("RQJOBS_MAX_TRACEBACK_BYTES", "0", "give a whole number from 1024 to 16777216"),
     ("RQJOBS_MAX_FAILED_JOBS", "-1", "give a whole number from 1 to 1000000000, or 0"),
+    ("RQJOBS_OUTBOX_URL", "shop.sqlite", "is not a database URL of SQLAlchemy; for example"),
     ("RQJOBS_JOB_LOG_LEVEL", "NOTICE", "is not one of DEBUG, INFO, WARNING, ERROR, CRITICAL, off"),
     ("RQJOBS_JOB_LOG_PRINTS", "yes", "is not one of off, on"),
     ("RQJOBS_MAX_FAILED_AGE_SECONDS", "7d", "give a whole number from 60 to 2147483647"),
