@@ -133,12 +133,19 @@ BAD = [
     ("RQJOBS_OUTBOX_URL", "shop.sqlite", "is not a database URL of SQLAlchemy; for example"),
     ("RQJOBS_JOB_LOG_LEVEL", "NOTICE", "is not one of DEBUG, INFO, WARNING, ERROR, CRITICAL, off"),
     ("RQJOBS_JOB_LOG_PRINTS", "yes", "is not one of off, on"),
+    ("RQJOBS_OUTBOX_URL", "shop.sqlite", "is not a database URL of SQLAlchemy"),
     ("RQJOBS_MAX_FAILED_AGE_SECONDS", "7d", "give a whole number from 60 to 2147483647"),
     ("HOST", "http://0.0.0.0", "not a host; for example 127.0.0.1, or 0.0.0.0"),
     ("PORT", "0", "not a port; give a whole number from 1 to 65535"),
     ("PORT", "http", "give a whole number from 1 to 65535"),
 ]
-SECRET = {"RQJOBS_ONE_TIME_PASSWORD", "REDIS_URL", "SECRET_KEY", "RQJOBS_ADMIN_PASSWORD"}
+SECRET = {
+    "RQJOBS_ONE_TIME_PASSWORD",
+    "REDIS_URL",
+    "SECRET_KEY",
+    "RQJOBS_ADMIN_PASSWORD",
+    "RQJOBS_OUTBOX_URL",
+}
 
 
 @pytest.mark.parametrize(("name", "text", "attribute", "expected"), GOOD)
