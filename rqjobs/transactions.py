@@ -328,12 +328,12 @@ def _run(steps: list[_Step]) -> None:
         for failed, error in _try(step):
             cause = cause or error
             jobs += failed.jobs
+            for job in failed.jobs:
+                log.error("job %s is not stored after its commit: %s", job.id, explain(error))
             if isinstance(failed, _Call) and not failed.jobs:
                 calls.append(failed.what)
     if cause is not None:
-        error = JobsNotStored(jobs, calls, cause)
-        log.error("%s", error)
-        raise error from cause
+        raise JobsNotStored(jobs, calls, cause) from cause
 
 
 def _combined(steps: list[_Step]) -> Iterator[_Step]:
