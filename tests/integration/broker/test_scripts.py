@@ -477,6 +477,7 @@ def test_nothing_is_unpacked_without_a_bound():
         "follow_failure": 1,
         "interrupt": 1,  # three fields of a job
         "keep_cursor": 1,  # the same
+        "keep_log": 2,  # the eight words of an entry
     }
     assert {
         path.stem: count for path in LUA if (count := path.read_text().count("unpack("))
@@ -484,5 +485,6 @@ def test_nothing_is_unpacked_without_a_bound():
 
 
 def test_no_script_is_a_python_string():
+    script = re.compile(r"redis\.p?call\((?!'TIME'\)\")")  # the frozen clock replaces that call
     modules = Path(rqjobs.__file__).parent.rglob("*.py")
-    assert not [path.name for path in modules if re.search(r"redis\.p?call\(", path.read_text())]
+    assert not [path.name for path in modules if script.search(path.read_text())]
