@@ -505,12 +505,12 @@ class Job(RetryingJob):
         return self._call_function()
 
     def _call_function(self) -> Any:
-        context = app_context()
+        app = catalog.flask_app()
         args = self.args
         if passed_results.FLOW_FIELD in self.policy_fields:
             args = (*passed_results.values(self), *args)
         try:
-            with context:
+            with app.app_context() if app else _NO_CONTEXT:
                 result = self.func(*args, **self.kwargs)
                 if type(result) not in PLAIN_RESULT_TYPES and issubclass(type(result), Coroutine):
                     result = run_coroutine(result)

@@ -28,6 +28,7 @@ from rqjobs.row_sources import END, RowSource, check_number, offset_of, source_o
 from rqjobs.times import format_date, utc
 
 CURSORS = "rqjobs_cursors"
+CURSORS_FIELD = CURSORS.encode()
 PROGRESS = "rqjobs_progress"
 CURSORS_MAX_BYTES = 4096
 PROGRESS_MAX_BYTES = 4096
@@ -452,7 +453,7 @@ def _state_of_current_job() -> RunState | None:
 
 def has_state(job: Any) -> bool:
     """Whether the end of this run has cursors or progress to write, or cursors to remove."""
-    return job.run_state is not None or CURSORS.encode() in (job.hash_as_read or ())
+    return job.run_state is not None or CURSORS_FIELD in (job.hash_as_read or ())
 
 
 # The stored form
@@ -480,7 +481,7 @@ def _cursors_text(job: Any, loops: Mapping[str, Loop]) -> bytes:
 
 def _read_cursors(job: Any) -> dict[str, Loop]:
     """The loops that earlier runs have left. A record that cannot be read is logged, and ignored."""
-    stored = (job.hash_as_read or {}).get(CURSORS.encode())
+    stored = (job.hash_as_read or {}).get(CURSORS_FIELD)
     if not stored:
         return {}
     try:

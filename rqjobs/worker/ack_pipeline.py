@@ -84,9 +84,10 @@ class AckPipeline:
         try:
             if self._connection is None:
                 self._connect()
-            unsent = [
-                word for ack in self.pending[self._sent :] for word in (*ack.log, ack.command)
-            ]
+            unsent: list[tuple[Any, ...]] = []
+            for ack in self.pending[self._sent :]:
+                unsent += ack.log
+                unsent.append(ack.command)
             self._connection.send_packed_command(
                 [hiredis.pack_command(words) for words in unsent + commands], check_health=False
             )

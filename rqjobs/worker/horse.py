@@ -322,9 +322,9 @@ class Horse:
         self._call(*RELEASE.call(*transitions.release_tokens_arguments(self.worker.name, tokens)))
 
     def _run_and_time(self, claim: Claim) -> None:
-        began = time.monotonic()
+        self.job_began = time.monotonic()
         self._run_job(claim)
-        seconds = time.monotonic() - began
+        seconds = time.monotonic() - self.job_began
         # A single slow measurement may be a wait for a processor.
         seconds = min(seconds, 4 * self.seconds_per_job)
         self.seconds_per_job += (seconds - self.seconds_per_job) / 5
@@ -336,7 +336,6 @@ class Horse:
             self._add_queue(claim.queue)
         queue = self.queues[claim.queue]
         worker.claim = claim
-        self.job_began = time.monotonic()
         # A crash counts from here on: the job's hash may be the cause.
         worker.report(HorsePhase.RUNNING, _deadline(claim), _kill_after(claim))
         job = self._read_job(claim)

@@ -279,7 +279,8 @@ class SettlementMixin(rq.Worker):
         seconds = (job.ended_at - job.started_at).total_seconds()
         fallback = partial(self.record_success, job, queue, started_job_registry)
         command = self._success_command(claim, job, ttl)
-        self.acks.send(Ack(claim, command, fallback, seconds, self._last_log_commands()))
+        log_commands = self.job_log.last_commands() if self.job_log else ()
+        self.acks.send(Ack(claim, command, fallback, seconds, log_commands))
         self.last_settled_token = claim.token
         if self.log.isEnabledFor(logging.INFO):
             self.log.info(
