@@ -43,6 +43,7 @@ FIELDS_MAX = 500  # of a job's hash
 ERROR_MAX_CHARACTERS = 500
 # In the messages of SQLite, PostgreSQL and MySQL.
 MISSING_TABLE = ("no such table", "does not exist", "doesn't exist")
+CREATE_TABLE = "create the table with: rqjobs outbox create"
 
 _id_lock = threading.Lock()
 _last_id_time = 0
@@ -98,22 +99,70 @@ def table() -> Any:
         sql.Column("error", sql.Text()),  # why the row cannot be moved
     )
     orm.registry().map_imperatively(OutboxRow, made)
+    sql.event.listen(sql.engine.Engine, "handle_error", _name_remedy)
     return made
 
 
+def _name_remedy(context: Any) -> None:
+    """Name the remedy in the error of a commit whose database has no outbox."""
+    error, message = context.sqlalchemy_exception, str(context.original_exception)
+    if error is None or TABLE_NAME not in message:
+        return
+    if any(words in message for words in MISSING_TABLE):
+        first, *others = str(error.args[0]).splitlines()
+        error.args = ("\n".join([f"{first}; {CREATE_TABLE}", *others]),)
+
+
 def add(session: Any, placements: Iterable[Placement]) -> None:
-    """Add the rows of jobs to a session, which writes them when it flushes."""
+    """Add the rows of jobs to a session, which writes them when it flushes.
+
+    Raises:
+        ConfigError: the session is one of another database than RQJOBS_OUTBOX_URL.
+    """
     columns = table().insert()
+    mapper = importlib.import_module("sqlalchemy").inspect(OutboxRow)
+    _check_database(session.get_bind(mapper).engine.url, _url())
     rows = [OutboxRow(placement) for placement in placements]
     if not session._flushing:
         session.add_all(rows)
         return
     # A listener within the flush has enqueued the jobs. The flush would miss new objects.
-    mapper = importlib.import_module("sqlalchemy").inspect(OutboxRow)
     session.connection(bind_arguments={"mapper": mapper}).execute(
         columns,
         [{"id": row.id, "created_at": row.created_at, "payload": row.payload} for row in rows],
     )
+
+
+@functools.lru_cache
+def _check_database(written: Any, outbox_url: str) -> None:
+    """Check that the rows of a session are in the database that the scheduler reads.
+
+    Only files of SQLite can be compared. Flask-SQLAlchemy takes a relative path from the folder
+    instance/, and SQLAlchemy from the current folder.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    read = _alchemy().engine.make_url(outbox_url)
+    if (written.get_backend_name() == "sqlite") != (read.get_backend_name() == "sqlite"):
+        raise config.ConfigError(
+            f"RQJOBS_OUTBOX_URL is a database of {read.get_backend_name()}, and the session writes "
+            f"to one of {written.get_backend_name()}; set it to the URL of the session's database"
+        )
+    if not (_is_file(written) and _is_file(read)):
+        return
+    path = os.path.realpath(written.database)
+    if path != os.path.realpath(read.database):
+        raise config.ConfigError(
+            f"RQJOBS_OUTBOX_URL is the file {os.path.realpath(read.database)}, and the session writes "
+            f"to {path}; set it to sqlite:///{path}"
+        )
+
+
+def _is_file(url: Any) -> bool:
+    """Whether a URL is that of a file of SQLite, by its path."""
+    name = url.database or ":memory:"
+    return url.get_backend_name() == "sqlite" and not name.startswith((":memory:", "file:"))
 
 
 # The payload
@@ -376,8 +425,6 @@ def explain(error: Exception) -> str:
     if isinstance(error, redis.RedisError):
         return connection.explain(error)
     lines = str(error).splitlines() or [type(error).__name__]
-    if TABLE_NAME in str(error) and any(words in str(error) for words in MISSING_TABLE):
-        return f"{lines[0]}; create the table with: rqjobs outbox create"
     return lines[0]
 
 

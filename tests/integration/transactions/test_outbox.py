@@ -24,6 +24,7 @@ from click.testing import CliRunner
 from rq.job import JobStatus
 from sample_jobs import ok
 from sqlalchemy import Column, Integer, MetaData, String, Table, create_engine, event, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session, registry
 from sqlalchemy.schema import CreateTable
@@ -371,6 +372,42 @@ def test_errors_name_the_remedy(redis, tmp_path, caplog):
     assert (shown.exit_code, shown.output) == (0, "0 jobs wait\n")
     with pytest.raises(config.ConfigError, match="RQJOBS_OUTBOX_URL=… is not a database URL"):
         config.Config.from_env({"RQJOBS_OUTBOX_URL": "password"})
+
+
+def test_a_commit_without_the_table_names_the_remedy(session, redis):
+    outbox.table().drop(session.get_bind())
+    rqjobs.enqueue(ok, 1, after_commit=session)
+    with pytest.raises(
+        OperationalError, match="rqjobs_outbox; create the table with: rqjobs outbox"
+    ):
+        session.commit()
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        (
+            "sqlite:///shop.sqlite",
+            "is the file /.*, and the session writes to /.*; set it to sqlite",
+        ),
+        ("postgresql://localhost/shop", "of postgresql, and the session writes to one of sqlite"),
+    ],
+)
+def test_a_session_of_another_database_is_refused(session, redis, url, message):
+    config.use(outbox_url=url)
+    with pytest.raises(config.ConfigError, match=message):
+        rqjobs.enqueue(ok, 1, after_commit=session)
+    assert not session.new
+
+
+def test_the_path_of_a_file_may_be_relative(sqlite, redis, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    engine = create_engine("sqlite:///shop.sqlite")
+    with Session(engine) as session:
+        rqjobs.enqueue(ok, 1, after_commit=session)
+        session.commit()
+    engine.dispose()
+    assert move(redis) == 1
 
 
 def test_the_migration_of_the_docs_makes_the_same_table(monkeypatch):
