@@ -560,6 +560,7 @@ class Job(RetryingJob):
 
         Raises:
             ResultTooLarge: it is more than RQJOBS_MAX_RESULT_BYTES bytes.
+            PayloadError: the next job of a flow takes it, and it cannot be stored.
         """
         if result is None or isinstance(result, rq.job.Retry):
             return None
@@ -569,7 +570,13 @@ class Job(RetryingJob):
             raise
         except ValueTooLarge as error:
             raise ResultTooLarge(f"the job's result is too large: {error}") from None
-        except Exception:  # RQ stores the same text
+        except Exception as error:
+            reason = texts.describe_error(error)
+            place = passed_results.place_of(self.policy_fields)
+            if place is not None and not place.is_end:
+                raise PayloadError(f"the job's result cannot be passed on: {reason}") from None
+            self.log.warning("Job %s: its result is not kept: %s", self.id, reason)
+            # RQ stores the same text.
             return self.serializer.dumps(UNSERIALIZABLE_RETURN_VALUE_PAYLOAD)
         check_size("result", data)
         return data

@@ -31,6 +31,10 @@ def nothing(value=None) -> None:
     return None
 
 
+def as_object(value) -> object:
+    return object()
+
+
 def describe(value) -> str:
     if isinstance(value, Failed):
         return f"failed: {value.error}"

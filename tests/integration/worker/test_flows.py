@@ -71,6 +71,18 @@ def test_every_job_of_a_flow_is_a_job_of_rq_with_dependencies(redis):
     assert {job.id for job in last.fetch_dependencies()} == {one.id, two.id}
 
 
+def test_a_result_that_cannot_be_passed_on_fails_its_job(redis, caplog):
+    flow = chain(s(jobs.as_object, 1), s(jobs.describe)).enqueue()
+    last = chain(jobs.add.s(1), s(jobs.as_object)).enqueue()
+    work()
+    assert flow.status is FlowStatus.FAILED and last.status is FlowStatus.FINISHED
+    with pytest.raises(rqjobs.JobFailed, match=r"cannot be passed on: .* is a object, which JSON"):
+        flow.jobs[0].wait(timeout=0)
+    with caplog.at_level("WARNING", logger="rq.job"):
+        last.jobs[-1].serialize_result(object())
+    assert f"Job {last.job_ids[-1]}: its result is not kept: " in caplog.text
+
+
 def test_a_failed_job_stops_its_flow_until_it_is_retried(redis):
     flow = chord([s(jobs.fail_until, "go", 7), jobs.add.s(1)], jobs.total.s()).enqueue()
     work()
