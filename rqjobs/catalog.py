@@ -141,12 +141,13 @@ class Catalog:
         """
         if isinstance(function, str):
             return self.lookup(function)
-        if _is_function(function):
+        if _is_function(function) and "<" not in function.__qualname__:  # "<lambda>", "<locals>"
             found = self.lookup(name_of(function))
             if function is found or function is inspect.unwrap(found):
                 return found
+        hint = "; a flow has a method enqueue() of its own" if hasattr(function, "enqueue") else ""
         raise NotAJob(
-            f"{function!r} is not a job; jobs are plain functions at the top level of a module"
+            f"{function!r} is not a job; jobs are plain functions at the top level of a module{hint}"
         )
 
     def _reason(self, name: str) -> str:

@@ -63,7 +63,11 @@ class Hook:
         if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
             raise TypeError(f"hooks.{self.name}: {name} is async; make it a plain {example}")
         if inspect.isgeneratorfunction(function) != self.is_generator:
-            wanted = "must have one yield" if self.is_generator else "must not have a yield"
+            wanted = (
+                "must have one yield, and no @contextmanager"
+                if self.is_generator
+                else "must not have a yield"
+            )
             raise TypeError(f"hooks.{self.name}: {name} {wanted}")
         try:
             inspect.signature(function).bind(*self.parameters)

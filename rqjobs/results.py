@@ -142,6 +142,8 @@ def gather(
         TypeError: one of them is not a job of rqjobs.
         ValueError: the jobs are not all in the same Redis.
     """
+    if isinstance(jobs, rq.job.Job):
+        raise TypeError("gather takes a list of jobs; for one job there is job.wait()")
     jobs = list(jobs)
     found: dict[str, Outcome] = {}
     with Waiting(jobs, timeout) as waiting:
@@ -340,8 +342,8 @@ def _check_jobs(jobs: list[Any]) -> None:
     for job in jobs:
         if not isinstance(job, rq.job.Job) or not hasattr(job, "wait"):
             raise TypeError(
-                f"only jobs of rqjobs can be waited for, not {job!r:.80}; for an id there is "
-                f"rqjobs.Job.fetch(id, connection=rqjobs.client())"
+                f"only jobs of rqjobs can be waited for, not {job!r:.80}; for a flow there is "
+                f"flow.wait(), and for an id rqjobs.Job.fetch(id, connection=rqjobs.client())"
             )
         if running is not None and running.id == job.id:
             raise RuntimeError(f"job {job.id} waits for itself, and would never end")

@@ -323,6 +323,8 @@ def test_gather_refuses_what_it_cannot_wait_for(redis, tmp_path):
     for wrong in ("id", None, PlainJob("id", connection=redis)):
         with pytest.raises(TypeError, match="only jobs of rqjobs"):
             rqjobs.gather([job, wrong])
+    with pytest.raises(TypeError, match=r"for one job there is job\.wait\(\)"):
+        rqjobs.gather(job)
     other = rqjobs.Job("id", connection=redis_py.Redis(unix_socket_path=str(tmp_path / "no")))
     with pytest.raises(ValueError, match="different Redis"):
         rqjobs.gather([job, other])
