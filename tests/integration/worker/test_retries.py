@@ -337,8 +337,15 @@ def test_killed_workers_lose_no_retry_and_count_exactly(redis, worker, eventuall
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     worker("default", options=options)
-    eventually(lambda: redis.zcard("rq:finished:default") == 60, timeout=60)
+
+    def ended():
+        return redis.zcard("rq:finished:default") + redis.zcard("rq:failed:default") == 60
+
+    eventually(ended, timeout=60)
     for job in jobs:
+        if job.get_status() == JobStatus.FAILED:  # on a slow machine three kills may hit one job
+            assert "The process died 3 times" in job.latest_result().exc_string
+            continue
         retries = int(redis.hget(job.key, "rqjobs_retries").split()[0])
         attempts = int(redis.hget("storm:a", job.id))
         # A run whose worker was killed after the function had failed was not recorded, and is
