@@ -29,7 +29,7 @@ import redis
 from rqjobs import config, connection
 from rqjobs.broker import scripts, transitions
 from rqjobs.broker.transitions import Placement, RowOutcome
-from rqjobs.call_options import JOB_ID_MAX_CHARACTERS
+from rqjobs.call_options import JOB_ID_MAX_CHARACTERS, MAX_SECONDS
 
 log = logging.getLogger("rqjobs")
 TABLE_NAME = "rqjobs_outbox"
@@ -201,6 +201,7 @@ def decode(payload: Any) -> Placement:
         queue, job_id, place = found["queue"], found["id"], found["place"]
         ttl, parents, fields = found["ttl"], found["parents"], found["fields"]
         texts = (queue, job_id, place, *parents, *fields)
+        "".join(texts).encode()  # without lone surrogates, which Redis's client refuses
         values = {name: _decode_value(value) for name, value in fields.items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise ValueError("the payload is not that of a job") from None
@@ -208,10 +209,10 @@ def decode(payload: Any) -> Placement:
         raise ValueError("the payload is not that of a job")
     if not queue or not 0 < len(job_id) <= JOB_ID_MAX_CHARACTERS:
         raise ValueError("the payload has no queue, or no id for a job")
-    if place not in ("back", "front") and not _is_moment(place):
-        raise ValueError(f"{place[:40]!r} is no place for a job")
-    if ttl is not None and type(ttl) is not int:
-        raise ValueError("the ttl is not a whole number")
+    if place not in ("back", "front"):
+        place = _moment(place)
+    if ttl is not None and (type(ttl) is not int or abs(ttl) > MAX_SECONDS):
+        raise ValueError("the ttl is not a whole number, or out of range")
     if not values.get("data") or len(values) > FIELDS_MAX:
         raise ValueError("the job has no data, or too many fields")
     return Placement(queue, job_id, place, ttl, False, values, tuple(parents))
@@ -219,6 +220,7 @@ def decode(payload: Any) -> Placement:
 
 def _decode_value(value: Any) -> Any:
     if isinstance(value, str):
+        value.encode()
         return value
     try:
         return base64.b64decode(value["base64"], validate=True)
@@ -226,11 +228,15 @@ def _decode_value(value: Any) -> Any:
         raise ValueError("not base64") from None
 
 
-def _is_moment(place: str) -> bool:
+def _moment(place: str) -> str:
+    """A due time in the form that Redis reads: Python reads more."""
     try:
-        return math.isfinite(float(place))
+        moment = float(place)
     except ValueError:
-        return False
+        moment = math.nan
+    if not math.isfinite(moment):
+        raise ValueError(f"{place[:40]!r} is no place for a job")
+    return repr(moment)
 
 
 # Moving rows

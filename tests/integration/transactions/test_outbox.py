@@ -315,7 +315,19 @@ def test_a_row_that_cannot_be_moved_stops_no_other(session, redis, monkeypatch, 
     session.flush()
     good = session.execute(text("SELECT payload FROM rqjobs_outbox")).scalars().first()
     damaged = ["", "null", "[]", "{", json.dumps({**json.loads(good), "place": "nowhere"})]
-    for change in ({"parents": "abc"}, {"ttl": "1"}, {"fields": {}}, {"id": ""}, {"queue": 5}):
+    fields = json.loads(good)["fields"]
+    for change in (
+        {"parents": "abc"},
+        {"ttl": "1"},
+        {"ttl": 2**31},
+        {"fields": {}},
+        {"fields": {**fields, "origin": "\ud800"}},
+        {"fields": {**fields, "\ud800": ""}},
+        {"id": ""},
+        {"queue": 5},
+        {"queue": "\ud800"},
+        {"parents": ["", "\ud800"]},
+    ):
         damaged.append(json.dumps({**json.loads(good), **change}))
     for number, payload in enumerate(damaged):
         session.execute(
@@ -338,6 +350,17 @@ def test_a_row_that_cannot_be_moved_stops_no_other(session, redis, monkeypatch, 
     assert shown.exit_code == 1 and shown.output.startswith("1 jobs wait, the oldest for 0 s\n")
     redis.delete("rq:queue:low")
     assert move(redis) == 1 and redis.lrange("rq:queue:low", 0, -1) == [refused.id.encode()]
+
+
+def test_a_due_time_that_only_python_reads_is_one(session, redis):
+    job = rqjobs.enqueue_in(60, ok, 1, after_commit=session)
+    session.flush()
+    payload = json.loads(session.execute(text("SELECT payload FROM rqjobs_outbox")).scalar())
+    payload["place"] = " 9_999_999_999 "
+    changed = {"payload": json.dumps(payload)}
+    session.execute(text("UPDATE rqjobs_outbox SET payload = :payload"), changed)
+    session.commit()
+    assert move(redis) == 1 and redis.zscore("rq:scheduled:default", job.id) == 9_999_999_999
 
 
 def test_a_full_redis_leaves_the_rows(session, redis):
