@@ -203,6 +203,8 @@ def _read_chunk(entry_id: bytes, words: Any) -> _Chunk:
 
 
 def _read_line(data: bytes, attempt: int, number: int, dropped: int) -> LogLine | None:
+    if len(data) > LOG_MAX_BYTES:  # brackets take many times their size as objects
+        return None
     try:
         created, levelno, level, logger, text = json.loads(data)
         moment = utc(float(created))
