@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -230,7 +231,7 @@ def _worker(name: str, fields: dict[str, str], lease: float | None, seconds: flo
 
 
 def _number(value: str | None) -> int:
-    if value and value.isdigit():
+    if value and re.fullmatch("[0-9]{1,18}", value):
         return int(value)
     return 0
 

@@ -8,6 +8,7 @@ if the process dies later, the sweep goes on with the release.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +17,9 @@ from rq.utils import now, utcformat
 
 from rqjobs.broker import keys
 from rqjobs.broker.keys import HELD_FLOWS, decode
-from rqjobs.broker.scripts import DROP_FLOW, RELEASE_FLOW
+from rqjobs.broker.scripts import DROP_FLOW, RELEASE_FLOW, is_wrong_type
 
+log = logging.getLogger("rqjobs")
 JOBS_PER_SCRIPT = 200  # jobs of a flow that one script moves or deletes
 
 
@@ -87,4 +89,9 @@ def sweep(
         if score != float("inf"):
             drop(connection, flow_id, may_be_storing=True, on_progress=on_progress)
             continue
-        release(connection, flow_id, default_timeout, on_progress)
+        try:
+            release(connection, flow_id, default_timeout, on_progress)
+        except redis.ResponseError as error:
+            if not is_wrong_type(error):
+                raise
+            log.error("the flow %s cannot be released: %s", flow_id, error)

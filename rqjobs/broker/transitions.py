@@ -22,6 +22,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import os
+import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
@@ -62,6 +63,7 @@ from rqjobs.texts import escape_surrogates
 
 BATCH_MAX_JOBS = 1000  # jobs that one script moves; a longer one would hold up other clients
 FAILED_BATCH_JOBS = 500  # failed jobs that one script deletes
+TTL = re.compile(r"-?[0-9]{1,9}", re.ASCII)  # a time to live that Redis takes
 TOKEN_CHARACTERS = 32  # characters of a claim's token
 MISSING_JOB_SECONDS = 60  # seconds for which a due id without a job is kept
 # The scheduler looks for due jobs this often. A job that is due earlier is published to it.
@@ -383,7 +385,7 @@ def failure_writes(
     """
     failure_ttl = decode(claim.fields.get(b"failure_ttl") or b"")
     ttl = DEFAULT_FAILURE_TTL
-    if failure_ttl.lstrip("-").isdigit():
+    if TTL.fullmatch(failure_ttl):
         ttl = int(failure_ttl)
     job = keys.job(claim.job_id)
     expiry: tuple[Any, ...] = ("PERSIST", job)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import Enum
 
 import redis
@@ -12,6 +13,7 @@ from rqjobs.broker.keys import decode
 from rqjobs.broker.recovery import DeathCause
 
 PROCESS_FIELDS = ("host", "pid", "started", "horse", "horse_started", "session")
+PID = re.compile(rb"[0-9]{1,9}")  # a larger number is none for the kernel
 
 
 class Liveness(Enum):
@@ -96,5 +98,7 @@ class WorkerLiveness:
 
 
 def _is_gone(pid: bytes | None, started: bytes | None) -> bool:
-    """Whether a process of this host has provably ended. An unknown pid proves nothing."""
-    return decode(pid or b"").isdigit() and processes.is_gone(int(pid or 0), decode(started or b""))
+    """Whether a process of this host has provably ended. What is no pid proves nothing."""
+    if not PID.fullmatch(pid or b""):
+        return False
+    return processes.is_gone(int(pid or 0), decode(started or b""))

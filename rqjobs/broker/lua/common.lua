@@ -283,13 +283,13 @@ local function enqueue_dependent(child, parent, outcome, iso, default_timeout)
     redis.call('HSET', 'rq:job:' .. child, 'rqjobs_woken', '1')
   end
   if status == 'scheduled' then
-    add_scheduled(child, queue, fields[7], '+inf')
+    add_scheduled(child, queue, string.format('%.17g', due), '+inf')  -- Lua reads more than Redis
   else
     redis.call(fields[4] == '1' and 'LPUSH' or 'RPUSH', 'rq:queue:' .. queue, child)
   end
   redis.pcall('SADD', 'rq:queues', 'rq:queue:' .. queue)
   redis.pcall('ZREM', 'rq:deferred:' .. queue, child)
-  redis.call('SREM', 'rq:job:' .. parent .. ':dependents', child)
+  redis.pcall('SREM', 'rq:job:' .. parent .. ':dependents', child)
   return true
 end
 

@@ -13,7 +13,7 @@ local flow, iso, default_timeout, max_jobs = ARGV[1], ARGV[2], ARGV[3], tonumber
 local score = redis.pcall('ZSCORE', held_flows, flow)
 if type(score) ~= 'string' or tonumber(score) <= redis_time() then return {-1, 0} end
 if not fits(held, 'list') then
-  return redis.error_reply('ERR the key ' .. held .. ' has the wrong type; rename or delete it')
+  return redis.error_reply('WRONGTYPE the key ' .. held .. ' is not a list; rename or delete it')
 end
 redis.call('ZADD', held_flows, '+inf', flow)
 local ids, kept = redis.call('LRANGE', held, 0, max_jobs - 1), {}

@@ -11,9 +11,10 @@ import helpers
 import pytest
 import redis as redis_py
 import sample_jobs
+from rq.job import Dependency
 
 import rqjobs
-from rqjobs import config, every, schedules, stats
+from rqjobs import config, every, processes, schedules, stats
 from rqjobs.broker import keys, leases, odd_keys, transitions
 from rqjobs.maintenance import audit, doctor, sweep
 from rqjobs.scheduler import Scheduler
@@ -317,3 +318,76 @@ def test_a_rule_and_a_declaration_of_millions_of_parts_are_not_read(redis, monke
     declared.reconcile(redis)
     assert max(lengths, default=0) < len(brackets)
     assert "worker odd: its declared schedules cannot be read" in caplog.text
+
+
+@pytest.mark.parametrize("due", [" 99999999999", "1e400"])
+def test_a_forged_due_time_of_a_dependent_does_not_touch_its_parent(redis, due):
+    """Lua read the number and Redis refused it, in the middle of the parent's outcome. The parent
+    was in no place then, and ran again and again.
+    """
+    done = rqjobs.enqueue(sample_jobs.ok)
+    failed = rqjobs.enqueue(sample_jobs.boom)
+    for parent in (done, failed):
+        child = rqjobs.enqueue(sample_jobs.ok, depends_on=Dependency(parent, allow_failure=True))
+        redis.hset(child.key, "rqjobs_due", due)
+    other = rqjobs.enqueue(sample_jobs.ok)
+    rqjobs.Worker(["default"]).work(burst=True, logging_level="CRITICAL")
+    assert [job.get_status().value for job in (done, failed, other)] == [
+        "finished",
+        "failed",
+        "finished",
+    ]
+    assert done.latest_result() and failed.latest_result()
+
+
+@pytest.mark.parametrize("key", ["rqjobs:flow-held:odd", "rq:job:odd:dependents"])
+def test_a_held_flow_with_an_odd_key_stops_no_sweep(redis, key, caplog):
+    """No worker could start, and no sweep went beyond it."""
+    caplog.set_level(logging.ERROR)
+    job = rqjobs.enqueue(sample_jobs.ok)
+    child = rqjobs.enqueue(sample_jobs.ok, depends_on=job)
+    redis.delete(f"rq:job::{child.id}:dependencies")
+    redis.rpush("rqjobs:flow-held:odd", child.id)
+    redis.zadd(keys.HELD_FLOWS, {"odd": "inf"})
+    redis.delete(key)
+    redis.set(key, "evil")
+    sweep.sweep(redis, force=True)
+    assert (child.get_status() == "deferred") == (key == "rqjobs:flow-held:odd")
+    assert ("the flow odd cannot be released" in caplog.text) == (key == "rqjobs:flow-held:odd")
+    rqjobs.Worker(["default"]).work(burst=True, logging_level="CRITICAL")
+    assert job.get_status() == "finished"
+
+
+@pytest.mark.parametrize("pid", ["9" * 10, "9" * 5000, "²"])
+def test_a_process_with_a_forged_pid_stops_no_sweep(redis, pid):
+    """The error of `os.kill` ended every sweep, and each worker that started."""
+    host = processes.host_id()
+    for name, fields in (("odd", {"pid": pid}), ("odder", {"pid": 1, "horse": pid})):
+        redis.zadd(keys.LEASES, {name: 1})
+        redis.hset(keys.process(name), mapping={"host": host, "started": pid, **fields})
+    job = rqjobs.enqueue(sample_jobs.ok)
+    rqjobs.Worker(["default"]).work(burst=True, logging_level="CRITICAL")
+    assert job.get_status() == "finished"
+
+
+@pytest.mark.parametrize("ttl", ["²", "--5", "9" * 12, "9" * 5000])
+def test_a_forged_failure_ttl_kills_no_horse(redis, ttl):
+    """The job was run three times, as one that kills its process, and then failed."""
+    job = rqjobs.enqueue(sample_jobs.ok)
+    redis.hset(job.key, "failure_ttl", ttl)
+    redis.hset(job.key, "data", b"\xff")
+    rqjobs.Worker(["default"]).work(burst=True, logging_level="CRITICAL")
+    assert job.key and redis.hget(job.key, "status") == b"failed"
+    assert not redis.hexists(job.key, "rqjobs_crashes")
+
+
+@pytest.mark.parametrize("number", ["²", "9" * 5000])
+def test_forged_numbers_of_a_worker_break_no_page(redis, number):
+    redis.sadd("rq:workers", "rq:worker:odd")
+    counts = dict.fromkeys(("pid", "successful_job_count", "failed_job_count"), number)
+    redis.hset("rq:worker:odd", mapping={"state": "busy", "queues": "odd", **counts})
+    config.use(admin_password="correct horse", secret_key="k" * 32)
+    client = create_app().test_client()
+    client.environ_base["HTTP_SEC_FETCH_SITE"] = "same-origin"
+    client.post("/login", data={"user": "admin", "password": "correct horse"})
+    assert [client.get(page).status_code for page in ("/", "/workers", "/live")] == [200] * 3
