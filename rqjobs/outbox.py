@@ -67,8 +67,10 @@ def _new_id() -> str:
 
 
 def is_used() -> bool:
-    """Whether RQJOBS_OUTBOX_URL is set."""
-    return config.current().outbox_url is not None
+    """Whether RQJOBS_OUTBOX_URL is set. Tests do not use it: it may name the project's database,
+    whose rows they would move to their private Redis.
+    """
+    return config.current().outbox_url is not None and config.test_socket() is None
 
 
 # The table

@@ -180,7 +180,7 @@ class Scheduler(RQScheduler):
         """Register, subscribe, and reset the state. Its times are of the monotonic clock."""
         self.register_birth()
         url = config.current().outbox_url
-        if url and self._outbox is None:
+        if url and outbox.is_used() and self._outbox is None:
             self._outbox = outbox.BackgroundMover(url, self.connection)
         self._subscribe()
         self._queue_due: dict[str, float] = {}  # when to check a queue

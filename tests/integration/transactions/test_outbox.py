@@ -375,6 +375,14 @@ def test_a_full_redis_leaves_the_rows(session, redis):
     assert move(redis) == 1 and redis.llen("rq:queue:default") == 1
 
 
+def test_a_test_of_a_project_uses_no_outbox(session, sqlite, redis, monkeypatch):
+    rqjobs.enqueue(ok, 1, after_commit=session)
+    session.commit()
+    monkeypatch.setenv(config.TEST_REDIS, redis.connection_pool.connection_kwargs["path"])
+    rqjobs.Worker(["default"]).work(burst=True, with_scheduler=True, logging_level="CRITICAL")
+    assert outbox.status().waiting == 1 and not redis.exists("rq:queue:default")
+
+
 def test_errors_name_the_remedy(redis, tmp_path, caplog):
     shown = CliRunner().invoke(cli.main, ["outbox", "create"])
     assert shown.exit_code == 2 and "RQJOBS_OUTBOX_URL is not set" in shown.output
