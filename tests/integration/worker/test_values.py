@@ -257,6 +257,8 @@ def test_async_job_leaves_no_descriptor_and_no_event_loop(redis):
     loop = rqjobs.enqueue(odd_values.has_loop)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
+        # A test of this process that called `asyncio.run` has left it without a loop.
+        asyncio.set_event_loop_policy(None)
         burst()
     assert counts[0].return_value() == counts[-1].return_value() > 0
     assert loop.return_value() or sys.version_info >= (3, 14)
