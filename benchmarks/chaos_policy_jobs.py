@@ -16,6 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import NamedTuple
 
+import redis
 from rq import get_current_job
 
 from rqjobs import Discard, Snooze, backoff, job
@@ -117,7 +118,12 @@ def recorded_run(note: object = "", claimed: float = 0.0) -> Iterator[Callable[[
 def _claimed_at() -> float:
     """The time before the claim of the current job, which the claim writes into the job's hash."""
     current = get_current_job()
-    text = current.connection.hget(current.key, "started_at").decode()
+    while True:
+        try:
+            text = current.connection.hget(current.key, "started_at").decode()
+            break
+        except redis.ConnectionError:  # the scenario has killed Redis, and starts it again
+            time.sleep(0.05)
     moment = datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=timezone.utc)
     before = time.monotonic()  # an interruption here makes the time earlier, never later
     return before - (time.time() - moment.timestamp())
