@@ -25,11 +25,11 @@ from rqjobs.times import utc
 
 LOG_MAX_BYTES = 64 * 1024  # of one job
 LINE_MAX_CHARACTERS = 8 * 1024
-NAME_MAX_CHARACTERS = 200  # of a logger or a level
+LOGGER_NAME_MAX_CHARACTERS = 200  # of a logger or a level
 CHUNK_BYTES = 2 * 1024  # a chunk ends with the line that reaches this size
 MAX_CHUNKS = 5000  # of a log that is read; ours has fewer
 FOLLOW_BLOCK_MS = 5000  # a job that was canceled or deleted is noticed so much later
-ENDED = (b"finished", b"failed", b"stopped", b"canceled", None)
+NO_MORE_LINES = (b"finished", b"failed", b"stopped", b"canceled", None)
 ANSI_SEQUENCE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
@@ -74,7 +74,7 @@ def encode_line(created: float, levelno: int, level: str, logger: str, text: str
     if left_out > 0:
         half = LINE_MAX_CHARACTERS // 2
         text = f"{text[:half]}… ({left_out:,} characters are left out) …{text[-half:]}"
-    words = [clean(name[:NAME_MAX_CHARACTERS]) for name in (level, logger)]
+    words = [clean(name[:LOGGER_NAME_MAX_CHARACTERS]) for name in (level, logger)]
     return _encode([round(created, 3), levelno, *words, clean(text)]).encode() + b"\n"
 
 
@@ -155,7 +155,7 @@ def follow(connection: redis.Redis, job_id: str) -> Iterator[LogLine]:
         lines, _ = _lines_of(entries, after[1])
         yield from lines
         after = max(after, _last_id(entries))
-        if status in ENDED or isinstance(status, Exception):
+        if status in NO_MORE_LINES or isinstance(status, Exception):
             return
         seen = "0-0"
         if isinstance(newest_result, list) and newest_result:
@@ -210,9 +210,9 @@ def _read_line(data: bytes, attempt: int, number: int, dropped: int) -> LogLine 
         moment = utc(float(created))
         return LogLine(
             moment,
-            clean(str(level))[:NAME_MAX_CHARACTERS],
+            clean(str(level))[:LOGGER_NAME_MAX_CHARACTERS],
             int(levelno),
-            clean(str(logger))[:NAME_MAX_CHARACTERS],
+            clean(str(logger))[:LOGGER_NAME_MAX_CHARACTERS],
             clean(str(text))[: 2 * LINE_MAX_CHARACTERS],
             attempt,
             number,

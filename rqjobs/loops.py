@@ -32,11 +32,13 @@ CURSORS_FIELD = CURSORS.encode()
 PROGRESS = "rqjobs_progress"
 CURSORS_MAX_BYTES = 4096
 PROGRESS_MAX_BYTES = 4096
-NAME_MAX_CHARACTERS = 64
+LOOP_NAME_MAX_CHARACTERS = 64
 NOTE_MAX_CHARACTERS = 200
 EVERY_MAX_SECONDS = 3600
 PROGRESS_SECONDS = 1.0  # between two writes of `progress`
-CHECK_SECONDS = 0.001  # between two looks whether the run is to end: rows may take microseconds
+STOP_CHECK_SECONDS = (
+    0.001  # between two looks whether the run is to end: rows may take microseconds
+)
 FAILURE_WAIT_SECONDS = 5.0  # from a write that has failed to the next one
 LOST_REASONS = {  # replies of `keep_cursor.lua` after which a run has no use
     "canceled": "the job was canceled",
@@ -141,9 +143,9 @@ def _check_name(name: Any) -> None:
         return
     if not isinstance(name, str):
         raise TypeError(f"name={name!r:.80} is not a text")
-    if not 0 < len(name) <= NAME_MAX_CHARACTERS or name.startswith("#"):
+    if not 0 < len(name) <= LOOP_NAME_MAX_CHARACTERS or name.startswith("#"):
         raise ValueError(
-            f"name={name!r:.80} is not possible; give 1 to {NAME_MAX_CHARACTERS} characters, the "
+            f"name={name!r:.80} is not possible; give 1 to {LOOP_NAME_MAX_CHARACTERS} characters, the "
             f"first of which is not #"
         )
 
@@ -379,7 +381,7 @@ class RunningLoop:
         state = self.state
         state.check_not_nested()
         now = time.monotonic()
-        if self.every and now - self.checked_at < CHECK_SECONDS:
+        if self.every and now - self.checked_at < STOP_CHECK_SECONDS:
             return
         self.checked_at = now
         state.raise_interruption()

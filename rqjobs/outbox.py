@@ -40,7 +40,7 @@ POLL_SECONDS = (
 HANGING_SECONDS = 60.0  # seconds without progress after which a mover is replaced
 HANGING_MAX_SECONDS = 3600.0  # the most between two replacements
 FIELDS_MAX = 500  # of a job's hash
-ERROR_MAX_CHARACTERS = 500
+ROW_ERROR_MAX_CHARACTERS = 500
 # In the messages of SQLite, PostgreSQL and MySQL.
 MISSING_TABLE = ("no such table", "does not exist", "doesn't exist")
 CREATE_TABLE = "create the table with: rqjobs outbox create"
@@ -329,7 +329,7 @@ def _readable(database: Any, rows: list[Any]) -> dict[str, Placement]:
                 table()
                 .update()
                 .where(table().c.id == row.id)
-                .values(error=str(error)[:ERROR_MAX_CHARACTERS])
+                .values(error=str(error)[:ROW_ERROR_MAX_CHARACTERS])
             )
     return placements
 

@@ -18,7 +18,7 @@ from rqjobs.job_fields import read_traceback
 from rqjobs.policies import failures
 
 FLOW_FIELD = "rqjobs_flow"
-ERROR_MAX_CHARACTERS = 1000  # of a failed job before this one
+PARENT_ERROR_MAX_CHARACTERS = 1000  # of a failed job before this one
 PLACE = re.compile(
     r"([\w-]{1,64}) (\d{1,9}) (\d{1,9}) (\d{1,9}) (one|list) (nothing|result|results) "
     r"(stop|continue)",
@@ -130,7 +130,7 @@ def _error_of(stored: bytes) -> str:
     trace = ""
     with contextlib.suppress(Exception):  # a foreign program has written it
         trace = read_traceback(b64decode(stored))
-    return failures.of_traceback("", trace).line[:ERROR_MAX_CHARACTERS]
+    return failures.of_traceback("", trace).line[:PARENT_ERROR_MAX_CHARACTERS]
 
 
 def values(job: Any) -> tuple[Any, ...]:

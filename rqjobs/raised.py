@@ -21,7 +21,7 @@ from rqjobs.policies import exceptions
 from rqjobs.policies.failures import Failure
 from rqjobs.serializers import JSON_TYPES
 
-MESSAGE_MAX_CHARACTERS = 4_096
+RAISED_MESSAGE_MAX_CHARACTERS = 4_096
 STORED_MAX_CHARACTERS = 16_384
 _IS_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: the class was not made by the interpreter's own code
 _CONSTRUCTORS = ("__new__", "__init__")
@@ -87,7 +87,7 @@ def pack(error: BaseException) -> str:
     """
     try:
         name = exceptions.name_of(type(error))
-        message = texts.escape_surrogates(str(error))[:MESSAGE_MAX_CHARACTERS]
+        message = texts.escape_surrogates(str(error))[:RAISED_MESSAGE_MAX_CHARACTERS]
         args = list(_read_args(error))
         if args != [message] and all(type(arg) in JSON_TYPES for arg in args):
             stored = json.dumps([name, message, args])

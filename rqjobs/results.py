@@ -3,7 +3,7 @@
 A job has ended when its status says so, which is written in one step with the entry in RQ's stream
 of its results. So a new entry is a reason to read the job's state, and nothing else: the entry of a
 retry, or of an earlier life of the job's id, ends no wait. Cancellation, deletion and a
-`result_ttl` of 0 write no entry. A look at all states every `CHECK_SECONDS` finds these.
+`result_ttl` of 0 write no entry. A look at all states every `STATE_CHECK_SECONDS` finds these.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from rqjobs.policies import failures
 from rqjobs.raised import JobFailed
 
 log = logging.getLogger("rqjobs")
-CHECK_SECONDS = 2.0  # between two looks at jobs whose results have no new entry
+STATE_CHECK_SECONDS = 2.0  # between two looks at jobs whose results have no new entry
 CHECKED_JOBS_PER_SECOND = 500  # with more jobs the looks are rarer
 # The jobs whose streams are waited on together, and the states that are read in one step.
 WATCHED_MAX_JOBS = 100
 REPLY_SECONDS = 3.0  # for the reply to a wait that has ended
 RECONNECT_MAX_SECONDS = 1.0  # between two attempts
-ENDED = frozenset(
+FINAL_STATUSES = frozenset(
     status.value.encode()
     for status in (JobStatus.FINISHED, JobStatus.FAILED, JobStatus.STOPPED, JobStatus.CANCELED)
 )
@@ -219,7 +219,7 @@ class Waiting:
         """The jobs that may have ended: all of them at times, else those with a new entry."""
         now = time.monotonic()
         if now >= self.check_at or self._seconds_left() <= 0:
-            pause = max(CHECK_SECONDS, len(self.pending) / CHECKED_JOBS_PER_SECOND)
+            pause = max(STATE_CHECK_SECONDS, len(self.pending) / CHECKED_JOBS_PER_SECOND)
             self.check_at = now + pause
             return list(self.pending)
         watched = islice(self.pending, WATCHED_MAX_JOBS)
@@ -239,7 +239,7 @@ class Waiting:
             for job_id, fields, entries in zip(batch, replies, replies, strict=True):
                 status, ending, created_at = _or_nothing(fields, [None] * 3)
                 ((self.seen[job_id], entry),) = _or_nothing(entries, [(None, {})]) or [(b"0-0", {})]
-                if status in ENDED or (not status and not created_at):
+                if status in FINAL_STATUSES or (not status and not created_at):
                     ended[job_id] = State(status, ending, entry)
         self.woken.difference_update(ids)
         return ended
@@ -252,13 +252,15 @@ class Waiting:
             if self.seen[job_id]
         }
         until_check = self.check_at - time.monotonic()
-        seconds = min(CHECK_SECONDS, until_check, self._seconds_left())
+        seconds = min(STATE_CHECK_SECONDS, until_check, self._seconds_left())
         if not watched:
             time.sleep(max(0.0, seconds))
             return
         if self.connection is None:
             client = next(iter(self.pending.values())).connection
-            self.connection = connection.dedicated_connection(client, CHECK_SECONDS + REPLY_SECONDS)
+            self.connection = connection.dedicated_connection(
+                client, STATE_CHECK_SECONDS + REPLY_SECONDS
+            )
         after = [self.seen[job_id] for job_id in watched.values()]
         milliseconds = max(1, int(1000 * seconds))
         self.connection.send_command(

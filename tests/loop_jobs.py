@@ -30,7 +30,7 @@ def stop():
     os.kill(os.getppid(), signal.SIGTERM)
     while not get_current_job().stop_reason():
         time.sleep(0.005)
-    time.sleep(2 * loops.CHECK_SECONDS)
+    time.sleep(2 * loops.STOP_CHECK_SECONDS)
 
 
 def boom():

@@ -31,7 +31,7 @@ from rqjobs.worker.settlement import SettlementMixin, SettleReply
 
 MAX_RUNS = 10_000  # of one enqueue: more come from a job that enqueues itself for ever
 MAX_DEPTH = 20  # of jobs that run while another one enqueues them; deeper ones run after it
-JOB_ID_VARIABLE = "RQ_JOB_ID"
+NAME_OF_ID_VARIABLE = "RQ_JOB_ID"
 _numbers = itertools.count(1)
 _depth = contextvars.ContextVar("rqjobs_depth", default=0)  # of the job that runs
 
@@ -214,7 +214,7 @@ class JobRunner:
 def _run_in_job(worker: TestWorker, claim: Claim, app: Any, depth: int) -> None:
     _depth.set(depth)
     with (
-        variables_set({JOB_ID_VARIABLE: claim.job_id}),
+        variables_set({NAME_OF_ID_VARIABLE: claim.job_id}),
         rq_patches.installed_for_now(),
         catalog.flask_app_for_now(app),
     ):

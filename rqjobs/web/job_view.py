@@ -33,7 +33,7 @@ NAME_CHARACTERS = 260
 MAX_ARGUMENTS = 100
 MAX_PARENTS = 50
 MAX_BLOCKING_PARENTS = 10
-PASSED_ON = {  # the first argument of a job that takes results
+PASSED_ON_TEXTS = {  # the first argument of a job that takes results
     "result": "the result of the job before it",
     "results": "the list of the results of the jobs before it",
 }
@@ -328,7 +328,7 @@ def _arguments(job: Job) -> list[tuple[str, str]]:
         return [("", cut(unreadable(error), 500))]
     place = passed_results.place_of(job.policy_fields)
     if place and place.takes != "nothing":
-        args = [PASSED_ON[place.takes], *args]
+        args = [PASSED_ON_TEXTS[place.takes], *args]
     named = [(str(number), value) for number, value in enumerate(args, 1)] + list(kwargs.items())
     function = catalog.current().functions.get(job.func_name or "")
     if function:

@@ -36,7 +36,7 @@ from rqjobs.policies.retries import History
 from rqjobs.worker.log_buffer import LogBuffer
 
 FLUSH_SECONDS = 0.1  # from the first line that was not sent to the write
-RETRY_SECONDS = 1.0  # after a write that Redis did not take
+RESEND_SECONDS = 1.0  # after a write that Redis did not take
 SEND_TIMEOUT_SECONDS = 5
 PRINT_MAX_CHARACTERS = 256 * 1024  # of one write to stdout
 PRINT_LEVEL = "PRINT"
@@ -209,7 +209,7 @@ class LogCapture:
             time.sleep(FLUSH_SECONDS)
             self._is_woken = False
             if not self.flush():
-                time.sleep(RETRY_SECONDS)
+                time.sleep(RESEND_SECONDS)
                 self._wake_sender()
 
     def flush(self) -> bool:

@@ -12,7 +12,7 @@ from rqjobs.web.job_view import is_job_id, row
 from rqjobs.web.rendering import flash, page, pages, paging
 
 JOBS_PER_PAGE = 50
-ENDED = (flows.FlowStatus.FINISHED, flows.FlowStatus.CANCELED)
+ENDED_FLOWS = (flows.FlowStatus.FINISHED, flows.FlowStatus.CANCELED)
 
 
 @pages.get("/flows/<flow_id>")
@@ -33,7 +33,7 @@ def flow(flow_id: str) -> Any:
         "flow.html",
         flow_id=found.id,
         flow_status=status.value,
-        ended=status in ENDED,
+        ended=status in ENDED_FLOWS,
         progress=progress,
         jobs=jobs,
         paging=part,

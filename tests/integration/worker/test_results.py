@@ -64,7 +64,7 @@ def test_wait_returns_the_value_or_raises_the_exception_of_the_job(redis):
         "builtin": (KeyError, ("key",)),
         "file": (FileNotFoundError, (2, "no such file")),
         "unplain": (ValueError, ("['a', 'list']",)),
-        "long": (ValueError, ("x" * raised.MESSAGE_MAX_CHARACTERS,)),
+        "long": (ValueError, ("x" * raised.RAISED_MESSAGE_MAX_CHARACTERS,)),
         "faked": (ValueError, result_jobs.RAISED["faked"]().args),
     }
     other = {
@@ -205,7 +205,7 @@ def test_a_wait_blocks_and_outlasts_killed_workers(redis, worker, kill, backgrou
     assert [wait.result() for wait in waits] == ["gate"] * 8 + [["gate"]]
     eventually(lambda: not blocked(redis), what="no connection is left")
     calls = redis.info("commandstats")["cmdstat_xread"]["calls"] - reads
-    assert calls < 9 * 60 / results.CHECK_SECONDS  # as many as in a minute
+    assert calls < 9 * 60 / results.STATE_CHECK_SECONDS  # as many as in a minute
 
 
 def test_endings_without_an_entry_are_noticed(redis, background, eventually):
