@@ -44,6 +44,10 @@ RQ's keys are its own, unchanged. Ours begin with `rqjobs:`:
     rqjobs:outbox                      sorted set, rows of the outbox whose jobs are stored -> until
                                        when that is noted, in Unix seconds
     rqjobs:outbox:wakeup               channel, a message for new rows of the outbox
+    rqjobs:counts:<minute>             hash, `<kind>:<queue>` -> number of events in this minute
+                                       (Unix time / 60); kept for two hours: counters.py
+    rqjobs:counts:day                  hash, minute -> its totals by kind, for the last day;
+                                       `last` -> the minute up to which they are complete
     rqjobs:result                      stream, a result inside settle_success.lua; never left behind
     rqjobs:sweep:lock, :last           the lock of the sweep, and when the last one was
     rqjobs:sweep:intermediate:<queue>  hash, id -> since when it is in RQ's intermediate list
@@ -113,6 +117,7 @@ SCHEDULES_UNFINISHED = "rqjobs:schedules:unfinished"
 SCHEDULES_DECLARED = "rqjobs:schedules:declared"
 SCHEDULES_ANNOUNCED = "rqjobs:schedules:announced"
 RESULT = "rqjobs:result"
+COUNTS_DAY = "rqjobs:counts:day"
 UNIQUE = "rqjobs:unique"
 OUTBOX = "rqjobs:outbox"
 OUTBOX_WAKEUP_CHANNEL = "rqjobs:outbox:wakeup"
@@ -270,6 +275,11 @@ def flow_held(flow_id: str) -> str:
 
 def wakeup_channel(queue: str) -> str:
     return f"{WAKEUP_PREFIX}{queue}"
+
+
+def counts(minute: int) -> str:
+    """The counts of a minute: the Unix time divided by 60."""
+    return f"rqjobs:counts:{minute}"
 
 
 def odd(key: str) -> str:

@@ -46,6 +46,7 @@ SINGLE_KEYS = {
         keys.LAST_WOKEN,
         keys.DEFERRED_CURSORS,
         keys.UNIQUE,
+        keys.COUNTS_DAY,
     ),
     "none": (keys.RESULT,),  # exists only inside a script
 }

@@ -228,6 +228,7 @@ JOB_OUTCOMES = Script("job_outcomes")
 RENEW_LEASE = Script("renew_lease")
 REGISTER_HORSE = Script("register_horse")
 BEGIN_SWEEP = Script("begin_sweep")
+ROLL_UP_COUNTS = Script("roll_up_counts", policies=False)
 TAKE_LOCKS = Script("take_locks")
 
 # Keys of the wrong type.

@@ -11,7 +11,17 @@ from typing import Any
 import redis
 
 from rqjobs import config
-from rqjobs.broker import flows, keys, leases, odd_keys, pauses, recovery, scripts, transitions
+from rqjobs.broker import (
+    counters,
+    flows,
+    keys,
+    leases,
+    odd_keys,
+    pauses,
+    recovery,
+    scripts,
+    transitions,
+)
 from rqjobs.broker.keys import decode
 from rqjobs.broker.places import SCAN_BATCH_KEYS, owners_of, queue_names, started_jobs
 from rqjobs.maintenance import failure_groups, new_failures, waiting
@@ -90,6 +100,7 @@ class _Sweep:
             recovery.wake_due(self.connection)  # there may be no scheduler
             recovery.check_waiting(self.connection, self.result.on_progress)
         new_failures.follow_all(self.connection, self.result.on_progress)
+        counters.roll_up(self.connection)  # what is left, the next sweep adds
 
     def _sweep_worker(self, worker: str) -> None:
         state = self.liveness.state(worker)

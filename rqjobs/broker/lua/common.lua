@@ -23,6 +23,22 @@ local function redis_time()
   return tonumber(time[1]) + tonumber(time[2]) / 1000000
 end
 
+-- Count `number` events of a queue in this minute, for the pages and the metrics (`counters.py` lists
+-- the kinds). A count never fails a script: nothing is counted if its key has the wrong type. A
+-- program can write jobs with any number of queue names, so the number of fields is bounded: further
+-- ones count for the queue "". `seconds`: Redis's time, if the script knows it.
+local function count_event(kind, queue, number, seconds)
+  local key = string.format('rqjobs:counts:%d', (seconds or redis.call('TIME')[1]) / 60)
+  local field = kind .. ':' .. queue
+  if redis.pcall('HINCRBY', key, field, number) ~= number then return end
+  -- The field is new.
+  redis.pcall('EXPIRE', key, 7200)
+  if redis.pcall('HLEN', key) > 512 and queue ~= '' then
+    redis.pcall('HDEL', key, field)
+    redis.pcall('HINCRBY', key, kind .. ':', number)
+  end
+end
+
 -- Fields of a job's hash, false for an empty one; nil if the key has the wrong type.
 local function read_job(id, ...)
   local fields = redis.pcall('HMGET', 'rq:job:' .. id, ...)
@@ -286,6 +302,7 @@ local function enqueue_dependent(child, parent, outcome, iso, default_timeout)
     add_scheduled(child, queue, string.format('%.17g', due), '+inf')  -- Lua reads more than Redis
   else
     redis.call(fields[4] == '1' and 'LPUSH' or 'RPUSH', 'rq:queue:' .. queue, child)
+    count_event('enqueued', queue, 1)
   end
   redis.pcall('SADD', 'rq:queues', 'rq:queue:' .. queue)
   redis.pcall('ZREM', 'rq:deferred:' .. queue, child)
@@ -329,6 +346,7 @@ local function fail_job(queue, id, worker, traceback, iso, default_ttl)
   local expiry = failure_ttl == '-1' and '+inf' or redis_time() + kept
   redis.pcall('ZADD', 'rq:failed:' .. queue, expiry, id)
   note_failure(id, nil, '')
+  count_event('failed', queue, 1)
   if not is_hash then return end
   redis.call('HSET', job, 'status', 'failed', 'ended_at', iso, 'origin', queue)
   redis.call('HDEL', job, 'rqjobs_token')

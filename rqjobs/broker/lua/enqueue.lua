@@ -261,6 +261,8 @@ local function join_flow(entry)
   end
 end
 
+local entered = {}  -- queue -> number of jobs that this call puts into it
+
 local function accept(entry)
   local id, queue, job = entry.id, entry.queue, 'rq:job:' .. entry.id
   local before = not entry.is_new and placement(id)
@@ -297,6 +299,7 @@ local function accept(entry)
     add_scheduled(id, queue, entry.place, ARGV[1])
   elseif entry.place ~= 'nowhere' and not stays then
     redis.call(entry.place == 'front' and 'LPUSH' or 'RPUSH', 'rq:queue:' .. queue, id)
+    entered[queue] = (entered[queue] or 0) + 1
   end
   return (waits or field) and 'deferred' or due and 'scheduled' or 'queued'
 end
@@ -343,4 +346,5 @@ for position, entry in ipairs(entries) do
   end
 end
 if KEYS[2] then redis.call('ZADD', KEYS[2], ARGV[5], ARGV[2]) end
+for queue, number in pairs(entered) do count_event('enqueued', queue, number) end
 return reply

@@ -24,6 +24,7 @@ if queue ~= '' then
   if expires then start_expiry(call_id, expires, redis_time()) end
   redis.call('RPUSH', queue_key, call_id)
   redis.pcall('SADD', KEYS[2], queue_key)
+  count_event('enqueued', queue, 1)
 end
 if group ~= '' then count_failure(id, group) end
 redis.call('HDEL', new_failures, field)

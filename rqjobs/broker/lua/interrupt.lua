@@ -18,6 +18,7 @@ if reply then return reply end
 if is_canceled then
   mark_settled(claims, queue, id, token)
   if unique_key then forget_unique(id, unique_key) end
+  count_event('canceled', queue, 1)
   return 'canceled'
 end
 if not fits(queue_key, 'list') then

@@ -114,6 +114,7 @@ local function end_unrun(queue, id, worker, ending, reason, iso, default_ttl)
     redis.pcall('ZREM', expiry, old)
   end
   end_policies(id)
+  count_event(ending == 'expired' and ending or 'canceled', queue, 1, now)
 end
 
 -- Limits. A job with a limit takes a slot of its key when it is claimed, and the slot is free when

@@ -36,6 +36,7 @@ local WAITING = {scheduled = true, queued = true, deferred = true, created = tru
 local has_crashes = redis.call('EXISTS', crash_backoff) == 1
 local has_without_job = redis.call('EXISTS', without_job) == 1
 local moved, kept, done, front, back = 0, 0, {}, {}, {}
+local returned = 0  -- jobs that crashed; they were counted when they entered the queue first
 
 -- Whether an id is kept for now, because its enqueuer may still write the job.
 local function keep_for_now(id)
@@ -99,6 +100,7 @@ local function handle(id, score)
   if not WAITING[job.status] and keep_for_now(id) then return true end
   if WAITING[job.status] or job.origin == queue then
     -- A job that crashed was in the queue already, so it keeps its place and its time.
+    if has_crashed then returned = returned + 1 end
     promote(id, job, has_crashed and job.enqueued_at, has_crashed or job.at_front)
   end
   return false
@@ -124,6 +126,7 @@ end
 if #back > 0 then redis.call('RPUSH', queue_key, unpack(back)) end
 for _, id in ipairs(front) do redis.call('LPUSH', queue_key, id) end
 if moved > 0 then redis.pcall('SADD', queues_key, queue_key) end
+if moved > returned then count_event('enqueued', queue, moved - returned, now) end
 if #done > 0 then redis.call('ZREM', scheduled, unpack(done)) end
 local later = redis.call('ZRANGEBYSCORE', scheduled, '(' .. moment, '+inf', 'WITHSCORES',
   'LIMIT', 0, 1)

@@ -52,4 +52,5 @@ if retried and left then
   redis.call('HSET', job, 'retries_left', string.format('%d', left + retried))
 end
 if unique_key then redis.call('HSET', 'rqjobs:unique', unique_key, id) end
+count_event('enqueued', string.sub(queue_key, 10), 1)
 return 'requeued'

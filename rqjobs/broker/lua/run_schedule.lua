@@ -95,6 +95,7 @@ for i = 11, #ARGV, 2 do
     missed = missed + 1
   end
 end
+if made > 0 then count_event('enqueued', string.sub(queue_key, 10), made, now) end
 if not by_rule then return {'done', made, skipped} end
 
 local is_over = following == '' or (runs_left and runs_left < 1)

@@ -33,6 +33,8 @@ for kind, commands in pairs({
 }) do
   for command in string.gmatch(commands, '%u+') do KEY_TYPES[command] = kind end
 end
+-- Statuses in which a job may be whose dependents continue to wait.
+local ENDINGS = {failed = 'failed', stopped = 'stopped', canceled = 'canceled'}
 local types = {}  -- of the keys, as the writes so far leave them
 
 -- Whether a counter that the command increments holds something that is not a number.
@@ -84,6 +86,7 @@ if reply then return reply end
 if is_canceled then
   mark_settled(claims, queue, id, token)
   if unique_key then forget_unique(id, unique_key) end
+  count_event('canceled', queue, 1)
   return 'canceled'
 end
 
@@ -102,6 +105,17 @@ local function keep_recorded_result()
     if entry[2][i] == 'return_value' then result = entry[2][i + 1] end
   end
   keep_flow_result(id, place, result)
+end
+
+-- Count the run that has ended, and the job if its outcome has put it into its queue again.
+local function count_run()
+  local status = (read_job(id, 'status') or {})[1]
+  local kind = outcome
+  if kind == '' and (is_active(status) or status == 'deferred') then kind = 'retried' end
+  if kind == '' then kind = ENDINGS[status] or 'finished' end
+  local now = redis_time()
+  count_event(kind, queue, 1, now)
+  if status == 'queued' then count_event('enqueued', queue, 1, now) end
 end
 
 local left_out = {}
@@ -130,6 +144,7 @@ if unique_key and has_ended_for_good(id) then end_unique(id, unique_key, keep) e
 if outcome == 'finished' then keep_recorded_result() end
 if failure_group ~= '' then count_failure(id, failure_group) end
 if on_failed ~= '' then note_failure(id, token, on_failed) end
+count_run()
 expire_with(job, 'rq:results:' .. id)
 if has_log then expire_with(job, 'rqjobs:log:' .. id) end
 if not dependents_left and outcome ~= '' then expire_with(job, job .. ':dependents') end

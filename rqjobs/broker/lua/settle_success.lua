@@ -24,6 +24,7 @@ if reply then return reply end
 if is_canceled then
   mark_settled(claims, queue, id, token)
   if end_policies then end_policies(id) end
+  count_event('canceled', queue, 1)
   return 'canceled'
 end
 
@@ -38,7 +39,7 @@ if return_value then
   result[11] = 'return_value'
   result[12] = return_value
 end
-redis.pcall('XADD', 'rqjobs:result', '*', unpack(result))
+local entry = redis.pcall('XADD', 'rqjobs:result', '*', unpack(result))
 local is_copied = redis.pcall('COPY', 'rqjobs:result', results) == 1
 redis.call('DEL', 'rqjobs:result')
 if not is_copied then
@@ -61,6 +62,8 @@ end
 if has_log then expire_with(job, 'rqjobs:log:' .. id) end
 drop_claim(claims, queue, id, token)
 if end_policies then end_policies(id, return_value) end
+-- The id of an entry of a stream begins with Redis's time.
+count_event('finished', queue, 1, type(entry) == 'string' and string.sub(entry, 1, 10))
 local dependents = job .. ':dependents'
 if redis.call('EXISTS', dependents) == 0 then return 'settled' end
 define_rare()

@@ -258,7 +258,7 @@ def test_jobs_arriving_on_several_queues_at_once_all_run(worker, redis, eventual
         )
 
 
-@pytest.mark.parametrize(("at_once", "trips", "commands"), [(1, 1, 23), (16, 1, 18)])
+@pytest.mark.parametrize(("at_once", "trips", "commands"), [(1, 1, 24), (16, 1, 19)])
 def test_a_plain_job_takes_one_round_trip_and_the_documented_commands(
     redis, monkeypatch, at_once, trips, commands
 ):

@@ -255,7 +255,7 @@ def test_an_enqueue_that_fails_leaves_nothing(redis):
         chain(jobs.add.s(1).set(result_ttl=0)).enqueue()
     with pytest.raises(rqjobs.NotAJob):
         chain(s(len, "x")).enqueue()
-    assert {*redis.keys("*")} == {b"rq:queue:low", b"rq:queues"}
+    assert {*redis.keys("rq:*")} == {b"rq:queue:low", b"rq:queues"}
 
 
 def test_a_flow_that_was_dropped_takes_no_more_jobs(redis, monkeypatch):
