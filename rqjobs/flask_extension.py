@@ -25,15 +25,30 @@ FIXTURES = "jobs_inline, jobs_recorded or jobs_redis"
 class Jobs:
     """The jobs of a Flask app: `Jobs(app)`, or `Jobs()` and later `init_app(app)`."""
 
-    def __init__(self, app: Flask | None = None, pages: str | None = None):
-        """`pages`: the prefix of the admin pages in the app, for example "/jobs"; None for none."""
+    def __init__(
+        self,
+        app: Flask | None = None,
+        pages: str | None = None,
+        authorize: Callable[[Any], Any] | None = None,
+    ):
+        """The jobs of `app`, or of the app that `init_app` gets later.
+
+        `pages`: the prefix of the admin pages in the app, for example "/jobs"; None for none.
+        `authorize`: who may see and use these pages; see `rqjobs.web.init_app`.
+        """
         _check_pages(pages)
         self.pages = pages
+        self.authorize = authorize
         self.has_app = False
         if app is not None:
             self.init_app(app)
 
-    def init_app(self, app: Flask, pages: str | None = None) -> None:
+    def init_app(
+        self,
+        app: Flask,
+        pages: str | None = None,
+        authorize: Callable[[Any], Any] | None = None,
+    ) -> None:
         """Take the settings of `app.config`, and give the app `flask jobs` and the admin pages.
 
         The environment has precedence over `app.config`. Workers of this process run their jobs in
@@ -61,7 +76,7 @@ class Jobs:
         app.extensions[EXTENSION] = self
         app.cli.add_command(Commands(app, pages))
         if pages is not None:
-            rqjobs.web.init_app(app, pages)
+            rqjobs.web.init_app(app, pages, authorize or self.authorize)
         self.has_app = True
 
     @overload

@@ -5,12 +5,17 @@ The process that serves them never unpickles, and never imports a name from Redi
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from flask import Flask
 from flask.sessions import SecureCookieSessionInterface
 
 from rqjobs import config, rq_patches
 from rqjobs.web import rq_dashboard
 from rqjobs.web import views as views  # importing them adds them to the blueprint
+from rqjobs.web.access import Access as Access
+from rqjobs.web.access import Role as Role
 from rqjobs.web.auth import Auth, SessionInterface
 from rqjobs.web.rendering import pages
 
@@ -39,11 +44,20 @@ def create_app() -> Flask:
     return app
 
 
-def init_app(app: Flask, url_prefix: str = "") -> None:
-    """Put the pages and the dashboard into `app`, all behind our login.
+def init_app(
+    app: Flask, url_prefix: str = "", authorize: Callable[[Any], Any] | None = None
+) -> None:
+    """Put the pages and the dashboard into `app`, all behind a login.
 
-    Routes outside `url_prefix` are not affected. With an empty `url_prefix` the login protects
-    every route of the app. Nothing is printed or written before the first request.
+    `authorize(request)` makes the application's own login decide. It is called once for each
+    request of our pages, and returns None, "read", "operate", "admin", a `Role`, an
+    `Access(role, user)`, or a response for a stranger, such as a redirect to the login. Then there
+    is no login of ours, and no session. If it raises, or returns anything else, the request is
+    refused and a line is logged. Routes outside our pages are not affected.
+
+    Without `authorize` our login decides. Routes outside `url_prefix` are not affected. With an
+    empty `url_prefix` the login protects every route of the app. Nothing is printed or written
+    before the first request.
 
     The login is stored in the app's own session, under the key "rqjobs". Only settings that the app
     has left at Flask's defaults change: the session cookie becomes SameSite=Lax, and Secure over
@@ -54,7 +68,12 @@ def init_app(app: Flask, url_prefix: str = "") -> None:
     process unpickles by RQ's default any more, so it cannot read the arguments, meta and result of
     their jobs. To read them, pass `serializer=rq.serializers.DefaultSerializer` to RQ, or serve
     `create_app()` in a process of its own.
+
+    Raises:
+        TypeError: `authorize` is not callable.
     """
+    if authorize is not None and not callable(authorize):
+        raise TypeError(f"authorize={authorize!r} is not callable; give a function of the request")
     rq_patches.install(shared=True)
     prefix = ""
     if url_prefix.strip("/"):
@@ -64,6 +83,6 @@ def init_app(app: Flask, url_prefix: str = "") -> None:
         app.config["SESSION_COOKIE_SAMESITE"] = "Lax"
     if type(app.session_interface) is SecureCookieSessionInterface:
         app.session_interface = SessionInterface()
-    Auth(app, prefix)
+    Auth(app, prefix, authorize)
     app.register_blueprint(pages, url_prefix=prefix or None)
     rq_dashboard.mount(app, prefix)

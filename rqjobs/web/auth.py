@@ -1,7 +1,8 @@
 """Authentication: one check before every path under the prefix, of our pages and the dashboard.
 
-The check asks, in this order: where the request comes from, whether another site sent it, and
-whether its session is open.
+The check asks, in this order: where the request comes from, whether another site sent it, who
+sends it (by our login, by the application's `authorize`, or by a token), and whether the role of
+that user suffices.
 """
 
 from __future__ import annotations
@@ -11,19 +12,23 @@ import hmac
 import secrets
 import sys
 import time
+from collections.abc import Callable
 from functools import cached_property
 from math import ceil
 from typing import Any, cast
 
 import itsdangerous
 import redis
-from flask import Flask, Response, current_app, g, redirect, request, session, url_for
+from flask import Flask, Response, abort, current_app, g, redirect, request, session, url_for
 from flask.sessions import SecureCookieSessionInterface
 from werkzeug.exceptions import BadRequest, HTTPException
+from werkzeug.wrappers import Response as WerkzeugResponse
 
 from rqjobs import config, connection
 from rqjobs.broker import logins
 from rqjobs.broker.logins import RateLimit
+from rqjobs.web import access
+from rqjobs.web.access import SAFE_METHODS, STRANGER, Access, Gate, Role, requires
 from rqjobs.web.generated_secrets import generated_secret
 from rqjobs.web.rendering import http_error, message, page, pages, redis_error, redis_warnings
 from rqjobs.web.rendering import redirect_back as redirect_back
@@ -35,8 +40,9 @@ from rqjobs.web.request_origin import (
     is_same_origin,
 )
 
-SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 PUBLIC_ENDPOINTS = ("rqjobs.login", "rqjobs.healthz")
+PUBLIC_FILES = ("rqjobs.css",)
+BLUEPRINTS = ("rqjobs", "rqjobs_api", "rq_dashboard")
 SESSION_SECONDS = 12 * 3600
 DEVICE_SECONDS = 180 * 24 * 3600  # a browser that has logged in is recognized for so long
 CLIENT_FREE_ATTEMPTS = 3  # wrong passwords of one address or one browser without a pause
@@ -80,14 +86,18 @@ def ensure_secret_key(app: Flask) -> bytes:
 
 
 class Auth:
-    """The access rules of one app. `current_auth()` gives it during a request."""
+    """The access rules of one app. `current_auth()` gives it during a request.
 
-    def __init__(self, app: Flask, prefix: str):
+    With `authorize`, that function decides instead of a login of ours.
+    """
+
+    def __init__(self, app: Flask, prefix: str, authorize: Callable[[Any], Any] | None = None):
         settings = config.current()
         self.app = app
         self.prefix = prefix
+        self.authorize = authorize
         self.user = settings.admin_user
-        self.local_only = not settings.admin_password
+        self.local_only = not settings.admin_password and authorize is None
         self.configured_password = settings.admin_password or settings.one_time_password
         self.password_printed = False
         app.extensions["rqjobs"] = self
@@ -131,7 +141,13 @@ class Auth:
     # The check of a request
 
     def protects(self) -> bool:
-        """Whether the request is for a protected path, by its path or by the route that matches."""
+        """Whether the request is for a protected path, by its path or by the route that matches.
+
+        Without a prefix our login protects the whole app. The application's own `authorize`
+        protects only our pages then, because the application has pages for strangers.
+        """
+        if self.authorize and not self.prefix:
+            return request.blueprint in BLUEPRINTS
         paths = [request.path]
         if request.url_rule:
             paths.append(request.url_rule.rule)
@@ -141,10 +157,10 @@ class Auth:
         """None to let the request pass, else the response that refuses it."""
         if not self.protects():
             return None
+        # Several requests share `g` while a test has an app context open.
+        g.rqjobs_access, g.rqjobs_nav, g.rqjobs_warnings = STRANGER, False, []
         g.rqjobs_refused = True
-        refusal = self._check_origin()
-        if refusal is None:
-            refusal = self._check_login()
+        refusal = self._refuse()
         if refusal is not None:
             return refusal
         error = request.routing_exception
@@ -153,10 +169,33 @@ class Auth:
         g.rqjobs_refused = False
         return None
 
-    def _check_origin(self) -> Any:
+    def _refuse(self) -> Any:
         if isinstance(request.routing_exception, BadRequest):
             # Without a host name, no page with links can be made.
             return Response("The Host header is not a host name.\n", 400, mimetype="text/plain")
+        gate = self._gate()
+        if gate is not None:
+            answer = gate.authenticate()
+            if isinstance(answer, Access):
+                g.rqjobs_access = answer
+                return self._check_role(gate.refuse)
+            if answer is not None:
+                return answer
+        refusal = self._check_origin()
+        if refusal is None and not self.is_public():
+            refusal = self._check_user()
+            if refusal is None:
+                refusal = self._check_role(message)
+        return refusal
+
+    def _gate(self) -> Gate | None:
+        path = request.path.removeprefix(self.prefix)
+        for start, gate in access.GATES.items():
+            if path == start or path.startswith(start + "/"):
+                return gate
+        return None
+
+    def _check_origin(self) -> Any:
         if self.local_only and not is_from_this_machine():
             return message(
                 403,
@@ -167,9 +206,13 @@ class Auth:
             return message(403, "Refused", explain_refusal())
         return None
 
-    def _check_login(self) -> Any:
+    def _check_user(self) -> Any:
+        """None if the request has a user, whose access is in `g` then; else the refusal."""
         try:
-            if self.is_public() or self.is_logged_in():
+            if self.authorize is not None:
+                return self._ask_application()
+            if self.is_logged_in():
+                g.rqjobs_access = Access(Role.ADMIN, self.user)
                 return None
         except redis.RedisError as error:
             if request.blueprint:  # its own handler makes the response
@@ -179,10 +222,44 @@ class Auth:
             return redirect(url_for("rqjobs.login", next=request.full_path.rstrip("?")), 303)
         return message(401, "Log in first", "You are not logged in, or your session has ended.")
 
+    def _ask_application(self) -> Any:
+        """Let `authorize` decide. Whatever it does wrong is a refusal, with a line in the log."""
+        assert self.authorize is not None
+        try:
+            answer = current_app.ensure_sync(self.authorize)(request)
+            if isinstance(answer, WerkzeugResponse):
+                return answer
+            found = access.read_access(answer)
+        except HTTPException as error:
+            return error.get_response()
+        except Exception as error:
+            current_app.logger.error(
+                "rqjobs: the pages are closed, because the application's authorize function "
+                "failed: %s: %s",
+                type(error).__name__,
+                error,
+                exc_info=not isinstance(error, access.InvalidAccess),
+            )
+            found = STRANGER
+        if found.role is Role.NONE:
+            return message(403, "No access", "This application does not let you see its jobs.")
+        g.rqjobs_access = found
+        g.rqjobs_nav = True
+        g.rqjobs_warnings = redis_warnings(logins.check_session(connection.client(), ""))
+        return None
+
+    def _check_role(self, refuse: Callable[[int, str, str], Any]) -> Any:
+        needed = access.required_role()
+        if access.current_access().role >= needed:
+            return None
+        return refuse(403, "Not allowed", access.explain_refusal(needed))
+
     def is_public(self) -> bool:
         """Whether the request needs no login."""
         if request.endpoint == "rqjobs.static":
-            return (request.view_args or {}).get("filename") == "rqjobs.css"
+            return (request.view_args or {}).get("filename") in PUBLIC_FILES
+        if self.authorize is not None and request.endpoint == "rqjobs.login":
+            return False  # there is no login of ours
         return request.endpoint in PUBLIC_ENDPOINTS
 
     def add_headers(self, response: Response) -> Response:
@@ -191,7 +268,7 @@ class Auth:
             return response
         for name, value in SECURITY_HEADERS.items():
             response.headers.setdefault(name, value)
-        if request.blueprint == "rqjobs" or g.get("rqjobs_refused"):
+        if request.blueprint in ("rqjobs", "rqjobs_api") or g.get("rqjobs_refused"):
             response.headers.setdefault("Content-Security-Policy", PAGE_CONTENT_POLICY)
             response.headers.setdefault("Cache-Control", "no-store")
         return response
@@ -267,7 +344,7 @@ def is_local_path(path: str) -> bool:
 
 @pages.route("/login", methods=["GET", "POST"])
 def login() -> Any:
-    auth = current_auth()
+    auth = _own_login()
     target = request.values.get("next", "")
     auth.print_password()
     if request.method != "POST":
@@ -294,6 +371,14 @@ def login() -> Any:
     return _welcome(auth, target)
 
 
+def _own_login() -> Auth:
+    """The access rules. Aborts with 404 if the application's login decides."""
+    auth = current_auth()
+    if auth.authorize is not None:
+        abort(404)
+    return auth
+
+
 def _welcome(auth: Auth, target: str) -> Any:
     """A redirect to the page that was asked for, with the cookie that recognizes this browser."""
     address = url_for("rqjobs.home")
@@ -313,9 +398,10 @@ def _welcome(auth: Auth, target: str) -> Any:
 
 
 @pages.post("/logout")
+@requires(Role.READ)
 def logout() -> Any:
     """End the session in Redis too, so that a copy of the cookie is worthless."""
-    logins.close_session(connection.client(), current_auth().session_id() or "")
+    logins.close_session(connection.client(), _own_login().session_id() or "")
     session.pop("rqjobs", None)
     return redirect(url_for("rqjobs.login"), 303)
 

@@ -13,12 +13,14 @@ from pprint import pformat
 from typing import Any, NamedTuple
 
 import redis
-from flask import Blueprint, Response, g, redirect, render_template, request, session, url_for
+from flask import Blueprint, Response, current_app, g, redirect, request, session, url_for
+from jinja2 import Environment
 from werkzeug.exceptions import HTTPException, NotFound
 
 from rqjobs import connection, stats
 from rqjobs.broker.logins import SessionCheck
 from rqjobs.broker.pauses import read_pauses
+from rqjobs.web import access
 
 MAX_TEXT_CHARACTERS = 20_000  # of one text on a page
 MAX_PAGE_NUMBER = 1000
@@ -37,9 +39,65 @@ pages = Blueprint(
     static_folder="static",
     static_url_path="/assets",
 )
+SECTIONS = (  # the navigation: an entry is shown if its page exists and the viewer may see it
+    ("Home", "rqjobs.home"),
+    ("Jobs", "rqjobs.jobs"),
+    ("Failures", "rqjobs.failed"),
+    ("Queues", "rqjobs.queues"),
+    ("Workers", "rqjobs.workers"),
+    ("Schedules", "rqjobs.schedules"),
+    ("Flows", "rqjobs.flows"),
+    ("Delayed", "rqjobs.delayed_jobs"),
+    ("Activity", "rqjobs.activity"),
+    ("Redis", "rqjobs.redis_page"),
+    ("Settings", "rqjobs.settings_page"),
+)
+PARENTS = {  # a page that is not in the navigation -> the page above it
+    "rqjobs.job": "rqjobs.jobs",
+    "rqjobs.failed_group": "rqjobs.failed",
+    "rqjobs.queue": "rqjobs.queues",
+    "rqjobs.worker": "rqjobs.workers",
+    "rqjobs.schedule": "rqjobs.schedules",
+    "rqjobs.flow": "rqjobs.flows",
+}
+TEMPLATES = "rqjobs.templates"  # the name of our template environment in app.extensions
 
 
 # Pages
+
+
+def render(template: str, **values: Any) -> str:
+    """One of our templates as a text. `can` is a global of it, also in imported macros."""
+    context = values
+    current_app.update_template_context(context)
+    return _environment().get_template(f"rqjobs/{template}").render(context)
+
+
+def _environment() -> Environment:
+    """The app's template environment with our globals, which the app's own templates do not get."""
+    found: Environment | None = current_app.extensions.get(TEMPLATES)
+    if found is None:
+        found = current_app.jinja_env.overlay()
+        found.globals = {**current_app.jinja_env.globals, "can": access.can}
+        current_app.extensions[TEMPLATES] = found
+    return found
+
+
+def sections() -> list[tuple[str, str]]:
+    """The entries of the navigation: label and endpoint."""
+    found = []
+    for label, endpoint in SECTIONS:
+        view = current_app.view_functions.get(endpoint)
+        if view is None or (endpoint == "rqjobs.delayed_jobs" and _has_jobs_page()):
+            continue
+        needed, _ = getattr(view, "rqjobs_roles", (access.Role.READ, {}))
+        if access.current_access().role >= needed:
+            found.append((label, endpoint))
+    return found
+
+
+def _has_jobs_page() -> bool:
+    return "rqjobs.jobs" in current_app.view_functions
 
 
 def page(template: str, status: int = 200, **values: Any) -> Response:
@@ -47,9 +105,12 @@ def page(template: str, status: int = 200, **values: Any) -> Response:
     note = None
     if "rqjobs_note" in session:
         note = session.pop("rqjobs_note")
-    html = render_template(
-        f"rqjobs/{template}",
+    html = render(
+        template,
         nav=g.get("rqjobs_nav", False),
+        sections=sections(),
+        own_login=current_app.extensions["rqjobs"].authorize is None,
+        here=PARENTS.get(request.endpoint or "", request.endpoint),
         note=note,
         warnings=g.get("rqjobs_warnings", []),
         **values,

@@ -45,6 +45,7 @@ from rqjobs.broker.places import queue_names
 from rqjobs.broker.transitions import DeleteOutcome
 from rqjobs.jobs import Job
 from rqjobs.queues import Queue
+from rqjobs.web.access import Role, requires
 from rqjobs.web.rendering import CONNECTION_ERRORS
 
 UPSTREAM_FOLDER = Path(upstream.__file__).parent
@@ -438,6 +439,7 @@ def to_json(value: Any) -> Any:
 
 
 @dashboard.post("/job/<job_id>/delete")
+@requires(Role.ADMIN)
 def delete_job_view(job_id: str) -> Response:
     """Delete a job from every place.
 
@@ -454,18 +456,21 @@ def delete_job_view(job_id: str) -> Response:
 
 
 @dashboard.post("/job/<job_id>/requeue")
+@requires(Role.ADMIN)
 def requeue_job_view(job_id: str) -> Response:
     transitions.requeue(connection.client(), job_id)
     return json_response({"status": "OK"})
 
 
 @dashboard.post("/requeue/<path:queue_name>")
+@requires(Role.ADMIN)
 def requeue_all(queue_name: str) -> Response:
     count = transitions.requeue_all(connection.client(), [queue_name])
     return json_response({"status": "OK", "count": count})
 
 
 @dashboard.post(f"/queue/{REGISTRY_RULE}/empty")
+@requires(Role.ADMIN)
 def empty_queue(queue_name: str, registry_name: str) -> Response:
     """Delete the jobs of a registry.
 
@@ -483,6 +488,7 @@ def empty_queue(queue_name: str, registry_name: str) -> Response:
 
 
 @dashboard.post("/queue/<path:queue_name>/compact")
+@requires(Role.ADMIN)
 def compact_queue(queue_name: str) -> Response:
     Queue(queue_name, connection=connection.client()).compact()
     return json_response({"status": "OK"})

@@ -11,6 +11,7 @@ from rqjobs import connection, stats
 from rqjobs import failed as failed_jobs
 from rqjobs.broker import places, transitions
 from rqjobs.failed import Filter, Target
+from rqjobs.web.access import Role, requires
 from rqjobs.web.job_view import row
 from rqjobs.web.rendering import cut, flash, page, pages, paging, queue_filter
 
@@ -87,6 +88,7 @@ def requeue_group(group_id: str) -> Any:
 
 
 @pages.post("/failed/<group_id>/delete")
+@requires(Role.ADMIN)
 def delete_group(group_id: str) -> Any:
     """Delete the jobs of a group, the oldest failures first, up to `GROUP_MAX_JOBS`."""
     return _change(group_id, failed_jobs.delete_steps, "{:,} jobs are deleted.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flask import abort, render_template
+from flask import abort
 from rq.command import send_stop_job_command
 from rq.exceptions import InvalidJobOperation
 from werkzeug.exceptions import HTTPException
@@ -13,8 +13,9 @@ from rqjobs import connection, delayed, passed_results, queues, stats
 from rqjobs.broker import transitions
 from rqjobs.broker.transitions import DeleteOutcome
 from rqjobs.jobs import Job
+from rqjobs.web.access import Role, requires
 from rqjobs.web.job_view import JOB_ACTIONS, actions_in, describe, fetch, label
-from rqjobs.web.rendering import CONNECTION_ERRORS, cut, flash, page, pages, redirect_back
+from rqjobs.web.rendering import CONNECTION_ERRORS, cut, flash, page, pages, redirect_back, render
 from rqjobs.web.views.delayed import reschedule_form
 
 CANCELED_WHILE_RUNNING = (
@@ -35,11 +36,12 @@ def state(job_id: str) -> Any:
         "id": job_id,
         "status": view["status"],
         "ended": view["ended"],
-        "html": render_template("rqjobs/_job.html", job=view),
+        "html": render("_job.html", job=view),
     }
 
 
 @pages.post("/jobs/<job_id>/<action>")
+@requires(Role.OPERATE, delete=Role.ADMIN)
 def act(job_id: str, action: str) -> Any:
     """Do one of `JOB_ACTIONS` if the job's status allows it now. A note shows the outcome."""
     if action not in JOB_ACTIONS:

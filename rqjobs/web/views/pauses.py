@@ -7,7 +7,7 @@ from typing import Any
 from flask import abort, request
 
 from rqjobs import pauses
-from rqjobs.web.auth import current_auth
+from rqjobs.web.access import current_access
 from rqjobs.web.rendering import cut, flash, pages, redirect_back
 
 
@@ -32,4 +32,4 @@ def change_pause(action: str) -> Any:
 def _change(action: str, target: dict[str, str]) -> bool:
     if action == "resume":
         return pauses.resume(**target)
-    return pauses.pause(**target, by=current_auth().user)
+    return pauses.pause(**target, by=current_access().user)

@@ -17,6 +17,7 @@ from rqjobs import ScheduleError, catalog, connection, queues, schedules, stats
 from rqjobs.schedules.describe import describe, describe_missed
 from rqjobs.schedules.rules import Rule
 from rqjobs.schedules.store import Schedule, is_name, read
+from rqjobs.web.access import Role, can, requires
 from rqjobs.web.forms import arguments, fields
 from rqjobs.web.forms.options import FormReader
 from rqjobs.web.forms.rule import MISSED_LABELS, NEW_RULE, fill_in_rule, read_rule, time_zones
@@ -147,7 +148,8 @@ def _one(
     """
     detail = _detail(name, found)
     form = None
-    if found and found.source != "code" and detail["schedule"]["state"] != UNREADABLE:
+    editable = found is not None and found.source != "code" and can("admin")
+    if found and editable and detail["schedule"]["state"] != UNREADABLE:
         form = _form(function) | {"keep": keep, "revision": found.revision}
         if not errors:  # then the browser converts the dates to its own time zone
             form["moments"] = {"start": found.rule.start, "end": found.rule.end}
@@ -275,6 +277,7 @@ def _local_times(ticks: list[Any]) -> list[Any]:
 
 
 @pages.post("/schedules/<name>/<action>")
+@requires(Role.OPERATE, remove=Role.ADMIN)
 def act_on_schedule(name: str, action: str) -> Any:
     """Do one of `SCHEDULE_ACTIONS`. A note shows the outcome."""
     if action not in SCHEDULE_ACTIONS or not is_name(name):
@@ -291,6 +294,7 @@ def act_on_schedule(name: str, action: str) -> Any:
 
 
 @pages.post("/schedules")
+@requires(Role.ADMIN)
 def add_schedule() -> Any:
     """Store the schedule in the form. A form that is sent twice makes one schedule."""
     chosen = request.form.get("function", "")
@@ -331,6 +335,7 @@ def _is_stored(name: str, rule: Rule, function: str, queue: str, args: Any, kwar
 
 
 @pages.post("/schedules/<name>")
+@requires(Role.ADMIN)
 def edit_schedule(name: str) -> Any:
     """Change a schedule to the form, unless it has changed since the form was opened."""
     found = _find(name)
