@@ -59,6 +59,8 @@ RQ's keys are its own, unchanged. Ours begin with `rqjobs:`:
     rqjobs:schedules:wakeup            channel, the due time of a schedule, or "declared"
     rqjobs:schedules, :*               the schedules by due time; lock, revision, declarations
     rqjobs:schedule:<name>, :*         hash, one schedule; its job, runs and outcomes
+    rqjobs:activity                    stream, who did what when: activity.py
+    rqjobs:activity:refused            stream, the wrong passwords of each minute
     rqjobs:login*, rqjobs:sessions     wrong passwords, and logins to the pages
 
 Fields of ours in a job's hash: `rqjobs_token` (the claim's, which is RQ's execution id),
@@ -121,6 +123,8 @@ COUNTS_DAY = "rqjobs:counts:day"
 UNIQUE = "rqjobs:unique"
 OUTBOX = "rqjobs:outbox"
 OUTBOX_WAKEUP_CHANNEL = "rqjobs:outbox:wakeup"
+ACTIVITY = "rqjobs:activity"
+REFUSED_LOGINS = "rqjobs:activity:refused"
 SESSIONS = "rqjobs:sessions"  # sorted set, session id -> when it expires, in Redis's clock
 WAITING_KEYS = "rqjobs:waiting-keys"
 LAST_WOKEN = "rqjobs:last-woken"

@@ -240,6 +240,10 @@ REMOVE_DANGLING = Script("remove_dangling")
 TRY_LOGIN = Script("try_login")
 LOG_IN = Script("log_in")
 
+# Activity.
+RECORD_ACTIVITY = Script("record_activity", policies=False)
+COUNT_REFUSED_LOGIN = Script("count_refused_login", policies=False)
+
 # Reading only.
 BUSY_QUEUES = Script("busy_queues")
 COUNT_PLACES = Script("count_places")

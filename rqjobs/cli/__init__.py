@@ -20,6 +20,7 @@ import rqjobs
 from rqjobs import catalog, config, connection, dev, rq_patches, stats
 from rqjobs.broker import places, recovery
 from rqjobs.cli import delayed, demo, failed, flows, logs, outbox, pauses, schedules
+from rqjobs.cli.activity import recorded
 from rqjobs.cli.output import echo, echo_table, echo_text, one_line
 from rqjobs.logs import tolerate_any_encoding
 from rqjobs.maintenance import audit as maintenance_audit
@@ -151,6 +152,7 @@ def run_worker(
 
 
 @main.command()
+@recorded("recover jobs of dead workers")
 def recover() -> None:
     """Requeue the jobs of dead workers now.
 

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 import click
 
 from rqjobs import delayed
+from rqjobs.cli.activity import recorded
 from rqjobs.cli.output import each, echo, local_time, one_line_errors, short_line
 from rqjobs.cli.params import Duration, is_duration, limit_option
 
@@ -30,6 +31,7 @@ def group(ctx: click.Context, limit: int) -> None:
 
 @group.command()
 @click.argument("ids", nargs=-1, required=True)
+@recorded("cancel job", "ids")
 def cancel(ids: Sequence[str]) -> None:
     """Cancel delayed jobs."""
     each(ids, delayed.cancel, "canceled")
@@ -38,6 +40,7 @@ def cancel(ids: Sequence[str]) -> None:
 @group.command()
 @click.argument("job_id")
 @click.argument("when")
+@recorded("reschedule job", "job_id")
 @one_line_errors
 def reschedule(job_id: str, when: str) -> None:
     """Change the time of a delayed job.

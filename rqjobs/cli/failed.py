@@ -14,6 +14,7 @@ import redis
 import rqjobs
 from rqjobs import attempts, connection, failed, stats
 from rqjobs.broker import transitions
+from rqjobs.cli.activity import recorded
 from rqjobs.cli.output import each, echo, echo_table, local_time, short_line
 from rqjobs.cli.params import Duration, is_duration, limit_option
 from rqjobs.failed import Filter, Target
@@ -204,6 +205,7 @@ def _change(
 @filtered
 @click.option("--all", "every", is_flag=True, help="Every failed job.")
 @click.pass_context
+@recorded("requeue failed jobs", "ids", "every", "function", "error", "queue", "since")
 def requeue(ctx: click.Context, ids: Sequence[str], every: bool, **_filters: Any) -> None:
     """Requeue failed jobs. Each job moves in one atomic step."""
     client = connection.client()
@@ -218,6 +220,7 @@ def requeue(ctx: click.Context, ids: Sequence[str], every: bool, **_filters: Any
 @click.option("--all", "every", is_flag=True, help="Every failed job.")
 @click.confirmation_option(prompt="Delete them permanently?")
 @click.pass_context
+@recorded("delete failed jobs", "ids", "every", "function", "error", "queue", "since")
 def delete(ctx: click.Context, ids: Sequence[str], every: bool, **_filters: Any) -> None:
     """Delete failed jobs permanently."""
     client = connection.client()

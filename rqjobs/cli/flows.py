@@ -7,6 +7,7 @@ import json
 import click
 
 from rqjobs import flows
+from rqjobs.cli.activity import recorded
 from rqjobs.cli.output import echo, echo_table, one_line_errors
 from rqjobs.cli.params import limit_option
 from rqjobs.flows.flow import progress_of, status_of
@@ -41,6 +42,7 @@ def show(flow_id: str, as_json: bool, limit: int) -> None:
 
 @group.command()
 @click.argument("flow_id")
+@recorded("cancel flow", "flow_id")
 @one_line_errors
 def cancel(flow_id: str) -> None:
     """Cancel all jobs of a flow that have not ended."""
@@ -49,6 +51,7 @@ def cancel(flow_id: str) -> None:
 
 @group.command()
 @click.argument("flow_id")
+@recorded("retry flow", "flow_id")
 @one_line_errors
 def retry(flow_id: str) -> None:
     """Requeue the failed and the stopped jobs of a flow. The jobs behind them follow."""

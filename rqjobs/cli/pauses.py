@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import getpass
 from collections.abc import Sequence
 
 import click
 
 from rqjobs import connection, pauses, stats
+from rqjobs.cli.activity import recorded, user_name
 from rqjobs.cli.output import each, echo, one_line_errors
 
 FUNCTION_OPTION = click.option(
@@ -18,6 +18,7 @@ FUNCTION_OPTION = click.option(
 @click.command("pause")
 @click.argument("queues", nargs=-1)
 @FUNCTION_OPTION
+@recorded("pause", "queues", "functions")
 @one_line_errors
 def pause(queues: Sequence[str], functions: Sequence[str]) -> None:
     """Begin no job of QUEUES, or of a function, until `rqjobs resume`.
@@ -39,6 +40,7 @@ def pause(queues: Sequence[str], functions: Sequence[str]) -> None:
 @click.argument("queues", nargs=-1)
 @FUNCTION_OPTION
 @click.option("--all", "all_of_them", is_flag=True, help="End every pause.")
+@recorded("resume", "queues", "functions", "all_of_them")
 @one_line_errors
 def resume(queues: Sequence[str], functions: Sequence[str], all_of_them: bool) -> None:
     """Let the jobs of paused QUEUES, or of a paused function, begin again."""
@@ -60,7 +62,7 @@ def _targets(queues: Sequence[str], functions: Sequence[str]) -> dict[str, dict[
 
 
 def _pause(target: dict[str, str]) -> str:
-    if pauses.pause(**target, by=_user_name()):
+    if pauses.pause(**target, by=user_name()):
         return "paused"
     return "is paused already"
 
@@ -69,10 +71,3 @@ def _resume(target: dict[str, str]) -> str:
     if pauses.resume(**target):
         return "resumed"
     return "is not paused"
-
-
-def _user_name() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError, ImportError):  # the user has no name on this machine
-        return ""

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from rqjobs import catalog, conversion, schedules
+from rqjobs.cli.activity import recorded
 from rqjobs.cli.output import (
     each,
     echo,
@@ -173,6 +174,7 @@ def _convert_arguments(
 @click.argument("arguments", nargs=-1)
 @click.option("--replace", is_flag=True, help="Replace a schedule of this name.")
 @_schedule_options
+@recorded("add schedule", "name")
 @one_line_errors
 def add(name: str, function: str, arguments: Sequence[str], replace: bool, **options: Any) -> None:
     """Add the schedule NAME.
@@ -202,6 +204,7 @@ def add(name: str, function: str, arguments: Sequence[str], replace: bool, **opt
 @click.argument("name")
 @click.argument("arguments", nargs=-1)
 @_schedule_options
+@recorded("edit schedule", "name")
 @one_line_errors
 def edit(name: str, arguments: Sequence[str], **options: Any) -> None:
     """Change the schedule NAME.
@@ -220,6 +223,7 @@ def edit(name: str, arguments: Sequence[str], **options: Any) -> None:
 
 @group.command()
 @click.argument("names", nargs=-1, required=True)
+@recorded("pause schedule", "names")
 def pause(names: Sequence[str]) -> None:
     """Pause schedules."""
     each(names, schedules.pause, "paused")
@@ -227,6 +231,7 @@ def pause(names: Sequence[str]) -> None:
 
 @group.command()
 @click.argument("names", nargs=-1, required=True)
+@recorded("resume schedule", "names")
 def resume(names: Sequence[str]) -> None:
     """Resume paused schedules. Runs in the pause are not made up."""
     each(names, schedules.resume, "active")
@@ -234,6 +239,7 @@ def resume(names: Sequence[str]) -> None:
 
 @group.command()
 @click.argument("names", nargs=-1, required=True)
+@recorded("run schedule", "names")
 def run(names: Sequence[str]) -> None:
     """Run schedules now, in addition to their rules."""
     each(names, lambda name: schedules.run_now(name).id, "enqueued as {}")
@@ -241,6 +247,7 @@ def run(names: Sequence[str]) -> None:
 
 @group.command()
 @click.argument("names", nargs=-1, required=True)
+@recorded("remove schedule", "names")
 def remove(names: Sequence[str]) -> None:
     """Remove schedules and their history. Jobs that are enqueued stay."""
     each(names, schedules.remove, "removed")

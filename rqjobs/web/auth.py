@@ -27,7 +27,7 @@ from werkzeug.wrappers import Response as WerkzeugResponse
 from rqjobs import config, connection
 from rqjobs.broker import logins
 from rqjobs.broker.logins import RateLimit
-from rqjobs.web import access
+from rqjobs.web import access, recording
 from rqjobs.web.access import SAFE_METHODS, STRANGER, Access, Gate, Role, requires
 from rqjobs.web.generated_secrets import generated_secret
 from rqjobs.web.rendering import http_error, message, page, pages, redis_error, redis_warnings
@@ -166,6 +166,8 @@ class Auth:
         error = request.routing_exception
         if isinstance(error, HTTPException) and (error.code or 0) >= 400:
             return http_error(error)
+        if request.method not in SAFE_METHODS and not self.is_public():
+            recording.begin()
         g.rqjobs_refused = False
         return None
 
@@ -263,9 +265,13 @@ class Auth:
         return request.endpoint in PUBLIC_ENDPOINTS
 
     def add_headers(self, response: Response) -> Response:
-        """Set the security headers. The dashboard has a content policy of its own."""
+        """Set the security headers, and record how an action ended.
+
+        The dashboard has a content policy of its own.
+        """
         if not self.protects():
             return response
+        recording.finish(response)
         for name, value in SECURITY_HEADERS.items():
             response.headers.setdefault(name, value)
         if request.blueprint in ("rqjobs", "rqjobs_api") or g.get("rqjobs_refused"):
@@ -362,11 +368,13 @@ def login() -> Any:
         response.headers["Retry-After"] = str(pause)
         return response
     if not auth.check_credentials(request.form.get("user", ""), request.form.get("password", "")):
+        recording.count_refused_login()
         return page("login.html", 401, wanted=target, error="Wrong name or password.")
     session_id = secrets.token_hex(16)
     logins.open_session(connection.client(), session_id, SESSION_SECONDS, limits)
     if current_app.import_name == "rqjobs.web":  # in another app, other entries are that app's
         session.clear()
+    recording.record_login(auth.user)
     session["rqjobs"] = [auth.fingerprint, int(time.time()), session_id]
     return _welcome(auth, target)
 

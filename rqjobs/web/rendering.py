@@ -125,8 +125,9 @@ def message(status: int, title: str, text: str) -> Response:
 
 
 def flash(note: str) -> None:
-    """Show `note` once, on the next page that this browser opens."""
+    """Show `note` once, on the next page that this browser opens, and keep it as activity."""
     session["rqjobs_note"] = note
+    g.rqjobs_entry_note = note
 
 
 def redirect_back(endpoint: str, **values: Any) -> Any:
