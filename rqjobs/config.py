@@ -56,6 +56,8 @@ class Config:
     job_log_level: str = "INFO"  # of the records that are kept with a job; "off" for none
     job_log_prints: str = "off"
     outbox_url: str | None = field(default=None, repr=False)
+    environment: str = ""  # its name on the pages
+    app_url: str = ""  # where the pages link back to
     # None: this machine only; with a password and without `rqjobs dev` all interfaces.
     host: str | None = None
     port: int = 8000
@@ -227,6 +229,21 @@ def _database_url(text: str) -> str:
     return text
 
 
+def _label(text: str) -> str:
+    if len(text) > 30 or not text.isprintable():
+        raise ValueError("is not a name of at most 30 characters; for example production")
+    return text
+
+
+def _app_url(text: str) -> str:
+    is_path = re.fullmatch(r"/(?!/)[^\s\\]*", text)
+    if not is_path and not re.fullmatch(r"https?://[^\s\\/?#@]+([/?#][^\s\\]*)?", text):
+        raise ValueError(
+            "is not the address of your application; for example https://shop.example.com/ or /"
+        )
+    return text
+
+
 def _host(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_.:-]+", text):
         raise ValueError(
@@ -320,6 +337,8 @@ SETTINGS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "RQJOBS_JOB_LOG_LEVEL": ("job_log_level", _log_level),
     "RQJOBS_JOB_LOG_PRINTS": ("job_log_prints", _one_of("off", "on")),
     "RQJOBS_OUTBOX_URL": ("outbox_url", _database_url),
+    "RQJOBS_ENVIRONMENT": ("environment", _label),
+    "RQJOBS_APP_URL": ("app_url", _app_url),
     "HOST": ("host", _host),
     "PORT": ("port", _integer(1, 65_535, "a port")),
 }

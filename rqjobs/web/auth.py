@@ -27,7 +27,7 @@ from werkzeug.wrappers import Response as WerkzeugResponse
 from rqjobs import config, connection
 from rqjobs.broker import logins
 from rqjobs.broker.logins import RateLimit
-from rqjobs.web import access, recording
+from rqjobs.web import access, live, recording
 from rqjobs.web.access import SAFE_METHODS, STRANGER, Access, Gate, Role, requires
 from rqjobs.web.generated_secrets import generated_secret
 from rqjobs.web.rendering import http_error, message, page, pages, redis_error, redis_warnings
@@ -41,7 +41,7 @@ from rqjobs.web.request_origin import (
 )
 
 PUBLIC_ENDPOINTS = ("rqjobs.login", "rqjobs.healthz")
-PUBLIC_FILES = ("rqjobs.css",)
+PUBLIC_FILES = ("rqjobs.css", "icon.svg", "icon-trouble.svg")
 BLUEPRINTS = ("rqjobs", "rqjobs_api", "rq_dashboard")
 SESSION_SECONDS = 12 * 3600
 DEVICE_SECONDS = 180 * 24 * 3600  # a browser that has logged in is recognized for so long
@@ -54,9 +54,9 @@ SECURITY_HEADERS = {
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "same-origin",
 }
-PAGE_CONTENT_POLICY = (
-    "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; "
-    "form-action 'self'; frame-ancestors 'none'"
+PAGE_CONTENT_POLICY = (  # no script and no style in the page itself
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 
 
@@ -159,6 +159,7 @@ class Auth:
             return None
         # Several requests share `g` while a test has an app context open.
         g.rqjobs_access, g.rqjobs_nav, g.rqjobs_warnings = STRANGER, False, []
+        g.rqjobs_is_live, g.rqjobs_trouble = False, None
         g.rqjobs_refused = True
         refusal = self._refuse()
         if refusal is not None:
@@ -272,6 +273,7 @@ class Auth:
         if not self.protects():
             return response
         recording.finish(response)
+        live.if_changed(response)
         for name, value in SECURITY_HEADERS.items():
             response.headers.setdefault(name, value)
         if request.blueprint in ("rqjobs", "rqjobs_api") or g.get("rqjobs_refused"):

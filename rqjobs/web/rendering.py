@@ -17,10 +17,10 @@ from flask import Blueprint, Response, current_app, g, redirect, request, sessio
 from jinja2 import Environment
 from werkzeug.exceptions import HTTPException, NotFound
 
-from rqjobs import connection, stats
+from rqjobs import config, connection, stats
 from rqjobs.broker.logins import SessionCheck
 from rqjobs.broker.pauses import read_pauses
-from rqjobs.web import access
+from rqjobs.web import access, live
 
 MAX_TEXT_CHARACTERS = 20_000  # of one text on a page
 MAX_PAGE_NUMBER = 1000
@@ -101,22 +101,41 @@ def _has_jobs_page() -> bool:
 
 
 def page(template: str, status: int = 200, **values: Any) -> Response:
-    """One of our templates, with the values that every page shows."""
+    """One of our templates, with the values that every page shows.
+
+    A template whose name begins with "_" is a live part of a page: see live.py.
+    """
+    is_part = template.startswith("_")
     note = None
-    if "rqjobs_note" in session:
+    if not is_part and "rqjobs_note" in session:
         note = session.pop("rqjobs_note")
-    html = render(
-        template,
-        nav=g.get("rqjobs_nav", False),
-        sections=sections(),
-        own_login=current_app.extensions["rqjobs"].authorize is None,
-        here=PARENTS.get(request.endpoint or "", request.endpoint),
-        note=note,
-        warnings=g.get("rqjobs_warnings", []),
-        **values,
-    )
+    values |= {"note": note, "warnings": g.get("rqjobs_warnings", [])}
+    if not is_part:
+        values |= _frame()
+    html = render(template, **values)
     # A lone surrogate (half an emoji) has no UTF-8 bytes.
-    return Response(html.encode(errors="backslashreplace"), status, mimetype="text/html")
+    content = html.encode(errors="backslashreplace")
+    response = Response(content, status, mimetype="text/html")
+    if is_part:
+        live.mark_live()
+        response.headers[live.TROUBLE_HEADER] = str(live.trouble())
+    return response
+
+
+def _frame() -> dict[str, Any]:
+    """The values of base.html."""
+    settings = config.current()
+    return {
+        "nav": g.get("rqjobs_nav", False),
+        "sections": sections(),
+        "own_login": current_app.extensions["rqjobs"].authorize is None,
+        "here": PARENTS.get(request.endpoint or "", request.endpoint),
+        "trouble": live.trouble(),
+        "environment": settings.environment,
+        "app_url": settings.app_url,
+        "viewer": access.current_access(),
+        "can_enqueue": "rqjobs.enqueue_form" in current_app.view_functions,
+    }
 
 
 def message(status: int, title: str, text: str) -> Response:

@@ -222,11 +222,11 @@ def test_outdated_numbers_are_marked(at_home, eventually, redis):
     redis.config_set("requirepass", "changed")
     try:
         redis.client_kill_filter(skipme=True)
-        eventually(lambda: "No answer since" in shown(browser, "#stale"), what="the sign")
-        assert browser.find_elements(By.CSS_SELECTOR, "[data-live].stale")
+        eventually(lambda: shown(browser, "#live").startswith("stale since "), what="the sign")
+        assert browser.find_elements(By.CSS_SELECTOR, "[data-live].outdated")
     finally:
         redis.config_set("requirepass", pool["requirepass"])
-    eventually(lambda: not browser.find_elements(By.ID, "stale"), what="the end of the sign")
+    eventually(lambda: shown(browser, "#live") == "live", what="the end of the sign")
 
 
 def test_a_time_is_sent_with_the_offset_of_the_browser(at_home, site, eventually, redis):

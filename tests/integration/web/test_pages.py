@@ -542,7 +542,7 @@ def test_serving_a_network_requires_a_password(settings, host):
 def test_pages_have_security_headers(client):
     for path in ("/", "/failed", "/workers", "/nowhere", "/login"):
         headers = client.get(path).headers
-        assert "default-src 'self'" in headers["Content-Security-Policy"]
+        assert "default-src 'none'" in headers["Content-Security-Policy"]
         assert "unsafe" not in headers["Content-Security-Policy"]
         assert headers["X-Frame-Options"] == "DENY" and headers["Cache-Control"] == "no-store"
         assert (

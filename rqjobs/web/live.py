@@ -1,0 +1,104 @@
+"""Live parts of pages: answered with 304 if nothing has changed, and rendered once for all viewers.
+
+A live part is a fragment that `static/live.js` asks for every two seconds. A view makes it with
+`page("_name.html", …)`, which adds the ETag. A view that reads much puts this into `cached`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from flask import Response, current_app, g, request
+
+from rqjobs.web.access import current_access
+
+TROUBLE_HEADER = "X-Rqjobs-Trouble"  # the number in the title of the page, with each live part
+MAX_RENDERINGS = 500  # that are kept for the viewers of one app
+
+
+@dataclass
+class Rendering:
+    """A response that viewers share, or the place for one that is being made."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    expires: float = 0.0
+    response: Response | None = None
+
+
+class Renderings:
+    """The shared responses of an app."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.found: dict[Any, Rendering] = {}
+
+    def place(self, key: Any) -> Rendering:
+        """The place of a key. Places that have expired make room."""
+        with self.lock:
+            if key not in self.found and len(self.found) >= MAX_RENDERINGS:
+                now = time.monotonic()
+                self.found = {one: each for one, each in self.found.items() if each.expires > now}
+            if len(self.found) >= MAX_RENDERINGS:
+                return self.found.get(key) or Rendering()
+            return self.found.setdefault(key, Rendering())
+
+
+def cached(key: str, seconds: float, make: Callable[[], Response]) -> Response:
+    """The response of `make`, which is called at most once in `seconds` for a key and a role.
+
+    Viewers that come meanwhile wait for it. Only a successful response is kept. `key` names all
+    that the response depends on, except the role of the viewer and the address of the app.
+    """
+    renderings = current_app.extensions.setdefault("rqjobs.renderings", Renderings())
+    place = renderings.place((key, current_access().role, request.script_root))
+    with place.lock:
+        if place.response is None or time.monotonic() >= place.expires:
+            response = make()
+            if response.status_code != 200:
+                return response
+            place.response = _copy(response)
+            place.expires = time.monotonic() + seconds
+        mark_live()
+        return _copy(place.response)
+
+
+def _copy(response: Response) -> Response:
+    copy = Response(response.get_data(), response.status_code)
+    copy.headers.clear()
+    copy.headers.extend(response.headers)
+    return copy
+
+
+def mark_live() -> None:
+    """Answer the current request with 304 if the viewer has the response already."""
+    g.rqjobs_is_live = True
+
+
+def if_changed(response: Response) -> None:
+    """Make a live response 304 if the viewer has it already. `auth.py` calls it at the end."""
+    if not g.get("rqjobs_is_live") or response.status_code != 200:
+        return
+    content = response.get_data() + response.headers.get(TROUBLE_HEADER, "").encode()
+    digest = hashlib.sha256(content).hexdigest()[:32]
+    response.set_etag(digest)
+    if digest in request.if_none_match:
+        response.status_code = 304
+        response.set_data(b"")
+
+
+def set_trouble(number: int) -> None:
+    """Show in the title and in the icon that `number` things need attention."""
+    g.rqjobs_trouble = number
+
+
+def trouble() -> int:
+    """The number that was set; by default that of the warnings on every page."""
+    number: int | None = g.get("rqjobs_trouble")
+    if number is None:
+        return len(g.get("rqjobs_warnings", []))
+    return number

@@ -1,0 +1,12 @@
+"""The page of help: what the keyboard does, for browsers without JavaScript too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rqjobs.web.rendering import page, pages
+
+
+@pages.get("/help", endpoint="help")
+def show_help() -> Any:
+    return page("help.html")

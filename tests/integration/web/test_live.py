@@ -1,0 +1,164 @@
+"""Live parts of pages, the frame of every page, and its content policy."""
+
+from __future__ import annotations
+
+import re
+import threading
+from pathlib import Path
+
+import pytest
+import sample_jobs
+from browser_client import OURS, PASSWORD, log_in
+from flask import Flask
+
+import rqjobs
+from rqjobs import config
+from rqjobs.web import Access, Role, create_app, init_app, live
+from rqjobs.web.rendering import page, pages
+
+WEB = Path(rqjobs.__file__).parent / "web"
+
+
+def test_a_live_part_is_answered_with_304_if_nothing_has_changed(client, redis):
+    first = client.get("/live")
+    assert first.status_code == 200 and first.headers["X-Rqjobs-Trouble"] == "0"
+    again = {"If-None-Match": first.headers["ETag"]}
+    same = client.get("/live", headers=again)
+    assert same.status_code == 304 and same.text == "" and same.headers["ETag"] in again.values()
+    rqjobs.enqueue(sample_jobs.say, "hello")
+    changed = client.get("/live", headers=again)
+    assert changed.status_code == 200 and "hello" in changed.text
+    assert "ETag" not in client.get("/").headers
+
+
+def test_trouble_is_in_the_title_and_the_icon(client, redis):
+    calm = client.get("/").text
+    assert "<title>Jobs" in calm and 'href="/assets/icon.svg"' in calm
+    before = client.get("/live").headers["ETag"]
+    redis.set("rq:suspended", 1)
+    page = client.get("/").text
+    assert "<title>(1!) Jobs" in page and 'href="/assets/icon-trouble.svg"' in page
+    reply = client.get("/live", headers={"If-None-Match": before})
+    assert reply.headers["X-Rqjobs-Trouble"] == "1"
+    assert client.get("/assets/icon-trouble.svg").mimetype == "image/svg+xml"
+
+
+def test_a_live_part_does_not_take_the_note_of_the_next_page(client):
+    client.post("/pauses/pause", data={"kind": "queue", "name": "low"})
+    client.get("/live")
+    assert "The queue low is paused." in client.get("/").text
+
+
+@pytest.fixture
+def shared(settings, redis):
+    """An app with a live part that counts how often it is made, and a client for each role."""
+    made = []
+
+    def make():
+        made.append(1)
+        return page("_help.html", viewer=Access(Role.READ))
+
+    app = Flask("host")
+    app.testing = True
+    init_app(app, "/ops", authorize=lambda request: request.headers.get("X-Role"))
+    app.add_url_rule("/ops/shared", view_func=lambda: live.cached("help", 30, make))
+    return app, made
+
+
+def test_viewers_of_a_role_share_one_rendering(shared):
+    app, made = shared
+
+    def ask(role, **headers):
+        return app.test_client().get("/ops/shared", headers={"X-Role": role, **headers})
+
+    first = ask("read")
+    threads = [threading.Thread(target=ask, args=["read"]) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(made) == 1
+    assert ask("read").get_data() == first.get_data() and ask("read").mimetype == "text/html"
+    assert ask("read", **{"If-None-Match": first.headers["ETag"]}).status_code == 304
+    admin = ask("admin")
+    assert len(made) == 2 and "buttons that need a higher one" not in admin.text
+
+
+def test_a_rendering_expires_and_an_error_is_not_kept(app, redis):
+    made = []
+
+    def make():
+        made.append(1)
+        return page("_help.html", 200 if len(made) > 1 else 503, viewer=Access(Role.READ))
+
+    with app.test_request_context():
+        assert live.cached("one", 30, make).status_code == 503
+        assert live.cached("one", 0, make).status_code == 200
+        assert live.cached("one", 0, make).status_code == 200
+        assert len(made) == 3
+        for number in range(live.MAX_RENDERINGS + 10):
+            live.cached(f"key {number}", 30, make)
+        assert len(app.extensions["rqjobs.renderings"].found) <= live.MAX_RENDERINGS
+
+
+def test_no_template_has_an_inline_script_or_style():
+    for path in sorted(WEB.rglob("*.html")):
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"\sstyle=|<style|\son[a-z]+=|javascript:", text), path.name
+        assert not re.search(r"<script(?![^>]*\ssrc=)", text), path.name
+
+
+def test_every_page_has_one_heading(client):
+    for path in ("/", "/failed", "/delayed", "/schedules", "/workers", "/activity", "/help"):
+        assert client.get(path).text.count("<h1") == 1, path
+
+
+def test_the_badge_and_the_way_back(settings, redis):
+    config.use(
+        admin_password=PASSWORD,
+        secret_key="k" * 32,
+        environment="production <b>",
+        app_url="https://shop.example.com/?a=1&b",
+    )
+    client = create_app().test_client()
+    assert log_in(client, headers=OURS).status_code == 303
+    text = client.get("/failed").text
+    assert "production &lt;b&gt;</span>" in text
+    assert '<a href="https://shop.example.com/?a=1&amp;b" class="back">' in text
+
+
+@pytest.mark.parametrize(
+    "url, is_right",
+    [
+        ("https://shop.example.com/", True),
+        ("http://localhost:5000", True),
+        ("/", True),
+        ("/shop?a=1", True),
+        ("//evil.example", False),
+        ("/\\evil.example", False),
+        ("javascript:alert(1)", False),
+        ("https://", False),
+        ("https://user@evil.example", False),
+        ("shop", False),
+        ("https://a b", False),
+    ],
+)
+def test_the_way_back_is_checked(url, is_right):
+    environ = {"RQJOBS_APP_URL": url}
+    if is_right:
+        assert config.Config.from_env(environ).app_url == url
+        return
+    with pytest.raises(config.ConfigError, match="is not the address of your application"):
+        config.Config.from_env(environ)
+
+
+def test_the_name_of_the_environment_is_checked():
+    with pytest.raises(config.ConfigError, match=r"RQJOBS_ENVIRONMENT=.*at most 30 characters"):
+        config.Config.from_env({"RQJOBS_ENVIRONMENT": "x" * 31})
+
+
+def test_the_navigation_shows_only_pages_that_exist(client):
+    names = set(re.findall(r'<a href="([^"]+)"', client.get("/").text.partition("</nav>")[0]))
+    assert "/activity" in names and pages.name == "rqjobs"
+    for address in names - {"#main"}:
+        assert client.get(address).status_code == 200, address
