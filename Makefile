@@ -11,7 +11,7 @@ BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help run demo test test-clients example chaos bench bench-quick bench-numbers screenshots lint \
-	recover audit doctor wheel clean
+	audit-code recover audit doctor wheel clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -54,6 +54,10 @@ lint: .venv/developed  ## Check style and types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+audit-code: .venv/developed  ## Look for weak code (bandit) and packages with known vulnerabilities.
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml rqjobs pytest_rqjobs.py
+	$(BIN)/python .ci/audit_packages.py
 
 recover: .venv/installed  ## Requeue the jobs of dead workers.
 	@$(BIN)/rqjobs recover

@@ -19,6 +19,9 @@ from urllib.parse import urlsplit
 
 from dotenv import load_dotenv
 
+API_ROLES = ("read", "operate", "admin")
+API_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{20,500}=*")  # what an Authorization header can carry
+API_TOKEN_MIN_DIFFERENT_CHARACTERS = 8
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
 # Set by the pytest plugin, for the tests and the processes that they start. It is not a setting.
@@ -27,6 +30,15 @@ TEST_REDIS = "RQJOBS_TEST_REDIS"
 
 class ConfigError(Exception):
     """A setting is wrong. The message is one line: the setting, its value, and the remedy."""
+
+
+@dataclass(frozen=True)
+class ApiToken:
+    """A bearer token of the JSON API. `name` stands for it in lists and logs."""
+
+    name: str
+    role: str  # one of API_ROLES
+    token: str = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -43,6 +55,7 @@ class Config:
     admin_password: str | None = field(default=None, repr=False)
     # The password used when RQJOBS_ADMIN_PASSWORD is unset; the web app generates one if it is None.
     one_time_password: str | None = field(default=None, repr=False)
+    api_tokens: tuple[ApiToken, ...] = field(default=(), repr=False)
     webhook_hosts: tuple[str, ...] = ()
     shutdown_timeout: int = 20  # seconds
     max_jobs_per_child: int = 0  # 0 is no limit
@@ -290,6 +303,37 @@ def _password(text: str) -> str:
     return text
 
 
+def _api_tokens(text: str) -> tuple[ApiToken, ...]:
+    """One token, which may operate, or several as `name:role:token` with commas between."""
+    if ":" not in text and "," not in text:
+        return (ApiToken("api", "operate", _api_token(text)),)
+    found = []
+    for entry in text.split(","):
+        name, _, rest = entry.strip().partition(":")
+        role, _, token = rest.partition(":")
+        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,40}", name) or role not in API_ROLES:
+            raise ValueError(
+                "is neither one token nor a list of name:role:token with commas between; a role is "
+                "read, operate or admin"
+            )
+        found.append(ApiToken(name, role, _api_token(token)))
+    for attribute in ("name", "token"):
+        if len({getattr(one, attribute) for one in found}) < len(found):
+            raise ValueError(f"has the same {attribute} twice; give each user a {attribute}")
+    return tuple(found)
+
+
+def _api_token(text: str) -> str:
+    is_simple = len(set(text)) < API_TOKEN_MIN_DIFFERENT_CHARACTERS
+    if is_simple or not API_TOKEN.fullmatch(text):
+        raise ValueError(
+            "has a token that is too short, too simple or has other characters than letters, "
+            "digits and . _ ~ + / - =; make one with: python -c 'import secrets; "
+            "print(secrets.token_urlsafe(32))'"
+        )
+    return text
+
+
 _MODULES = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*"
 SETTINGS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "REDIS_URL": ("redis_url", _redis_url),
@@ -301,6 +345,7 @@ SETTINGS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "RQJOBS_ADMIN_USER": ("admin_user", str),
     "RQJOBS_ADMIN_PASSWORD": ("admin_password", _password),
     "RQJOBS_ONE_TIME_PASSWORD": ("one_time_password", _password),
+    "RQJOBS_API_TOKEN": ("api_tokens", _api_tokens),
     "RQJOBS_WEBHOOK_HOSTS": (
         "webhook_hosts",
         _names(r"[a-z0-9.-]+", "hooks.example.com,example.org, in lower case"),

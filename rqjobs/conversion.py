@@ -303,12 +303,8 @@ def read_call(
         TypeError: they do not fit the signature.
         ConversionError: an argument does not fit its annotation.
     """
-    signature = inspect.signature(function)
-    signature.bind(*args, **kwargs)
-    kinds = {name: parameter.kind for name, parameter in signature.parameters.items()}
-    annotations = parameter_types(function)
-    positional = _positional_types(kinds, annotations, len(args))
-    named = _keyword_types(kinds, annotations, list(kwargs))
+    inspect.signature(function).bind(*args, **kwargs)
+    positional, named = _call_types(function, len(args), list(kwargs))
     values = [
         read_text(text, annotation, name)
         for text, (name, annotation) in zip(args, positional, strict=False)
@@ -316,6 +312,62 @@ def read_call(
     return tuple(values), {
         name: read_text(text, named.get(name, Any), name) for name, text in kwargs.items()
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertedCall:
+    """The arguments of a call, and what is wrong with them: a message for each place."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    errors: dict[str, str]
+
+
+def convert_call(
+    function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> ConvertedCall:
+    """The JSON values of a call as the annotations of `function` ask for them.
+
+    The places in the errors are `args[0]` and `kwargs.name`.
+
+    Raises:
+        TypeError: they do not fit the signature.
+    """
+    inspect.signature(function).bind(*args, **kwargs)
+    positional, named = _call_types(function, len(args), list(kwargs))
+    found: dict[str, Any] = {}
+    errors: dict[str, str] = {}
+    places = [
+        (f"args[{index}]", value, annotation)
+        for index, (value, (_, annotation)) in enumerate(zip(args, positional, strict=False))
+    ]
+    places += [(f"kwargs.{name}", value, named.get(name, Any)) for name, value in kwargs.items()]
+    for place, value, annotation in places:
+        try:
+            found[place] = convert(value, annotation, "")
+        except ConversionError as error:
+            errors[place] = str(error).removeprefix(".")
+        except (ArithmeticError, RecursionError) as error:  # a number beyond what its type can hold
+            errors[place] = str(error) or "is too large"
+    values = list(found.values())
+    number = len(args) if not errors else 0
+    return ConvertedCall(
+        tuple(values[:number]), dict(zip(kwargs, values[number:], strict=False)), errors
+    )
+
+
+def _call_types(
+    function: Callable[..., Any], count: int, names: list[str]
+) -> tuple[list[tuple[str, Any]], dict[str, Any]]:
+    """The name and annotation of each of `count` positional arguments, and those by keyword."""
+    kinds = {
+        name: parameter.kind for name, parameter in inspect.signature(function).parameters.items()
+    }
+    annotations = parameter_types(function)
+    return (
+        _positional_types(kinds, annotations, count),
+        _keyword_types(kinds, annotations, names),
+    )
 
 
 def _positional_types(

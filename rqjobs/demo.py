@@ -45,7 +45,7 @@ def unreliable(failure_rate: float = 0.5) -> str:
         failure_rate: the probability of a failure, from 0 (never) to 1 (always)
     """
     log.info("asking the service, which fails %.0f %% of the time", 100 * failure_rate)
-    if random.random() < failure_rate:
+    if random.random() < failure_rate:  # no secret follows from it  # nosec B311
         raise ConnectionError("the service did not answer (this demo fails on purpose)")
     return "the service answered"
 

@@ -111,7 +111,7 @@ class Job(RetryingJob):
     fields_as_stored: dict[str, Any] | None = None  # the fields of the last write
     repeat_state: RepeatState | None = None
     serialized_result: bytes | None = None  # of a run that has returned
-    claim_token = ""  # of the run in progress, in a worker of rqjobs
+    claim_token = ""  # of the run in progress, in a worker  # nosec B105
     hides_result = False  # see `hide_result`
     hidden_result: Any = None
     passed_on: list[Any] | None = None  # what the job takes from others, if it was fetched before

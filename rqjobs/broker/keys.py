@@ -43,6 +43,9 @@ RQ's keys are its own, unchanged. Ours begin with `rqjobs:`:
     rqjobs:log:<id>                    stream, the last lines that a job has logged: job_logs.py
     rqjobs:outbox                      sorted set, rows of the outbox whose jobs are stored -> until
                                        when that is noted, in Unix seconds
+    rqjobs:once                        sorted set, requests of the API with an Idempotency-Key whose
+                                       jobs are stored -> when that is forgotten, in Unix seconds
+    rqjobs:once:<key>                  string, such a request: a hash of its body
     rqjobs:outbox:wakeup               channel, a message for new rows of the outbox
     rqjobs:counts:<minute>             hash, `<kind>:<queue>` -> number of events in this minute
                                        (Unix time / 60); kept for two hours: counters.py
@@ -125,6 +128,7 @@ OUTBOX = "rqjobs:outbox"
 OUTBOX_WAKEUP_CHANNEL = "rqjobs:outbox:wakeup"
 ACTIVITY = "rqjobs:activity"
 REFUSED_LOGINS = "rqjobs:activity:refused"
+ONCE = "rqjobs:once"
 SESSIONS = "rqjobs:sessions"  # sorted set, session id -> when it expires, in Redis's clock
 WAITING_KEYS = "rqjobs:waiting-keys"
 LAST_WOKEN = "rqjobs:last-woken"
@@ -288,6 +292,10 @@ def counts(minute: int) -> str:
 
 def odd(key: str) -> str:
     return f"rqjobs:odd:{key}"
+
+
+def once(key: str) -> str:
+    return f"rqjobs:once:{key}"
 
 
 def paused_queue(name: str) -> str:

@@ -70,6 +70,7 @@ MISSING_JOB_SECONDS = 60  # seconds for which a due id without a job is kept
 SCHEDULER_POLL_SECONDS = 1.0
 # The job of an outbox row is stored within this time after the row was read, or not at all.
 ROW_MOVE_SECONDS = 60
+ONCE_SECONDS = 24 * 3600  # for which a request with an Idempotency-Key is remembered
 ROW_MARK_SECONDS = 365 * 86_400  # for which a row is marked that is never deleted
 TRACEBACK_CUT_MARK = "[{:,} bytes are left out here: more than RQJOBS_MAX_TRACEBACK_BYTES]"
 
@@ -169,7 +170,15 @@ def enqueue(connection: redis.Redis, placements: Iterable[Placement]) -> Enqueue
     """
     placements = list(placements)
     script = ENQUEUE_PLAIN if all(map(_is_plain, placements)) else ENQUEUE
-    reply = script.run(connection, [QUEUES], _enqueue_arguments(placements))
+    return _enqueued(script.run(connection, [QUEUES], _enqueue_arguments(placements)), placements)
+
+
+def _enqueued(reply: Any, placements: list[Placement]) -> Enqueued:
+    """The outcomes in a reply of the script for these placements.
+
+    Raises:
+        DuplicateJob: one of them was refused, so none is stored.
+    """
     enqueued = Enqueued(set(), [])
     for entry in reply:
         if not isinstance(entry, list):
@@ -204,20 +213,73 @@ def enqueue_rows(
     Returns:
         The outcome of each row, or the error with which Redis refused it.
     """
-    dropped_at = repr(read_at + ROW_MARK_SECONDS)
+    replies = _enqueue_marked(connection, keys.OUTBOX, rows, read_at, ROW_MARK_SECONDS)
+    return {row_id: _row_outcome(reply) for row_id, reply in replies.items()}
+
+
+def _enqueue_marked(
+    connection: redis.Redis,
+    marks: str,
+    jobs: dict[str, Placement],
+    read_at: float,
+    mark_seconds: float,
+) -> dict[str, Any]:
+    """Store jobs, each in a step with its mark in the sorted set `marks`; returns the replies."""
+    dropped_at = repr(read_at + mark_seconds)
     commands = []
-    for row_id, placement in rows.items():
+    for mark, placement in jobs.items():
         words = _enqueue_arguments([placement])
-        words[1:1] = [row_id, repr(read_at), ROW_MOVE_SECONDS, dropped_at]
-        commands.append(ENQUEUE.call([QUEUES, keys.OUTBOX], words))
+        words[1:1] = [mark, repr(read_at), ROW_MOVE_SECONDS, dropped_at]
+        commands.append(ENQUEUE.call([QUEUES, marks], words))
     with connection.pipeline(transaction=False) as pipe:
         for command in commands:
             pipe.execute_command(*command)
         replies = pipe.execute(raise_on_error=False)
     if any(isinstance(reply, NoScriptError) for reply in replies):
         connection.script_load(ENQUEUE.source)
-        return enqueue_rows(connection, rows, read_at)
-    return dict(zip(rows, map(_row_outcome, replies), strict=True))
+        return _enqueue_marked(connection, marks, jobs, read_at, mark_seconds)
+    return dict(zip(jobs, replies, strict=True))
+
+
+def begin_once(connection: redis.Redis, key: str, digest: str) -> tuple[str, float]:
+    """Reserve an Idempotency-Key for a request; returns the digest of the one that has it, and the time.
+
+    A key is free again `ONCE_SECONDS` after the last request with it, or later.
+    """
+    with connection.pipeline() as pipe:
+        pipe.time()
+        pipe.set(keys.once(key), digest, ex=2 * ONCE_SECONDS, nx=True)
+        pipe.get(keys.once(key))
+        pipe.expire(keys.once(key), 2 * ONCE_SECONDS)
+        (seconds, microseconds), _, owner, _ = pipe.execute()
+    now = seconds + microseconds / 1_000_000
+    connection.zremrangebyscore(keys.ONCE, "-inf", now)
+    return decode(owner or b""), now
+
+
+def enqueue_once(
+    connection: redis.Redis, jobs: dict[str, Placement], read_at: float
+) -> dict[str, Enqueued | Exception | None]:
+    """Store jobs of requests with an Idempotency-Key, each by its own mark and at most once.
+
+    Returns:
+        The outcome of each; None if it has been stored before, or the error that refuses it.
+    """
+    replies = _enqueue_marked(connection, keys.ONCE, jobs, read_at, ONCE_SECONDS)
+    return {mark: _once_outcome(reply, jobs[mark]) for mark, reply in replies.items()}
+
+
+def _once_outcome(reply: Any, placement: Placement) -> Enqueued | Exception | None:
+    if isinstance(reply, Exception):
+        return reply
+    if isinstance(reply, list):
+        try:
+            return _enqueued(reply, [placement])
+        except DuplicateJob as error:
+            return error
+    if RowOutcome(decode(reply)) is RowOutcome.ALREADY_MOVED:
+        return None
+    return redis.TimeoutError("storing the job took too long; send the request again")
 
 
 def _row_outcome(reply: Any) -> RowOutcome | Exception:

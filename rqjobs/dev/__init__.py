@@ -101,7 +101,7 @@ class Dev:
             self.echo(f"\n  Open  {address}/")
         password = f"the password {self.password}"
         if settings.admin_password:
-            password = "RQJOBS_ADMIN_PASSWORD"
+            password = "RQJOBS_ADMIN_PASSWORD"  # its name  # nosec B105
         self.echo(f"\n  Open  {address}{pages}\n  log in as {settings.admin_user} with {password}")
 
     def supervise(self, embedded_url: str | None) -> None:

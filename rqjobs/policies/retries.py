@@ -50,7 +50,7 @@ class Backoff:
         except OverflowError:
             seconds = float(self.cap)
         if self.jitter:
-            return random.uniform(seconds / 2, seconds)
+            return random.uniform(seconds / 2, seconds)  # it spreads retries  # nosec B311
         return seconds
 
 

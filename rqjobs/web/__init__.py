@@ -16,6 +16,7 @@ from rqjobs.web import rq_dashboard
 from rqjobs.web import views as views  # importing them adds them to the blueprint
 from rqjobs.web.access import Access as Access
 from rqjobs.web.access import Role as Role
+from rqjobs.web.api import registration
 from rqjobs.web.auth import Auth, SessionInterface
 from rqjobs.web.rendering import pages
 
@@ -85,4 +86,5 @@ def init_app(
         app.session_interface = SessionInterface()
     Auth(app, prefix, authorize)
     app.register_blueprint(pages, url_prefix=prefix or None)
+    app.register_blueprint(registration.api, url_prefix=f"{prefix}/api")
     rq_dashboard.mount(app, prefix)

@@ -23,7 +23,7 @@ except ConfigError as error:
 def _default_host(settings: Config) -> str:
     """All interfaces if a password is set, as hosting platforms expect; else this machine only."""
     if settings.admin_password:
-        return "0.0.0.0"
+        return "0.0.0.0"  # a password is set  # nosec B104
     return "127.0.0.1"
 
 

@@ -23,12 +23,15 @@ MOUNTS = ("rq", "api")  # the first parts of addresses that say only where a pag
 THINGS = {  # the first part of an address -> the thing that an action is about
     "jobs": "job",
     "failed": "failed jobs",
+    "failures": "failed jobs",
     "schedules": "schedule",
     "flows": "flow",
     "queues": "queue",
     "workers": "worker",
     "pauses": "",
 }
+# Programs enqueue thousands of jobs an hour. Their entries would push out what people have done.
+NOT_KEPT = ("rqjobs_api.enqueue_job", "rqjobs_api.enqueue_batch")
 NAMES = {  # actions whose address does not name them
     "rqjobs.logout": "log out",
     "rqjobs.enqueue": "enqueue job",
@@ -38,6 +41,8 @@ TARGET_FIELDS = ("kind", "name", "function", "queue", "job_id")  # of a form; ne
 
 def begin() -> None:
     """Store the entry of the current request."""
+    if request.endpoint in NOT_KEPT:
+        return
     g.rqjobs_entry = activity.begin(connection.client(), _entry(action_of_request()))
 
 

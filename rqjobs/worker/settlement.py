@@ -163,7 +163,7 @@ class SettlementMixin(rq.Worker):
     acks: AckPipeline
     job_log: LogCapture | None = None  # None if nothing is kept
     own_pid = 0
-    last_settled_token = ""  # of the last claim whose outcome was recorded, or sent as an ack
+    last_settled_token = ""  # of the last recorded outcome, or ack  # nosec B105
     has_settled = False  # whether the last outcome of `record` is in Redis
     _title_set_at = 0.0
 
@@ -191,7 +191,7 @@ class SettlementMixin(rq.Worker):
         """
         claim = self.claim
         assert claim
-        self.last_settled_token = ""
+        self.last_settled_token = ""  # none yet  # nosec B105
         job.hide_result()
         try:
             return super().perform_job(job, queue)

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from rqjobs.config import RENAMED, SETTINGS, Config, ConfigError
+from rqjobs.config import RENAMED, SETTINGS, ApiToken, Config, ConfigError
 
 KEY = "k" * 32
 GOOD = [
@@ -51,6 +51,21 @@ GOOD = [
         "webhook_hosts",
         ("hooks.example.com", "localhost"),
     ),
+    (
+        "RQJOBS_API_TOKEN",
+        "abcdefgh0123456789_~",
+        "api_tokens",
+        (ApiToken("api", "operate", "abcdefgh0123456789_~"),),
+    ),
+    (
+        "RQJOBS_API_TOKEN",
+        "shop:operate:abcdefgh0123456789/+==, ops:admin:0123456789abcdefgh.-",
+        "api_tokens",
+        (
+            ApiToken("shop", "operate", "abcdefgh0123456789/+=="),
+            ApiToken("ops", "admin", "0123456789abcdefgh.-"),
+        ),
+    ),
     ("RQJOBS_SHUTDOWN_TIMEOUT", "0", "shutdown_timeout", 0),
     ("RQJOBS_SHUTDOWN_TIMEOUT", " 90 ", "shutdown_timeout", 90),
     ("RQJOBS_MAX_PAYLOAD_BYTES", "1024", "max_payload_bytes", 1024),
@@ -74,6 +89,24 @@ GOOD = [
     ("PORT", "65535", "port", 65535),
 ]
 BAD = [
+    *(
+        ("RQJOBS_API_TOKEN", text, "too short, too simple")
+        for text in ("short", "a" * 20, "abcdefgh 0123456789 x", "shop:operate:abc", "ä" * 25)
+    ),
+    *(
+        ("RQJOBS_API_TOKEN", text, "a role is read, operate or admin")
+        for text in (
+            "shop:root:abcdefgh0123456789_~",
+            "abcdefgh0123456789_~,abcdefgh0123456789_!",
+            "a b:read:abcdefgh0123456789_~",
+        )
+    ),
+    ("RQJOBS_API_TOKEN", ",".join(["a:read:abcdefgh0123456789_~"] * 2), "the same name twice"),
+    (
+        "RQJOBS_API_TOKEN",
+        "a:read:abcdefgh0123456789_~,b:admin:abcdefgh0123456789_~",
+        "the same token twice",
+    ),
     *(
         ("REDIS_URL", url, "not a Redis URL; for example redis://localhost:6379/0")
         for url in (
@@ -144,6 +177,7 @@ BAD = [
     ("PORT", "http", "give a whole number from 1 to 65535"),
 ]
 SECRET = {
+    "RQJOBS_API_TOKEN",
     "RQJOBS_ONE_TIME_PASSWORD",
     "REDIS_URL",
     "SECRET_KEY",
@@ -227,7 +261,7 @@ def test_a_setting_under_its_old_name_names_the_new_one(old, new):
         ("RQJOBS_QUEUE", "did you mean RQJOBS_QUEUES?"),
         ("RQJOBS_MODULE", "did you mean RQJOBS_MODULES?"),
         ("RQJOBS_REDIS_URL", "did you mean REDIS_URL?"),
-        ("RQJOBS_API_TOKEN", "known: HOST"),
+        ("RQJOBS_XYZZY", "known: HOST"),
         ("RQJOBS_XYZZY", "known: HOST, PORT, REDIS_URL, RQJOBS_ADMIN_PASSWORD"),
     ],
 )

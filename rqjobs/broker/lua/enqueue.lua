@@ -2,9 +2,10 @@
 -- dependent come through this script, from pipelines and groups too. Jobs of schedules come through
 -- run_schedule.lua; retries and repeats at once, which RQ's code writes, through settle.lua.
 --
--- KEYS  1 rq:queues   2 rqjobs:outbox, if the one job is that of a row of the outbox
+-- KEYS  1 rq:queues   2 rqjobs:outbox, if the one job is that of a row of the outbox; rqjobs:once, if
+--       it is that of a request with an Idempotency-Key
 -- ARGV  1 seconds between two polls of the scheduler
---       for a row then: 2 its id   3 when it was read, in Unix seconds   4 seconds for which it may
+--       for a row or a request then: 2 its id   3 when it was read, in Unix seconds   4 seconds for which it may
 --       be moved after that   5 when its mark is dropped
 --       then for each job an entry of these words:
 --       queue, job id, place, ttl, is new, number of parent words, number of field words;
@@ -19,12 +20,12 @@
 -- replaces the waiting job of that key, under that job's id; or, if it asks for an error, no job of
 -- the call is stored.
 --   A held job is refused with all of its call if its flow was dropped.
---   The job of a row is stored together with the mark of the row, and not if there is a mark.
+--   The job of a row or a request is stored together with its mark, and not if there is a mark.
 --   A debounced job is due later. A call that replaces it delays it again, up to its maximum.
 -- Returns the ids of the jobs that wait for parents; and a list for each entry that was stored
 -- under another id, was debounced, or was not stored: its position (0 is the first), the id of the
 -- job of its key, and the status of that job, or "exists" or "refused" if the entry was not stored.
--- For a row that was not moved it returns the status "already moved" or "read too long ago".
+-- For a row or a request that was not moved it returns the status "already moved" or "read too long ago".
 -- Without policies.lua in front it is the script for new jobs without policies.
 
 local OPTIONS = {'retries_left', 'retry_intervals', 'number_of_retries',

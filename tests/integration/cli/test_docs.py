@@ -13,6 +13,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from dataclasses import fields
 from pathlib import Path
@@ -381,6 +382,53 @@ def test_the_program_of_the_logs_page_prints_its_output(
     assert lines == block("logs.md", "", "INFO").splitlines()
 
 
+API_TOKEN = "docs-api-token-0123456789"
+
+
+def test_the_requests_of_the_api_page(folder, spawn, environ, redis, port, eventually):
+    """A browser-less client sends each line; the JSON below a line is like its answer."""
+    environ.update(
+        REDIS_URL=config.current().redis_url,
+        RQJOBS_API_TOKEN=f"docs:admin:{API_TOKEN}",
+        RQJOBS_MODULES="rqjobs.demo",
+    )
+    server = "rqjobs.web.gunicorn_config"
+    web = spawn("gunicorn", "--config", f"python:{server}", "rqjobs.web:create_app()")
+    eventually(lambda: "serving at" in web.output(), what=web.output())
+    spawn("rqjobs", "worker")
+    answers = []
+    for line in [line for code in blocks("api.md", "sh") for line in code.splitlines()][1:]:
+        line = line.replace("$TOKEN", API_TOKEN).replace("$API", f"http://127.0.0.1:{port}/api")
+        if "$JOB" in line:
+            line = line.replace("$JOB", answers[-1]["id"])
+        answers.append(answer_of(shlex.split(line)))
+    shown = [json.loads(code) for code in blocks("api.md", "json")]
+    similar = [answers[0], answers[1], answers[-1]]
+    for example, found in zip(shown, similar, strict=True):
+        for answer in (example, found):
+            answer.pop("id", None)
+        assert example == found
+
+
+def answer_of(words):
+    """The JSON that `curl` with these words would print; None if it would print nothing."""
+    assert words[:2] == ["curl", "-s"]
+    options = dict(zip(words[2:-1:2], words[3:-1:2], strict=True))
+    names = words[2:-1:2]
+    assert set(names) <= {"-H", "-X", "-d"}
+    headers = [value for name, value in zip(names, words[3:-1:2], strict=True) if name == "-H"]
+    data = options.get("-d", "").encode() or None
+    asked = urllib.request.Request(words[-1], data=data, method=options.get("-X"))
+    for name, _, value in (header.partition(": ") for header in headers):
+        asked.add_header(name, value)
+    try:
+        with urllib.request.urlopen(asked, timeout=60) as reply:
+            body = reply.read()
+    except urllib.error.HTTPError as error:
+        body = error.read()
+    return json.loads(body) if body else None
+
+
 def test_the_pages_go_into_an_app(write, run):
     write("jobs.md")
     run(
@@ -466,8 +514,8 @@ def test_every_shell_line_is_a_command():
     """`rqjobs …` with known options, or a `make` target; the few others are run above."""
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z-]+):", text, flags=re.M))
-    others = {"pip", "printf", "flask", "curl", "pytest", ".venv/bin/python"}
-    example = {"cd", "python3", ".venv/bin/pip", ".venv/bin/flask"}  # as `make example`
+    others = {"pip", "printf", "flask", "curl", "pytest", ".venv/bin/python", "python3"}
+    example = {"cd", ".venv/bin/pip", ".venv/bin/flask"}  # as `make example`
     for page, words in shell_lines():
         if words[:1] == ["rqjobs"]:
             parse(cli.main, words[1:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from api_client import TOKENS
 from browser_client import (
     PASSWORD,
     Client,
@@ -15,7 +16,8 @@ from rqjobs.web import create_app
 
 @pytest.fixture
 def app(settings):
-    config.use(admin_password=PASSWORD, secret_key="k" * 32)
+    tokens = config.SETTINGS["RQJOBS_API_TOKEN"][1](TOKENS)
+    config.use(admin_password=PASSWORD, secret_key="k" * 32, api_tokens=tokens)
     app = create_app()
     app.testing = True
     app.test_client_class = Client

@@ -64,6 +64,8 @@ def test_every_route_with_every_method_and_role(settings, redis):
     for endpoint, method, address, needed in calls(app):
         if not address.startswith("/ops") or endpoint in GATES or address.endswith(".css"):
             continue
+        if endpoint.startswith("rqjobs_api."):  # its tokens have roles: test_api.py
+            continue
         walked.add(endpoint)
         for role in Role:
             headers = {**OURS, "X-Role": role.name.lower()}

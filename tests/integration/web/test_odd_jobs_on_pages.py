@@ -10,6 +10,7 @@ from decimal import Decimal
 
 import pytest
 import sample_jobs
+from api_client import ADMIN
 from browser_client import every_call
 from rq.results import Result
 
@@ -220,6 +221,12 @@ ODD = [
 ]
 
 
+API_HEADERS = {"Authorization": f"Bearer {ADMIN}"}
+API_BODIES = {
+    "rqjobs_api.enqueue_job": {"function": "sample_jobs.ok", "job_id": "odd"},
+    "rqjobs_api.enqueue_batch": {"jobs": [{"function": "sample_jobs.ok"}]},
+    "rqjobs_api.put_schedule": {"function": "sample_jobs.ok", "every": 3600},
+}
 ACTIONS = ("cancel", "stop", "requeue", "again", "delete", "run", "pause", "resume", "remove")
 
 
@@ -255,5 +262,9 @@ def test_malformed_records_break_no_page(app, client, redis, make, what):
         for path in {
             address.replace("/x", f"/{name}", 1).replace("/x", f"/{action}") for action in actions
         }:
-            reply = client.open(path, method=method, data=form if method == "POST" else None)
+            options = {"data": form} if method == "POST" else {}
+            if endpoint.startswith("rqjobs_api."):
+                options = {"headers": API_HEADERS, "json": API_BODIES.get(endpoint, {})}
+                path += "?timeout=0" if endpoint.endswith("wait_for_job") else ""
+            reply = client.open(path, method=method, **options)
             assert reply.status_code < 500, (method, path, reply.status, reply.text[-500:])

@@ -1,0 +1,156 @@
+"""The operations on groups of failed jobs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rqjobs import failed
+from rqjobs.failed import Filter, Group
+from rqjobs.web import recording
+from rqjobs.web.access import Role
+from rqjobs.web.api import job_values
+from rqjobs.web.api.job_values import MOMENT, TEXT, an_object
+from rqjobs.web.api.operations import PATH_PARAMETERS, Given, operation, schema
+from rqjobs.web.api.problems import Problem
+from rqjobs.web.rendering import cut
+
+GROUP_MAX_JOBS = 10_000  # that one request requeues or deletes
+COUNT = {"type": "integer", "minimum": 0}
+GROUP = schema(
+    "FailureGroup",
+    an_object(
+        id=TEXT,
+        function=TEXT,
+        error=TEXT,
+        message=TEXT,
+        first_seen_at=MOMENT,
+        last_seen_at=MOMENT,
+        total=COUNT,
+        last_hour=COUNT,
+        last_day=COUNT,
+        last_week=COUNT,
+        jobs={**COUNT, "description": "the jobs of the group that are failed now"},
+    ),
+)
+LIMIT = {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}
+ACTION = schema(
+    "GroupAction",
+    {
+        "type": "object",
+        "properties": {
+            "limit": {
+                "type": "integer",
+                "minimum": 1,
+                "maximum": GROUP_MAX_JOBS,
+                "description": "the number of jobs, the oldest failures first",
+            }
+        },
+        "additionalProperties": False,
+    },
+)
+DONE = schema(
+    "GroupActionDone",
+    an_object(jobs=COUNT, left={**COUNT, "description": "jobs that the group still has"}),
+)
+PATH_PARAMETERS["group"] = {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,100}$"}
+
+
+@operation(
+    "GET",
+    "/failures",
+    tag="failures",
+    summary="The groups of failed jobs, the one that failed last first",
+    query={"limit": LIMIT},
+    answers={200: an_object(groups={"type": "array", "items": GROUP})},
+)
+def list_failures(given: Given) -> dict[str, Any]:
+    """A group has the jobs of one function with one error."""
+    return {"groups": [_group(one) for one in failed.groups(given.query["limit"])]}
+
+
+@operation(
+    "GET",
+    "/failures/{group}",
+    tag="failures",
+    summary="A group of failed jobs",
+    answers={200: GROUP},
+)
+def get_failure(given: Given, group: str) -> dict[str, Any]:
+    return _group(_find(group))
+
+
+@operation(
+    "GET",
+    "/failures/{group}/jobs",
+    tag="failures",
+    summary="The ids of a group's jobs, the last failure first",
+    query={
+        "limit": LIMIT,
+        "offset": {"type": "integer", "minimum": 0, "maximum": 1_000_000, "default": 0},
+    },
+    answers={200: an_object(jobs={"type": "array", "items": TEXT})},
+)
+def list_failure_jobs(given: Given, group: str) -> dict[str, Any]:
+    _find(group)
+    start = given.query["offset"]
+    ids = failed.page_of_group(group, start, start + given.query["limit"])
+    return {"jobs": [job_values.name(job_id) for job_id in ids]}
+
+
+@operation(
+    "POST",
+    "/failures/{group}/requeue",
+    tag="failures",
+    summary="Requeue the jobs of a group",
+    body=ACTION,
+    answers={200: DONE},
+)
+def requeue_failures(given: Given, group: str) -> dict[str, Any]:
+    """With `limit` 1 it tries one."""
+    return _change(given, group, failed.requeue_steps)
+
+
+@operation(
+    "POST",
+    "/failures/{group}/delete",
+    tag="failures",
+    summary="Delete the jobs of a group",
+    role=Role.ADMIN,
+    body=ACTION,
+    answers={200: DONE},
+)
+def delete_failures(given: Given, group: str) -> dict[str, Any]:
+    """They cannot be brought back."""
+    return _change(given, group, failed.delete_steps)
+
+
+def _change(given: Given, group: str, steps: Any) -> dict[str, Any]:
+    _find(group)
+    limit = int(given.body.get("limit", GROUP_MAX_JOBS))
+    done = sum(steps(failed.select(Filter(group=group), limit)))
+    recording.add_note(f"{done:,} jobs")
+    found = failed.group(group)
+    return {"jobs": done, "left": found.jobs if found else 0}
+
+
+def _find(group: str) -> Group:
+    found = failed.group(group)
+    if found is None:
+        raise Problem(404, "not-found", "There is no such group; its failures are forgotten.")
+    return found
+
+
+def _group(one: Group) -> dict[str, Any]:
+    return {
+        "id": job_values.name(one.id),
+        "function": job_values.name(one.function),
+        "error": job_values.name(one.error),
+        "message": cut(one.message, 1000),
+        "first_seen_at": job_values.moment(one.first_seen),
+        "last_seen_at": job_values.moment(one.last_seen),
+        "total": one.total,
+        "last_hour": one.last_hour,
+        "last_day": one.last_day,
+        "last_week": one.last_week,
+        "jobs": one.jobs,
+    }

@@ -1,0 +1,78 @@
+"""schemathesis, which holds a served API to its OpenAPI document with requests of its own."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rqjobs
+from rqjobs import every, schedules
+
+TOKEN = "schemathesis-0123456789"
+RUN_SECONDS = 300
+# A value that fits its schema can still be refused: no job function, no queue, a time in no year.
+SETTINGS = """
+[checks.positive_data_acceptance]
+expected-statuses = ["2xx", "404", "409", "422"]
+
+[[operations]]
+include-name = "GET /jobs/{job_id}/wait"
+parameters = { "query.timeout" = 0 }
+"""
+
+
+@pytest.fixture(scope="module")
+def schemathesis(python):
+    return Path(python("schemathesis>=4.30,<5", alone=True)).with_name("schemathesis")
+
+
+@pytest.fixture
+def address(spawn, eventually):
+    """The address of the API, which gunicorn serves."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    web = spawn(
+        sys.executable,
+        "-m",
+        "gunicorn",
+        "--config",
+        "python:rqjobs.web.gunicorn_config",
+        "rqjobs.web:create_app()",
+        env={"PORT": str(port), "RQJOBS_API_TOKEN": f"tests:admin:{TOKEN}"},
+    )
+    eventually(lambda: "serving at" in web.output(), what="the web process")
+    return f"http://127.0.0.1:{port}/api"
+
+
+def test_it_finds_nothing(schemathesis, address, tmp_path, redis):
+    rqjobs.enqueue("sample_jobs.ok", job_id="plain")
+    schedules.add("hourly", every(hours=1), "sample_jobs.ok")
+    settings = tmp_path / "schemathesis.toml"
+    settings.write_text(SETTINGS)
+    done = subprocess.run(
+        [
+            schemathesis,
+            "--config-file",
+            settings,
+            "run",
+            f"{address}/openapi.json",
+            "--header",
+            f"Authorization: Bearer {TOKEN}",
+            "--checks",
+            "all",
+            "--seed",
+            "1",
+            "--generation-deterministic",
+            "--max-examples",
+            "10",
+            "--no-color",
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=RUN_SECONDS,
+    )
+    assert done.returncode == 0, done.stdout[-10_000:] + done.stderr
