@@ -56,6 +56,7 @@ class Config:
     # The password used when RQJOBS_ADMIN_PASSWORD is unset; the web app generates one if it is None.
     one_time_password: str | None = field(default=None, repr=False)
     api_tokens: tuple[ApiToken, ...] = field(default=(), repr=False)
+    metrics_token: str | None = field(default=None, repr=False)
     webhook_hosts: tuple[str, ...] = ()
     shutdown_timeout: int = 20  # seconds
     max_jobs_per_child: int = 0  # 0 is no limit
@@ -346,6 +347,7 @@ SETTINGS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "RQJOBS_ADMIN_PASSWORD": ("admin_password", _password),
     "RQJOBS_ONE_TIME_PASSWORD": ("one_time_password", _password),
     "RQJOBS_API_TOKEN": ("api_tokens", _api_tokens),
+    "RQJOBS_METRICS_TOKEN": ("metrics_token", _secret),
     "RQJOBS_WEBHOOK_HOSTS": (
         "webhook_hosts",
         _names(r"[a-z0-9.-]+", "hooks.example.com,example.org, in lower case"),

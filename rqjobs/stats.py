@@ -78,6 +78,7 @@ class WorkerStats:
     ours: bool
     version: str = ""  # of RQ
     python_version: str = ""
+    seconds_worked: float = 0.0  # on all jobs
 
 
 @dataclass(frozen=True)
@@ -227,6 +228,7 @@ def _worker(name: str, fields: dict[str, str], lease: float | None, seconds: flo
         ours=lease is not None,
         version=fields.get("version", ""),
         python_version=fields.get("python_version", ""),
+        seconds_worked=_seconds(fields.get("total_working_time")),
     )
 
 
@@ -234,6 +236,12 @@ def _number(value: str | None) -> int:
     if value and re.fullmatch("[0-9]{1,18}", value):
         return int(value)
     return 0
+
+
+def _seconds(value: str | None) -> float:
+    if value and re.fullmatch(r"[0-9]{1,15}(\.[0-9]{1,20})?(e-?[0-9]{1,2})?", value):
+        return float(value)
+    return 0.0
 
 
 def scheduler_is_running(connection: redis.Redis) -> bool:

@@ -41,6 +41,11 @@ RQ's keys are its own, unchanged. Ours begin with `rqjobs:`:
                                        abandoned; -inf if it is being dropped, +inf if it is stored
                                        and not all of its first jobs are released
     rqjobs:log:<id>                    stream, the last lines that a job has logged: job_logs.py
+    rqjobs:metrics                     hash, how long jobs waited and ran, and how they ended:
+                                       `<count> <function> <queue>` -> number (job_metrics.py)
+    rqjobs:metrics:last:<worker>       the number of the last counts that a worker has sent
+    rqjobs:totals                      hash, rare events since the first one: `recovered:<cause>`,
+                                       `poison`, `expired`, `limit-waits`, and others
     rqjobs:outbox                      sorted set, rows of the outbox whose jobs are stored -> until
                                        when that is noted, in Unix seconds
     rqjobs:once                        sorted set, requests of the API with an Idempotency-Key whose
@@ -121,6 +126,8 @@ SCHEDULES_REVISION = "rqjobs:schedules:revision"
 SCHEDULES_UNFINISHED = "rqjobs:schedules:unfinished"
 SCHEDULES_DECLARED = "rqjobs:schedules:declared"
 SCHEDULES_ANNOUNCED = "rqjobs:schedules:announced"
+METRICS = "rqjobs:metrics"
+TOTALS = "rqjobs:totals"
 RESULT = "rqjobs:result"
 COUNTS_DAY = "rqjobs:counts:day"
 UNIQUE = "rqjobs:unique"
@@ -218,6 +225,11 @@ def scheduler_lock(queue: str) -> str:
 
 def log(job_id: str) -> str:
     return f"{LOG_PREFIX}{job_id}"
+
+
+def last_sending(process: str) -> str:
+    """The number of the last counts that a worker's process has sent."""
+    return f"{METRICS}:last:{process}"
 
 
 def process(worker: str) -> str:

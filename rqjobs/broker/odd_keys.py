@@ -47,6 +47,8 @@ SINGLE_KEYS = {
         keys.DEFERRED_CURSORS,
         keys.UNIQUE,
         keys.COUNTS_DAY,
+        keys.METRICS,
+        keys.TOTALS,
     ),
     "none": (keys.RESULT,),  # exists only inside a script
 }

@@ -203,6 +203,7 @@ PARK_PAUSED = Script("park_paused")
 UNPARK_PAUSED = Script("unpark_paused")
 RELEASE_FLOW = Script("release_flow")
 DROP_FLOW = Script("drop_flow", policies=False)
+ADD_METRICS = Script("add_metrics", policies=False)
 WORKER_SCRIPTS = (
     CLAIM,
     SETTLE_SUCCESS,
@@ -213,6 +214,7 @@ WORKER_SCRIPTS = (
     RECLAIM,
     PARK_PAUSED,
     KEEP_LOG,
+    ADD_METRICS,
 )
 CHECK_WAITING = Script("check_waiting")
 CHECK_DEFERRED = Script("check_deferred", policies=False)

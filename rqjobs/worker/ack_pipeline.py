@@ -22,7 +22,8 @@ class Ack(NamedTuple):
     """A plain success: its job's claim, and the command that records it.
 
     `fallback` records it with RQ's own code, for when Redis refuses the command. `log` are commands
-    before it, which keep the last lines of the job; their replies do not matter.
+    before it, which keep the last lines of the job; their replies do not matter. `function`,
+    `waited` (seconds) and `seconds` are for the metrics.
     """
 
     claim: Claim
@@ -30,6 +31,8 @@ class Ack(NamedTuple):
     fallback: Callable[[], None]
     seconds: float = 0.0  # that the job took
     log: tuple[tuple[Any, ...], ...] = ()
+    function: str = ""
+    waited: float = 0.0  # seconds in its queue
 
 
 class AckPipeline:

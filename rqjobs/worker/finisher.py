@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
 
+import redis
 from rq.job import JobStatus
 from rq.timeouts import JobTimeoutException
 from rq.utils import now
@@ -25,9 +26,10 @@ from rqjobs import config, processes
 from rqjobs.broker import keys, leases
 from rqjobs.broker.keys import decode
 from rqjobs.broker.transitions import Claim
+from rqjobs.job_metrics import CountsSender, JobCounts
 from rqjobs.times import parse_date
 from rqjobs.worker import job_processes
-from rqjobs.worker.settlement import SettlementMixin
+from rqjobs.worker.settlement import SettlementMixin, is_job
 from rqjobs.worker.shared_state import (
     HANDLER_SECONDS,
     FunctionEnd,
@@ -124,6 +126,7 @@ def _run_finisher_process(
 ) -> None:
     """The forked child from begin to end: never returns."""
     code = 1
+    counts = worker.counts = JobCounts(is_job)  # the next horse has those of the worker
     try:
         begin_child(finisher.state)
         if finisher.death == HorseDeath.CRASHED:
@@ -137,6 +140,8 @@ def _run_finisher_process(
         )
     finally:
         job_processes.flush_output()
+        with contextlib.suppress(redis.RedisError, OSError):
+            CountsSender(counts).send(worker.client)
         os._exit(code)
 
 

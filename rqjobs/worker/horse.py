@@ -33,6 +33,7 @@ from rqjobs.broker.transitions import Claim
 from rqjobs.connection import is_transient
 from rqjobs.inherited_resources import InheritedResources
 from rqjobs.instrumentation import run_isolated
+from rqjobs.job_metrics import Outcome
 from rqjobs.queues import Queue
 from rqjobs.worker import job_processes
 from rqjobs.worker.ack_pipeline import Ack, AckPipeline
@@ -284,6 +285,11 @@ class Horse:
         if settled.is_new:
             self.state.succeeded += 1
             self.state.worked += ack.seconds
+        if settled.is_recorded and self.worker.counts:
+            claim = ack.claim
+            self.worker.counts.note(
+                ack.function, claim.queue, Outcome.FINISHED, ack.waited, ack.seconds
+            )
         self.worker.log_settlement(ack.claim.job_id, settled)
         if settled is SettleReply.DEPENDENTS_LEFT:  # they were enqueued after the claim
             self.has_new_jobs = True

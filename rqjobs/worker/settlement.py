@@ -26,7 +26,7 @@ from rq.results import Result
 from rq.timeouts import JobTimeoutException, UnixSignalDeathPenalty
 from rq.utils import now
 
-from rqjobs import config, hooks, loops, raised, texts
+from rqjobs import catalog, config, hooks, loops, raised, texts
 from rqjobs.broker import keys, transitions
 from rqjobs.broker.keys import decode
 from rqjobs.broker.scripts import SETTLE, SETTLE_POLICY_SUCCESS, SETTLE_SUCCESS
@@ -34,6 +34,7 @@ from rqjobs.broker.transitions import Claim
 from rqjobs.hooks import Hook
 from rqjobs.instrumentation import is_wrapped
 from rqjobs.job_fields import check_size
+from rqjobs.job_metrics import JobCounts, Outcome
 from rqjobs.jobs import Job, function_name
 from rqjobs.maintenance import new_failures, sweep
 from rqjobs.policies import failures
@@ -115,6 +116,15 @@ class DeathPenalty(UnixSignalDeathPenalty):
         signal.alarm(0)
 
 
+# How a run counts that has ended as the rules of its job, or its function, have decided.
+OUTCOMES_OF_ACTIONS = {
+    Action.FAIL: Outcome.FAILED,
+    Action.RETRY: Outcome.RETRIED,
+    Action.DISCARD: Outcome.DISCARDED,
+    Action.SNOOZE: Outcome.SNOOZED,
+}
+
+
 class JobSnapshot:
     """A job's attributes, for another try of code that counts down `retries_left` and others."""
 
@@ -161,6 +171,7 @@ class SettlementMixin(rq.Worker):
     claim: Claim | None = None
     shared_state: HorseState | None = None
     acks: AckPipeline
+    counts: JobCounts | None = None  # for the metrics; memory shared with the horse
     job_log: LogCapture | None = None  # None if nothing is kept
     own_pid = 0
     last_settled_token = ""  # of the last recorded outcome, or ack  # nosec B105
@@ -280,7 +291,8 @@ class SettlementMixin(rq.Worker):
         fallback = partial(self.record_success, job, queue, started_job_registry)
         command = self._success_command(claim, job, ttl)
         log_commands = self.job_log.last_commands() if self.job_log else ()
-        self.acks.send(Ack(claim, command, fallback, seconds, log_commands))
+        waited = seconds_waited(job)
+        self.acks.send(Ack(claim, command, fallback, seconds, log_commands, job.func_name, waited))
         self.last_settled_token = claim.token
         if self.log.isEnabledFor(logging.INFO):
             self.log.info(
@@ -339,7 +351,7 @@ class SettlementMixin(rq.Worker):
                 self.connection.hdel(job.key, *loops.ended_fields(job))
             method(job=job, queue=queue, started_job_registry=started_job_registry)
 
-        self.record(job, record_success)
+        self.record(job, record_success, Outcome.FINISHED)
 
     def handle_job_retry(
         self, job: Any, queue: Any, retry: Retry, started_job_registry: Any, execution: Any
@@ -355,7 +367,8 @@ class SettlementMixin(rq.Worker):
                 return
             limit = config.current().max_traceback_bytes
             job.traceback = transitions.cut_middle(decision.reason, limit)
-            self.record(job, lambda: self._record_decision(job, queue, decision))
+            outcome = OUTCOMES_OF_ACTIONS[decision.action]
+            self.record(job, lambda: self._record_decision(job, queue, decision), outcome)
             if decision.action is Action.RETRY:
                 self._call_hook(hooks.on_retry, job, retry.error)
             return
@@ -369,6 +382,7 @@ class SettlementMixin(rq.Worker):
                 started_job_registry=started_job_registry,
                 execution=self.execution or execution,
             ),
+            Outcome.RETRIED,
         )
         if job.get_status(refresh=False) != JobStatus.FAILED:
             self._call_hook(hooks.on_retry, job, None)
@@ -391,6 +405,7 @@ class SettlementMixin(rq.Worker):
         self.last_settled_token = claim.token
         self.log_settlement(claim.job_id, reply)
         if reply.is_recorded:
+            self._count_run(job, claim, Outcome.INTERRUPTED)
             self.log.info(
                 "Worker %s: job %s is interrupted (%s); it continues at its cursor",
                 self.name,
@@ -422,7 +437,11 @@ class SettlementMixin(rq.Worker):
         job.traceback = exc_string  # for a job that is retried or repeated
         error = sys.exc_info()[1]
         stopped = self._stopped_job_id == job.id
-        hook = hooks.on_retry if job.wants_retry() else hooks.on_failure
+        hook, outcome = hooks.on_failure, Outcome.FAILED
+        if job.wants_retry():
+            hook, outcome = hooks.on_retry, Outcome.RETRIED
+        if stopped:
+            outcome = Outcome.STOPPED
         method = super().handle_job_failure
 
         def record_failure() -> None:
@@ -435,7 +454,7 @@ class SettlementMixin(rq.Worker):
                 exc_string=exc_string,
             )
 
-        self.record(job, record_failure, exc_string, failure)
+        self.record(job, record_failure, outcome, exc_string, failure)
         if not stopped and hook.functions:
             # A horse that was killed has left no exception.
             self._call_hook(hook, job, error or JobFailed(job.id, *failure, exc_string))
@@ -474,6 +493,7 @@ class SettlementMixin(rq.Worker):
         self,
         job: Any,
         method: Callable[[], None],
+        outcome: Outcome,
         trace: str = "",
         failure: Failure | None = None,
     ) -> None:
@@ -482,7 +502,7 @@ class SettlementMixin(rq.Worker):
         It is tried until Redis has answered. If a key that RQ read has changed by then, `method`
         runs again, with the job's attributes as they were. Webhooks are sent once the outcome is
         recorded. `trace` is the traceback of the job; it is kept if the outcome cannot be recorded.
-        `failure` is counted if the job fails for good.
+        `failure` is counted if the job fails for good, and `outcome` in any case.
         """
         claim = self.claim
         assert claim
@@ -513,9 +533,23 @@ class SettlementMixin(rq.Worker):
         self.last_settled_token = claim.token
         self.log_settlement(claim.job_id, reply)
         self.has_settled = reply.is_recorded
+        if self.has_settled:
+            self._count_run(job, claim, outcome)
         if failure and "rqjobs_on_failed" in job.policy_fields:
             self._call_on_failed(claim, reply)
         self._send_webhooks(job, webhook_calls)
+
+    def _count_run(self, job: Any, claim: Claim, outcome: Outcome) -> None:
+        """Count a run whose outcome was recorded, for the metrics."""
+        if self.counts is None:
+            return
+        if outcome is Outcome.RETRIED and job.get_status(refresh=False) == JobStatus.FAILED:
+            outcome = Outcome.FAILED  # it asked for one retry too many
+        seconds = 0.0
+        with contextlib.suppress(TypeError):  # a date is missing
+            seconds = max(0.0, ((job.ended_at or now()) - job.started_at).total_seconds())
+        name = function_name(claim.fields.get(b"data"))
+        self.counts.note(name, claim.queue, outcome, seconds_waited(job), seconds)
 
     def _write_run_state(self, job: Any) -> None:
         """Write cursors and progress. It comes before RQ's writes, which may delete the job."""
@@ -626,6 +660,10 @@ class SettlementMixin(rq.Worker):
             reply = self.retry_until_answered(partial(send, writes))
         except ResponseError:
             reply = self.retry_until_answered(partial(send, writes[:-1]))
+        if reply.is_recorded and self.counts:
+            outcome = Outcome.FAILED if status == "failed" else Outcome.STOPPED
+            name = function_name(claim.fields.get(b"data"))
+            self.counts.note_outcome(name, claim.queue, outcome)
         if call:
             self._call_on_failed(claim, reply)
         return reply
@@ -716,6 +754,19 @@ class SettlementMixin(rq.Worker):
         with contextlib.suppress(redis.RedisError, OSError):
             return bool(self.client.ping())
         return False
+
+
+def seconds_waited(job: Any) -> float:
+    """How long a job has waited in its queue; 0 if that is not known."""
+    try:
+        return max(0.0, (job.started_at - job.enqueued_at).total_seconds())
+    except TypeError:  # a date is missing
+        return 0.0
+
+
+def is_job(name: str) -> bool:
+    """Whether the catalog of this process has a job function of this name."""
+    return name in catalog.current().functions
 
 
 def _format(error: BaseException) -> str:

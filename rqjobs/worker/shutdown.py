@@ -157,6 +157,8 @@ class ShutdownMixin(Supervisor):
         if not self._is_registered or self._is_past_hard_limit:
             return
         self._stop_scheduler()
+        with contextlib.suppress(redis.RedisError, OSError):
+            self._counts_sender.send(self.client)
         try:
             self.teardown()
         except redis.RedisError as error:

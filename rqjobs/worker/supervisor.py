@@ -23,13 +23,14 @@ from rqjobs.broker import keys, leases, recovery, scripts, transitions
 from rqjobs.broker.keys import decode
 from rqjobs.broker.transitions import Claim
 from rqjobs.inherited_resources import InheritedResources
+from rqjobs.job_metrics import CountsSender, JobCounts
 from rqjobs.maintenance import sweep
 from rqjobs.worker import job_processes
 from rqjobs.worker.finisher import Finisher, HorseDeath, failure_message
 from rqjobs.worker.horse import MAX_PREFETCH_WAIT_SECONDS, Limits, begin_child, run_horse_process
 from rqjobs.worker.log_buffer import LogBuffer
 from rqjobs.worker.prefetch import PrefetchPipe
-from rqjobs.worker.settlement import SettlementMixin
+from rqjobs.worker.settlement import SettlementMixin, is_job
 from rqjobs.worker.shared_state import (
     NO_KILL_AFTER,
     ExitReason,
@@ -123,6 +124,9 @@ class Supervisor(SettlementMixin):
         self._published = WorkerState()
         self._published_at = 0.0
         self._disconnected_at = time.monotonic()  # when this process last failed to reach Redis
+        counts = JobCounts(is_job)
+        self.counts = counts
+        self._counts_sender = CountsSender(counts)
 
     # Spawn
 
@@ -218,6 +222,7 @@ class Supervisor(SettlementMixin):
         if snapshot is None:
             return
         self._published_at = time.monotonic()
+        self._counts_sender.send(self.client)
         before = self._published
         state = WorkerState(
             STATUS_OF_PHASE.get(snapshot.phase, WorkerStatus.IDLE),

@@ -37,6 +37,7 @@ GOOD = [
     ),
     ("REDIS_URL", "rediss+sentinel://a/m", "redis_url", "rediss+sentinel://a/m"),
     ("RQJOBS_QUEUES", "a", "queues", ("a",)),
+    ("RQJOBS_METRICS_TOKEN", "t" * 16, "metrics_token", "t" * 16),
     ("RQJOBS_QUEUES", " urgent , mail.out,, low_2 ", "queues", ("urgent", "mail.out", "low_2")),
     ("RQJOBS_MODULES", "jobs,shop.emails", "modules", ("jobs", "shop.emails")),
     ("RQJOBS_FLASK_APP", "shop:app", "flask_app", "shop:app"),
@@ -89,6 +90,7 @@ GOOD = [
     ("PORT", "65535", "port", 65535),
 ]
 BAD = [
+    ("RQJOBS_METRICS_TOKEN", "short", "too short to be a secret"),
     *(
         ("RQJOBS_API_TOKEN", text, "too short, too simple")
         for text in ("short", "a" * 20, "abcdefgh 0123456789 x", "shop:operate:abc", "ä" * 25)
@@ -178,6 +180,7 @@ BAD = [
 ]
 SECRET = {
     "RQJOBS_API_TOKEN",
+    "RQJOBS_METRICS_TOKEN",
     "RQJOBS_ONE_TIME_PASSWORD",
     "REDIS_URL",
     "SECRET_KEY",

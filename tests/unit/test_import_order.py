@@ -49,7 +49,7 @@ LAYERS = (  # a module imports what stands above it, or in its own layer
     {"flows"},
     {"schedules"},
     {"scheduler"},
-    {"attempts", "stats"},
+    {"attempts", "stats", "job_metrics"},
     {"maintenance"},
     {"worker"},
     {""},  # the public API

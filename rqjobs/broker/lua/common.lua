@@ -362,6 +362,11 @@ local function fail_job(queue, id, worker, traceback, iso, default_ttl)
   end
 end
 
+-- Count an event that is rare, for the metrics.
+local function count_total(name)
+  redis.pcall('HINCRBY', 'rqjobs:totals', name, 1)
+end
+
 -- Count a crash: a process has died under the job. Returns the number of crashes within the last
 -- `window` seconds.
 local function count_crash(id, window)

@@ -101,6 +101,7 @@ local function end_unrun(queue, id, worker, ending, reason, iso, default_ttl)
   redis.call('HSET', job, 'status', 'canceled', 'ended_at', iso, 'origin', queue,
     'rqjobs_ending', ending)
   redis.call('HDEL', job, 'rqjobs_token')
+  count_total(ending)
   redis.call('PERSIST', job)
   if failure_ttl ~= '-1' then redis.call('EXPIRE', job, kept) end
   redis.pcall('XADD', results, 'MAXLEN', '~', 10, '*', 'type', 3, 'worker_name', worker,
@@ -234,6 +235,7 @@ local function park(id, queue, key, to_front, order)
   redis.call('ZADD', deferred, string.format('%d', redis_time()), id)
   add_waiting(waiting, id, queue, to_front, order)
   redis.call('SADD', 'rqjobs:waiting-keys', key)
+  count_total('limit-waits')
 end
 
 -- Put a woken job near the front of its queue. Woken jobs and others take turns there, so that

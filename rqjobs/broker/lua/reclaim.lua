@@ -54,6 +54,7 @@ local function move(id, queue, token)
   if crashes >= max_crashes then
     fail_job(queue, id, worker, poison_traceback, iso, default_ttl)
     count_event('poison', queue, 1)
+    count_total('poison')
     return 'failed'
   end
   if crashes > 0 and delay > 0 and fits('rq:scheduled:' .. queue, 'zset')
@@ -75,7 +76,10 @@ local function reclaim(id)
     token = nil
   elseif queue and is_active(status) and not is_in_place(id, queue, status) then
     outcome = move(id, queue, token)
-    if outcome ~= 'failed' then count_event('recovered', queue, 1) end
+    if outcome ~= 'failed' then
+      count_event('recovered', queue, 1)
+      count_total('recovered:' .. cause)
+    end
     -- The first one had begun, so it may not expire.
     if id == ids[1] and token then redis.call('HDEL', 'rq:job:' .. id, 'rqjobs_expires') end
   end

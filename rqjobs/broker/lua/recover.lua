@@ -75,11 +75,13 @@ local function recover()
   if found == 'wip' and fields[2] == 'started' and count_crash(id, crash_window) >= max_crashes then
     fail_job(queue, id, owner, poison_traceback, iso, default_ttl)
     count_event('poison', queue, 1)
+    count_total('poison')
     return 'failed'
   end
   put_back(queue, id)  -- the queue's key was read, so its type is right
   redis.call('HDEL', 'rq:job:' .. id, 'rqjobs_waits_for', 'rqjobs_paused')
   count_event('recovered', queue, 1)
+  count_total('recovered:' .. found)
   return 'requeued'
 end
 
