@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from base64 import b64decode
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -34,13 +34,14 @@ WAITING = (JobStatus.SCHEDULED, JobStatus.QUEUED, JobStatus.DEFERRED)
 
 @dataclass(frozen=True)
 class Attempt:
-    """One run of a job. `seconds` is None if it is not known; `error` is one line, or ""."""
+    """One run of a job. What is not known is None; `error` is one line, or ""."""
 
     outcome: str  # "finished", "failed", "retried" or "canceled" (discarded)
     ended: datetime
     worker: str
     seconds: float | None
     error: str
+    started: datetime | None = None
 
 
 def read_attempts(job: Job) -> list[Attempt]:
@@ -50,27 +51,35 @@ def read_attempts(job: Job) -> list[Attempt]:
         redis.RedisError: Redis does not answer, or the key is not a stream.
     """
     entries: Any = job.connection.xrevrange(keys.results(job.id), count=MAX_ATTEMPTS)
+    return read_entries([(decode(entry_id), fields) for entry_id, fields in entries])
+
+
+def read_entries(entries: Iterable[tuple[str, Mapping[bytes, bytes]]]) -> list[Attempt]:
+    """The runs of entries of a job's results. Those that cannot be read are left out."""
     found = []
     for entry_id, fields in entries:
         with contextlib.suppress(Exception):  # anything: the entry may be damaged or forged
-            found.append(_read(decode(entry_id), fields))
+            found.append(_read(entry_id, fields))
     return found
 
 
 def _read(entry_id: str, fields: Mapping[bytes, bytes]) -> Attempt:
-    seconds = None
+    seconds = began = None
+    recorded = utc(int(entry_id.partition("-")[0]) / 1000)
     started, ended = (
         fields.get(b"execution_started_at"),
         fields.get(b"execution_ended_at"),
     )
     if started and ended:
         seconds = max(0.0, float(ended) - float(started))
+        began, recorded = utc(float(started)), utc(float(ended))
     return Attempt(
         OUTCOMES.get(int(fields[b"type"]), "?"),
-        utc(int(entry_id.partition("-")[0]) / 1000),
+        recorded,
         decode(fields.get(b"worker_name") or b"")[:ERROR_MAX_CHARACTERS],
         seconds,
         last_line(read_traceback(b64decode(fields.get(b"exc_string") or b"") or b" ")),
+        began,
     )
 
 

@@ -19,12 +19,14 @@ from enum import Enum
 from typing import Any, TypeVar, overload
 
 from rqjobs import config, policies, serializers, signatures
+from rqjobs.policies import record_url
 
 F = TypeVar("F", bound=Callable[..., Any])
 GENERATOR_REASON = (
     "is a generator function, whose call runs nothing; make a plain function that loops over it "
     "the job"
 )
+FUNCTION_OPTIONS = ("queue", "job_url")  # of the function, and not of each of its jobs
 JOB_OPTIONS = frozenset(
     {
         "queue",
@@ -40,6 +42,7 @@ JOB_OPTIONS = frozenset(
         "on_failure",
         "on_stopped",
         "webhooks",
+        "job_url",
         *policies.OPTIONS,
     }
 )
@@ -59,7 +62,8 @@ def job(function: Any = None, **options: Any) -> Any:
     The options are RQ's, and the defaults of each enqueue: `queue` (a name), `timeout`, `ttl`,
     `result_ttl`, `failure_ttl` (seconds), `retry`, `repeat`, `description`, `meta`, `on_success`,
     `on_failure`, `on_stopped`, `webhooks`. `policies` has further ones. Options of an enqueue take
-    precedence. `function.s(*args, **kwargs)` is a call for a flow, as `rqjobs.s` makes it.
+    precedence. `job_url` is a link from a job's page to a record of the application: an address with
+    the names of parameters in braces. `function.s(*args, **kwargs)` is a call for a flow, as `rqjobs.s` makes it.
 
     Raises:
         TypeError: an option is unknown, or `function` is a generator function or not a function.
@@ -80,6 +84,8 @@ def job(function: Any = None, **options: Any) -> Any:
             )
         refuse_generator(target)
         policies.check(target, options)
+        if options.get("job_url") is not None:
+            record_url.check(options["job_url"], target)
         target.__rqjobs__ = options  # type: ignore[attr-defined]
         target.s = functools.partial(signatures.s, target)  # type: ignore[attr-defined]
         return target

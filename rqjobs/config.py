@@ -69,6 +69,7 @@ class Config:
     max_failed_age_seconds: int = 0  # 0 is no limit
     job_log_level: str = "INFO"  # of the records that are kept with a job; "off" for none
     job_log_prints: str = "off"
+    hide: tuple[str, ...] = ()  # names whose values are not shown: hiding.py
     outbox_url: str | None = field(default=None, repr=False)
     environment: str = ""  # its name on the pages
     app_url: str = ""  # where the pages link back to
@@ -383,6 +384,7 @@ SETTINGS: dict[str, tuple[str, Callable[[str], Any]]] = {
     ),
     "RQJOBS_JOB_LOG_LEVEL": ("job_log_level", _log_level),
     "RQJOBS_JOB_LOG_PRINTS": ("job_log_prints", _one_of("off", "on")),
+    "RQJOBS_HIDE": ("hide", _names(r"[\w-]*[^\W_][\w-]*", "password,token")),
     "RQJOBS_OUTBOX_URL": ("outbox_url", _database_url),
     "RQJOBS_ENVIRONMENT": ("environment", _label),
     "RQJOBS_APP_URL": ("app_url", _app_url),

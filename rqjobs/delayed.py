@@ -18,6 +18,7 @@ from rqjobs.broker import keys, scripts, transitions
 from rqjobs.broker.keys import decode
 from rqjobs.broker.places import queue_names as known_queue_names
 from rqjobs.broker.scripts import CHANGE_DELAYED
+from rqjobs.job_fields import read_description
 from rqjobs.times import MAX_TIMESTAMP
 
 
@@ -49,7 +50,7 @@ def jobs(queue: str | None = None, offset: int = 0, limit: int = 50) -> list[Del
     for (due, job_id, name), description in zip(page, descriptions, strict=True):
         if not isinstance(description, bytes):  # the job has none, or the key has the wrong type
             description = b""
-        delayed.append(Delayed(job_id, name, _moment(due), decode(description)))
+        delayed.append(Delayed(job_id, name, _moment(due), read_description(description)))
     return delayed
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from typing import Any
 
-from rqjobs import config, texts
+from rqjobs import config, hiding, texts
 
 DESCRIPTION_MAX_CHARACTERS = 10_000
 # Smaller data are stored as they are, because compressing them takes longer than sending them.
@@ -83,9 +83,9 @@ def read_traceback(stored: bytes) -> str:
 
 
 def read_description(stored: bytes) -> str:
-    """A description, cut to the length that rqjobs writes."""
+    """A description, cut to the length that rqjobs writes. A plain RQ client hides nothing in it."""
     text = stored[: 4 * DESCRIPTION_MAX_CHARACTERS].decode(errors="replace")
-    return text[:DESCRIPTION_MAX_CHARACTERS]
+    return hiding.hide_text(config.current().hide, text[:DESCRIPTION_MAX_CHARACTERS])
 
 
 def check_description(description: Any) -> str:

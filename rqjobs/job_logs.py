@@ -134,6 +134,13 @@ def read(connection: redis.Redis, job_id: str) -> list[LogLine]:
     return lines
 
 
+def lines_of(entries: Any) -> list[LogLine]:
+    """The lines of entries of a log's stream, as of `XRANGE`. Those that cannot be read are left
+    out.
+    """
+    return _lines_of(entries, 0)[0]
+
+
 def follow(connection: redis.Redis, job_id: str) -> Iterator[LogLine]:
     """The lines of a job, and further ones as they come, until the job has ended or is gone.
 

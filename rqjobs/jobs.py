@@ -29,11 +29,12 @@ from rq.job import UNSERIALIZABLE_RETURN_VALUE_PAYLOAD
 from rq.results import Result
 from rq.serializers import resolve_serializer
 from rq.timeouts import BaseTimeoutException
-from rq.utils import as_text, now
+from rq.utils import as_text, get_call_string, now
 
 from rqjobs import (
     catalog,
     config,
+    hiding,
     hooks,
     inherited_resources,
     job_logs,
@@ -72,6 +73,7 @@ from rqjobs.webhooks import RefusedWebhook, is_allowed
 
 JSON_FIELDS = (b"dependency_ids", b"webhooks", b"retry_intervals", b"repeat_intervals")
 JSON_FIELD_MAX_BYTES = 4 * 1024 * 1024
+CALL_ARGUMENT_CHARACTERS = 75  # of an argument in a call string, as in RQ
 UNREADABLE_META_MAX_BYTES = 1000  # of a meta that cannot be read, to be shown
 PLAIN_RESULT_TYPES = JSON_TYPES | {list, dict, tuple, set}  # no code of theirs is left to run
 UNRUN_RESULT_TYPES = (Generator, AsyncGenerator, Awaitable, map, filter)
@@ -114,6 +116,7 @@ class Job(RetryingJob):
     claim_token = ""  # of the run in progress, in a worker  # nosec B105
     hides_result = False  # see `hide_result`
     hidden_result: Any = None
+    passed_on_count = 0  # the arguments from other jobs that a job of a new flow will get
     passed_on: list[Any] | None = None  # what the job takes from others, if it was fetched before
     unreadable_meta: Any = None  # what RQ puts in the place of such a meta; it is not stored
 
@@ -159,6 +162,34 @@ class Job(RetryingJob):
     @data.setter
     def data(self, value: bytes) -> None:
         rq.job.Job.data.fset(self, value)  # type: ignore[attr-defined]
+
+    def get_call_string(self) -> str | None:
+        """RQ's call string, which is the default description, with RQJOBS_HIDE applied."""
+        if not config.current().hide:
+            return super().get_call_string()
+        args, kwargs = self.shown_arguments()
+        return get_call_string(self.func_name, args, kwargs, max_length=CALL_ARGUMENT_CHARACTERS)
+
+    def shown_arguments(self) -> tuple[list[Any], dict[str, Any]]:
+        """The arguments with `hidden` for those of RQJOBS_HIDE. It raises what `args` raises."""
+        return hiding.hide_arguments(config.current().hide, *self._call())
+
+    def secrets(self) -> list[str]:
+        """The texts among the arguments that RQJOBS_HIDE hides, for `hiding.mask`."""
+        names = config.current().hide
+        if not names:
+            return []
+        try:
+            return hiding.secrets_of(names, *self._call())
+        except Exception:  # the payload cannot be read, and nothing of it is in a text
+            return []
+
+    def _call(self) -> tuple[Any, list[Any], dict[str, Any], int]:
+        """The function if it is in the catalog, its arguments, and how many come before them."""
+        place = passed_results.place_of(self.policy_fields)
+        passed_on = int(place is not None and place.takes != "nothing") or self.passed_on_count
+        function = catalog.current().functions.get(self.func_name or "")
+        return function, list(self.args), dict(self.kwargs), passed_on
 
     def check_payload(self, function: Callable[..., Any], passed_on: int = 0) -> None:
         """Check that the arguments and the description can be stored.

@@ -108,7 +108,7 @@ class Queue(rq.Queue):
         all_args = (*passed_on, *args)
         check_signature(function, all_args, kwargs)
         for option, value in catalog.options(function).items():
-            if option != "queue" and given.get(option) is None:
+            if option not in catalog.FUNCTION_OPTIONS and given.get(option) is None:
                 given[option] = value
         if given.get("meta"):  # a copy for this job: tracing libraries write headers into it
             given["meta"] = copy.copy(given["meta"])
@@ -125,6 +125,9 @@ class Queue(rq.Queue):
                 "an argument contains itself, or is nested too deeply for JSON"
             ) from None
         job.policy_fields = policy_fields
+        job.passed_on_count = len(passed_on)
+        if passed_on and config.current().hide and not given.get("description"):
+            job.description = job.get_call_string()
         check_on_failed(policy_fields.get("rqjobs_on_failed"))
         check_numbers(job)
         job.check()

@@ -16,10 +16,16 @@ import redis
 from rq.utils import now, utcformat
 
 from rqjobs.broker import keys
-from rqjobs.broker.keys import HELD_FLOWS, decode
-from rqjobs.broker.scripts import DROP_FLOW, RELEASE_FLOW, is_wrong_type
+from rqjobs.broker.keys import FLOWS, HELD_FLOWS, decode
+from rqjobs.broker.scripts import (
+    DROP_FLOW,
+    FORGET_FLOWS,
+    RELEASE_FLOW,
+    is_wrong_type,
+)
 
 log = logging.getLogger("rqjobs")
+FORGET_MAX_CALLS = 20  # of one sweep
 JOBS_PER_SCRIPT = 200  # jobs of a flow that one script moves or deletes
 
 
@@ -95,3 +101,12 @@ def sweep(
             if not is_wrong_type(error):
                 raise
             log.error("the flow %s cannot be released: %s", flow_id, error)
+    forget_some(connection)
+
+
+def forget_some(connection: redis.Redis) -> None:
+    """Remove flows that are gone from the list, as long as a quarter of those looked at are gone."""
+    for _ in range(FORGET_MAX_CALLS):
+        looked_at, removed = FORGET_FLOWS.run(connection, [FLOWS], [JOBS_PER_SCRIPT])
+        if not looked_at or removed < looked_at / 4:
+            return

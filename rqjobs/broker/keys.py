@@ -35,6 +35,8 @@ RQ's keys are its own, unchanged. Ours begin with `rqjobs:`:
     rqjobs:failure-group-jobs:<group>  sorted set, the group's failed jobs -> when each failed
     rqjobs:flow:<id>                   hash, a flow: `:shape` (the place of its first job), and the
                                        result of each finished job by the job's id
+    rqjobs:flows                       sorted set, flow -> when it was enqueued. A flow that is gone may
+                                       be in it until a sweep removes it
     rqjobs:flow-jobs:<id>              list, ids of its jobs, by position
     rqjobs:flow-held:<id>              list, its first jobs, until they are released
     rqjobs:held-flows                  sorted set, flow that is being stored -> when it counts as
@@ -112,6 +114,7 @@ ENDED_PARENTS = "rqjobs:ended-parents"
 NEW_FAILURES = "rqjobs:new-failures"
 FAILURE_GROUPS = "rqjobs:failure-groups"
 FLOW_SHAPE = ":shape"  # the field of a flow that is no job id
+FLOWS = "rqjobs:flows"
 HELD_FLOWS = "rqjobs:held-flows"
 SWEEP_LOCK = "rqjobs:sweep:lock"
 LAST_SWEEP = "rqjobs:sweep:last"

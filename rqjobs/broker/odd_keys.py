@@ -34,6 +34,7 @@ SINGLE_KEYS = {
         keys.SCHEDULES,
         keys.RATE_DUE,
         keys.FAILURE_GROUPS,
+        keys.FLOWS,
         keys.HELD_FLOWS,
     ),
     "set": (keys.ENDED_PARENTS, keys.PAUSED_JOBS, keys.QUEUES, keys.WORKERS, keys.WAITING_KEYS),

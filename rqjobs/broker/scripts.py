@@ -204,6 +204,7 @@ UNPARK_PAUSED = Script("unpark_paused")
 RELEASE_FLOW = Script("release_flow")
 DROP_FLOW = Script("drop_flow", policies=False)
 ADD_METRICS = Script("add_metrics", policies=False)
+FORGET_FLOWS = Script("forget_flows", policies=False)
 WORKER_SCRIPTS = (
     CLAIM,
     SETTLE_SUCCESS,
@@ -252,5 +253,8 @@ COUNT_PLACES = Script("count_places")
 FAILED_JOBS = Script("failed_jobs")
 UNGROUPED_FAILURES = Script("ungrouped_failures")
 FIRST_DUE = Script("first_due")
+FLOW_STATES = Script("flow_states", policies=False)
+INSPECT_JOB = Script("inspect_job", policies=False)
+LIST_FLOWS = Script("list_flows", policies=False)
 NEWEST_JOBS = Script("newest_jobs")
 SCAN_JOBS = Script("scan_jobs")

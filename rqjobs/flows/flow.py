@@ -104,7 +104,7 @@ class Flow:
             for job_id, reply in zip(self.job_ids, replies, strict=True)
         ]
         if all(one.status == "gone" for one in states):
-            raise _gone(self.id)
+            raise gone(self.id)
         return states
 
     @property
@@ -161,7 +161,7 @@ class Flow:
         )
         place = FlowPlace.read(decode(text)) if isinstance(text, bytes) else None
         if place is None:
-            raise _gone(self.id)
+            raise gone(self.id)
         return place
 
     def _finished_ids(self) -> set[str]:
@@ -207,11 +207,12 @@ def fetch(flow_id: str) -> Flow:
     client = connection.client()
     (ids,) = scripts.read_together(client, [("LRANGE", keys.flow_jobs(flow_id), 0, -1)])
     if isinstance(ids, Exception) or not ids:
-        raise _gone(flow_id)
+        raise gone(flow_id)
     return Flow(flow_id, list(map(decode, ids)), client)
 
 
-def _gone(flow_id: str) -> NoSuchFlow:
+def gone(flow_id: str) -> NoSuchFlow:
+    """The error for a flow that is not in Redis."""
     return NoSuchFlow(
         f"there is no flow {flow_id!r}: it was not stored, or its last result has expired; a larger "
         f"result_ttl of its last job keeps it for longer"

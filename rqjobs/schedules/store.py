@@ -26,6 +26,7 @@ from rqjobs import queues
 from rqjobs.broker import keys, scripts
 from rqjobs.broker.keys import decode
 from rqjobs.broker.scripts import RUN_SCHEDULE, STORE_SCHEDULE
+from rqjobs.job_fields import read_description
 from rqjobs.jobs import Job
 from rqjobs.policies import limits, retries, time_limits
 from rqjobs.schedules.cron import ScheduleError
@@ -481,7 +482,7 @@ def _schedule(name: str, own: dict[str, str], job: dict[bytes, bytes], due: Any)
         function=own["function"],
         queue=own["queue"],
         source=own["source"],
-        description=decode(job.get(b"description") or b""),
+        description=read_description(job.get(b"description") or b""),
         stored_state=own["state"],
         undeclared_since=_moment(own, "undeclared_since"),
         revision=int(own["revision"]),

@@ -261,6 +261,12 @@ def iso(moment: datetime) -> str:
         return moment.isoformat(timespec="seconds")
 
 
+@pages.app_template_global("rqjobs_has_page")
+def has_page(endpoint: str) -> bool:
+    """Whether this app has a page."""
+    return endpoint in current_app.view_functions
+
+
 # Errors
 
 

@@ -39,7 +39,7 @@ from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.utils import get_call_string
 from werkzeug.exceptions import default_exceptions
 
-from rqjobs import config, connection, rq_patches, serializers, stats
+from rqjobs import config, connection, hiding, rq_patches, serializers, stats
 from rqjobs.broker import transitions
 from rqjobs.broker.places import queue_names
 from rqjobs.broker.transitions import DeleteOutcome
@@ -371,7 +371,7 @@ def job_json(job_id: str, in_list: bool = False) -> dict[str, Any]:
         | {
             "origin": (job.origin or "")[:260],
             "status": status,
-            "metadata": json.dumps(to_json(job.meta), ensure_ascii=False),
+            "metadata": json.dumps(to_json(_shown(job.meta)), ensure_ascii=False),
         }
     )
 
@@ -381,18 +381,23 @@ def _result_json(job: Job) -> dict[str, Any]:
         latest = job.latest_result()
         if not latest:
             return {}
-        return {"result": to_json(latest.return_value), "exc_info": latest.exc_string}
+        return {"result": to_json(_shown(latest.return_value)), "exc_info": latest.exc_string}
     except CONNECTION_ERRORS:
         raise
     except Exception as error:  # RQ may raise anything for a damaged result
         return {"result": unreadable(error)}
 
 
+def _shown(value: Any) -> Any:
+    """`value` with RQJOBS_HIDE applied."""
+    return hiding.hide(config.current().hide, value)
+
+
 def _call_json(job: Job) -> dict[str, Any]:
     """The call in short and in full, the latter after a description of the enqueuer's own."""
     try:
         short = job.get_call_string()
-        call = get_call_string(job.func_name, job.args, job.kwargs)
+        call = get_call_string(job.func_name, *job.shown_arguments())
         if job.description not in (None, short):
             call = f"{job.description}: {call}"
     except Exception as error:  # the payload cannot be read

@@ -361,7 +361,7 @@ class Horse:
             self._log_start(job, queue)
         self.inherited.reset()
         if self.job_log:
-            self.job_log.begin(claim)
+            self.job_log.begin(claim, job.secrets())
         run_isolated(worker.perform_job, job, queue)
         if self.job_log:
             self.job_log.end()

@@ -26,7 +26,7 @@ import redis
 from redis.exceptions import NoScriptError
 from rq.timeouts import BaseTimeoutException
 
-from rqjobs import config, connection, texts
+from rqjobs import config, connection, hiding, texts
 from rqjobs.broker.keys import decode
 from rqjobs.broker.scripts import KEEP_LOG
 from rqjobs.broker.transitions import Claim
@@ -79,6 +79,7 @@ class LogCapture:
         self.keeps_prints = settings.job_log_prints == "on"
         self.buffer = buffer
         self.claim: Claim | None = None  # of the job that runs
+        self.secrets: list[str] = []  # texts that its lines do not show
         self._has_lines = False  # of that job
         self._prints: PrintStream | None = None
         self._sender = _Sender(client)
@@ -127,8 +128,9 @@ class LogCapture:
 
     # Of a job
 
-    def begin(self, claim: Claim) -> None:
-        """Keep the lines of this run from now on."""
+    def begin(self, claim: Claim, secrets: list[str]) -> None:
+        """Keep the lines of this run from now on, with `hidden` for each of `secrets`."""
+        self.secrets = secrets
         _claim_of_context.set(claim)
         self.claim = claim
         if self.keeps_prints and sys.stdout is not None:
@@ -173,7 +175,8 @@ class LogCapture:
         try:
             if _works_for(claim):
                 words = (record.created, record.levelno, record.levelname, record.name)
-                self._add(claim, encode_line(*words, _text_of(record)))
+                text = hiding.mask(_text_of(record), self.secrets)
+                self._add(claim, encode_line(*words, text))
         except BaseTimeoutException:  # the job's time limit
             raise
         except BaseException:  # of a damaged record: its line is lost
@@ -181,6 +184,7 @@ class LogCapture:
 
     def _keep_print(self, claim: Claim, text: str) -> None:
         if claim is self.claim and _works_for(claim):
+            text = hiding.mask(text, self.secrets)
             self._add(claim, encode_line(time.time(), logging.INFO, PRINT_LEVEL, "stdout", text))
 
     def _add(self, claim: Claim, line: bytes) -> None:

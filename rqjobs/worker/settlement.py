@@ -26,7 +26,7 @@ from rq.results import Result
 from rq.timeouts import JobTimeoutException, UnixSignalDeathPenalty
 from rq.utils import now
 
-from rqjobs import catalog, config, hooks, loops, raised, texts
+from rqjobs import catalog, config, hiding, hooks, loops, raised, texts
 from rqjobs.broker import keys, transitions
 from rqjobs.broker.keys import decode
 from rqjobs.broker.scripts import SETTLE, SETTLE_POLICY_SUCCESS, SETTLE_SUCCESS
@@ -366,7 +366,8 @@ class SettlementMixin(rq.Worker):
                 self.interrupt(job, decision.reason)
                 return
             limit = config.current().max_traceback_bytes
-            job.traceback = transitions.cut_middle(decision.reason, limit)
+            reason = hiding.mask(decision.reason, job.secrets())
+            job.traceback = transitions.cut_middle(reason, limit)
             outcome = OUTCOMES_OF_ACTIONS[decision.action]
             self.record(job, lambda: self._record_decision(job, queue, decision), outcome)
             if decision.action is Action.RETRY:
@@ -432,7 +433,10 @@ class SettlementMixin(rq.Worker):
         self, job: Any, queue: Any, started_job_registry: Any = None, exc_string: str = ""
     ) -> None:
         """RQ records a failure in several steps, and counts a stopped job among the failed ones."""
+        secrets = job.secrets()
         failure = _failure_of(job, exc_string)
+        failure = failure._replace(message=hiding.mask(failure.message, secrets))
+        exc_string = hiding.mask(exc_string, secrets)
         exc_string = transitions.cut_middle(exc_string, config.current().max_traceback_bytes)
         job.traceback = exc_string  # for a job that is retried or repeated
         error = sys.exc_info()[1]

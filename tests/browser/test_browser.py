@@ -161,7 +161,13 @@ def test_enqueue_a_job_and_watch_it_finish(at_home, worker, eventually, redis):
     worker("default")
     eventually(lambda: shown(browser, "#status") == "finished", what="the end of the job")
     eventually(lambda: "Result" in shown(browser, "[data-job] h2"), what="the result")
-    assert HOSTILE in shown(browser, "[data-job] pre")
+    assert repr(HOSTILE) in shown(browser, "#result-value")
+    browser.find_element(By.CSS_SELECTOR, "[data-copy=result-value]").click()
+    copied = ("Copied", "Selected")  # the latter if the browser forbids its clipboard
+    eventually(lambda: shown(browser, "[data-copy=result-value]") in copied, what="the copy")
+    assert browser.execute_script(
+        "return valueText(document.querySelector('#result-value .value'), 0)"
+    ) == repr(HOSTILE)
     assert browser.execute_script("return window.stayed"), (
         "the page followed the job without a reload"
     )

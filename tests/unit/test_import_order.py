@@ -13,7 +13,7 @@ import rqjobs
 PACKAGE = Path(rqjobs.__file__).parent
 INTERNALS = Path(__file__).parents[2] / "docs" / "internals.md"
 LAYERS = (  # a module imports what stands above it, or in its own layer
-    {"texts", "config", "processes", "times", "logs", "conversion"},
+    {"texts", "config", "hiding", "processes", "times", "logs", "conversion"},
     {"instrumentation", "inherited_resources"},
     {"connection"},
     {"serializers"},
@@ -49,7 +49,7 @@ LAYERS = (  # a module imports what stands above it, or in its own layer
     {"flows"},
     {"schedules"},
     {"scheduler"},
-    {"attempts", "stats", "job_metrics"},
+    {"attempts", "job_record", "stats", "job_metrics"},
     {"maintenance"},
     {"worker"},
     {""},  # the public API

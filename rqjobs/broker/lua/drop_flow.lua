@@ -30,4 +30,5 @@ local left = redis.pcall('LLEN', ids_key)
 if type(left) == 'number' and left > 0 then return left end
 redis.call('DEL', KEYS[2], ids_key, KEYS[4])
 redis.call('ZREM', held_flows, flow)
+redis.pcall('ZREM', 'rqjobs:flows', flow)
 return 0

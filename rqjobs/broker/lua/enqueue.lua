@@ -253,6 +253,7 @@ local function join_flow(entry)
     redis.call('HSET', flow, ':shape', entry.policies.rqjobs_flow)
     redis.call('EXPIRE', flow, FLOW_SECONDS)
     redis.call('EXPIRE', ids, FLOW_SECONDS)
+    redis.pcall('ZADD', 'rqjobs:flows', string.format('%.6f', redis_time()), entry.flow)
   end
   if entry.place ~= 'held' then return end
   local abandoned = string.format('%.3f', redis_time() + HELD_SECONDS)

@@ -10,7 +10,7 @@ import redis
 from rq.exceptions import NoSuchJobError
 from rq.job import JobStatus
 
-from rqjobs import attempts, config, connection, results, stats, texts
+from rqjobs import attempts, config, connection, hiding, results, stats, texts
 from rqjobs.attempts import Attempt
 from rqjobs.call_options import JOB_ID_MAX_CHARACTERS
 from rqjobs.jobs import Job
@@ -128,7 +128,7 @@ def find_unfit(value: Any, place: str, level: int = 0) -> str:
     Tuples count as lists.
     """
     kind = type(value)
-    if kind in (str, int, bool, type(None)):
+    if kind in (str, hiding.Hidden, int, bool, type(None)):
         return ""
     if kind is float:
         return "" if math.isfinite(value) else f"{place} is {value}"
@@ -228,6 +228,7 @@ def _describe(job: Job) -> dict[str, Any]:
     details = stats.job_details(job)
     status = job.get_status(refresh=False).value
     parents = job._dependency_ids if isinstance(job._dependency_ids, list) else []
+    meta = hiding.hide(config.current().hide, job.meta)
     return {
         "id": job.id,
         "status": status,
@@ -242,7 +243,7 @@ def _describe(job: Job) -> dict[str, Any]:
         "worker": name(job.worker_name),
         "progress": progress(details.progress),
         **_arguments(job),
-        "meta": None if find_unfit(job.meta, "meta") else job.meta,
+        "meta": None if find_unfit(meta, "meta") else meta,
         "timeout": number(job.timeout),
         "result_ttl": number(job.result_ttl),
         "failure_ttl": number(job.failure_ttl),
@@ -288,7 +289,7 @@ def _attempt(one: Attempt) -> dict[str, Any]:
 def _arguments(job: Job) -> dict[str, Any]:
     """The arguments as JSON, or as a text that says why they are not."""
     try:
-        args, kwargs = list(job.args), dict(job.kwargs)
+        args, kwargs = job.shown_arguments()
     except Exception as error:  # the payload cannot be read
         text = f"cannot be read: {error}"
         return {"args": None, "kwargs": None, "arguments_text": cut(text, 500)}

@@ -101,12 +101,12 @@ def fill_in(
 ) -> dict[str, str] | None:
     """The inputs that `read_arguments` reads as these arguments, or None if no inputs do."""
     try:
-        bound = _bind(function, args, kwargs)
+        bound = bind(function, args, kwargs)
         form = {
             field.input: _input_text(field, bound[field.name]) for field in form_fields(function)
         }
         read_args, read_kwargs, errors = read_arguments(function, form)
-        again = _bind(function, read_args, read_kwargs)
+        again = bind(function, read_args, read_kwargs)
         is_same = all(
             again[name] == value and type(again[name]) is type(value)
             for name, value in bound.items()
@@ -118,9 +118,10 @@ def fill_in(
     return form
 
 
-def _bind(
+def bind(
     function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
+    """The value of each parameter, defaults included. Raises TypeError if they do not fit."""
     bound = inspect.signature(function).bind(*args, **kwargs)
     bound.apply_defaults()
     return bound.arguments

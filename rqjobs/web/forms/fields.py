@@ -12,7 +12,7 @@ from datetime import date, datetime, timedelta
 from enum import Enum
 from typing import Any, Literal
 
-from rqjobs import catalog, conversion
+from rqjobs import catalog, config, conversion, hiding
 from rqjobs.conversion import ANY_JSON, SCALARS, UNIONS, NoneType, parse_json, read_text
 from rqjobs.web.forms.options import queue_choices, time_inputs
 
@@ -52,7 +52,8 @@ class Widget:
 class FormField:
     """The field of one parameter.
 
-    `default` is the text it shows at first. A `nullable` field may be empty.
+    `default` is the text it shows at first. A `nullable` field may be empty. A field `is_hidden` by
+    RQJOBS_HIDE never shows a value.
     """
 
     name: str
@@ -63,6 +64,7 @@ class FormField:
     default: str
     help: str
     hint: str
+    is_hidden: bool = False
 
     @property
     def input(self) -> str:
@@ -153,7 +155,11 @@ def _form_field(
     nullable, value_type = _without_none(value_type)
     widget, hints = _fit_to_default(_widget(value_type, parameter.name), parameter)
     default, is_default_shown = _default_text(widget, parameter.default)
-    if not is_default_shown:
+    is_hidden = hiding.is_hidden(config.current().hide, parameter.name)
+    if is_hidden:
+        default = ""
+        hints.append("its value is not shown (RQJOBS_HIDE)")
+    elif not is_default_shown:
         hints.append(f"left empty: {parameter.default!r:.100}")
     if widget.control == "checkbox" and nullable:
         widget = YES_OR_NO
@@ -178,6 +184,7 @@ def _form_field(
         default,
         help,
         " · ".join(filter(None, hints)),
+        is_hidden,
     )
 
 

@@ -12,7 +12,8 @@ from rq.exceptions import InvalidJobOperation, NoSuchJobError
 
 from rqjobs import connection, delayed, stats
 from rqjobs.web.forms.options import FormReader, time_inputs
-from rqjobs.web.job_view import ROW_LABEL_CHARACTERS, describe
+from rqjobs.web.job_page import shown_job
+from rqjobs.web.job_view import ROW_LABEL_CHARACTERS
 from rqjobs.web.rendering import cut, flash, page, pages, paging, queue_filter, redirect_back
 
 DELAYED_PER_PAGE = 25
@@ -55,7 +56,7 @@ def reschedule(job_id: str) -> Any:
     form = FormReader(request.form)
     due = form.due()
     if form.errors:
-        return page("job.html", 422, job=describe(job_id), **reschedule_form(form.errors))
+        return page("job.html", 422, **shown_job(job_id), **reschedule_form(form.errors))
     try:
         moment = delayed.reschedule(job_id, due or 0)
         note = "The job is due now."

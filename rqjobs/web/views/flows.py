@@ -1,43 +1,63 @@
-"""The page of a flow: its jobs in their order, and its buttons."""
+"""The list of flows, and the page of a flow: its steps and its buttons."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from flask import abort, redirect, url_for
+from flask import abort, redirect, request, url_for
 
-from rqjobs import connection, flows, stats
-from rqjobs.flows.flow import Flow, progress_of, status_of
-from rqjobs.web.job_view import is_job_id, row
-from rqjobs.web.rendering import flash, page, pages, paging
+from rqjobs import flows
+from rqjobs.flows import listing, picture
+from rqjobs.flows.flow import Flow
+from rqjobs.web.job_view import is_job_id
+from rqjobs.web.live import cached
+from rqjobs.web.rendering import flash, page, pages
 
-JOBS_PER_PAGE = 50
+FLOWS_PER_PAGE = 25
+LIVE_SECONDS = 1.0  # for which viewers share a live part
 ENDED_FLOWS = (flows.FlowStatus.FINISHED, flows.FlowStatus.CANCELED)
+
+
+@pages.get("/flows", endpoint="flows")
+def list_flows() -> Any:
+    """The newest flows, or those after the cursor of `?after=`."""
+    return page("flows.html", **_list())
+
+
+@pages.get("/live/flows")
+def live_flows() -> Any:
+    """The table of the list, as it is now."""
+    after = request.args.get("after", "")
+    return cached(f"flows {after[:100]}", LIVE_SECONDS, lambda: page("_flows.html", **_list()))
+
+
+def _list() -> dict[str, Any]:
+    after = request.args.get("after", "")
+    return {"found": listing.newest(after, FLOWS_PER_PAGE), "after": after}
 
 
 @pages.get("/flows/<flow_id>")
 def flow(flow_id: str) -> Any:
     """The progress of a flow, and its jobs. The record of a finished job may be gone."""
-    found = _fetch(flow_id)
-    states = found.states()
-    status = status_of(states)
-    part = paging(len(states), JOBS_PER_PAGE)
-    client = connection.client()
-    jobs = []
-    for state in states[part.start : part.end]:
-        job = stats.fetch(client, state.job_id)
-        shown = row(job) if job else {"id": state.job_id}
-        jobs.append({**shown, "status": state.status})
-    progress = progress_of(states)
-    return page(
-        "flow.html",
-        flow_id=found.id,
-        flow_status=status.value,
-        ended=status in ENDED_FLOWS,
-        progress=progress,
-        jobs=jobs,
-        paging=part,
+    return page("flow.html", **_one(flow_id))
+
+
+@pages.get("/live/flows/<flow_id>")
+def live_flow(flow_id: str) -> Any:
+    """The part of that page that changes."""
+    return cached(
+        f"flow {flow_id}", LIVE_SECONDS, lambda: page("_flow_state.html", **_one(flow_id))
     )
+
+
+def _one(flow_id: str) -> dict[str, Any]:
+    if not is_job_id(flow_id):
+        abort(404)
+    try:
+        found = picture.read(flow_id)
+    except flows.NoSuchFlow:
+        abort(404)
+    return {"flow": found, "ended": found.status in ENDED_FLOWS}
 
 
 @pages.post("/flows/<flow_id>/<action>")

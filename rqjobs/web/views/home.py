@@ -12,8 +12,8 @@ from rq.exceptions import DuplicateJobError
 from rqjobs import catalog, config, connection, queues, stats
 from rqjobs.jobs import Job
 from rqjobs.policies import retries, unique
-from rqjobs.web.forms import arguments, fields, options
-from rqjobs.web.job_view import row
+from rqjobs.web.forms import arguments, fields, from_job, options
+from rqjobs.web.job_view import fetch, row
 from rqjobs.web.rendering import flash, page, pages
 
 ACTIVITY_LIMITS = {"running": 8, "queued": 4, "scheduled": 4, "finished": 8, "failed": 5}
@@ -25,13 +25,34 @@ def home() -> Any:
     return _home(request.args.get("function", ""), {}, {})
 
 
+@pages.get("/enqueue")
+def enqueue_form() -> Any:
+    """The form of a function, filled with the job of `?from=` if there is one."""
+    name = request.args.get("function", "")
+    function = catalog.current().functions.get(name)
+    job_id = request.args.get("from", "")
+    if function is None or not job_id:
+        return _home(name, {}, {})
+    job = fetch(job_id)
+    if isinstance(job, Exception):
+        return _home(name, {}, {"": f"The job cannot be read: {job}"}, 422)
+    filled = from_job.fill_in(job, function)
+    return _home(name, filled.given, {}, note=filled.note)
+
+
 @pages.get("/live")
 def live() -> Any:
     """The tables of the home page, as they are now."""
     return page("_activity.html", **activity())
 
 
-def _home(name: str, given: Mapping[str, str], errors: dict[str, str], status: int = 200) -> Any:
+def _home(
+    name: str,
+    given: Mapping[str, str],
+    errors: dict[str, str],
+    status: int = 200,
+    note: str = "",
+) -> Any:
     form = fields.function_form(name)
     function = catalog.current().functions.get(name)
     if function:
@@ -42,7 +63,8 @@ def _home(name: str, given: Mapping[str, str], errors: dict[str, str], status: i
             "own_repeat": getattr(own.get("repeat"), "times", 0),
             "job_id": given.get("job_id") or str(uuid4()),
         }
-    return page("home.html", status, form=form, given=given, errors=errors, **activity())
+    values = {"form": form, "given": given, "errors": errors, "form_note": note}
+    return page("home.html", status, **values, **activity())
 
 
 def activity() -> dict[str, Any]:

@@ -14,7 +14,8 @@ from rqjobs.broker import transitions
 from rqjobs.broker.transitions import DeleteOutcome
 from rqjobs.jobs import Job
 from rqjobs.web.access import Role, requires
-from rqjobs.web.job_view import JOB_ACTIONS, actions_in, describe, fetch, label
+from rqjobs.web.job_page import describe, shown_job
+from rqjobs.web.job_view import JOB_ACTIONS, actions_in, fetch, label
 from rqjobs.web.rendering import CONNECTION_ERRORS, cut, flash, page, pages, redirect_back, render
 from rqjobs.web.views.delayed import reschedule_form
 
@@ -25,7 +26,7 @@ CANCELED_WHILE_RUNNING = (
 
 @pages.get("/jobs/<job_id>")
 def job(job_id: str) -> Any:
-    return page("job.html", job=describe(job_id), **reschedule_form())
+    return page("job.html", **shown_job(job_id), **reschedule_form())
 
 
 @pages.get("/jobs/<job_id>/state")

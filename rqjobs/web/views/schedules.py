@@ -13,7 +13,7 @@ from typing import Any
 from flask import abort, redirect, request, url_for
 from redis.exceptions import ResponseError
 
-from rqjobs import ScheduleError, catalog, connection, queues, schedules, stats
+from rqjobs import ScheduleError, catalog, config, connection, hiding, queues, schedules, stats
 from rqjobs.schedules.describe import describe, describe_missed
 from rqjobs.schedules.rules import Rule
 from rqjobs.schedules.store import Schedule, is_name, read
@@ -420,6 +420,8 @@ def _argument_inputs(found: Schedule) -> dict[str, str] | None:
     if function is None:
         return None
     try:
+        if hiding.hides_any(config.current().hide, function, found.args, found.kwargs):
+            return None
         return arguments.fill_in(function, found.args, found.kwargs)
     except CONNECTION_ERRORS:
         raise

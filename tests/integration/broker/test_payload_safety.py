@@ -369,7 +369,7 @@ LOOKS = """
 import resource, sys
 from rqjobs import connection, web
 from rqjobs.web.rq_dashboard import job_json
-from rqjobs.web.job_view import describe
+from rqjobs.web.job_page import describe
 from rqjobs.cli import main
 app = web.create_app()
 resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))

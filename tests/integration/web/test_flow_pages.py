@@ -46,10 +46,10 @@ def test_the_page_of_a_job_names_its_flow_and_the_jobs_around_it(client, redis):
     page = client.get(f"/jobs/{last}").text
     link = f'<a href="/flows/{flow.id}">'
     assert f"{link}job 2 of 2</a>" in page and f"{link}the flow</a>" in page
-    assert f'waits for <a href="/jobs/{first}">{first}</a>, which is failed: requeue' in page
+    assert f'waits for <a href="/jobs/{first}">{first}</a>, which has failed: requeue' in page
     assert "the result of the job before it" in page and "&lt;x&gt;" in page
     page = client.get(f"/jobs/{first}").text
-    assert f"{link}job 1 of 2</a>" in page and f'<a href="/jobs/{last}">{last}</a>' in page
+    assert f"{link}job 1 of 2</a>" in page and f'<a href="/jobs/{last}">' in page
     redis.set("go", 1)
     flow.retry()
     work()
@@ -107,3 +107,17 @@ def test_the_commands_of_a_flow(spawn, redis):
     assert json.loads(output)["status"] == "canceled"
     code, output = run("retry", "nope")
     assert code == 1 and "there is no flow 'nope'" in output
+
+
+def test_the_command_lists_flows_with_their_calls(spawn, redis):
+    flow = chain(jobs.add.s(1), s(jobs.double)).enqueue()
+    chain(jobs.add.s(2)).enqueue()
+    list_all = spawn(sys.executable, "-m", "rqjobs", "flows", "list", "--json", "--limit", "1")
+    show = spawn(sys.executable, "-m", "rqjobs", "flows", "show", flow.id)
+    assert list_all.wait(60) == show.wait(60) == 0
+    found = json.loads(list_all.output())
+    after = spawn(sys.executable, "-m", "rqjobs", "flows", "list", "--after", found["next"])
+    assert after.wait(60) == 0
+    assert found["flows"][0]["first"] == "flow_jobs.add(2)"
+    assert f"{flow.id}  running" in after.output() and "flow_jobs.double()" in after.output()
+    assert "flow_jobs.add(1)" in show.output()

@@ -970,9 +970,9 @@ def test_a_blocked_job_names_the_parent_and_the_remedy(client, redis):
     run_all(redis)
     page = client.get(f"/jobs/{job.id}").text
     link = f'<a href="/jobs/{parent.id}">{parent.id}</a>'
-    assert f"This job waits for {link}, which is failed: requeue that one" in page
-    assert f'{link} <span class="badge failed">' in page
-    assert f"{job.id}</a>" in client.get(f"/jobs/{parent.id}").text
+    assert f"This job waits for {link}, which has failed: requeue that one" in page
+    assert f'<span class="badge failed">failed</span> <a href="/jobs/{parent.id}">' in page
+    assert f'<a href="/jobs/{job.id}">' in client.get(f"/jobs/{parent.id}").text
     parent.delete()
     assert f"This job waits for {link}, which is gone" in client.get(f"/jobs/{job.id}").text
 

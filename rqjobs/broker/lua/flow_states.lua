@@ -1,0 +1,56 @@
+-- Read the states of some jobs of a flow, what they wait for, and those that are drawn.
+--
+-- KEYS  1 rqjobs:flow:<id>   2 rqjobs:flow-jobs:<id>
+-- ARGV  1 index of the first job   2 maximum number of jobs   3 maximum number of entries
+--       4 maximum number of drawn jobs of an entry   5 index of a job that is drawn in any case, or -1
+-- Promise: nothing is written. A key of the wrong type counts as empty.
+-- Returns {a letter for each job, entries, drawn jobs}. An entry {index, id, parents} stands for the
+-- jobs from this one on that wait for the same ones. `parents` is JSON as RQ writes it; of many
+-- parents it has the first and the last one. A drawn job is {index, id, description}: the first ones
+-- of each entry, and the first ones that have failed or run.
+-- Letters: f finished, x failed, y failed but the jobs behind it run, s stopped, c canceled,
+-- q queued, d deferred, t scheduled (a time), r running, g gone, o another.
+
+local flow, ids_key = KEYS[1], KEYS[2]
+local start, max_jobs, max_entries = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local max_drawn, own = tonumber(ARGV[4]), tonumber(ARGV[5])
+local MAX_PARENTS_BYTES = 2048
+local MAX_NOTABLE = 24
+local LETTERS = {finished = 'f', failed = 'x', stopped = 's', canceled = 'c', queued = 'q',
+  deferred = 'd', scheduled = 't', started = 'r'}
+local NOTABLE = {x = 0, y = 0, s = 0, r = 0}
+
+local function letter_of(id, status)
+  if status == '' then return redis.pcall('HEXISTS', flow, id) == 1 and 'f' or 'g' end
+  if status ~= 'failed' then return LETTERS[status] or 'o' end
+  local place = (read_job(id, 'rqjobs_flow') or {})[1]
+  return place and string.match(place, ' continue$') and 'y' or 'x'
+end
+
+local function shorten(parents)
+  if #parents <= MAX_PARENTS_BYTES then return parents end
+  local first, last = string.match(parents, '^%[("[^"]*").*("[^"]*")%]$')
+  return first and '[' .. first .. ', ' .. last .. ']' or ''
+end
+
+local ids = redis.pcall('LRANGE', ids_key, start, start + max_jobs - 1)
+if ids.err then ids = {} end
+local letters, entries, drawn, last_parents, in_entry = {}, {}, {}, nil, 0
+for i, id in ipairs(ids) do
+  local fields = redis.pcall('HMGET', 'rq:job:' .. id, 'status', 'dependency_ids')
+  local letter, parents = letter_of(id, fields[1] or ''), fields[2] or ''
+  letters[i] = letter
+  if #entries < max_entries and (parents ~= last_parents or letter == 'g') then
+    last_parents, in_entry = parents, 0
+    entries[#entries + 1] = {start + i - 1, id, shorten(parents)}
+  end
+  in_entry = in_entry + 1
+  local is_notable = NOTABLE[letter] and NOTABLE[letter] < MAX_NOTABLE
+  if is_notable then NOTABLE[letter] = NOTABLE[letter] + 1 end
+  local is_early = in_entry <= max_drawn and #drawn < max_entries
+  if is_notable and max_drawn > 0 or is_early or start + i - 1 == own then
+    local description = (read_job(id, 'description') or {})[1] or ''
+    drawn[#drawn + 1] = {start + i - 1, id, string.sub(description, 1, 400)}
+  end
+end
+return {table.concat(letters), entries, drawn}
