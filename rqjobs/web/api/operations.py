@@ -10,7 +10,7 @@ from typing import Any
 
 import redis
 from flask import Blueprint, Response, request
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from rqjobs import config, conversion
 from rqjobs.web.access import SAFE_METHODS, Role, requires
@@ -250,4 +250,11 @@ def refuse_for_config(error: config.ConfigError) -> Response:
 
 @api.errorhandler(HTTPException)
 def refuse_http(error: HTTPException) -> Response:
-    return problems.of_http(error).response()
+    """Also called for an address, or a method of it, that the API does not have."""
+    methods: list[str] = []
+    if isinstance(error, MethodNotAllowed):
+        # `/jobs/batch` could be the address of a job, and its methods are not those of one.
+        path = request.path
+        methods = [one.method for one in OPERATIONS if path.endswith(f"/api{one.path}")]
+        methods = methods or [*(error.valid_methods or ())]
+    return problems.of_http(error, methods).response()

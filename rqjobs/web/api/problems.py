@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import redis
@@ -96,12 +96,15 @@ def unavailable(explanation: str) -> Problem:
     return Problem(503, "redis-unavailable", explanation, headers=headers)
 
 
-def of_http(error: HTTPException) -> Problem:
-    """Flask's own refusals: an unknown address, a wrong method, a body that is too large."""
+def of_http(error: HTTPException, methods: Iterable[str] = ()) -> Problem:
+    """Flask's own refusals: an unknown address, a wrong method, a body that is too large.
+
+    `methods`: those of the address, for a wrong method.
+    """
     if isinstance(error, NotFound):
         return Problem(404, "not-found", "There is no such address, or it has expired.")
     if isinstance(error, MethodNotAllowed):
-        allowed = ", ".join(sorted(set(error.valid_methods or ()) - {"HEAD", "OPTIONS"}))
+        allowed = ", ".join(sorted(set(methods) - {"HEAD", "OPTIONS"}))
         text = f"Here the API takes: {allowed}."
         return Problem(405, "method-not-allowed", text, headers={"Allow": allowed})
     if error.code == 413:

@@ -14,8 +14,8 @@ from rqjobs.broker import logins
 from rqjobs.broker.logins import RateLimit
 from rqjobs.config import ApiToken, ConfigError
 from rqjobs.web.access import GATES, ROLE_NAMES, Access, Gate
-from rqjobs.web.api.operations import api
-from rqjobs.web.api.problems import Problem, of_http, refuse
+from rqjobs.web.api.operations import api, refuse_http
+from rqjobs.web.api.problems import Problem, refuse
 from rqjobs.web.request_origin import client_network
 
 CLIENT_FREE_ATTEMPTS = 5  # wrong tokens of one address without a pause
@@ -43,7 +43,7 @@ def authenticate() -> Access | Response | None:
         return _refuse(given).response()
     error = request.routing_exception
     if error is not None and (error.code or 0) >= 400:
-        return of_http(error).response()
+        return refuse_http(error)
     return Access(ROLE_NAMES[found.role], found.name)
 
 

@@ -108,6 +108,8 @@ def test_routes_of_the_application_below_the_same_address_are_its_own(settings, 
 def test_other_sites_get_no_permission_to_read(api):
     headers = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
     assert api("OPTIONS", "/jobs", headers=headers).status_code == 405
+    assert api("PUT", "/jobs/batch").headers["Allow"] == "POST"
+    assert api("PUT", "/jobs/x").headers["Allow"] == "DELETE, GET"
 
 
 # Enqueue
