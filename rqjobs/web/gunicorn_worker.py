@@ -9,12 +9,17 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
+from functools import partial
 from typing import Any
 
 from gunicorn.workers.gthread import ThreadWorker
 
+from rqjobs.web import deadlines
+
 HEAD_SECONDS = 5  # in which the head of a request must arrive
-REQUEST_SECONDS = 30  # in which the body must then arrive, and the response be made and sent
+REQUEST_SECONDS = (
+    30  # in which the body must then arrive, and the response be made and sent; a wait adds to it
+)
 
 
 class Worker(ThreadWorker):
@@ -35,7 +40,11 @@ class Worker(ThreadWorker):
     def handle_request(self, req: Any, conn: Any) -> Any:
         """Overridden to set the deadline of the request."""
         self.deadlines[conn] = time.monotonic() + REQUEST_SECONDS
+        deadlines.limit_request(partial(self._extend_deadline, conn))
         return super().handle_request(req, conn)
+
+    def _extend_deadline(self, conn: Any, seconds: float) -> None:
+        self.deadlines[conn] += seconds
 
     def notify(self) -> None:
         """Overridden to shut down connections past their deadline; gunicorn calls it once a second.

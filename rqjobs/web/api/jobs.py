@@ -15,6 +15,7 @@ from rqjobs.broker.transitions import DeleteOutcome
 from rqjobs.call_options import MAX_SECONDS
 from rqjobs.job_fields import DESCRIPTION_MAX_CHARACTERS
 from rqjobs.jobs import Job
+from rqjobs.web import deadlines
 from rqjobs.web.access import Role
 from rqjobs.web.api import enqueueing, job_values
 from rqjobs.web.api.enqueueing import Stored
@@ -235,6 +236,7 @@ def wait_for_job(given: Given, job_id: str) -> Response:
         if response.status_code == 202:
             response.headers["Retry-After"] = str(POLL_SECONDS)
         return response
+    deadlines.extend(given.query["timeout"])
     try:
         return _outcome(job, given.query["timeout"])
     finally:

@@ -25,7 +25,7 @@ from rqjobs.web.api.operations import SCHEMAS
 from rqjobs.web.api.schemas import REFERENCE
 
 WEB = Path(web.__file__).parent
-EXAMPLES = 4  # requests of each route and method
+EXAMPLES = 3  # requests of each route and method
 SKIPPED = ("rqjobs.logout", "rqjobs.login", "static", "rqjobs.static", "rq_dashboard.static")
 TEXTS = (
     "",

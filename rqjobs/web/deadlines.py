@@ -1,0 +1,20 @@
+"""The time that a request may take. The server limits it, and a view that waits extends it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+_request = threading.local()
+
+
+def limit_request(extend_deadline: Callable[[float], None]) -> None:
+    """Note how the deadline of the request of this thread is extended, by a number of seconds."""
+    _request.extend_deadline = extend_deadline
+
+
+def extend(seconds: float) -> None:
+    """Allow the current request more time. A server without a limit of ours has nothing to do."""
+    extend_deadline = getattr(_request, "extend_deadline", None)
+    if extend_deadline is not None:
+        extend_deadline(seconds)
