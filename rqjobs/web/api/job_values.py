@@ -18,6 +18,7 @@ from rqjobs.loops import Progress
 from rqjobs.raised import JobFailed
 from rqjobs.results import NoResult, Outcome, WaitTimeout
 from rqjobs.times import utc
+from rqjobs.web.access import Role, current_access
 from rqjobs.web.api.operations import schema
 from rqjobs.web.api.problems import Problem
 from rqjobs.web.job_view import ENDED_STATUSES, is_job_id
@@ -354,6 +355,9 @@ def _outcome(job: Job, found: Outcome) -> dict[str, Any]:
 
 
 def _result(job: Job, value: Any) -> dict[str, Any]:
+    """A result as it is. Who may only read gets it as the pages show it."""
+    if current_access().role < Role.OPERATE:
+        value = hiding.hide(config.current().hide, value)
     unfit = find_unfit(value, "result")
     if not unfit:
         return _outcome_body(job, JobStatus.FINISHED.value, has_result=True, result=value)

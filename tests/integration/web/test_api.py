@@ -310,6 +310,16 @@ def test_results_that_json_cannot_carry_are_said_to_be_so(api, redis):
     assert api.get(f"/jobs/{job.id}/result").json["result"] == [1, "\ud800\0", None, True]
 
 
+def test_hidden_names_are_hidden(api, redis):
+    config.use(hide=("token",))
+    job = rqjobs.enqueue("sample_jobs.ok", {"token": "s3cret", "user": 1})
+    run_all(redis)
+    assert api.get(f"/jobs/{job.id}").json["args"] == [{"token": "hidden", "user": 1}]
+    assert "s3cret" not in api.get(f"/jobs/{job.id}", token=READER).text
+    result = api.get(f"/jobs/{job.id}/result", token=OPERATOR).json["result"]
+    assert result == {"token": "s3cret", "user": 1}
+
+
 def test_a_failed_job_has_its_error(api, redis):
     job = rqjobs.enqueue("sample_jobs.boom", "no luck")
     run_all(redis)
