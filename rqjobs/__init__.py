@@ -29,6 +29,7 @@ from rqjobs.schedules.cron import ScheduleError
 from rqjobs.schedules.rules import cron, every
 from rqjobs.serializers import PayloadError
 from rqjobs.transactions import JobsNotStored, transaction
+from rqjobs.version import VERSION
 from rqjobs.webhooks import RefusedWebhook
 from rqjobs.worker import Worker
 from rqjobs.worker.simple_worker import SimpleWorker
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from rqjobs import web
     from rqjobs.flask_extension import Jobs
 
-__version__ = "0.1.0"
+__version__ = VERSION
 __all__ = [
     "Callback",
     "Config",

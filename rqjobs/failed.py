@@ -38,8 +38,10 @@ class Group:
     """The failed jobs of one function with one error.
 
     `last_hour`, `last_day` and `last_week` count failures, also those of jobs that were requeued or
-    deleted since. `jobs` is the number of jobs that are failed now. The texts come from jobs: show
-    them, but do not trust them.
+    deleted since. `hours` are those of the last 24 hours one by one, the present one last. `jobs` is
+    the number of jobs that are failed now. `ignored_since`: since when the group is ignored, also if
+    it has come back since, and `ignored_by` by whom; None and "" if it is not. The texts come from
+    jobs: show them, but do not trust them.
     """
 
     id: str
@@ -53,6 +55,15 @@ class Group:
     last_day: int
     last_week: int
     jobs: int
+    hours: tuple[int, ...] = ()
+    ignored_since: datetime | None = None
+    ignored_by: str = ""
+    has_come_back: bool = False  # a failure has arrived since it is ignored
+
+    @property
+    def is_ignored(self) -> bool:
+        """Whether the group is no trouble: it is ignored, and has not come back."""
+        return self.ignored_since is not None and not self.has_come_back
 
 
 @dataclass(frozen=True)
@@ -114,11 +125,15 @@ class Filter:
 def groups(limit: int = 1000) -> list[Group]:
     """The groups, the one that failed last first."""
     client = connection.client()
-    now = time.time()
     (ids,) = scripts.read_together(client, [("ZREVRANGE", keys.FAILURE_GROUPS, 0, limit - 1)])
     if isinstance(ids, Exception):  # the key has the wrong type
         return []
-    names = [decode(group) for group in ids]
+    return read_groups(client, [decode(group) for group in ids])
+
+
+def read_groups(client: redis.Redis, names: Sequence[str]) -> list[Group]:
+    """Those of the groups with these ids that there are, in one round trip."""
+    now = time.time()
     replies = scripts.read_together(client, [part for name in names for part in _commands(name)])
     found = []
     for name, fields, number in zip(names, replies[::2], replies[1::2], strict=True):
@@ -145,6 +160,7 @@ def _commands(group_id: str) -> list[tuple[Any, ...]]:
 def _group(group_id: str, stored: dict[bytes, bytes], number: int, now: float) -> Group:
     fields = {decode(name): decode(value) for name, value in stored.items()}
     hour = int(now // 3600)
+    ignored = read_ignored(fields.get("ignored"), fields.get("total"))
     return Group(
         id=group_id,
         function=fields.get("function", ""),
@@ -157,7 +173,35 @@ def _group(group_id: str, stored: dict[bytes, bytes], number: int, now: float) -
         last_day=_count(fields, "h", hour - HOURS_OF_DAY),
         last_week=_count(fields, "h", hour - HOURS_OF_WEEK),
         jobs=number,
+        hours=tuple(_of_hour(fields, one) for one in range(hour - HOURS_OF_DAY + 1, hour + 1)),
+        ignored_since=ignored.since,
+        ignored_by=ignored.by,
+        has_come_back=ignored.has_come_back,
     )
+
+
+@dataclass(frozen=True)
+class Ignored:
+    """Since when a group is ignored, by whom, and whether it has failed again since."""
+
+    since: datetime | None = None
+    by: str = ""
+    has_come_back: bool = False
+
+
+def read_ignored(stored: str | None, total: str | None) -> Ignored:
+    """The field `ignored` of a group, as ignore_group.lua writes it, beside its field `total`."""
+    if not stored:
+        return Ignored()
+    failures, _, rest = stored.partition(" ")
+    since, _, by = rest.partition(" ")
+    return Ignored(_moment(since), by, _number(total) > _number(failures))
+
+
+def _of_hour(fields: dict[str, str], hour: int) -> int:
+    """The failures of one hour since 1970."""
+    period, _, count = fields.get(f"h{hour % HOURS_OF_WEEK}", "").partition(":")
+    return _number(count) if _number(period) == hour else 0
 
 
 def _count(fields: dict[str, str], prefix: str, after: int) -> int:
@@ -261,6 +305,11 @@ def _ungrouped(client: redis.Redis, chosen: Filter) -> Iterator[FailedJob]:
             yield from _described(client, queue, [decode(job_id) for job_id in ids], chosen)
             if cursor in (b"0", "0"):
                 break
+
+
+def describe(client: redis.Redis, queue: str, ids: Sequence[str]) -> Iterator[FailedJob]:
+    """Failed jobs of a queue by their records and tracebacks, in one round trip."""
+    return _described(client, queue, ids, Filter())
 
 
 def _described(

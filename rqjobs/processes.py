@@ -142,6 +142,15 @@ def memory_bytes() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MAXRSS_UNIT_BYTES
 
 
+def memory_of(pid: int) -> int:
+    """The memory of another process in bytes; 0 if the kernel does not show it."""
+    try:
+        pages = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]
+    except (OSError, IndexError):
+        return 0
+    return int(pages) * resource.getpagesize()
+
+
 def wait_until(seconds: float, condition: Callable[[], bool], step: float = 0.2) -> None:
     """Wait until `condition()` is true, at most `seconds`. It is checked every `step` seconds."""
     end = time.monotonic() + seconds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,10 @@ REGISTRY_KEYS = {  # place of a job -> the word in RQ's key
     "finished": "finished",
     "canceled": "canceled",
 }
+QUEUE_WINDOW_JOBS = 2000  # within which a page of a queue looks for the last job of the page before
+DEFERRED_SAMPLE_JOBS = 200  # deferred jobs of a queue that its page looks at
+MAX_QUEUE_LIMITS = 20  # for which jobs of a queue wait, on its page
+PROCESS_FIELDS = ("pid", "horse", "rqjobs", "memory", "horse_memory", "per_minute", "quiet")
 SUSPENDED = "RQ is suspended: no worker begins a job until `rq resume`"
 LISTED_FIELDS = (  # of a job's record, for a row of a list
     "status",
@@ -63,7 +67,12 @@ class QueueStats:
 
 @dataclass(frozen=True)
 class WorkerStats:
-    """One worker that RQ knows. `alive` is by its lease, or for a plain RQ worker by RQ's key."""
+    """One worker that RQ knows. `alive` is by its lease, or for a plain RQ worker by RQ's key.
+
+    The fields below `python_version` are those of our own workers: the version of rqjobs, the
+    horse's pid (0: none), memory in bytes (0: not known), jobs done in the last minute, and the
+    seconds left of the lease, below 0 if it has expired.
+    """
 
     name: str
     state: str
@@ -79,6 +88,25 @@ class WorkerStats:
     version: str = ""  # of RQ
     python_version: str = ""
     seconds_worked: float = 0.0  # on all jobs
+    has_ended: bool = False  # it has unregistered
+    rqjobs_version: str = ""
+    horse_pid: int = 0
+    memory: int = 0  # of the parent
+    horse_memory: int = 0
+    per_minute: float = 0.0
+    quiet_since: float = 0.0  # Unix seconds; 0 if it takes jobs
+    lease: float | None = None
+
+    @property
+    def done(self) -> int:
+        return self.succeeded + self.failed
+
+    @property
+    def shown_state(self) -> str:
+        """The state in one word: RQ's, or "dead", or "quiet" for a worker that takes no jobs."""
+        if not self.alive:
+            return "dead"
+        return "quiet" if self.quiet_since else self.state
 
 
 @dataclass(frozen=True)
@@ -123,13 +151,22 @@ class JobDetails:
 # Queues and workers
 
 
-def snapshot(connection: redis.Redis) -> Snapshot:
-    """Every queue and every worker, as they are now."""
-    return overview(connection, {})[0]
+def every_name(names: list[str]) -> list[str]:
+    """The queues of a snapshot: all of them."""
+    return names
+
+
+def snapshot(
+    connection: redis.Redis, choose: Callable[[list[str]], list[str]] = every_name
+) -> Snapshot:
+    """Every worker and the queues that `choose` takes of all, as they are now. Two round trips."""
+    return overview(connection, {}, choose)[0]
 
 
 def overview(
-    connection: redis.Redis, limits: dict[str, int]
+    connection: redis.Redis,
+    limits: dict[str, int],
+    choose: Callable[[list[str]], list[str]] = every_name,
 ) -> tuple[Snapshot, dict[str, list[Job]]]:
     """A snapshot, and the newest jobs of each place (a key of `REGISTRY_KEYS`), the newest first.
 
@@ -146,7 +183,7 @@ def overview(
             ("HGETALL", keys.PAUSED),
         ],
     )
-    names = queue_names_in(queue_keys)
+    names = choose(queue_names_in(queue_keys))
     workers = []
     if isinstance(worker_keys, set | list):  # else an error: the key is of the wrong type
         workers = sorted(decode(key).removeprefix(keys.WORKER_PREFIX) for key in worker_keys)
@@ -173,7 +210,11 @@ def overview(
 
 
 def _worker_commands(name: str) -> list[tuple[Any, ...]]:
-    return [("HGETALL", keys.worker(name)), ("ZSCORE", keys.LEASES, name)]
+    return [
+        ("HGETALL", keys.worker(name)),
+        ("ZSCORE", keys.LEASES, name),
+        ("HMGET", keys.process(name), *PROCESS_FIELDS),
+    ]
 
 
 def _queues(names: list[str], census: list[Any], workers: list[WorkerStats]) -> list[QueueStats]:
@@ -201,16 +242,50 @@ def _age(moment: Any) -> float | None:
 def _workers(names: list[str], replies: list[Any], seconds: float) -> list[WorkerStats]:
     """The workers whose record can be read. `replies` are those to `_worker_commands`."""
     found = []
-    for name, record, lease in zip(names, replies[::2], replies[1::2], strict=True):
+    for name, record, lease, process in zip(
+        names, replies[::3], replies[1::3], replies[2::3], strict=True
+    ):
         if not isinstance(record, dict) or isinstance(lease, Exception):
             continue  # a key of the wrong type
         fields = {decode(field): decode(value) for field, value in record.items()}
         if "state" in fields and fields["state"] != "?":
-            found.append(_worker(name, fields, lease, seconds))
+            found.append(_worker(name, fields, lease, seconds, _process_facts(process)))
     return found
 
 
-def _worker(name: str, fields: dict[str, str], lease: float | None, seconds: float) -> WorkerStats:
+def worker(connection: redis.Redis, name: str) -> WorkerStats | None:
+    """One worker by its record; None if RQ has none of this name that can be read."""
+    (seconds, _), *replies = scripts.read_together(connection, [("TIME",), *_worker_commands(name)])
+    found = _workers([name], replies, seconds)
+    return found[0] if found else None
+
+
+def claimed_jobs(connection: redis.Redis, worker: str) -> int:
+    """The number of jobs that a worker has claimed and not settled."""
+    (number,) = scripts.read_together(connection, [("LLEN", keys.claims(worker))])
+    return number if isinstance(number, int) else 0
+
+
+def _process_facts(reply: Any) -> dict[str, Any]:
+    """The facts that a worker of ours writes with its heartbeat; none for another one."""
+    if not isinstance(reply, list) or not any(reply):
+        return {}
+    _pid, horse, version, memory, horse_memory, per_minute, quiet = (
+        decode(value or b"") for value in reply
+    )
+    return {
+        "horse_pid": _number(horse),
+        "rqjobs_version": version,
+        "memory": _number(memory),
+        "horse_memory": _number(horse_memory),
+        "per_minute": _decimal(per_minute),
+        "quiet_since": _decimal(quiet),
+    }
+
+
+def _worker(
+    name: str, fields: dict[str, str], lease: float | None, seconds: float, facts: dict[str, Any]
+) -> WorkerStats:
     is_alive = "death" not in fields
     if lease is not None:
         is_alive = lease > seconds
@@ -229,7 +304,17 @@ def _worker(name: str, fields: dict[str, str], lease: float | None, seconds: flo
         version=fields.get("version", ""),
         python_version=fields.get("python_version", ""),
         seconds_worked=_seconds(fields.get("total_working_time")),
+        has_ended="death" in fields,
+        lease=None if lease is None else lease - seconds,
+        **facts,
     )
+
+
+def _decimal(value: str) -> float:
+    """A number as our workers write it; 0 for other text."""
+    if re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,6})?(e\+[0-9]{2})?", value, re.ASCII):
+        return float(value)
+    return 0.0
 
 
 def _number(value: str | None) -> int:
@@ -304,6 +389,17 @@ def _job(connection: redis.Redis, job_id: str, values: Any) -> Job | None:
         return job
     except Exception:  # RQ may raise anything for a damaged record
         return None
+
+
+def listed_jobs(connection: redis.Redis, ids: list[str]) -> list[tuple[str, Job | None]]:
+    """Each of these jobs with `LISTED_FIELDS`, in one round trip; None if it cannot be read."""
+    replies = scripts.read_together(
+        connection, [("HMGET", keys.job(job_id), *LISTED_FIELDS) for job_id in ids]
+    )
+    return [
+        (job_id, _job(connection, job_id, reply))
+        for job_id, reply in zip(ids, replies, strict=True)
+    ]
 
 
 def listed_progress(job: Job) -> Progress | None:
@@ -444,6 +540,82 @@ def statuses(connection: redis.Redis, job_ids: list[str]) -> dict[str, str]:
         job_id: decode(reply) if isinstance(reply, bytes) and reply else "gone"
         for job_id, reply in zip(job_ids, replies, strict=True)
     }
+
+
+@dataclass(frozen=True)
+class QueuedJobs:
+    """Jobs of a queue in the order in which they run, from the position `first` (0: the next)."""
+
+    first: int
+    jobs: list[tuple[str, Job | None]]
+    has_more: bool
+
+
+def queued_jobs(
+    connection: redis.Redis, queue: str, position: int, after: str, limit: int
+) -> QueuedJobs:
+    """A page of a queue, behind the job `after`, which was at `position` - 1 a moment ago.
+
+    Jobs leave a queue at its front, so `after` is looked for in front of that, within
+    `QUEUE_WINDOW_JOBS`. Two round trips.
+    """
+    window_start = max(0, position - QUEUE_WINDOW_JOBS) if after else position
+    command = ("LRANGE", keys.queue(queue), window_start, position + limit)
+    (members,) = scripts.read_together(connection, [command])
+    if not isinstance(members, list):  # the key has the wrong type
+        return QueuedJobs(0, [], False)
+    ids = [decode(member) for member in members]
+    first = position - window_start
+    if after in ids:
+        first = len(ids) - ids[::-1].index(after)
+    shown = ids[first : first + limit]
+    has_more = len(ids) > first + limit
+    return QueuedJobs(window_start + first, listed_jobs(connection, shown), has_more)
+
+
+@dataclass(frozen=True)
+class QueueLimit:
+    """A limit, or a paused function, for which jobs of a queue wait; `seen` of those looked at."""
+
+    key: str
+    is_pause: bool
+    seen: int
+    running: int
+    waiting: int
+
+
+def limits_of_queue(connection: redis.Redis, queue: str) -> list[QueueLimit]:
+    """What the first `DEFERRED_SAMPLE_JOBS` deferred jobs of a queue wait for, the most first.
+
+    Three round trips. Those that wait for other jobs are left out.
+    """
+    command = ("ZRANGE", keys.deferred(queue), 0, DEFERRED_SAMPLE_JOBS - 1)
+    (members,) = scripts.read_together(connection, [command])
+    if not isinstance(members, list):
+        return []
+    fields = ("rqjobs_waits_for", "rqjobs_paused")
+    replies = scripts.read_together(
+        connection, [("HMGET", keys.job(decode(member)), *fields) for member in members]
+    )
+    seen: Counter[tuple[str, bool]] = Counter()
+    for reply in replies:
+        if isinstance(reply, list) and any(reply):
+            seen[decode(reply[0] or reply[1]), not reply[0]] += 1
+    names = seen.most_common(MAX_QUEUE_LIMITS)
+    commands: list[tuple[Any, ...]] = []
+    for (name, is_pause), _ in names:
+        waiting = keys.paused_jobs(name) if is_pause else keys.waiting(name)
+        commands += [("HLEN", keys.slots(name)), ("LLEN", waiting)]
+    counts = [
+        reply if isinstance(reply, int) else 0
+        for reply in scripts.read_together(connection, commands)
+    ]
+    return [
+        QueueLimit(name, is_pause, number, running, waiting)
+        for ((name, is_pause), number), running, waiting in zip(
+            names, counts[::2], counts[1::2], strict=True
+        )
+    ]
 
 
 @dataclass(frozen=True)

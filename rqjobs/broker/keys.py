@@ -3,7 +3,8 @@
 RQ's keys are its own, unchanged. Ours begin with `rqjobs:`:
 
     rqjobs:leases                      sorted set, worker -> end of its lease, in Redis's clock
-    rqjobs:process:<worker>            hash, the worker's processes: host, pids, start times
+    rqjobs:process:<worker>            hash, the worker's processes: host, pids, start times; its
+                                       version, memory and pace; and since when it is quiet
     rqjobs:claims:<worker>             list, ids of its claimed jobs in the order in which they run
     rqjobs:retired-workers             sorted set, worker -> when it ended or was removed
     rqjobs:crash-backoff:<queue>       sorted set, jobs that are delayed after a crash, by due time
@@ -31,7 +32,9 @@ RQ's keys are its own, unchanged. Ours begin with `rqjobs:`:
                                        count it in its group, or to call on_failed
     rqjobs:failure-groups              sorted set, group of failed jobs -> its last failure
     rqjobs:failure-group:<group>       hash, the group's function, error, last message and counts:
-                                       `m0` to `m59` by minute, `h0` to `h167` by hour
+                                       `m0` to `m59` by minute, `h0` to `h167` by hour; and
+                                       `ignored`, if it is: the total at that time, since when,
+                                       and by whom
     rqjobs:failure-group-jobs:<group>  sorted set, the group's failed jobs -> when each failed
     rqjobs:flow:<id>                   hash, a flow: `:shape` (the place of its first job), and the
                                        result of each finished job by the job's id

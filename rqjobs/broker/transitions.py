@@ -24,7 +24,7 @@ import contextlib
 import os
 import re
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -41,6 +41,7 @@ from rqjobs.broker.leases import NoLease
 from rqjobs.broker.scripts import (
     DELETE,
     DELETE_FAILED,
+    EMPTY_QUEUE,
     ENQUEUE,
     ENQUEUE_PLAIN,
     FAILED_JOBS,
@@ -63,6 +64,7 @@ from rqjobs.texts import escape_surrogates
 
 BATCH_MAX_JOBS = 1000  # jobs that one script moves; a longer one would hold up other clients
 FAILED_BATCH_JOBS = 500  # failed jobs that one script deletes
+EMPTY_BATCH_JOBS = 200  # waiting jobs that one script deletes
 TTL = re.compile(r"-?[0-9]{1,9}", re.ASCII)  # a time to live that Redis takes
 TOKEN_CHARACTERS = 32  # characters of a claim's token
 MISSING_JOB_SECONDS = 60  # seconds for which a due id without a job is kept
@@ -777,6 +779,23 @@ def delete_failed(connection: redis.Redis, job_id: str) -> None:
         raise InvalidJobOperation(f"job {job_id} has not failed, so it was not deleted")
     if not origin or delete(connection, [job_id], decode(origin)) != [DeleteOutcome.DELETED]:
         raise NoSuchJobError(f"No such job: {job_id}")
+
+
+def empty_queue(connection: redis.Redis, queue: str) -> Iterator[int]:
+    """Delete the jobs that wait in a queue now, in steps of a few milliseconds.
+
+    Gives the number of jobs that each step has deleted. Jobs that are enqueued meanwhile stay,
+    except at the front. Between two steps the queue is as it would be if it had been shorter.
+    """
+    (length,) = read_together(connection, [("LLEN", keys.queue(queue))])
+    left = length if isinstance(length, int) else 0
+    while left > 0:
+        args = [queue, min(left, EMPTY_BATCH_JOBS)]
+        removed, deleted = EMPTY_QUEUE.run(connection, [keys.queue(queue)], args)
+        if not removed:
+            return
+        left -= removed
+        yield deleted
 
 
 # Delayed jobs

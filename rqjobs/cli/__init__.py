@@ -19,7 +19,7 @@ import rq.cli.workers
 import rqjobs
 from rqjobs import catalog, config, connection, dev, rq_patches, stats
 from rqjobs.broker import places, recovery
-from rqjobs.cli import delayed, demo, failed, flows, logs, outbox, pauses, schedules
+from rqjobs.cli import delayed, demo, failed, flows, logs, outbox, pauses, schedules, top, workers
 from rqjobs.cli.activity import recorded
 from rqjobs.cli.output import echo, echo_table, echo_text, one_line
 from rqjobs.logs import tolerate_any_encoding
@@ -273,6 +273,8 @@ COMMANDS: tuple[click.Command, ...] = (
     pauses.resume,
     outbox.group,
     demo.command,
+    top.top,
+    workers.group,
 )
 for command in COMMANDS:
     main.add_command(command)

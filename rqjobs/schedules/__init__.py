@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
+from itertools import islice
 from typing import Any
 from uuid import uuid4
 
@@ -17,7 +18,7 @@ from rq.utils import str_to_date
 
 from rqjobs import call_options, queues, transactions
 from rqjobs import connection as connections
-from rqjobs.broker import keys
+from rqjobs.broker import keys, scripts
 from rqjobs.broker.keys import decode
 from rqjobs.jobs import Job
 from rqjobs.policies import With
@@ -353,6 +354,26 @@ def names() -> list[str]:
     return names_of_all(connections.client())
 
 
+def search(found: list[str], text: str) -> list[str]:
+    """Those of these schedules with `text` in the name, function or queue, in any case."""
+    words = text.casefold()
+    replies = scripts.read_together(
+        connections.client(),
+        [("HMGET", keys.schedule(name), "function", "queue") for name in found],
+    )
+    return [
+        name
+        for name, reply in zip(found, replies, strict=True)
+        if words in name.casefold() or words in _searched(reply)
+    ]
+
+
+def _searched(reply: Any) -> str:
+    if not isinstance(reply, list):
+        return ""
+    return "\n".join(decode(value or b"") for value in reply).casefold()
+
+
 def exists(name: str) -> bool:
     """Whether there is a schedule with this name, readable or not."""
     return is_stored(connections.client(), name)
@@ -365,19 +386,35 @@ def all() -> list[Schedule]:
 
 
 def runs(name: str, count: int = 10) -> list[Run]:
-    """The last runs of a schedule, the newest first; Redis keeps 20."""
+    """The last runs of a schedule, the newest first; Redis keeps `store.HISTORY_RUNS`."""
+    return runs_of([name], count)[name]
+
+
+def runs_of(names: list[str], count: int = 10) -> dict[str, list[Run]]:
+    """The last runs of each of these schedules, as `runs` gives them. Two round trips in all."""
     client = connections.client()
-    if client.type(keys.schedule_runs(name)) != b"list":
+    lists = scripts.read_together(
+        client, [("LRANGE", keys.schedule_runs(name), 0, count - 1) for name in names]
+    )
+    entries = {name: _entries(members) for name, members in zip(names, lists, strict=True)}
+    commands: list[tuple[Any, ...]] = []
+    for name, some in entries.items():
+        for _tick, _enqueued, job_id in some:
+            commands.append(("HMGET", keys.job(job_id), "status", "ended_at"))
+            commands.append(("HGET", keys.schedule_outcomes(name), job_id))
+    replies = iter(scripts.read_together(client, commands))
+    return {
+        name: list(_runs(some, list(islice(replies, 2 * len(some)))))
+        for name, some in entries.items()
+    }
+
+
+def _entries(members: Any) -> list[list[str]]:
+    """Tick, time and job id of each run in a reply; none if the key has the wrong type."""
+    if not isinstance(members, list):
         return []
-    members: Any = client.lrange(keys.schedule_runs(name), 0, count - 1)
     entries = [decode(member).split(" ") for member in members]
-    entries = [entry for entry in entries if len(entry) == 3]  # others are foreign data
-    with client.pipeline(transaction=False) as pipe:
-        for _tick, _enqueued, job_id in entries:
-            pipe.hmget(keys.job(job_id), "status", "ended_at")
-            pipe.hget(keys.schedule_outcomes(name), job_id)
-        replies = pipe.execute(raise_on_error=False)
-    return list(_runs(entries, replies))
+    return [entry for entry in entries if len(entry) == 3]  # others are foreign data
 
 
 def _runs(entries: list[list[str]], replies: list[Any]) -> Iterator[Run]:

@@ -33,7 +33,7 @@ from rqjobs.schedules.cron import ScheduleError
 from rqjobs.schedules.rules import Rule
 from rqjobs.times import MAX_TIMESTAMP, utc
 
-HISTORY_RUNS = 20  # runs that Redis keeps of each schedule
+HISTORY_RUNS = 100  # runs that Redis keeps of each schedule
 PER_RUN_FIELDS = ("created_at", "enqueued_at", "status")  # a schedule's jobs do not share these
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}")
 OPTION_FIELDS = {

@@ -27,9 +27,10 @@ MAX_PAGE_NUMBER = 1000
 MEMORY_FULL_RATIO = 0.98  # of maxmemory; at about this share Redis refuses writes
 CONNECTION_ERRORS = (redis.ConnectionError, redis.TimeoutError)
 LIST_ENDPOINTS = {
-    "failed": "rqjobs.failed",
+    "failed": "rqjobs.failed_list",
     "delayed": "rqjobs.delayed_jobs",
     "schedules": "rqjobs.schedules",
+    "queues": "rqjobs.queues",
 }
 
 pages = Blueprint(

@@ -53,7 +53,7 @@ MAX_PREFETCH_WAIT_SECONDS = 0.04
 MEMORY_CHECK_SECONDS = 0.1  # between two measurements of the horse's memory
 GROWN_LOOP_MIN_SECONDS = 60.0  # a younger job is not interrupted because its horse has grown
 LEASE_WAIT_SECONDS = 0.2  # before the next claim of a worker whose lease has expired
-SUSPENDED_WAIT_SECONDS = 1.0  # between two claims while RQ is suspended
+SUSPENDED_WAIT_SECONDS = 1.0  # between two claims while RQ is suspended, or the worker is quiet
 PAUSED_WAIT_SECONDS = 1.0  # the longest wait for a job while anything is paused
 
 
@@ -154,9 +154,14 @@ class Horse:
         )
 
     def _claim(self) -> list[Claim] | None:
-        """Claim a batch of jobs; none if the parent asks to stop. None while RQ is suspended."""
+        """Claim a batch of jobs; none if the parent asks to stop. None while RQ is suspended, or
+        the worker is quiet.
+        """
         worker = self.worker
         while not self.state.stop:
+            if self.state.quiet:
+                self._take_none()
+                return None
             # Their outcomes are not confirmed, so they are in the claims still. The claim would
             # return them as unknown jobs.
             held = [ack.claim.job_id for ack in self.acks.pending]
@@ -177,6 +182,14 @@ class Horse:
                 self.state.write(HorsePhase.SUSPENDED)
                 return None
         return []
+
+    def _take_none(self) -> None:
+        """Settle all outcomes, and give back what a blocking pop has delivered meanwhile."""
+        if self.acks.pending or self.listener.blocking():
+            self._flush_acks()
+        with contextlib.suppress(redis.RedisError):  # the next claim tries it again
+            transitions.release_all(self.client, self.worker.name, self.worker.process)
+        self.state.write(HorsePhase.QUIET)
 
     def _queue_names(self) -> list[str]:
         return [queue.name for queue in self.worker._ordered_queues]

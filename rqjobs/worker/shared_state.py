@@ -32,6 +32,7 @@ class HorsePhase(IntEnum):
     SUSPENDED = 4  # `rq suspend` is in force
     LEAVING = 5  # it has settled its jobs and ends
     AFTER = 6  # the outcome is recorded; webhooks are sent
+    QUIET = 7  # the parent has asked it to take no jobs
 
 
 class ExitReason(str, Enum):
@@ -46,8 +47,8 @@ class ExitReason(str, Enum):
 
 
 class HorseState:
-    """The horse's progress, which the horse writes, and the request to stop, which the parent
-    writes.
+    """The horse's progress, which the horse writes, and the requests to stop and to be quiet, which
+    the parent writes.
 
     A counter that is odd during a write lets a reader notice a torn read.
     """
@@ -113,6 +114,15 @@ class HorseState:
     def stop(self) -> bool:
         """Whether the parent has asked the horse to stop after its job."""
         return self.memory[4095] == 1
+
+    @property
+    def quiet(self) -> bool:
+        """Whether the horse is to take no jobs for now."""
+        return self.memory[4094] == 1
+
+    def set_quiet(self, is_quiet: bool) -> None:
+        """Ask the horse to take no jobs after its batch, or to take jobs again."""
+        self.memory[4094] = int(is_quiet)
 
     def ask_to_stop(self) -> None:
         """Ask the horse to stop after its job."""

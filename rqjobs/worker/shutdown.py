@@ -133,8 +133,7 @@ class ShutdownMixin(Supervisor):
     def _ask_horse_to_stop(self) -> None:
         assert self.horse_state and self.control
         self.horse_state.ask_to_stop()
-        with contextlib.suppress(OSError):
-            self.control.send(b"!")
+        self._wake_horse()
 
     def _stop_scheduler(self) -> None:
         """End the scheduler's process, if there is one.

@@ -69,6 +69,7 @@ STATUS_OF_PHASE = {
     HorsePhase.SETTLING: WorkerStatus.BUSY,
     HorsePhase.AFTER: WorkerStatus.BUSY,
     HorsePhase.SUSPENDED: WorkerStatus.SUSPENDED,
+    HorsePhase.QUIET: WorkerStatus.SUSPENDED,  # RQ's word for a worker that takes no jobs
 }
 
 
@@ -120,6 +121,7 @@ class Supervisor(SettlementMixin):
         self._finishers: list[Finisher] = []
         self._done_reason: ExitReason | None = None  # set when only finishers are left
         self._jobs_done = 0  # by earlier horses
+        self._quiet_since = 0.0  # Unix seconds since when the worker takes no jobs; 0 if it does
         self._to_release: set[str] = set()  # tokens taken from the horse, not yet released in Redis
         self._published = WorkerState()
         self._published_at = 0.0
@@ -153,6 +155,7 @@ class Supervisor(SettlementMixin):
         with contextlib.ExitStack() as undo:
             try:
                 state = HorseState()
+                state.set_quiet(bool(self._quiet_since))
                 prefetch = PrefetchPipe()
                 undo.callback(prefetch.close)
                 ours, theirs = socket.socketpair()
@@ -278,6 +281,12 @@ class Supervisor(SettlementMixin):
                     self.name,
                     job_id,
                 )
+
+    def _wake_horse(self) -> None:
+        """End the horse's wait for jobs, so that it looks at the parent's requests."""
+        if self.control:
+            with contextlib.suppress(OSError):
+                self.control.send(b"!")
 
     # Limits
 

@@ -8,10 +8,12 @@ horse, the child that claims, runs and settles the jobs (horse.py). shutdown.py 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import socket
 import time
+from collections import deque
 from typing import Any
 
 import redis
@@ -31,6 +33,7 @@ from rqjobs.broker.keys import decode
 from rqjobs.broker.leases import HEARTBEAT_SECONDS
 from rqjobs.maintenance import sweep
 from rqjobs.scheduler import Scheduler
+from rqjobs.version import VERSION
 from rqjobs.worker import job_processes
 from rqjobs.worker import options as worker_options
 from rqjobs.worker.horse import MAX_PREFETCH_WAIT_SECONDS, Limits
@@ -41,6 +44,7 @@ from rqjobs.worker.supervisor import PHASES_WITH_DEADLINE
 
 MAX_SLEEP_SECONDS = 1.0  # of the parent, while a job runs
 SCHEDULER_CHECK_SECONDS = leases.HEARTBEAT_SECONDS / 2  # between two checks that the scheduler runs
+RATE_SECONDS = 60  # over which a worker counts the jobs that it has done
 RECONNECT_SECONDS = 0.5  # between two attempts of the parent to reach Redis
 
 
@@ -75,6 +79,7 @@ class Worker(ShutdownMixin):
         self._lease_renewed_at = 0.0
         self._location: dict[str, Any] = {}  # of this process, stored with its lease
         self._may_subscribe = True
+        self._done_at: deque[tuple[float, int]] = deque()  # monotonic time -> jobs done until then
 
     def _set_connection(self, connection: Any) -> Any:
         """Keep the connection's timeouts.
@@ -140,6 +145,8 @@ class Worker(ShutdownMixin):
         self._is_registered = False
         self._jobs_done = 0
         self._done_reason = None
+        self._quiet_since = 0.0
+        self._done_at.clear()
 
     def _run(self, limits: Limits) -> ExitReason:
         """Supervise one horse after the other. Returns the reason to end."""
@@ -388,12 +395,34 @@ class Worker(ShutdownMixin):
             self._locate()
         start_time = self._horse_start_time if self.horse_pid else ""
         horse = {"horse": self.horse_pid or "", "horse_started": start_time}
-        is_new = leases.renew_lease(self.client, self.name, {**self._location, **horse}, is_first)
+        where = {**self._location, **horse, **self._facts()}
+        is_new = leases.renew_lease(self.client, self.name, where, is_first)
         self._is_registered = True
         self._lease_renewed_at = time.monotonic()
         if is_new and not is_first:
             self.log.warning("Worker %s: lease had expired; registered again", self.name)
             self._register_again()
+
+    def _facts(self) -> dict[str, Any]:
+        """What the pages show of this worker: memory in bytes, and jobs done in the last minute."""
+        return {
+            "rqjobs": VERSION,
+            "quiet": f"{self._quiet_since:.3f}" if self._quiet_since else "",
+            "memory": processes.memory_bytes(),
+            "horse_memory": processes.memory_of(self.horse_pid) if self.horse_pid else 0,
+            "per_minute": f"{self._jobs_per_minute():.4g}",
+        }
+
+    def _jobs_per_minute(self) -> float:
+        snapshot = self._read_horse() if self.horse_pid else None
+        now_at, done = time.monotonic(), self._jobs_done + (snapshot.done if snapshot else 0)
+        if snapshot is None and self.horse_pid and self._done_at:
+            done = self._done_at[-1][1]  # the horse is writing at this moment
+        self._done_at.append((now_at, done))
+        while now_at - self._done_at[0][0] > RATE_SECONDS:
+            self._done_at.popleft()
+        first_at, first = self._done_at[0]
+        return 60 * (done - first) / max(now_at - first_at, HEARTBEAT_SECONDS)
 
     def _renew_lease_if_due(self) -> None:
         """Renew the lease in the middle of a long task."""
@@ -493,11 +522,26 @@ class Worker(ShutdownMixin):
 
     def _run_command(self, message: Any) -> None:
         try:
-            self.handle_payload(message)
+            command = json.loads(message["data"])["command"]
+            if command in ("quiet", "resume"):
+                self._set_quiet(command == "quiet")
+            else:
+                self.handle_payload(message)
         except Exception as error:  # any client of Redis can publish anything
             self.log.warning(
                 "Worker %s: ignored a command that cannot be read: %s", self.name, error
             )
+
+    def _set_quiet(self, is_quiet: bool) -> None:
+        """Take no more jobs, or take jobs again. The next heartbeat, which says so, is due now."""
+        if is_quiet == bool(self._quiet_since):
+            return
+        self._quiet_since = time.time() if is_quiet else 0.0
+        self.log.info("Worker %s: %s", self.name, "is quiet now" if is_quiet else "resumes")
+        if self.horse_state and self.horse_pid:
+            self.horse_state.set_quiet(is_quiet)
+            self._wake_horse()
+        self._lease_renewed_at = 0.0
 
     # The scheduler
 

@@ -315,8 +315,8 @@ def test_a_queue_is_paused_and_a_group_of_failed_jobs_requeued(at_home, site, wo
     ]
     browser.get(f"{site}/failed")
     assert "rqjobs resume low" in shown(browser, ".warning code")
-    browser.find_element(By.CSS_SELECTOR, "section.card td a").click()
-    heading = "sample_jobs.boom ValueError"
+    browser.find_element(By.CSS_SELECTOR, ".inbox a").click()
+    heading = "ValueError in sample_jobs.boom"
     eventually(lambda: shown(browser, "h1") == heading, what="the page of the group")
     for answer in ("dismiss", "accept"):
         assert {job.get_status() for job in jobs} == {"failed"}

@@ -13,7 +13,7 @@ import rqjobs
 PACKAGE = Path(rqjobs.__file__).parent
 INTERNALS = Path(__file__).parents[2] / "docs" / "internals.md"
 LAYERS = (  # a module imports what stands above it, or in its own layer
-    {"texts", "config", "hiding", "processes", "times", "logs", "conversion"},
+    {"version", "texts", "config", "hiding", "processes", "times", "logs", "conversion"},
     {"instrumentation", "inherited_resources"},
     {"connection"},
     {"serializers"},
@@ -42,8 +42,10 @@ LAYERS = (  # a module imports what stands above it, or in its own layer
         "bulk",
         "delayed",
         "failed",
+        "failure_inbox",
         "pauses",
         "cancellation",
+        "worker_commands",
         "passed_results",
     },
     {"flows"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import zoneinfo
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any
@@ -22,12 +23,38 @@ MISSED_LABELS = {
 MAX_JITTER_SECONDS = 86_400
 MAX_TIMES = 1_000_000
 MIN_YEAR, MAX_YEAR = 1970, 9998  # that an input of a date can hold in every time zone
+DEFAULT_CLOCK = "06:00"
+
+
+@dataclass(frozen=True)
+class Days:
+    """A choice of days in the form, and the day fields of its cron expression."""
+
+    label: str
+    fields: str
+
+
+DAYS = {
+    "daily": Days("every day", "* * *"),
+    "weekdays": Days("Monday to Friday", "* * mon-fri"),
+    "weekends": Days("Saturday and Sunday", "* * sat,sun"),
+    "mon": Days("every Monday", "* * mon"),
+    "tue": Days("every Tuesday", "* * tue"),
+    "wed": Days("every Wednesday", "* * wed"),
+    "thu": Days("every Thursday", "* * thu"),
+    "fri": Days("every Friday", "* * fri"),
+    "sat": Days("every Saturday", "* * sat"),
+    "sun": Days("every Sunday", "* * sun"),
+    "first": Days("the first of each month", "1 * *"),
+}
 NEW_RULE = {
     "kind": "every",
     "interval": "5",
     "unit": "minutes",
     "missed": "once",
     "overlap": "on",
+    "days": "daily",
+    "clock": DEFAULT_CLOCK,
 }
 
 
@@ -43,9 +70,26 @@ def fill_in_rule(rule: Rule) -> dict[str, str]:
         "end": _date_text(rule.end),
     }
     if rule.kind == "cron":
-        return form | {"expression": rule.expression, "tz": rule.tz}
+        return form | {"expression": rule.expression, "tz": rule.tz} | _fill_in_days(rule)
     unit = next(unit for unit, size in reversed(DURATION_UNITS.items()) if rule.seconds % size == 0)
     return form | {"interval": str(rule.seconds // DURATION_UNITS[unit]), "unit": unit}
+
+
+def _days_expression(days: str, clock: str) -> str:
+    """The cron expression of a choice of days and a time "HH:MM"."""
+    hour, minute = clock.split(":")
+    return f"{int(minute)} {int(hour)} {DAYS[days].fields}"
+
+
+def _fill_in_days(rule: Rule) -> dict[str, str]:
+    """The inputs of a cron rule that is a choice of days at a time; none for another one."""
+    found = re.fullmatch(r"(\d{1,2}) (\d{1,2}) (.+)", rule.expression)
+    for name, days in DAYS.items():
+        if found and found[3] == days.fields:
+            clock = f"{int(found[2]):02}:{int(found[1]):02}"
+            if _days_expression(name, clock) == rule.expression:
+                return {"kind": "at", "days": name, "clock": clock}
+    return {}
 
 
 def _is_usual(moment: datetime) -> bool:
@@ -79,7 +123,9 @@ def read_rule(form: FormReader, before: Rule | None = None) -> Rule | None:
         return _read_every(form, options)
     if kind == "cron":
         return _read_cron(form, options)
-    form.errors["kind"] = "Choose an interval or a cron expression."
+    if kind == "at":
+        return _read_days(form, options)
+    form.errors["kind"] = "Choose an interval, days, or a cron expression."
     return None
 
 
@@ -97,6 +143,18 @@ def _read_date(form: FormReader, name: str, before: datetime | None) -> datetime
 def _read_every(form: FormReader, options: dict[str, Any]) -> Rule | None:
     duration = form.duration("interval", "unit") or timedelta()
     return _make_rule(form, "interval", every, options, seconds=duration.total_seconds())
+
+
+def _read_days(form: FormReader, options: dict[str, Any]) -> Rule | None:
+    clock, days = form.text("clock"), form.text("days")
+    if not re.fullmatch(r"([01]?\d|2[0-3]):[0-5]\d", clock, re.ASCII):
+        form.errors["clock"] = "Write a time of day, such as 06:00."
+    if days not in DAYS:
+        form.errors["days"] = "Choose the days."
+    if "clock" in form.errors or "days" in form.errors:
+        return None
+    expression = _days_expression(days, clock)
+    return _make_rule(form, "tz", cron, options, expression=expression, tz=form.text("tz") or "UTC")
 
 
 def _read_cron(form: FormReader, options: dict[str, Any]) -> Rule | None:

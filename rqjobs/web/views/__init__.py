@@ -10,6 +10,7 @@ from rqjobs.web.views import (
     jobs,
     metrics,
     pauses,
+    queues,
     schedules,
     workers,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "jobs",
     "metrics",
     "pauses",
+    "queues",
     "schedules",
     "workers",
 ]

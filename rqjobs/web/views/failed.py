@@ -1,4 +1,4 @@
-"""The pages of failed jobs: their groups, and the jobs of one group."""
+"""The inbox of failures: the groups of failed jobs, and the jobs of one group."""
 
 from __future__ import annotations
 
@@ -6,24 +6,222 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from flask import abort, redirect, request, url_for
+from rq.exceptions import InvalidJobOperation, NoSuchJobError
 
-from rqjobs import connection, stats
+from rqjobs import connection, failure_inbox, stats
 from rqjobs import failed as failed_jobs
 from rqjobs.broker import places, transitions
-from rqjobs.failed import Filter, Target
-from rqjobs.web.access import Role, requires
+from rqjobs.failed import FailedJob, Filter, Target
+from rqjobs.web.access import Role, current_access, requires
 from rqjobs.web.job_view import row
 from rqjobs.web.rendering import cut, flash, page, pages, paging, queue_filter
 
 FAILED_PER_PAGE = 25
+GROUPS_PER_PAGE = 25
 REQUEUE_MAX_JOBS = 1000  # of one click: it must end within the time-out of a web server
 GROUP_MAX_JOBS = 10_000  # of one click on the page of a group, which moves them in larger steps
-SHOWN_GROUPS = 50
+TRIED_MAX_JOBS = 5  # of the newest jobs of a group, until one can be requeued
+BARS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
+UNGROUPED = "ungrouped"  # in the place of a group's id: the failed jobs without a group
+NOT_SURE = "Nothing was deleted: tick the box to confirm it."
+
+
+# The inbox
 
 
 @pages.get("/failed")
 def failed() -> Any:
-    """The groups, and the failed jobs of all queues or of `?queue=`, the newest first."""
+    """The groups, the one that failed last first: those that count as trouble, or the ignored."""
+    return page("failed.html", **_inbox())
+
+
+@pages.get("/live/failed")
+def live_failed() -> Any:
+    """The list of that page, as it is now."""
+    return page("_failed.html", **_inbox())
+
+
+def _inbox() -> dict[str, Any]:
+    text = request.args.get("q", "")[:200]
+    ignored = request.args.get("show") == "ignored"
+    after = request.args.get("after", "")
+    inbox = failure_inbox.page(text, ignored, after, GROUPS_PER_PAGE)
+    return {
+        "inbox": inbox,
+        "groups": [_shown(group) for group in inbox.groups],
+        "ungrouped": failure_inbox.count_ungrouped(),
+        "q": text,
+        "show": "ignored" if ignored else None,
+        "after": after,
+    }
+
+
+def _shown(group: failed_jobs.Group) -> dict[str, Any]:
+    """A group with texts of bounded length."""
+    return {
+        "id": group.id,
+        "function": cut(group.function, 200),
+        "error": cut(group.error, 200),
+        "message": cut(group.message, 300),
+        "first_seen": group.first_seen,
+        "last_seen": group.last_seen,
+        "counts": (group.last_hour, group.last_day, group.last_week),
+        "trend": _trend(group.hours),
+        "jobs": group.jobs,
+        "ignored_since": group.ignored_since,
+        "ignored_by": cut(group.ignored_by, 100),
+        "is_ignored": group.is_ignored,
+        "has_come_back": group.has_come_back,
+    }
+
+
+def _trend(hours: Sequence[int]) -> str:
+    """The failures of each hour as a row of bars."""
+    most = max(hours, default=0) or 1
+    return "".join(BARS[-(-number * (len(BARS) - 1) // most)] for number in hours)
+
+
+# One group
+
+
+@pages.get("/failed/<group_id>")
+def failed_group(group_id: str) -> Any:
+    """One group, with its jobs, the last failure first."""
+    if group_id == UNGROUPED:
+        return _show_ungrouped()
+    return _show_group(group_id)
+
+
+def _show_group(group_id: str, status: int = 200, error: str = "") -> Any:
+    group = failed_jobs.group(group_id)
+    if group is None:
+        abort(404)
+    after = request.args.get("after", "")
+    found = failure_inbox.jobs_of(group_id, after, FAILED_PER_PAGE)
+    jobs = stats.listed_jobs(connection.client(), found.ids)
+    return page(
+        "failed_group.html",
+        status,
+        group=_shown(group),
+        jobs=[row(job) if job else {"id": job_id} for job_id, job in jobs],
+        after=after,
+        next=found.next,
+        max_jobs=GROUP_MAX_JOBS,
+        error=error,
+        section="rqjobs.failed",
+    )
+
+
+def _show_ungrouped() -> Any:
+    after = request.args.get("after", "")
+    found = failure_inbox.ungrouped(after, FAILED_PER_PAGE)
+    return page(
+        "failed_ungrouped.html",
+        jobs=[_ungrouped_row(job) for job in found.jobs],
+        total=failure_inbox.count_ungrouped(),
+        after=after,
+        next=found.next,
+        max_jobs=REQUEUE_MAX_JOBS,
+        section="rqjobs.failed",
+    )
+
+
+def _ungrouped_row(job: FailedJob) -> dict[str, Any]:
+    return {
+        "id": cut(job.job_id, 260),
+        "queue": cut(job.queue, 100),
+        "function": cut(job.function, 200),
+        "error": cut(job.error, 200),
+        "failed_at": job.failed_at,
+    }
+
+
+# Actions
+
+
+@pages.post("/failed/<group_id>/try")
+def try_one(group_id: str) -> Any:
+    """Requeue the newest failed job of a group alone, and show its page."""
+    client = connection.client()
+    for job_id in failure_inbox.jobs_of(group_id, limit=TRIED_MAX_JOBS).ids:
+        try:
+            transitions.requeue(client, job_id)
+        except (NoSuchJobError, InvalidJobOperation):  # it is gone, or has been requeued
+            continue
+        flash("The newest job of the group is back in its queue. The others stay failed.")
+        return redirect(url_for("rqjobs.job", job_id=job_id), 303)
+    if failed_jobs.group(group_id) is None:
+        abort(404)
+    flash("Nothing was done: no job of this group can be requeued now.")
+    return redirect(url_for("rqjobs.failed_group", group_id=group_id), 303)
+
+
+@pages.post("/failed/<group_id>/requeue")
+def requeue_group(group_id: str) -> Any:
+    """Requeue the jobs of a group, the oldest failures first, up to `GROUP_MAX_JOBS`."""
+    text = "{:,} jobs are back in their queues."
+    if group_id == UNGROUPED:
+        return _requeue_ungrouped(text)
+    return _change(group_id, failed_jobs.requeue_steps, text)
+
+
+@pages.post("/failed/<group_id>/delete")
+@requires(Role.ADMIN)
+def delete_group(group_id: str) -> Any:
+    """Delete the jobs of a group, the oldest failures first, up to `GROUP_MAX_JOBS`."""
+    if request.form.get("sure") != "yes":
+        return _show_group(group_id, 422, NOT_SURE)
+    return _change(group_id, failed_jobs.delete_steps, "{:,} jobs are deleted.")
+
+
+def _change(group_id: str, steps: Callable[[Sequence[Target]], Iterator[int]], text: str) -> Any:
+    targets = failed_jobs.select(Filter(group=group_id), GROUP_MAX_JOBS)
+    note = text.format(sum(steps(targets)))
+    group = failed_jobs.group(group_id)
+    if group is None or not group.jobs:
+        flash(note)
+        return redirect(url_for("rqjobs.failed"), 303)
+    flash(f"{note} {group.jobs:,} are left.")
+    return redirect(url_for("rqjobs.failed_group", group_id=group_id), 303)
+
+
+def _requeue_ungrouped(text: str) -> Any:
+    targets: list[Target] = []
+    after = ""
+    while len(targets) < REQUEUE_MAX_JOBS:
+        found = failure_inbox.ungrouped(after, REQUEUE_MAX_JOBS)
+        targets += [(job.job_id, job.queue) for job in found.jobs]
+        after = found.next
+        if not after:
+            break
+    flash(text.format(sum(failed_jobs.requeue_steps(targets[:REQUEUE_MAX_JOBS]))))
+    return redirect(url_for("rqjobs.failed"), 303)
+
+
+@pages.post("/failed/<group_id>/ignore")
+def ignore_group(group_id: str) -> Any:
+    """Let the group count as no trouble until it fails again."""
+    if not failure_inbox.ignore(group_id, current_access().user):
+        abort(404)
+    flash("The group is ignored until it fails again.")
+    return redirect(url_for("rqjobs.failed"), 303)
+
+
+@pages.post("/failed/<group_id>/watch")
+def watch_group(group_id: str) -> Any:
+    """End that."""
+    if not failure_inbox.watch(group_id):
+        abort(404)
+    flash("The group counts as trouble again.")
+    return redirect(url_for("rqjobs.failed_group", group_id=group_id), 303)
+
+
+# The list of all failed jobs
+
+
+@pages.get("/failed/all/jobs")
+def failed_list() -> Any:
+    """The failed jobs of all queues or of `?queue=`, the newest first."""
     client = connection.client()
     queues = stats.snapshot(client).queues
     shown = queue_filter({queue.name: queue.failed for queue in queues})
@@ -34,14 +232,14 @@ def failed() -> Any:
     with_stopped = [queue.name for queue in queues if queue.stopped and queue.name in shown.names]
     stopped = stats.stopped_jobs(client, with_stopped)
     return page(
-        "failed.html",
-        groups=[_shown(group) for group in failed_jobs.groups(SHOWN_GROUPS)],
+        "failed_jobs.html",
         jobs=[row(job) if job else {"id": job_id} for job_id, job in jobs],
         queue=shown,
         paging=part,
         max_requeued=REQUEUE_MAX_JOBS,
         stopped=stopped[-FAILED_PER_PAGE:],
         stopped_total=len(stopped),
+        section="rqjobs.failed",
     )
 
 
@@ -58,62 +256,4 @@ def requeue_all() -> Any:
     if left:
         note += f" {left:,} are left."
     flash(note)
-    return redirect(url_for("rqjobs.failed", queue=chosen or None), 303)
-
-
-@pages.get("/failed/<group_id>")
-def failed_group(group_id: str) -> Any:
-    """One group, with its jobs, the last failure first."""
-    group = failed_jobs.group(group_id)
-    if group is None:
-        abort(404)
-    client = connection.client()
-    part = paging(group.jobs, FAILED_PER_PAGE)
-    ids = failed_jobs.page_of_group(group_id, part.start, part.end)
-    jobs = [(job_id, stats.fetch(client, job_id)) for job_id in ids]
-    return page(
-        "failed_group.html",
-        group=_shown(group),
-        jobs=[row(job) if job else {"id": job_id} for job_id, job in jobs],
-        paging=part,
-        max_jobs=GROUP_MAX_JOBS,
-        section="rqjobs.failed",
-    )
-
-
-@pages.post("/failed/<group_id>/requeue")
-def requeue_group(group_id: str) -> Any:
-    """Requeue the jobs of a group, the oldest failures first, up to `GROUP_MAX_JOBS`."""
-    return _change(group_id, failed_jobs.requeue_steps, "{:,} jobs are back in their queues.")
-
-
-@pages.post("/failed/<group_id>/delete")
-@requires(Role.ADMIN)
-def delete_group(group_id: str) -> Any:
-    """Delete the jobs of a group, the oldest failures first, up to `GROUP_MAX_JOBS`."""
-    return _change(group_id, failed_jobs.delete_steps, "{:,} jobs are deleted.")
-
-
-def _change(group_id: str, steps: Callable[[Sequence[Target]], Iterator[int]], text: str) -> Any:
-    targets = failed_jobs.select(Filter(group=group_id), GROUP_MAX_JOBS)
-    note = text.format(sum(steps(targets)))
-    group = failed_jobs.group(group_id)
-    if group is None or not group.jobs:
-        flash(note)
-        return redirect(url_for("rqjobs.failed"), 303)
-    flash(f"{note} {group.jobs:,} are left.")
-    return redirect(url_for("rqjobs.failed_group", group_id=group_id), 303)
-
-
-def _shown(group: failed_jobs.Group) -> dict[str, Any]:
-    """A group with texts of bounded length."""
-    return {
-        "id": group.id,
-        "function": cut(group.function, 200),
-        "error": cut(group.error, 200),
-        "message": cut(group.message, 300),
-        "first_seen": group.first_seen,
-        "last_seen": group.last_seen,
-        "counts": (group.last_hour, group.last_day, group.last_week),
-        "jobs": group.jobs,
-    }
+    return redirect(url_for("rqjobs.failed_list", queue=chosen or None), 303)

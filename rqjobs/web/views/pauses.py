@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flask import abort, request
+from flask import abort, redirect, request, url_for
 
 from rqjobs import pauses
 from rqjobs.web.access import current_access
@@ -26,6 +26,9 @@ def change_pause(action: str) -> Any:
         shown = cut(name, 100)
         outcome = f"is {action}d" if is_changed else f"was {action}d already"
         flash(f"The {kind} {shown} {outcome}.")
+    back = request.form.get("back")
+    if kind == "queue" and back == "queue" and name:
+        return redirect(url_for("rqjobs.queue", name=name), 303)
     return redirect_back("rqjobs.home")
 
 

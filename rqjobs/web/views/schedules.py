@@ -6,6 +6,7 @@ The record of a schedule is untrusted text. A record that cannot be read must no
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +17,11 @@ from redis.exceptions import ResponseError
 from rqjobs import ScheduleError, catalog, config, connection, hiding, queues, schedules, stats
 from rqjobs.schedules.describe import describe, describe_missed
 from rqjobs.schedules.rules import Rule
-from rqjobs.schedules.store import Schedule, is_name, read
+from rqjobs.schedules.store import HISTORY_RUNS, Schedule, is_name, read
 from rqjobs.web.access import Role, can, requires
 from rqjobs.web.forms import arguments, fields
 from rqjobs.web.forms.options import FormReader
-from rqjobs.web.forms.rule import MISSED_LABELS, NEW_RULE, fill_in_rule, read_rule, time_zones
+from rqjobs.web.forms.rule import DAYS, MISSED_LABELS, NEW_RULE, fill_in_rule, read_rule, time_zones
 from rqjobs.web.job_view import is_job_id
 from rqjobs.web.rendering import (
     CONNECTION_ERRORS,
@@ -33,8 +34,9 @@ from rqjobs.web.rendering import (
 )
 
 SCHEDULES_PER_PAGE = 50
-ROW_RUNS = 5  # of a schedule in the list
+ROW_RUNS = 10  # of a schedule in the list
 PAGE_RUNS = 10
+RUNS_PER_PAGE = 25
 PAGE_TIMES = 5
 PREVIEW_TIMES = 3
 UNREADABLE = "unreadable"
@@ -81,13 +83,17 @@ def _list(
 
 
 def _table() -> dict[str, Any]:
-    names = schedules.names()
+    text = request.args.get("q", "")[:200]
+    every = schedules.names()
+    names = schedules.search(every, text) if text else every
     part = paging(len(names), SCHEDULES_PER_PAGE)
     shown = names[part.start : part.end]
     found = _read(shown)
+    runs = schedules.runs_of(list(found), ROW_RUNS)
     return {
-        "schedules": [_view(name, found.get(name), ROW_RUNS, 0) for name in shown],
-        "total": len(names),
+        "schedules": [_view(name, found.get(name), runs.get(name, []), 0) for name in shown],
+        "total": len(every),
+        "q": text,
         "paging": part,
         "scheduler_is_running": stats.scheduler_is_running(connection.client()),
     }
@@ -160,9 +166,28 @@ def _one(
 
 def _detail(name: str, found: Schedule | None) -> dict[str, Any]:
     return {
-        "schedule": _view(name, found, PAGE_RUNS, PAGE_TIMES),
+        "schedule": _view(name, found, schedules.runs(name, PAGE_RUNS), PAGE_TIMES),
         "scheduler_is_running": stats.scheduler_is_running(connection.client()),
     }
+
+
+@pages.get("/schedules/<name>/runs")
+def schedule_runs(name: str) -> Any:
+    """The runs of a schedule that Redis keeps, in parts: `?after=` is the last job of the part before."""
+    found = _find(name)
+    runs = schedules.runs(name, HISTORY_RUNS)
+    after = request.args.get("after", "")
+    ids = [run.job_id for run in runs]
+    start = ids.index(after) + 1 if after in ids else 0
+    shown = runs[start : start + RUNS_PER_PAGE]
+    return page(
+        "schedule_runs.html",
+        schedule=_view(name, found, shown, 0),
+        counts=Counter(run.outcome for run in runs).most_common(),
+        kept=HISTORY_RUNS,
+        start=start,
+        next=shown[-1].job_id if start + RUNS_PER_PAGE < len(runs) else "",
+    )
 
 
 def _find(name: str) -> Schedule | None:
@@ -192,8 +217,10 @@ def _read(names: list[str]) -> dict[str, Schedule]:
 # A schedule as texts
 
 
-def _view(name: str, found: Schedule | None, runs: int, times: int) -> dict[str, Any]:
-    """A schedule as texts of bounded length, with its last `runs` and next `times`."""
+def _view(
+    name: str, found: Schedule | None, runs: list[schedules.Run], times: int
+) -> dict[str, Any]:
+    """A schedule as texts of bounded length, with these runs and its next `times`."""
     view: dict[str, Any] = {
         "name": cut(name, 100),
         "linked": is_name(name),
@@ -207,7 +234,7 @@ def _view(name: str, found: Schedule | None, runs: int, times: int) -> dict[str,
         return view | {
             "rule_text": cut(describe(found.rule), 300),
             "upcoming": _local_times(found.upcoming(times)) if times else [],
-            "runs": [_run_view(run) for run in schedules.runs(name, runs)],
+            "runs": [_run_view(run) for run in runs],
             **_facts(found),
         }
     except CONNECTION_ERRORS:
@@ -396,6 +423,7 @@ def _form(chosen: str) -> dict[str, Any]:
     """The values for the form of a schedule that calls the function `chosen`."""
     return fields.function_form(chosen) | {
         "missed": MISSED_LABELS,
+        "days": DAYS,
         "zones": time_zones(),
         "moments": {},
         "keep": False,

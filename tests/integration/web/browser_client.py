@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from html.parser import HTMLParser
 
+import pytest
+import redis as redis_py
 from flask.testing import FlaskClient
 from rq.worker import SimpleWorker
 
@@ -34,6 +37,33 @@ class Client(FlaskClient):
 
     def open(self, *args, **options):
         return super().open(*args, **{"buffered": True, **options})
+
+
+class RoundTrips:
+    """The number of round trips to Redis. A pipeline is one."""
+
+    number = 0
+
+
+@contextlib.contextmanager
+def counted_round_trips():
+    """Count the round trips of this process within the block."""
+    trips = RoundTrips()
+
+    def counting(method):
+        def call(self, *args, **options):
+            trips.number += 1
+            return method(self, *args, **options)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in (
+            (redis_py.Redis, "_execute_command"),
+            (redis_py.client.Pipeline, "execute"),
+        ):
+            patch.setattr(owner, name, counting(getattr(owner, name)))
+        yield trips
 
 
 def log_in(client, user="admin", password=PASSWORD, path="/login", **options):

@@ -20,10 +20,12 @@ EXCEPTIONS = {
     ("rqjobs.add_schedule", "POST"): Role.ADMIN,
     ("rqjobs.edit_schedule", "POST"): Role.ADMIN,
     ("rqjobs.delete_group", "POST"): Role.ADMIN,
+    ("rqjobs.empty_queue", "POST"): Role.ADMIN,
 }
 ACTIONS = {  # the values of <action> in an address that need ADMIN, and one that does not
     "rqjobs.act": ("delete", "cancel"),
     "rqjobs.act_on_schedule": ("remove", "run"),
+    "rqjobs.act_on_worker": ("stop", "quiet"),
 }
 GATES = ("rqjobs.healthz",)
 NAMES = {Role.READ: "read", Role.OPERATE: "operate", Role.ADMIN: "admin"}

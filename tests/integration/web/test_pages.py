@@ -1040,7 +1040,7 @@ def test_an_unreadable_job_is_shown_and_can_be_deleted(client, redis, field, val
         and buttons(page.text) == ["delete"]
     )
     harmless(page.text)
-    assert job.id in client.get("/failed").text
+    assert job.id in client.get("/failed/all/jobs").text
     assert client.get("/").status_code == 200
     assert "Nothing was done" in client.get(client.post(f"/jobs/{job.id}/requeue").location).text
     client.post(f"/jobs/{job.id}/delete")
@@ -1157,7 +1157,7 @@ def test_all_data_of_a_job_is_escaped(client, redis):
     for path in (
         "/",
         "/live",
-        "/failed",
+        "/failed/all/jobs",
         "/workers",
         *(f"/jobs/{job.id}" for job in [*jobs, waiting, odd]),
     ):
@@ -1201,12 +1201,14 @@ def test_failed_jobs_are_shown_in_pages(client, redis):
     ]
     run_all(redis)
     ids = {job.id for job in jobs}
-    pages = [client.get(f"/failed?page={number}").text for number in (1, 2)]
+    pages = [client.get(f"/failed/all/jobs?page={number}").text for number in (1, 2)]
     found = [{job_id for job_id in ids if f'href="/jobs/{job_id}"' in page} for page in pages]
     assert (len(found[0]), len(found[1])) == (25, 6) and found[0] | found[1] == ids
-    assert client.get("/failed?queue=low").text.count('/requeue"') == 2  # of one job, and of all
+    assert (
+        client.get("/failed/all/jobs?queue=low").text.count('/requeue"') == 2
+    )  # of one job, and of all
     for number in ("0", "-5", "x", "99999999999"):
-        assert client.get(f"/failed?page={number}").status_code == 200
+        assert client.get(f"/failed/all/jobs?page={number}").status_code == 200
 
 
 def test_stopped_jobs_are_listed_apart_and_not_requeued_with_all(client, redis):
@@ -1216,13 +1218,16 @@ def test_stopped_jobs_are_listed_apart_and_not_requeued_with_all(client, redis):
         redis.hset(job.key, "status", status)
         redis.zadd("rq:failed:default", {job.id: 9e9})
     redis.zadd("rqjobs:stopped:default", {stopped.id: 9e9})
-    page = client.get("/failed").text
+    page = client.get("/failed/all/jobs").text
     assert "1 stopped job, which" in page and f'href="/jobs/{stopped.id}"' in page
     assert "Requeue 1 failed jobs" in page
     client.post("/failed/requeue")
     assert redis.lrange("rq:queue:default", 0, -1) == [failing.id.encode()]
     client.post(f"/jobs/{stopped.id}/requeue")
-    assert redis.llen("rq:queue:default") == 2 and "stopped job" not in client.get("/failed").text
+    assert (
+        redis.llen("rq:queue:default") == 2
+        and "stopped job" not in client.get("/failed/all/jobs").text
+    )
 
 
 def test_requeue_one_and_all(client, redis):
@@ -1231,7 +1236,7 @@ def test_requeue_one_and_all(client, redis):
     ]
     run_all(redis)
     reply = client.post(f"/jobs/{jobs[0].id}/requeue", data={"back": "failed"})
-    assert reply.location == "/failed" and redis.lrange("rq:queue:default", 0, -1) == [
+    assert reply.location == "/failed/all/jobs" and redis.lrange("rq:queue:default", 0, -1) == [
         jobs[0].id.encode()
     ]
     reply = client.post("/failed/requeue", data={"queue": "low"})
@@ -1248,19 +1253,19 @@ def test_requeue_one_and_all(client, redis):
 def test_an_action_returns_to_the_list_of_its_button(client, redis):
     jobs = [rqjobs.queue("low").enqueue(sample_jobs.boom, str(n)) for n in range(52)]
     run_all(redis)
-    here = client.get("/failed?queue=low&page=2").text
+    here = client.get("/failed/all/jobs?queue=low&page=2").text
     form = re.search(
         rf'action="/jobs/({"|".join(job.id for job in jobs)})/requeue">(.*?)<button', here, re.S
     )
     sent = dict(re.findall(r'name="(\w+)" value="([^"]*)"', form[2]))
     assert sent == {"back": "failed", "queue": "low", "page": "2"}
     reply = client.post(f"/jobs/{form[1]}/requeue", data=sent)
-    assert reply.location == "/failed?queue=low&page=2"
+    assert reply.location == "/failed/all/jobs?queue=low&page=2"
     description = Job.fetch(form[1], connection=redis).description
     assert f"The job is back in its queue. ({description})" in html.unescape(
         client.get(reply.location).text
     )
-    assert "3 of 3" in client.get("/failed?queue=low&page=9").text, (
+    assert "3 of 3" in client.get("/failed/all/jobs?queue=low&page=9").text, (
         "a page that is there no more is the last one"
     )
     delayed = rqjobs.enqueue_in(500, sample_jobs.ok)

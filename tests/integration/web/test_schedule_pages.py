@@ -9,7 +9,7 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 import sample_jobs
-from browser_client import HOSTILE, OURS, harmless, run_all
+from browser_client import HOSTILE, OURS, counted_round_trips, harmless, run_all
 
 import rqjobs
 from rqjobs import catalog, cron, delayed, every, schedules
@@ -123,6 +123,89 @@ def test_schedules_are_shown_in_pages(client):
     assert "one-49" not in second and "one-50" in second
     for odd in ("0", "-1", "x", "99999999999999999999"):
         assert client.get(f"/schedules?page={odd}").status_code == 200
+
+
+AT = NEW | {"kind": "at", "days": "weekdays", "clock": "06:30", "tz": "Europe/Berlin"}
+
+
+@pytest.mark.parametrize(
+    ("days", "clock", "expression"),
+    [
+        ("daily", "06:00", "0 6 * * *"),
+        ("weekdays", "23:59", "59 23 * * mon-fri"),
+        ("first", "0:05", "5 0 1 * *"),
+        ("sun", "12:00", "0 12 * * sun"),
+    ],
+)
+def test_days_and_a_time_make_a_rule_that_the_form_shows_again(client, days, clock, expression):
+    client.post("/schedules", data=AT | {"days": days, "clock": clock})
+    found = schedules.get("sums")
+    assert (found.rule.expression, found.rule.tz) == (expression, "Europe/Berlin")
+    sent = inputs(client.get("/schedules/sums").text)
+    assert (sent["kind"], sent["days"]) == ("at", days) and sent["clock"].endswith(clock)
+    client.post("/schedules/sums", data=sent)
+    again = schedules.get("sums")
+    assert (again.rule, again.next) == (found.rule, found.next), "saved without a change"
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"clock": ""}, "Write a time of day"),
+        ({"clock": "24:00"}, "Write a time of day"),
+        ({"clock": "06:00:00\0"}, "Write a time of day"),
+        ({"days": "never"}, "Choose the days"),
+        ({"tz": "Mars/Base"}, "Mars/Base"),
+        ({"kind": "sometimes"}, "Choose an interval, days, or a cron expression"),
+    ],
+)
+def test_wrong_days_and_times_are_refused(client, change, error):
+    reply = client.post("/schedules", data=AT | change)
+    assert reply.status_code == 422 and error in html.unescape(reply.text)
+    assert schedules.names() == []
+    shown = client.get("/live/rule", query_string=AT | change)
+    assert shown.status_code == 200 and error in html.unescape(shown.text)
+
+
+def test_a_rule_in_other_words_is_shown_as_cron(client):
+    for name, expression in (("a", "00 6 * * *"), ("b", "0 6 * * 1"), ("c", "0 6,7 * * *")):
+        schedules.add(name, cron(expression), sample_jobs.ok)
+        sent = inputs(client.get(f"/schedules/{name}").text)
+        assert (sent["kind"], sent["expression"]) == ("cron", expression)
+
+
+def test_schedules_are_searched_and_read_in_few_round_trips(client, redis):
+    for number in range(60):
+        schedules.add(f"one-{number:02}", every(hours=1), sample_jobs.ok, queue="low")
+        schedules.run_now(f"one-{number:02}")
+    schedules.add("nightly", cron("0 6 * * *"), sample_jobs.say, "hello")
+    with counted_round_trips() as trips:
+        page = client.get("/schedules").text
+    assert trips.number <= 8 and page.count('class="outcomes"') > 40
+    for text, name in (("NIGHT", "nightly"), ("jobs.say", "nightly"), ("one-07", "one-07")):
+        page = client.get("/live/schedules", query_string={"q": text}).text
+        assert re.findall(r'<tr data-key="([^"]+)"', page) == [name]
+    assert "1 of 2" in client.get("/schedules?q=low").text
+    assert "No schedule has" in client.get("/schedules?q=nowhere").text
+
+
+def test_the_history_of_runs_is_paged(client, redis):
+    schedules.add("often", every(hours=1), sample_jobs.ok)
+    ids = [schedules.run_now("often").id for _ in range(30)][::-1]
+    first = client.get("/schedules/often/runs").text
+    assert [one for one in ids if f">{one}</bdi>" in first] == ids[:25] and "30 queued" in first
+    schedules.run_now("often")  # it runs meanwhile
+    older = html.unescape(re.search(r'href="([^"]+)">older', first)[1])
+    page = client.get(older).text
+    assert [one for one in ids if f">{one}</bdi>" in page] == ids[25:] and ">newest</a>" in page
+    assert 'href="/schedules/often/runs">all' in client.get("/schedules/often").text
+    for after in ("x", "\0", "9" * 999):
+        path = "/schedules/often/runs"
+        assert client.get(path, query_string={"after": after}).status_code == 200
+    assert client.get("/schedules/nothing/runs").status_code == 404
+    redis.delete("rqjobs:schedule:often:runs")
+    redis.set("rqjobs:schedule:often:runs", "text")
+    assert "has not run yet" in client.get("/schedules/often/runs").text
 
 
 def test_the_page_of_a_schedule_shows_rule_and_runs(client, redis):
@@ -296,7 +379,7 @@ def test_a_form_sent_twice_is_one_schedule(client):
         ({"interval": "0.5", "unit": "seconds"}, "interval", "at least one"),
         ({"interval": ""}, "interval", "at least one"),
         ({"interval": "4000", "unit": "days"}, "interval", "from 0 to 3,650 days"),
-        ({"kind": "sometimes"}, "kind", "an interval or a cron expression."),
+        ({"kind": "sometimes"}, "kind", "Choose an interval, days, or a cron expression."),
         (
             {"kind": "cron", "expression": "0 6 * * mon-fry", "tz": ""},
             "expression",
@@ -353,7 +436,7 @@ def test_the_form_previews_the_next_ticks(client):
     )
     for wrong, message in (
         (CRON | {"expression": "0 6 * * mon-fry"}, "field 5"),
-        ({}, "an interval or a cron expression."),
+        ({}, "Choose an interval, days, or a cron expression."),
         (NEW | {"start": "9998-12-31T23:00"}, ""),
         (NEW | {"end": "2001-01-01T00:00"}, "never"),
         (dict.fromkeys(CRON, HOSTILE) | {"kind": "cron"}, ""),

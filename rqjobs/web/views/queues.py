@@ -1,0 +1,170 @@
+"""The pages of queues: all of them, and one with its jobs in the order in which they run."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from flask import abort, redirect, request, url_for
+
+from rqjobs import connection, stats
+from rqjobs.broker import transitions
+from rqjobs.stats import QueueStats, Snapshot
+from rqjobs.web.access import Role, requires
+from rqjobs.web.job_view import row
+from rqjobs.web.rendering import cut, flash, page, pages
+
+QUEUES_PER_PAGE = 50
+JOBS_PER_PAGE = 50
+MAX_POSITION = 100_000_000
+EMPTY_SECONDS = 10.0  # of one click: it must end within the time-out of a web server
+MAX_WORKERS = 100  # that the page of a queue names
+NOT_SURE = "Nothing was deleted: tick the box to confirm it."
+
+
+# The list
+
+
+@pages.get("/queues", endpoint="queues")
+def list_queues() -> Any:
+    """The queues by name, those that contain `?q=`."""
+    return page("queues.html", **_list())
+
+
+@pages.get("/live/queues")
+def live_queues() -> Any:
+    """The table of that page, as it is now."""
+    return page("_queues.html", **_list())
+
+
+class _Choice:
+    """Chooses the queues of one page, behind the last one of the page before."""
+
+    def __init__(self, text: str, after: str):
+        self.words, self.after = text.casefold(), after
+        self.matched = 0
+        self.has_more = False
+
+    def __call__(self, names: list[str]) -> list[str]:
+        matched = [name for name in names if self.words in name.casefold()]
+        ahead = [name for name in matched if name > self.after]
+        self.matched, self.has_more = len(matched), len(ahead) > QUEUES_PER_PAGE
+        return ahead[:QUEUES_PER_PAGE]
+
+
+def _list() -> dict[str, Any]:
+    text, after = request.args.get("q", "")[:200], request.args.get("after", "")
+    choice = _Choice(text, after)
+    now = stats.snapshot(connection.client(), choice)
+    return {
+        "queues": [_shown(queue) for queue in now.queues],
+        "paused": _paused(now),
+        "matched": choice.matched,
+        "next": now.queues[-1].name if choice.has_more else "",
+        "q": text,
+        "after": after,
+    }
+
+
+def _paused(now: Snapshot) -> set[str]:
+    return {pause.name for pause in now.paused if pause.kind == "queue"}
+
+
+def _shown(queue: QueueStats) -> dict[str, Any]:
+    return {
+        "name": queue.name,
+        "shown": cut(queue.name, 100),
+        "queued": queue.queued,
+        "oldest": span(queue.oldest),
+        "running": queue.running,
+        "scheduled": queue.scheduled,
+        "deferred": queue.deferred,
+        "failed": queue.failed,
+        "finished": queue.finished,
+        "canceled": queue.canceled,
+        "workers": queue.workers,
+        "is_unserved": not queue.workers and bool(queue.queued or queue.scheduled),
+    }
+
+
+def span(seconds: float | None) -> str:
+    """A duration in its two largest units; "" for None, or less than a second."""
+    if seconds is None or seconds < 1:
+        return ""
+    left = int(seconds)
+    parts = []
+    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1)):
+        number, left = divmod(left, size)
+        if number:
+            parts.append(f"{number:,} {unit}")
+    return " ".join(parts[:2])
+
+
+# One queue
+
+
+@pages.get("/queues/<path:name>")
+def queue(name: str) -> Any:
+    """One queue, with its jobs from the one that runs next. Aborts with 404 if there is none."""
+    return page("queue.html", **_one(name))
+
+
+@pages.get("/live/queues/<path:name>")
+def live_queue(name: str) -> Any:
+    """The part of that page that changes, as it is now."""
+    return page("_queue.html", **_one(name))
+
+
+def _one(name: str) -> dict[str, Any]:
+    client = connection.client()
+    now = stats.snapshot(client, lambda names: [one for one in names if one == name])
+    if not now.queues:
+        abort(404)
+    after = request.args.get("after", "")
+    position = min(max(request.args.get("position", 0, type=int), 0), MAX_POSITION)
+    found = stats.queued_jobs(client, name, position, after, JOBS_PER_PAGE)
+    last = found.jobs[-1][0] if found.jobs else ""
+    pauses = [pause for pause in now.paused if (pause.kind, pause.name) == ("queue", name)]
+    return {
+        "queue": _shown(now.queues[0]),
+        "pause": pauses[0] if pauses else None,
+        "workers": [one.name for one in now.workers if one.alive and name in one.queues][
+            :MAX_WORKERS
+        ],
+        "jobs": [_job_row(*pair, found.first + n) for n, pair in enumerate(found.jobs, 1)],
+        "limits": stats.limits_of_queue(client, name) if now.queues[0].deferred else [],
+        "first": found.first,
+        "after": after,
+        "position": position,
+        "next": last if found.has_more else "",
+        "next_position": found.first + len(found.jobs),
+        "section": "rqjobs.queues",
+    }
+
+
+def _job_row(job_id: str, job: Any, position: int) -> dict[str, Any]:
+    fields = row(job) if job else {"id": cut(job_id, 260), "status": "unreadable"}
+    return fields | {"position": position}
+
+
+@pages.post("/queues/<path:name>/empty")
+@requires(Role.ADMIN)
+def empty_queue(name: str) -> Any:
+    """Delete the jobs that wait in the queue, for up to `EMPTY_SECONDS`."""
+    if request.form.get("sure") != "yes":
+        return page("queue.html", 422, error=NOT_SURE, **_one(name))
+    client = connection.client()
+    if not stats.snapshot(client, lambda names: [one for one in names if one == name]).queues:
+        abort(404)
+    deadline = time.monotonic() + EMPTY_SECONDS
+    deleted = 0
+    for number in transitions.empty_queue(client, name):
+        deleted += number
+        if time.monotonic() > deadline:
+            break
+    (left,) = stats.count_jobs(client, [(name, "queued")])
+    note = f"{deleted:,} waiting jobs of {cut(name, 100)} are deleted."
+    if left:
+        note += f" {left:,} are left."
+    flash(note)
+    return redirect(url_for("rqjobs.queue", name=name), 303)
