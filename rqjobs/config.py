@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
+from enum import Enum
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -449,6 +450,45 @@ def current() -> Config:
         _read_file()
         _current = replace(Config.from_env(os.environ, _app_settings), **_overrides)
     return _current
+
+
+class Source(Enum):
+    """Where a setting comes from."""
+
+    PROGRAM = "the program"
+    ENVIRONMENT = "environment"
+    FILE = ".env"
+    APP = "app.config"
+    DEFAULT = "default"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting in force: its name, its value, and its source."""
+
+    name: str
+    value: Any = field(repr=False)
+    source: Source
+    is_secret: bool
+
+
+def sources() -> list[Setting]:
+    """Every setting in force, with its source."""
+    found = current()
+    return [
+        Setting(name, getattr(found, attribute), _source(name, attribute), _is_secret(attribute))
+        for name, (attribute, _) in SETTINGS.items()
+    ]
+
+
+def _source(name: str, attribute: str) -> Source:
+    if attribute in _overrides:
+        return Source.PROGRAM
+    if os.environ.get(name, "").strip():
+        return Source.FILE if name in _from_file else Source.ENVIRONMENT
+    if _app_settings and _app_settings.get(name, "").strip():
+        return Source.APP
+    return Source.DEFAULT
 
 
 def use_app_settings(settings: dict[str, str], may_replace: bool = False) -> None:

@@ -74,6 +74,7 @@ RQ's keys are its own, unchanged. Ours begin with `rqjobs:`:
     rqjobs:schedule:<name>, :*         hash, one schedule; its job, runs and outcomes
     rqjobs:activity                    stream, who did what when: activity.py
     rqjobs:activity:refused            stream, the wrong passwords of each minute
+    rqjobs:login-link:<digest>         exists as long as a login link is valid
     rqjobs:login*, rqjobs:sessions     wrong passwords, and logins to the pages
 
 Fields of ours in a job's hash: `rqjobs_token` (the claim's, which is RQ's execution id),
@@ -352,6 +353,10 @@ def login_attempts(client: str) -> str:
     if not client:
         return "rqjobs:login"
     return f"rqjobs:login:{client}"
+
+
+def login_link(digest: str) -> str:
+    return f"rqjobs:login-link:{digest}"
 
 
 def login_pause(client: str) -> str:

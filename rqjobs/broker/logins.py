@@ -6,6 +6,9 @@ attempts without a pause. Each further attempt doubles the pause before the next
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import secrets
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +18,8 @@ from rq.suspension import WORKERS_SUSPENDED
 from rqjobs.broker import keys
 from rqjobs.broker.scripts import LOG_IN, TRY_LOGIN
 from rqjobs.connection import refusal_code
+
+LINK_SECONDS = 900  # a login link is valid for so long, and once
 
 ATTEMPT_COUNTER_SECONDS = (
     900  # a counter of wrong passwords expires this long after the last attempt
@@ -75,6 +80,27 @@ def open_session(
 def close_session(connection: redis.Redis, session_id: str) -> None:
     """End a session. Its cookie is refused from now on, in every process."""
     connection.zrem(keys.SESSIONS, session_id)
+
+
+def create_link(connection: redis.Redis, secret_key: str) -> str:
+    """Store a login link; returns the token in it.
+
+    Only a hash of the token is stored, made with the secret key. So whoever can read or write Redis
+    can make no link.
+    """
+    token = secrets.token_urlsafe(24)
+    connection.set(_link_key(token, secret_key), 1, ex=LINK_SECONDS)
+    return token
+
+
+def use_link(connection: redis.Redis, token: str, secret_key: str) -> bool:
+    """Whether a login link is valid. It is not valid again."""
+    return bool(connection.delete(_link_key(token, secret_key)))
+
+
+def _link_key(token: str, secret_key: str) -> str:
+    digest = hmac.new(secret_key.encode(), token.encode(errors="replace"), hashlib.sha256)
+    return keys.login_link(digest.hexdigest())
 
 
 def check_session(connection: redis.Redis, session_id: str) -> SessionCheck:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import secrets
 import shlex
 import signal
 import socket
@@ -16,7 +15,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rqjobs import catalog, config, connection, stats
+from rqjobs import catalog, config, connection, generated_secrets, stats
+from rqjobs.broker import logins
 from rqjobs.dev import redis_server
 from rqjobs.dev.child import Child, stop_children
 from rqjobs.dev.source_files import ENV_FILE, WATCHED_MAX_FILES, modification_times
@@ -64,8 +64,8 @@ class Dev:
         self.url = url
         self.signals = signals  # signal handlers append to it
         self.echo = echo
-        self.password = secrets.token_urlsafe(9)
-        self.secret_key = secrets.token_hex(32)
+        self.password = settings.one_time_password or generated_secrets.admin_password()
+        self.secret_key = generated_secrets.secret_key()
         self.children: list[Child] = []
 
     @property
@@ -77,7 +77,7 @@ class Dev:
             REDIS_URL=self.url,
             RQJOBS_ONE_TIME_PASSWORD=self.password,
             HOST=self.settings.host or LOCAL_HOST,
-            SECRET_KEY=self.settings.secret_key or self.secret_key,
+            SECRET_KEY=self.secret_key,
             PORT=self.settings.port,
         )
 
@@ -102,7 +102,12 @@ class Dev:
         password = f"the password {self.password}"
         if settings.admin_password:
             password = "RQJOBS_ADMIN_PASSWORD"  # its name  # nosec B105
-        self.echo(f"\n  Open  {address}{pages}\n  log in as {settings.admin_user} with {password}")
+        token = logins.create_link(connection.connect(self.url), self.secret_key)
+        self.echo(
+            f"\n  Open  {address}{pages}\n  log in as {settings.admin_user} with {password}\n"
+            f"  or open once, within {logins.LINK_SECONDS // 60} minutes: "
+            f"{address}{pages}login#{token}"
+        )
 
     def supervise(self, embedded_url: str | None) -> None:
         """Keep the children running until a signal arrives. Restart them when their files change.

@@ -66,9 +66,14 @@ def examine() -> Iterator[Finding]:
         yield Finding(Level.LOSS, message)
         return
     yield Finding(Level.OK, f"Redis answers at {address}")
-    for what, check in CHECKS.items():
+    yield from check(client)
+
+
+def check(client: redis.Redis) -> Iterator[Finding]:
+    """The findings about Redis, the workers, the queues and the outbox."""
+    for what, examine_part in CHECKS.items():
         try:
-            yield from check(client)
+            yield from examine_part(client)
         except redis.ResponseError as error:
             message = f"{what} cannot be checked: {connection.explain(error)}"
             yield Finding(Level.NOTE, message)
@@ -100,7 +105,11 @@ def _counted(count: int, noun: str) -> str:
 
 
 def _server(client: redis.Redis) -> Iterator[Finding]:
-    info = client.info()
+    yield from server_findings(client.info())
+
+
+def server_findings(info: dict[str, Any]) -> Iterator[Finding]:
+    """What a reply to INFO tells about the version, the memory and the append-only file."""
     yield from _version(str(info["redis_version"]))
     policy = info.get("maxmemory_policy", "noeviction")
     if policy == "noeviction":

@@ -24,12 +24,11 @@ from flask.sessions import SecureCookieSessionInterface
 from werkzeug.exceptions import BadRequest, HTTPException
 from werkzeug.wrappers import Response as WerkzeugResponse
 
-from rqjobs import config, connection
+from rqjobs import config, connection, generated_secrets
 from rqjobs.broker import logins
 from rqjobs.broker.logins import RateLimit
 from rqjobs.web import access, live, recording
 from rqjobs.web.access import SAFE_METHODS, STRANGER, Access, Gate, Role, requires
-from rqjobs.web.generated_secrets import generated_secret
 from rqjobs.web.rendering import http_error, message, page, pages, redis_error, redis_warnings
 from rqjobs.web.rendering import redirect_back as redirect_back
 from rqjobs.web.request_origin import (
@@ -41,7 +40,7 @@ from rqjobs.web.request_origin import (
 )
 
 PUBLIC_ENDPOINTS = ("rqjobs.login", "rqjobs.healthz")
-PUBLIC_FILES = ("rqjobs.css", "icon.svg", "icon-trouble.svg")
+PUBLIC_FILES = ("rqjobs.css", "login.js", "icon.svg", "icon-trouble.svg")
 BLUEPRINTS = ("rqjobs", "rqjobs_api", "rq_dashboard")
 SESSION_SECONDS = 12 * 3600
 DEVICE_SECONDS = 180 * 24 * 3600  # a browser that has logged in is recognized for so long
@@ -79,7 +78,7 @@ def ensure_secret_key(app: Flask) -> bytes:
     A key made of the password would let anyone check guesses against a cookie.
     """
     if not app.secret_key:
-        app.secret_key = generated_secret("secret-key", "SECRET_KEY, the same everywhere")
+        app.secret_key = generated_secrets.secret_key()
     if isinstance(app.secret_key, str):
         return app.secret_key.encode()
     return app.secret_key
@@ -108,7 +107,7 @@ class Auth:
     def password(self) -> str:
         if self.configured_password:
             return self.configured_password
-        return generated_secret("admin-password", "RQJOBS_ADMIN_PASSWORD")
+        return generated_secrets.admin_password()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -123,17 +122,17 @@ class Auth:
             ensure_secret_key(self.app), salt=f"rqjobs.device.{self.fingerprint}"
         )
 
-    def print_password(self) -> None:
-        """Print a generated password on the server's stderr, once, when the login page is opened.
+    def print_login(self) -> None:
+        """Print a generated password and a login link on stderr, when the login page is opened.
 
-        Not earlier: a program that imports the app without serving it must not print it.
+        Not earlier: a program that imports the app without serving it must not print them. Once.
         """
         if self.configured_password or self.password_printed:
             return
         self.password_printed = True
         print(
             f"rqjobs: RQJOBS_ADMIN_PASSWORD is not set, so only this machine is served. "
-            f"Log in as {self.user} with: {self.password}",
+            f"Log in as {self.user} with: {self.password}{_login_link()}",
             file=sys.stderr,
             flush=True,
         )
@@ -159,7 +158,7 @@ class Auth:
             return None
         # Several requests share `g` while a test has an app context open.
         g.rqjobs_access, g.rqjobs_nav, g.rqjobs_warnings = STRANGER, False, []
-        g.rqjobs_is_live, g.rqjobs_trouble = False, None
+        g.rqjobs_is_live, g.rqjobs_is_foreign, g.rqjobs_trouble = False, False, None
         g.rqjobs_refused = True
         refusal = self._refuse()
         if refusal is not None:
@@ -231,9 +230,11 @@ class Auth:
         try:
             answer = current_app.ensure_sync(self.authorize)(request)
             if isinstance(answer, WerkzeugResponse):
+                g.rqjobs_is_foreign = True
                 return answer
             found = access.read_access(answer)
         except HTTPException as error:
+            g.rqjobs_is_foreign = True
             return error.get_response()
         except Exception as error:
             current_app.logger.error(
@@ -274,6 +275,8 @@ class Auth:
             return response
         recording.finish(response)
         live.if_changed(response)
+        if g.get("rqjobs_is_foreign"):  # the application's own, with styles and scripts of its own
+            return response
         for name, value in SECURITY_HEADERS.items():
             response.headers.setdefault(name, value)
         if request.blueprint in ("rqjobs", "rqjobs_api") or g.get("rqjobs_refused"):
@@ -354,9 +357,11 @@ def is_local_path(path: str) -> bool:
 def login() -> Any:
     auth = _own_login()
     target = request.values.get("next", "")
-    auth.print_password()
+    auth.print_login()
     if request.method != "POST":
         return page("login.html", wanted=target)
+    if request.form.get("link"):
+        return _use_link(auth, target)
     limits = auth.rate_limits()
     pause = ceil(logins.count_attempt(connection.client(), limits))
     if pause:
@@ -372,13 +377,41 @@ def login() -> Any:
     if not auth.check_credentials(request.form.get("user", ""), request.form.get("password", "")):
         recording.count_refused_login()
         return page("login.html", 401, wanted=target, error="Wrong name or password.")
+    return _log_in(auth, target, limits)
+
+
+def _use_link(auth: Auth, target: str) -> Any:
+    """Log in by the token of a login link. The token is in no address, so no log has it."""
+    token = request.form["link"]
+    if not logins.use_link(connection.client(), token, generated_secrets.secret_key()):
+        recording.count_refused_login()
+        text = "This link was used already, or it has expired. Log in with the password."
+        return page("login.html", 401, wanted=target, error=text)
+    return _log_in(auth, target, auth.rate_limits(), "by a login link")
+
+
+def _log_in(auth: Auth, target: str, limits: list[RateLimit], note: str = "") -> Any:
+    """Open a session and redirect to the page that was asked for."""
     session_id = secrets.token_hex(16)
     logins.open_session(connection.client(), session_id, SESSION_SECONDS, limits)
     if current_app.import_name == "rqjobs.web":  # in another app, other entries are that app's
         session.clear()
-    recording.record_login(auth.user)
+    recording.record_login(auth.user, note)
     session["rqjobs"] = [auth.fingerprint, int(time.time()), session_id]
     return _welcome(auth, target)
+
+
+def _login_link() -> str:
+    """A line with a new login link; nothing without Redis.
+
+    A browser does not send the part behind the `#`.
+    """
+    try:
+        token = logins.create_link(connection.client(), generated_secrets.secret_key())
+    except (redis.RedisError, config.ConfigError):
+        return ""
+    address = f"{url_for('rqjobs.login', _external=True)}#{token}"
+    return f"\nrqjobs: or open once, within {logins.LINK_SECONDS // 60} minutes: {address}"
 
 
 def _own_login() -> Auth:

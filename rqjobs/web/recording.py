@@ -32,10 +32,7 @@ THINGS = {  # the first part of an address -> the thing that an action is about
 }
 # Programs enqueue thousands of jobs an hour. Their entries would push out what people have done.
 NOT_KEPT = ("rqjobs_api.enqueue_job", "rqjobs_api.enqueue_batch")
-NAMES = {  # actions whose address does not name them
-    "rqjobs.logout": "log out",
-    "rqjobs.enqueue": "enqueue job",
-}
+NAMES = {"rqjobs.logout": "log out"}  # actions whose address does not name them
 TARGET_FIELDS = ("kind", "name", "function", "queue", "job_id")  # of a form; never its arguments
 
 
@@ -65,8 +62,9 @@ def add_note(text: str) -> None:
     g.rqjobs_entry_note = text
 
 
-def record_login(user: str) -> None:
-    activity.record(connection.client(), Entry("log in", user=user, via="page", address=address()))
+def record_login(user: str, note: str = "") -> None:
+    entry = Entry("log in", user=user, via="page", address=address(), note=note)
+    activity.record(connection.client(), entry)
 
 
 def count_refused_login() -> None:
@@ -118,7 +116,9 @@ def _verb(parts: list[str]) -> str:
         return str((request.view_args or {}).get("action", ""))
     if len(parts) > 1 and not last.startswith("<"):
         return last
-    return "edit" if len(parts) > 1 else "add"
+    if len(parts) > 1:
+        return "edit"
+    return "enqueue" if last == "jobs" else "add"
 
 
 def _target() -> str:

@@ -33,7 +33,7 @@ from typing import Any
 import redis
 import rq
 import rq_dashboard.web as upstream
-from flask import Blueprint, Flask, Response, jsonify, make_response, request, url_for
+from flask import Blueprint, Flask, Response, current_app, jsonify, make_response, request, url_for
 from jinja2 import Environment, FileSystemLoader
 from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.utils import get_call_string
@@ -45,7 +45,7 @@ from rqjobs.broker.places import queue_names
 from rqjobs.broker.transitions import DeleteOutcome
 from rqjobs.jobs import Job
 from rqjobs.queues import Queue
-from rqjobs.web.access import Role, requires
+from rqjobs.web.access import Role, can, requires
 from rqjobs.web.rendering import CONNECTION_ERRORS
 
 UPSTREAM_FOLDER = Path(upstream.__file__).parent
@@ -84,6 +84,21 @@ class RepairedLoader(FileSystemLoader):
         (r'<script type="text/javascript">', '<script nonce="{{ nonce }}">'),
         # The host application may have no static folder.
         (r"url_for\('static'", "url_for('rq_dashboard.static'"),
+        # Dark colours, a way back to our pages, and no button that the viewer may not use.
+        (
+            r"(</head>)",
+            r"""{% if has_pages %}<link rel="stylesheet" """
+            r"""href="{{ url_for('rqjobs.static', filename='dashboard.css') }}">{% endif %}\1""",
+        ),
+        (
+            r"<body>",
+            r"""<body{% if has_pages and not can('admin') %} class="only-reads"{% endif %}>""",
+        ),
+        (
+            r"""(<div class="collapse navbar-collapse")""",
+            r"""{% if has_pages %}<a class="nav-link rqjobs-back" """
+            r"""href="{{ url_for('rqjobs.home') }}">Back to rqjobs</a>{% endif %}\1""",
+        ),
         # Upstream ignores that the server refused an action.
         (
             r"(var AUTOREFRESH_FLAG = 1;)",
@@ -103,6 +118,7 @@ class RepairedLoader(FileSystemLoader):
 
 templates = Environment(loader=RepairedLoader(UPSTREAM_FOLDER / "templates"), autoescape=True)
 templates.globals["url_for"] = url_for
+templates.globals["can"] = can
 dashboard = Blueprint("rq_dashboard", __name__, static_folder=str(UPSTREAM_FOLDER / "static"))
 dashboard.add_url_rule("/favicon.ico", view_func=upstream.favicon)
 
@@ -170,6 +186,7 @@ def render(template: str, **context: Any) -> Response:
     nonce = secrets.token_urlsafe(16)
     html = templates.get_template(f"rq_dashboard/{template}.html").render(
         nonce=nonce,
+        has_pages="rqjobs.home" in current_app.view_functions,
         current_instance=0,
         instance_list=[connection.mask_password(connection.url())],
         rq_url_prefix=url_for(".queues_overview"),

@@ -15,7 +15,7 @@ INTERNALS = Path(__file__).parents[2] / "docs" / "internals.md"
 LAYERS = (  # a module imports what stands above it, or in its own layer
     {"version", "texts", "config", "hiding", "processes", "times", "logs", "conversion"},
     {"instrumentation", "inherited_resources"},
-    {"connection"},
+    {"connection", "generated_secrets"},
     {"serializers"},
     {"policies"},
     {"signatures"},

@@ -11,7 +11,9 @@ from rqjobs.web.views import (
     metrics,
     pauses,
     queues,
+    redis_page,
     schedules,
+    settings_page,
     workers,
 )
 
@@ -26,6 +28,8 @@ __all__ = [
     "metrics",
     "pauses",
     "queues",
+    "redis_page",
     "schedules",
+    "settings_page",
     "workers",
 ]

@@ -17,6 +17,8 @@ from rqjobs.web import Access, Role, access, init_app
 # The routes that need another role than READ for reading requests and OPERATE for others.
 EXCEPTIONS = {
     ("rqjobs.logout", "POST"): Role.READ,
+    ("rqjobs.settings_page", "GET"): Role.ADMIN,
+    ("rqjobs.settings_page", "HEAD"): Role.ADMIN,
     ("rqjobs.add_schedule", "POST"): Role.ADMIN,
     ("rqjobs.edit_schedule", "POST"): Role.ADMIN,
     ("rqjobs.delete_group", "POST"): Role.ADMIN,
@@ -159,6 +161,7 @@ def test_a_stranger_gets_the_response_of_the_application(settings, redis):
     client = host(lambda request: redirect("/sign-in")).test_client()
     reply = client.get("/ops/failed")
     assert (reply.status_code, reply.location) == (302, "/sign-in")
+    assert "Content-Security-Policy" not in reply.headers, "that is the application's page"
 
     def refuse(request):
         abort(401)

@@ -8,7 +8,7 @@ import secrets
 import sys
 from pathlib import Path
 
-from rqjobs import connection
+from rqjobs import config, connection
 
 SECRET_BYTES = 18
 MIN_SECRET_CHARACTERS = 16
@@ -32,6 +32,17 @@ def generated_secret(name: str, setting: str) -> str:
             flush=True,
         )
         return new
+
+
+def admin_password() -> str:
+    """The password that is used without RQJOBS_ADMIN_PASSWORD: the same at each start."""
+    return generated_secret("admin-password", "RQJOBS_ADMIN_PASSWORD")
+
+
+def secret_key() -> str:
+    """The secret key of this installation: SECRET_KEY, or the generated one."""
+    given = config.current().secret_key
+    return given or generated_secret("secret-key", "SECRET_KEY, the same everywhere")
 
 
 def _read_or_write(path: Path, new: str) -> str:
