@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from rqjobs import failed
+from rqjobs import failed, failure_inbox
 from rqjobs.failed import Filter, Group
 from rqjobs.web import recording
-from rqjobs.web.access import Role
+from rqjobs.web.access import Role, current_access
 from rqjobs.web.api import job_values
 from rqjobs.web.api.job_values import MOMENT, TEXT, an_object
 from rqjobs.web.api.operations import PATH_PARAMETERS, Given, operation, schema
@@ -30,6 +30,7 @@ GROUP = schema(
         last_day=COUNT,
         last_week=COUNT,
         jobs={**COUNT, "description": "the jobs of the group that are failed now"},
+        ignored={"type": "boolean", "description": "until it comes back"},
     ),
 )
 LIMIT = {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}
@@ -124,6 +125,33 @@ def delete_failures(given: Given, group: str) -> dict[str, Any]:
     return _change(given, group, failed.delete_steps)
 
 
+@operation(
+    "POST",
+    "/failures/{group}/ignore",
+    tag="failures",
+    summary="Ignore a group until it comes back",
+    answers={200: GROUP},
+)
+def ignore_failure(given: Given, group: str) -> dict[str, Any]:
+    """It counts as trouble again with its next failure."""
+    _find(group)
+    failure_inbox.ignore(group, current_access().user)
+    return _group(_find(group))
+
+
+@operation(
+    "POST",
+    "/failures/{group}/watch",
+    tag="failures",
+    summary="Ignore a group no longer",
+    answers={200: GROUP},
+)
+def watch_failure(given: Given, group: str) -> dict[str, Any]:
+    _find(group)
+    failure_inbox.watch(group)
+    return _group(_find(group))
+
+
 def _change(given: Given, group: str, steps: Any) -> dict[str, Any]:
     _find(group)
     limit = int(given.body.get("limit", GROUP_MAX_JOBS))
@@ -153,4 +181,5 @@ def _group(one: Group) -> dict[str, Any]:
         "last_day": one.last_day,
         "last_week": one.last_week,
         "jobs": one.jobs,
+        "ignored": one.is_ignored,
     }

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
-from rqjobs import config, connection, pauses, stats
+from flask import Response
+
+from rqjobs import config, connection, pauses, stats, worker_commands
+from rqjobs.broker import transitions
 from rqjobs.stats import QueueStats, Snapshot, WorkerStats
-from rqjobs.web.access import current_access
+from rqjobs.web import recording
+from rqjobs.web.access import Role, current_access
 from rqjobs.web.api import job_values
 from rqjobs.web.api.job_values import NUMBER_OR_NULL, TEXT, an_object
 from rqjobs.web.api.jobs import QUEUE_NAME
-from rqjobs.web.api.operations import PATH_PARAMETERS, Given, operation, schema
+from rqjobs.web.api.operations import PATH_PARAMETERS, Given, answer, operation, schema
 from rqjobs.web.api.problems import Problem
 
 COUNT = {"type": "integer", "minimum": 0}
+EMPTY_SECONDS = 10.0  # of one request, which must end within the time-out of a web server
 COUNTS = (
     "queued",
     "running",
@@ -47,6 +54,8 @@ WORKER = schema(
         succeeded=COUNT,
         failed=COUNT,
         alive={"type": "boolean"},
+        quiet={"type": "boolean", "description": "whether it takes no more jobs"},
+        memory_bytes={**COUNT, "description": "of its two processes"},
         version=TEXT,
         python_version=TEXT,
     ),
@@ -83,7 +92,8 @@ def list_queues(given: Given) -> dict[str, Any]:
     answers={200: QUEUE},
 )
 def get_queue(given: Given, queue: str) -> dict[str, Any]:
-    for one in _queues(stats.snapshot(connection.client())):
+    now = stats.snapshot(connection.client(), lambda names: [one for one in names if one == queue])
+    for one in _queues(now):
         if one["name"] == queue:
             return one
     raise Problem(404, "not-found", f"There is no queue {queue}.")
@@ -135,6 +145,28 @@ def resume_queue(given: Given, queue: str) -> dict[str, Any]:
     return {"name": queue, "paused": False, "changed": changed}
 
 
+@operation(
+    "POST",
+    "/queues/{queue}/empty",
+    tag="queues",
+    summary="Delete the jobs that wait in a queue",
+    role=Role.ADMIN,
+    answers={200: schema("QueueEmptied", an_object(jobs=COUNT, left=COUNT))},
+)
+def empty_queue(given: Given, queue: str) -> dict[str, Any]:
+    """They cannot be brought back. Of a very long queue one request deletes a part."""
+    client = connection.client()
+    deadline = time.monotonic() + EMPTY_SECONDS
+    deleted = 0
+    for number in transitions.empty_queue(client, queue):
+        deleted += number
+        if time.monotonic() > deadline:
+            break
+    (left,) = stats.count_jobs(client, [(queue, "queued")])
+    recording.add_note(f"{deleted:,} jobs")
+    return {"jobs": deleted, "left": left}
+
+
 # Workers
 
 
@@ -158,10 +190,58 @@ def list_workers(given: Given) -> dict[str, Any]:
     answers={200: WORKER},
 )
 def get_worker(given: Given, worker: str) -> dict[str, Any]:
-    for one in stats.snapshot(connection.client()).workers:
-        if one.name == worker:
-            return _worker(one)
-    raise Problem(404, "not-found", "There is no worker of this name.")
+    return _worker(_find_worker(worker))
+
+
+def _find_worker(name: str) -> WorkerStats:
+    found = stats.worker(connection.client(), name)
+    if found is None:
+        raise Problem(404, "not-found", "There is no worker of this name.")
+    return found
+
+
+@operation(
+    "POST",
+    "/workers/{worker}/quiet",
+    tag="workers",
+    summary="Let a worker finish what it has and take no more jobs",
+    answers={202: WORKER},
+    problems=(409,),
+)
+def quiet_worker(given: Given, worker: str) -> Response:
+    return _command(worker, worker_commands.quiet)
+
+
+@operation(
+    "POST",
+    "/workers/{worker}/resume",
+    tag="workers",
+    summary="Let a quiet worker take jobs again",
+    answers={202: WORKER},
+    problems=(409,),
+)
+def resume_worker(given: Given, worker: str) -> Response:
+    return _command(worker, worker_commands.resume)
+
+
+@operation(
+    "POST",
+    "/workers/{worker}/stop",
+    tag="workers",
+    summary="Let a worker end",
+    answers={202: WORKER},
+    problems=(409,),
+)
+def stop_worker(given: Given, worker: str) -> Response:
+    """Its job may end within RQJOBS_SHUTDOWN_TIMEOUT, and returns to its queue after that."""
+    return _command(worker, worker_commands.stop)
+
+
+def _command(name: str, send: Callable[[str], bool]) -> Response:
+    found = _find_worker(name)
+    if not send(name):
+        raise Problem(409, "conflict", "The worker does not listen, so nothing was done.")
+    return answer(_worker(found), 202)
 
 
 def _worker(one: WorkerStats) -> dict[str, Any]:
@@ -176,6 +256,8 @@ def _worker(one: WorkerStats) -> dict[str, Any]:
         "succeeded": one.succeeded,
         "failed": one.failed,
         "alive": one.alive,
+        "quiet": bool(one.quiet_since),
+        "memory_bytes": one.memory + one.horse_memory,
         "version": job_values.name(one.version),
         "python_version": job_values.name(one.python_version),
     }

@@ -405,10 +405,19 @@ def test_the_log_the_worker_and_the_failures_of_jobs(api, redis, worker, eventua
     group = groups[0]["id"]
     assert (groups[0]["function"], groups[0]["error"]) == ("sample_jobs.boom", "ValueError")
     assert len(api.get(f"/failures/{group}/jobs?limit=2").json["jobs"]) == 2
+    assert api.post(f"/failures/{group}/ignore").json["ignored"] is True
+    assert api.post(f"/failures/{group}/watch").json["ignored"] is False
     api.post("/queues/default/pause")
     assert api.post(f"/failures/{group}/requeue", {"limit": 1}).json == {"jobs": 1, "left": 2}
     assert api.post(f"/failures/{group}/delete", {}).json == {"jobs": 2, "left": 0}
     assert api.post("/failures/nothing/requeue", {}).status_code == 404
+    assert api.post("/queues/default/empty").json == {"jobs": 1, "left": 0}
+    assert api.post(f"/workers/{process.name}/quiet", token=OPERATOR).status_code == 202
+    eventually(lambda: api.get(f"/workers/{process.name}").json["quiet"])
+    for action in ("resume", "stop"):
+        assert api.post(f"/workers/{process.name}/{action}").status_code == 202
+    assert process.wait(20) == 0
+    assert api.post("/workers/nobody/stop").status_code == 404
 
 
 def test_schedules_are_added_changed_run_and_removed(api, redis):
