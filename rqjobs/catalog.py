@@ -48,6 +48,10 @@ JOB_OPTIONS = frozenset(
 )
 
 
+# Job functions of rqjobs itself. No form enqueues them: they may do more than its user.
+BUILT_IN_FUNCTIONS = ("rqjobs.bulk_actions.change_jobs",)
+
+
 class NotAJob(ValueError):
     """A name or a function is not in the catalog. The message has the remedy."""
 
@@ -134,6 +138,8 @@ class Catalog:
         Raises:
             NotAJob: there is none.
         """
+        if name in BUILT_IN_FUNCTIONS:
+            return _built_in(str(name))
         try:
             return self.functions[name]  # type: ignore[index]
         except (KeyError, TypeError):
@@ -208,6 +214,12 @@ def must_load() -> Catalog:
             f"for example to shop:create_app, or start the worker with flask --app shop jobs worker"
         )
     return catalog
+
+
+def _built_in(name: str) -> Callable[..., Any]:
+    module, _, attribute = name.rpartition(".")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+    return function
 
 
 @functools.lru_cache(maxsize=8)

@@ -636,7 +636,7 @@ def requeue_failed(
         )
         for job_id, queue in jobs
     ]
-    return sum(reply == b"requeued" for reply in _run_commands(connection, commands, REQUEUE))
+    return sum(reply == b"requeued" for reply in run_commands(connection, commands, REQUEUE))
 
 
 def delete_failed_jobs(connection: redis.Redis, jobs: Sequence[tuple[str, str]]) -> int:
@@ -652,11 +652,11 @@ def delete_failed_jobs(connection: redis.Redis, jobs: Sequence[tuple[str, str]])
         for queue, ids in by_queue.items()
         for start in range(0, len(ids), FAILED_BATCH_JOBS)
     ]
-    replies = _run_commands(connection, commands, DELETE_FAILED)
+    replies = run_commands(connection, commands, DELETE_FAILED)
     return sum(reply for reply in replies if isinstance(reply, int))
 
 
-def _run_commands(
+def run_commands(
     connection: redis.Redis, commands: list[tuple[Any, ...]], script: Script
 ) -> list[Any]:
     """The replies to calls of one script. A key of the wrong type gives its error as the reply."""

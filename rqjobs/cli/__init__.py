@@ -19,7 +19,19 @@ import rq.cli.workers
 import rqjobs
 from rqjobs import catalog, config, connection, dev, rq_patches, stats
 from rqjobs.broker import places, recovery
-from rqjobs.cli import delayed, demo, failed, flows, logs, outbox, pauses, schedules, top, workers
+from rqjobs.cli import (
+    delayed,
+    demo,
+    failed,
+    flows,
+    jobs,
+    logs,
+    outbox,
+    pauses,
+    schedules,
+    top,
+    workers,
+)
 from rqjobs.cli.activity import recorded
 from rqjobs.cli.output import echo, echo_table, echo_text, one_line
 from rqjobs.logs import tolerate_any_encoding
@@ -264,6 +276,10 @@ def run_doctor() -> None:
 
 
 COMMANDS: tuple[click.Command, ...] = (
+    jobs.group,
+    jobs.show,
+    jobs.stop,
+    jobs.cancel,
     failed.group,
     schedules.group,
     delayed.group,

@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 from math import ceil
 from pprint import pformat
 from typing import Any, NamedTuple
+from urllib.parse import parse_qsl
 
 import redis
 from flask import Blueprint, Response, current_app, g, redirect, request, session, url_for
@@ -20,10 +21,13 @@ from werkzeug.exceptions import HTTPException, NotFound
 from rqjobs import config, connection, stats
 from rqjobs.broker.logins import SessionCheck
 from rqjobs.broker.pauses import read_pauses
+from rqjobs.job_filters import FILTER_NAMES
 from rqjobs.web import access, live
 
 MAX_TEXT_CHARACTERS = 20_000  # of one text on a page
 MAX_PAGE_NUMBER = 1000
+VIEW_MAX_CHARACTERS = 8000  # of the query of an address
+VIEW_MAX_FIELDS = 50
 MEMORY_FULL_RATIO = 0.98  # of maxmemory; at about this share Redis refuses writes
 CONNECTION_ERRORS = (redis.ConnectionError, redis.TimeoutError)
 LIST_ENDPOINTS = {
@@ -48,13 +52,13 @@ SECTIONS = (  # the navigation: an entry is shown if its page exists and the vie
     ("Workers", "rqjobs.workers"),
     ("Schedules", "rqjobs.schedules"),
     ("Flows", "rqjobs.flows"),
-    ("Delayed", "rqjobs.delayed_jobs"),
     ("Activity", "rqjobs.activity"),
     ("Redis", "rqjobs.redis_page"),
     ("Settings", "rqjobs.settings_page"),
 )
 PARENTS = {  # a page that is not in the navigation -> the page above it
     "rqjobs.job": "rqjobs.jobs",
+    "rqjobs.confirm_change": "rqjobs.jobs",
     "rqjobs.failed_group": "rqjobs.failed",
     "rqjobs.queue": "rqjobs.queues",
     "rqjobs.worker": "rqjobs.workers",
@@ -89,16 +93,12 @@ def sections() -> list[tuple[str, str]]:
     found = []
     for label, endpoint in SECTIONS:
         view = current_app.view_functions.get(endpoint)
-        if view is None or (endpoint == "rqjobs.delayed_jobs" and _has_jobs_page()):
+        if view is None:
             continue
         needed, _ = getattr(view, "rqjobs_roles", (access.Role.READ, {}))
         if access.current_access().role >= needed:
             found.append((label, endpoint))
     return found
-
-
-def _has_jobs_page() -> bool:
-    return "rqjobs.jobs" in current_app.view_functions
 
 
 def page(template: str, status: int = 200, **values: Any) -> Response:
@@ -107,10 +107,11 @@ def page(template: str, status: int = 200, **values: Any) -> Response:
     A template whose name begins with "_" is a live part of a page: see live.py.
     """
     is_part = template.startswith("_")
-    note = None
+    note, note_job = None, None
     if not is_part and "rqjobs_note" in session:
         note = session.pop("rqjobs_note")
-    values |= {"note": note, "warnings": g.get("rqjobs_warnings", [])}
+        note_job = session.pop("rqjobs_note_job", None)
+    values |= {"note": note, "note_job": note_job, "warnings": g.get("rqjobs_warnings", [])}
     if not is_part:
         values |= _frame()
     html = render(template, **values)
@@ -144,22 +145,44 @@ def message(status: int, title: str, text: str) -> Response:
     return page("message.html", status, title=title, text=text)
 
 
-def flash(note: str) -> None:
-    """Show `note` once, on the next page that this browser opens, and keep it as activity."""
+def flash(note: str, job_id: str = "") -> None:
+    """Show `note` once, on the next page that this browser opens, and keep it as activity.
+
+    With `job_id` it has a link to that job.
+    """
     session["rqjobs_note"] = note
     g.rqjobs_entry_note = note
+    if job_id:
+        session["rqjobs_note_job"] = job_id
 
 
 def redirect_back(endpoint: str, **values: Any) -> Any:
     """After an action, redirect to the list where its button was, else to `endpoint`.
 
-    A list is opened at the queue and the page that it showed.
+    A list is opened at the queue and the page that it showed, and the list of all jobs with its
+    filter.
     """
     wanted = request.form.get("back", "")
-    if wanted in LIST_ENDPOINTS:
+    if wanted == "jobs":
+        endpoint, values = "rqjobs.jobs", view_params(request.form.get("view", ""))
+    elif wanted in LIST_ENDPOINTS:
         endpoint = LIST_ENDPOINTS[wanted]
         values = {name: request.form.get(name) or None for name in ("queue", "page")}
     return redirect(url_for(endpoint, **values), 303)
+
+
+def view_params(view: str) -> dict[str, Any]:
+    """The filter and the position in the query of the address of the list of all jobs.
+
+    Other parameters are left out.
+    """
+    if len(view) > VIEW_MAX_CHARACTERS:
+        return {}
+    try:
+        pairs = dict(parse_qsl(view, max_num_fields=VIEW_MAX_FIELDS))
+    except ValueError:
+        return {}
+    return {name: pairs[name] for name in (*FILTER_NAMES, "after") if pairs.get(name)}
 
 
 def redis_warnings(check: SessionCheck) -> list[str]:

@@ -435,8 +435,8 @@ def test_reschedule_a_delayed_job(at_home, site, worker, eventually, redis):
     browser = at_home
     job = rqjobs.enqueue_in(5000, sample_jobs.say, HOSTILE)
     browser.get(f"{site}/delayed")
-    eventually(lambda: "in 1 hr." in shown(browser, ".stacked"), what="the delayed job")
-    browser.get(browser.execute_script("return document.querySelector('.stacked a.button').href"))
+    eventually(lambda: "in 1 hr." in shown(browser, ".job-list"), what="the delayed job")
+    browser.get(browser.execute_script("return document.querySelector('.job-list a').href"))
     form = eventually(lambda: browser.find_elements(By.ID, "reschedule"), what="the form")[0]
     form.find_element(By.NAME, "delay").send_keys("30")
     Select(form.find_element(By.NAME, "unit")).select_by_visible_text("minutes")

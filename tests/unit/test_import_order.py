@@ -51,7 +51,16 @@ LAYERS = (  # a module imports what stands above it, or in its own layer
     {"flows"},
     {"schedules"},
     {"scheduler"},
-    {"attempts", "job_record", "stats", "job_metrics"},
+    {
+        "attempts",
+        "job_record",
+        "stats",
+        "job_metrics",
+        "job_filters",
+        "job_cursors",
+        "job_search",
+        "bulk_actions",
+    },
     {"maintenance"},
     {"worker"},
     {""},  # the public API

@@ -1,4 +1,4 @@
-"""The page of delayed jobs: cancel one, run it now, or give it another time."""
+"""Delayed jobs: give one another time."""
 
 from __future__ import annotations
 
@@ -6,48 +6,21 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from flask import request
+from flask import redirect, request, url_for
 from redis.exceptions import ResponseError
 from rq.exceptions import InvalidJobOperation, NoSuchJobError
 
-from rqjobs import connection, delayed, stats
+from rqjobs import delayed
 from rqjobs.web.forms.options import FormReader, time_inputs
 from rqjobs.web.job_page import shown_job
-from rqjobs.web.job_view import ROW_LABEL_CHARACTERS
-from rqjobs.web.rendering import cut, flash, page, pages, paging, queue_filter, redirect_back
-
-DELAYED_PER_PAGE = 25
+from rqjobs.web.rendering import flash, page, pages, redirect_back
 
 
 @pages.get("/delayed")
 def delayed_jobs() -> Any:
-    return page("delayed.html", **_table())
-
-
-@pages.get("/live/delayed")
-def live_delayed() -> Any:
-    """The table of the page, as it is now."""
-    return page("_delayed.html", **_table())
-
-
-def _table() -> dict[str, Any]:
-    queues = stats.snapshot(connection.client()).queues
-    shown = queue_filter({queue.name: queue.scheduled for queue in queues})
-    part = paging(shown.total, DELAYED_PER_PAGE)
-    jobs = delayed.jobs(shown.chosen or None, part.start, part.size)
-    return {
-        "jobs": [
-            {
-                "id": job.job_id,
-                "queue": job.queue,
-                "due": job.due,
-                "label": cut(job.description or job.job_id, ROW_LABEL_CHARACTERS),
-            }
-            for job in jobs
-        ],
-        "queue": shown,
-        "paging": part,
-    }
+    """The former page of delayed jobs, which are in the list of all jobs now."""
+    queue = request.args.get("queue") or None
+    return redirect(url_for("rqjobs.jobs", state="scheduled", queue=queue))
 
 
 @pages.post("/jobs/<job_id>/reschedule")

@@ -1270,8 +1270,8 @@ def test_an_action_returns_to_the_list_of_its_button(client, redis):
     )
     delayed = rqjobs.enqueue_in(500, sample_jobs.ok)
     assert client.post(
-        f"/jobs/{delayed.id}/cancel", data={"back": "delayed", "queue": "", "page": "1"}
-    ).location == ("/delayed?page=1")
+        f"/jobs/{delayed.id}/cancel", data={"back": "jobs", "view": "state=scheduled&next=//evil"}
+    ).location == ("/jobs?state=scheduled")
     assert (
         client.post(f"/jobs/{form[1]}/cancel", data={"back": "//evil.example"}).location
         == f"/jobs/{form[1]}"
@@ -1320,8 +1320,8 @@ def test_a_full_redis_allows_login_and_is_reported(client, anonymous, redis, ful
         "/failed",
         "/workers",
         "/schedules",
-        "/delayed",
-        "/live/delayed",
+        "/jobs",
+        "/jobs?state=scheduled",
         f"/jobs/{job.id}",
     ):
         reply = anonymous.get(path)
@@ -1341,7 +1341,7 @@ def test_a_full_redis_allows_login_and_is_reported(client, anonymous, redis, ful
 def test_every_page_reports_suspended_workers(client, redis):
     assert "suspended" not in client.get("/").text
     redis.set("rq:suspended", 1)
-    for path in ("/", "/live", "/failed", "/workers", "/schedules", "/delayed"):
+    for path in ("/", "/live", "/failed", "/workers", "/schedules", "/jobs"):
         assert (
             client.get(path).text.count(
                 "RQ is suspended: no worker begins a job until <code>rq resume</code>"

@@ -18,7 +18,7 @@ def test_the_home_page_pauses_and_resumes_a_queue(client, redis):
     assert (pause.name, pause.by) == ("low", "admin")
     page = client.get("/").text
     assert "The queue low is paused." in page and 'aria-label="Resume queue low"' in page
-    for path in ("/", "/live", "/failed", "/workers", "/schedules", "/delayed"):
+    for path in ("/", "/live", "/failed", "/workers", "/schedules", "/jobs"):
         page = client.get(path).text
         assert page.count(PAUSED) == 1 and "<code>rqjobs resume low</code>" in page, path
     client.post("/pauses/resume", data={"kind": "queue", "name": "low"})

@@ -1,0 +1,242 @@
+"""The page of all jobs: filters, one list for all states, and changes of many jobs."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from flask import Response, abort, redirect, request, url_for
+
+from rqjobs import bulk_actions, catalog, connection, job_search
+from rqjobs.broker import places
+from rqjobs.bulk_actions import DONE_WORDS, STATES, Action
+from rqjobs.job_filters import Filter, FilterError, State, read_filter
+from rqjobs.job_search import Found, FoundJob
+from rqjobs.web.access import Role, current_access, require
+from rqjobs.web.job_view import NO_DATE, ROW_LABEL_CHARACTERS, actions_in, is_job_id
+from rqjobs.web.live import cached
+from rqjobs.web.rendering import cut, flash, page, pages, view_params
+
+JOBS_PER_PAGE = 50
+LIVE_SECONDS = 1.0  # for which viewers share a rendering of the table
+MAX_CHOSEN_JOBS = 500  # of one click; more are chosen by a filter
+LISTED_QUEUES = 100
+CONFIRM_COUNT_CAP = 10_000
+TIMES = {"1h": "1 hour", "24h": "24 hours", "7d": "7 days"}
+ROLES = {Action.REQUEUE: Role.OPERATE, Action.CANCEL: Role.OPERATE, Action.DELETE: Role.ADMIN}
+FILTER_LABELS = {
+    "state": "state",
+    "queue": "queue",
+    "function": "function",
+    "job_id": "id",
+    "text": "text",
+    "error": "exception",
+    "since": "since",
+    "until": "until",
+    "schedule": "schedule",
+    "group": "group of failures",
+}
+
+
+@pages.get("/jobs", endpoint="jobs")
+def list_jobs() -> Any:
+    """The jobs that a filter in the address takes, the newest first."""
+    try:
+        chosen = read_filter(request.args)
+    except FilterError as error:
+        return _page(Filter(), 422, {error.field: str(error)})
+    return _page(chosen)
+
+
+@pages.get("/live/jobs")
+def live_jobs() -> Any:
+    """The table of the first page, as it is now."""
+    try:
+        chosen = read_filter(request.args)
+    except FilterError:
+        abort(422)
+    key = json.dumps(sorted(chosen.params().items()))
+
+    def table() -> Response:
+        found = job_search.search(chosen, "", JOBS_PER_PAGE, _counts())
+        return page("_jobs.html", **_table(chosen, found))
+
+    return cached(f"jobs {key}", LIVE_SECONDS, table)
+
+
+def _page(chosen: Filter, status: int = 200, errors: dict[str, str] | None = None) -> Any:
+    errors = errors or {}
+    counts = _counts()
+    found = Found([], "", 0, 0)
+    if not errors:
+        try:
+            found = job_search.search(chosen, _after(), JOBS_PER_PAGE, counts)
+        except FilterError as error:
+            status = 422
+            errors[error.field] = str(error)
+    return page(
+        "jobs.html",
+        status,
+        errors=errors,
+        given=request.args,
+        times=TIMES,
+        queues=sorted(counts)[:LISTED_QUEUES],
+        functions=sorted(catalog.current().functions),
+        tabs=_tabs(chosen, counts),
+        # A search through the texts of many jobs is not repeated each second.
+        is_live=not errors and not _after() and not chosen.looks_inside,
+        **_table(chosen, found),
+    )
+
+
+def _after() -> str:
+    return request.args.get("after", "")
+
+
+def _counts() -> dict[str, dict[str, int]]:
+    client = connection.client()
+    return places.count_places(client, places.queue_names(client))
+
+
+def _tabs(chosen: Filter, counts: dict[str, dict[str, int]]) -> list[dict[str, Any]]:
+    """All states, with the number of jobs in each: of the chosen queue, or of all."""
+    if chosen.queue:
+        counts = {name: of_queue for name, of_queue in counts.items() if name == chosen.queue}
+    numbers = job_search.sum_states(counts)
+    params = {name: text for name, text in _given().items() if name != "state"}
+    tabs = [{"state": "", "label": "all", "number": sum(numbers.values()), "params": params}]
+    for state in State:
+        tab = {"state": state.value, "label": state.value, "number": numbers[state]}
+        tabs.append({**tab, "params": {**params, "state": state.value}})
+    return tabs
+
+
+def _given() -> dict[str, str]:
+    """The filter in the address, as it was written, without empty fields."""
+    return {name: request.args[name] for name in FILTER_LABELS if request.args.get(name)}
+
+
+def _table(chosen: Filter, found: Found) -> dict[str, Any]:
+    given = _given()
+    view = dict(given)
+    if _after():
+        view["after"] = _after()
+    states = chosen.states
+    return {
+        "chosen": chosen,
+        "filters": given,
+        "view": view,
+        "found": found,
+        "jobs": [_row(job) for job in found.jobs],
+        "number": _number(chosen, found),
+        "actions": [
+            action.value
+            for action in Action
+            if set(STATES[action]) & set(states) and current_access().role >= ROLES[action]
+        ],
+        "is_first": not _after(),
+    }
+
+
+def _number(chosen: Filter, found: Found) -> int | None:
+    """The number of all jobs that match, if it is known."""
+    if not chosen.looks_inside:
+        return found.total
+    if found.is_complete and not _after():
+        return len(found.jobs)
+    return None
+
+
+def _row(job: FoundJob) -> dict[str, Any]:
+    status = job.status or "gone"
+    return {
+        "id": cut(job.id, 260),
+        "linked": is_job_id(job.id),
+        "status": status,
+        "queue": cut(job.queue, 100),
+        "label": cut(job.description or job.id, ROW_LABEL_CHARACTERS),
+        "when": job.moment or NO_DATE,
+        "has_date": job.moment is not None,
+        "due": job.due,
+        "error": cut(job.error, 120),
+        "schedule": cut(job.schedule, 80),
+        "worker": cut(job.worker, 40),
+        "progress": job.progress if job.state is State.RUNNING else None,
+        "actions": _row_actions(job),
+    }
+
+
+def _row_actions(job: FoundJob) -> list[str]:
+    if job.status == "unreadable" and job.state is State.SCHEDULED:
+        return ["cancel"]
+    return [action for action in actions_in(job.status) if action in ("requeue", "cancel")]
+
+
+# Changes
+
+
+@pages.get("/change-jobs")
+def confirm_change() -> Any:
+    """Ask before a change that cannot be undone."""
+    action, chosen, job_ids = _read_change(request.args)
+    require(ROLES[action])
+    number = job_search.Count(len(job_ids), True)
+    if not job_ids:
+        number = job_search.count(chosen, CONFIRM_COUNT_CAP)
+    return page(
+        "change_jobs.html",
+        action=action.value,
+        job_ids=job_ids,
+        number=number,
+        filters=[(FILTER_LABELS[name], cut(text, 200)) for name, text in chosen.params().items()],
+        view=request.args.get("view", ""),
+        back=url_for("rqjobs.jobs", **view_params(request.args.get("view", ""))),
+    )
+
+
+@pages.post("/change-jobs")
+def change_jobs() -> Any:
+    """Requeue, cancel or delete the chosen jobs, or with `all` those of the filter in `view`."""
+    action, chosen, job_ids = _read_change(request.form)
+    require(ROLES[action])
+    if "confirmed" not in request.form and (action is Action.DELETE or not job_ids):
+        names = ("action", "all", "ids", "view")
+        given: dict[str, Any] = {name: request.form.getlist(name) for name in names}
+        return redirect(url_for("rqjobs.confirm_change", **given), 303)
+    if job_ids:
+        changed = bulk_actions.change(action, job_ids)
+        flash(_note(action, changed, len(job_ids), job_ids[0]))
+    else:
+        outcome = bulk_actions.change_matching(action, chosen)
+        if outcome.job_id:
+            flash(f"These are many jobs. The job {outcome.job_id} changes them.", outcome.job_id)
+        else:
+            flash(f"{outcome.changed:,} jobs are {DONE_WORDS[action]}.")
+    return redirect(url_for("rqjobs.jobs", **view_params(request.form.get("view", ""))), 303)
+
+
+def _note(action: Action, changed: int, asked: int, job_id: str) -> str:
+    if asked == 1 and changed:
+        words = DONE_WORDS[action].replace("their queues", "its queue")
+        return f"The job {job_id} is {words}."
+    note = f"{changed:,} jobs are {DONE_WORDS[action]}."
+    if changed < asked:
+        note += f" {asked - changed:,} were left alone: their state does not allow it."
+    return note
+
+
+def _read_change(given: Any) -> tuple[Action, Filter, list[str]]:
+    """The action, the filter, and the ids of a change; no ids mean all jobs of the filter."""
+    try:
+        action = Action(given.get("action", ""))
+        chosen = read_filter(view_params(given.get("view", "")))
+    except ValueError as error:
+        abort(422, cut(str(error), 300))
+    if "all" in given:
+        return action, chosen, []
+    job_ids = list(dict.fromkeys(given.getlist("ids")))
+    if not job_ids:
+        abort(422, "No job is chosen. Tick some, or all that match.")
+    if len(job_ids) > MAX_CHOSEN_JOBS or not all(map(is_job_id, job_ids)):
+        abort(422, f"Choose up to {MAX_CHOSEN_JOBS} jobs by their ids.")
+    return action, chosen, job_ids
