@@ -24,7 +24,7 @@ from rqjobs.policies.retries import backoff
 from rqjobs.policies.unique import DuplicateJob
 from rqjobs.queues import Queue, enqueue, enqueue_at, enqueue_in, queue
 from rqjobs.raised import JobFailed
-from rqjobs.results import NoResult, WaitTimeout, gather
+from rqjobs.results import NoResult, WaitTimeout, gather, gather_async
 from rqjobs.schedules.cron import ScheduleError
 from rqjobs.schedules.rules import cron, every
 from rqjobs.serializers import PayloadError
@@ -83,6 +83,7 @@ __all__ = [
     "failed",
     "flows",
     "gather",
+    "gather_async",
     "get_current_job",
     "group",
     "hooks",

@@ -19,7 +19,7 @@ import redis
 
 from rqjobs.broker import keys, scripts
 from rqjobs.broker.keys import decode
-from rqjobs.broker.scripts import KEEP_LOG
+from rqjobs.broker.scripts import KEEP_LOG, READ_LOG
 from rqjobs.logs import replace_control_characters
 from rqjobs.times import utc
 
@@ -27,7 +27,9 @@ LOG_MAX_BYTES = 64 * 1024  # of one job
 LINE_MAX_CHARACTERS = 8 * 1024
 LOGGER_NAME_MAX_CHARACTERS = 200  # of a logger or a level
 CHUNK_BYTES = 2 * 1024  # a chunk ends with the line that reaches this size
-MAX_CHUNKS = 5000  # of a log that is read; ours has fewer
+# What is read of a log in one step. Ours are smaller; another program may have written more.
+MAX_CHUNKS = 5000
+READ_MAX_BYTES = 4 * LOG_MAX_BYTES
 FOLLOW_BLOCK_MS = 5000  # a job that was canceled or deleted is noticed so much later
 NO_MORE_LINES = (b"finished", b"failed", b"stopped", b"canceled", None)
 ANSI_SEQUENCE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
@@ -128,9 +130,8 @@ def read(connection: redis.Redis, job_id: str) -> list[LogLine]:
 
     What cannot be read, because another program has written it, is left out.
     """
-    command = ("XRANGE", keys.log(job_id), "-", "+", "COUNT", MAX_CHUNKS)
-    (entries,) = scripts.read_together(connection, [command])
-    lines, _ = _lines_of(entries, 0)
+    (reply,) = scripts.read_together(connection, [_read_command(job_id, (0, 0))], READ_LOG)
+    lines, _ = _lines_of(reply[3], 0)
     return lines
 
 
@@ -138,7 +139,11 @@ def lines_of(entries: Any) -> list[LogLine]:
     """The lines of entries of a log's stream, as of `XRANGE`. Those that cannot be read are left
     out.
     """
-    return _lines_of(entries, 0)[0]
+    return _lines_of(entries, 0)[0] if isinstance(entries, list) else []
+
+
+def _read_command(job_id: str, after: tuple[int, int]) -> tuple[Any, ...]:
+    return READ_LOG.call([keys.log(job_id)], [f"{after[0]}-{after[1]}", MAX_CHUNKS, READ_MAX_BYTES])
 
 
 def follow(connection: redis.Redis, job_id: str) -> Iterator[LogLine]:
@@ -152,40 +157,38 @@ def follow(connection: redis.Redis, job_id: str) -> Iterator[LogLine]:
         commands: list[tuple[Any, ...]] = [
             ("XREVRANGE", results, "+", "-", "COUNT", 1),
             ("HGET", keys.job(job_id), "status"),
-            ("XREVRANGE", log, "+", "-", "COUNT", 1),
-            ("XRANGE", log, f"({after[0]}-{after[1]}", "+", "COUNT", MAX_CHUNKS),
+            _read_command(job_id, after),
         ]
-        newest_result, status, newest, entries = scripts.read_together(connection, commands)
-        if _last_id(newest) < after:  # a new life of the id, with a log of its own
+        replies = scripts.read_together(connection, commands, READ_LOG)
+        newest_result, status, (has_more, newest, last, entries) = replies
+        if _id_of(newest) < after:  # a new life of the id, with a log of its own
             after = (0, 0)
             continue
         lines, _ = _lines_of(entries, after[1])
         yield from lines
-        after = max(after, _last_id(entries))
+        after = max(after, _id_of(last))
+        if has_more == b"1":
+            continue
         if status in NO_MORE_LINES or isinstance(status, Exception):
             return
         seen = "0-0"
         if isinstance(newest_result, list) and newest_result:
             seen = decode(newest_result[0][0])
         streams: Any = {log: f"{after[0]}-{after[1]}", results: seen}
-        connection.xread(streams, block=FOLLOW_BLOCK_MS)
+        connection.xread(streams, count=1, block=FOLLOW_BLOCK_MS)
 
 
-def _last_id(entries: Any) -> tuple[int, int]:
-    if not isinstance(entries, list) or not entries:
-        return (0, 0)
-    size, _, lines = decode(entries[-1][0]).partition("-")
+def _id_of(entry_id: bytes) -> tuple[int, int]:
+    size, _, lines = decode(entry_id).partition("-")
     return int(size), int(lines)
 
 
-def _lines_of(entries: Any, seen: int) -> tuple[list[LogLine], int]:
+def _lines_of(entries: list[Any], seen: int) -> tuple[list[LogLine], int]:
     """The lines of entries of the stream, and the number of all lines up to the last of them.
 
     `seen`: the number of lines before them that a reader has.
     """
     lines: list[LogLine] = []
-    if not isinstance(entries, list):  # the key has the wrong type
-        return lines, seen
     for entry_id, words in entries:
         try:
             chunk = _read_chunk(entry_id, words)

@@ -430,6 +430,13 @@ class Job(RetryingJob):
         """
         return results.wait(self, timeout)
 
+    async def wait_async(self, timeout: float | timedelta | None = None) -> Any:
+        """`wait` for asyncio: the event loop goes on meanwhile.
+
+        It waits in a thread. If it is canceled, that thread ends within some seconds.
+        """
+        return await results.wait_async(self, timeout)
+
     def log_lines(self, level: str | int = 0) -> list[LogLine]:
         """The kept lines that the job has logged, the oldest first, from this level on.
 

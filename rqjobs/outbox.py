@@ -25,9 +25,10 @@ from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
 import redis
+from rq import Queue
 
-from rqjobs import config, connection
-from rqjobs.broker import scripts, transitions
+from rqjobs import config, connection, passed_results
+from rqjobs.broker import flows, scripts, transitions
 from rqjobs.broker.transitions import Placement, RowOutcome
 from rqjobs.call_options import JOB_ID_MAX_CHARACTERS, MAX_SECONDS
 
@@ -52,10 +53,10 @@ _last_id_time = 0
 class OutboxRow:
     """A row. SQLAlchemy maps this class to the table when it is first used."""
 
-    def __init__(self, placement: Placement):
+    def __init__(self, payload: str):
         self.id = _new_id()
         self.created_at = datetime.now(timezone.utc).replace(tzinfo=None)
-        self.payload = encode(placement)
+        self.payload = payload
 
 
 def _new_id() -> str:
@@ -115,8 +116,9 @@ def _name_remedy(context: Any) -> None:
         error.args = ("\n".join([f"{first}; {CREATE_TABLE}", *others]),)
 
 
-def add(session: Any, placements: Iterable[Placement]) -> None:
-    """Add the rows of jobs to a session, which writes them when it flushes.
+def add(session: Any, payloads: Iterable[str]) -> None:
+    """Add rows to a session, which writes them when it flushes. `payloads` are those of `encode`
+    and `encode_flow`.
 
     Raises:
         ConfigError: the session is one of another database than RQJOBS_OUTBOX_URL.
@@ -124,7 +126,7 @@ def add(session: Any, placements: Iterable[Placement]) -> None:
     columns = table().insert()
     mapper = importlib.import_module("sqlalchemy").inspect(OutboxRow)
     _check_database(session.get_bind(mapper).engine.url, _url())
-    rows = [OutboxRow(placement) for placement in placements]
+    rows = [OutboxRow(payload) for payload in payloads]
     if not session._flushing:
         session.add_all(rows)
         return
@@ -170,18 +172,32 @@ def _is_file(url: Any) -> bool:
 # The payload
 
 
+class FlowOfRow(NamedTuple):
+    """A flow that is one row, so that all of its jobs are stored or none."""
+
+    flow_id: str
+    placements: list[Placement]
+
+
 def encode(placement: Placement) -> str:
     """A job and its place as JSON. Bytes are base64."""
-    return json.dumps(
-        {
-            "queue": placement.queue,
-            "id": placement.job_id,
-            "place": placement.place,
-            "ttl": placement.ttl,
-            "parents": list(placement.parents),
-            "fields": {name: _encode_value(value) for name, value in placement.fields.items()},
-        }
-    )
+    return json.dumps(_encode_job(placement))
+
+
+def encode_flow(flow_id: str, placements: Iterable[Placement]) -> str:
+    """A flow as JSON."""
+    return json.dumps({"flow": flow_id, "jobs": list(map(_encode_job, placements))})
+
+
+def _encode_job(placement: Placement) -> dict[str, Any]:
+    return {
+        "queue": placement.queue,
+        "id": placement.job_id,
+        "place": placement.place,
+        "ttl": placement.ttl,
+        "parents": list(placement.parents),
+        "fields": {name: _encode_value(value) for name, value in placement.fields.items()},
+    }
 
 
 def _encode_value(value: Any) -> Any:
@@ -192,14 +208,43 @@ def _encode_value(value: Any) -> Any:
     return repr(value)
 
 
-def decode(payload: Any) -> Placement:
-    """The job of a payload. It counts as not new, so the place of a job of this id is looked up.
+def decode(payload: Any) -> Placement | FlowOfRow:
+    """The job or the flow of a payload. A job counts as not new, so the place of a job of this id is
+    looked up.
 
     Raises:
-        ValueError: the payload is not one that `encode` makes.
+        ValueError: the payload is not one that `encode` or `encode_flow` makes.
     """
     try:
         found = json.loads(payload)
+        flow_id = found.get("flow")
+        jobs = list(found["jobs"]) if flow_id is not None else []
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise ValueError("the payload is not that of a job") from None
+    if flow_id is None:
+        return _decode_job(found)
+    return _decode_flow(flow_id, jobs)
+
+
+def _decode_flow(flow_id: Any, jobs: list[Any]) -> FlowOfRow:
+    placements: list[Placement] = []
+    ids: set[str] = set()
+    for position, found in enumerate(jobs):
+        placement = _decode_job(found, is_held=True)
+        place = passed_results.FlowPlace.read(str(placement.fields.get("rqjobs_flow", "")))
+        if place is None or (place.flow_id, place.position) != (flow_id, position):
+            raise ValueError("a job is not the next one of its flow")
+        if not ids.issuperset(placement.parents[1:]) or placement.job_id in ids:
+            raise ValueError("a job of the flow depends on others than those before it")
+        ids.add(placement.job_id)
+        placements.append(placement._replace(new=True))
+    if not placements:
+        raise ValueError("the flow has no jobs")
+    return FlowOfRow(flow_id, placements)
+
+
+def _decode_job(found: Any, is_held: bool = False) -> Placement:
+    try:
         queue, job_id, place = found["queue"], found["id"], found["place"]
         ttl, parents, fields = found["ttl"], found["parents"], found["fields"]
         texts = (queue, job_id, place, *parents, *fields)
@@ -211,7 +256,9 @@ def decode(payload: Any) -> Placement:
         raise ValueError("the payload is not that of a job")
     if not queue or not 0 < len(job_id) <= JOB_ID_MAX_CHARACTERS:
         raise ValueError("the payload has no queue, or no id for a job")
-    if place not in ("back", "front"):
+    if is_held != (place == "held"):
+        raise ValueError("a job of a flow has another place")
+    if place not in ("back", "front", "held"):
         place = _moment(place)
     if ttl is not None and (type(ttl) is not int or abs(ttl) > MAX_SECONDS):
         raise ValueError("the ttl is not a whole number, or out of range")
@@ -303,9 +350,30 @@ class Mover:
         transitions.forget_rows(self.redis, moved)
         return rows, len(moved)
 
-    def _store(self, placements: dict[str, Placement], read_at: float) -> list[str]:
-        """Store the jobs of rows; returns the rows whose job is stored."""
-        outcomes = transitions.enqueue_rows(self.redis, placements, read_at)
+    def _store(self, rows: dict[str, Placement | FlowOfRow], read_at: float) -> list[str]:
+        """Store the jobs of rows in their order; returns the rows whose jobs are stored."""
+        moved: list[str] = []
+        jobs: dict[str, Placement] = {}
+        for row_id, found in rows.items():
+            if isinstance(found, Placement):
+                jobs[row_id] = found
+                continue
+            moved += self._read_outcomes(transitions.enqueue_rows(self.redis, jobs, read_at))
+            jobs = {}
+            self.progress_at = time.monotonic()
+            moved += self._read_outcomes({row_id: self._move_flow(row_id, found, read_at)})
+        return moved + self._read_outcomes(transitions.enqueue_rows(self.redis, jobs, read_at))
+
+    def _move_flow(self, row_id: str, flow: FlowOfRow, read_at: float) -> RowOutcome | Exception:
+        try:
+            return flows.move_row(
+                self.redis, row_id, *flow, read_at, default_timeout=Queue.DEFAULT_TIMEOUT
+            )
+        except (flows.FlowDropped, redis.ResponseError) as error:
+            return error
+
+    def _read_outcomes(self, outcomes: dict[str, RowOutcome | Exception]) -> list[str]:
+        """Keep why rows were refused; returns those that are moved."""
         moved = []
         for row_id, outcome in outcomes.items():
             if outcome in (RowOutcome.MOVED, RowOutcome.ALREADY_MOVED):
@@ -317,9 +385,9 @@ class Mover:
         return moved
 
 
-def _readable(database: Any, rows: list[Any]) -> dict[str, Placement]:
+def _readable(database: Any, rows: list[Any]) -> dict[str, Placement | FlowOfRow]:
     """The jobs of the rows that can be read. The others get their `error`."""
-    placements = {}
+    placements: dict[str, Placement | FlowOfRow] = {}
     for row in rows:
         try:
             placements[row.id] = decode(row.payload)

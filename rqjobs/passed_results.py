@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import redis
+from rq.job import UNSERIALIZABLE_RETURN_VALUE_PAYLOAD
 from rq.results import Result
 
 from rqjobs.broker import keys, scripts
@@ -62,15 +63,18 @@ class FlowPlace(NamedTuple):
         return self.position >= self.total - self.ends
 
 
+_ENDINGS = {b"discarded": "discarded", b"expired": "not run, because it expired"}
+
+
 class ResultGone(Exception):
     """A job of a flow cannot run, because a result that it takes is not in Redis."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Failed:
-    """What a job of a flow with `on_failure="continue"` gets in place of a failed job's result.
+    """What a job of a flow with `on_failure="continue"` gets in place of a missing result.
 
-    `error` is the last line of that job's traceback.
+    `error` is the last line of that job's traceback, or says how it has ended.
     """
 
     job_id: str
@@ -105,14 +109,17 @@ def _fetch_others(connection: redis.Redis, parents: list[str], may_fail: bool) -
         return {}
     commands: list[tuple[Any, ...]] = []
     for parent in parents:
-        commands.append(("HGET", keys.job(parent), "status"))
+        commands.append(("HMGET", keys.job(parent), "status", "rqjobs_ending"))
         commands.append(("XREVRANGE", keys.results(parent), "+", "-", "COUNT", 1))
     replies = scripts.read_together(connection, commands)
     triples = zip(parents, replies[::2], replies[1::2], strict=True)
-    return {parent: _read(parent, status, entry, may_fail) for parent, status, entry in triples}
+    return {parent: _read(parent, states, entry, may_fail) for parent, states, entry in triples}
 
 
-def _read(parent: str, status: Any, entry: Any, may_fail: bool) -> Raw:
+def _read(parent: str, states: Any, entry: Any, may_fail: bool) -> Raw:
+    status = ending = None
+    if isinstance(states, list):  # otherwise the key has the wrong type
+        status, ending = states
     fields: dict[bytes, bytes] = {}
     if isinstance(entry, list) and entry:
         fields = entry[0][1]
@@ -122,6 +129,8 @@ def _read(parent: str, status: Any, entry: Any, may_fail: bool) -> Raw:
         return None
     if status == b"failed":
         return Failed(parent, _error_of(fields.get(b"exc_string", b"")))
+    if status in (b"stopped", b"canceled"):
+        return Failed(parent, f"the job was {_ENDINGS.get(ending or b'', decode(status))}")
     return Failed(parent, "the job and its result are gone")
 
 
@@ -169,4 +178,10 @@ def read_result(serializer: Any, job_id: str, raw: Raw) -> Any:
         return raw
     if not raw:
         return None
-    return serializer.loads(b64decode(raw))
+    value = serializer.loads(b64decode(raw))
+    if isinstance(value, str) and value == UNSERIALIZABLE_RETURN_VALUE_PAYLOAD:
+        raise ResultGone(
+            f"the result of the job {decode(job_id)} could not be kept, because the serializer cannot "
+            f"carry it; let it return a value that JSON has"
+        )
+    return value

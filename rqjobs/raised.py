@@ -34,7 +34,7 @@ class JobFailed(Exception):
     Attributes:
         job_id, function: the job and the name of its function.
         error: the class of the exception, or a reason such as "process died".
-        message: the message of the exception.
+        message: the whole message of the exception. The text of this one has its first line.
         traceback: the traceback of the worker, as text. It is "" if none is kept.
     """
 
@@ -49,7 +49,8 @@ class JobFailed(Exception):
             self.__cause__ = WorkerTraceback(traceback)
 
     def __str__(self) -> str:
-        line = Failure(self.function, self.error, self.message).line
+        first_line = self.message.strip().partition("\n")[0]
+        line = Failure(self.function, self.error, first_line).line
         return f"job {self.job_id} ({self.function}) failed: {line}"
 
 

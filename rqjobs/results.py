@@ -8,8 +8,10 @@ retry, or of an earlier life of the job's id, ends no wait. Cancellation, deleti
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
+import threading
 import time
 from base64 import b64decode
 from collections.abc import Iterable
@@ -20,13 +22,14 @@ from typing import Any, NamedTuple
 
 import redis
 import rq.job
-from rq.job import JobStatus
+from rq.job import UNSERIALIZABLE_RETURN_VALUE_PAYLOAD, JobStatus
 from rq.results import Result
 
 from rqjobs import connection, raised
-from rqjobs.broker import keys
+from rqjobs.broker import blockers, keys
+from rqjobs.broker.blockers import REMEDIES, Blocker
 from rqjobs.broker.keys import decode
-from rqjobs.broker.scripts import redis_time
+from rqjobs.broker.scripts import read_together, redis_time
 from rqjobs.job_fields import read_traceback
 from rqjobs.policies import failures
 from rqjobs.raised import JobFailed
@@ -36,12 +39,14 @@ STATE_CHECK_SECONDS = 2.0  # between two looks at jobs whose results have no new
 CHECKED_JOBS_PER_SECOND = 500  # with more jobs the looks are rarer
 # The jobs whose streams are waited on together, and the states that are read in one step.
 WATCHED_MAX_JOBS = 100
+BLOCKER_SEARCH_RATIO = 50  # the pause after a search for blockers, in multiples of its time
 REPLY_SECONDS = 3.0  # for the reply to a wait that has ended
 RECONNECT_MAX_SECONDS = 1.0  # between two attempts
 FINAL_STATUSES = frozenset(
     status.value.encode()
     for status in (JobStatus.FINISHED, JobStatus.FAILED, JobStatus.STOPPED, JobStatus.CANCELED)
 )
+ACTIVE_STATUSES = frozenset((b"queued", b"started", b"scheduled", b"deferred"))
 FAILURES = frozenset((Result.Type.FAILED.value, Result.Type.MAX_RETRIES_EXCEEDED.value))
 
 
@@ -55,10 +60,14 @@ class Ending(str, Enum):
     GONE = "gone"  # the job is not in Redis
     NOT_KEPT = "not kept"  # the job has finished, and its result is not in Redis
     UNREADABLE = "unreadable"  # the result in Redis cannot be read
+    UNSERIALIZABLE = "unserializable"  # the serializer of the worker could not store the result
+    BLOCKED = "blocked"  # the job has not begun, and waits for one that ended otherwise
 
 
 class NoResult(Exception):
-    """A job has ended without a result, and has not failed.
+    """A job has ended without a result, and has not failed; or it waits for one that has ended so.
+
+    The cause is the exception of the job that it waits for, if that one has failed.
 
     Attributes:
         job_id, function: the job and the name of its function.
@@ -89,6 +98,11 @@ MEANINGS = {
     ),
     Ending.NOT_KEPT: "has finished, and its result is no longer kept; raise its result_ttl",
     Ending.UNREADABLE: "has a result that this process cannot read",
+    Ending.UNSERIALIZABLE: (
+        "has finished, and its result could not be kept: the serializer cannot carry it; return a "
+        "value that JSON has, or a dataclass; the worker's log names what it could not carry"
+    ),
+    Ending.BLOCKED: "cannot run",
 }
 
 
@@ -117,25 +131,51 @@ class Outcome(NamedTuple):
     error: Exception | None = None
 
 
-def wait(job: Any, timeout: float | timedelta | None = None) -> Any:
-    """See `Job.wait`."""
-    with Waiting([job], timeout) as waiting:
+def wait(
+    job: Any, timeout: float | timedelta | None = None, stop: threading.Event | None = None
+) -> Any:
+    """See `Job.wait`. If `stop` is set, it ends within some seconds."""
+    with Waiting([job], timeout, stop) as waiting:
         (outcome,) = waiting.next_outcomes().values()
     if outcome.error is not None:
         raise outcome.error
     return outcome.value
 
 
+async def wait_async(job: Any, timeout: float | timedelta | None = None) -> Any:
+    """See `Job.wait_async`."""
+    stop = threading.Event()
+    try:
+        return await asyncio.to_thread(wait, job, timeout, stop)
+    finally:
+        stop.set()
+
+
+async def gather_async(
+    jobs: Iterable[Any],
+    timeout: float | timedelta | None = None,
+    return_exceptions: bool = False,
+) -> list[Any]:
+    """`gather` for asyncio. It waits in one thread, whatever the number of jobs."""
+    stop = threading.Event()
+    try:
+        return await asyncio.to_thread(gather, jobs, timeout, return_exceptions, stop)
+    finally:
+        stop.set()
+
+
 def gather(
     jobs: Iterable[Any],
     timeout: float | timedelta | None = None,
     return_exceptions: bool = False,
+    stop: threading.Event | None = None,
 ) -> list[Any]:
     """Wait until all jobs have ended; returns their results in the order of the jobs.
 
     If a job has failed, or has ended without a result, its exception is raised at once; the other
     jobs go on. With `return_exceptions` nothing is raised: exceptions stand in the list, and a
-    `WaitTimeout` for each job that has not ended in time. The jobs may be any number.
+    `WaitTimeout` for each job that has not ended in time. The jobs may be any number. If `stop` is
+    set by another thread, gather ends within some seconds, as after its `timeout`.
 
     Raises:
         WaitTimeout, JobFailed, NoResult: as `Job.wait`.
@@ -146,7 +186,7 @@ def gather(
         raise TypeError("gather takes a list of jobs; for one job there is job.wait()")
     jobs = list(jobs)
     found: dict[str, Outcome] = {}
-    with Waiting(jobs, timeout) as waiting:
+    with Waiting(jobs, timeout, stop) as waiting:
         while waiting.pending:
             try:
                 ended = waiting.next_outcomes()
@@ -170,7 +210,13 @@ class Waiting:
     this waits, blocks on the streams of their results.
     """
 
-    def __init__(self, jobs: list[Any], timeout: float | timedelta | None):
+    def __init__(
+        self,
+        jobs: list[Any],
+        timeout: float | timedelta | None,
+        stop: threading.Event | None = None,
+    ):
+        self.stop = stop
         self.deadline = None
         if timeout is not None:
             self.deadline = time.monotonic() + _seconds(timeout)
@@ -180,6 +226,9 @@ class Waiting:
         # Job -> its newest entry when its state was read; None if the key is not a stream.
         self.seen: dict[str, bytes | None] = {}
         self.woken: set[str] = set()  # jobs that have a newer entry
+        self.deferred: set[str] = set()  # those that were deferred when their state was read
+        # Job for which a deferred one waits -> its newest entry, or None.
+        self.ancestors: dict[str, bytes | None] = {}
         self.check_at = 0.0  # the monotonic time of the next look at all of them
         self.failures = 0  # of Redis, one after the other
         self.connection: Any = None
@@ -200,27 +249,79 @@ class Waiting:
         while True:
             problem = None
             try:
-                ended = self._read(self._ids_to_read())
-                if not ended and self._seconds_left() > 0:
+                outcomes = self._read_outcomes()
+                if not outcomes and self._seconds_left() > 0:
                     self._block()
                     self.failures = 0
                     continue
             except (redis.RedisError, OSError) as error:
                 if not _can_recover(error):
                     raise
-                ended = {}
+                outcomes = {}
                 problem = error
-            if ended:
-                jobs = {job_id: self.pending.pop(job_id) for job_id in ended}
-                return {job_id: outcome_of(jobs[job_id], ended[job_id]) for job_id in ended}
+            if outcomes:
+                for job_id in outcomes:
+                    del self.pending[job_id]
+                return outcomes
             self._go_on_or_time_out(problem)
 
-    def _ids_to_read(self) -> list[str]:
-        """The jobs that may have ended: all of them at times, else those with a new entry."""
+    def _read_outcomes(self) -> dict[str, Outcome]:
+        """The outcomes of the jobs that have ended, or else of those that can never run."""
+        if not self.woken.isdisjoint(self.ancestors):
+            self._check_ancestors()
+        looks_at_all = self._is_time_for_all()
+        ended = self._read(self._ids_to_read(looks_at_all))
+        if ended:
+            return {
+                job_id: outcome_of(self.pending[job_id], state) for job_id, state in ended.items()
+            }
+        if not looks_at_all or not self.deferred:
+            return {}
+        began = time.monotonic()
+        found = blockers.find(self.client, [*self.deferred])
+        self.ancestors = dict.fromkeys(islice(found.running, WATCHED_MAX_JOBS))
+        self._check_ancestors()
+        pause = BLOCKER_SEARCH_RATIO * (time.monotonic() - began)
+        self.check_at = max(self.check_at, time.monotonic() + pause)
+        return {
+            job_id: Outcome(error=_blocked(self.pending[job_id], blocker))
+            for job_id, blocker in found.blocked.items()
+        }
+
+    def _check_ancestors(self) -> None:
+        """Look at the jobs for which deferred ones wait. If one has not succeeded, look at all."""
+        ids = [*self.ancestors]
+        commands: list[tuple[Any, ...]] = []
+        commands += [("HGET", keys.job(job_id), "status") for job_id in ids]
+        commands += [("XREVRANGE", keys.results(job_id), "+", "-", "COUNT", 1) for job_id in ids]
+        replies = read_together(self.client, commands)
+        for job_id, status, entries in zip(ids, replies, replies[len(ids) :], strict=False):
+            if status in ACTIVE_STATUSES and isinstance(entries, list):
+                self.ancestors[job_id] = entries[0][0] if entries else b"0-0"
+            else:
+                del self.ancestors[job_id]
+            if status in FINAL_STATUSES and status != b"finished":
+                self.check_at = 0.0
+        self.woken.difference_update(ids)
+
+    @property
+    def client(self) -> redis.Redis:
+        """The client of the jobs."""
+        client: redis.Redis = next(iter(self.pending.values())).connection
+        return client
+
+    def _is_time_for_all(self) -> bool:
+        """Whether to look at all jobs now."""
         now = time.monotonic()
-        if now >= self.check_at or self._seconds_left() <= 0:
-            pause = max(STATE_CHECK_SECONDS, len(self.pending) / CHECKED_JOBS_PER_SECOND)
-            self.check_at = now + pause
+        if now < self.check_at and self._seconds_left() > 0:
+            return False
+        pause = max(STATE_CHECK_SECONDS, len(self.pending) / CHECKED_JOBS_PER_SECOND)
+        self.check_at = now + pause
+        return True
+
+    def _ids_to_read(self, looks_at_all: bool) -> list[str]:
+        """The jobs that may have ended: all of them at times, else those with a new entry."""
+        if looks_at_all:
             return list(self.pending)
         watched = islice(self.pending, WATCHED_MAX_JOBS)
         return [job_id for job_id in watched if job_id in self.woken]
@@ -228,10 +329,10 @@ class Waiting:
     def _read(self, ids: list[str]) -> dict[str, State]:
         """The states of those of the jobs that have ended."""
         ended = {}
-        client = next(iter(self.pending.values())).connection
+        self.deferred.difference_update(ids)
         for start in range(0, len(ids), WATCHED_MAX_JOBS):
             batch = ids[start : start + WATCHED_MAX_JOBS]
-            with client.pipeline() as pipe:  # a transaction: status and entry belong together
+            with self.client.pipeline() as pipe:  # a transaction: status and entry belong together
                 for job_id in batch:
                     pipe.hmget(keys.job(job_id), "status", "rqjobs_ending", "created_at")
                     pipe.xrevrange(keys.results(job_id), count=1)
@@ -241,15 +342,17 @@ class Waiting:
                 ((self.seen[job_id], entry),) = _or_nothing(entries, [(None, {})]) or [(b"0-0", {})]
                 if status in FINAL_STATUSES or (not status and not created_at):
                     ended[job_id] = State(status, ending, entry)
+                elif status == b"deferred":
+                    self.deferred.add(job_id)
         self.woken.difference_update(ids)
         return ended
 
     def _block(self) -> None:
         """Wait for an entry of the first jobs, until the next look or the deadline."""
+        entries = {job_id: self.seen[job_id] for job_id in islice(self.pending, WATCHED_MAX_JOBS)}
+        entries = {**self.ancestors, **entries}
         watched = {
-            keys.results(job_id).encode(): job_id
-            for job_id in islice(self.pending, WATCHED_MAX_JOBS)
-            if self.seen[job_id]
+            keys.results(job_id).encode(): job_id for job_id, entry in entries.items() if entry
         }
         until_check = self.check_at - time.monotonic()
         seconds = min(STATE_CHECK_SECONDS, until_check, self._seconds_left())
@@ -257,11 +360,10 @@ class Waiting:
             time.sleep(max(0.0, seconds))
             return
         if self.connection is None:
-            client = next(iter(self.pending.values())).connection
             self.connection = connection.dedicated_connection(
-                client, STATE_CHECK_SECONDS + REPLY_SECONDS
+                self.client, STATE_CHECK_SECONDS + REPLY_SECONDS
             )
-        after = [self.seen[job_id] for job_id in watched.values()]
+        after = [entries[job_id] for job_id in watched.values()]
         milliseconds = max(1, int(1000 * seconds))
         self.connection.send_command(
             "XREAD", "COUNT", 1, "BLOCK", milliseconds, "STREAMS", *watched, *after
@@ -270,6 +372,8 @@ class Waiting:
             self.woken.add(watched[name])
 
     def _seconds_left(self) -> float:
+        if self.stop is not None and self.stop.is_set():
+            return 0.0
         if self.deadline is None:
             return float("inf")
         return self.deadline - time.monotonic()
@@ -371,13 +475,56 @@ def outcome_of(job: Any, state: State) -> Outcome:
     detail = ""
     if reason is None:
         try:
-            return Outcome(_value_of(job, state.entry))
+            value = _value_of(job, state.entry)
+            if not (isinstance(value, str) and value == UNSERIALIZABLE_RETURN_VALUE_PAYLOAD):
+                return Outcome(value)
+            reason = Ending.UNSERIALIZABLE
         except Exception as error:  # of a damaged entry, or another SECRET_KEY
             reason = Ending.UNREADABLE
             detail = str(error)
     elif reason is Ending.DISCARDED:
         detail = failures.of_traceback("", _traceback_in(state.entry)).line
     return Outcome(error=NoResult(job.id, function_of(job), reason, detail))
+
+
+def _blocked(job: Any, blocker: Blocker) -> NoResult:
+    """The exception for a job that is deferred behind one that has ended."""
+    cause, function = _read_blocker(job, blocker)
+    other = f"the job {blocker.job_id}"
+    if function:
+        other = f"{other} ({function})"
+    state = f"is {blocker.state}"
+    if blocker.state == "failed":
+        state = f"has failed: {_line_of(cause)}"
+    remedy = REMEDIES[blocker.state]
+    flow_id = job.policy_fields.get("rqjobs_flow", "").partition(" ")[0]
+    if flow_id and blocker.state in ("failed", "stopped"):
+        remedy = f"retry the flow with: rqjobs flows retry {flow_id}"
+    detail = f"it waits for {other}, which {state}; {remedy}"
+    error = NoResult(job.id, function_of(job), Ending.BLOCKED, detail)
+    error.__cause__ = cause
+    return error
+
+
+def _read_blocker(job: Any, blocker: Blocker) -> tuple[Exception | None, str]:
+    """The exception of a blocker, and the name of its function; None and "" without its record."""
+    try:
+        found = type(job).fetch(blocker.job_id, connection=job.connection)
+        status, ending = job.connection.hmget(found.key, "status", "rqjobs_ending")
+        entries: Any = job.connection.xrevrange(keys.results(found.id), count=1)
+        entry = entries[0][1] if entries else {}
+        return outcome_of(found, State(status, ending, entry)).error, function_of(found)
+    except Exception:  # it is deleted, or cannot be read
+        return None, ""
+
+
+def _line_of(error: Exception | None) -> str:
+    """The class and the message of a job's exception in one line."""
+    if isinstance(error, JobFailed):
+        return failures.Failure("", error.error, error.message).line
+    if error is None:
+        return "its record is gone"
+    return failures.of_exception("", error).line
 
 
 def _ending_of(state: State) -> Ending | None:

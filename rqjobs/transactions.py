@@ -78,7 +78,18 @@ class _Call(NamedTuple):
     jobs: list[Any]
 
 
-_Step = _Jobs | _Rows | _Call
+class _Flow(NamedTuple):
+    """A flow, which is stored in several steps. The first fields are as those of `_Call`."""
+
+    what: str
+    run: Callable[[], Any]
+    jobs: list[Any]
+    flow_id: str
+    connection: redis.Redis
+    make_placements: Callable[[], list[Placement]]
+
+
+_Step = _Jobs | _Rows | _Call | _Flow
 
 
 class _Waiting:
@@ -114,12 +125,29 @@ class Transaction:
         """Let another change in Redis wait for the commit."""
         self._add(_Call(what, run, jobs or []))
 
+    def store_flow(
+        self,
+        flow_id: str,
+        connection: redis.Redis,
+        make_placements: Callable[[], list[Placement]],
+        run: Callable[[], Any],
+        jobs: list[Any],
+    ) -> None:
+        """Let a flow wait for the commit. It is stored by `run`, or is one row of the outbox.
+
+        Raises: as `store`.
+        """
+        self._add(_Flow(f"flow {flow_id}", run, jobs, flow_id, connection, make_placements))
+
     def _add(self, step: _Step) -> None:
         check_jobs(step.jobs)
         session = self.session()
         waiting = session.info[INFO_KEY].setdefault(_transaction_of(session), _Waiting())
         if isinstance(step, _Jobs) and uses_outbox() and not waiting.is_committed:
-            outbox.add(session, step.placements)
+            outbox.add(session, map(outbox.encode, step.placements))
+            step = _Rows(step.connection, step.jobs)
+        elif isinstance(step, _Flow) and uses_outbox() and not waiting.is_committed:
+            outbox.add(session, [outbox.encode_flow(step.flow_id, step.make_placements())])
             step = _Rows(step.connection, step.jobs)
         waiting.steps.append(step)
         for job in step.jobs:

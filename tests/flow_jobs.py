@@ -8,7 +8,7 @@ import time
 
 from rq import get_current_job
 
-from rqjobs import Snooze, job
+from rqjobs import Discard, Snooze, job
 from rqjobs.flows import Failed
 
 
@@ -48,6 +48,10 @@ def fail_until(name: str, value=None):
     if not get_current_job().connection.exists(name):
         raise ValueError(f"{name} is not set")
     return value
+
+
+def discard_it(value=None):
+    raise Discard("no longer needed")
 
 
 def slow(value: int) -> int:

@@ -74,6 +74,10 @@ def ok(value=None):
     return value
 
 
+def as_object():
+    return object()
+
+
 def repeat_by_number(name: str):
     return rqjobs.get_current_job().connection.incr(name)
 

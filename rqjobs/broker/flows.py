@@ -9,32 +9,42 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
 import redis
 from rq.utils import now, utcformat
 
-from rqjobs.broker import keys
+from rqjobs.broker import keys, transitions
 from rqjobs.broker.keys import FLOWS, HELD_FLOWS, decode
 from rqjobs.broker.scripts import (
+    CANCEL_FLOW,
     DROP_FLOW,
     FORGET_FLOWS,
     RELEASE_FLOW,
     is_wrong_type,
 )
+from rqjobs.broker.transitions import Placement, RowOutcome
 
 log = logging.getLogger("rqjobs")
 FORGET_MAX_CALLS = 20  # of one sweep
-JOBS_PER_SCRIPT = 200  # jobs of a flow that one script moves or deletes
+JOBS_PER_SCRIPT = 200  # jobs of a flow that one script moves, cancels or deletes
+CANCEL_MIN_JOBS = 10  # the same, if Redis is slow because a long queue has to be searched for them
+CANCEL_STEP_SECONDS = 0.01
 
 
 class FlowDropped(Exception):
     """A flow was dropped while it was stored. Nothing of it is left."""
 
 
-def release_some(connection: redis.Redis, flow_id: str, default_timeout: int) -> tuple[int, int]:
+def release_some(
+    connection: redis.Redis, flow_id: str, default_timeout: int, row: tuple[str, str] | None = None
+) -> tuple[int, int]:
     """Let some of the first jobs of a flow run; the first call accepts the flow.
+
+    Args:
+        row: the id of the flow's row in the outbox, and when its mark is dropped.
 
     Returns the number of jobs that were moved, and of those that are left.
 
@@ -42,13 +52,50 @@ def release_some(connection: redis.Redis, flow_id: str, default_timeout: int) ->
         FlowDropped: the sweep has dropped the flow.
     """
     script_keys = [HELD_FLOWS, keys.flow_held(flow_id)]
-    args = [flow_id, utcformat(now()), default_timeout, JOBS_PER_SCRIPT]
+    args: list[Any] = [flow_id, utcformat(now()), default_timeout, JOBS_PER_SCRIPT]
+    if row:
+        script_keys.append(keys.OUTBOX)
+        args += row
     moved, left = RELEASE_FLOW.run(connection, script_keys, args)
     if moved < 0:
         raise FlowDropped(
             f"the flow {flow_id} was dropped, because storing it took too long; enqueue it again"
         )
     return int(moved), int(left)
+
+
+def move_row(
+    connection: redis.Redis,
+    row_id: str,
+    flow_id: str,
+    placements: list[Placement],
+    read_at: float,
+    default_timeout: int,
+) -> RowOutcome:
+    """Store the flow of a row of the outbox, and let it run. It goes on where a mover has stopped.
+
+    `read_at`: as in `transitions.enqueue_rows`.
+
+    Raises:
+        FlowDropped: storing it was interrupted for too long; the next call begins anew.
+        redis.RedisError: Redis does not answer, or refuses a job.
+    """
+    while (stored := connection.llen(keys.flow_jobs(flow_id))) < len(placements):
+        step = placements[stored : stored + JOBS_PER_SCRIPT]
+        outcome = transitions.enqueue_jobs_of_row(connection, row_id, step, read_at)
+        if outcome not in (RowOutcome.MOVED, RowOutcome.NOT_NEXT):
+            return outcome
+    if connection.zscore(keys.OUTBOX, row_id) is not None:
+        return RowOutcome.ALREADY_MOVED
+    row = (row_id, transitions.mark_end(read_at))
+    try:
+        _, left = release_some(connection, flow_id, default_timeout, row)
+    except FlowDropped:
+        drop(connection, flow_id, may_be_storing=True)
+        raise
+    if left:
+        release(connection, flow_id, default_timeout)  # else the sweep does it
+    return RowOutcome.MOVED
 
 
 def release(
@@ -83,6 +130,26 @@ def drop(
     ]
     while DROP_FLOW.run(connection, script_keys, [flow_id, int(may_be_storing), JOBS_PER_SCRIPT]):
         on_progress()
+
+
+def cancel(connection: redis.Redis, flow_id: str, job_ids: list[str]) -> int:
+    """Cancel those of these jobs of a flow that have not ended, the last one first; returns how many.
+
+    In this order the end of a job meanwhile enqueues none behind it. It is done in steps of about
+    `CANCEL_STEP_SECONDS`.
+    """
+    ids = job_ids[::-1]
+    canceled = start = 0
+    count = CANCEL_MIN_JOBS
+    while start < len(ids):
+        began = time.monotonic()
+        step = ids[start : start + count]
+        canceled += int(CANCEL_FLOW.run(connection, [], [flow_id, *step]))
+        start += len(step)
+        seconds = max(time.monotonic() - began, 1e-6)
+        count = int(count * min(2.0, CANCEL_STEP_SECONDS / seconds))
+        count = min(max(count, CANCEL_MIN_JOBS), JOBS_PER_SCRIPT)
+    return canceled
 
 
 def sweep(

@@ -201,6 +201,7 @@ class RowOutcome(Enum):
     ALREADY_MOVED = "already moved"
     READ_TOO_LONG_AGO = "read too long ago"
     REFUSED = "refused"  # by `on_conflict="raise"`, which no row should have
+    NOT_NEXT = "not next"  # another mover has stored these jobs of a flow
 
 
 def enqueue_rows(
@@ -282,6 +283,31 @@ def _once_outcome(reply: Any, placement: Placement) -> Enqueued | Exception | No
     if RowOutcome(decode(reply)) is RowOutcome.ALREADY_MOVED:
         return None
     return redis.TimeoutError("storing the job took too long; send the request again")
+
+
+def enqueue_jobs_of_row(
+    connection: redis.Redis, row_id: str, placements: list[Placement], read_at: float
+) -> RowOutcome:
+    """Store some jobs of a flow that is a row of the outbox. They are held until its release.
+
+    Raises:
+        redis.ResponseError: the flow was dropped, or a job exists already.
+    """
+    words = _row_arguments(row_id, placements, read_at)
+    outcome = _row_outcome(ENQUEUE.run(connection, [QUEUES, keys.OUTBOX], words))
+    assert isinstance(outcome, RowOutcome)
+    return outcome
+
+
+def mark_end(read_at: float) -> str:
+    """When the mark of a row is dropped that is never deleted, in Unix seconds."""
+    return repr(read_at + ROW_MARK_SECONDS)
+
+
+def _row_arguments(row_id: str, placements: Iterable[Placement], read_at: float) -> list[Any]:
+    words = _enqueue_arguments(placements)
+    words[1:1] = [row_id, repr(read_at), ROW_MOVE_SECONDS, mark_end(read_at)]
+    return words
 
 
 def _row_outcome(reply: Any) -> RowOutcome | Exception:
@@ -718,6 +744,8 @@ def cancel(job: Any, status: str) -> None:
             raise InvalidJobOperation("the job's status has changed")
         pipe.multi()
         job.cancel(pipeline=pipe)
+        if job.policy_fields.get("rqjobs_flow", "").endswith(" continue"):
+            pipe.sadd(keys.ENDED_PARENTS, job.id)  # the next sweep enqueues the jobs behind it
         try:
             pipe.execute()
         except WatchError:

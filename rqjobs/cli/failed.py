@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
@@ -255,7 +256,7 @@ def show(ctx: click.Context, job_id: str | None, limit: int, **_filters: Any) ->
 
 def _show(job_id: str) -> None:
     try:
-        job = rqjobs.Job.fetch(job_id, connection=connection.client())
+        job: Any = rqjobs.Job.fetch(job_id, connection=connection.client())
     except redis.ConnectionError:
         raise
     except Exception as error:  # RQ raises anything for a damaged or forged hash
@@ -263,6 +264,9 @@ def _show(job_id: str) -> None:
     echo(job.id)
     echo(short_line(job.description))
     echo(f"queue {short_line(job.origin)}, enqueued {job.enqueued_at}, ended {job.ended_at}")
+    with contextlib.suppress(redis.ResponseError):  # the key holds foreign data
+        if progress := job.progress:
+            echo(f"progress: {short_line(progress.describe())}")
     for attempt in _attempts(job):
         seconds = "" if attempt.seconds is None else f" after {attempt.seconds:.3f} s"
         echo(

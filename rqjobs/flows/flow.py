@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -10,10 +9,10 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 import redis
-from rq.exceptions import InvalidJobOperation, NoSuchJobError
+from rq.job import JobStatus
 
-from rqjobs import connection, delayed, passed_results, results
-from rqjobs.broker import keys, scripts, transitions
+from rqjobs import connection, passed_results, results
+from rqjobs.broker import flows, keys, scripts, transitions
 from rqjobs.broker.keys import decode
 from rqjobs.jobs import Job
 from rqjobs.passed_results import FlowPlace
@@ -21,7 +20,6 @@ from rqjobs.serializers import ConfiguredSerializer
 
 JOBS_PER_READ = 1000  # jobs that are read in one round trip
 JOBS_PER_FETCH = 200
-CANCEL_TRIES = 5  # the status of a job may change while it is canceled
 CANCELED_FLOW_SECONDS = 24 * 3600  # for which a canceled flow is kept
 
 
@@ -65,10 +63,17 @@ class FlowJob:
 class Flow:
     """A flow in Redis. Each property reads it anew."""
 
-    def __init__(self, flow_id: str, job_ids: list[str], client: redis.Redis | None = None):
+    def __init__(
+        self,
+        flow_id: str,
+        job_ids: list[str],
+        client: redis.Redis | None = None,
+        postponed: Job | None = None,
+    ):
         self.id = flow_id
         self.job_ids = job_ids  # by position; those without a job after them come last
         self.connection = client or connection.client()
+        self.postponed = postponed  # a job of it, if it is stored when a transaction commits
 
     def __repr__(self) -> str:
         return f"<Flow {self.id} of {len(self.job_ids)} jobs>"
@@ -104,7 +109,7 @@ class Flow:
             for job_id, reply in zip(self.job_ids, replies, strict=True)
         ]
         if all(one.status == "gone" for one in states):
-            raise gone(self.id)
+            raise self._not_stored()
         return states
 
     @property
@@ -140,20 +145,44 @@ class Flow:
     def wait(self, timeout: float | timedelta | None = None) -> Any:
         """Wait until the last jobs have ended; returns the result of the flow.
 
-        A flow whose status is failed does not end before it is retried or canceled.
-
         Raises:
+            NoResult: a last job can never run as things are, because a job before it has failed or
+                ended without a result. The message names that job and the remedy.
             NoSuchFlow: the result has expired.
             Exception: see `Job.wait`.
         """
         shape = self._shape()
-        jobs = Job.fetch_many(self.job_ids[-shape.ends :], self.connection)
-        if None in jobs:  # it has ended, and its result has expired or is kept with the flow
-            return self.result
-        found = results.gather(jobs, timeout)
+        ends = self.job_ids[-shape.ends :]
+        jobs = [job for job in Job.fetch_many(ends, self.connection) if job is not None]
+        found = {
+            job.id: value for job, value in zip(jobs, results.gather(jobs, timeout), strict=True)
+        }
+        missing = [job_id for job_id in ends if job_id not in found]
+        found.update(self._kept_results(missing))
+        values = [found[job_id] for job_id in ends]
         if shape.shape == "list":
-            return found
-        return found[0]
+            return values
+        return values[0]
+
+    def _kept_results(self, job_ids: list[str]) -> dict[str, Any]:
+        """The results that are kept with the flow, of last jobs that are not in Redis any more.
+
+        Raises:
+            NoResult: one of them was deleted without a result.
+            NoSuchFlow: the results have expired.
+        """
+        if not job_ids:
+            return {}
+        self._shape()
+        (stored,) = scripts.read_together(
+            self.connection, [("HMGET", keys.flow(self.id), *job_ids)]
+        )
+        found = {}
+        for job_id, raw in zip(job_ids, stored, strict=True):
+            if raw is None:
+                raise results.NoResult(job_id, "of a flow", results.Ending.GONE)
+            found[job_id] = passed_results.read_result(ConfiguredSerializer, job_id, raw)
+        return found
 
     def _shape(self) -> FlowPlace:
         (text,) = scripts.read_together(
@@ -161,8 +190,23 @@ class Flow:
         )
         place = FlowPlace.read(decode(text)) if isinstance(text, bytes) else None
         if place is None:
-            raise gone(self.id)
+            raise self._not_stored()
         return place
+
+    def _not_stored(self) -> NoSuchFlow:
+        """Why there is nothing of this flow in Redis."""
+        status = self.postponed.get_status(refresh=False) if self.postponed else None
+        if status == JobStatus.CREATED:
+            return NoSuchFlow(
+                f"the flow {self.id} is not stored yet: it is stored when its transaction commits, "
+                f"and then, with an outbox, moved to Redis by the scheduler of a worker"
+            )
+        if status == JobStatus.CANCELED:
+            return NoSuchFlow(
+                f"the flow {self.id} is not stored: its transaction was not committed; enqueue it "
+                f"again"
+            )
+        return gone(self.id)
 
     def _finished_ids(self) -> set[str]:
         (fields,) = scripts.read_together(self.connection, [("HKEYS", keys.flow(self.id))])
@@ -176,10 +220,7 @@ class Flow:
         """Cancel all jobs that have not ended; returns how many. Running ones may go on for a
         while, and their outcomes are dropped.
         """
-        canceled = 0
-        # The last jobs first: then none of them is enqueued by the end of one before it.
-        for job_id in reversed(self.job_ids):
-            canceled += _cancel(self.connection, job_id)
+        canceled = flows.cancel(self.connection, self.id, self.job_ids)
         for key in (keys.flow(self.id), keys.flow_jobs(self.id)):
             self.connection.expire(key, CANCELED_FLOW_SECONDS)
         return canceled
@@ -228,19 +269,26 @@ def progress_of(states: Iterable[FlowJob]) -> FlowProgress:
 
 def status_of(states: list[FlowJob]) -> FlowStatus:
     """The status of a flow by those of its jobs."""
-    ends = next((one.place.ends for one in states if one.place), len(states))
+    places = [one.place for one in states if one.place]
+    ends = places[0].ends if places else len(states)
     if all(one.status == "finished" for one in states[-ends:]):
         return FlowStatus.FINISHED
-    if any(one.status == "canceled" for one in states):
+    goes_on = any(place.on_failure == "continue" for place in places)
+    stopping = {one.status for one in states if _stops(one, goes_on)}
+    if "canceled" in stopping:
         return FlowStatus.CANCELED
-    for one in states:
-        if one.status in ("stopped", "gone") or (one.status == "failed" and _stops(one.place)):
-            return FlowStatus.FAILED
+    if stopping & {"failed", "stopped", "gone"}:
+        return FlowStatus.FAILED
     return FlowStatus.RUNNING
 
 
-def _stops(place: FlowPlace | None) -> bool:
-    return place is None or place.on_failure == "stop"
+def _stops(job: FlowJob, goes_on: bool) -> bool:
+    """Whether the jobs behind this one wait for it if it has no result. The place of a job that is
+    gone is not known: it counts as one of a part that goes on, if the flow has such a part.
+    """
+    if job.place is None:
+        return not goes_on
+    return job.place.on_failure == "stop"
 
 
 def _flow_job(job_id: str, reply: Any, is_finished: bool) -> FlowJob:
@@ -249,22 +297,3 @@ def _flow_job(job_id: str, reply: Any, is_finished: bool) -> FlowJob:
         status, place = reply
     shown = "finished" if is_finished else decode(status or b"gone")
     return FlowJob(job_id, shown, FlowPlace.read(decode(place)) if place else None)
-
-
-def _cancel(client: redis.Redis, job_id: str) -> bool:
-    """Cancel a job that has not ended. Returns whether it was."""
-    for _ in range(CANCEL_TRIES):
-        try:
-            job = Job.fetch(job_id, client)
-        except (NoSuchJobError, redis.ResponseError):
-            return False
-        status = job.get_status(refresh=False).value
-        if status not in ("queued", "scheduled", "deferred", "started"):
-            return False
-        with contextlib.suppress(InvalidJobOperation):  # its status has changed
-            if status == "scheduled":
-                delayed.cancel(job.id)
-            else:
-                transitions.cancel(job, status)
-            return True
-    return False

@@ -14,6 +14,7 @@ from rq.job import Dependency, JobStatus
 
 from rqjobs import catalog, connection, hooks, queues, storing, transactions
 from rqjobs.broker import flows
+from rqjobs.broker.transitions import Placement
 from rqjobs.flows.flow import Flow
 from rqjobs.flows.plan import Node, Shape
 from rqjobs.instrumentation import is_wrapped
@@ -57,13 +58,21 @@ def store(plan: list[Node], ends: int, shape: Shape) -> Flow:
         for job in jobs:
             _queue_of(job)._show_to_wrappers(job)
     transaction = transactions.current()
+    postponed = None
     if storing.is_replaced():  # whoever gets the jobs stores each in its place
         _store_jobs(jobs, "back", storing.store)
     elif transaction is not None:
-        transaction.call(f"flow {flow_id}", partial(_store_in_redis, flow_id, jobs), list(jobs))
+        transaction.store_flow(
+            flow_id,
+            connection.client(),
+            partial(_placements, jobs, "held"),
+            partial(_store_in_redis, flow_id, jobs),
+            list(jobs),
+        )
+        postponed = jobs[0]
     else:
         _store_in_redis(flow_id, jobs)
-    return Flow(flow_id, [job.id for job in jobs])
+    return Flow(flow_id, [job.id for job in jobs], postponed=postponed)
 
 
 def _create_job(node: Node, parents: list[str]) -> Job:
@@ -135,10 +144,14 @@ def _store_jobs(jobs: list[Job], place: str, store_step: storing.Store) -> None:
     client = connection.client()
     for start in range(0, len(jobs), ENQUEUE_BATCH_MAX_JOBS):
         batch = jobs[start : start + ENQUEUE_BATCH_MAX_JOBS]
-        placements = []
-        for job in batch:
-            target = _queue_of(job)
-            target._prepare(job)
-            job._status = JobStatus.DEFERRED
-            placements.append(target._placement(job, place, job._dependency_ids))
-        store_step(client, placements, batch)
+        store_step(client, _placements(batch, place), batch)
+
+
+def _placements(jobs: list[Job], place: str) -> list[Placement]:
+    placements = []
+    for job in jobs:
+        target = _queue_of(job)
+        target._prepare(job)
+        job._status = JobStatus.DEFERRED
+        placements.append(target._placement(job, place, job._dependency_ids))
+    return placements

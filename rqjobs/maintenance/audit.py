@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import redis
 
 from rqjobs.broker import keys, odd_keys, scripts
+from rqjobs.broker.blockers import REMEDIES
 from rqjobs.broker.keys import decode
 from rqjobs.broker.places import (
     PLACES,
@@ -30,16 +31,6 @@ from rqjobs.maintenance.waiting import unlisted_jobs
 
 ACTIVE_STATUSES = ("queued", "started", "scheduled")
 AUDITED_DEFERRED_JOBS = 10_000  # deferred jobs of a queue whose parents an audit looks at
-# The remedy for a job that is deferred behind a parent in this state. Nothing enqueues such a job,
-# as in RQ: only its owner can decide whether it may run without a canceled or deleted parent.
-REMEDIES = {
-    "failed": "requeue that one, or cancel this job",
-    "stopped": "requeue that one, or cancel this job",
-    "canceled": "enqueue that one again under its id, or cancel this job",
-    "over": "plain RQ enqueued this job when that one had ended; let it run: queue.enqueue_job(job)",
-    "gone": "it was deleted or has expired; cancel this job, or let it run without: "
-    "queue.enqueue_job(job)",
-}
 
 
 @dataclass
@@ -203,14 +194,20 @@ def _orphan_remark(job_id: str, worker: str) -> str:
 
 
 class Wait(NamedTuple):
-    """A deferred job, one of its parents, that parent's state, and whether it may fail."""
+    """A deferred job, one of its parents, that parent's state, and whether it may fail.
+
+    `goes_on`: the job belongs to a part of a flow that goes on, however its parents end.
+    """
 
     job_id: str
     parent: str
     state: str
     may_fail: bool
+    goes_on: bool
 
     def is_over(self) -> bool:
+        if self.goes_on:
+            return self.state in ("finished", *REMEDIES)
         return self.state == "finished" or (self.state == "failed" and self.may_fail)
 
 
@@ -228,7 +225,11 @@ def blocked_jobs(connection: redis.Redis, ids: list[str]) -> Iterator[tuple[str,
         ends_with_another = wait.state == "gone" and wait.job_id in unfinished
         if wait.state in REMEDIES and not wait.is_over() and not ends_with_another:
             yield wait.job_id, wait.parent, wait.state
-    unblocked = {wait.job_id: wait.parent for wait in waits if wait.job_id not in blocked}
+    unblocked = {
+        wait.job_id: wait.parent
+        for wait in waits
+        if wait.job_id not in blocked and not wait.goes_on  # a sweep enqueues those
+    }
     yield from _never_enqueued(connection, unblocked)
 
 
@@ -246,19 +247,22 @@ def _waits_of(connection: redis.Redis, ids: list[str]) -> list[Wait]:
     commands: list[tuple[Any, ...]] = []
     for job_id in ids:
         commands.append(("SMEMBERS", keys.dependencies(job_id)))
-        commands.append(("HGET", keys.job(job_id), "allow_dependency_failures"))
+        commands.append(("HMGET", keys.job(job_id), "allow_dependency_failures", "rqjobs_flow"))
     replies = scripts.read_together(connection, commands)
     pairs = []
-    for job_id, parents, allowed in zip(ids, replies[::2], replies[1::2], strict=True):
-        if isinstance(parents, set | list):  # otherwise the key has the wrong type
-            pairs += [(job_id, decode(parent), allowed == b"1") for parent in parents]
-    commands = [("HGET", keys.job(parent), "status") for _, parent, _ in pairs]
+    for job_id, parents, fields in zip(ids, replies[::2], replies[1::2], strict=True):
+        # Otherwise a key has the wrong type.
+        if isinstance(parents, set | list) and isinstance(fields, list):
+            may_fail = fields[0] == b"1"
+            goes_on = may_fail and bool(fields[1])
+            pairs += [(job_id, decode(parent), may_fail, goes_on) for parent in parents]
+    commands = [("HGET", keys.job(parent), "status") for _, parent, _, _ in pairs]
     statuses = scripts.read_together(connection, commands)
     waits = []
-    for (job_id, parent, may_fail), status in zip(pairs, statuses, strict=True):
+    for (job_id, parent, may_fail, goes_on), status in zip(pairs, statuses, strict=True):
         if not status or isinstance(status, Exception):
             status = b"gone"
-        waits.append(Wait(job_id, parent, decode(status), may_fail))
+        waits.append(Wait(job_id, parent, decode(status), may_fail, goes_on))
     return waits
 
 

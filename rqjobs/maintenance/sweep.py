@@ -230,11 +230,19 @@ def _busy_queues(connection: redis.Redis, result: SweepResult) -> list[str]:
 
 def enqueue_waiting_dependents(
     connection: redis.Redis, on_progress: Callable[[], None] = lambda: None
-) -> None:
-    """Enqueue the dependents of ended jobs that were not enqueued when the job ended."""
+) -> int:
+    """Enqueue the dependents of ended jobs that were not enqueued when the job ended.
+
+    Returns how many.
+    """
+    count = 0
     for member in map(decode, connection.smembers(keys.ENDED_PARENTS)):
         with skip_wrong_types(f"the dependents of job {member}"):
-            recovery.enqueue_dependents(connection, member, Queue.DEFAULT_TIMEOUT, on_progress)
+            enqueued = recovery.enqueue_dependents(
+                connection, member, Queue.DEFAULT_TIMEOUT, on_progress
+            )
+            count += len(enqueued)
+    return count
 
 
 def remove_dead_listeners(connection: redis.Redis, queues: list[str]) -> None:

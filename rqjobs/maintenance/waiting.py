@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import redis
+from rq.utils import now, utcformat
 
 from rqjobs.broker import keys, scripts
 from rqjobs.broker.keys import decode
 from rqjobs.broker.places import LIST_BATCH_IDS, count_places
 from rqjobs.maintenance.sweep_result import log, skip_wrong_types
+from rqjobs.queues import Queue
 
 DEFERRED_PER_SCRIPT = 1000  # deferred jobs that one script looks at
 SCRIPTS_PER_QUEUE = 10  # of one sweep; the next one goes on
@@ -51,8 +53,8 @@ class Line(NamedTuple):
 def check(
     connection: redis.Redis, names: list[str], on_progress: Callable[[], None] = lambda: None
 ) -> None:
-    """Put back the jobs that are missing in the list of those that wait, and forget deferred ids
-    without a job: the next part of each of these queues.
+    """Put back the jobs that are missing in the list of those that wait, forget deferred ids without
+    a job, and let flows go on: the next part of each of these queues.
     """
     for queue, places in count_places(connection, names).items():
         if places["deferred"]:
@@ -65,7 +67,8 @@ def _check_queue(connection: redis.Redis, queue: str, on_progress: Callable[[], 
     gone: set[str] = set()
     lines: dict[Line, dict[str, float]] = {}
     for _ in range(SCRIPTS_PER_QUEUE):
-        args = [cursor, DEFERRED_PER_SCRIPT, GONE_KEPT_SECONDS]
+        moment = utcformat(now())
+        args = [cursor, DEFERRED_PER_SCRIPT, GONE_KEPT_SECONDS, moment, Queue.DEFAULT_TIMEOUT]
         cursor, forgotten, waiting = scripts.CHECK_DEFERRED.run(
             connection, [keys.deferred(queue)], args
         )

@@ -34,6 +34,7 @@ from rqjobs.connection import is_transient
 from rqjobs.inherited_resources import InheritedResources
 from rqjobs.instrumentation import run_isolated
 from rqjobs.job_metrics import Outcome
+from rqjobs.maintenance import sweep
 from rqjobs.queues import Queue
 from rqjobs.worker import job_processes
 from rqjobs.worker.ack_pipeline import Ack, AckPipeline
@@ -227,12 +228,14 @@ class Horse:
         return True
 
     def _wake_waiting(self) -> bool:
-        """Whether jobs waited for a token of their rate that they can have now; they are woken.
+        """Wake the jobs that wait for a token of their rate which they can have now, and enqueue
+        those behind jobs that have expired. Returns whether there are any.
 
         There may be no scheduler, and the next sweep is later than the end of a burst.
         """
         try:
-            return recovery.wake_due(self.client).jobs > 0
+            enqueued = sweep.enqueue_waiting_dependents(self.client)
+            return recovery.wake_due(self.client).jobs + enqueued > 0
         except redis.RedisError:  # they wait for another worker
             return False
 

@@ -22,6 +22,7 @@ if change == 'cancel' then
   redis.call('ZREM', crash_backoff, id)
   revoke(id, before)
   if before.unique_key then forget_unique(id, before.unique_key) end
+  note_unfinished(id)
   return 'canceled'
 end
 local due = seconds + (change == 'in' and redis_time() or 0)

@@ -229,11 +229,29 @@ local function put_back(queue, id)
   return true
 end
 
+-- Whether a job belongs to a part of a flow that goes on if it does not succeed.
+local function is_passed_over(place)
+  return place and string.match(place, ' continue$') ~= nil
+end
+
 -- Whether a job that depends on this one can stop waiting for it. RQ counts a deleted job as
--- finished.
+-- finished. In a flow that goes on, every end counts.
 local function has_ended(id, failures_allowed)
   local status = (read_job(id, 'status') or {})[1]
-  return not status or status == 'finished' or (failures_allowed and status == 'failed')
+  if not status or status == 'finished' then return true end
+  if not failures_allowed then return false end
+  return status == 'failed' or (status == 'stopped' or status == 'canceled')
+    and is_passed_over((read_job(id, 'rqjobs_flow') or {})[1])
+end
+
+-- Note a job that has ended without a success, and not as failed. If its flow goes on, the next
+-- sweep enqueues the jobs behind it. Returns whether it does.
+local function note_unfinished(id)
+  local place = (read_job(id, 'rqjobs_flow') or {})[1]
+  if not is_passed_over(place) or redis.call('EXISTS', 'rq:job:' .. id .. ':dependents') == 0 then
+    return false
+  end
+  return type(redis.pcall('SADD', 'rqjobs:ended-parents', id)) == 'number'
 end
 
 -- Add the job to the scheduled set. A message wakes the scheduler if the job is due before its next

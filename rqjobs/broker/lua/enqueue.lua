@@ -2,8 +2,9 @@
 -- dependent come through this script, from pipelines and groups too. Jobs of schedules come through
 -- run_schedule.lua; retries and repeats at once, which RQ's code writes, through settle.lua.
 --
--- KEYS  1 rq:queues   2 rqjobs:outbox, if the one job is that of a row of the outbox; rqjobs:once, if
---       it is that of a request with an Idempotency-Key
+-- KEYS  1 rq:queues   2 rqjobs:outbox, if the one job is that of a row of the outbox, or if the jobs
+--       are some of a flow that is one row; rqjobs:once, if the one job is that of a request with an
+--       Idempotency-Key
 -- ARGV  1 seconds between two polls of the scheduler
 --       for a row or a request then: 2 its id   3 when it was read, in Unix seconds   4 seconds for which it may
 --       be moved after that   5 when its mark is dropped
@@ -20,12 +21,15 @@
 -- replaces the waiting job of that key, under that job's id; or, if it asks for an error, no job of
 -- the call is stored.
 --   A held job is refused with all of its call if its flow was dropped.
---   The job of a row or a request is stored together with its mark, and not if there is a mark.
+--   The job of a row or a request is stored together with its mark, and not if there is a mark. The
+-- mark of a flow is set when the flow is released. Its jobs are stored if they are those that come
+-- next in the flow and no such job exists: then several movers do no harm.
 --   A debounced job is due later. A call that replaces it delays it again, up to its maximum.
 -- Returns the ids of the jobs that wait for parents; and a list for each entry that was stored
 -- under another id, was debounced, or was not stored: its position (0 is the first), the id of the
 -- job of its key, and the status of that job, or "exists" or "refused" if the entry was not stored.
--- For a row or a request that was not moved it returns the status "already moved" or "read too long ago".
+-- For a row or a request that was not moved it returns the status "already moved" or "read too long
+-- ago", and for jobs of a flow that do not come next "not next".
 -- Without policies.lua in front it is the script for new jobs without policies.
 
 local OPTIONS = {'retries_left', 'retry_intervals', 'number_of_retries',
@@ -245,6 +249,17 @@ local function dropped_flow(entries)
   end
 end
 
+-- Whether the jobs of a call are those that come next in their flow.
+local function come_next(first)
+  return redis.call('LLEN', 'rqjobs:flow-jobs:' .. first.flow) == tonumber(first.position)
+end
+
+local function existing_job(entries)
+  for _, entry in ipairs(entries) do
+    if redis.call('EXISTS', 'rq:job:' .. entry.id) == 1 then return entry.id end
+  end
+end
+
 -- Add the job to its flow.
 local function join_flow(entry)
   local flow, ids = 'rqjobs:flow:' .. entry.flow, 'rqjobs:flow-jobs:' .. entry.flow
@@ -322,6 +337,12 @@ local wrong = wrong_key(entries)
 if wrong then
   return redis.error_reply('ERR the key ' .. wrong .. ' has the wrong type; rename or delete it')
 end
+local is_flow_of_row = KEYS[2] and entries[1] and entries[1].place == 'held'
+if is_flow_of_row then
+  if not come_next(entries[1]) then return redis.status_reply('not next') end
+  local existing = existing_job(entries)
+  if existing then return redis.error_reply('ERR there is a job ' .. existing .. ' already') end
+end
 local dropped = dropped_flow(entries)
 if dropped then
   return redis.error_reply('ERR the flow ' .. dropped .. ' was dropped, because storing it took '
@@ -347,6 +368,6 @@ for position, entry in ipairs(entries) do
     end
   end
 end
-if KEYS[2] then redis.call('ZADD', KEYS[2], ARGV[5], ARGV[2]) end
+if KEYS[2] and not is_flow_of_row then redis.call('ZADD', KEYS[2], ARGV[5], ARGV[2]) end
 for queue, number in pairs(entered) do count_event('enqueued', queue, number) end
 return reply

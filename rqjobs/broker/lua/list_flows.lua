@@ -7,8 +7,8 @@
 -- Returns {{flow, time, shape, number of jobs, results, description of the first job, that of the
 -- last job, states}, …}. `shape` is "" for a flow that is gone. `results` is the number of finished
 -- jobs. `states` has the number of jobs by status, as a flat list; it is empty if they were not
--- counted. A failed job whose flow goes on counts as "continue"; "open ends" is there if one of the
--- last jobs has not finished.
+-- counted. A failed or stopped job whose flow goes on counts as "continue", and a canceled one as
+-- "passed over"; "open ends" is there if one of the last jobs has not finished.
 
 local max_flows, left = tonumber(ARGV[2]), tonumber(ARGV[3])
 
@@ -20,8 +20,9 @@ local function status_of(id, flow_key)
   local fields = redis.pcall('HMGET', 'rq:job:' .. id, 'status', 'rqjobs_flow')
   local status, place = fields[1] or '', fields[2] or ''
   if status == '' then return redis.pcall('HEXISTS', flow_key, id) == 1 and 'finished' or 'gone' end
-  if status == 'failed' and string.match(place, ' continue$') then return 'continue' end
-  return status
+  if not string.match(place, ' continue$') then return status end
+  if status == 'failed' or status == 'stopped' then return 'continue' end
+  return status == 'canceled' and 'passed over' or status
 end
 
 local function states(ids, flow_key, shape)

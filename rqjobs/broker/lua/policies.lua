@@ -116,6 +116,7 @@ local function end_unrun(queue, id, worker, ending, reason, iso, default_ttl)
   end
   end_policies(id)
   count_event(ending == 'expired' and ending or 'canceled', queue, 1, now)
+  note_unfinished(id)
 end
 
 -- Limits. A job with a limit takes a slot of its key when it is claimed, and the slot is free when

@@ -1,10 +1,12 @@
 -- Let the first jobs of a flow run: all of its jobs are stored. Some of them at each call.
 --
--- KEYS  1 rqjobs:held-flows   2 rqjobs:flow-held:<id>
+-- KEYS  1 rqjobs:held-flows   2 rqjobs:flow-held:<id>   3 rqjobs:outbox, if the flow is a row of the
+--       outbox
 -- ARGV  1 id of the flow   2 now, as RQ writes it   3 RQ's default timeout, seconds
---       4 maximum number of jobs to move
+--       4 maximum number of jobs to move   for a row then: 5 its id   6 when its mark is dropped
 -- Promise: with the first call the flow is accepted, and will not be dropped. A job that was
--- canceled in the meantime is left alone. Repeated or concurrent calls do nothing twice.
+-- canceled in the meantime is left alone. Repeated or concurrent calls do nothing twice. A row is
+-- marked in the step that accepts its flow.
 -- Returns the number of moved jobs and of those that are left, or {-1, 0} if the flow was dropped,
 -- or will be, because nothing was stored to it in the last minute.
 
@@ -16,6 +18,7 @@ if not fits(held, 'list') then
   return redis.error_reply('WRONGTYPE the key ' .. held .. ' is not a list; rename or delete it')
 end
 redis.call('ZADD', held_flows, '+inf', flow)
+if KEYS[3] then redis.call('ZADD', KEYS[3], ARGV[6], ARGV[5]) end
 local ids, kept = redis.call('LRANGE', held, 0, max_jobs - 1), {}
 for _, id in ipairs(ids) do
   local is_moved = enqueue_dependent(id, flow, 'finished', iso, default_timeout)

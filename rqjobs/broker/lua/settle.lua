@@ -147,6 +147,7 @@ if on_failed ~= '' then note_failure(id, token, on_failed) end
 count_run()
 expire_with(job, 'rq:results:' .. id)
 if has_log then expire_with(job, 'rqjobs:log:' .. id) end
+if outcome == '' and has_ended_for_good(id) then dependents_left = note_unfinished(id) end
 if not dependents_left and outcome ~= '' then expire_with(job, job .. ':dependents') end
 if failure then return failure end  -- unexpected; the job is settled all the same
 return dependents_left and 'dependents left' or 'settled'

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -31,8 +32,9 @@ from sqlalchemy.schema import CreateTable
 
 import rqjobs
 from rqjobs import cli, config, outbox
-from rqjobs.broker import scripts, transitions
-from rqjobs.maintenance import doctor
+from rqjobs.broker import flows as broker_flows
+from rqjobs.broker import keys, scripts, transitions
+from rqjobs.maintenance import doctor, sweep
 
 METADATA = MetaData()
 ORDERS = Table("orders", METADATA, Column("id", Integer, primary_key=True), Column("name", String))
@@ -217,6 +219,134 @@ def test_movers_at_the_same_time_move_each_row_once(url, redis, monkeypatch):
     slow.close()
     assert ran + run_all(redis) == [job.id for job in jobs]
     assert not count(url, outbox.TABLE_NAME)
+
+
+def enqueue_flow(session):
+    members = rqjobs.map(ok, range(5))
+    with rqjobs.transaction(session):
+        return rqjobs.chord(members, rqjobs.s(ok)).enqueue()
+
+
+def check_flow(flow, redis):
+    """All jobs of the flow are in their places, once. They are deleted then."""
+    ids = [job_id.encode() for job_id in flow.job_ids]
+    assert redis.lrange("rq:queue:default", 0, -1) == ids[:-1]
+    assert redis.zrange("rq:deferred:default", 0, -1) == ids[-1:]
+    assert redis.lrange(keys.flow_jobs(flow.id), 0, -1) == ids
+    assert not redis.exists(keys.HELD_FLOWS, keys.flow_held(flow.id))
+    redis.delete("rq:queue:default", "rq:deferred:default", *redis.keys("rq*:*job*"))
+
+
+def test_a_flow_is_one_row_and_moved_once_whenever_a_mover_is_killed(
+    sqlite, redis, eventually, monkeypatch
+):
+    """A flow was stored after the commit, and lost if its process died before."""
+    monkeypatch.setattr(broker_flows, "JOBS_PER_SCRIPT", 2)
+    engine = create_engine(sqlite)
+
+    def scheduler(steps):
+        make = outbox.make_engine
+        outbox.make_engine = lambda url: steps.watch_engine(make(url))
+        move(rqjobs.client())
+
+    stride = 5  # each run of the test tries every fifth step
+    number, killed = random.randint(1, stride), True
+    while killed:
+        with Session(engine) as session:
+            flow = enqueue_flow(session)
+            with pytest.raises(rqjobs.flows.NoSuchFlow, match="moved to Redis by the scheduler"):
+                flow.status  # noqa: B018
+            session.commit()
+        assert count(sqlite, outbox.TABLE_NAME) == 1
+        killed = killed_at(number, scheduler)
+        number += stride
+        eventually(lambda: move(redis) or not count(sqlite, outbox.TABLE_NAME))
+        sweep.sweep(redis, force=True)  # goes on with a release
+        check_flow(flow, redis)
+    assert number > 30
+    engine.dispose()
+
+
+def test_a_flow_in_the_outbox_outlives_two_movers_and_a_drop(session, sqlite, redis, monkeypatch):
+    monkeypatch.setattr(broker_flows, "JOBS_PER_SCRIPT", 2)
+    enqueue = transitions.enqueue_jobs_of_row
+    calls = []
+
+    def interfere(*args):
+        calls.append(args)
+        if len(calls) == 2:  # another mover stores all of it
+            move(redis)
+        return enqueue(*args)
+
+    flow = enqueue_flow(session)
+    session.commit()
+    monkeypatch.setattr(transitions, "enqueue_jobs_of_row", interfere)
+    assert move(redis) == 1 and not count(sqlite, outbox.TABLE_NAME)
+    check_flow(flow, redis)
+
+    def abandon(*args):
+        outcome = enqueue(*args)
+        redis.zadd(keys.HELD_FLOWS, {second.id: 1})
+        return outcome
+
+    second = enqueue_flow(session)
+    session.commit()
+    monkeypatch.setattr(transitions, "enqueue_jobs_of_row", abandon)
+    assert move(redis) == 0
+    monkeypatch.setattr(transitions, "enqueue_jobs_of_row", enqueue)
+    sweep.sweep(redis, force=True)
+    assert not redis.exists(keys.flow_jobs(second.id))
+    assert move(redis) == 1
+    check_flow(second, redis)
+
+
+def test_a_forged_flow_stops_no_other_row(session, sqlite, redis):
+    enqueue_flow(session)
+    session.flush()
+    (good,) = session.execute(text("SELECT payload FROM rqjobs_outbox")).scalars().all()
+    flow = json.loads(good)
+    jobs = flow["jobs"]
+    other = {**jobs[1], "fields": {**jobs[1]["fields"], "rqjobs_flow": {"base64": ""}}}
+    damaged = [
+        {**flow, "jobs": []},
+        {**flow, "jobs": None},
+        {**flow, "jobs": [None]},
+        {**flow, "jobs": jobs[1:]},
+        {**flow, "jobs": [jobs[0], other]},
+        {**flow, "jobs": [{**jobs[0], "place": "back"}]},
+        {**flow, "jobs": [{**jobs[0], "parents": ["1", "elsewhere"]}]},
+        {**flow, "flow": ["a"]},
+        {**jobs[0]},
+    ]
+    session.execute(text("DELETE FROM rqjobs_outbox"))
+    redis.hset("rq:job:taken", "status", "finished")
+    existing = {**flow, "jobs": [{**jobs[0], "id": "taken"}]}
+    session.expunge_all()
+    session.add_all([outbox.OutboxRow(json.dumps(one)) for one in [*damaged, existing]])
+    last = enqueue_flow(session)
+    session.commit()
+    assert move(redis) == 1
+    assert len(outbox.status().damaged) == len(damaged) and outbox.status().waiting == 1
+    assert redis.hgetall("rq:job:taken") == {b"status": b"finished"}
+    check_flow(last, redis)
+
+
+def test_a_row_belongs_to_a_transaction_in_two_phases(postgres_url, redis):
+    """It is there when the prepared transaction is committed, and not before."""
+    for url in prepared(postgres_url):
+        engine = create_engine(url)
+        for end in (Session.commit, Session.rollback):
+            with Session(engine, twophase=True) as session, rqjobs.transaction(session):
+                job = rqjobs.enqueue(ok, end.__name__)
+                flow = enqueue_flow(session)
+                session.add(Order(end.__name__))
+                session.prepare()
+                assert not move(redis)
+                end(session)
+            is_committed = end is Session.commit
+            assert move(redis) == 2 * is_committed and count(url, "orders") == 1
+            assert redis.exists(job.key) == redis.exists(keys.flow(flow.id)) == is_committed
+        engine.dispose()
 
 
 def test_a_mover_that_has_read_its_rows_long_ago_stores_nothing(session, redis):

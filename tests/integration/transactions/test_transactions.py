@@ -350,9 +350,12 @@ def test_a_flow_waits_for_the_commit_as_a_whole(session, redis):
     dropped = enqueue(3)
     session.rollback()
     flow = enqueue(210)
+    for look in (lambda: flow.status, lambda: flow.progress, lambda: flow.wait(timeout=9)):
+        with pytest.raises(rqjobs.flows.NoSuchFlow, match="stored when its transaction commits"):
+            look()
     assert not redis.keys("*flow*") and not redis.keys("rq:job:*")
     session.commit()
     assert queued(redis) == [*range(210)] and redis.zcard("rq:deferred:default") == 1
     assert flow.progress.total == 211 and not redis.exists("rqjobs:held-flows")
-    with pytest.raises(rqjobs.flows.NoSuchFlow, match="not stored"):
+    with pytest.raises(rqjobs.flows.NoSuchFlow, match="its transaction was not committed"):
         dropped.status  # noqa: B018

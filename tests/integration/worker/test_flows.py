@@ -6,16 +6,18 @@ import contextlib
 import os
 import random
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import flow_jobs as jobs
 import psutil
 import pytest
 import sample_jobs
+from rq.command import send_stop_job_command
 
 import rqjobs
-from rqjobs import chain, chord, config, connection, flows, group, s
+from rqjobs import chain, chord, config, connection, flows, group, results, s
+from rqjobs.broker import blockers, keys, transitions
 from rqjobs.broker import flows as broker_flows
-from rqjobs.broker import keys, transitions
 from rqjobs.flows import FlowStatus
 from rqjobs.maintenance import audit, sweep
 
@@ -81,6 +83,10 @@ def test_a_result_that_cannot_be_passed_on_fails_its_job(redis, caplog):
     with caplog.at_level("WARNING", logger="rq.job"):
         last.jobs[-1].serialize_result(object())
     assert f"Job {last.job_ids[-1]}: its result is not kept: " in caplog.text
+    with pytest.raises(rqjobs.NoResult, match="could not be kept: the serializer cannot carry it"):
+        last.wait(timeout=0)
+    with pytest.raises(flows.ResultGone, match="could not be kept"):
+        assert last.result
 
 
 def test_a_failed_job_stops_its_flow_until_it_is_retried(redis):
@@ -95,6 +101,110 @@ def test_a_failed_job_stops_its_flow_until_it_is_retried(redis):
     assert flow.result == 8 and redis.get("totals") == b"1" and flow.retry() == 0
 
 
+def discard(job_id, redis):
+    work()
+
+
+def expire(job_id, redis):
+    work()
+
+
+def fail(job_id, redis):
+    work()
+
+
+def cancel(job_id, redis):
+    rqjobs.Job.fetch(job_id, redis).cancel()
+
+
+def stop(job_id, redis):
+    redis.lrem(keys.queue("default"), 1, job_id)
+    redis.hset(keys.job(job_id), "status", "stopped")
+
+
+def delete(job_id, redis):
+    rqjobs.Job.fetch(job_id, redis).delete()
+
+
+ENDINGS = {
+    "failed": (
+        s(jobs.fail_until, "go"),
+        fail,
+        "has failed: ValueError: go is not set; retry the flow",
+    ),
+    "discarded": (s(jobs.discard_it), discard, "is canceled; enqueue that one again"),
+    "expired": (s(jobs.nothing).set(expires=0.001), expire, "is canceled; enqueue that one again"),
+    "canceled": (s(jobs.nothing), cancel, "is canceled; enqueue that one again"),
+    "stopped": (s(jobs.nothing), stop, "is stopped; retry the flow with: rqjobs flows retry"),
+    "deleted": (s(jobs.nothing), delete, "is gone; it was deleted"),
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_wait_ends_at_once_if_the_flow_cannot_go_on(redis, ending):
+    """It waited until its timeout."""
+    call, end, message = ENDINGS[ending]
+    flow = chain(call, s(jobs.describe), s(jobs.describe)).enqueue()
+    last = flow.jobs[-1]
+    with pytest.raises(rqjobs.WaitTimeout):
+        flow.wait(timeout=0)
+    end(flow.job_ids[0], redis)
+    for wait in (flow.wait, last.wait, lambda timeout: rqjobs.gather([last], timeout)):
+        with pytest.raises(rqjobs.NoResult) as caught:
+            wait(timeout=60)
+        error = caught.value
+        assert error.reason == "blocked" and error.job_id == last.id
+        assert f"waits for the job {flow.job_ids[0]}" in str(error) and message in str(error)
+    if ending == "failed":
+        assert type(error.__cause__) is ValueError
+        redis.set("go", 1)
+        flow.retry()
+        work()
+        assert flow.wait(timeout=60) == "'None'"
+
+
+def test_a_wait_that_has_begun_ends_at_once_too(redis, worker, eventually):
+    """The job that fails is watched, although another one is waited for."""
+    members = [s(sample_jobs.hang, "gate"), jobs.add.s(1)]
+    flow = chain(group(members), jobs.total.s(), s(jobs.describe)).enqueue()
+    worker("default")
+    eventually(lambda: redis.llen("gate:reached"))
+    with ThreadPoolExecutor(1) as pool:
+        results.STATE_CHECK_SECONDS, before = 60.0, results.STATE_CHECK_SECONDS
+        try:
+            waiting = pool.submit(flow.wait, 30)
+            eventually(lambda: [c for c in redis.client_list() if c["cmd"] == "xread"])
+            send_stop_job_command(redis, flow.job_ids[0])
+            with pytest.raises(rqjobs.NoResult, match=f"{flow.job_ids[0]} .* is stopped"):
+                waiting.result()
+        finally:
+            results.STATE_CHECK_SECONDS = before
+
+
+def test_a_long_chain_and_a_large_chord_are_searched_in_steps(redis, monkeypatch):
+    monkeypatch.setattr(blockers, "DEFERRED_PER_SCRIPT", 7)
+    row = chain(*(s(jobs.nothing) for _ in range(100))).enqueue()
+    wide = chord(rqjobs.map(jobs.double, range(300)), jobs.total.s()).enqueue()
+    for flow in (row, wide):
+        rqjobs.Job.fetch(flow.job_ids[0], redis).cancel()
+        with pytest.raises(rqjobs.NoResult, match=f"waits for the job {flow.job_ids[0]}"):
+            flow.wait(timeout=0)
+
+
+def test_a_flow_whose_last_job_is_gone_has_its_result_or_says_so(redis):
+    flow = group(jobs.add.s(1), jobs.add.s(2).set(queue="low")).enqueue()
+    work()
+    redis.delete(keys.job(flow.job_ids[0]))  # its result is kept with the flow
+    with pytest.raises(rqjobs.WaitTimeout):
+        flow.wait(timeout=0)
+    work("low")
+    assert flow.wait(timeout=0) == [1, 2]
+    flow = chain(jobs.add.s(1), jobs.add.s(2)).enqueue()
+    flow.jobs[-1].delete()
+    with pytest.raises(rqjobs.NoResult, match="is not in Redis"):
+        flow.wait(timeout=0)
+
+
 def test_with_continue_the_next_step_gets_what_failed(redis):
     members = [
         s(jobs.fail_until, "go", 7),
@@ -107,6 +217,73 @@ def test_with_continue_the_next_step_gets_what_failed(redis):
     error = "failed: ValueError: go is not set"
     assert flow.result == f"{error}, 1, {error}" and row.result == error
     assert flow.status is FlowStatus.FINISHED and flow.progress == (2, 2, 4)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_with_continue_a_flow_goes_on_however_a_job_ends(redis, ending):
+    """It went on behind failed jobs only."""
+    call, end, _ = ENDINGS[ending]
+    flow = chord([call, jobs.add.s(1)], s(jobs.describe), on_failure="continue").enqueue()
+    end(flow.job_ids[0], redis)
+    work()
+    assert not [*audit.blocked_jobs(redis, [flow.job_ids[-1]])]
+    if flow.status is FlowStatus.RUNNING:  # the way in which it ended enqueues nothing at once
+        assert ending in ("stopped", "canceled", "deleted")
+        redis.delete(keys.STRAYS_LOCK)
+        sweep.sweep(redis, force=True)
+        work()
+    reason = {
+        "failed": "ValueError: go is not set",
+        "expired": "the job was not run, because it expired",
+        "deleted": "the job and its result are gone",
+    }.get(ending, f"the job was {ending}")
+    assert flow.wait(timeout=0) == f"failed: {reason}, 1"
+    assert flow.status is FlowStatus.FINISHED and not audit.audit(redis).breaches
+
+
+def test_a_member_of_a_flow_that_goes_on_may_be_canceled_or_stopped(redis, worker, eventually):
+    """As on its page. The next step follows with the next sweep, or at once."""
+    delayed, hanging = s(jobs.nothing), s(sample_jobs.hang, "gate")
+    flow = chord([delayed, hanging], s(jobs.describe), on_failure="continue").enqueue()
+    transitions.cancel(flow.jobs[0], "queued")
+    worker("default")
+    eventually(lambda: redis.llen("gate:reached"))
+    send_stop_job_command(redis, flow.job_ids[1])
+    eventually(lambda: flow.status is FlowStatus.FINISHED)
+    assert flow.result == "failed: the job was canceled, failed: the job was stopped"
+
+
+def test_a_plain_dependent_of_a_job_that_expired_stays_deferred_as_in_rq(redis):
+    """The audit names it, and the remedy that helps."""
+    parent = rqjobs.enqueue(sample_jobs.ok, expires=0.001)
+    child = rqjobs.enqueue(sample_jobs.ok, depends_on=parent)
+    work()
+    sweep.sweep(redis, force=True)
+    found = audit.audit(redis)
+    assert not found.breaches and child.get_status() == "deferred"
+    assert found.remarks == [f"deferred: {child.id} waits for {parent.id}, which is canceled"]
+    rqjobs.queue("default").enqueue(sample_jobs.ok, job_id=parent.id)
+    work()
+    assert child.get_status() == "finished"
+
+
+def test_a_large_flow_is_canceled_in_short_steps(redis):
+    """Each job took four round trips, and the search for it in its queue."""
+    rqjobs.enqueue(sample_jobs.ok)
+    members = [s(jobs.nothing), *(jobs.add.s(number) for number in range(3000))]
+    flow = chord(members, s(jobs.describe), on_failure="continue").enqueue()
+    for _ in range(20):
+        rqjobs.enqueue(sample_jobs.ok)
+    redis.config_resetstat()
+    redis.config_set("slowlog-log-slower-than", 100_000)
+    redis.slowlog_reset()
+    assert flow.cancel() == 3002
+    calls = redis.info("commandstats")["cmdstat_evalsha"]["calls"]
+    assert calls < 310 and not redis.slowlog_len()
+    assert flow.status is FlowStatus.CANCELED and redis.llen(keys.queue("default")) == 21
+    sweep.sweep(redis, force=True)
+    work()
+    assert flow.progress == (0, 0, 3002) and not audit.audit(redis).breaches
 
 
 def test_a_result_is_kept_until_the_flow_has_ended(redis, eventually):

@@ -271,6 +271,27 @@ def test_a_full_redis_and_foreign_data_change_nothing(redis, claimed):
     assert keep(redis, claimed, batch(3, "c")) == []
 
 
+def test_a_reader_reads_a_bounded_number_of_bytes(redis, claimed):
+    """A foreign program has written entries of any size. The number of entries alone was bounded."""
+    keep(redis, claimed, batch(1, "a"))
+    log = f"rqjobs:log:{claimed.job_id}"
+    chunk = b'[1,20,"a","b","' + b"x" * 50_000 + b'"]\n'
+    redis.xadd(log, {"attempt": 1, "lines": b"y" * 3_000_000}, id="9000-50")
+    for number in range(40):
+        redis.xadd(log, {"attempt": 1, "lines": chunk}, id=f"{9001 + number}-{51 + number}")
+    redis.hset(f"rq:job:{claimed.job_id}", "status", "finished")
+    reads = [lambda: job_logs.read(redis, claimed.job_id)]
+    reads.append(lambda: list(job_logs.follow(redis, claimed.job_id)))
+    sent = []
+    lines = []
+    for read in reads:
+        before = redis.info("stats")["total_net_output_bytes"]
+        lines.append(len(read()))
+        sent.append(redis.info("stats")["total_net_output_bytes"] - before)
+    assert lines == [6, 41]
+    assert sent[0] < 400_000 and sent[1] < 2_500_000
+
+
 def test_the_command_line_says_what_is_missing(environ):
     def run(*words):
         command = [sys.executable, "-m", "rqjobs", "logs", *words]

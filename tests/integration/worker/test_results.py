@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import pickle
@@ -134,6 +135,7 @@ def test_every_other_ending_has_its_exception(redis):
         "not kept": rqjobs.enqueue(sample_jobs.ok),
         "unreadable": rqjobs.enqueue(sample_jobs.ok),
         "stopped": rqjobs.enqueue(sample_jobs.ok),
+        "unserializable": rqjobs.enqueue(result_jobs.as_object),
     }
     crashed = rqjobs.enqueue(sample_jobs.ok)
     too_often = rqjobs.enqueue(result_jobs.ask_too_often)
@@ -316,6 +318,30 @@ def test_gather_takes_any_number_of_jobs(redis, background, eventually):
     with pytest.raises(result_jobs.CardRefused):
         rqjobs.gather([rqjobs.enqueue_in(60, sample_jobs.ok), late])
     assert rqjobs.gather([]) == []
+
+
+def test_asyncio_waits_without_blocking_its_loop(redis, worker):
+    async def use():
+        worker_started = asyncio.to_thread(worker, "default")
+        jobs = [rqjobs.enqueue(result_jobs.ok, number) for number in range(20)]
+        _, first, found = await asyncio.gather(
+            worker_started, jobs[0].wait_async(60), rqjobs.gather_async(jobs, 60)
+        )
+        with pytest.raises(result_jobs.CardRefused):
+            await rqjobs.enqueue(result_jobs.fail, "defined").wait_async(60)
+        never = rqjobs.queue("nobody").enqueue(result_jobs.ok, 1)
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(never.wait_async(), 0.1)
+        return first, found
+
+    # The end of the loop waits for its threads, also for that of the canceled wait without a limit.
+    assert asyncio.run(use()) == (0, [*range(20)])
+
+
+def test_the_text_of_a_failure_has_the_first_line_of_its_message(redis):
+    error = JobFailed("id", "module.function", "ValueError", "first\nsecond", "")
+    assert str(error) == "job id (module.function) failed: ValueError: first"
+    assert error.message == "first\nsecond"
 
 
 def test_gather_refuses_what_it_cannot_wait_for(redis, tmp_path):
