@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import chaos_flows
 import chaos_jobs
 import chaos_loop_jobs
 import chaos_loops
@@ -358,6 +359,46 @@ def interrupt_loops(scenario: Scenario) -> None:
     scenario.row.notes = f"{group.kills} kills, {stops} stops"
 
 
+def kill_with_flows(scenario: Scenario) -> None:
+    """Kill workers, the application and Redis, while flows go through the outbox, and log lines."""
+    group = scenario.group
+    url = f"sqlite:///{scenario.home}/shop.sqlite"
+    group.environ["RQJOBS_OUTBOX_URL"] = url
+    chaos_flows.create(url)
+    scenario.start_workers(2)
+    wait_for(group.registered, 30)
+    application = chaos_flows.start_application(url, group.environ)
+    application_kills = ordered = 0
+    try:
+        for number in scenario.steps(scenario.size(200, 8), "faults"):
+            time.sleep(random.uniform(0.1, 0.6))
+            if number % 3 == 1:
+                wait_for(lambda: len(chaos_flows.orders(url)) > ordered, 30)
+                ordered = len(chaos_flows.orders(url))
+                application.kill()
+                application.wait()
+                application = chaos_flows.start_application(url, group.environ)
+                application_kills += 1
+            if number % 50 == 5:
+                scenario.server.kill()
+                time.sleep(random.uniform(0.1, 1.0))
+                scenario.server.start()
+            group.check_exits()
+            worker = random.choice(group.alive)
+            group.kill(worker, random.choice([*Target]))
+            if worker not in group.alive:
+                group.start()
+    finally:
+        application.kill()
+        application.wait()
+    unfinished = chaos_flows.drain(url, group.check_exits)
+    group.terminate_all()
+    scenario.row.faults += group.unexpected_exits
+    chaos_flows.check(scenario.row, scenario.server.client, url, unfinished)
+    check_audit(scenario.row, scenario.server.client)
+    scenario.row.notes = f"{group.kills} kills, {application_kills} of the application"
+
+
 def sweep_forever() -> None:
     while True:
         maintenance_sweep.sweep(queues.connection.client(), force=True)
@@ -384,6 +425,7 @@ PLANS = (
     Plan("replaced workers, concurrent sweeps", replace_workers, shutdown_timeout_seconds=5),
     Plan("policies", kill_with_policies, appendfsync="always", shutdown_timeout_seconds=2),
     Plan("long loops", interrupt_loops),
+    Plan("flows, logs, outbox", kill_with_flows, appendfsync="always"),
     Plan(
         f"policies, workers frozen for {FREEZE_SECONDS} s",
         freeze_with_policies,

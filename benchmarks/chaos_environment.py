@@ -27,7 +27,7 @@ from rqjobs.broker import keys
 from rqjobs.dev import redis_server
 
 HERE = Path(__file__).parent
-MODULES = ("chaos_jobs", "chaos_policy_jobs", "chaos_loop_jobs")
+MODULES = ("chaos_jobs", "chaos_policy_jobs", "chaos_loop_jobs", "chaos_flow_jobs")
 QUEUE_NAMES = ("high", "default", "low")
 KEEP_SECONDS = 24 * 3600  # how long RQ keeps a job's outcome, so that none expires uncounted
 BACKLOG_MAX_JOBS = 300

@@ -61,7 +61,10 @@ def server(programs):
         ready = [programs / "pg_isready", "-q", "-h", home]
         while subprocess.run(ready).returncode:
             assert process.poll() is None, (home / "log").read_text()
-        yield f"postgresql+pg8000://postgres@/postgres?unix_sock={socket}"
+        if os.environ.get("POSTGRES_DRIVER") == "psycopg":  # of tests/clients
+            yield f"postgresql+psycopg://postgres@/postgres?host={home}"
+        else:
+            yield f"postgresql+pg8000://postgres@/postgres?unix_sock={socket}"
     finally:
         process.send_signal(signal.SIGQUIT)
         process.wait()
