@@ -77,6 +77,14 @@ def orders(url: str) -> list[str]:
     return found
 
 
+def wait_for_more(url: str, number: int) -> int:
+    """Wait until more orders than this are committed; returns their number."""
+    deadline = time.monotonic() + DRAIN_SECONDS
+    while (found := len(orders(url))) <= number and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return found
+
+
 def drain(url: str, check_workers: Callable[[], None]) -> list[str]:
     """Wait until the outbox is empty and all flows have ended; returns those that have not."""
     engine = create_engine(url)

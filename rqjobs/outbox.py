@@ -20,7 +20,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
@@ -29,7 +29,7 @@ from rq import Queue
 
 from rqjobs import config, connection, passed_results
 from rqjobs.broker import flows, scripts, transitions
-from rqjobs.broker.transitions import Placement, RowOutcome
+from rqjobs.broker.transitions import Placement, Row, RowOutcome
 from rqjobs.call_options import JOB_ID_MAX_CHARACTERS, MAX_SECONDS
 
 log = logging.getLogger("rqjobs")
@@ -179,6 +179,13 @@ class FlowOfRow(NamedTuple):
     placements: list[Placement]
 
 
+class ChangeOfRow(NamedTuple):
+    """A change of a schedule, as `schedules.rows` writes it."""
+
+    schedule: Any
+    words: Mapping[str, Any]
+
+
 def encode(placement: Placement) -> str:
     """A job and its place as JSON. Bytes are base64."""
     return json.dumps(_encode_job(placement))
@@ -189,6 +196,31 @@ def encode_flow(flow_id: str, placements: Iterable[Placement]) -> str:
     return json.dumps({"flow": flow_id, "jobs": list(map(_encode_job, placements))})
 
 
+def encode_change(schedule: str, words: Mapping[str, Any]) -> str:
+    """A change of a schedule as JSON."""
+    return json.dumps({**words, "schedule": schedule})
+
+
+def encode_fields(fields: Mapping[Any, Any]) -> dict[str, Any]:
+    """The fields of a job's hash as JSON has them."""
+    return {
+        name.decode() if isinstance(name, bytes) else name: _encode_value(value)
+        for name, value in fields.items()
+    }
+
+
+def decode_fields(fields: Any) -> dict[str, Any]:
+    """The fields that `encode_fields` has encoded.
+
+    Raises:
+        ValueError, TypeError, KeyError, AttributeError: it has not.
+    """
+    "".join(fields).encode()  # without lone surrogates, which Redis's client refuses
+    if len(fields) > FIELDS_MAX:
+        raise ValueError("the job has too many fields")
+    return {name: _decode_value(value) for name, value in fields.items()}
+
+
 def _encode_job(placement: Placement) -> dict[str, Any]:
     return {
         "queue": placement.queue,
@@ -196,7 +228,7 @@ def _encode_job(placement: Placement) -> dict[str, Any]:
         "place": placement.place,
         "ttl": placement.ttl,
         "parents": list(placement.parents),
-        "fields": {name: _encode_value(value) for name, value in placement.fields.items()},
+        "fields": encode_fields(placement.fields),
     }
 
 
@@ -208,8 +240,8 @@ def _encode_value(value: Any) -> Any:
     return repr(value)
 
 
-def decode(payload: Any) -> Placement | FlowOfRow:
-    """The job or the flow of a payload. A job counts as not new, so the place of a job of this id is
+def decode(payload: Any) -> Placement | FlowOfRow | ChangeOfRow:
+    """The job, the flow or the change of a payload. A job counts as not new, so the place of a job of this id is
     looked up.
 
     Raises:
@@ -217,10 +249,12 @@ def decode(payload: Any) -> Placement | FlowOfRow:
     """
     try:
         found = json.loads(payload)
-        flow_id = found.get("flow")
+        flow_id, schedule = found.get("flow"), found.get("schedule")
         jobs = list(found["jobs"]) if flow_id is not None else []
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise ValueError("the payload is not that of a job") from None
+    if schedule is not None:
+        return ChangeOfRow(schedule, found)
     if flow_id is None:
         return _decode_job(found)
     return _decode_flow(flow_id, jobs)
@@ -248,8 +282,8 @@ def _decode_job(found: Any, is_held: bool = False) -> Placement:
         queue, job_id, place = found["queue"], found["id"], found["place"]
         ttl, parents, fields = found["ttl"], found["parents"], found["fields"]
         texts = (queue, job_id, place, *parents, *fields)
-        "".join(texts).encode()  # without lone surrogates, which Redis's client refuses
-        values = {name: _decode_value(value) for name, value in fields.items()}
+        "".join(texts).encode()
+        values = decode_fields(fields)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise ValueError("the payload is not that of a job") from None
     if not isinstance(parents, list) or not all(isinstance(text, str) for text in texts):
@@ -262,8 +296,8 @@ def _decode_job(found: Any, is_held: bool = False) -> Placement:
         place = _moment(place)
     if ttl is not None and (type(ttl) is not int or abs(ttl) > MAX_SECONDS):
         raise ValueError("the ttl is not a whole number, or out of range")
-    if not values.get("data") or len(values) > FIELDS_MAX:
-        raise ValueError("the job has no data, or too many fields")
+    if not values.get("data"):
+        raise ValueError("the job has no data")
     return Placement(queue, job_id, place, ttl, False, values, tuple(parents))
 
 
@@ -300,6 +334,7 @@ class Mover:
         self.is_abandoned = False
         self.progress_at = time.monotonic()
         self.refused: dict[str, str] = {}  # row -> why Redis refused its job
+        self.damaged: dict[str, str] = {}  # row -> why it can never be moved
         self._engine: Any = None
 
     def move_all(self) -> int:
@@ -343,14 +378,29 @@ class Mover:
             if self.is_abandoned or not rows:
                 return [], 0
             self.progress_at = time.monotonic()
-            placements = _readable(database, rows)
-            moved = self._store(placements, read_at)
+            self.damaged = {}
+            moved = self._store(self._readable(rows), read_at)
+            for row_id, reason in self.damaged.items():
+                log.error("outbox: the row %s cannot be moved: %s", row_id, reason)
+                error = reason[:ROW_ERROR_MAX_CHARACTERS]
+                database.execute(table().update().where(columns.id == row_id).values(error=error))
             if moved:
                 database.execute(table().delete().where(columns.id.in_(moved)))
         transitions.forget_rows(self.redis, moved)
         return rows, len(moved)
 
-    def _store(self, rows: dict[str, Placement | FlowOfRow], read_at: float) -> list[str]:
+    def _readable(self, rows: list[Any]) -> dict[str, Placement | FlowOfRow | ChangeOfRow]:
+        found = {}
+        for row in rows:
+            try:
+                found[row.id] = decode(row.payload)
+            except ValueError as error:
+                self.damaged[row.id] = str(error)
+        return found
+
+    def _store(
+        self, rows: dict[str, Placement | FlowOfRow | ChangeOfRow], read_at: float
+    ) -> list[str]:
         """Store the jobs of rows in their order; returns the rows whose jobs are stored."""
         moved: list[str] = []
         jobs: dict[str, Placement] = {}
@@ -361,13 +411,27 @@ class Mover:
             moved += self._read_outcomes(transitions.enqueue_rows(self.redis, jobs, read_at))
             jobs = {}
             self.progress_at = time.monotonic()
-            moved += self._read_outcomes({row_id: self._move_flow(row_id, found, read_at)})
+            try:
+                outcome = self._move_other(row_id, found, read_at)
+            except ValueError as error:
+                self.damaged[row_id] = str(error)
+            else:
+                moved += self._read_outcomes({row_id: outcome})
         return moved + self._read_outcomes(transitions.enqueue_rows(self.redis, jobs, read_at))
 
-    def _move_flow(self, row_id: str, flow: FlowOfRow, read_at: float) -> RowOutcome | Exception:
+    def _move_other(
+        self, row_id: str, found: FlowOfRow | ChangeOfRow, read_at: float
+    ) -> RowOutcome | Exception:
+        """Store a flow, or change a schedule.
+
+        Raises:
+            ValueError: it cannot be done, now and later.
+        """
         try:
+            if isinstance(found, ChangeOfRow):
+                return apply_change(self.redis, Row(row_id, read_at), *found)
             return flows.move_row(
-                self.redis, row_id, *flow, read_at, default_timeout=Queue.DEFAULT_TIMEOUT
+                self.redis, row_id, *found, read_at, default_timeout=Queue.DEFAULT_TIMEOUT
             )
         except (flows.FlowDropped, redis.ResponseError) as error:
             return error
@@ -385,21 +449,12 @@ class Mover:
         return moved
 
 
-def _readable(database: Any, rows: list[Any]) -> dict[str, Placement | FlowOfRow]:
-    """The jobs of the rows that can be read. The others get their `error`."""
-    placements: dict[str, Placement | FlowOfRow] = {}
-    for row in rows:
-        try:
-            placements[row.id] = decode(row.payload)
-        except ValueError as error:
-            log.error("outbox: the row %s cannot be moved: %s", row.id, error)
-            database.execute(
-                table()
-                .update()
-                .where(table().c.id == row.id)
-                .values(error=str(error)[:ROW_ERROR_MAX_CHARACTERS])
-            )
-    return placements
+def _no_schedules(*_: Any) -> RowOutcome:
+    raise RuntimeError("a change of a schedule is moved by a process that knows no schedules")
+
+
+# Makes the change of a `ChangeOfRow`; set by `schedules.rows`.
+apply_change: Callable[[redis.Redis, Row, Any, Mapping[str, Any]], RowOutcome] = _no_schedules
 
 
 def make_engine(url: str) -> Any:

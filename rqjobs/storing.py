@@ -20,7 +20,9 @@ Clock = Callable[[], float]  # Unix seconds
 
 
 class Postponer(Protocol):
-    """Keeps jobs, and stores them later."""
+    """Keeps jobs, and stores them later. `is_over`: it takes no more."""
+
+    is_over: bool
 
     def store(
         self, connection: redis.Redis, placements: list[Placement], jobs: list[Any]
@@ -31,6 +33,14 @@ class Postponer(Protocol):
 postponer: ContextVar[Postponer | None] = ContextVar("rqjobs_postponer", default=None)
 
 
+def current_postponer() -> Postponer | None:
+    """What keeps the jobs of this context. A task or a thread has a copy of its creator's context,
+    and may outlast the block in which that one enqueued.
+    """
+    found = postponer.get()
+    return None if found is None or found.is_over else found
+
+
 def store(connection: redis.Redis, placements: list[Placement], jobs: list[Any]) -> None:
     """Store jobs in one step, or give them to what stands in for Redis (`replaced_by`).
 
@@ -39,7 +49,7 @@ def store(connection: redis.Redis, placements: list[Placement], jobs: list[Any])
     Raises:
         DuplicateJob: a job has `on_conflict="raise"` and its key is taken. Nothing is stored.
     """
-    keeper = postponer.get()
+    keeper = current_postponer()
     if keeper is None:
         _stores[-1][0](connection, placements, jobs)
     else:

@@ -18,7 +18,7 @@ from redis.exceptions import ResponseError
 from rq.exceptions import InvalidJobOperation
 from rq.job import JobStatus
 
-from rqjobs import hooks, outbox, storing
+from rqjobs import connection, hooks, outbox, storing
 from rqjobs.broker import transitions
 from rqjobs.broker.transitions import Placement
 from rqjobs.connection import explain
@@ -61,35 +61,31 @@ class _Rows(NamedTuple):
 
     connection: redis.Redis
     jobs: list[Any]
+    calls_hooks: bool = True
 
     def run(self) -> None:
         """Tell the scheduler, so that it moves the rows at once."""
         for job in self.jobs:
             _answer_status_of_row(job)
-            hooks.after_enqueue.call(job)
+            if self.calls_hooks:
+                hooks.after_enqueue.call(job)
         _publish_rows(self.connection)
 
 
 class _Call(NamedTuple):
-    """Another change in Redis. `what` names it in an error message."""
+    """Another change in Redis: of a schedule, or a flow. `what` names it in an error message.
+
+    `calls_hooks`: whether `after_enqueue` is called for its jobs when it is a row.
+    """
 
     what: str
     run: Callable[[], Any]
     jobs: list[Any]
+    encode_row: Callable[[], str] | None
+    calls_hooks: bool = False
 
 
-class _Flow(NamedTuple):
-    """A flow, which is stored in several steps. The first fields are as those of `_Call`."""
-
-    what: str
-    run: Callable[[], Any]
-    jobs: list[Any]
-    flow_id: str
-    connection: redis.Redis
-    make_placements: Callable[[], list[Placement]]
-
-
-_Step = _Jobs | _Rows | _Call | _Flow
+_Step = _Jobs | _Rows | _Call
 
 
 class _Waiting:
@@ -102,6 +98,8 @@ class _Waiting:
 
 class Transaction:
     """Keeps jobs until a session commits. It is `storing.postponer` within `transaction()`."""
+
+    is_over = False
 
     def __init__(self, given: Any):
         self._given = given
@@ -121,14 +119,22 @@ class Transaction:
         """
         self._add(_Jobs(connection, placements, jobs))
 
-    def call(self, what: str, run: Callable[[], Any], jobs: list[Any] | None = None) -> None:
-        """Let another change in Redis wait for the commit."""
-        self._add(_Call(what, run, jobs or []))
+    def call(
+        self,
+        what: str,
+        run: Callable[[], Any],
+        jobs: list[Any] | None = None,
+        encode_row: Callable[[], str] | None = None,
+    ) -> None:
+        """Let another change in Redis wait for the commit.
+
+        It is made by `run`, or is the row of the outbox that `encode_row` makes.
+        """
+        self._add(_Call(what, run, jobs or [], encode_row))
 
     def store_flow(
         self,
         flow_id: str,
-        connection: redis.Redis,
         make_placements: Callable[[], list[Placement]],
         run: Callable[[], Any],
         jobs: list[Any],
@@ -137,21 +143,32 @@ class Transaction:
 
         Raises: as `store`.
         """
-        self._add(_Flow(f"flow {flow_id}", run, jobs, flow_id, connection, make_placements))
+
+        def row() -> str:
+            return outbox.encode_flow(flow_id, make_placements())
+
+        self._add(_Call(f"flow {flow_id}", run, jobs, row, calls_hooks=True))
 
     def _add(self, step: _Step) -> None:
         check_jobs(step.jobs)
         session = self.session()
         waiting = session.info[INFO_KEY].setdefault(_transaction_of(session), _Waiting())
-        if isinstance(step, _Jobs) and uses_outbox() and not waiting.is_committed:
-            outbox.add(session, map(outbox.encode, step.placements))
-            step = _Rows(step.connection, step.jobs)
-        elif isinstance(step, _Flow) and uses_outbox() and not waiting.is_committed:
-            outbox.add(session, [outbox.encode_flow(step.flow_id, step.make_placements())])
-            step = _Rows(step.connection, step.jobs)
+        if uses_outbox() and not waiting.is_committed:
+            step = _as_rows(session, step)
         waiting.steps.append(step)
         for job in step.jobs:
             _answer_status(job, JobStatus.CREATED)
+
+
+def _as_rows(session: Any, step: _Step) -> _Step:
+    """A step whose rows the session writes; a change that cannot be a row is returned."""
+    if isinstance(step, _Jobs):
+        outbox.add(session, map(outbox.encode, step.placements))
+        return _Rows(step.connection, step.jobs)
+    if isinstance(step, _Call) and step.encode_row:
+        outbox.add(session, [step.encode_row()])
+        return _Rows(connection.client(), step.jobs, step.calls_hooks)
+    return step
 
 
 def uses_outbox() -> bool:
@@ -161,12 +178,12 @@ def uses_outbox() -> bool:
 
 def needs_redis() -> bool:
     """Whether an enqueue in this context needs Redis: rows of the outbox are written without it."""
-    return storing.postponer.get() is None or not uses_outbox()
+    return storing.current_postponer() is None or not uses_outbox()
 
 
 def current() -> Transaction | None:
     """The transaction for whose commit the enqueues of this context wait."""
-    postponer: Any = storing.postponer.get()
+    postponer: Any = storing.current_postponer()
     return postponer
 
 
@@ -177,7 +194,8 @@ def transaction(session: Any = None) -> Iterator[None]:
     The jobs are checked at once, and are stored in their order when the outermost transaction of
     the session has been committed, in the `with` or after it. If that is rolled back, or the
     savepoint in which they were enqueued, they are not stored. Changes of `rqjobs.schedules` wait
-    in the same way. Other threads are not affected.
+    in the same way. Other threads are not affected, and neither is what a task that was created in
+    the `with` enqueues after its end.
 
     Args:
         session: a `Session`, `scoped_session` or `AsyncSession` of SQLAlchemy. None or True is
@@ -195,6 +213,8 @@ def transaction(session: Any = None) -> Iterator[None]:
         yield
     finally:
         storing.postponer.reset(token)
+        if postponer is not None:
+            postponer.is_over = True
 
 
 def takes_after_commit(enqueue: Callable[..., Any]) -> Callable[..., Any]:
@@ -227,7 +247,7 @@ def refuse(option: str) -> None:
     Raises:
         ValueError: the enqueue waits for a commit.
     """
-    if storing.postponer.get() is not None:
+    if storing.current_postponer() is not None:
         raise ValueError(
             f"{option} cannot go with after_commit: it stores the job before the commit; leave it "
             f"out, or use after_commit=False"

@@ -304,6 +304,23 @@ def mark_end(read_at: float) -> str:
     return repr(read_at + ROW_MARK_SECONDS)
 
 
+class Row(NamedTuple):
+    """A row of the outbox whose change is being made. `read_at`: before it was read, by Redis's
+    clock.
+    """
+
+    row_id: str
+    read_at: float
+
+    def words(self) -> list[Any]:
+        """The last arguments of a script that makes the change, as `take_row` reads them."""
+        return [self.row_id, repr(self.read_at), ROW_MOVE_SECONDS, mark_end(self.read_at)]
+
+    def mark(self, connection: redis.Redis) -> None:
+        """Mark the row: there is nothing to change."""
+        connection.zadd(keys.OUTBOX, {self.row_id: mark_end(self.read_at)})
+
+
 def _row_arguments(row_id: str, placements: Iterable[Placement], read_at: float) -> list[Any]:
     words = _enqueue_arguments(placements)
     words[1:1] = [row_id, repr(read_at), ROW_MOVE_SECONDS, mark_end(read_at)]

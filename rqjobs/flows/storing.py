@@ -64,7 +64,6 @@ def store(plan: list[Node], ends: int, shape: Shape) -> Flow:
     elif transaction is not None:
         transaction.store_flow(
             flow_id,
-            connection.client(),
             partial(_placements, jobs, "held"),
             partial(_store_in_redis, flow_id, jobs),
             list(jobs),

@@ -22,7 +22,9 @@ from rqjobs.broker import keys, scripts
 from rqjobs.broker.keys import decode
 from rqjobs.jobs import Job
 from rqjobs.policies import With
+from rqjobs.schedules import rows
 from rqjobs.schedules.cron import ScheduleError
+from rqjobs.schedules.rows import Change
 from rqjobs.schedules.rules import Rule
 from rqjobs.schedules.store import (
     OPTION_FIELDS,
@@ -120,7 +122,8 @@ def _add(name: str, rule: Rule, template: JobTemplate, replace: bool) -> Schedul
             )
         if found and found.state != "undeclared":
             _check_not_declared(name, "change")
-        if _wait_for_commit(name, partial(_add, name, rule, template, replace)):
+        row = partial(rows.encode_call, name, Change.ADD, rule, template, replace)
+        if _wait_for_commit(name, partial(_add, name, rule, template, replace), row):
             return preview(client, name, rule, template, "added", found)
         if found and found.state != "undeclared" and _is_same(found, rule, template):
             return found
@@ -134,12 +137,16 @@ def _is_same(found: Schedule, rule: Rule, template: JobTemplate) -> bool:
     return (found.digest, found.rule.to_json()) == (template.digest, rule.to_json())
 
 
-def _wait_for_commit(name: str, change: Callable[[], Any]) -> bool:
-    """Let a change of a schedule wait for the commit of a `rqjobs.transaction`; False without one."""
+def _wait_for_commit(name: str, change: Callable[[], Any], encode_row: Callable[[], str]) -> bool:
+    """Let a change of a schedule wait for the commit of a `rqjobs.transaction`; False without one.
+
+    `encode_row`: makes the row that it is in an outbox.
+    """
     transaction = transactions.current()
     if transaction is None:
         return False
-    transaction.call(f"a change of the schedule {name!r}", change)
+    what = f"a change of the schedule {name!r}"
+    transaction.call(what, change, encode_row=encode_row)
     return True
 
 
@@ -200,7 +207,8 @@ def edit(
         change = partial(
             edit, name, rule=rule, function=function, args=args, kwargs=kwargs, **options
         )
-        if _wait_for_commit(name, change):
+        row = partial(rows.encode_call, name, Change.EDIT, rule or found.rule, template)
+        if _wait_for_commit(name, change, row):
             return preview(client, name, rule or found.rule, template, found.source, found)
         if save(client, name, rule or found.rule, template, found.source, found):
             return get(name)
@@ -293,7 +301,9 @@ def run_now(name: str) -> Job:
         return _run_now(name, job_id)
     job = Job(job_id, connection=connections.client())
     job.restore(get(name).fields)
-    transaction.call(f"job {job_id}", partial(_run_now, name, job_id), [job])
+    row = partial(rows.encode, name, Change.RUN, job_id=job_id)
+    run = partial(_run_now, name, job_id)
+    transaction.call(f"job {job_id}", run, [job], row)
     return job
 
 
@@ -327,7 +337,8 @@ def remove(name: str) -> None:
     """
     _check_not_declared(name, "remove")
     _revision(name)
-    if _wait_for_commit(name, partial(remove, name)):
+    row = partial(rows.encode, name, Change.REMOVE)
+    if _wait_for_commit(name, partial(remove, name), row):
         return
     while not write(connections.client(), name, _revision(name), "", "remove", {}):
         pass
@@ -477,7 +488,8 @@ def _change_state(
                 f"the schedule {name!r} is {found.state}, so it cannot be paused or resumed; run "
                 f"it now, or add it again"
             )
-        if _wait_for_commit(name, partial(_change_state, name, state, start)):
+        row = partial(rows.encode, name, Change.PAUSE if state == "paused" else Change.RESUME)
+        if _wait_for_commit(name, partial(_change_state, name, state, start), row):
             return
         if found.state == state:
             return

@@ -26,6 +26,7 @@ from rqjobs import queues
 from rqjobs.broker import keys, scripts
 from rqjobs.broker.keys import decode
 from rqjobs.broker.scripts import RUN_SCHEDULE, STORE_SCHEDULE
+from rqjobs.broker.transitions import Row
 from rqjobs.job_fields import read_description
 from rqjobs.jobs import Job
 from rqjobs.policies import limits, retries, time_limits
@@ -232,9 +233,22 @@ def save(
     A schedule whose rule has the same ticks continues where it was, and catches up on the ticks
     that it has missed. With other ticks it starts now.
     """
+    return bool(save_row(client, name, rule, template, source, found, None))
+
+
+def save_row(
+    client: redis.Redis,
+    name: str,
+    rule: Rule,
+    template: JobTemplate,
+    source: str,
+    found: Schedule | None,
+    row: Row | None,
+) -> str:
+    """`save`, for a row of the outbox; returns the reply of `store_schedule.lua`."""
     due, fields = _changes(client, name, rule, template, source, found)
     revision = found.revision if found else None
-    return write(client, name, revision, due, "new", fields, template.fields)
+    return write_row(client, name, revision, due, "new", fields, template.fields, row)
 
 
 def preview(
@@ -325,6 +339,22 @@ def write(
     job_fields: dict[Any, Any] | None = None,
 ) -> bool:
     """Store, change or remove a schedule in one step; False if it has another revision by now.
+    Arguments as `write_row`.
+    """
+    return bool(write_row(client, name, revision, due, change, fields, job_fields, None))
+
+
+def write_row(
+    client: redis.Redis,
+    name: str,
+    revision: Any,
+    due: str,
+    change: str,
+    fields: dict[str, str],
+    job_fields: dict[Any, Any] | None,
+    row: Row | None,
+) -> str:
+    """`write`, for a row of the outbox; returns the reply of `store_schedule.lua`.
 
     Args:
         revision: the revision that the caller has read; None if there was no such schedule.
@@ -348,7 +378,10 @@ def write(
     job_words = [word for pair in (job_fields or {}).items() for word in pair]
     known_revision = "" if revision is None else revision
     args = [name, known_revision, due, change, len(own_words), *own_words, *job_words]
-    return bool(STORE_SCHEDULE.run(client, script_keys, args))
+    if row:
+        script_keys.append(keys.OUTBOX)
+        args += row.words()
+    return decode(STORE_SCHEDULE.run(client, script_keys, args))
 
 
 class RunStatus(Enum):
@@ -357,6 +390,9 @@ class RunStatus(Enum):
     DONE = "done"
     CHANGED = "changed"  # changed, paused, not due, or run by another scheduler
     WRONG_TYPE = "wrong type"  # a key that the run needs has the wrong type
+    # Of the row of an outbox:
+    ALREADY_MOVED = "already moved"
+    READ_TOO_LONG_AGO = "read too long ago"
 
 
 class RunResult(NamedTuple):
@@ -386,12 +422,14 @@ def enqueue_ticks(
     schedule: Schedule,
     jobs: Iterable[tuple[Any, str]],
     ticks: DueRange | None = None,
+    row: Row | None = None,
 ) -> RunResult:
     """Enqueue the jobs of due ticks and move the schedule to its next tick, in one step.
 
     Args:
         jobs: (tick, job id) of each; the tick is "" for a job outside the rule.
         ticks: None for a job outside the rule, which leaves the schedule as it is.
+        row: the row of the outbox that asks for that job.
     """
     name = schedule.name
     script_keys = [
@@ -418,6 +456,9 @@ def enqueue_ticks(
         HISTORY_RUNS,
         *(word for job in jobs for word in job),
     ]
+    if row:
+        script_keys.append(keys.OUTBOX)
+        args += row.words()
     status, made, skipped = RUN_SCHEDULE.run(client, script_keys, args)
     return RunResult(RunStatus(decode(status)), int(made), int(skipped))
 

@@ -1,5 +1,6 @@
 """A jobs module with sentry-sdk."""
 
+import logging
 import os
 import time
 
@@ -61,3 +62,9 @@ def tag_tenant(job):
 def trace_tenants():
     """Register the hook of the process that enqueues."""
     rqjobs.hooks.before_enqueue(_set_tenant)
+
+
+def log_lines(name):
+    log = logging.getLogger(__name__)
+    log.warning("a warning of %s", name)
+    log.error("an error of %s", name)

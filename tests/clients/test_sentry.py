@@ -242,6 +242,27 @@ sentry_sdk.flush()
     assert "sentry_jobs.py" in event["exception"]["values"][0]["value"]
 
 
+def test_the_lines_of_each_job_are_kept_beside_sentry(sentry, run, work, collector, redis):
+    """Both of them listen to every logger."""
+    ids = run(
+        sentry,
+        "-c",
+        "import rqjobs, sentry_jobs\n"
+        "for name in 'ab': print(rqjobs.enqueue(sentry_jobs.log_lines, name).id)",
+    ).split()
+    work()
+    for name, job in zip("ab", rqjobs.Job.fetch_many(ids, connection=redis), strict=True):
+        assert [(line.level, line.text) for line in job.log_lines()] == [
+            ("WARNING", f"a warning of {name}"),
+            ("ERROR", f"an error of {name}"),
+        ]
+    events = [item["logentry"] for item in collector.items if item.get("level") == "error"]
+    assert [(one["message"], one["params"]) for one in events] == [
+        ("an error of %s", ["a"]),
+        ("an error of %s", ["b"]),
+    ]
+
+
 def test_a_loop_that_a_shutdown_interrupts_is_no_error(
     sentry, spawn, run, collector, redis, eventually
 ):

@@ -39,6 +39,24 @@ local function count_event(kind, queue, number, seconds)
   end
 end
 
+-- The row of the outbox whose change a script makes: its id, when it was read (Unix seconds), the
+-- seconds for which it may be moved after that, and when its mark is dropped. They are the last four
+-- words, which are removed. Nil without `outbox`. Then the reason if it may not be moved.
+local function take_row(outbox)
+  if not outbox then return nil end
+  local first = #ARGV - 3
+  local row = {key = outbox, id = ARGV[first], dropped_at = ARGV[first + 3]}
+  local latest = ARGV[first + 1] + ARGV[first + 2]
+  for _ = 1, 4 do table.remove(ARGV) end
+  if redis.call('ZSCORE', outbox, row.id) then return row, 'already moved' end
+  if redis_time() > latest then return row, 'read too long ago' end
+  return row
+end
+
+local function mark_row(row)
+  if row then redis.call('ZADD', row.key, row.dropped_at, row.id) end
+end
+
 -- Fields of a job's hash, false for an empty one; nil if the key has the wrong type.
 local function read_job(id, ...)
   local fields = redis.pcall('HMGET', 'rq:job:' .. id, ...)

@@ -2,20 +2,25 @@
 --
 -- KEYS  1 rqjobs:schedules   2 the schedule's hash   3 the fields of its jobs   4 its runs
 --       5 their outcomes   6 rqjobs:schedules:unfinished   7 queue   8 rq:queues
+--       9 rqjobs:outbox, if the run is a row of the outbox
 -- ARGV  1 name   2 its revision
 --       3 its next tick as the caller has read it; "" for a job outside the rule
 --       4 the tick that follows the due ones, "" if none does   5 its due time, Unix seconds
 --       6 now, as RQ writes it   7 "1": a job is enqueued even if an earlier one has not ended
 --       8 number of ticks that were missed and make no job   9 the last due tick
---       10 number of runs to remember   then pairs of a tick and its job's id
+--       10 number of runs to remember   then pairs of a tick and its job's id; then, for a row, the
+--       words of `take_row`
 -- Promise: a tick makes at most one job, however many schedulers run, and wherever the caller or
 -- the scheduler before it died. The jobs are enqueued and the schedule moves to its next tick in
 -- one step, if it is still where the caller has read it. No tick is early by Redis's clock. A tick
 -- whose unique key is taken makes no job, and counts as skipped because of an overlap.
 -- Returns {status, number of jobs, number of ticks skipped because of an overlap}. Only "done" has
 -- changed anything. "changed": the schedule was changed, paused or run by another scheduler. "wrong
--- type": the key of its queue, its runs, their outcomes, or rq:queues has the wrong type.
+-- type": the key of its queue, its runs, their outcomes, or rq:queues has the wrong type. The run of a
+-- row is made once; otherwise its status is "already moved" or "read too long ago".
 
+local row, reason = take_row(KEYS[9])
+if reason then return {reason, 0, 0} end
 local schedules_key, schedule_key, runs_key, outcomes_key = KEYS[1], KEYS[2], KEYS[4], KEYS[5]
 local unfinished_key, queue_key = KEYS[6], KEYS[7]
 local name, revision, first, following, following_due = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
@@ -96,7 +101,10 @@ for i = 11, #ARGV, 2 do
   end
 end
 if made > 0 then count_event('enqueued', string.sub(queue_key, 10), made, now) end
-if not by_rule then return {'done', made, skipped} end
+if not by_rule then
+  if made > 0 then mark_row(row) end
+  return {'done', made, skipped}
+end
 
 local is_over = following == '' or (runs_left and runs_left < 1)
 redis.call('HSET', schedule_key, 'last', last, 'next', is_over and '' or following,

@@ -3,15 +3,20 @@
 -- KEYS  1 rqjobs:schedules   2 the schedule's hash   3 the fields of its jobs   4 revision counter
 --       5 the schedulers' wake-up channel   6 its runs   7 their outcomes
 --       8 rqjobs:schedules:unfinished   9 rqjobs:schedules:announced
+--       10 rqjobs:outbox, if the change is a row of the outbox
 -- ARGV  1 name   2 the revision that the caller has read; "" if there was no such schedule
 --       3 the due time of its next job, in Unix seconds; "never"; "" to leave it as it is
 --       4 "new": another rule or call, which gets a new revision; "same"; "remove"
 --       5 number of the following words that belong to its own hash
---       then those fields and values; then, for "new", the fields and values of its jobs
+--       then those fields and values; then, for "new", the fields and values of its jobs;
+--       then, for a row, the words of `take_row`
 -- Promise: the change is made if the schedule still has the revision that the caller has read, else
--- nothing is done.
--- Returns the revision that it has now, "removed", or "" (it has changed in between).
+-- nothing is done. That of a row is made once.
+-- Returns the revision that it has now, "removed", or "" (it has changed in between); or, for a row,
+-- "already moved" or "read too long ago".
 
+local row, reason = take_row(KEYS[10])
+if reason then return redis.status_reply(reason) end
 local name, revision_read, due, change = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local own_words = tonumber(ARGV[5])
 local schedules_key, schedule_key, job_key, runs_key = KEYS[1], KEYS[2], KEYS[3], KEYS[6]
@@ -27,6 +32,7 @@ local function remove()
   redis.call('DEL', schedule_key, job_key, runs_key, KEYS[7])
   redis.call('ZREM', schedules_key, name)
   redis.pcall('INCR', KEYS[9])  -- the schedulers compare again: the code may declare it
+  mark_row(row)
   return 'removed'
 end
 
@@ -55,4 +61,5 @@ elseif due ~= '' then
   redis.call('ZADD', schedules_key, due, name)
   redis.pcall('PUBLISH', KEYS[5], due)
 end
+mark_row(row)
 return revision

@@ -98,8 +98,10 @@ def test_audit_finds_a_lost_job_and_recover_requeues_it(run, redis):
 def test_failed_lists_shows_requeues_and_deletes(run, broken, redis):
     code, output = run("failed")
     assert code == 0 and "ValueError: no 1" in output and "3 failed" in output
+    redis.hset(broken[0].key, "rqjobs_progress", json.dumps([3, 10, "rows", 1.0]))
     code, output = run("failed", "show", broken[0].id)
     assert code == 0 and "Traceback" in output and "ValueError: no 0" in output
+    assert "progress: 3 of 10" in output
     code, output = run("failed", "requeue", broken[0].id, "nobody")
     assert code == 1 and "1 of 2 done" in output and "No such job: nobody" in output
     assert rqjobs.queue("default").job_ids == [broken[0].id]

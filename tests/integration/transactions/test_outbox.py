@@ -31,7 +31,7 @@ from sqlalchemy.orm import Session, registry
 from sqlalchemy.schema import CreateTable
 
 import rqjobs
-from rqjobs import cli, config, outbox
+from rqjobs import cli, config, outbox, schedules
 from rqjobs.broker import flows as broker_flows
 from rqjobs.broker import keys, scripts, transitions
 from rqjobs.maintenance import doctor, sweep
@@ -329,6 +329,99 @@ def test_a_forged_flow_stops_no_other_row(session, sqlite, redis):
     assert len(outbox.status().damaged) == len(damaged) and outbox.status().waiting == 1
     assert redis.hgetall("rq:job:taken") == {b"status": b"finished"}
     check_flow(last, redis)
+
+
+def test_changes_of_schedules_are_rows(session, sqlite, redis):
+    """They were made after the commit, and lost if the process died before."""
+
+    def commit(change, *args, **kwargs):
+        result = change(*args, **kwargs, after_commit=session)
+        session.commit()
+        before = schedules.exists("report") and schedules.get("report")
+        assert count(sqlite, outbox.TABLE_NAME) == 1 and move(redis) == 1
+        return result, before
+
+    retry = rqjobs.Retry(max=2, interval=[1, 2])
+    schedules.add("report", rqjobs.every(hours=1), ok, 1, after_commit=session)
+    session.rollback()
+    preview, before = commit(
+        schedules.add, "report", rqjobs.every(hours=2), ok, 2, retry=retry, meta={"a": 1}
+    )
+    found = schedules.get("report")
+    assert not before and (found.args, found.rule) == (preview.args, preview.rule) == (
+        [2],
+        found.rule,
+    )
+    assert found.fields == preview.fields and found.digest == preview.digest
+    _, before = commit(schedules.edit, "report", args=[3], rule=rqjobs.every(hours=3))
+    assert before.args == [2] and schedules.get("report").args == [3]
+    commit(schedules.pause, "report")
+    assert schedules.get("report").state == "paused"
+    commit(schedules.pause, "report")
+    commit(schedules.resume, "report")
+    assert schedules.get("report").state == "active" and schedules.get("report").next
+    job, _ = commit(schedules.run_now, "report")
+    assert job.get_status() is JobStatus.QUEUED and [run.job_id for run in schedules.runs("report")]
+    commit(schedules.remove, "report")
+    assert not schedules.exists("report")
+
+
+def test_a_run_of_a_schedule_is_moved_once_whenever_a_mover_is_killed(sqlite, redis, eventually):
+    engine = create_engine(sqlite)
+    schedules.add("report", rqjobs.every(hours=1), ok, 1)
+
+    def scheduler(steps):
+        make = outbox.make_engine
+        outbox.make_engine = lambda url: steps.watch_engine(make(url))
+        move(rqjobs.client())
+
+    stride = 4
+    number, killed = random.randint(1, stride), True
+    while killed:
+        with Session(engine) as session, rqjobs.transaction(session):
+            job = schedules.run_now("report")
+            schedules.edit("report", args=[number])
+            session.commit()
+        killed = killed_at(number, scheduler)
+        number += stride
+        ran = run_all(redis)
+        eventually(lambda: move(redis) or not count(sqlite, outbox.TABLE_NAME))
+        assert ran + run_all(redis) == [job.id], f"step {number}"
+        assert schedules.get("report").args == [number - stride]
+    assert number > 20
+    engine.dispose()
+
+
+def test_a_forged_change_of_a_schedule_stops_no_other_row(session, redis):
+    schedules.add("report", rqjobs.every(hours=1), ok, 1, after_commit=session)
+    session.flush()
+    (good,) = session.execute(text("SELECT payload FROM rqjobs_outbox")).scalars().all()
+    change = json.loads(good)
+    call = change["call"]
+    damaged = [
+        {**change, "schedule": "a b"},
+        {**change, "schedule": ["a"]},
+        {**change, "change": "else"},
+        {**change, "change": ["add"]},
+        {**change, "change": "pause", "schedule": "missing"},
+        {**change, "change": "run", "schedule": "missing"},
+        {**change, "rule": "{"},
+        {**change, "rule": 5},
+        {**change, "call": None},
+        {**change, "call": {**call, "fields": {}}},
+        {**change, "call": {**call, "fields": [["data", "x"]]}},
+        {**change, "call": {**call, "fields": {**call["fields"], "\ud800": "x"}}},
+        {**change, "call": {**call, "queue": "\ud800"}},
+        {**change, "call": {**call, "queue": 5}},
+        {"schedule": "report"},
+    ]
+    session.execute(text("DELETE FROM rqjobs_outbox"))
+    session.expunge_all()
+    session.add_all([outbox.OutboxRow(json.dumps(one)) for one in damaged])
+    schedules.add("other", rqjobs.every(hours=1), ok, 1, after_commit=session)
+    session.commit()
+    assert move(redis) == 1 and schedules.names() == ["other"]
+    assert len(outbox.status().damaged) == len(damaged)
 
 
 def test_a_row_belongs_to_a_transaction_in_two_phases(postgres_url, redis):

@@ -221,6 +221,27 @@ def test_async_sessions(redis, tmp_path):
     assert queued(redis) == [1, 3]
 
 
+def test_a_task_that_outlasts_the_block_enqueues_at_once(session, redis):
+    """It has a copy of the context. Its job waited for a commit that never came, and was dropped."""
+
+    async def use():
+        may_go_on = asyncio.Event()
+
+        async def later():
+            await may_go_on.wait()
+            rqjobs.enqueue(ok, 2)
+
+        with session.begin(), rqjobs.transaction(session):
+            rqjobs.enqueue(ok, 1)
+            task = asyncio.create_task(later())
+        may_go_on.set()
+        await task
+
+    asyncio.run(use())
+    session.close()
+    assert queued(redis) == [1, 2]
+
+
 def test_flask_sqlalchemy_is_found_by_itself(redis):
     with pytest.raises(RuntimeError, match="no Flask app is active"), rqjobs.transaction():
         pass
