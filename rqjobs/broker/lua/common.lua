@@ -67,6 +67,25 @@ local function read_job(id, ...)
   return fields
 end
 
+-- Entries of a job's log behind `last`, in order, of so many bytes together. A longer one is left
+-- out; none of ours is. Then the id of the last entry that was looked at, and whether there are more.
+local function log_entries(log, last, max_entries, max_bytes)
+  local entries, bytes_left = {}, max_bytes
+  for _ = 1, max_entries do
+    local entry = redis.pcall('XRANGE', log, '(' .. last, '+', 'COUNT', 1)[1]
+    if not entry then return entries, last, false end
+    local bytes = 0
+    for _, word in ipairs(entry[2]) do bytes = bytes + #word end
+    if bytes <= max_bytes then
+      if bytes > bytes_left then break end
+      bytes_left = bytes_left - bytes
+      entries[#entries + 1] = entry
+    end
+    last = entry[1]
+  end
+  return entries, last, true
+end
+
 -- Whether a key has this type, or does not exist.
 local function fits(key, wanted)
   local kind = redis.call('TYPE', key).ok

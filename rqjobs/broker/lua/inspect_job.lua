@@ -12,7 +12,7 @@
 local id, max_runs, max_bytes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local max_family, max_checked = tonumber(ARGV[4]), tonumber(ARGV[5])
 local MAX_LINE = 10000  -- entries of a queue, or of a line, in which the job is searched
-local MAX_CHUNKS = 5000
+local MAX_CHUNKS, MAX_LOG_BYTES = 5000, 256 * 1024  -- ours have fewer
 local MAX_PARENTS_BYTES = 1024 * 1024
 local job = 'rq:job:' .. id
 local hash = redis.pcall('HGETALL', job)
@@ -35,8 +35,7 @@ end
 
 local function log()
   if not fields.rqjobs_log then return {} end
-  local chunks = redis.pcall('XRANGE', 'rqjobs:log:' .. id, '-', '+', 'COUNT', MAX_CHUNKS)
-  return chunks.err and {} or chunks
+  return (log_entries('rqjobs:log:' .. id, '0-0', MAX_CHUNKS, MAX_LOG_BYTES))
 end
 
 local function number_in(key)
