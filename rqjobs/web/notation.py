@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 from rqjobs import config, hiding
@@ -19,6 +20,8 @@ TEXT_MAX_CHARACTERS = 20_000  # of one value
 PART_MAX_CHARACTERS = 4_000  # of one text within a container
 INLINE_CHARACTERS = 72  # a container that fits on such a line is not folded
 OPEN_LEVELS = 2
+PREVIEW_CHARACTERS = 40
+PREVIEW_PARTS = 8
 BRACKETS: dict[Any, Any] = {
     list: "[]",
     tuple: "()",
@@ -41,6 +44,7 @@ class Part:
     parts: list[Part] = dataclasses.field(default_factory=list)
     size: int = 0  # the number of items of a container
     is_open: bool = False
+    preview: str = ""  # the beginning of what is folded
     is_note: bool = False  # not a part of the value
 
 
@@ -118,6 +122,9 @@ class _Writer:
             part.parts.append(Part("", f"… {part.size - shown:,} more", is_note=True))
         part.is_open = level < OPEN_LEVELS
         self._put_on_one_line(part)
+        if part.parts and level:
+            beginning = "".join(islice(_texts(part.parts[0]), PREVIEW_PARTS)).replace("\n", " ")
+            part.preview = f"{beginning[:PREVIEW_CHARACTERS]} …"
 
     def _put_on_one_line(self, part: Part) -> None:
         """Make a short container a text. Its parts are texts already, if they are short."""

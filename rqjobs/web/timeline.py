@@ -160,6 +160,8 @@ def seconds_text(seconds: float | None) -> str:
     """A length of time in two units at most: "350 ms", "1.2 s", "3 min 5 s", "2 h 10 min"."""
     if seconds is None:
         return ""
+    if seconds < 0.00995:
+        return f"{1000 * seconds:.1f} ms"
     if seconds < 0.9995:
         return f"{1000 * seconds:.0f} ms"
     if seconds < 59.95:

@@ -37,8 +37,12 @@ local ids = redis.pcall('LRANGE', ids_key, start, start + max_jobs - 1)
 if ids.err then ids = {} end
 local letters, entries, drawn, last_parents, in_entry = {}, {}, {}, nil, 0
 for i, id in ipairs(ids) do
-  local fields = redis.pcall('HMGET', 'rq:job:' .. id, 'status', 'dependency_ids')
-  local letter, parents = letter_of(id, fields[1] or ''), fields[2] or ''
+  local status, parents = redis.pcall('HGET', 'rq:job:' .. id, 'status'), last_parents
+  if #entries < max_entries then
+    parents = redis.pcall('HGET', 'rq:job:' .. id, 'dependency_ids')
+    if type(parents) ~= 'string' then parents = '' end
+  end
+  local letter = letter_of(id, type(status) == 'string' and status or '')
   letters[i] = letter
   if #entries < max_entries and (parents ~= last_parents or letter == 'g') then
     last_parents, in_entry = parents, 0

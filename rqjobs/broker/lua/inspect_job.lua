@@ -88,7 +88,8 @@ local function blocking()
   for _, parent in ipairs(set_members('rq:job::' .. id .. ':dependencies')) do
     if checked == max_checked then return {}, checked end
     checked, first = checked + 1, first or parent
-    local state = (read_job(parent, 'status') or {})[1] or 'gone'
+    local state = redis.pcall('HGET', 'rq:job:' .. parent, 'status')
+    if type(state) ~= 'string' or state == '' then state = 'gone' end
     if state ~= 'finished' and not (state == 'failed' and may_fail) then
       all_over = false
       if state ~= 'gone' then is_unfinished = true end

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+
 import page_jobs
 import pytest
 from click.testing import CliRunner
@@ -93,7 +95,7 @@ def test_the_forms_never_show_a_hidden_value(client):
 
 
 def test_the_api_hides_arguments_and_meta(client):
-    token = "t" * 32
+    token = secrets.token_urlsafe(32)
     config.use(api_tokens=config.SETTINGS["RQJOBS_API_TOKEN"][1](token))
     queue = rqjobs.queue("default")
     job = queue.enqueue(page_jobs.log_in, "Ada", SECRET, meta={"token": SECRET})

@@ -111,7 +111,7 @@ def test_a_run_without_a_record_is_known_by_its_lines_or_its_crash(client, redis
     ("seconds", "text"),
     [
         (None, ""),
-        (0.0004, "0 ms"),
+        (0.0004, "0.4 ms"),
         (0.35, "350 ms"),
         (1.24, "1.2 s"),
         (60, "1 min 0 s"),
