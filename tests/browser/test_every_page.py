@@ -1,0 +1,160 @@
+"""Every page in a real Chromium: axe finds nothing, in light and dark, on a desktop and on a phone."""
+
+# ruff: noqa: F811  (fixtures of the other module)
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import axe_core_python
+import pytest
+import sample_jobs
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from test_browser import PASSWORD, browser, shown, site  # noqa: F401
+
+import rqjobs
+from rqjobs import schedules
+from rqjobs.broker import logins
+
+AXE = (Path(axe_core_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]
+DESKTOP, PHONE = (1200, 900), (360, 740)
+LONG = "x" * 300
+MAX_PAGES = 40
+
+
+@pytest.fixture
+def log_in(browser, site):
+    """Log the browser in."""
+
+    def go():
+        browser.get(f"{site}/login")
+        browser.find_element(By.ID, "user").send_keys("admin")
+        browser.find_element(By.ID, "password").send_keys(PASSWORD)
+        browser.find_element(By.CSS_SELECTOR, "button.primary").click()
+
+    return go
+
+
+@pytest.fixture
+def jobs(redis, worker, eventually):
+    """Jobs of every kind, so that no page is empty."""
+    failed = rqjobs.enqueue(sample_jobs.boom, LONG)
+    done = rqjobs.enqueue(sample_jobs.say, LONG)
+    worker("default")
+    eventually(lambda: failed.get_status() == "failed", what="the failed job")
+    eventually(lambda: done.get_status() == "finished", what="the finished job")
+    flow = rqjobs.chain(rqjobs.s(sample_jobs.ok), rqjobs.s(sample_jobs.ok)).enqueue()
+    schedules.add("nightly", rqjobs.every(minutes=5), sample_jobs.ok)
+    later = rqjobs.enqueue_in(600, sample_jobs.ok)
+    return {"failed": failed.id, "done": done.id, "later": later.id, "flow": flow.id}
+
+
+LINKS = """
+return [...document.querySelectorAll(arguments[0])].map((link) => link.getAttribute("href"))
+"""
+
+
+def kind(path):
+    """Pages of a kind are checked once: those of the same first part, depth and parameters."""
+    address = urlsplit(path)
+    parts = address.path.strip("/").split("/")
+    return parts[0], len(parts), tuple(sorted(parse_qs(address.query)))
+
+
+def pages(browser, site, jobs):
+    """The pages of the navigation, one of each kind that they link to, and some more."""
+    browser.get(f"{site}/")
+    navigation = browser.execute_script(LINKS, "#pages a:not(.back), .tools a")
+    wanted = [f"/jobs/{jobs[name]}" for name in ("failed", "done", "later")]
+    wanted += [f"/flows/{jobs['flow']}", "/schedules/nightly", "/nowhere"]
+    wanted += ["/schedules?function=sample_jobs.say", "/enqueue?function=sample_jobs.say"]
+    found = [*navigation, *wanted]
+    kinds = {kind(path) for path in found}
+    for path in navigation:
+        if path == "/rq/":
+            continue
+        browser.get(f"{site}{path}")
+        for link in browser.execute_script(LINKS, "main a[href^='/']"):
+            if kind(link) not in kinds and len(found) < MAX_PAGES:
+                kinds.add(kind(link))
+                found.append(link)
+    return [path for path in found if not path.startswith(("/rq/", "/assets/", "/api", "/metrics"))]
+
+
+def show(browser, scheme, size):
+    """Show the page in light or dark colours, and in another size."""
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+
+
+def check(browser, rules):
+    """What axe finds, as lines."""
+    options = {"runOnly": rules, "resultTypes": ["violations"]}
+    reply = browser.execute_async_script(
+        "const [options, done] = arguments; axe.run(document, options).then("
+        "(found) => done(found.violations.map((one) => one.id + ': ' + one.nodes.slice(0, 3)"
+        ".map((node) => node.html.slice(0, 160)).join(' | '))), (error) => done([String(error)]))",
+        options,
+    )
+    return reply
+
+
+def test_axe_finds_nothing_on_any_page(browser, site, log_in, jobs):
+    log_in()
+    problems = []
+    for path in pages(browser, site, jobs):
+        browser.get(f"{site}{path}")
+        browser.execute_script(AXE)
+        for scheme, size, rules in (
+            ("light", DESKTOP, RULES),
+            ("dark", DESKTOP, ["color-contrast"]),
+            ("dark", PHONE, RULES),
+        ):
+            show(browser, scheme, size)
+            problems += [f"{path} {scheme} {size[0]}: {one}" for one in check(browser, rules)]
+        wide = browser.execute_script("return document.documentElement.scrollWidth")
+        if wide > PHONE[0]:
+            problems.append(f"{path}: {wide} px wide on a phone")
+        headings = browser.find_elements(By.CSS_SELECTOR, "h1")
+        if len(headings) != 1:
+            problems.append(f"{path}: {len(headings)} headings")
+    severe = [one["message"] for one in browser.get_log("browser") if one["level"] == "SEVERE"]
+    problems += [one for one in severe if "/nowhere" not in one]
+    assert not problems, "\n".join(problems)
+
+
+def test_the_keys_the_menu_and_a_login_link(
+    browser,
+    site,
+    log_in,
+    eventually,
+    redis,
+    tmp_path,
+):
+    browser.get(f"{site}/login")
+    key = eventually(lambda: (tmp_path / ".rqjobs" / "secret-key").read_text(), what="the key")
+    browser.get("about:blank")
+    browser.get(f"{site}/login?next=/activity#{logins.create_link(redis, key)}")
+    eventually(lambda: shown(browser, "h1") == "Activity", what="the page after the link")
+    assert "by a login link" in shown(browser, ".activity")
+    browser.find_element(By.TAG_NAME, "body").send_keys("/")
+    active = browser.switch_to.active_element
+    assert active.get_attribute("data-search") is not None
+    active.send_keys("?/")
+    assert active.get_attribute("value") == "?/", "in a field the keys are text"
+    active.send_keys(Keys.ESCAPE)
+    browser.find_element(By.TAG_NAME, "body").send_keys("?")
+    assert "Your role is admin" in shown(browser, "dialog[open]")
+    browser.switch_to.active_element.send_keys(Keys.ESCAPE)
+    eventually(lambda: not browser.find_elements(By.CSS_SELECTOR, "dialog[open]"), what="no help")
+    show(browser, "light", PHONE)
+    menu = browser.find_element(By.ID, "menu")
+    assert shown(browser, "#pages") == "" and menu.get_attribute("aria-expanded") == "false"
+    menu.click()
+    assert "Workers" in shown(browser, "#pages") and menu.get_attribute("aria-expanded") == "true"
+    assert [one for one in browser.get_log("browser") if one["level"] == "SEVERE"] == []
