@@ -20,6 +20,8 @@ from urllib.parse import urlsplit
 
 from dotenv import load_dotenv
 
+from rqjobs.alert_rules import Rule, parse_alerts
+
 API_ROLES = ("read", "operate", "admin")
 API_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{20,500}=*")  # what an Authorization header can carry
 API_TOKEN_MIN_DIFFERENT_CHARACTERS = 8
@@ -58,6 +60,10 @@ class Config:
     one_time_password: str | None = field(default=None, repr=False)
     api_tokens: tuple[ApiToken, ...] = field(default=(), repr=False)
     metrics_token: str | None = field(default=None, repr=False)
+    alerts: tuple[Rule, ...] = ()
+    alert_webhook: str | None = field(default=None, repr=False)
+    alert_format: str = "json"
+    alert_job: str | None = None
     webhook_hosts: tuple[str, ...] = ()
     shutdown_timeout: int = 20  # seconds
     max_jobs_per_child: int = 0  # 0 is no limit
@@ -260,6 +266,23 @@ def _app_url(text: str) -> str:
     return text
 
 
+def _webhook(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        _ = parts.port  # raises if it is wrong
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme not in ("http", "https") or not parts.hostname or not text.isprintable():
+        raise ValueError("is not an address; for example https://hooks.example.com/rqjobs")
+    return text
+
+
+def _function(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", text):
+        raise ValueError("is not a job function; for example shop.jobs.send_alert")
+    return text
+
+
 def _host(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_.:-]+", text):
         raise ValueError(
@@ -350,6 +373,10 @@ SETTINGS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "RQJOBS_ONE_TIME_PASSWORD": ("one_time_password", _password),
     "RQJOBS_API_TOKEN": ("api_tokens", _api_tokens),
     "RQJOBS_METRICS_TOKEN": ("metrics_token", _secret),
+    "RQJOBS_ALERTS": ("alerts", parse_alerts),
+    "RQJOBS_ALERT_WEBHOOK": ("alert_webhook", _webhook),
+    "RQJOBS_ALERT_FORMAT": ("alert_format", _one_of("json", "slack")),
+    "RQJOBS_ALERT_JOB": ("alert_job", _function),
     "RQJOBS_WEBHOOK_HOSTS": (
         "webhook_hosts",
         _names(r"[a-z0-9.-]+", "hooks.example.com,example.org, in lower case"),

@@ -20,7 +20,7 @@ from rq.scheduler import RQScheduler
 from rq.scripts import release_lock
 from rq.utils import now
 
-from rqjobs import config, connection, outbox, processes
+from rqjobs import alerts, config, connection, outbox, processes
 from rqjobs.broker import keys, recovery, scripts, transitions
 from rqjobs.broker.transitions import SCHEDULER_POLL_SECONDS
 from rqjobs.queues import Queue
@@ -53,6 +53,7 @@ class Scheduler(RQScheduler):
     _pubsub: Any = None
     _may_subscribe = True
     _outbox: outbox.BackgroundMover | None = None
+    _alerts: alerts.BackgroundAlerts | None = None
 
     # In the worker
 
@@ -182,6 +183,8 @@ class Scheduler(RQScheduler):
         url = config.current().outbox_url
         if url and outbox.is_used() and self._outbox is None:
             self._outbox = outbox.BackgroundMover(url, self.connection)
+        if config.current().alerts and self._alerts is None:
+            self._alerts = alerts.BackgroundAlerts(self.connection, lambda: self._serves_schedules)
         self._subscribe()
         self._queue_due: dict[str, float] = {}  # when to check a queue
         self._schedules_due = 0.0  # when to check the schedules

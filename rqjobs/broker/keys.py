@@ -49,6 +49,10 @@ RQ's keys are its own, unchanged. Ours begin with `rqjobs:`:
     rqjobs:metrics                     hash, how long jobs waited and ran, and how they ended:
                                        `<count> <function> <queue>` -> number (job_metrics.py)
     rqjobs:metrics:last:<worker>       the number of the last counts that a worker has sent
+    rqjobs:alerts                      hash, alert -> its state as JSON (alerts.py)
+    rqjobs:alerts:lock, :tries         the process that observes; the tries of the first event of
+                                       each way to tell
+    rqjobs:alerts:events:<way>         list, events that are to be told, as JSON, in order
     rqjobs:totals                      hash, rare events since the first one: `recovered:<cause>`,
                                        `poison`, `expired`, `limit-waits`, and others
     rqjobs:outbox                      sorted set, rows of the outbox whose jobs are stored -> until
@@ -133,6 +137,9 @@ SCHEDULES_REVISION = "rqjobs:schedules:revision"
 SCHEDULES_UNFINISHED = "rqjobs:schedules:unfinished"
 SCHEDULES_DECLARED = "rqjobs:schedules:declared"
 SCHEDULES_ANNOUNCED = "rqjobs:schedules:announced"
+ALERTS = "rqjobs:alerts"
+ALERTS_LOCK = "rqjobs:alerts:lock"
+ALERT_TRIES = "rqjobs:alerts:tries"
 METRICS = "rqjobs:metrics"
 TOTALS = "rqjobs:totals"
 RESULT = "rqjobs:result"
@@ -232,6 +239,11 @@ def scheduler_lock(queue: str) -> str:
 
 def log(job_id: str) -> str:
     return f"{LOG_PREFIX}{job_id}"
+
+
+def alert_events(channel: str) -> str:
+    """The events that one way to tell has not sent."""
+    return f"{ALERTS}:events:{channel}"
 
 
 def last_sending(process: str) -> str:

@@ -48,6 +48,8 @@ SINGLE_KEYS = {
         keys.DEFERRED_CURSORS,
         keys.UNIQUE,
         keys.COUNTS_DAY,
+        keys.ALERTS,
+        keys.ALERT_TRIES,
         keys.METRICS,
         keys.TOTALS,
     ),

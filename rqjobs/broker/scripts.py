@@ -226,6 +226,9 @@ CHECK_WAITING = Script("check_waiting")
 CHECK_DEFERRED = Script("check_deferred", policies=False)
 RESTORE_WAITING = Script("restore_waiting")
 
+# Alerts.
+UPDATE_ALERTS = Script("update_alerts", policies=False)
+
 # Schedules.
 RUN_SCHEDULE = Script("run_schedule")
 STORE_SCHEDULE = Script("store_schedule")

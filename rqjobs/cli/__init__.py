@@ -17,9 +17,10 @@ import redis
 import rq.cli.workers
 
 import rqjobs
-from rqjobs import catalog, config, connection, dev, rq_patches, stats
+from rqjobs import alert_rules, catalog, checks, config, connection, dev, rq_patches, stats
 from rqjobs.broker import places, recovery
 from rqjobs.cli import (
+    alerts,
     delayed,
     demo,
     failed,
@@ -38,6 +39,7 @@ from rqjobs.logs import tolerate_any_encoding
 from rqjobs.maintenance import audit as maintenance_audit
 from rqjobs.maintenance import doctor, sweep
 
+EXCEEDED_CODE = 2  # of `stats --check`
 RUNNING_MAX_JOBS = 50  # whose progress `rqjobs stats` shows
 DEV_PROGRAM = "rqjobs.dev"  # in the meta of a command's context: what `dev` runs
 # Commands that use no settings of RQJOBS_FLASK_APP's config, or that load the app themselves.
@@ -52,12 +54,19 @@ class Group(click.Group):
         return super().main(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
-        with prepared_process():
+        with prepared_process(_settings_error_code(ctx)):
             return super().invoke(ctx)
 
 
+def _settings_error_code(ctx: click.Context) -> int:
+    """2, but 1 for `stats --check`, whose 2 says that a limit is exceeded."""
+    words = [*ctx._protected_args, *ctx.args]
+    is_check = words[:1] == ["stats"] and any(word.startswith("--check") for word in words)
+    return 1 if is_check else 2
+
+
 @contextlib.contextmanager
-def prepared_process() -> Iterator[None]:
+def prepared_process(settings_error_code: int = 2) -> Iterator[None]:
     """Prepare this process for a command; print an error of settings or of Redis, and exit."""
     try:
         config.current()
@@ -65,7 +74,7 @@ def prepared_process() -> Iterator[None]:
         yield
     except config.ConfigError as error:
         echo(f"rqjobs: {error}", err=True)
-        sys.exit(2)
+        sys.exit(settings_error_code)
     except redis.RedisError as error:
         echo(f"rqjobs: {connection.explain(error)}", err=True)
         sys.exit(1)
@@ -206,8 +215,18 @@ def audit(as_json: bool) -> None:
 
 @main.command("stats")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def show_stats(as_json: bool) -> None:
-    """Show the current state of every queue and every worker."""
+@click.option("--check", metavar="LIMITS", help="For example oldest=60s,failed=10,workers=1.")
+def show_stats(as_json: bool, check: str | None) -> None:
+    """Show the current state of every queue and every worker.
+
+    With --check nothing but the limits that are exceeded is printed, each in one line. The command
+    exits with 2 then, with 0 if all is well, and with 1 after an error. Limits are oldest (of the
+    first job of each queue), depth (of each queue), failed (jobs of all queues) and workers (at
+    least so many); depth:high=100 is for the queue high alone.
+    """
+    if check is not None:
+        _check_limits(check, as_json)
+        return
     snapshot = stats.snapshot(connection.client())
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(snapshot), indent=2))
@@ -238,6 +257,20 @@ def show_stats(as_json: bool) -> None:
         for worker in snapshot.workers
     ]
     echo_table(["worker", "state", "queues", "job", "ok", "failed"], rows)
+
+
+def _check_limits(check: str, as_json: bool) -> None:
+    try:
+        rules = alert_rules.parse_checks(check)
+    except ValueError as error:
+        raise click.ClickException(f"--check {error}") from None
+    found = checks.exceeded(rules, stats.snapshot(connection.client()))
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        for line in found:
+            echo(line)
+    sys.exit(EXCEEDED_CODE if found else 0)
 
 
 def _echo_progress() -> None:
@@ -288,6 +321,7 @@ COMMANDS: tuple[click.Command, ...] = (
     pauses.pause,
     pauses.resume,
     outbox.group,
+    alerts.group,
     demo.command,
     top.top,
     workers.group,

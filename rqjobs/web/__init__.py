@@ -12,6 +12,7 @@ from flask import Flask
 from flask.sessions import SecureCookieSessionInterface
 
 from rqjobs import config, rq_patches
+from rqjobs.web import alert_thread as alert_thread
 from rqjobs.web import rq_dashboard
 from rqjobs.web import views as views  # importing them adds them to the blueprint
 from rqjobs.web.access import Access as Access

@@ -13,7 +13,7 @@ from typing import Any
 import redis
 
 import rqjobs
-from rqjobs import job_metrics, stats
+from rqjobs import alerts, job_metrics, stats
 from rqjobs.broker import keys
 from rqjobs.broker.keys import decode
 from rqjobs.connection import is_transient
@@ -77,6 +77,7 @@ class Reading:
     schedules: dict[str, list[int]]  # name -> the numbers of `SCHEDULE_FIELDS`
     lateness: dict[str, float]  # what -> seconds since the first moment that was not kept
     failure_groups: int
+    alerts: list[alerts.Alert]
 
 
 def render(connection: redis.Redis, accept: str) -> tuple[bytes, str]:
@@ -117,7 +118,7 @@ def read(connection: redis.Redis) -> Reading:
     """Everything that the metrics need, in four round trips."""
     snapshot = stats.snapshot(connection)
     names = [queue.name for queue in snapshot.queues]
-    runs, totals, info, moment, sweep, scheduler, groups, due, *first = _replies(
+    runs, totals, info, moment, sweep, scheduler, groups, firing, due, *first = _replies(
         connection,
         [
             ("HGETALL", keys.METRICS),
@@ -127,6 +128,7 @@ def read(connection: redis.Redis) -> Reading:
             ("GET", keys.LAST_SWEEP),
             ("EXISTS", keys.SCHEDULES_LOCK),
             ("ZCARD", keys.FAILURE_GROUPS),
+            ("HGETALL", keys.ALERTS),
             ("ZRANGE", keys.SCHEDULES, 0, MAX_SCHEDULES - 1, "WITHSCORES"),
             *(("ZRANGE", keys.scheduled(name), 0, 0, "WITHSCORES") for name in names),
         ],
@@ -152,6 +154,7 @@ def read(connection: redis.Redis) -> Reading:
         },
         lateness={"delayed": _late(delayed, now), "schedules": _late(found, now)},
         failure_groups=groups if isinstance(groups, int) else 0,
+        alerts=alerts.read_firing(firing),
     )
 
 
@@ -321,6 +324,12 @@ def _process_families(reading: Reading) -> Iterator[Any]:
     info = GaugeMetricFamily("rqjobs_version_info", "The version of rqjobs", labels=["version"])
     info.add_metric([rqjobs.__version__], 1)
     yield info
+    firing = GaugeMetricFamily(
+        "rqjobs_alert_firing", "1 for each alert of RQJOBS_ALERTS that fires", labels=["alert"]
+    )
+    for alert in reading.alerts:
+        firing.add_metric([alert.name], 1)
+    yield firing
 
 
 def _redis_families(reading: Reading) -> Iterator[Any]:

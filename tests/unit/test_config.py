@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from rqjobs.alert_rules import Rule
 from rqjobs.config import RENAMED, SETTINGS, ApiToken, Config, ConfigError
 
 KEY = "k" * 32
@@ -37,6 +38,16 @@ GOOD = [
     ),
     ("REDIS_URL", "rediss+sentinel://a/m", "redis_url", "rediss+sentinel://a/m"),
     ("RQJOBS_QUEUES", "a", "queues", ("a",)),
+    ("RQJOBS_ALERTS", "poison , no_worker", "alerts", (Rule("poison"), Rule("no_worker"))),
+    (
+        "RQJOBS_ALERTS",
+        "oldest=2m, oldest:high=10s for 1h, depth=1000",
+        "alerts",
+        (Rule("oldest", "", 120), Rule("oldest", "high", 10, 3600), Rule("depth", "", 1000)),
+    ),
+    ("RQJOBS_ALERT_WEBHOOK", "https://h.example/a?b", "alert_webhook", "https://h.example/a?b"),
+    ("RQJOBS_ALERT_FORMAT", "slack", "alert_format", "slack"),
+    ("RQJOBS_ALERT_JOB", "shop.jobs.tell", "alert_job", "shop.jobs.tell"),
     ("RQJOBS_METRICS_TOKEN", "t" * 16, "metrics_token", "t" * 16),
     ("RQJOBS_QUEUES", " urgent , mail.out,, low_2 ", "queues", ("urgent", "mail.out", "low_2")),
     ("RQJOBS_MODULES", "jobs,shop.emails", "modules", ("jobs", "shop.emails")),
@@ -91,6 +102,27 @@ GOOD = [
     ("PORT", "65535", "port", 65535),
 ]
 BAD = [
+    *(
+        ("RQJOBS_ALERTS", text, right)
+        for text, right in (
+            (",", "is not a list of 1 to 50 rules"),
+            ("oldest", "a time, as in 60s"),
+            ("oldest=fast", "for example oldest=60s"),
+            ("depth=5m", "give a whole number"),
+            ("no_worker=3", "no limit"),
+            ("poison:high", "write poison"),
+            ("eldest=60s", "the rules are oldest, depth"),
+            ("depth=1,depth=2", "twice"),
+            ("oldest=999999999d", "at most 365d"),
+            ("poison for ever", "for example"),
+        )
+    ),
+    *(
+        ("RQJOBS_ALERT_WEBHOOK", text, "for example https://hooks.example.com")
+        for text in ("hooks.example.com", "ftp://a/b", "http://[", "http:///x")
+    ),
+    ("RQJOBS_ALERT_FORMAT", "xml", "json, slack"),
+    ("RQJOBS_ALERT_JOB", "tell", "for example shop.jobs.send_alert"),
     ("RQJOBS_METRICS_TOKEN", "short", "too short to be a secret"),
     *(
         ("RQJOBS_API_TOKEN", text, "too short, too simple")
@@ -184,6 +216,7 @@ BAD = [
 SECRET = {
     "RQJOBS_API_TOKEN",
     "RQJOBS_METRICS_TOKEN",
+    "RQJOBS_ALERT_WEBHOOK",
     "RQJOBS_ONE_TIME_PASSWORD",
     "REDIS_URL",
     "SECRET_KEY",

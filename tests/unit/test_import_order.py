@@ -13,7 +13,17 @@ import rqjobs
 PACKAGE = Path(rqjobs.__file__).parent
 INTERNALS = Path(__file__).parents[2] / "docs" / "internals.md"
 LAYERS = (  # a module imports what stands above it, or in its own layer
-    {"version", "texts", "config", "hiding", "processes", "times", "logs", "conversion"},
+    {
+        "version",
+        "texts",
+        "alert_rules",
+        "config",
+        "hiding",
+        "processes",
+        "times",
+        "logs",
+        "conversion",
+    },
     {"instrumentation", "inherited_resources"},
     {"connection", "generated_secrets"},
     {"serializers"},
@@ -50,7 +60,6 @@ LAYERS = (  # a module imports what stands above it, or in its own layer
     },
     {"flows"},
     {"schedules"},
-    {"scheduler"},
     {
         "attempts",
         "job_record",
@@ -60,7 +69,10 @@ LAYERS = (  # a module imports what stands above it, or in its own layer
         "job_cursors",
         "job_search",
         "bulk_actions",
+        "alerts",
+        "checks",
     },
+    {"scheduler"},
     {"maintenance"},
     {"worker"},
     {""},  # the public API

@@ -175,6 +175,7 @@ def test_the_dashboard_and_the_rules_name_metrics_that_exist(scrape, redis):
     redis.set(keys.LAST_SWEEP, redis.time()[0])
     redis.hset("rq:worker:x", "state", "busy")
     redis.sadd("rq:workers", "rq:worker:x")
+    redis.hset(keys.ALERTS, "depth:low", json.dumps({"since": 1.0, "rule": "depth"}))
     known = {name for name, *_ in scrape()}
     dashboard = json.loads((DOCS / "grafana-dashboard.json").read_text())
     rules = (DOCS / "alert-rules.yml").read_text()

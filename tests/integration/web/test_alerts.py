@@ -1,0 +1,272 @@
+"""Alerts: once when they begin and once when they are over, whatever the receiver does."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import json
+import socket
+import threading
+import time
+
+import pytest
+import sample_jobs
+
+import rqjobs
+from rqjobs import alerts, config, every, schedules
+from rqjobs.alert_rules import parse_alerts
+from rqjobs.broker import keys
+from rqjobs.web import alert_thread
+
+
+class Receiver:
+    """An HTTP server on a port of its own. `answers` are the statuses of the next calls."""
+
+    def __init__(self):
+        self.calls = []
+        self.answers = []
+        receiver = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                receiver.calls.append((body, self.headers["Idempotency-Key"]))
+                status = receiver.answers.pop(0) if receiver.answers else 200
+                if status == "hang":
+                    receiver.released.wait(60)
+                if not isinstance(status, int):
+                    self.connection.shutdown(socket.SHUT_RDWR)
+                    return
+                self.send_response(status)
+                self.send_header("Location", "/elsewhere")
+                self.end_headers()
+
+            def log_message(self, *args):
+                pass
+
+        self.released = threading.Event()
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = False
+        self.url = f"http://127.0.0.1:{self.server.server_port}/secret-path"
+        self.thread = threading.Thread(target=self.server.serve_forever)
+        self.thread.start()
+
+    def close(self):
+        self.released.set()
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+    @property
+    def states(self):
+        return [(body["alert"], body["state"]) for body, _ in self.calls]
+
+
+@pytest.fixture
+def receiver(settings):
+    with contextlib.closing(Receiver()) as receiver:
+        config.use(alert_webhook=receiver.url)
+        yield receiver
+
+
+@pytest.fixture
+def rules(monkeypatch):
+    """Put rules into force. An alert is over at once."""
+    monkeypatch.setattr(alerts, "CLEAR_SECONDS", 0)
+
+    def use(text, **settings):
+        config.use(alerts=parse_alerts(text), **settings)
+
+    return use
+
+
+def retry_now(redis):
+    redis.delete(keys.ALERT_TRIES)
+
+
+def test_an_alert_is_told_once_when_it_begins_and_once_when_it_is_over(redis, rules, receiver):
+    rules("depth=1, depth:low=0, oldest=1h", environment="test")
+    for _ in range(2):
+        rqjobs.enqueue(sample_jobs.ok)
+    for _ in range(3):  # however often it is observed, and by whom
+        alerts.update(redis)
+        alerts.send_due(redis)
+    assert receiver.states == [("depth:default", "begin")]
+    assert [alert.message for alert in alerts.firing(redis)] == ["2 jobs wait in default (limit 1)"]
+    redis.delete(keys.queue("default"))
+    for _ in range(3):
+        alerts.update(redis)
+        alerts.send_due(redis)
+    assert receiver.states == [("depth:default", "begin"), ("depth:default", "over")]
+    assert alerts.firing(redis) == []
+    (begin, begin_id), (over, over_id) = receiver.calls
+    assert begin["environment"] == "test" and begin["began"] == over["began"]
+    assert (begin["id"], over["id"]) == (begin_id, over_id)
+    assert begin_id.removesuffix("begin") == over_id.removesuffix("over")
+    assert redis.hgetall(keys.ALERTS) == {}
+
+
+def test_a_receiver_that_fails_is_called_again_later_and_in_order(redis, rules, receiver, caplog):
+    rules("depth:default=0, depth:low=0")
+    rqjobs.enqueue(sample_jobs.ok)
+    alerts.update(redis)
+    rqjobs.queue("low").enqueue(sample_jobs.ok)
+    alerts.update(redis)
+    receiver.answers = [500, 302, "close"]
+    for tries in range(1, 4):
+        assert alerts.send_due(redis) == 0
+        assert alerts.send_due(redis) == 0  # not yet
+        assert len(receiver.calls) == tries
+        state = json.loads(redis.hget(keys.ALERT_TRIES, "webhook"))
+        assert state["tries"] == tries
+        redis.hset(keys.ALERT_TRIES, "webhook", json.dumps({**state, "due": 0}))
+    assert alerts.send_due(redis) == 2
+    assert receiver.states == [("depth:default", "begin")] * 4 + [("depth:low", "begin")]
+    assert len({key for _, key in receiver.calls}) == 2
+    assert "it answered 500" in caplog.text and "secret-path" not in caplog.text
+
+
+def test_a_receiver_that_hangs_holds_up_nothing_for_long(redis, rules, receiver, monkeypatch):
+    rules("depth:default=0")
+    rqjobs.enqueue(sample_jobs.ok)
+    alerts.update(redis)
+    monkeypatch.setattr(alerts, "SEND_SECONDS", 0.3)
+    receiver.answers = ["hang"]
+    began = time.monotonic()
+    assert alerts.send_due(redis) == 0
+    assert time.monotonic() - began < 5
+    receiver.released.set()
+    retry_now(redis)
+    monkeypatch.setattr(alerts, "SEND_SECONDS", 10.0)
+    assert alerts.send_due(redis) == 1
+
+
+def test_nobody_at_the_address_is_given_up_at_last(redis, rules, monkeypatch, caplog):
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    rules("depth:default=0", alert_webhook=f"http://127.0.0.1:{port}/secret-path")
+    rqjobs.enqueue(sample_jobs.ok)
+    alerts.update(redis)
+    monkeypatch.setattr(alerts, "MAX_TRIES", 2)
+    monkeypatch.setattr(alerts, "FIRST_RETRY_SECONDS", 0)
+    assert [alerts.send_due(redis) for _ in range(3)] == [0, 1, 0]
+    assert "given up" in caplog.text and "secret-path" not in caplog.text
+    assert redis.llen(keys.alert_events("webhook")) == 0
+
+
+def test_a_process_that_dies_between_the_call_and_its_note_repeats_it(redis, rules, receiver):
+    rules("depth:default=0")
+    rqjobs.enqueue(sample_jobs.ok)
+    alerts.update(redis)
+    (text,) = redis.lrange(keys.alert_events("webhook"), 0, -1)
+    alerts.deliver("webhook", json.loads(text))  # and here it dies
+    alerts.send_due(redis)
+    (_, first), (_, second) = receiver.calls
+    assert first == second
+
+
+def test_it_must_be_bad_for_as_long_as_the_rule_says_and_well_for_as_long(redis, rules, receiver):
+    """A value that goes up and down makes no second alert."""
+    rules("depth:default=0 for 1h, depth:low=0")
+    for name in ("default", "low"):
+        rqjobs.queue(name).enqueue(sample_jobs.ok)
+    alerts.update(redis)
+    assert [alert.name for alert in alerts.firing(redis)] == ["depth:low"]
+    alerts.CLEAR_SECONDS = 3600  # the fixture restores it
+    for depth in (0, 1, 0, 1):
+        redis.delete(keys.queue("low"))
+        if depth:
+            redis.rpush(keys.queue("low"), "x")
+        assert alerts.update(redis) == 0
+    state = json.loads(redis.hget(keys.ALERTS, "depth:default"))
+    redis.hset(keys.ALERTS, "depth:default", json.dumps({**state, "bad": state["bad"] - 3601}))
+    assert alerts.update(redis) == 1
+
+
+def test_counts_that_grow(redis, rules, receiver, monkeypatch):
+    rules("recovered, poison, schedule_missed")
+    schedules.add("hourly", every(hours=1), sample_jobs.ok)
+    redis.hset(keys.TOTALS, mapping={"recovered:process gone": 5, "poison": 1})
+    redis.hset(keys.schedule("hourly"), "missed", 3)
+    assert alerts.update(redis) == 0  # what was before is not news
+    redis.hincrby(keys.TOTALS, "recovered:lease expired", 2)
+    redis.hincrby(keys.schedule("hourly"), "missed", 1)
+    assert alerts.update(redis) == 2
+    assert {alert.name for alert in alerts.firing(redis)} == {"recovered", "schedule_missed:hourly"}
+    redis.hincrby(keys.TOTALS, "recovered:lease expired", 2)
+    assert alerts.update(redis) == 0  # the same alert
+    monkeypatch.setattr(alerts, "RECENT_SECONDS", 0)
+    assert alerts.update(redis) == 2
+    assert alerts.firing(redis) == []
+
+
+def test_a_rule_that_is_removed_ends_its_alert(redis, rules, receiver):
+    rules("depth:default=0, poison")
+    rqjobs.enqueue(sample_jobs.ok)
+    alerts.update(redis)
+    rules("failed=10")
+    alerts.update(redis)
+    alerts.send_due(redis)
+    assert receiver.states[-1] == ("depth:default", "over")
+    assert redis.hlen(keys.ALERTS) == 0
+
+
+def test_failures_begin_alerts_and_a_job_is_told(redis, rules, worker, eventually):
+    """By a real scheduler: no test has to ask."""
+    rqjobs.enqueue(sample_jobs.boom, "<!channel>")
+    process = worker(
+        "default",
+        options=("--with-scheduler",),
+        env={
+            "RQJOBS_ALERTS": "failed_for_good, new_failure_group, no_worker:low for 0s",
+            "RQJOBS_ALERT_JOB": "sample_jobs.ok",
+        },
+    )
+    ids = eventually(
+        lambda: (found := redis.zrange("rq:finished:default", 0, -1)) and len(found) == 3 and found
+    )
+    events = [rqjobs.Job.fetch(one.decode(), connection=redis).return_value() for one in ids]
+    assert {event["rule"] for event in events} == {
+        "failed_for_good",
+        "new_failure_group",
+        "no_worker",
+    }
+    (message,) = (event["message"] for event in events if event["rule"] == "failed_for_good")
+    assert "sample_jobs.boom: ValueError: <!channel>" in message, process.output()
+    assert len({event["id"] for event in events}) == 3
+
+
+def test_without_a_scheduler_a_web_process_notices(redis, rules, receiver, client, eventually):
+    rules("no_scheduler for 0s")
+    alert_thread._started_in = 0
+    client.get("/healthz")
+    eventually(lambda: receiver.calls)
+    assert receiver.states == [("no_scheduler", "begin")]
+    config.use(alerts=())
+
+
+def test_slack_gets_one_text_without_markup(redis, rules, receiver):
+    rules("depth:default=0", alert_format="slack", environment="live")
+    event = {**alerts.test_event(), "message": "<!channel> & co"}
+    alerts.deliver("webhook", event)
+    ((body, _),) = receiver.calls
+    assert body == {"text": ":rotating_light: [live] &lt;!channel&gt; &amp; co"}
+
+
+def test_foreign_data_stops_no_alert(redis, rules, receiver):
+    rules("depth:default=0, failed_for_good, new_failure_group, schedule_missed")
+    rqjobs.enqueue(sample_jobs.ok)
+    redis.hset(keys.ALERTS, "depth:default", "[1")
+    redis.hset(keys.ALERTS, "x\n", json.dumps({"since": "soon"}))
+    redis.hset(keys.ALERT_TRIES, "webhook", '{"tries": []}')
+    redis.rpush(keys.alert_events("webhook"), b"\xff")
+    redis.set(keys.SCHEDULES, "text")
+    now = redis.time()[0]
+    redis.zadd(keys.FAILURE_GROUPS, {"a": now, "b": now})
+    redis.set(keys.failure_group("a"), "text")
+    redis.hset(keys.failure_group("b"), mapping={"first": now, "message": b"\xff\x00" * 999})
+    alerts.update(redis)
+    alerts.send_due(redis)
+    assert ("depth:default", "begin") in [
+        (body.get("alert"), body.get("state")) for body, _ in receiver.calls
+    ]
