@@ -19,6 +19,7 @@ from rqjobs.broker import keys, places, scripts
 from rqjobs.broker.keys import decode
 from rqjobs.broker.scripts import SEARCH_JOBS
 from rqjobs.job_cursors import Cursor, next_cursor, read_cursor
+from rqjobs.job_fields import read_description
 from rqjobs.job_filters import STATE_OF_STATUS as STATE_OF_STATUS
 from rqjobs.job_filters import Filter as Filter
 from rqjobs.job_filters import FilterError as FilterError
@@ -459,6 +460,10 @@ def _count_places(client: redis.Redis, chosen: Filter) -> dict[str, dict[str, in
 # Rows
 
 
+def _description(stored: Any) -> str:
+    return read_description(stored) if isinstance(stored, bytes) else decode(stored)
+
+
 def found_job(source: Source, row: list[Any]) -> FoundJob:
     """A row of `search_jobs.lua`: the id, the moment, the score, then the texts of its fields."""
     job_id = decode(row[0])
@@ -470,7 +475,7 @@ def found_job(source: Source, row: list[Any]) -> FoundJob:
         state=source.state or STATE_OF_STATUS.get(decode(status)),
         status=decode(status),
         queue=source.queue or decode(origin),
-        description=decode(description),
+        description=_description(description),
         moment=_date(row[1]),
         ended_at=_date(row[7]),
         started_at=_date(row[8]),

@@ -14,7 +14,7 @@ import redis
 from rq.command import send_stop_job_command
 from rq.exceptions import InvalidJobOperation, NoSuchJobError
 
-from rqjobs import attempts, bulk_actions, connection, job_search, stats
+from rqjobs import attempts, bulk_actions, config, connection, hiding, job_search, stats
 from rqjobs.broker import transitions
 from rqjobs.bulk_actions import DONE_WORDS, Action
 from rqjobs.cli.activity import recorded
@@ -215,7 +215,7 @@ def _ending(job_id: str) -> dict[str, Any]:
         return empty | {"traceback": f"the result cannot be read: {error}"}
     if result is None:
         return empty | {"attempts": runs}
-    value = result.return_value
+    value = hiding.hide(config.current().hide, result.return_value)
     text = None if value is None else repr(value)[:RESULT_CHARACTERS]
     return {"attempts": runs, "result": text, "traceback": result.exc_string or ""}
 

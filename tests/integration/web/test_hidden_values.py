@@ -40,7 +40,7 @@ def test_no_page_and_no_list_shows_a_hidden_value(client, redis):
     )
     flow = flow.enqueue()
     jobs = [job.id, typed.id, *(one.id for one in many), *flow.job_ids]
-    paths = ["/", "/schedules", "/schedules/s", f"/flows/{flow.id}"]
+    paths = ["/", "/jobs", "/schedules", "/schedules/s", f"/flows/{flow.id}"]
     paths += [f"/jobs/{job_id}" for job_id in jobs]
     paths += [f"/rq/0/data/job/{job_id}.json" for job_id in jobs]
     for address, text in pages_of(client, *paths):
@@ -77,7 +77,8 @@ def test_a_worker_masks_its_lines_the_log_and_the_failure(client, worker, eventu
     for address, text in pages_of(client, *paths):
         assert SECRET not in text, address
     assert "hidden is wrong" in client.get(f"/jobs/{failed.id}").text.replace("&#39;", "")
-    assert SECRET not in CliRunner().invoke(main, ["failed", "show", failed.id]).output
+    for command in (["failed", "show", failed.id], ["jobs", "show", done.id]):
+        assert SECRET not in CliRunner().invoke(main, command).output
     job_lines = [line for line in process.output().splitlines() if "page_jobs.log_in(" in line]
     assert job_lines and not any(SECRET in line for line in job_lines)
 
