@@ -74,9 +74,10 @@ class Jobs:
         if pages is None:
             pages = self.pages
         app.extensions[EXTENSION] = self
-        app.cli.add_command(Commands(app, pages))
+        authorize = authorize or self.authorize
+        app.cli.add_command(Commands(app, pages, own_login=authorize is None))
         if pages is not None:
-            rqjobs.web.init_app(app, pages, authorize or self.authorize)
+            rqjobs.web.init_app(app, pages, authorize)
         self.has_app = True
 
     @overload
@@ -164,10 +165,11 @@ def _refuse_in_tests() -> None:
 class Commands(click.Group):
     """`flask jobs`: the commands of `rqjobs`, with the settings of the app's config."""
 
-    def __init__(self, app: Flask, pages: str | None):
+    def __init__(self, app: Flask, pages: str | None, own_login: bool = True):
         super().__init__("jobs", help="The commands of rqjobs, with this app's settings.")
         self.app = app
         self.pages = pages
+        self.own_login = own_login
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return _cli().main.list_commands(ctx)
@@ -196,6 +198,7 @@ class Commands(click.Group):
             worker=(sys.executable, "-m", "flask", *option, "jobs", "worker"),
             web_app=f"rqjobs.flask_extension:load_app({path!r})",
             pages=pages,
+            own_login=self.own_login,
         )
 
 

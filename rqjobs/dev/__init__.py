@@ -39,6 +39,7 @@ class Program:
     worker: tuple[str, ...]
     web_app: str  # as gunicorn names an app
     pages: str | None  # the path of the admin pages; None if the web app has none
+    own_login: bool = True  # False: the login of the app decides who may see them
 
     def web_command(self) -> list[str]:
         config_name = "python:rqjobs.web.gunicorn_config"
@@ -99,6 +100,9 @@ class Dev:
             return
         if pages != "/":
             self.echo(f"\n  Open  {address}/")
+        if not self.program.own_login:
+            self.echo(f"\n  Open  {address}{pages}\n  The login of the app decides who may see it.")
+            return
         password = f"the password {self.password}"
         if settings.admin_password:
             password = "RQJOBS_ADMIN_PASSWORD"  # its name  # nosec B105

@@ -158,3 +158,18 @@ def test_the_keys_the_menu_and_a_login_link(
     menu.click()
     assert "Workers" in shown(browser, "#pages") and menu.get_attribute("aria-expanded") == "true"
     assert [one for one in browser.get_log("browser") if one["level"] == "SEVERE"] == []
+
+
+def test_the_pages_without_javascript(browser, site, log_in, eventually, redis):
+    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    log_in()
+    show(browser, "dark", PHONE)
+    browser.find_element(By.LINK_TEXT, "Queues").click()
+    browser.find_element(By.CSS_SELECTOR, "form[action$='/pauses/pause'] button").click()
+    eventually(lambda: "is paused" in shown(browser, ".note"), what="the note")
+    browser.find_element(By.ID, "help-link").click()
+    eventually(lambda: shown(browser, "h1") == "Help and keys", what="the page of help")
+    browser.find_element(By.LINK_TEXT, "Activity").click()
+    eventually(lambda: "pause queue" in shown(browser, ".activity"), what="the action")
+    browser.find_element(By.CSS_SELECTOR, "form[action$='/logout'] button").click()
+    eventually(lambda: browser.find_elements(By.ID, "password"), what="the login page")

@@ -196,6 +196,7 @@ def test_jobs_takes_authorize(settings, redis, monkeypatch):
         app = Flask("shop")
         jobs = rqjobs.Jobs(pages="/ops", **at_start)
         jobs.init_app(app, **later)
+        assert not app.cli.commands["jobs"].own_login, "flask jobs dev prints no password"
         client = app.test_client()
         client.get("/ops/healthz").close()
         with client.get("/ops/", headers={"X-Role": "read"}) as reply:
