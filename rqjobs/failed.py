@@ -307,19 +307,35 @@ def _ungrouped(client: redis.Redis, chosen: Filter) -> Iterator[FailedJob]:
                 break
 
 
-def describe(client: redis.Redis, queue: str, ids: Sequence[str]) -> Iterator[FailedJob]:
-    """Failed jobs of a queue by their records and tracebacks, in one round trip."""
-    return _described(client, queue, ids, Filter())
+def describe(client: redis.Redis, ids: dict[str, list[str]]) -> list[FailedJob]:
+    """Failed jobs by their records and tracebacks, in one round trip. `ids`: by queue."""
+    commands = [command for some in ids.values() for command in _described_by(some)]
+    replies = scripts.read_together(client, commands)
+    found = []
+    for queue, some in ids.items():
+        mine, replies = replies[: 2 * len(some)], replies[2 * len(some) :]
+        found += list(_as_described(queue, some, mine, Filter()))
+    return found
 
 
 def _described(
     client: redis.Redis, queue: str, ids: Sequence[str], chosen: Filter
 ) -> Iterator[FailedJob]:
+    replies = scripts.read_together(client, _described_by(ids))
+    yield from _as_described(queue, ids, replies, chosen)
+
+
+def _described_by(ids: Sequence[str]) -> list[tuple[Any, ...]]:
     commands: list[tuple[Any, ...]] = []
     for job_id in ids:
         commands.append(("HMGET", keys.job(job_id), "data", "ended_at"))
         commands.append(("XREVRANGE", keys.results(job_id), "+", "-", "COUNT", 1))
-    replies = scripts.read_together(client, commands)
+    return commands
+
+
+def _as_described(
+    queue: str, ids: Sequence[str], replies: list[Any], chosen: Filter
+) -> Iterator[FailedJob]:
     for job_id, fields, entries in zip(ids, replies[::2], replies[1::2], strict=True):
         data = ended_at = None
         if isinstance(fields, list):

@@ -7,14 +7,13 @@ are paged by the last entry that was shown, so none is left out while others arr
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import redis
 
 from rqjobs import connection, failed
-from rqjobs.broker import keys, places, scripts
+from rqjobs.broker import keys, scripts
 from rqjobs.broker.keys import decode
 from rqjobs.failed import FailedJob, Group
 from rqjobs.texts import escape_surrogates
@@ -22,8 +21,7 @@ from rqjobs.texts import escape_surrogates
 MAX_GROUPS = 5000  # of which the names are read; the scripts make no more than 1,001
 MAX_WHO_CHARACTERS = 100  # of the person who ignores a group
 SCAN_JOBS = 1000  # failed jobs that one step of the search for those without a group looks at
-MAX_SCANS = 3  # such steps of one page
-NAME_FIELDS = ("function", "error", "message", "ignored", "total")
+MAX_SCANS = 2  # such steps of one page
 CURSOR = re.compile(r"(-?\d{1,12}(?:\.\d{1,17})?):(.{1,300})", re.ASCII | re.DOTALL)
 
 
@@ -52,50 +50,38 @@ class JobsPage:
 
 @dataclass(frozen=True)
 class Ungrouped:
-    """Some failed jobs without a group, and the cursor from which to look further, "" for none."""
+    """Some failed jobs without a group, and the cursor from which to look further, "" for none.
+
+    `total` is about how many there are.
+    """
 
     jobs: list[FailedJob]
     next: str
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """A group by its names alone."""
-
-    score: str
-    id: str
-    text: str
-    is_ignored: bool
-
-    @property
-    def place(self) -> tuple[float, str]:
-        return float(self.score), self.id
+    total: int
 
 
 # Groups
 
 
 def page(text: str = "", ignored: bool = False, after: str = "", limit: int = 25) -> Inbox:
-    """A page of the groups whose function, error or message contains `text`, in any case.
+    """A page of the groups whose function, error or message contains `text`, in two round trips.
 
     Args:
         ignored: those that are ignored, in place of the others.
         after: the cursor of the page before; one that is none begins at the start.
     """
     client = connection.client()
-    entries = _entries(client)
-    words = text.casefold()
-    wanted = [one for one in entries if one.is_ignored == ignored and words in one.text]
-    ahead = wanted
-    if place := _read_cursor(after):
-        ahead = [one for one in wanted if one.place < place]
-    shown = ahead[:limit]
-    number = sum(one.is_ignored for one in entries)
+    place = _read_cursor(after)
+    last = [repr(place[0]), place[1]] if place else ["", ""]
+    args = [text.lower(), "1" if ignored else "", *last, limit, MAX_GROUPS]
+    reply = scripts.FIND_GROUPS.run(client, [keys.FAILURE_GROUPS], args)
+    watched, number, matched, more, *found = reply
+    ids = [decode(one) for one in found[::2]]
     return Inbox(
-        groups=failed.read_groups(client, [one.id for one in shown]),
-        next=f"{shown[-1].score}:{shown[-1].id}" if len(ahead) > limit else "",
-        matched=len(wanted),
-        watched=len(entries) - number,
+        groups=failed.read_groups(client, ids),
+        next=f"{decode(found[-1])}:{ids[-1]}" if more else "",
+        matched=matched,
+        watched=watched,
         ignored=number,
     )
 
@@ -103,24 +89,6 @@ def page(text: str = "", ignored: bool = False, after: str = "", limit: int = 25
 def _read_cursor(text: str) -> tuple[float, str] | None:
     found = CURSOR.fullmatch(text)
     return (float(found[1]), found[2]) if found else None
-
-
-def _entries(client: redis.Redis) -> list[_Entry]:
-    command = ("ZREVRANGE", keys.FAILURE_GROUPS, 0, MAX_GROUPS - 1, "WITHSCORES")
-    (members,) = scripts.read_together(client, [command])
-    if isinstance(members, Exception):  # the key has the wrong type
-        return []
-    pairs = _pairs(members)
-    commands = [("HMGET", keys.failure_group(name), *NAME_FIELDS) for name, _ in pairs]
-    found = []
-    for (name, score), reply in zip(pairs, scripts.read_together(client, commands), strict=True):
-        if isinstance(reply, list) and any(reply):
-            texts = [decode(field or b"") for field in reply]
-            ignored = failed.read_ignored(*texts[3:])
-            is_ignored = ignored.since is not None and not ignored.has_come_back
-            words = "\n".join(texts[:3]).casefold()
-            found.append(_Entry(repr(score), name, words, is_ignored))
-    return found
 
 
 def _pairs(members: list[Any]) -> list[tuple[str, float]]:
@@ -174,26 +142,33 @@ def jobs_of(group_id: str, after: str = "", limit: int = 25) -> JobsPage:
 # Failed jobs without a group: plain RQ has recorded the failure.
 
 
+@dataclass(frozen=True)
+class _Census:
+    """About how many failed jobs are in no group, and the queues that have any failed job."""
+
+    ungrouped: int
+    queues: list[str]
+
+
 def count_ungrouped() -> int:
     """About how many failed jobs are in no group: their number by the sizes of all places."""
-    client = connection.client()
+    return _count(connection.client()).ungrouped
+
+
+def _count(client: redis.Redis) -> _Census:
     names, groups = scripts.read_together(
         client, [("SMEMBERS", keys.QUEUES), ("ZREVRANGE", keys.FAILURE_GROUPS, 0, MAX_GROUPS - 1)]
     )
-    queues = keys.queue_names_in(names)
+    queues = scripts.in_chunks(keys.queue_names_in(names))
     ids = [] if isinstance(groups, Exception) else [decode(group) for group in groups]
-    portions = [
-        (sign, prefix, portion)
-        for sign, prefix, rest in (
-            (1, keys.failed(""), queues),
-            (-1, keys.stopped(""), queues),
-            (-1, keys.failure_group_jobs(""), ids),
-        )
-        for portion in scripts.in_chunks(rest)
-    ]
-    commands = [scripts.COUNT_MEMBERS.call([], [prefix, *rest]) for _, prefix, rest in portions]
+    failures = [(keys.failed(""), "names", *portion) for portion in queues]
+    others = [(keys.stopped(""), "", *portion) for portion in queues]
+    others += [(keys.failure_group_jobs(""), "", *part) for part in scripts.in_chunks(ids)]
+    commands = [scripts.COUNT_MEMBERS.call([], list(args)) for args in [*failures, *others]]
     replies = scripts.read_together(client, commands, scripts.COUNT_MEMBERS)
-    return max(0, sum(sign * reply for (sign, _, _), reply in zip(portions, replies, strict=True)))
+    found, rest = replies[: len(failures)], replies[len(failures) :]
+    number = sum(reply[0] for reply in found) - sum(reply[0] for reply in rest)
+    return _Census(max(0, number), sorted(decode(name) for reply in found for name in reply[1:]))
 
 
 def ungrouped(after: str = "", limit: int = 25) -> Ungrouped:
@@ -202,27 +177,28 @@ def ungrouped(after: str = "", limit: int = 25) -> Ungrouped:
     Their order is Redis's own. A job that is there throughout is found, perhaps more than once.
     """
     client = connection.client()
+    census = _count(client)
     place = _Place.read(after)
-    found: list[FailedJob] = []
-    scans = 0
-    queues = [name for name in places.queue_names(client) if name >= place.queue]
-    for queue in _with_failures(client, queues):
+    found: dict[str, list[str]] = {}
+    left, scans, following = limit, 0, ""
+    for queue in [name for name in census.queues if name >= place.queue]:
         if queue != place.queue:
             place = _Place(queue=queue)
-        while True:
-            if scans == MAX_SCANS or len(found) >= limit:
-                return Ungrouped(found, place.text)
-            reply = scripts.UNGROUPED_FAILURES.run(client, [], [queue, place.cursor, SCAN_JOBS])
+        while not following:
+            if scans == MAX_SCANS or not left:
+                following = place.text
+                break
             scans += 1
+            reply = scripts.UNGROUPED_FAILURES.run(client, [], [queue, place.cursor, SCAN_JOBS])
             ids = [job_id for job_id in sorted(map(decode, reply[1:])) if job_id > place.after]
-            shown = ids[: limit - len(found)]
-            found += failed.describe(client, queue, shown)
-            if len(shown) < len(ids):
-                return Ungrouped(found, _Place(place.cursor, shown[-1], queue).text)
+            found[queue] = found.get(queue, []) + ids[:left]
+            if len(ids) > left:
+                following = _Place(place.cursor, ids[left - 1], queue).text
+            left -= len(ids[:left])
             place = _Place(decode(reply[0]), queue=queue)
             if place.cursor == "0":
                 break
-    return Ungrouped(found, "")
+    return Ungrouped(failed.describe(client, found), following, census.ungrouped)
 
 
 @dataclass(frozen=True)
@@ -242,9 +218,3 @@ class _Place:
         """The place of a cursor; the start for a text that is none."""
         found = re.fullmatch(r"(\d{1,20}):([^:]*):(.*)", text, re.ASCII | re.DOTALL)
         return cls(*found.groups()) if found else cls()
-
-
-def _with_failures(client: redis.Redis, queues: Iterable[str]) -> list[str]:
-    names = list(queues)
-    replies = scripts.read_together(client, [("EXISTS", keys.failed(name)) for name in names])
-    return [name for name, reply in zip(names, replies, strict=True) if reply == 1]

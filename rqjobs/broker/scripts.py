@@ -258,6 +258,7 @@ COUNT_REFUSED_LOGIN = Script("count_refused_login", policies=False)
 # Reading only.
 BUSY_QUEUES = Script("busy_queues")
 COUNT_PLACES = Script("count_places")
+FIND_GROUPS = Script("find_groups", policies=False)
 COUNT_MEMBERS = Script("count_members", policies=False)
 FAILED_JOBS = Script("failed_jobs")
 UNGROUPED_FAILURES = Script("ungrouped_failures")

@@ -449,3 +449,48 @@ def test_reschedule_a_delayed_job(at_home, site, worker, eventually, redis):
     eventually(lambda: job.get_status() == "finished", what="the end of the job")
     browser.get(f"{site}/jobs/{job.id}")
     nothing_ran(browser)
+
+
+def test_failures_schedules_and_queues_take_three_clicks(at_home, site, redis, eventually):
+    """Is it one fault or many, try one again, every night at six, pause a queue for the deploy."""
+    browser = at_home
+    for number in range(3):
+        rqjobs.enqueue(sample_jobs.boom, f"card {number} was refused")
+    rqjobs.Worker(["default"]).work(burst=True, logging_level="CRITICAL")
+
+    def click(text):
+        browser.find_element(By.LINK_TEXT, text).click()
+
+    click("Failures")
+    assert "card 2 was refused" in shown(browser, ".inbox") and "failed now" in shown(browser, "dl")
+    browser.find_element(By.CSS_SELECTOR, ".inbox [id^=try-]").click()
+    eventually(lambda: "back in its queue" in shown(browser, ".note"), what="the job's page")
+    assert redis.llen("rq:queue:default") == 1
+    browser.get(f"{site}/failed")
+    browser.find_element(By.CSS_SELECTOR, ".inbox [id^=ignore-]").click()
+    eventually(lambda: "No failures except the ignored" in shown(browser, "main"), what="silence")
+
+    browser.get(f"{site}/")
+    click("Schedules")
+    Select(browser.find_element(By.ID, "function")).select_by_value("sample_jobs.say")
+    field = eventually(lambda: browser.find_elements(By.ID, "arg.text"), what="the form")[0]
+    field.send_keys("good night")
+    clock = browser.find_element(By.NAME, "clock")
+    browser.execute_script(
+        "arguments[0].value = '18:00'; arguments[0].dispatchEvent(new Event('input'))", clock
+    )
+    browser.find_element(By.CSS_SELECTOR, "#rule button.primary").click()
+    eventually(lambda: "The schedule is stored." in shown(browser, ".note"), what="the schedule")
+    assert rqjobs.schedules.get("say").rule.expression == "0 18 * * *"
+
+    browser.get(f"{site}/")
+    click("Queues")
+    browser.find_element(By.LINK_TEXT, "default").click()
+    eventually(lambda: "sample_jobs.boom" in shown(browser, ".jobs"), what="the job in the queue")
+    press_labelled(browser, "Pause queue default")
+    eventually(lambda: "paused" in shown(browser, ".title .badge"), what="the pause")
+    browser.find_element(By.ID, "empty").click()
+    browser.find_element(By.CSS_SELECTOR, ".confirm input").click()
+    browser.find_element(By.CSS_SELECTOR, ".confirm button").click()
+    eventually(lambda: "1 waiting jobs of default" in shown(browser, ".note"), what="the note")
+    assert redis.llen("rq:queue:default") == 0

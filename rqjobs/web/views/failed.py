@@ -118,7 +118,7 @@ def _show_ungrouped() -> Any:
     return page(
         "failed_ungrouped.html",
         jobs=[_ungrouped_row(job) for job in found.jobs],
-        total=failure_inbox.count_ungrouped(),
+        total=found.total,
         after=after,
         next=found.next,
         max_jobs=REQUEUE_MAX_JOBS,
