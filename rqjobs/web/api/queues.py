@@ -229,6 +229,7 @@ def resume_worker(given: Given, worker: str) -> Response:
     "/workers/{worker}/stop",
     tag="workers",
     summary="Let a worker end",
+    role=Role.ADMIN,
     answers={202: WORKER},
     problems=(409,),
 )
