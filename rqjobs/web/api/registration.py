@@ -2,6 +2,7 @@
 
 from rqjobs.web.api import failures as failures
 from rqjobs.web.api import functions as functions
+from rqjobs.web.api import job_lists as job_lists
 from rqjobs.web.api import jobs as jobs
 from rqjobs.web.api import openapi as openapi
 from rqjobs.web.api import queues as queues

@@ -361,6 +361,33 @@ def test_a_wait_ends_with_the_job_or_in_time(api, redis, eventually, monkeypatch
     assert api.get(f"/jobs/{job.id}/wait?timeout=60").status_code == 200
 
 
+def test_jobs_are_found_part_by_part_and_changed_together(api, redis):
+    for number in range(5):
+        rqjobs.enqueue("sample_jobs.ok", number, job_id=f"job-{number}")
+    rqjobs.queue("low").enqueue("sample_jobs.say", "hello")
+    found, after = [], ""
+    while after is not None:
+        part = api.get(f"/jobs?function=ok&limit=2{after}").json
+        found += [job["id"] for job in part["jobs"]]
+        after = part["next"] and f"&after={part['next']}"
+    assert found == [f"job-{number}" for number in reversed(range(5))]
+    assert part["is_complete"] and part["jobs"][0]["status"] == "queued"
+    assert [one["queue"] for one in api.get("/jobs?text=hello").json["jobs"]] == ["low"]
+    for query in ("state=odd", "since=soon", "after=odd", "job_id=a:b", "text=%00"):
+        assert api.get(f"/jobs?{query}").status_code == 422, query
+    cancel = {"action": "cancel", "jobs": ["job-0", "job-1", "nothing"]}
+    assert api.post("/jobs/actions", cancel).json == {"jobs": 2, "job_id": None}
+    cancel = {"action": "cancel", "filter": {"function": "ok", "state": "queued"}}
+    assert api.post("/jobs/actions", cancel).json["jobs"] == 3
+    delete = {"action": "delete", "filter": {"state": "canceled"}}
+    assert api.post("/jobs/actions", delete, token=OPERATOR).status_code == 403
+    assert api.post("/jobs/actions", delete).json["jobs"] == 5
+    for wrong in ({}, {"filter": {}}, {"filter": {"state": "x"}}, {"jobs": [], "filter": {}}):
+        assert api.post("/jobs/actions", {"action": "delete", **wrong}).status_code == 422
+    wrong = {"action": "cancel", "filter": {"since": "soon"}}
+    assert [*api.post("/jobs/actions", wrong).json["errors"]] == ["filter.since"]
+
+
 # Queues, failures, schedules
 
 
