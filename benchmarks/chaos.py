@@ -373,7 +373,7 @@ def kill_with_flows(scenario: Scenario) -> None:
         for number in scenario.steps(scenario.size(200, 8), "faults"):
             time.sleep(random.uniform(0.1, 0.6))
             if number % 3 == 1:
-                ordered = chaos_flows.wait_for_more(url, ordered)
+                ordered = chaos_flows.wait_for_more(url, ordered + 3)
                 application.kill()
                 application.wait()
                 application = chaos_flows.start_application(url, group.environ)

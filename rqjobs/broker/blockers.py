@@ -14,8 +14,10 @@ from rqjobs.broker import scripts
 from rqjobs.broker.keys import decode
 from rqjobs.broker.scripts import FIND_BLOCKER
 
-DEFERRED_PER_SCRIPT = 1000  # deferred jobs that one script looks at
-MAX_SCRIPTS = 20  # for one job; what lies behind these jobs is not looked at
+SEARCHED_JOBS_PER_SCRIPT = (
+    1000  # that one script looks at; a longer one would hold up other clients
+)
+MAX_SCRIPTS = 50  # for one job; what lies behind these jobs is not looked at
 JOBS_PER_ROUND_TRIP = 100
 # The remedy for a job that is deferred behind a parent in this state.
 REMEDIES = {
@@ -56,7 +58,7 @@ def find(connection: redis.Redis, job_ids: list[str]) -> Found:
             if not pending:
                 break
             commands = [
-                FIND_BLOCKER.call([], [DEFERRED_PER_SCRIPT, *ids]) for ids in pending.values()
+                FIND_BLOCKER.call([], [SEARCHED_JOBS_PER_SCRIPT, *ids]) for ids in pending.values()
             ]
             replies = scripts.read_together(connection, commands, FIND_BLOCKER)
             pending = _read(found, dict(zip(pending, replies, strict=True)))

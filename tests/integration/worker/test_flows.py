@@ -182,9 +182,10 @@ def test_a_wait_that_has_begun_ends_at_once_too(redis, worker, eventually):
 
 
 def test_a_long_chain_and_a_large_chord_are_searched_in_steps(redis, monkeypatch):
-    monkeypatch.setattr(blockers, "DEFERRED_PER_SCRIPT", 7)
+    monkeypatch.setattr(blockers, "SEARCHED_JOBS_PER_SCRIPT", 7)
     row = chain(*(s(jobs.nothing) for _ in range(100))).enqueue()
-    wide = chord(rqjobs.map(jobs.double, range(300)), jobs.total.s()).enqueue()
+    wide = chord(rqjobs.map(jobs.double, range(1500)), jobs.total.s()).enqueue()
+    wide.job_ids[0], wide.job_ids[-2] = wide.job_ids[-2], wide.job_ids[0]
     for flow in (row, wide):
         rqjobs.Job.fetch(flow.job_ids[0], redis).cancel()
         with pytest.raises(rqjobs.NoResult, match=f"waits for the job {flow.job_ids[0]}"):
