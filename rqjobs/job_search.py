@@ -29,7 +29,7 @@ from rqjobs.jobs import function_name
 from rqjobs.loops import Progress, read_progress
 from rqjobs.times import format_date, parse_date, utc
 
-STEP_JOBS = 5000  # that one script looks at: it holds up Redis for some milliseconds
+STEP_JOBS = 4000  # that one script looks at: it holds up Redis for some milliseconds
 MAX_STEPS = 5  # round trips of one page
 SORTED_MAX_JOBS = 5000  # that a page sorts by their moments, over all sources
 PAGE_JOBS = 50
@@ -306,7 +306,7 @@ def search(
 ) -> Found:
     """The next page of the jobs of a filter, the newest first.
 
-    Several states or queues are merged by the last dates of the jobs. One call looks at some 25,000
+    Several states or queues are merged by the last dates of the jobs. One call looks at some 20,000
     jobs at most.
 
     Args:

@@ -16,7 +16,8 @@ local wanted, missing, done = {}, #ARGV - 2, {}
 for i = 3, #ARGV do wanted[ARGV[i]] = true end
 if not fits(queue_key, 'list') or redis.call('EXISTS', queue_key) == 0 then return {} end
 if not fits(canceled_key, 'zset') then
-  return redis.error_reply('ERR the key ' .. canceled_key .. ' is not a sorted set; rename or delete it')
+  local what = ' is not a sorted set; rename or delete it'
+  return redis.error_reply('ERR the key ' .. canceled_key .. what)
 end
 
 local function cancel(id, index)

@@ -15,8 +15,9 @@
 -- of its dates. An id without a job is left out in a registry of ended jobs.
 -- Returns the position behind the last job that was looked at (empty if there are no more), the
 -- numbers of the jobs that were looked at, of all jobs, of the found ones, and of those that the
--- caller must check; and a list with each of these two: the position behind it, the number of the jobs looked at by
--- then, "maybe" if the function or the error must be checked, and its id, moment, score and fields.
+-- caller must check; and a list with each of these two: the position behind it, the number of the
+-- jobs looked at by then, "maybe" if the function or the error must be checked, and its id, moment,
+-- score and fields.
 
 local SHORT_BYTES, LONG_BYTES = 300, 600  -- of the fields in the reply
 local DATA_MAX_BYTES = 65536  -- of a job's data, of which only the function is read
@@ -75,7 +76,9 @@ local function has_function(id, description)
 end
 
 local function has_error(group, status)
-  if group and group ~= '' then return string.find(' ' .. groups, ' ' .. group .. ' ', 1, true) ~= nil end
+  if group and group ~= '' then
+    return string.find(' ' .. groups, ' ' .. group .. ' ', 1, true) ~= nil
+  end
   return status == 'failed' and 'maybe'
 end
 
@@ -110,9 +113,11 @@ local function has_status(status)
   return wanted_status == '' or status == wanted_status
 end
 
+local may_be_id = not string.find(text, '[^%w_-]')
+
 local function has_text(id, description)
   return string.find(string.lower(description or ''), text, 1, true)
-    or string.find(string.lower(id), text, 1, true)
+    or may_be_id and string.find(string.lower(id), text, 1, true)
 end
 
 -- Whether the filter takes a job: true, false or "maybe". An unreadable job has no fields, and no
@@ -136,16 +141,17 @@ local function takes(id)
   return answer
 end
 
+local has_tokens = kind == 'zset' and string.find(key, '^rq:wip:')
+-- Where a job without a record is not listed: that is its ordinary end.
+local may_expire = kind == 'ids' or string.find(key, '^rq:finished:')
+  or string.find(key, '^rq:canceled:')
+
 local function id_of(member)
-  if kind == 'zset' and string.find(key, '^rq:wip:') then return string.match(member, '^[^:]*') end
-  return member
+  return has_tokens and string.match(member, '^[^:]*') or member
 end
 
--- Whether a job is listed, which it is without a record too if that is no ordinary end.
-local function is_listed(id)
-  local may_expire = kind == 'ids' or string.find(key, '^rq:finished:')
-    or string.find(key, '^rq:canceled:')
-  return not may_expire or redis.call('EXISTS', 'rq:job:' .. id) == 1
+local function is_gone(id)
+  return may_expire and redis.call('EXISTS', 'rq:job:' .. id) == 0
 end
 
 local looked, found, undecided, rows = 0, 0, 0, {}
@@ -171,11 +177,12 @@ end
 local function look_at(member, score, place)
   looked = looked + 1
   local id = id_of(member)
-  local answer = is_listed(id) and takes(id)
-  if answer then
+  local answer = takes(id)
+  if answer and not is_gone(id) then
     if answer == 'maybe' then undecided = undecided + 1 else found = found + 1 end
     if wants == 'rows' then
-      rows[#rows + 1] = {place(), looked, answer == 'maybe' and answer or '', unpack(row(id, score))}
+      local maybe = answer == 'maybe' and answer or ''
+      rows[#rows + 1] = {place(), looked, maybe, unpack(row(id, score))}
     end
   end
   return looked < max_looked and found < max_found and undecided < MAX_UNDECIDED
@@ -199,9 +206,11 @@ local function search_sorted(members)
   end
   table.sort(entries, comes_first)
   local after = position[1] and {position[2], position[3]}
-  for i, entry in ipairs(entries) do
+  local entry
+  local function place() return {'sorted', entry[1], entry[2]} end
+  for i = 1, #entries do
+    entry = entries[i]
     if not after or comes_first(after, entry) then
-      local function place() return {'sorted', entry[1], entry[2]} end
       if not look_at(entry[2], entry[3], place) then
         if i < #entries then stop = place() end
         return
@@ -225,7 +234,8 @@ local function rank_behind(score, member)
     local middle = math.floor((low + high) / 2)
     local other = redis.call(command, key, middle, middle)[1]
     local is_behind
-    if is_newest_first then is_behind = is_less(other, member) else is_behind = is_less(member, other) end
+    if is_newest_first then is_behind = is_less(other, member) end
+    if not is_newest_first then is_behind = is_less(member, other) end
     if is_behind then high = middle else low = middle + 1 end
   end
   return low
@@ -235,13 +245,14 @@ local function search_ranked()
   local command = order == 'newest' and 'ZREVRANGE' or 'ZRANGE'
   local rank = position[1] and rank_behind(position[2], position[3]) or 0
   local total, chunk = redis.call('ZCARD', key), has_filter and 1000 or max_found + 10
+  local member, score
+  local function place() return {'ranked', score, member} end
   while rank < total do
     local entries = redis.call(command, key, rank, rank + chunk - 1, 'WITHSCORES')
     if #entries == 0 then return end
     for i = 1, #entries, 2 do
-      local function place() return {'ranked', entries[i + 1], entries[i]} end
-      rank = rank + 1
-      if not look_at(entries[i], entries[i + 1], place) then
+      member, score, rank = entries[i], entries[i + 1], rank + 1
+      if not look_at(member, score, place) then
         if rank < total then stop = place() end
         return
       end
@@ -305,16 +316,18 @@ local function search_list()
   local depth, chunk = 0, has_filter and 1000 or max_found + 10
   if position[1] then depth = depth_of_position(total) end
   local before = depth > 0 and ids_at(depth - 1, 1)[1] or nil
+  local ids, index
+  local function place()
+    local id, earlier = ids[index], ids[index - 1] or before or ''
+    local fields = read_job(id, 'enqueued_at') or {}
+    return {'listed', tostring(depth), tostring(total), fields[1] or '', id, ids[index + 1] or '',
+      earlier, ids[index + 2] or ''}
+  end
   while depth < total do
-    local ids = ids_at(depth, chunk + 2)
+    ids = ids_at(depth, chunk + 2)
     if #ids == 0 then return end
     for i = 1, math.min(#ids, chunk) do
-      depth = depth + 1
-      local function place()
-        local fields = read_job(ids[i], 'enqueued_at') or {}
-        local near = {ids[i], ids[i + 1] or '', ids[i - 1] or before or '', ids[i + 2] or ''}
-        return {'listed', tostring(depth), tostring(total), fields[1] or '', unpack(near)}
-      end
+      depth, index = depth + 1, i
       if not look_at(ids[i], '', place) then
         if depth < total then stop = place() end
         return
@@ -349,7 +362,8 @@ if kind == 'ids' then
 elseif kind == 'zset' and redis.call('TYPE', key).ok == 'zset' then
   total = redis.call('ZCARD', key)
   if mode == 'sorted' or (not mode and total <= max_sorted) then
-    search_sorted(with_scores(redis.call('ZREVRANGE', key, 0, MAX_SORTED_AGAIN - 1, 'WITHSCORES')))
+    local entries = redis.call('ZREVRANGE', key, 0, MAX_SORTED_AGAIN - 1, 'WITHSCORES')
+    search_sorted(with_scores(entries))
   else
     search_ranked()
   end
