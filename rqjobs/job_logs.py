@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,9 +21,12 @@ import redis
 from rqjobs.broker import keys, scripts
 from rqjobs.broker.keys import decode
 from rqjobs.broker.scripts import KEEP_LOG, READ_LOG
+from rqjobs.connection import explain
 from rqjobs.logs import replace_control_characters
+from rqjobs.results import can_recover
 from rqjobs.times import utc
 
+log = logging.getLogger("rqjobs")
 LOG_MAX_BYTES = 64 * 1024  # of one job
 LINE_MAX_CHARACTERS = 8 * 1024
 LOGGER_NAME_MAX_CHARACTERS = 200  # of a logger or a level
@@ -30,6 +34,7 @@ CHUNK_BYTES = 2 * 1024  # a chunk ends with the line that reaches this size
 # What is read of a log in one step. Ours are smaller; another program may have written more.
 MAX_CHUNKS = 5000
 READ_MAX_BYTES = 4 * LOG_MAX_BYTES
+RECONNECT_SECONDS = 0.5  # between two attempts of a follower
 FOLLOW_BLOCK_MS = 5000  # a job that was canceled or deleted is noticed so much later
 NO_MORE_LINES = (b"finished", b"failed", b"stopped", b"canceled", None)
 ANSI_SEQUENCE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
@@ -149,33 +154,63 @@ def _read_command(job_id: str, after: tuple[int, int]) -> tuple[Any, ...]:
 def follow(connection: redis.Redis, job_id: str) -> Iterator[LogLine]:
     """The lines of a job, and further ones as they come, until the job has ended or is gone.
 
-    It waits without polling: each run that ends adds to the job's results.
+    It waits without polling: each run that ends adds to the job's results. It outlasts an outage of
+    Redis that comes after the first look.
     """
-    log, results = keys.log(job_id), keys.results(job_id)
     after: tuple[int, int] = (0, 0)
+    step = _Step([], after, False, None)
+    has_looked, failures = False, 0
     while True:
-        commands: list[tuple[Any, ...]] = [
-            ("XREVRANGE", results, "+", "-", "COUNT", 1),
-            ("HGET", keys.job(job_id), "status"),
-            _read_command(job_id, after),
-        ]
-        replies = scripts.read_together(connection, commands, READ_LOG)
-        newest_result, status, (has_more, newest, last, entries) = replies
-        if _id_of(newest) < after:  # a new life of the id, with a log of its own
-            after = (0, 0)
+        try:
+            if step.waits_for:
+                connection.xread(step.waits_for, count=1, block=FOLLOW_BLOCK_MS)
+            step = _look(connection, job_id, after)
+            has_looked, failures = True, 0
+        except (redis.RedisError, OSError) as error:
+            if not has_looked or not can_recover(error):
+                raise
+            if not failures:
+                log.warning("following a log: Redis does not answer: %s", explain(error))
+            failures += 1
+            time.sleep(RECONNECT_SECONDS)
             continue
-        lines, _ = _lines_of(entries, after[1])
-        yield from lines
-        after = max(after, _id_of(last))
-        if has_more == b"1":
-            continue
-        if status in NO_MORE_LINES or isinstance(status, Exception):
+        yield from step.lines
+        after = step.after
+        if step.is_last:
             return
-        seen = "0-0"
-        if isinstance(newest_result, list) and newest_result:
-            seen = decode(newest_result[0][0])
-        streams: Any = {log: f"{after[0]}-{after[1]}", results: seen}
-        connection.xread(streams, count=1, block=FOLLOW_BLOCK_MS)
+
+
+class _Step(NamedTuple):
+    """What one look at a log has found. `waits_for`: the streams of which the next one waits."""
+
+    lines: list[LogLine]
+    after: tuple[int, int]
+    is_last: bool
+    waits_for: Any
+
+
+def _look(connection: redis.Redis, job_id: str, after: tuple[int, int]) -> _Step:
+    """The lines behind `after`, or some of them."""
+    results = keys.results(job_id)
+    commands: list[tuple[Any, ...]] = [
+        ("XREVRANGE", results, "+", "-", "COUNT", 1),
+        ("HGET", keys.job(job_id), "status"),
+        _read_command(job_id, after),
+    ]
+    replies = scripts.read_together(connection, commands, READ_LOG)
+    newest_result, status, (has_more, newest, last, entries) = replies
+    if _id_of(newest) < after:  # a new life of the id, with a log of its own
+        return _Step([], (0, 0), False, None)
+    lines, _ = _lines_of(entries, after[1])
+    after = max(after, _id_of(last))
+    if has_more == b"1":
+        return _Step(lines, after, False, None)
+    is_last = status in NO_MORE_LINES or isinstance(status, Exception)
+    seen = "0-0"
+    if isinstance(newest_result, list) and newest_result:
+        seen = decode(newest_result[0][0])
+    streams = {keys.log(job_id): f"{after[0]}-{after[1]}", results: seen}
+    return _Step(lines, after, is_last, streams)
 
 
 def _id_of(entry_id: bytes) -> tuple[int, int]:

@@ -255,7 +255,7 @@ class Waiting:
                     self.failures = 0
                     continue
             except (redis.RedisError, OSError) as error:
-                if not _can_recover(error):
+                if not can_recover(error):
                     raise
                 outcomes = {}
                 problem = error
@@ -424,7 +424,7 @@ def _or_nothing(reply: Any, nothing: list[Any]) -> Any:
     raise reply
 
 
-def _can_recover(error: Exception) -> bool:
+def can_recover(error: Exception) -> bool:
     """Whether Redis may answer later."""
     return connection.is_transient(error) and not isinstance(error, redis.AuthenticationError)
 

@@ -11,6 +11,7 @@ import sys
 import helpers
 import log_jobs
 import pytest
+import redis as redis_py
 import sample_jobs
 from redis.exceptions import ResponseError
 
@@ -269,6 +270,27 @@ def test_a_full_redis_and_foreign_data_change_nothing(redis, claimed):
     redis.delete(log)
     redis.set(log, "odd")
     assert keep(redis, claimed, batch(3, "c")) == []
+
+
+def test_a_follower_outlasts_an_outage(redis, claimed, monkeypatch):
+    """It ended with an error when Redis was restarted, or hung for some seconds."""
+    keep(redis, claimed, batch(1, "a"))
+    follower = job_logs.follow(redis, claimed.job_id)
+    assert next(follower).text == "a"
+    xread = redis.xread
+
+    def fail_once(*args, **options):
+        monkeypatch.setattr(redis, "xread", xread)
+        raise redis_py.ConnectionError("gone")
+
+    monkeypatch.setattr(redis, "xread", fail_once)
+    keep(redis, claimed, batch(2, "b"))
+    redis.hset(f"rq:job:{claimed.job_id}", "status", "finished")
+    assert [line.text for line in follower] == ["b"]
+    unreachable = redis_py.Redis(unix_socket_path="/nowhere")
+    with pytest.raises(redis_py.ConnectionError):
+        next(job_logs.follow(unreachable, claimed.job_id))
+    unreachable.close()
 
 
 def test_a_reader_reads_a_bounded_number_of_bytes(redis, claimed):
