@@ -37,7 +37,9 @@ from rqjobs.broker import keys, scripts, transitions
 from rqjobs.maintenance import doctor, sweep
 
 METADATA = MetaData()
-ORDERS = Table("orders", METADATA, Column("id", Integer, primary_key=True), Column("name", String(50)))
+ORDERS = Table(
+    "orders", METADATA, Column("id", Integer, primary_key=True), Column("name", String(50))
+)
 
 
 class Order:
