@@ -370,7 +370,7 @@ def kill_with_flows(scenario: Scenario) -> None:
     application = chaos_flows.start_application(url, group.environ)
     application_kills = ordered = 0
     try:
-        for number in scenario.steps(scenario.size(200, 8), "faults"):
+        for number in scenario.steps(scenario.size(200, 7), "faults"):
             time.sleep(random.uniform(0.1, 0.6))
             if number % 3 == 1:
                 ordered = chaos_flows.wait_for_more(url, ordered + 3)

@@ -90,9 +90,9 @@ class Hook:
         """Log what the block raises. A time limit ends the job, or the calls of its hooks."""
         try:
             yield
-        except BaseTimeoutException:
+        except (BaseTimeoutException, KeyboardInterrupt):
             raise
-        except (Exception, SystemExit) as error:
+        except BaseException as error:  # also of asyncio, or of a library
             log.error(
                 "Job %s: the hook %s (%s.%s) failed and is ignored:\n%s",
                 job.id,
