@@ -19,13 +19,18 @@ def test_the_page_of_redis(client, redis):
     assert "of the memory limit is used" not in page, "there is no limit"
     redis.config_set("maxmemory", "1gb")
     try:
-        part = client.get("/live/redis").text
+        part = client.get("/redis").text
         assert "of the memory limit is used" in part and "<meter" in part and "1.0 GiB" in part
         redis.config_set("maxmemory-policy", "allkeys-lru")
         assert "Redis would throw jobs away" in client.get("/redis").text
     finally:
         redis.config_set("maxmemory", 0)
         redis.config_set("maxmemory-policy", "noeviction")
+
+
+def test_viewers_share_the_live_numbers_of_redis(client, redis):
+    first = client.get("/live/redis").text
+    assert "Connected" in first and client.get("/live/redis").text == first
 
 
 def test_the_page_of_redis_takes_few_round_trips(client, redis):
