@@ -4,12 +4,13 @@
 {
   const help = document.getElementById("help");
   const link = document.getElementById("help-link");
+  const SEARCH = "[data-search], main input[type=search]";
   const isTyping = (target) => target.closest("input, select, textarea, [contenteditable]") !== null;
 
   const showHelp = () => { if (!help.open) help.showModal(); };
 
   const search = () => {
-    const field = document.querySelector("[data-search]");
+    const field = document.querySelector(SEARCH);
     if (!field) {
       const jobs = document.querySelector("#pages a[data-jobs]");
       if (jobs) location.assign(`${jobs.href}#search`);
@@ -22,7 +23,7 @@
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
     if (isTyping(event.target)) {
-      if (event.key === "Escape" && event.target.matches("[data-search]")) event.target.blur();
+      if (event.key === "Escape" && event.target.matches(SEARCH)) event.target.blur();
       return;
     }
     if (help?.open) return;

@@ -108,6 +108,16 @@ def test_no_template_has_an_inline_script_or_style():
         assert not re.search(r"<script(?![^>]*\ssrc=)", text), path.name
 
 
+def test_every_section_of_the_style_sheet_begins_outside_of_the_one_before():
+    """A lost brace put the sections behind it into the rules for phones."""
+    for path in (WEB / "static").glob("*.css"):
+        depth = 0
+        for line in path.read_text(encoding="utf-8").splitlines():
+            assert depth == 0 or not line.startswith("/*"), (path.name, line)
+            depth += line.count("{") - line.count("}")
+        assert depth == 0, path.name
+
+
 def test_every_page_has_one_heading(client):
     for path in ("/", "/failed", "/delayed", "/schedules", "/workers", "/activity", "/help"):
         assert client.get(path).text.count("<h1") == 1, path
