@@ -32,7 +32,7 @@ MAX_CHARACTERS = {
     "target": 300,
     "note": 500,
 }
-WRONG_PASSWORD = "wrong password"
+WRONG_PASSWORD = "wrong password"  # the name of an action  # nosec B105
 
 
 class Outcome(Enum):
