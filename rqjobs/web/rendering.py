@@ -31,7 +31,6 @@ VIEW_MAX_FIELDS = 50
 MEMORY_FULL_RATIO = 0.98  # of maxmemory; at about this share Redis refuses writes
 CONNECTION_ERRORS = (redis.ConnectionError, redis.TimeoutError)
 LIST_ENDPOINTS = {
-    "failed": "rqjobs.failed_list",
     "delayed": "rqjobs.delayed_jobs",
     "schedules": "rqjobs.schedules",
     "queues": "rqjobs.queues",
@@ -225,26 +224,6 @@ def paging(total: int, size: int) -> Paging:
     pages = ceil(total / size)
     wanted = max(request.args.get("page", 1, type=int), 1)
     return Paging(min(wanted, max(pages, 1), MAX_PAGE_NUMBER), pages, size)
-
-
-class QueueFilter(NamedTuple):
-    """The queue that `?queue=` chooses ("" for all), and the number of jobs in each queue."""
-
-    chosen: str
-    counts: dict[str, int]
-
-    @property
-    def names(self) -> list[str]:
-        """The chosen queues."""
-        return [name for name in self.counts if self.chosen in ("", name)]
-
-    @property
-    def total(self) -> int:
-        return sum(self.counts[name] for name in self.names)
-
-
-def queue_filter(counts: dict[str, int]) -> QueueFilter:
-    return QueueFilter(request.args.get("queue", ""), counts)
 
 
 # Texts

@@ -8,18 +8,19 @@ from typing import Any
 from flask import abort, redirect, request, url_for
 from rq.exceptions import InvalidJobOperation, NoSuchJobError
 
-from rqjobs import connection, failure_inbox, stats
+from rqjobs import bulk_actions, connection, failure_inbox, job_filters, stats
 from rqjobs import failed as failed_jobs
-from rqjobs.broker import places, transitions
+from rqjobs.broker import transitions
+from rqjobs.bulk_actions import Action
 from rqjobs.failed import FailedJob, Filter, Target
 from rqjobs.web.access import Role, current_access, requires
 from rqjobs.web.job_view import row
-from rqjobs.web.rendering import cut, flash, page, pages, paging, queue_filter
+from rqjobs.web.rendering import cut, flash, page, pages
 
 FAILED_PER_PAGE = 25
 GROUPS_PER_PAGE = 25
 REQUEUE_MAX_JOBS = 1000  # of one click: it must end within the time-out of a web server
-GROUP_MAX_JOBS = 10_000  # of one click on the page of a group, which moves them in larger steps
+GROUP_MAX_JOBS = 10_000  # of one click on the page of a group; more are changed by a job
 TRIED_MAX_JOBS = 5  # of the newest jobs of a group, until one can be requeued
 BARS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 UNGROUPED = "ungrouped"  # in the place of a group's id: the failed jobs without a group
@@ -106,7 +107,6 @@ def _show_group(group_id: str, status: int = 200, error: str = "") -> Any:
         jobs=[row(job) if job else {"id": job_id} for job_id, job in jobs],
         after=after,
         next=found.next,
-        max_jobs=GROUP_MAX_JOBS,
         error=error,
         section="rqjobs.failed",
     )
@@ -158,23 +158,35 @@ def try_one(group_id: str) -> Any:
 
 @pages.post("/failed/<group_id>/requeue")
 def requeue_group(group_id: str) -> Any:
-    """Requeue the jobs of a group, the oldest failures first, up to `GROUP_MAX_JOBS`."""
+    """Requeue the jobs of a group, the oldest failures first."""
     text = "{:,} jobs are back in their queues."
     if group_id == UNGROUPED:
         return _requeue_ungrouped(text)
-    return _change(group_id, failed_jobs.requeue_steps, text)
+    return _change(group_id, Action.REQUEUE, failed_jobs.requeue_steps, text)
 
 
 @pages.post("/failed/<group_id>/delete")
 @requires(Role.ADMIN)
 def delete_group(group_id: str) -> Any:
-    """Delete the jobs of a group, the oldest failures first, up to `GROUP_MAX_JOBS`."""
+    """Delete the jobs of a group, if the form says that it is meant."""
     if request.form.get("sure") != "yes":
         return _show_group(group_id, 422, NOT_SURE)
-    return _change(group_id, failed_jobs.delete_steps, "{:,} jobs are deleted.")
+    return _change(group_id, Action.DELETE, failed_jobs.delete_steps, "{:,} jobs are deleted.")
 
 
-def _change(group_id: str, steps: Callable[[Sequence[Target]], Iterator[int]], text: str) -> Any:
+def _change(
+    group_id: str,
+    action: Action,
+    steps: Callable[[Sequence[Target]], Iterator[int]],
+    text: str,
+) -> Any:
+    """Change the jobs of a group: up to `GROUP_MAX_JOBS` at once, more by a job of its own."""
+    group = failed_jobs.group(group_id)
+    if group is not None and group.jobs > GROUP_MAX_JOBS:
+        chosen = bulk_actions.until_now(job_filters.Filter(group=group_id))
+        flash(f"This job does it for all {group.jobs:,} jobs. A worker has to run.")
+        job_id = bulk_actions.enqueue_change(action, chosen)
+        return redirect(url_for("rqjobs.job", job_id=job_id), 303)
     targets = failed_jobs.select(Filter(group=group_id), GROUP_MAX_JOBS)
     note = text.format(sum(steps(targets)))
     group = failed_jobs.group(group_id)
@@ -214,46 +226,3 @@ def watch_group(group_id: str) -> Any:
         abort(404)
     flash("The group counts as trouble again.")
     return redirect(url_for("rqjobs.failed_group", group_id=group_id), 303)
-
-
-# The list of all failed jobs
-
-
-@pages.get("/failed/all/jobs")
-def failed_list() -> Any:
-    """The failed jobs of all queues or of `?queue=`, the newest first."""
-    client = connection.client()
-    queues = stats.snapshot(client).queues
-    shown = queue_filter({queue.name: queue.failed for queue in queues})
-    part = paging(shown.total, FAILED_PER_PAGE)
-    jobs = stats.failed_jobs(
-        client, [name for name in shown.names if shown.counts[name]], part.start, part.end
-    )
-    with_stopped = [queue.name for queue in queues if queue.stopped and queue.name in shown.names]
-    stopped = stats.stopped_jobs(client, with_stopped)
-    return page(
-        "failed_jobs.html",
-        jobs=[row(job) if job else {"id": job_id} for job_id, job in jobs],
-        queue=shown,
-        paging=part,
-        max_requeued=REQUEUE_MAX_JOBS,
-        stopped=stopped[-FAILED_PER_PAGE:],
-        stopped_total=len(stopped),
-        section="rqjobs.failed",
-    )
-
-
-@pages.post("/failed/requeue")
-def requeue_all() -> Any:
-    """Requeue the failed jobs of all queues or of one, the oldest first."""
-    client = connection.client()
-    chosen = request.form.get("queue", "")
-    names = [name for name in places.queue_names(client) if chosen in ("", name)]
-    count = transitions.requeue_all(client, names, REQUEUE_MAX_JOBS)
-    queues = stats.snapshot(client).queues
-    left = sum(queue.failed for queue in queues if chosen in ("", queue.name))
-    note = f"{count:,} jobs are back in their queues."
-    if left:
-        note += f" {left:,} are left."
-    flash(note)
-    return redirect(url_for("rqjobs.failed_list", queue=chosen or None), 303)

@@ -175,20 +175,27 @@ def test_nothing_is_deleted_without_a_tick(client, redis, group):
 
 
 @pytest.mark.parametrize("action", ["requeue", "delete"])
-def test_a_group_is_requeued_or_deleted_in_steps(client, redis, group, action, monkeypatch):
-    monkeypatch.setattr(view, "GROUP_MAX_JOBS", 20)
+def test_a_group_is_requeued_or_deleted_in_steps(client, redis, group, action):
     other = rqjobs.enqueue(sample_jobs.mark_and_boom, "marks")
     run()
-    assert f"{action.title()} the oldest 20" in client.get(f"/failed/{group.id}").text
     reply = client.post(f"/failed/{group.id}/{action}", data={"sure": "yes"})
-    assert (reply.status_code, reply.location) == (303, f"/failed/{group.id}")
-    page = client.get(reply.location).text
-    assert "20 jobs are" in page and "10 are left." in page
-    reply = client.post(f"/failed/{group.id}/{action}", data={"sure": "yes"})
-    assert reply.location == "/failed"
+    assert (reply.status_code, reply.location) == (303, "/failed")
+    assert "30 jobs are" in client.get(reply.location).text
     assert redis.zrange("rq:failed:default", 0, -1) == [other.id.encode()]
     assert redis.llen("rq:queue:default") == (30 if action == "requeue" else 0)
     assert "No job of this group is failed now." in client.get(f"/failed/{group.id}").text
+
+
+@pytest.mark.parametrize("action", ["requeue", "delete"])
+def test_a_large_group_is_changed_by_a_job(client, redis, group, action, monkeypatch):
+    monkeypatch.setattr(view, "GROUP_MAX_JOBS", 20)
+    other = rqjobs.enqueue(sample_jobs.mark_and_boom, "marks")
+    run()
+    reply = client.post(f"/failed/{group.id}/{action}", data={"sure": "yes"})
+    assert "for all 30 jobs" in client.get(reply.location).text
+    rqjobs.Worker(["high"]).work(burst=True, logging_level="CRITICAL")
+    assert redis.zrange("rq:failed:default", 0, -1) == [other.id.encode()]
+    assert redis.llen("rq:queue:default") == (30 if action == "requeue" else 0)
 
 
 def test_strangers_and_other_sites_change_nothing(client, anonymous, redis, group):
