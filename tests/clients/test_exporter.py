@@ -5,6 +5,10 @@ import re
 import pytest
 
 import rqjobs
+from rqjobs import config
+from rqjobs.web import create_app
+
+SAMPLE = re.compile(r"^(rq_\w+(?:{.*})?) (\S+)$", re.M)
 
 
 @pytest.fixture(scope="module")
@@ -53,5 +57,26 @@ print(generate_latest(registry).decode())
         == "1.0"
     )
     assert f'rq_workers{{name="{process.name}",queues="high,default",state="busy"}} 1.0' in text
+    theirs, ours = samples(text), samples(own_metrics())
+    differing = {name: (value, ours.get(name)) for name, value in theirs.items()}
+    assert all(value == own for value, own in differing.values()), differing
+    assert {value for name, value in ours.items() if name not in theirs} <= {0.0}  # empty queues
     redis.rpush("gate:open", 1)
     eventually(lambda: jobs[2].get_status() == "finished")
+
+
+def samples(text):
+    """The samples of the metrics of rq-exporter, without those of the scrape itself."""
+    return {
+        ",".join(sorted(re.findall(r'^\w+|\w+="[^"]*"', name))): float(value)
+        for name, value in SAMPLE.findall(text)
+        if not name.startswith("rq_request_processing")
+    }
+
+
+def own_metrics():
+    config.use(metrics_token="t" * 16, admin_password="correct horse")
+    header = {"Authorization": f"Bearer {'t' * 16}"}
+    response = create_app().test_client().get("/metrics", headers=header)
+    assert "rq_request_processing_seconds_count" in response.text
+    return response.text

@@ -42,6 +42,7 @@ LAYERS = (  # a module imports what stands above it, or in its own layer
         "job_logs",
         "plain_jobs",
         "hooks",
+        "telemetry",
         "retrying",
         "storing",
         "outbox",
