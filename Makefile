@@ -10,8 +10,8 @@ CHAOS_ARGS ?=
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test test-clients example chaos bench bench-quick bench-numbers screenshots lint \
-	audit-code recover audit doctor wheel clean
+.PHONY: help run demo test test-clients example chaos bench bench-quick bench-numbers bench-web screenshots \
+	lint audit-code recover audit doctor wheel clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -43,6 +43,9 @@ bench: .venv/benched  ## Compare with RQ, Celery and others; BENCH_ARGS="--only 
 
 bench-quick: .venv/benched  ## Check that the benchmark works; takes about a minute.
 	$(BIN)/python benchmarks/bench.py --quick --results build/bench $(BENCH_ARGS)
+
+bench-web: .venv/benched  ## Measure every page with a million jobs; BENCH_ARGS="--share 0.1".
+	$(BIN)/python benchmarks/bench_web.py $(BENCH_ARGS)
 
 bench-numbers: .venv/benched  ## Measure the cost of thousands of schedules, queues and jobs.
 	$(BIN)/python benchmarks/bench_numbers.py $(BENCH_ARGS)

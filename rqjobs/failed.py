@@ -133,8 +133,13 @@ def groups(limit: int = 1000) -> list[Group]:
 
 def read_groups(client: redis.Redis, names: Sequence[str]) -> list[Group]:
     """Those of the groups with these ids that there are, in one round trip."""
+    commands = [part for name in names for part in group_commands(name)]
+    return groups_in(names, scripts.read_together(client, commands))
+
+
+def groups_in(names: Sequence[str], replies: list[Any]) -> list[Group]:
+    """The groups with these ids, from the replies to their `group_commands`."""
     now = time.time()
-    replies = scripts.read_together(client, [part for name in names for part in _commands(name)])
     found = []
     for name, fields, number in zip(names, replies[::2], replies[1::2], strict=True):
         if isinstance(fields, dict) and fields:
@@ -144,13 +149,14 @@ def read_groups(client: redis.Redis, names: Sequence[str]) -> list[Group]:
 
 def group(group_id: str) -> Group | None:
     """The group of this id; None if there is none."""
-    fields, number = scripts.read_together(connection.client(), _commands(group_id))
+    fields, number = scripts.read_together(connection.client(), group_commands(group_id))
     if not isinstance(fields, dict) or not fields:
         return None
     return _group(group_id, fields, number if isinstance(number, int) else 0, time.time())
 
 
-def _commands(group_id: str) -> list[tuple[Any, ...]]:
+def group_commands(group_id: str) -> list[tuple[Any, ...]]:
+    """The commands that read a group. `read_groups` reads the replies."""
     return [
         ("HGETALL", keys.failure_group(group_id)),
         ("ZCARD", keys.failure_group_jobs(group_id)),

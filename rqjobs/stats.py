@@ -163,6 +163,14 @@ def snapshot(
     return overview(connection, {}, choose)[0]
 
 
+@dataclass(frozen=True)
+class Names:
+    """The queues and the workers in Redis."""
+
+    queues: list[str]
+    workers: list[str]
+
+
 def overview(
     connection: redis.Redis,
     limits: dict[str, int],
@@ -170,42 +178,66 @@ def overview(
 ) -> tuple[Snapshot, dict[str, list[Job]]]:
     """A snapshot, and the newest jobs of each place (a key of `REGISTRY_KEYS`), the newest first.
 
-    `limits` gives the number of jobs for each place. Three round trips, however many queues,
+    `limits` gives the number of jobs for each place. Two round trips, however many queues,
     workers and jobs there are.
     """
-    queue_keys, worker_keys, (seconds, _), is_suspended, paused = scripts.read_together(
-        connection,
-        [
-            ("SMEMBERS", keys.QUEUES),
-            ("SMEMBERS", keys.WORKERS),
-            ("TIME",),
-            ("EXISTS", WORKERS_SUSPENDED),
-            ("HGETALL", keys.PAUSED),
-        ],
-    )
-    names = choose(queue_names_in(queue_keys))
+    basics = scripts.read_together(connection, BASIC_COMMANDS)
+    names = read_names(basics, choose)
+    replies = scripts.read_together(connection, overview_commands(names, limits), *OVERVIEW_SCRIPTS)
+    return read_overview(connection, names, limits, basics, replies)
+
+
+BASIC_COMMANDS: tuple[tuple[Any, ...], ...] = (
+    ("SMEMBERS", keys.QUEUES),
+    ("SMEMBERS", keys.WORKERS),
+    ("TIME",),
+    ("EXISTS", WORKERS_SUSPENDED),
+    ("HGETALL", keys.PAUSED),
+)
+OVERVIEW_SCRIPTS = (scripts.COUNT_PLACES, scripts.NEWEST_JOBS)
+
+
+def read_names(basics: list[Any], choose: Callable[[list[str]], list[str]] = every_name) -> Names:
+    """The names in the replies to `BASIC_COMMANDS`; of the queues those that `choose` takes."""
     workers = []
-    if isinstance(worker_keys, set | list):  # else an error: the key is of the wrong type
-        workers = sorted(decode(key).removeprefix(keys.WORKER_PREFIX) for key in worker_keys)
-    portions = scripts.in_chunks(names)
-    facts = [command for name in workers for command in _worker_commands(name)]
-    counts = [scripts.COUNT_PLACES.call([], portion) for portion in portions]
-    newest = [
-        _newest_command(place, limit, portion)
-        for place, limit in limits.items()
-        for portion in portions
+    if isinstance(basics[1], set | list):  # else an error: the key is of the wrong type
+        workers = sorted(decode(key).removeprefix(keys.WORKER_PREFIX) for key in basics[1])
+    return Names(choose(queue_names_in(basics[0])), workers)
+
+
+def overview_commands(names: Names, limits: dict[str, int]) -> list[tuple[Any, ...]]:
+    """The commands of an overview of these queues and workers."""
+    portions = scripts.in_chunks(names.queues)
+    return [
+        *(command for name in names.workers for command in _worker_commands(name)),
+        *(scripts.COUNT_PLACES.call([], portion) for portion in portions),
+        *(
+            _newest_command(place, limit, portion)
+            for place, limit in limits.items()
+            for portion in portions
+        ),
     ]
-    replies = scripts.read_together(
-        connection, [*facts, *counts, *newest], scripts.COUNT_PLACES, scripts.NEWEST_JOBS
-    )
-    worker_stats = _workers(workers, replies[: len(facts)], seconds)
-    census = [row for reply in replies[len(facts) : len(facts) + len(counts)] for row in reply]
+
+
+def read_overview(
+    connection: redis.Redis,
+    names: Names,
+    limits: dict[str, int],
+    basics: list[Any],
+    replies: list[Any],
+) -> tuple[Snapshot, dict[str, list[Job]]]:
+    """As `overview`, from the replies to `BASIC_COMMANDS` and to `overview_commands`."""
+    seconds = basics[2][0]
+    number = len(scripts.in_chunks(names.queues))
+    facts = sum(len(_worker_commands(name)) for name in names.workers)
+    workers = _workers(names.workers, replies[:facts], seconds)
+    census = [row for reply in replies[facts : facts + number] for row in reply]
     found: dict[str, list[Any]] = {place: [] for place in limits}
-    owners = [place for place in limits for _ in portions]
-    for place, reply in zip(owners, replies[len(facts) + len(counts) :], strict=True):
+    owners = [place for place in limits for _ in range(number)]
+    for place, reply in zip(owners, replies[facts + number :], strict=True):
         found[place] += reply
-    queues = _queues(names, census, worker_stats)
-    snapshot = Snapshot(queues, worker_stats, bool(is_suspended), tuple(read_pauses(paused)))
+    queues = _queues(names.queues, census, workers)
+    snapshot = Snapshot(queues, workers, bool(basics[3]), tuple(read_pauses(basics[4])))
     return snapshot, _read(connection, found, limits)
 
 
@@ -349,33 +381,25 @@ def recent(
         for portion in scripts.in_chunks(queues or queue_names(connection))
     ]
     replies = scripts.read_together(connection, commands, scripts.NEWEST_JOBS)
-    found = [pair for reply in replies for pair in reply]
+    found = [row for reply in replies for row in reply]
     return _read(connection, {place: found}, {place: limit})[place]
 
 
 def _newest_command(place: str, limit: int, queues: list[str]) -> tuple[Any, ...]:
-    return scripts.NEWEST_JOBS.call([], [REGISTRY_KEYS[place], limit, *queues])
+    fields = [len(LISTED_FIELDS), *LISTED_FIELDS]
+    return scripts.NEWEST_JOBS.call([], [REGISTRY_KEYS[place], limit, *fields, *queues])
 
 
 def _read(
     connection: redis.Redis, found: dict[str, list[Any]], limits: dict[str, int]
 ) -> dict[str, list[Job]]:
-    """The newest of the jobs that were `found` ([moment, id]) by place, with `LISTED_FIELDS`."""
-    ids = {
-        place: [
-            decode(job_id) for _, job_id in sorted(pairs, key=lambda pair: pair[0], reverse=True)
-        ][: limits[place]]
-        for place, pairs in found.items()
-    }
-    distinct = list(dict.fromkeys(job_id for some in ids.values() for job_id in some))
-    replies = scripts.read_together(
-        connection, [("HMGET", keys.job(job_id), *LISTED_FIELDS) for job_id in distinct]
-    )
-    jobs = {
-        job_id: _job(connection, job_id, reply)
-        for job_id, reply in zip(distinct, replies, strict=True)
-    }
-    return {place: [job for job_id in some if (job := jobs[job_id])] for place, some in ids.items()}
+    """The newest of the jobs that were `found` ([moment, id, values of `LISTED_FIELDS`]) by place."""
+    jobs = {}
+    for place, rows in found.items():
+        newest = sorted(rows, key=lambda row: row[0], reverse=True)[: limits[place]]
+        listed = [_job(connection, decode(job_id), values) for _, job_id, values in newest]
+        jobs[place] = [job for job in listed if job]
+    return jobs
 
 
 def _job(connection: redis.Redis, job_id: str, values: Any) -> Job | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import redis
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 
 from rqjobs.connection import is_transient
 
@@ -125,8 +125,9 @@ def read_together(
 ) -> list[Any]:
     """The replies to reading `commands`, in one round trip.
 
-    A key of the wrong type gives its error as the reply. Other errors are raised. `scripts`: the
-    scripts that the commands call; they are loaded if Redis does not have them.
+    A key of the wrong type gives its error as the reply, and so does INFO if the Redis user may not
+    call it. Other errors are raised. `scripts`: the scripts that the commands call; they are loaded
+    if Redis does not have them.
     """
     commands = list(commands)
     with connection.pipeline(transaction=False) as pipe:
@@ -137,7 +138,9 @@ def read_together(
         for script in scripts:
             connection.script_load(script.source)
         return read_together(connection, commands)
-    for reply in replies:
+    for command, reply in zip(commands, replies, strict=True):
+        if isinstance(reply, NoPermissionError) and command[0] == "INFO":
+            continue
         if isinstance(reply, Exception) and not is_wrong_type(reply):
             raise reply
     return replies

@@ -109,8 +109,12 @@ def _server(client: redis.Redis) -> Iterator[Finding]:
 
 
 def server_findings(info: dict[str, Any]) -> Iterator[Finding]:
-    """What a reply to INFO tells about the version, the memory and the append-only file."""
-    yield from _version(str(info["redis_version"]))
+    """What a reply to INFO tells about the version, the memory and the append-only file.
+
+    `info` may have only the sections "memory" and "persistence".
+    """
+    if "redis_version" in info:
+        yield from _version(str(info["redis_version"]))
     policy = info.get("maxmemory_policy", "noeviction")
     if policy == "noeviction":
         yield Finding(Level.OK, "maxmemory-policy is noeviction")

@@ -22,13 +22,13 @@ from rqjobs import config, connection, stats
 from rqjobs.broker.logins import SessionCheck
 from rqjobs.broker.pauses import read_pauses
 from rqjobs.job_filters import FILTER_NAMES
+from rqjobs.maintenance import attention
 from rqjobs.web import access, live
 
 MAX_TEXT_CHARACTERS = 20_000  # of one text on a page
 MAX_PAGE_NUMBER = 1000
 VIEW_MAX_CHARACTERS = 8000  # of the query of an address
 VIEW_MAX_FIELDS = 50
-MEMORY_FULL_RATIO = 0.98  # of maxmemory; at about this share Redis refuses writes
 CONNECTION_ERRORS = (redis.ConnectionError, redis.TimeoutError)
 LIST_ENDPOINTS = {
     "delayed": "rqjobs.delayed_jobs",
@@ -190,13 +190,8 @@ def redis_warnings(check: SessionCheck) -> list[str]:
     if isinstance(check.suspended, int) and check.suspended:
         found.append(stats.SUSPENDED)
     found += [pause.describe() for pause in read_pauses(check.paused)]
-    memory = check.memory
-    if not isinstance(memory, dict) or not memory.get("maxmemory"):
-        return found
-    if memory.get("maxmemory_policy") == "noeviction":
-        used = memory.get("used_memory", 0) - memory.get("mem_not_counted_for_evict", 0)
-        if used >= MEMORY_FULL_RATIO * memory["maxmemory"]:
-            found.append(connection.REFUSAL_MEANINGS["OOM"])
+    if isinstance(check.memory, dict) and attention.is_full(check.memory):
+        found.append(connection.REFUSAL_MEANINGS["OOM"])
     return found
 
 

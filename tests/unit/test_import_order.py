@@ -65,6 +65,8 @@ LAYERS = (  # a module imports what stands above it, or in its own layer
         "attempts",
         "job_record",
         "stats",
+        "rates",
+        "overview",
         "job_metrics",
         "job_filters",
         "job_cursors",

@@ -3,6 +3,7 @@
 from rqjobs.web.views import (
     activity,
     delayed,
+    enqueue,
     failed,
     flows,
     help,
@@ -21,6 +22,7 @@ from rqjobs.web.views import (
 __all__ = [
     "activity",
     "delayed",
+    "enqueue",
     "failed",
     "flows",
     "help",

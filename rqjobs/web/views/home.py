@@ -1,123 +1,243 @@
-"""The home page: the enqueue form, and what happens in the queues."""
+"""The home page: whether all is well, what needs attention, and what happens in the queues."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from typing import Any
-from uuid import uuid4
 
-from flask import redirect, request, url_for
-from rq.exceptions import DuplicateJobError
+from flask import current_app, redirect, request, url_for
 
-from rqjobs import catalog, config, connection, queues, stats
+from rqjobs import config, connection
+from rqjobs.broker.counters import Kind
 from rqjobs.jobs import Job
-from rqjobs.policies import retries, unique
-from rqjobs.web.forms import arguments, fields, from_job, options
-from rqjobs.web.job_view import fetch, row
-from rqjobs.web.rendering import flash, page, pages
+from rqjobs.maintenance import attention
+from rqjobs.maintenance.attention import Do, Finding
+from rqjobs.maintenance.doctor import Level
+from rqjobs.overview import Overview, Reader
+from rqjobs.rates import Rate, Series
+from rqjobs.stats import QueueStats
+from rqjobs.web import charts, live
+from rqjobs.web.job_view import row
+from rqjobs.web.rendering import cut, page, pages
 
-ACTIVITY_LIMITS = {"running": 8, "queued": 4, "scheduled": 4, "finished": 8, "failed": 5}
-RECENT_JOBS = 15
+MAX_QUEUES = 20  # of the table; the busiest
+MAX_NAME_CHARACTERS = 200
+RECENT_JOBS = 12
+SHARED_SECONDS = 1.0  # for which viewers of one process share a rendering
+SHARED = "rqjobs.home"  # the name of the state below in app.extensions
+LINKS = {
+    Do.OPEN_FAILURES: ("rqjobs.failed", ""),
+    Do.OPEN_GROUP: ("rqjobs.failed_group", "group_id"),
+    Do.OPEN_QUEUE: ("rqjobs.queue", "name"),
+    Do.OPEN_WORKERS: ("rqjobs.workers", ""),
+    Do.OPEN_SCHEDULES: ("rqjobs.schedules", ""),
+    Do.OPEN_REDIS: ("rqjobs.redis_page", ""),
+}
+INDEX_OF = {"rqjobs.queue": "rqjobs.queues"}  # the page to open where there is no name
+RESUMES = {Do.RESUME_QUEUE: "queue", Do.RESUME_FUNCTION: "function"}
+FINISHED = ("finished", "good", (Kind.FINISHED,))
+FAILED = ("failed", "bad", (Kind.FAILED,))
+OTHER = (
+    "retried or canceled",
+    "wait",
+    (Kind.RETRIED, Kind.STOPPED, Kind.CANCELED, Kind.EXPIRED),
+)
+
+
+@dataclass
+class Shared:
+    """What the viewers of this process share. One thread at a time reads."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    reader: Reader = field(default_factory=Reader)
 
 
 @pages.get("/")
 def home() -> Any:
-    return _home(request.args.get("function", ""), {}, {})
-
-
-@pages.get("/enqueue")
-def enqueue_form() -> Any:
-    """The form of a function, filled with the job of `?from=` if there is one."""
-    name = request.args.get("function", "")
-    function = catalog.current().functions.get(name)
-    job_id = request.args.get("from", "")
-    if function is None or not job_id:
-        return _home(name, {}, {})
-    job = fetch(job_id)
-    if isinstance(job, Exception):
-        return _home(name, {}, {"": f"The job cannot be read: {job}"}, 422)
-    filled = from_job.fill_in(job, function)
-    return _home(name, filled.given, {}, note=filled.note)
+    if "function" in request.args:  # an old link to the form
+        return redirect(url_for("rqjobs.enqueue_form", function=request.args["function"]))
+    return page("home.html", **_read(is_first=True))
 
 
 @pages.get("/live")
-def live() -> Any:
-    """The tables of the home page, as they are now."""
-    return page("_activity.html", **activity())
+def live_home() -> Any:
+    """The changing part of the home page, as it was at most a second ago."""
+    return live.cached("home", SHARED_SECONDS, lambda: page("_activity.html", **_read()))
 
 
-def _home(
-    name: str,
-    given: Mapping[str, str],
-    errors: dict[str, str],
-    status: int = 200,
-    note: str = "",
-) -> Any:
-    form = fields.function_form(name)
-    function = catalog.current().functions.get(name)
-    if function:
-        own = catalog.options(function)
-        form |= {
-            "own_queue": queues.queue_for(function).name,
-            "own_retry": retries.describe(own),
-            "own_repeat": getattr(own.get("repeat"), "times", 0),
-            "job_id": given.get("job_id") or str(uuid4()),
-        }
-    values = {"form": form, "given": given, "errors": errors, "form_note": note}
-    return page("home.html", status, **values, **activity())
+def _read(is_first: bool = False) -> dict[str, Any]:
+    shared: Shared = current_app.extensions.setdefault(SHARED, Shared())
+    with shared.lock:
+        values = _values(shared.reader.read(connection.client(), is_first))
+    live.set_trouble(len(values["findings"]))
+    return values
 
 
-def activity() -> dict[str, Any]:
-    """The tables of the home page: queues, workers, recent jobs and failed jobs."""
-    now, jobs = stats.overview(connection.client(), ACTIVITY_LIMITS)
-    failed = jobs.pop("failed")
-    recent = {job.id: row(job) for place in jobs.values() for job in place}
-    now.queues.sort(key=lambda queue: [*config.current().queues, queue.name].index(queue.name))
-    newest = sorted(recent.values(), key=lambda job: job["when"], reverse=True)
+def _values(overview: Overview) -> dict[str, Any]:
+    """What the templates of the page show."""
+    found = attention.findings(overview)
+    snapshot, jobs = overview.snapshot, overview.jobs
+    paused = {pause.name for pause in snapshot.paused if pause.kind == "queue"}
+    queues = sorted(snapshot.queues, key=_by_activity(overview))
+    recent = {job.id: row(job) for place in jobs if place != "failed" for job in jobs[place]}
+    alive = [worker for worker in snapshot.workers if worker.alive]
     return {
-        "now": now,
-        "paused_queues": {pause.name for pause in now.paused if pause.kind == "queue"},
-        "paused_functions": [pause.name for pause in now.paused if pause.kind == "function"],
-        "failed": [row(job) for job in failed],
-        "recent": newest[:RECENT_JOBS],
+        "verdict": attention.verdict(found),
+        "level": _level(found),
+        "findings": [_finding(one) for one in found],
+        "queues": [_queue(queue, overview, paused) for queue in queues[:MAX_QUEUES]],
+        "more_queues": max(len(queues) - MAX_QUEUES, 0),
+        "links": {
+            name: _link(f"rqjobs.{name}") for name in ("queues", "jobs", "failed", "workers")
+        },
+        "running": [_running(job) for job in jobs["running"]],
+        "running_total": sum(queue.running for queue in queues),
+        "waiting_total": sum(queue.queued for queue in queues),
+        "busy": sum(worker.state == "busy" for worker in alive),
+        "workers": len(alive),
+        "recent": sorted(recent.values(), key=lambda job: job["when"], reverse=True)[:RECENT_JOBS],
+        "failed": [row(job) for job in jobs["failed"]],
+        "hour": _chart(overview.window.hour(), "last hour by minute"),
+        "day": _chart(overview.window.last_day(), "last day by quarter of an hour"),
     }
 
 
-@pages.post("/jobs")
-def enqueue() -> Any:
-    """Enqueue the job that the form describes. A form that is sent twice makes one job."""
-    name = request.form.get("function", "")
-    function = catalog.current().functions.get(name)
-    if function is None:
-        return _home(name, {}, {"function": fields.NO_SUCH_FUNCTION}, 422)
-    args, kwargs, errors = arguments.read_arguments(function, request.form)
-    form = options.FormReader(request.form)
-    chosen = options.read_options(form)
-    errors |= form.errors
-    job_id = chosen.job_id
-    if not errors and not Job.exists(job_id, connection.client()):
-        try:
-            job_id = _enqueue(function, args, kwargs, chosen)
-            if job_id != chosen.job_id:
-                flash("This job has the same unique key. No other job was made.")
-        except unique.DuplicateJob as error:
-            errors[""] = str(error)
-        except DuplicateJobError:
-            pass  # the same form, sent twice at once
-        except (TypeError, ValueError) as error:  # `create_job` refuses with one of these
-            errors[""] = str(error)
-    if errors:
-        return _home(name, request.form, errors, 422)
-    return redirect(url_for("rqjobs.job", job_id=job_id), 303)
+def _level(found: list[Finding]) -> str:
+    if any(finding.level is Level.LOSS for finding in found):
+        return "bad"
+    return "wait" if found else "good"
 
 
-def _enqueue(function: Any, args: Any, kwargs: Any, chosen: options.EnqueueOptions) -> str:
-    """Enqueue the job; returns its id, or that of the job that has its unique key."""
-    queue = queues.queue(chosen.queue)
-    given = {"args": args, "kwargs": kwargs, "job_id": chosen.job_id, **chosen.job_options}
-    if chosen.due:
-        return str(queue.enqueue_at(chosen.due, function, **given).id)
-    has_key = catalog.options(function).keys() & {"unique", "debounce"}
-    if not has_key:  # a form that is sent twice
-        given["unique"] = True
-    return str(queue.enqueue(function, **given).id)
+# What needs attention
+
+
+def _finding(finding: Finding) -> dict[str, Any]:
+    action = finding.action
+    shown = {
+        "key": finding.key,
+        "is_serious": finding.level is Level.LOSS,
+        "title": cut(finding.title, MAX_NAME_CHARACTERS),
+        "detail": cut(finding.detail, 400),
+        "label": action.label,
+        "href": "",
+        "command": "",
+        "resume": "",
+        "name": action.name,
+    }
+    if action.do in RESUMES:
+        shown["resume"] = RESUMES[action.do]
+    elif action.do in LINKS:
+        endpoint, argument = LINKS[action.do]
+        if argument and not action.name:
+            endpoint, argument = INDEX_OF.get(endpoint, endpoint), ""
+        values = {argument: action.name} if argument else {}
+        shown["href"] = _link(endpoint, **values)
+    if not shown["href"] and not shown["resume"] and action.name.startswith(("rq ", "rqjobs ")):
+        shown["command"] = action.name
+    return shown
+
+
+def _link(endpoint: str, **values: Any) -> str:
+    """The address of a page; "" if there is no such page."""
+    if endpoint not in current_app.view_functions:
+        return ""
+    return url_for(endpoint, **values)
+
+
+# Queues and jobs
+
+
+def _by_activity(overview: Overview) -> Callable[[QueueStats], Any]:
+    """The order of queues: the configured ones as they are, then the busiest first."""
+    order = {name: number for number, name in enumerate(config.current().queues)}
+
+    def key(queue: QueueStats) -> tuple[int, float, str]:
+        rate = overview.window.rate(queue.name)
+        busy = queue.queued + queue.running + rate.incoming + rate.outgoing
+        return order.get(queue.name, len(order)), -busy, queue.name
+
+    return key
+
+
+def _queue(queue: QueueStats, overview: Overview, paused: set[str]) -> dict[str, Any]:
+    rate = overview.window.rate(queue.name)
+    is_paused = queue.name in paused
+    done = overview.window.hour(queue.name).of(Kind.FINISHED, Kind.FAILED, Kind.RETRIED)
+    return {
+        "name": queue.name,
+        "shown": cut(queue.name, MAX_NAME_CHARACTERS),
+        "href": _link("rqjobs.queue", name=queue.name),
+        "is_paused": is_paused,
+        "stats": queue,
+        "oldest": duration(queue.oldest) if queue.queued else "",
+        "incoming": _per_minute(rate.incoming),
+        "outgoing": _per_minute(rate.outgoing),
+        "to_empty": _to_empty(queue, rate, is_paused),
+        "grows": attention.is_growing(queue, rate),
+        "spark": charts.sparkline(done, f"{sum(done):,} runs in the last hour")
+        if any(done)
+        else "",
+    }
+
+
+def _per_minute(number: float) -> str:
+    if number and number < 10:
+        return f"{number:.1f}"
+    return f"{number:,.0f}"
+
+
+def _to_empty(queue: QueueStats, rate: Rate, is_paused: bool) -> str:
+    if not queue.queued:
+        return ""
+    if is_paused:
+        return "paused"
+    seconds = rate.seconds_to_empty(queue.queued)
+    if seconds is not None:
+        return duration(seconds)
+    return "growing" if rate.grows else "steady"
+
+
+def duration(seconds: float | None) -> str:
+    """A duration in one unit, for people: "45 s", "12 min", "3 h", "5 d"."""
+    if seconds is None:
+        return ""
+    for limit, unit, name in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{seconds / 86_400:,.0f} d"
+
+
+def _running(job: Job) -> dict[str, Any]:
+    started = job.started_at
+    elapsed = None
+    if started:
+        elapsed = duration(max((datetime.now(timezone.utc) - started).total_seconds(), 0))
+    return {**row(job), "started": started, "elapsed": elapsed, "worker": cut(job.worker_name, 100)}
+
+
+# Charts
+
+
+def _chart(series: Series, period: str) -> dict[str, Any]:
+    layers = [
+        charts.Bars(name, series.of(*kinds), colour)
+        for name, colour, kinds in (FINISHED, FAILED, OTHER)
+    ]
+    entered = series.of(Kind.ENQUEUED)
+    totals = [(layer.name, layer.colour, sum(layer.numbers)) for layer in layers]
+    texts = [f"{sum(entered):,} enqueued", *(f"{total:,} {name}" for name, _, total in totals)]
+    names = [
+        f"{datetime.fromtimestamp(series.end - series.step * back, timezone.utc):%H:%M} UTC"
+        for back in range(len(entered) - 1, -1, -1)
+    ]
+    return {
+        "svg": charts.chart(layers, f"Jobs of the {period}: {', '.join(texts)}", names, entered),
+        "totals": [one for one in totals if one[2]],
+        "enqueued": sum(entered),
+        "top": max(
+            entered + [sum(step) for step in zip(*(one.numbers for one in layers), strict=True)]
+        ),
+    }

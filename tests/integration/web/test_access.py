@@ -16,6 +16,8 @@ from rqjobs.web import Access, Role, access, init_app
 
 # The routes that need another role than READ for reading requests and OPERATE for others.
 EXCEPTIONS = {
+    ("rqjobs.enqueue_form", "GET"): Role.OPERATE,
+    ("rqjobs.enqueue_form", "HEAD"): Role.OPERATE,
     ("rqjobs.logout", "POST"): Role.READ,
     ("rqjobs.settings_page", "GET"): Role.ADMIN,
     ("rqjobs.settings_page", "HEAD"): Role.ADMIN,

@@ -15,11 +15,18 @@ import rqjobs
 from rqjobs import config
 from rqjobs.web import Access, Role, create_app, init_app, live
 from rqjobs.web.rendering import page, pages
+from rqjobs.web.views import home
 
 WEB = Path(rqjobs.__file__).parent / "web"
 
 
-def test_a_live_part_is_answered_with_304_if_nothing_has_changed(client, redis):
+@pytest.fixture
+def fresh(monkeypatch):
+    """The live part of the home page is not shared."""
+    monkeypatch.setattr(home, "SHARED_SECONDS", 0.0)
+
+
+def test_a_live_part_is_answered_with_304_if_nothing_has_changed(client, redis, fresh):
     first = client.get("/live")
     assert first.status_code == 200 and first.headers["X-Rqjobs-Trouble"] == "0"
     again = {"If-None-Match": first.headers["ETag"]}
@@ -31,13 +38,13 @@ def test_a_live_part_is_answered_with_304_if_nothing_has_changed(client, redis):
     assert "ETag" not in client.get("/").headers
 
 
-def test_trouble_is_in_the_title_and_the_icon(client, redis):
+def test_trouble_is_in_the_title_and_the_icon(client, redis, fresh):
     calm = client.get("/").text
-    assert "<title>Jobs" in calm and 'href="/assets/icon.svg"' in calm
+    assert "<title>Home" in calm and 'href="/assets/icon.svg"' in calm
     before = client.get("/live").headers["ETag"]
     redis.set("rq:suspended", 1)
     page = client.get("/").text
-    assert "<title>(1!) Jobs" in page and 'href="/assets/icon-trouble.svg"' in page
+    assert "<title>(1!) Home" in page and 'href="/assets/icon-trouble.svg"' in page
     reply = client.get("/live", headers={"If-None-Match": before})
     assert reply.headers["X-Rqjobs-Trouble"] == "1"
     assert client.get("/assets/icon-trouble.svg").mimetype == "image/svg+xml"

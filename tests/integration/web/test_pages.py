@@ -634,8 +634,9 @@ def test_home_shows_queues_and_jobs(client, redis):
     rqjobs.queue("low").enqueue(sample_jobs.say, "waits")
     page = client.get("/").text
     assert "sample_jobs.say(&#39;hello&#39;)" in page and "sample_jobs.boom(&#39;bang&#39;)" in page
-    assert 'value="sample_jobs.add"' in page and '<optgroup label="sample_jobs">' in page
-    assert "Jobs are waiting in <b>low</b>, but no worker serves this queue." in page
+    assert "1 job waiting, and no worker is running." in page and "rqjobs worker</code>" in page
+    form = client.get("/enqueue").text
+    assert 'value="sample_jobs.add"' in form and '<optgroup label="sample_jobs">' in form
     assert (
         "sample_jobs.say(&#39;waits&#39;)" in client.get("/live").text
         and "<html" not in client.get("/live").text
@@ -644,12 +645,12 @@ def test_home_shows_queues_and_jobs(client, redis):
 
 def test_modules_that_fail_to_import_are_named(client):
     config.use(modules=("sample_jobs", "nowhere_at_all"))
-    page = client.get("/").text
+    page = client.get("/enqueue").text
     assert "<code>nowhere_at_all</code> failed to import" in page
 
 
 def test_enqueue(client, redis):
-    form = client.get("/?function=sample_jobs.add").text
+    form = client.get("/enqueue?function=sample_jobs.add").text
     job_id = re.search(r'name="job_id" value="([^"]+)"', form)[1]
     reply = client.post(
         "/jobs",
@@ -673,7 +674,7 @@ def test_enqueue(client, redis):
 
 
 def test_form_arguments_fit_nested_annotations(client, redis):
-    form = client.get("/?function=sample_jobs.order").text.replace("&#34;", '"')
+    form = client.get("/enqueue?function=sample_jobs.order").text.replace("&#34;", '"')
     assert 'JSON, for example {"customer": {"name": "a"}, "points": [{"x": 3}]}' in form
     data = {"function": "sample_jobs.order", "queue": "default", "arg.sizes": '["LARGE"]'}
     reply = client.post(
@@ -759,7 +760,7 @@ def test_zero_retries_override_those_of_the_function(client, redis, monkeypatch,
     monkeypatch.setattr(
         sample_jobs.urgent, "__rqjobs__", {"queue": "high", "retry": rqjobs.Retry(max=5)}
     )
-    assert "left empty: 5" in client.get("/?function=sample_jobs.urgent").text
+    assert "left empty: 5" in client.get("/enqueue?function=sample_jobs.urgent").text
     reply = client.post(
         "/jobs", data={"function": "sample_jobs.urgent", "queue": "high", "retries": typed}
     )
@@ -1268,7 +1269,9 @@ def test_a_full_redis_allows_login_and_is_reported(client, anonymous, redis, ful
 def test_every_page_reports_suspended_workers(client, redis):
     assert "suspended" not in client.get("/").text
     redis.set("rq:suspended", 1)
-    for path in ("/", "/live", "/failed", "/workers", "/schedules", "/jobs"):
+    assert "<bdi>RQ is suspended</bdi>" in client.get("/").text
+    assert "<code>rq resume</code>" in client.get("/live").text
+    for path in ("/failed", "/workers", "/schedules", "/jobs"):
         assert (
             client.get(path).text.count(
                 "RQ is suspended: no worker begins a job until <code>rq resume</code>"

@@ -18,7 +18,8 @@ def test_the_home_page_pauses_and_resumes_a_queue(client, redis):
     assert (pause.name, pause.by) == ("low", "admin")
     page = client.get("/").text
     assert "The queue low is paused." in page and 'aria-label="Resume queue low"' in page
-    for path in ("/", "/live", "/failed", "/workers", "/schedules", "/jobs"):
+    assert "<bdi>The queue low is paused</bdi>" in client.get("/live").text
+    for path in ("/failed", "/workers", "/schedules", "/jobs"):
         page = client.get(path).text
         assert page.count(PAUSED) == 1 and "<code>rqjobs resume low</code>" in page, path
     client.post("/pauses/resume", data={"kind": "queue", "name": "low"})
@@ -33,11 +34,11 @@ def test_the_home_page_resumes_a_paused_function(client, redis):
 
 
 def test_the_form_of_a_function_pauses_it(client, redis):
-    page = client.get("/?function=sample_jobs.ok").text
+    page = client.get("/enqueue?function=sample_jobs.ok").text
     assert 'aria-label="Pause this function sample_jobs.ok"' in page
     client.post("/pauses/pause", data={"kind": "function", "name": "sample_jobs.ok"})
     assert [pause.name for pause in rqjobs.paused()] == ["sample_jobs.ok"]
-    page = client.get("/?function=sample_jobs.ok").text
+    page = client.get("/enqueue?function=sample_jobs.ok").text
     assert 'aria-label="Resume this function sample_jobs.ok"' in page
 
 

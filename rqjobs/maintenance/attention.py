@@ -1,0 +1,279 @@
+"""What needs attention: findings from an overview, each with the action that mends it.
+
+The home page, the terminal, the API and the alerts show the same findings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from rqjobs import connection, rates
+from rqjobs.broker.counters import Kind
+from rqjobs.maintenance.doctor import Level, server_findings
+from rqjobs.overview import Overview
+from rqjobs.stats import QueueStats
+
+MEMORY_FULL_RATIO = 0.98  # of maxmemory; at about this share Redis refuses writes
+MAX_PER_KIND = 4  # findings of one kind; the rest are counted together
+GROWING_OLDEST_SECONDS = 60  # the first job of a queue that grows has waited for this long
+NEW_GROUP_SECONDS = 3600
+POISON_ERROR = "process died"  # the error of a group of failures
+
+
+class Do(Enum):
+    """What mends a finding: a page to open, a button to press, or a command to run."""
+
+    OPEN_FAILURES = "open failures"
+    OPEN_GROUP = "open group"
+    OPEN_QUEUE = "open queue"
+    OPEN_WORKERS = "open workers"
+    OPEN_SCHEDULES = "open schedules"
+    OPEN_REDIS = "open redis"
+    RESUME_QUEUE = "resume queue"
+    RESUME_FUNCTION = "resume function"
+    RUN = "run"
+
+
+@dataclass(frozen=True)
+class Action:
+    """`name`: of the group, queue or function; or the command for `Do.RUN`."""
+
+    do: Do
+    label: str
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`key` stays the same as long as the finding is about the same thing.
+
+    The texts contain names from Redis: show them, but do not trust them.
+    """
+
+    key: str
+    level: Level
+    title: str
+    detail: str
+    action: Action
+
+
+def findings(overview: Overview) -> list[Finding]:
+    """What needs attention, the most serious first. Empty if all is well."""
+    found = [
+        *_workers(overview),
+        *_redis(overview),
+        *_poison(overview),
+        *_failures(overview),
+        *_orphans(overview),
+        *_growing(overview),
+        *_scheduler(overview),
+        *_pauses(overview),
+    ]
+    return sorted(found, key=lambda finding: finding.level is not Level.LOSS)
+
+
+def verdict(found: list[Finding]) -> str:
+    """The answer to "is all well?" in one line."""
+    if not found:
+        return "All is well"
+    serious = sum(finding.level is Level.LOSS for finding in found)
+    number = f"{len(found)} things need" if len(found) > 1 else "1 thing needs"
+    if not serious:
+        return f"Running; {number} a look"
+    return f"{number} attention"
+
+
+def count(number: int, noun: str, plural: str = "") -> str:
+    """A number with its noun: "1 job", "1,200 jobs"."""
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number:,} {plural or noun + 's'}"
+
+
+def _workers(overview: Overview) -> Iterator[Finding]:
+    """Jobs that no worker will run."""
+    snapshot = overview.snapshot
+    waiting = sum(queue.queued for queue in snapshot.queues)
+    if not any(worker.alive for worker in snapshot.workers):
+        if waiting or snapshot.unserved:
+            detail = f"{count(waiting, 'job')} waiting, and no worker is running."
+            action = Action(Do.RUN, "Start one", "rqjobs worker")
+            yield Finding("no worker", Level.LOSS, "No worker", detail, action)
+        return
+    names = set(snapshot.unserved)
+    unserved = [queue for queue in snapshot.queues if queue.name in names]
+    for queue in unserved[:MAX_PER_KIND]:
+        yield Finding(
+            f"unserved {queue.name}",
+            Level.LOSS,
+            f"No worker for {queue.name}",
+            f"Jobs are waiting in {queue.name} ({queue.queued + queue.scheduled:,}), but no worker "
+            f"serves this queue.",
+            Action(Do.RUN, "Start one", f"rqjobs worker {queue.name}"),
+        )
+    if len(unserved) > MAX_PER_KIND:
+        yield Finding(
+            "unserved",
+            Level.LOSS,
+            f"No worker for {count(len(unserved) - MAX_PER_KIND, 'more queue')}",
+            "Jobs are waiting in them.",
+            Action(Do.OPEN_QUEUE, "See the queues"),
+        )
+
+
+def is_full(memory: dict[str, Any]) -> bool:
+    """Whether Redis refuses writes, by a reply to INFO memory, or is about to."""
+    limit = memory.get("maxmemory")
+    if not limit or memory.get("maxmemory_policy") != "noeviction":
+        return False
+    used: float = memory.get("used_memory", 0) - memory.get("mem_not_counted_for_evict", 0)
+    return bool(used >= MEMORY_FULL_RATIO * limit)
+
+
+def _redis(overview: Overview) -> Iterator[Finding]:
+    """What the doctor says about memory and persistence."""
+    if not overview.memory and not overview.persistence:
+        return  # the Redis user may not read them
+    if is_full(overview.memory):
+        full = connection.REFUSAL_MEANINGS["OOM"]
+        action = Action(Do.OPEN_REDIS, "See Redis", "rqjobs doctor")
+        yield Finding("redis full", Level.LOSS, "Redis", full, action)
+    for finding in server_findings({**overview.memory, **overview.persistence}):
+        if finding.level is not Level.OK:
+            action = Action(Do.OPEN_REDIS, "See Redis", "rqjobs doctor")
+            yield Finding(
+                f"redis {finding.message[:20]}", finding.level, "Redis", finding.message, action
+            )
+
+
+def _poison(overview: Overview) -> Iterator[Finding]:
+    number = overview.window.hour().total(Kind.POISON)
+    if not number:
+        return
+    groups = [group.id for group in overview.groups if group.error == POISON_ERROR and group.jobs]
+    action = Action(Do.OPEN_FAILURES, "See failures")
+    if groups:
+        action = Action(Do.OPEN_GROUP, "See the jobs", groups[0])
+    yield Finding(
+        "poison",
+        Level.LOSS,
+        f"{count(number, 'job')} killed their process"
+        if number > 1
+        else "A job killed its process",
+        "Processes died under it three times in the last hours, so it failed instead of running again.",
+        action,
+    )
+
+
+def _failures(overview: Overview) -> Iterator[Finding]:
+    """Groups of failures whose first failure was in the last hour, then those that go on."""
+    recent = [
+        group
+        for group in overview.groups
+        if group.last_hour and group.jobs and not group.is_ignored
+    ]
+    begin = overview.seconds - NEW_GROUP_SECONDS
+    recent.sort(key=lambda group: (group.first_seen.timestamp() < begin, -group.last_hour))
+    for group in recent[:MAX_PER_KIND]:
+        is_new = group.first_seen.timestamp() >= begin
+        failures = count(group.last_hour, "failure")
+        yield Finding(
+            f"failures {group.id}",
+            Level.LOSS if is_new else Level.NOTE,
+            f"{'New: ' if is_new else ''}{group.error} in {group.function}",
+            f"{failures} in the last hour{': ' + group.message if group.message else ''}",
+            Action(Do.OPEN_GROUP, "See the jobs", group.id),
+        )
+    if len(recent) > MAX_PER_KIND:
+        title = f"{count(len(recent) - MAX_PER_KIND, 'more group')} of failures in the last hour"
+        action = Action(Do.OPEN_FAILURES, "See failures")
+        yield Finding("failures", Level.NOTE, title, "", action)
+
+
+def _orphans(overview: Overview) -> Iterator[Finding]:
+    """Claims of dead workers. A live worker takes them back within seconds."""
+    dead = [worker.name for worker in overview.snapshot.workers if not worker.alive and worker.ours]
+    number = sum(overview.claimed.get(name, 0) for name in dead)
+    if number:
+        yield Finding(
+            "orphans",
+            Level.NOTE,
+            f"{count(number, 'job')} of a dead worker",
+            "A running worker puts them back into their queues within half a minute; without one, "
+            "run the command.",
+            Action(Do.RUN, "Take them back", "rqjobs recover"),
+        )
+
+
+def is_growing(queue: QueueStats, rate: rates.Rate) -> bool:
+    """Whether more enters the queue than leaves it, and its first job has waited for a while."""
+    return bool(queue.queued and rate.grows and (queue.oldest or 0) >= GROWING_OLDEST_SECONDS)
+
+
+def _growing(overview: Overview) -> Iterator[Finding]:
+    growing = []
+    for queue in overview.snapshot.queues:
+        rate = overview.window.rate(queue.name)
+        if queue.workers and is_growing(queue, rate):
+            growing.append((rate.incoming - rate.outgoing, queue, rate))
+    growing.sort(key=lambda found: -found[0])
+    for _, queue, rate in growing[:MAX_PER_KIND]:
+        yield Finding(
+            f"growing {queue.name}",
+            Level.NOTE,
+            f"The queue {queue.name} grows",
+            f"{rate.incoming:,.0f} jobs a minute come in and {rate.outgoing:,.0f} go out; the first "
+            f"of {queue.queued:,} has waited for {queue.oldest or 0:,.0f} s. Start more workers, or "
+            f"see what is enqueued.",
+            Action(Do.OPEN_QUEUE, "See the queue", queue.name),
+        )
+
+
+def _scheduler(overview: Overview) -> Iterator[Finding]:
+    if overview.has_scheduler:
+        if overview.overdue_schedules:
+            title = f"{count(overview.overdue_schedules, 'schedule')} overdue"
+            detail = "The log of the scheduler gives the reason."
+            action = Action(Do.OPEN_SCHEDULES, "See the schedules")
+            yield Finding("overdue", Level.NOTE, title, detail, action)
+        return
+    delayed = sum(queue.scheduled for queue in overview.snapshot.queues)
+    waiting = [
+        count(number, noun)
+        for number, noun in ((overview.schedules, "schedule"), (delayed, "delayed job"))
+        if number
+    ]
+    if waiting:
+        yield Finding(
+            "no scheduler",
+            Level.LOSS,
+            "No scheduler",
+            f"{' and '.join(waiting)}, and nothing moves them.",
+            Action(Do.RUN, "Start a worker", "rqjobs worker"),
+        )
+
+
+def _pauses(overview: Overview) -> Iterator[Finding]:
+    if overview.snapshot.suspended:
+        yield Finding(
+            "suspended",
+            Level.NOTE,
+            "RQ is suspended",
+            "No worker begins a job.",
+            Action(Do.RUN, "Resume", "rq resume"),
+        )
+    for pause in overview.snapshot.paused[: 2 * MAX_PER_KIND]:
+        do = Do.RESUME_QUEUE if pause.kind == "queue" else Do.RESUME_FUNCTION
+        detail = "None of its jobs begins."
+        if pause.by:
+            detail = f"Paused by {pause.by}: none of its jobs begins."
+        yield Finding(
+            f"paused {pause.kind} {pause.name}",
+            Level.NOTE,
+            f"The {pause.kind} {pause.name} is paused",
+            detail,
+            Action(do, "Resume", pause.name),
+        )
