@@ -8,8 +8,9 @@ from typing import Any
 from flask import Response
 
 from rqjobs import bulk_actions, job_search
-from rqjobs.bulk_actions import Action
+from rqjobs.bulk_actions import Action, Outcome
 from rqjobs.job_search import PAGE_JOBS, PAGE_MAX_JOBS, Filter, FilterError, FoundJob, State
+from rqjobs.web import recording
 from rqjobs.web.access import Role, require
 from rqjobs.web.api import job_values
 from rqjobs.web.api.job_values import JOB_ID, MOMENT, PROGRESS, STATUS, TEXT, an_object
@@ -163,13 +164,25 @@ def act_on_jobs(given: Given) -> Response:
     if action is Action.DELETE:
         require(Role.ADMIN)
     if "jobs" in given.body:
-        return answer({"jobs": bulk_actions.change(action, given.body["jobs"]), "job_id": None})
-    try:
-        outcome = bulk_actions.change_matching(action, _filter(given.body["filter"]))
-    except FilterError as error:
-        raise invalid({f"filter.{error.field}": str(error)}) from None
+        outcome = Outcome(bulk_actions.change(action, given.body["jobs"]))
+    else:
+        outcome = _change_matching(action, given.body["filter"])
+    recording.add_note(f"{action.value}: {_describe(outcome)}")
     body = {"jobs": outcome.changed, "job_id": outcome.job_id or None}
     return answer(body, 202 if outcome.job_id else 200)
+
+
+def _change_matching(action: Action, chosen: Mapping[str, Any]) -> Outcome:
+    try:
+        return bulk_actions.change_matching(action, _filter(chosen))
+    except FilterError as error:
+        raise invalid({f"filter.{error.field}": str(error)}) from None
+
+
+def _describe(outcome: Outcome) -> str:
+    if outcome.job_id:
+        return f"the job {outcome.job_id} does it"
+    return f"{outcome.changed:,} jobs"
 
 
 def _filter(values: Mapping[str, Any]) -> Filter:

@@ -379,6 +379,8 @@ def test_jobs_are_found_part_by_part_and_changed_together(api, redis):
     assert api.post("/jobs/actions", cancel).json == {"jobs": 2, "job_id": None}
     cancel = {"action": "cancel", "filter": {"function": "ok", "state": "queued"}}
     assert api.post("/jobs/actions", cancel).json["jobs"] == 3
+    entry = activity.read(redis).entries[0]
+    assert (entry.action, entry.note) == ("change jobs", "cancel: 3 jobs")
     delete = {"action": "delete", "filter": {"state": "canceled"}}
     assert api.post("/jobs/actions", delete, token=OPERATOR).status_code == 403
     assert api.post("/jobs/actions", delete).json["jobs"] == 5
