@@ -32,6 +32,7 @@ workers = 1  # one process with threads: the pages only wait for Redis
 threads = 32  # a slow client occupies one for at most REQUEST_SECONDS of gunicorn_worker.py
 worker_class = "rqjobs.web.gunicorn_worker.Worker"
 graceful_timeout = 3  # seconds
+limit_request_line = 8190  # bytes: the place in a long search of jobs is a part of the address
 loglevel = "warning"
 control_socket_disable = True  # gunicorn would leave one in the home directory
 

@@ -32,7 +32,10 @@ THINGS = {  # the first part of an address -> the thing that an action is about
 }
 # Programs enqueue thousands of jobs an hour. Their entries would push out what people have done.
 NOT_KEPT = ("rqjobs_api.enqueue_job", "rqjobs_api.enqueue_batch")
-NAMES = {"rqjobs.logout": "log out"}  # actions whose address does not name them
+NAMES = {  # actions whose address does not name them
+    "rqjobs.logout": "log out",
+    "rqjobs_api.act_on_jobs": "change jobs",
+}
 TARGET_FIELDS = ("kind", "name", "function", "queue", "job_id")  # of a form; never its arguments
 
 

@@ -9,7 +9,15 @@ from flask import Response
 
 from rqjobs import bulk_actions, job_search
 from rqjobs.bulk_actions import Action, Outcome
-from rqjobs.job_search import PAGE_JOBS, PAGE_MAX_JOBS, Filter, FilterError, FoundJob, State
+from rqjobs.job_cursors import CURSOR_MAX_CHARACTERS
+from rqjobs.job_search import (
+    PAGE_JOBS,
+    PAGE_MAX_JOBS,
+    Filter,
+    FilterError,
+    FoundJob,
+    State,
+)
 from rqjobs.web import recording
 from rqjobs.web.access import Role, require
 from rqjobs.web.api import job_values
@@ -109,7 +117,11 @@ DONE = schema(
     summary="Find jobs, the newest first",
     query={
         **FILTER,
-        "after": {"type": "string", "maxLength": 4000, "description": "`next` of the part before"},
+        "after": {
+            "type": "string",
+            "maxLength": CURSOR_MAX_CHARACTERS,
+            "description": "`next` of the part before",
+        },
         "limit": {
             "type": "integer",
             "minimum": 1,
