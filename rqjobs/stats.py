@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import redis
@@ -31,6 +31,7 @@ REGISTRY_KEYS = {  # place of a job -> the word in RQ's key
 }
 QUEUE_WINDOW_JOBS = 2000  # within which a page of a queue looks for the last job of the page before
 DEFERRED_SAMPLE_JOBS = 200  # deferred jobs of a queue that its page looks at
+WAIT_FIELDS = ("rqjobs_waits_for", "rqjobs_paused")
 MAX_QUEUE_LIMITS = 20  # for which jobs of a queue wait, on its page
 PROCESS_FIELDS = ("pid", "horse", "rqjobs", "memory", "horse_memory", "per_minute", "quiet")
 SUSPENDED = "RQ is suspended: no worker begins a job until `rq resume`"
@@ -575,28 +576,6 @@ class QueuedJobs:
     has_more: bool
 
 
-def queued_jobs(
-    connection: redis.Redis, queue: str, position: int, after: str, limit: int
-) -> QueuedJobs:
-    """A page of a queue, behind the job `after`, which was at `position` - 1 a moment ago.
-
-    Jobs leave a queue at its front, so `after` is looked for in front of that, within
-    `QUEUE_WINDOW_JOBS`. Two round trips.
-    """
-    window_start = max(0, position - QUEUE_WINDOW_JOBS) if after else position
-    command = ("LRANGE", keys.queue(queue), window_start, position + limit)
-    (members,) = scripts.read_together(connection, [command])
-    if not isinstance(members, list):  # the key has the wrong type
-        return QueuedJobs(0, [], False)
-    ids = [decode(member) for member in members]
-    first = position - window_start
-    if after in ids:
-        first = len(ids) - ids[::-1].index(after)
-    shown = ids[first : first + limit]
-    has_more = len(ids) > first + limit
-    return QueuedJobs(window_start + first, listed_jobs(connection, shown), has_more)
-
-
 @dataclass(frozen=True)
 class QueueLimit:
     """A limit, or a paused function, for which jobs of a queue wait; `seen` of those looked at."""
@@ -604,41 +583,76 @@ class QueueLimit:
     key: str
     is_pause: bool
     seen: int
-    running: int
-    waiting: int
+    running: int = 0
+    waiting: int = 0
 
 
-def limits_of_queue(connection: redis.Redis, queue: str) -> list[QueueLimit]:
-    """What the first `DEFERRED_SAMPLE_JOBS` deferred jobs of a queue wait for, the most first.
+@dataclass(frozen=True)
+class QueueContents:
+    """A page of a queue's jobs, and what its deferred jobs wait for."""
 
-    Three round trips. Those that wait for other jobs are left out.
+    queued: QueuedJobs
+    limits: list[QueueLimit]
+
+
+def queue_contents(
+    connection: redis.Redis, queue: str, position: int, after: str, limit: int
+) -> QueueContents:
+    """A page of a queue, behind the job `after`, which was at `position` - 1 a moment ago.
+
+    Jobs leave a queue at its front, so `after` is looked for in front of that, within
+    `QUEUE_WINDOW_JOBS`. The limits are those for which the first `DEFERRED_SAMPLE_JOBS` deferred
+    jobs wait, the most first; those that wait for other jobs are left out. Three round trips.
     """
-    command = ("ZRANGE", keys.deferred(queue), 0, DEFERRED_SAMPLE_JOBS - 1)
-    (members,) = scripts.read_together(connection, [command])
-    if not isinstance(members, list):
-        return []
-    fields = ("rqjobs_waits_for", "rqjobs_paused")
-    replies = scripts.read_together(
-        connection, [("HMGET", keys.job(decode(member)), *fields) for member in members]
+    window_start = max(0, position - QUEUE_WINDOW_JOBS) if after else position
+    members, deferred = scripts.read_together(
+        connection,
+        [
+            ("LRANGE", keys.queue(queue), window_start, position + limit),
+            ("ZRANGE", keys.deferred(queue), 0, DEFERRED_SAMPLE_JOBS - 1),
+        ],
     )
+    ids = _ids(members)
+    first = position - window_start
+    if after in ids:
+        first = len(ids) - ids[::-1].index(after)
+    shown, waiting = ids[first : first + limit], _ids(deferred)
+    replies = scripts.read_together(
+        connection,
+        [
+            *(("HMGET", keys.job(job_id), *LISTED_FIELDS) for job_id in shown),
+            *(("HMGET", keys.job(job_id), *WAIT_FIELDS) for job_id in waiting),
+        ],
+    )
+    jobs = [
+        (job_id, _job(connection, job_id, reply))
+        for job_id, reply in zip(shown, replies, strict=False)
+    ]
+    queued = QueuedJobs(window_start + first, jobs, len(ids) > first + limit)
+    return QueueContents(queued, _limits(connection, replies[len(shown) :]))
+
+
+def _ids(members: Any) -> list[str]:
+    """The ids in a reply; none if the key has the wrong type."""
+    return [decode(member) for member in members] if isinstance(members, list) else []
+
+
+def _limits(connection: redis.Redis, replies: list[Any]) -> list[QueueLimit]:
+    """The limits in replies with `WAIT_FIELDS`, with the jobs that run and wait for each."""
     seen: Counter[tuple[str, bool]] = Counter()
     for reply in replies:
         if isinstance(reply, list) and any(reply):
             seen[decode(reply[0] or reply[1]), not reply[0]] += 1
-    names = seen.most_common(MAX_QUEUE_LIMITS)
+    found = [QueueLimit(*pair, number) for pair, number in seen.most_common(MAX_QUEUE_LIMITS)]
     commands: list[tuple[Any, ...]] = []
-    for (name, is_pause), _ in names:
-        waiting = keys.paused_jobs(name) if is_pause else keys.waiting(name)
-        commands += [("HLEN", keys.slots(name)), ("LLEN", waiting)]
-    counts = [
-        reply if isinstance(reply, int) else 0
-        for reply in scripts.read_together(connection, commands)
-    ]
+    for one in found:
+        waiting = keys.paused_jobs(one.key) if one.is_pause else keys.waiting(one.key)
+        commands += [("HLEN", keys.slots(one.key)), ("LLEN", waiting)]
+    replies = scripts.read_together(connection, commands) if commands else []
+    counts = [reply if isinstance(reply, int) else 0 for reply in replies]
     return [
-        QueueLimit(name, is_pause, number, running, waiting)
-        for ((name, is_pause), number), running, waiting in zip(
-            names, counts[::2], counts[1::2], strict=True
-        )
+        replace(one, running=running, waiting=waiting)
+        for one, running, waiting in zip(found, counts[::2], counts[1::2], strict=True)
     ]
 
 

@@ -17,10 +17,13 @@ import redis
 from rq.utils import now
 
 from rqjobs import connection, stats
-from rqjobs.broker.pauses import Pause
 from rqjobs.cli.output import echo, short_line
 from rqjobs.cli.terminal import Line, Screen, fit, is_terminal
 from rqjobs.jobs import Job
+from rqjobs.maintenance import attention
+from rqjobs.maintenance.attention import Do, Finding
+from rqjobs.maintenance.doctor import Level
+from rqjobs.overview import Overview, Reader
 from rqjobs.stats import QueueStats, Snapshot, WorkerStats
 
 REFRESH_SECONDS = 2.0
@@ -55,17 +58,23 @@ SORT_KEYS: dict[Order, Callable[[QueueStats], Any]] = {
 class View:
     """What one refresh has read. `jobs` are the current ones of the workers, by id."""
 
-    now: Snapshot
+    overview: Overview
+    findings: list[Finding]
     jobs: dict[str, Job | None]
     at: datetime
 
+    @property
+    def now(self) -> Snapshot:
+        return self.overview.snapshot
 
-def read() -> View:
-    """Read all that is shown, in three round trips."""
+
+def read(reader: Reader) -> View:
+    """Read all that is shown, in three round trips at most; the first time one more."""
     client = connection.client()
-    snapshot = stats.snapshot(client)
-    ids = [worker.job_id for worker in snapshot.workers if worker.job_id]
-    return View(snapshot, dict(stats.listed_jobs(client, ids)), datetime.now().astimezone())
+    overview = reader.read(client)
+    ids = [worker.job_id for worker in overview.snapshot.workers if worker.job_id]
+    jobs = dict(stats.listed_jobs(client, ids)) if ids else {}
+    return View(overview, attention.findings(overview), jobs, datetime.now().astimezone())
 
 
 @click.command("top")
@@ -76,10 +85,10 @@ def top(as_json: bool) -> None:
     Keys: q quits, p pauses the refresh, s changes the order of the queues, r refreshes at once.
     """
     if as_json:
-        click.echo(json.dumps(_as_json(read()), indent=2))
+        click.echo(json.dumps(_as_json(read(Reader())), indent=2))
         return
     if not is_terminal():
-        for line in _lines(read(), Order.WAITING, 200, SNAPSHOT_ROWS):
+        for line in _lines(read(Reader()), Order.WAITING, 200, SNAPSHOT_ROWS):
             echo(line.text.rstrip())
         return
     with Screen() as screen:
@@ -94,6 +103,7 @@ class _Top:
         self.screen = screen
         self.order = Order.WAITING
         self.is_paused = False
+        self.reader = Reader()
         self.view: View | None = None
         self.error = ""
         self.due = 0.0  # monotonic time of the next refresh
@@ -133,7 +143,7 @@ class _Top:
 
     def _refresh(self) -> None:
         try:
-            self.view = read()
+            self.view = read(self.reader)
             self.error = ""
         except redis.RedisError as error:
             self.error = short_line(connection.explain(error))
@@ -163,9 +173,9 @@ class _Top:
 
 def _lines(view: View, order: Order, columns: int, rows: int) -> list[Line]:
     """Everything in at most `rows` lines: findings, then queues, then workers."""
-    found = [Line(text, "yellow") for text in _findings(view.now)]
+    found = [_finding_line(one) for one in view.findings[: max(rows // 3, 1)]]
     workers = _worker_lines(view)
-    queues = _queue_lines(view.now, order)
+    queues = _queue_lines(view, order)
     left = max(rows - len(found) - 2, 0)
     number = max(left - len(workers), min(MIN_QUEUE_LINES, left))
     lines = [*found, *_cut(queues, number, "queues"), Line()]
@@ -179,36 +189,32 @@ def _cut(lines: list[Line], number: int, what: str) -> list[Line]:
     return [*lines[: number - 1], Line(f"… {len(lines) - number + 1:,} more {what}", "dim")]
 
 
-def _findings(snapshot: Snapshot) -> list[str]:
-    """What needs attention, one line each."""
-    found = []
-    if snapshot.suspended:
-        found.append(stats.SUSPENDED)
-    found += [_plain(pause) for pause in snapshot.paused]
-    unserved = snapshot.unserved
-    if unserved:
-        found.append(
-            f"jobs wait in {', '.join(unserved[:5])}, but no worker serves "
-            f"{'this queue' if len(unserved) == 1 else 'these queues'}; start: rqjobs worker "
-            f"{' '.join(unserved[:5])}"
-        )
-    return [f"! {short_line(text)}" for text in found]
+def _finding_line(finding: Finding) -> Line:
+    """A finding in one line, with the command that mends it."""
+    text = f"! {finding.title}: {finding.detail}"
+    if finding.action.do is Do.RUN:
+        text = f"! {finding.title}: {finding.action.name}   {finding.detail}"
+    return Line(short_line(text), "red" if finding.level is Level.LOSS else "yellow")
 
 
-def _plain(pause: Pause) -> str:
-    return pause.describe().replace("`", "")
-
-
-def _queue_lines(snapshot: Snapshot, order: Order) -> list[Line]:
+def _queue_lines(view: View, order: Order) -> list[Line]:
+    snapshot = view.now
     paused = {pause.name for pause in snapshot.paused if pause.kind == "queue"}
-    heads = ("WAITING", "OLDEST", "RUNNING", "SCHED", "DEFER", "FAILED", "WORKERS")
-    lines = [Line(_row("QUEUE", heads, 24, 9), "bold")]
+    heads = ("WAITING", "OLDEST", "IN/MIN", "OUT/MIN", "RUNNING", "SCHED", "FAILED", "WORKERS")
+    lines = [Line(_row("QUEUE", heads, 20, 8), "bold")]
     for queue in sorted(snapshot.queues, key=SORT_KEYS[order]):
-        counts = (queue.running, queue.scheduled, queue.deferred, queue.failed, queue.workers)
-        cells = (f"{queue.queued:,}", span(queue.oldest), *(f"{count:,}" for count in counts))
+        counts = (queue.running, queue.scheduled + queue.deferred, queue.failed, queue.workers)
+        rate = view.overview.window.rate(queue.name)
+        cells = (
+            f"{queue.queued:,}",
+            span(queue.oldest),
+            f"{rate.incoming:,.3g}",
+            f"{rate.outgoing:,.3g}",
+            *(f"{count:,}" for count in counts),
+        )
         name = queue.name + (" (paused)" if queue.name in paused else "")
         needs_worker = not queue.workers and (queue.queued or queue.scheduled)
-        lines.append(Line(_row(name, cells, 24, 9), "red" if needs_worker else ""))
+        lines.append(Line(_row(name, cells, 20, 8), "red" if needs_worker else ""))
     return lines
 
 
@@ -262,13 +268,32 @@ def span(seconds: float | None) -> str:
 def _as_json(view: View) -> dict[str, Any]:
     return {
         "time": view.at.isoformat(timespec="seconds"),
-        "attention": [text.removeprefix("! ") for text in _findings(view.now)],
-        "queues": [dataclasses.asdict(queue) for queue in view.now.queues],
+        "attention": [_finding_json(one) for one in view.findings],
+        "queues": [_queue_json(view, queue) for queue in view.now.queues],
         "workers": [
             dataclasses.asdict(worker)
             | {"state": worker.shown_state, "job": _job_json(view, worker)}
             for worker in view.now.workers
         ],
+    }
+
+
+def _finding_json(finding: Finding) -> dict[str, Any]:
+    return {
+        "key": finding.key,
+        "level": finding.level.value.lower(),
+        "title": finding.title,
+        "detail": finding.detail,
+        "command": finding.action.name if finding.action.do is Do.RUN else None,
+    }
+
+
+def _queue_json(view: View, queue: QueueStats) -> dict[str, Any]:
+    rate = view.overview.window.rate(queue.name)
+    return dataclasses.asdict(queue) | {
+        "incoming_per_minute": round(rate.incoming, 3),
+        "outgoing_per_minute": round(rate.outgoing, 3),
+        "seconds_to_empty": rate.seconds_to_empty(queue.queued),
     }
 
 

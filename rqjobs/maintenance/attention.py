@@ -12,6 +12,7 @@ from typing import Any
 
 from rqjobs import connection, rates
 from rqjobs.broker.counters import Kind
+from rqjobs.failed import Group
 from rqjobs.maintenance.doctor import Level, server_findings
 from rqjobs.overview import Overview
 from rqjobs.stats import QueueStats
@@ -182,8 +183,8 @@ def _failures(overview: Overview) -> Iterator[Finding]:
         failures = count(group.last_hour, "failure")
         yield Finding(
             f"failures {group.id}",
-            Level.LOSS if is_new else Level.NOTE,
-            f"{'New: ' if is_new else ''}{group.error} in {group.function}",
+            Level.LOSS if is_new or group.has_come_back else Level.NOTE,
+            f"{_news(group, is_new)}{group.error} in {group.function}",
             f"{failures} in the last hour{': ' + group.message if group.message else ''}",
             Action(Do.OPEN_GROUP, "See the jobs", group.id),
         )
@@ -191,6 +192,12 @@ def _failures(overview: Overview) -> Iterator[Finding]:
         title = f"{count(len(recent) - MAX_PER_KIND, 'more group')} of failures in the last hour"
         action = Action(Do.OPEN_FAILURES, "See failures")
         yield Finding("failures", Level.NOTE, title, "", action)
+
+
+def _news(group: Group, is_new: bool) -> str:
+    if group.has_come_back:
+        return "Came back: "
+    return "New: " if is_new else ""
 
 
 def _orphans(overview: Overview) -> Iterator[Finding]:

@@ -13,6 +13,7 @@ from rqjobs import failed as failed_jobs
 from rqjobs.broker import transitions
 from rqjobs.bulk_actions import Action
 from rqjobs.failed import FailedJob, Filter, Target
+from rqjobs.web import charts
 from rqjobs.web.access import Role, current_access, requires
 from rqjobs.web.job_view import row
 from rqjobs.web.rendering import cut, flash, page, pages
@@ -22,7 +23,6 @@ GROUPS_PER_PAGE = 25
 REQUEUE_MAX_JOBS = 1000  # of one click: it must end within the time-out of a web server
 GROUP_MAX_JOBS = 10_000  # of one click on the page of a group; more are changed by a job
 TRIED_MAX_JOBS = 5  # of the newest jobs of a group, until one can be requeued
-BARS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 UNGROUPED = "ungrouped"  # in the place of a group's id: the failed jobs without a group
 NOT_SURE = "Nothing was deleted: tick the box to confirm it."
 
@@ -67,19 +67,13 @@ def _shown(group: failed_jobs.Group) -> dict[str, Any]:
         "first_seen": group.first_seen,
         "last_seen": group.last_seen,
         "counts": (group.last_hour, group.last_day, group.last_week),
-        "trend": _trend(group.hours),
+        "trend": charts.sparkline(group.hours, "Failures in each of the last 24 hours"),
         "jobs": group.jobs,
         "ignored_since": group.ignored_since,
         "ignored_by": cut(group.ignored_by, 100),
         "is_ignored": group.is_ignored,
         "has_come_back": group.has_come_back,
     }
-
-
-def _trend(hours: Sequence[int]) -> str:
-    """The failures of each hour as a row of bars."""
-    most = max(hours, default=0) or 1
-    return "".join(BARS[-(-number * (len(BARS) - 1) // most)] for number in hours)
 
 
 # One group

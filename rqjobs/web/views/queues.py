@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from flask import abort, redirect, request, url_for
+import redis
+from flask import abort, current_app, redirect, request, url_for
 
 from rqjobs import connection, stats
-from rqjobs.broker import transitions
+from rqjobs.broker import scripts, transitions
+from rqjobs.rates import Rate, Window
 from rqjobs.stats import QueueStats, Snapshot
 from rqjobs.web.access import Role, requires
 from rqjobs.web.job_view import row
@@ -55,9 +60,10 @@ class _Choice:
 def _list() -> dict[str, Any]:
     text, after = request.args.get("q", "")[:200], request.args.get("after", "")
     choice = _Choice(text, after)
-    now = stats.snapshot(connection.client(), choice)
+    client = connection.client()
+    now, rate_of = stats.snapshot(client, choice), _rates(client)
     return {
-        "queues": [_shown(queue) for queue in now.queues],
+        "queues": [_shown(queue, rate_of) for queue in now.queues],
         "paused": _paused(now),
         "matched": choice.matched,
         "next": now.queues[-1].name if choice.has_more else "",
@@ -70,8 +76,30 @@ def _paused(now: Snapshot) -> set[str]:
     return {pause.name for pause in now.paused if pause.kind == "queue"}
 
 
-def _shown(queue: QueueStats) -> dict[str, Any]:
+@dataclass
+class SharedRates:
+    """The counts of the last hour, which the viewers of this process share. One thread reads."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    window: Window = field(default_factory=Window)
+
+
+def _rates(client: redis.Redis) -> Callable[[str], Rate]:
+    """The rate of each queue. After the first call, one round trip reads the current minute."""
+    shared: SharedRates = current_app.extensions.setdefault("rqjobs.rates", SharedRates())
+    with shared.lock:
+        window = shared.window
+        window.forget_current()
+        window.take(scripts.read_together(client, window.commands(time.time())))
+        return replace(window, minutes=dict(window.minutes)).rate
+
+
+def _shown(queue: QueueStats, rate_of: Callable[[str], Rate]) -> dict[str, Any]:
+    rate = rate_of(queue.name)
     return {
+        "incoming": f"{rate.incoming:,.3g}",
+        "outgoing": f"{rate.outgoing:,.3g}",
+        "to_empty": span(rate.seconds_to_empty(queue.queued)),
         "name": queue.name,
         "shown": cut(queue.name, 100),
         "queued": queue.queued,
@@ -122,17 +150,18 @@ def _one(name: str) -> dict[str, Any]:
         abort(404)
     after = request.args.get("after", "")
     position = min(max(request.args.get("position", 0, type=int), 0), MAX_POSITION)
-    found = stats.queued_jobs(client, name, position, after, JOBS_PER_PAGE)
+    contents = stats.queue_contents(client, name, position, after, JOBS_PER_PAGE)
+    found = contents.queued
     last = found.jobs[-1][0] if found.jobs else ""
     pauses = [pause for pause in now.paused if (pause.kind, pause.name) == ("queue", name)]
     return {
-        "queue": _shown(now.queues[0]),
+        "queue": _shown(now.queues[0], _rates(client)),
         "pause": pauses[0] if pauses else None,
         "workers": [one.name for one in now.workers if one.alive and name in one.queues][
             :MAX_WORKERS
         ],
         "jobs": [_job_row(*pair, found.first + n) for n, pair in enumerate(found.jobs, 1)],
-        "limits": stats.limits_of_queue(client, name) if now.queues[0].deferred else [],
+        "limits": contents.limits,
         "first": found.first,
         "after": after,
         "position": position,
