@@ -478,6 +478,10 @@ def test_nothing_is_unpacked_without_a_bound():
         "interrupt": 1,  # three fields of a job
         "keep_cursor": 1,  # the same
         "keep_log": 2,  # the eight words of an entry
+        "find_groups": 1,  # a page of groups
+        "newest_jobs": 1,  # the names of a row's fields
+        "record_activity": 1,  # the words of an entry
+        "search_jobs": 5,  # the names and values of a row's fields
     }
     assert {
         path.stem: count for path in LUA if (count := path.read_text().count("unpack("))
