@@ -70,6 +70,7 @@ def pages(browser, site, jobs):
     navigation = browser.execute_script(LINKS, "#pages a:not(.back), .tools a")
     wanted = [f"/jobs/{jobs[name]}" for name in ("failed", "done", "later")]
     wanted += [f"/flows/{jobs['flow']}", "/schedules/nightly", "/nowhere"]
+    wanted += ["/change-jobs?action=delete&all=1&view=state%3Dfailed"]
     wanted += ["/schedules?function=sample_jobs.say", "/enqueue?function=sample_jobs.say"]
     found = [*navigation, *wanted]
     kinds = {kind(path) for path in found}

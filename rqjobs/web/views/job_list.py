@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
+from dataclasses import dataclass
 from typing import Any
 
-from flask import Response, abort, redirect, request, url_for
+from flask import Response, abort, current_app, redirect, request, url_for
 
 from rqjobs import bulk_actions, catalog, connection, job_search
 from rqjobs.broker import places
@@ -18,6 +20,8 @@ from rqjobs.web.live import cached
 from rqjobs.web.rendering import cut, flash, page, pages, view_params
 
 JOBS_PER_PAGE = 50
+COUNTS = "rqjobs.job_counts"  # the name of the last counts in app.extensions
+COUNTS_SECONDS = 5.0
 LIVE_SECONDS = 1.0  # for which viewers share a rendering of the table
 MAX_CHOSEN_JOBS = 500  # of one click; more are chosen by a filter
 LISTED_QUEUES = 100
@@ -36,6 +40,14 @@ FILTER_LABELS = {
     "schedule": "schedule",
     "group": "group of failures",
 }
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The jobs of each queue by state, and until when they are used, in monotonic seconds."""
+
+    by_queue: dict[str, dict[str, int]]
+    expires: float
 
 
 @pages.get("/jobs", endpoint="jobs")
@@ -58,7 +70,7 @@ def live_jobs() -> Any:
     key = json.dumps(sorted(chosen.params().items()))
 
     def table() -> Response:
-        found = job_search.search(chosen, "", JOBS_PER_PAGE, _counts())
+        found = job_search.search(chosen, "", JOBS_PER_PAGE, _recent_counts())
         return page("_jobs.html", **_table(chosen, found))
 
     return cached(f"jobs {key}", LIVE_SECONDS, table)
@@ -96,6 +108,15 @@ def _after() -> str:
 def _counts() -> dict[str, dict[str, int]]:
     client = connection.client()
     return places.count_places(client, places.queue_names(client))
+
+
+def _recent_counts() -> dict[str, dict[str, int]]:
+    """The counts of the last seconds: a live part only asks them which queues have jobs."""
+    kept: Counts | None = current_app.extensions.get(COUNTS)
+    if kept is None or time.monotonic() >= kept.expires:
+        kept = Counts(_counts(), time.monotonic() + COUNTS_SECONDS)
+        current_app.extensions[COUNTS] = kept
+    return kept.by_queue
 
 
 def _tabs(chosen: Filter, counts: dict[str, dict[str, int]]) -> list[dict[str, Any]]:
