@@ -90,10 +90,10 @@ document.addEventListener("submit", (event) => {
   const question = event.target.dataset.confirm;
   if (question && !confirm(question)) return event.preventDefault();
   const button = event.submitter;
-  if (button) setTimeout(() => { button.disabled = true; });
+  if (button) setTimeout(() => { button.disabled = true; button.dataset.sent = ""; });
 });
 window.addEventListener("pageshow", () => {  // also when the browser restores a page from its cache
-  for (const button of document.querySelectorAll("button:disabled")) button.disabled = false;
+  for (const button of document.querySelectorAll("button[data-sent]")) button.disabled = false;
 });
 
 showTimes();
