@@ -455,7 +455,7 @@ class BackgroundAlerts:
         pause = threading.Event()
         while True:
             try:
-                if self._may_run() and self._has_lock():
+                if config.current().alerts and self._may_run() and self._has_lock():
                     update(self._redis)
                     send_due(self._redis)
                 self._logged = ""

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 import redis as redis_py
 import sample_jobs
-from prometheus_client.parser import text_string_to_metric_families
 from rq import Retry
 
 import rqjobs
 from rqjobs import config, every, job_metrics, schedules
 from rqjobs.broker import keys
 from rqjobs.web import exposition
+
+parser = pytest.importorskip("prometheus_client.parser", reason="needs the extra `metrics`")
 
 TOKEN = "t" * 32
 BROWSER = {"Accept": "text/html,*/*;q=0.8"}
@@ -34,7 +35,7 @@ def scrape(app):
         assert response.status_code == 200, response.text
         return {
             (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
-            for family in text_string_to_metric_families(response.text)
+            for family in parser.text_string_to_metric_families(response.text)
             for sample in family.samples
         }
 
