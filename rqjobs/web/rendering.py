@@ -51,6 +51,7 @@ SECTIONS = (  # the navigation: an entry is shown if its page exists and the vie
     ("Workers", "rqjobs.workers"),
     ("Schedules", "rqjobs.schedules"),
     ("Flows", "rqjobs.flows"),
+    ("Alerts", "rqjobs.alerts"),
     ("Activity", "rqjobs.activity"),
     ("Redis", "rqjobs.redis_page"),
     ("Settings", "rqjobs.settings_page"),

@@ -2,6 +2,7 @@
 
 from rqjobs.web.views import (
     activity,
+    alerts,
     delayed,
     enqueue,
     failed,
@@ -21,6 +22,7 @@ from rqjobs.web.views import (
 
 __all__ = [
     "activity",
+    "alerts",
     "delayed",
     "enqueue",
     "failed",

@@ -270,3 +270,23 @@ def test_foreign_data_stops_no_alert(redis, rules, receiver):
     assert ("depth:default", "begin") in [
         (body.get("alert"), body.get("state")) for body, _ in receiver.calls
     ]
+
+
+def test_the_page_shows_what_fires_and_the_rules(redis, rules, client):
+    assert "There are no rules yet" in client.get("/alerts").text
+    rules("oldest:high=10s for 1h, depth:default=0, poison")
+    assert "All is well" in client.get("/alerts").text
+    rqjobs.enqueue(sample_jobs.ok)
+    alerts.update(redis)
+    hostile = {"since": 1e300, "id": "x", "rule": "<b>", "message": "<script>\u202e\ud800" * 999}
+    redis.hset(keys.ALERTS, "<i>", json.dumps(hostile))
+    text = client.get("/alerts").text
+    assert (
+        "1 jobs wait in default" in text
+        and "&lt;script&gt;" in text
+        and "<script>\u202e" not in text
+    )
+    assert "<code>oldest:high=10s for 3600s</code>" in text and "Nobody is told" in text
+    assert "1 jobs wait in default" in client.get("/live/alerts").text
+    alert_thread._started_in = 0
+    config.use(alerts=())
