@@ -270,9 +270,9 @@ def take_all(
     browser.find_element(By.ID, "user").send_keys("admin")
     browser.find_element(By.ID, "password").send_keys(password)
     browser.find_element(By.CSS_SELECTOR, "button.primary").click()
-    wait_for(lambda: browser.find_elements(By.ID, "enqueue-title"), "the home page")
+    wait_for(lambda: browser.find_elements(By.CSS_SELECTOR, ".verdict"), "the home page")
     pages = {
-        "admin": "/?function=shop.resize_photo",
+        "admin": "/",
         "job": f"/jobs/{job}",
         "schedules": "/schedules",
     }

@@ -67,18 +67,19 @@ def chart(
 def _bar(layers: Sequence[Bars], step: int, top: int, step_names: Sequence[str]) -> Markup:
     x = step * BAR_WIDTH
     base = float(HEIGHT)
-    rects = []
-    told = [f"{layer.numbers[step]:,} {layer.name}" for layer in layers if layer.numbers[step]]
+    rects = ""
+    told = []
     for layer in layers:
-        if not layer.numbers[step]:
+        number = layer.numbers[step]
+        if not number:
             continue
-        height = max(HEIGHT * layer.numbers[step] / top, 1.5)
+        told.append(f"{number:,} {layer.name}")
+        height = max(HEIGHT * number / top, 1.5)
         base -= height
-        rects.append(
-            Markup('<rect class="{}" x="{}" y="{}" width="{}" height="{}"/>').format(
-                layer.colour, x, f"{max(base, 0):.1f}", BAR_WIDTH - BAR_GAP, f"{height:.1f}"
-            )
+        rects += (
+            f'<rect class="{layer.colour}" x="{x}" y="{max(base, 0):.1f}" '
+            f'width="{BAR_WIDTH - BAR_GAP}" height="{height:.1f}"/>'
         )
     name = f"{step_names[step]}: " if step < len(step_names) else ""
     title = escape(name + ", ".join(told))
-    return Markup("<g><title>{}</title>{}</g>").format(title, Markup("").join(rects))
+    return Markup(f"<g><title>{title}</title>{rects}</g>")  # the rest are numbers and our classes

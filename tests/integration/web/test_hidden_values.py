@@ -87,7 +87,7 @@ def test_the_forms_never_show_a_hidden_value(client):
     rqjobs.schedules.add("s", rqjobs.every(hours=1), page_jobs.log_in, "Ada", SECRET)
     text = client.get("/schedules/s").text
     assert SECRET not in text and "keep" in text
-    form = client.get("/?function=page_jobs.log_in").text
+    form = client.get("/enqueue?function=page_jobs.log_in").text
     assert 'type="password"' in form
     reply = client.post(
         "/jobs", data={"function": "page_jobs.log_in", "arg.user": "", "arg.password": SECRET}
