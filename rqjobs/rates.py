@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -123,24 +123,26 @@ class Window:
         for start in range(first, begin + 1, DAY_STEP_MINUTES):
             step: Counter[Kind] = Counter()
             for minute in range(start, start + DAY_STEP_MINUTES):
-                step.update(self._total(minute, None))
+                for kind, number in self._total(minute, None).items():
+                    step[kind] += number
             steps.append(step)
         return _series(60 * DAY_STEP_MINUTES, begin * 60, steps)
 
-    def _total(self, minute: int, queue: str | None) -> Counter[Kind]:
+    def _total(self, minute: int, queue: str | None) -> Mapping[Kind, int]:
         counts = self.minutes.get(minute)
         if counts is None:
-            return Counter(self.day.get(minute, {}))
-        total: Counter[Kind] = Counter()
-        for name, kinds in counts.items():
-            if queue in (None, name):
-                total.update(kinds)
+            return self.day.get(minute, {})
+        if queue is not None:
+            return counts.get(queue, {})
+        total: dict[Kind, int] = {}
+        for kinds in counts.values():
+            for kind, number in kinds.items():
+                total[kind] = total.get(kind, 0) + number
         return total
 
 
-def _series(step: int, end: int, steps: Iterable[Counter[Kind]]) -> Series:
-    listed = list(steps)
-    return Series(step, end, {kind: [one[kind] for one in listed] for kind in Kind})
+def _series(step: int, end: int, steps: Sequence[Mapping[Kind, int]]) -> Series:
+    return Series(step, end, {kind: [one.get(kind, 0) for one in steps] for kind in Kind})
 
 
 def read(connection: redis.Redis, window: Window | None = None) -> Window:
