@@ -23,7 +23,7 @@ demo: .venv/installed  ## Run the demo jobs on README.md and print their results
 	@$(BIN)/rqjobs demo README.md
 
 test: .venv/tested  ## Run the tests; PYTEST_ARGS="-k name" selects some.
-	$(BIN)/python -m pytest -n 4 --dist worksteal $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 6 --dist worksteal $(PYTEST_ARGS)
 
 test-clients: .venv/tested  ## Run the tests with sentry-sdk, OpenTelemetry, django-rq and others.
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/clients $(PYTEST_ARGS)

@@ -32,6 +32,25 @@ def pytest_addoption(parser):
     )
 
 
+def pytest_collection_modifyitems(config, items):
+    """Begin with the longest tests, in each process of pytest-xdist with an equal part of them.
+
+    They wait most of their time. At the end the whole run would wait for a few of them.
+    pytest-xdist gives each process a part of the list, and moves the end of a long part to others.
+    """
+    processes = getattr(config, "workerinput", {}).get("workercount", 1)
+    long = [item for item in items if item.get_closest_marker("slow")]
+    short = [item for item in items if not item.get_closest_marker("slow")]
+    items[:] = [
+        item
+        for part in range(processes)
+        for item in (
+            *long[part::processes],
+            *short[part * len(short) // processes : (part + 1) * len(short) // processes],
+        )
+    ]
+
+
 @pytest.fixture(scope="session")
 def executable(request):
     """The redis-server to test with."""

@@ -160,8 +160,8 @@ def reads_text(call):
     """Whether a call opens a file, or a process's output, as text."""
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
     mode = next((str(one.value) for one in call.args if isinstance(one, ast.Constant)), "")
-    # rqjobs.conversion's read_text converts a string.
-    if ast.unparse(call.func) in ("os.open", "read_text", "conversion.read_text"):
+    # rqjobs.conversion's read_text converts a string; opener.open opens a URL.
+    if ast.unparse(call.func) in ("os.open", "opener.open", "read_text", "conversion.read_text"):
         return False
     decoded = any(
         keyword.arg == "text" and ast.unparse(keyword.value) == "True" for keyword in call.keywords
