@@ -8,8 +8,9 @@ from typing import Any
 
 from flask import Response
 
-from rqjobs import config, connection, pauses, stats, worker_commands
+from rqjobs import config, connection, pauses, rates, stats, worker_commands
 from rqjobs.broker import transitions
+from rqjobs.rates import Rate
 from rqjobs.stats import QueueStats, Snapshot, WorkerStats
 from rqjobs.web import recording
 from rqjobs.web.access import Role, current_access
@@ -37,6 +38,8 @@ QUEUE = schema(
         name=TEXT,
         **dict.fromkeys(COUNTS, COUNT),
         oldest_seconds=NUMBER_OR_NULL,
+        in_per_minute={"type": "number"},
+        out_per_minute={"type": "number"},
         workers=COUNT,
         paused={"type": "boolean"},
     ),
@@ -80,7 +83,7 @@ PATH_PARAMETERS["worker"] = {"type": "string", "minLength": 1, "maxLength": 300}
     answers={200: an_object(queues={"type": "array", "items": QUEUE})},
 )
 def list_queues(given: Given) -> dict[str, Any]:
-    """The queues that Redis knows, and the configured ones."""
+    """The queues that Redis knows, and the configured ones. The rates are of the last five minutes."""
     return {"queues": _queues(stats.snapshot(connection.client()))}
 
 
@@ -103,18 +106,21 @@ def _queues(now: Snapshot) -> list[dict[str, Any]]:
     paused = {pause.name for pause in now.paused if pause.kind == "queue"}
     found = {one.name: one for one in now.queues}
     empty = [_empty(name) for name in config.current().queues if name not in found]
-    return [_queue(one, one.name in paused) for one in [*now.queues, *empty]]
+    pace = rates.rates(connection.client(), [*found, *(one.name for one in empty)])
+    return [_queue(one, one.name in paused, pace[one.name]) for one in [*now.queues, *empty]]
 
 
 def _empty(name: str) -> QueueStats:
     return QueueStats(name=name, **dict.fromkeys(COUNTS, 0), oldest=None, workers=0)
 
 
-def _queue(one: QueueStats, is_paused: bool) -> dict[str, Any]:
+def _queue(one: QueueStats, is_paused: bool, pace: Rate) -> dict[str, Any]:
     return {
         "name": one.name,
         **{name: getattr(one, name) for name in COUNTS},
         "oldest_seconds": one.oldest,
+        "in_per_minute": pace.incoming,
+        "out_per_minute": pace.outgoing,
         "workers": one.workers,
         "paused": is_paused,
     }

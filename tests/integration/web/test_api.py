@@ -397,6 +397,7 @@ def test_queues_are_counted_and_paused(api, redis):
     rqjobs.enqueue("sample_jobs.ok")
     queue = api.get("/queues/default").json
     assert (queue["queued"], queue["workers"], queue["paused"]) == (1, 0, False)
+    assert queue["in_per_minute"] > 0 and queue["out_per_minute"] == 0
     assert api.post("/queues/default/pause").json["changed"] is True
     assert api.post("/queues/default/pause").json["changed"] is False
     assert api.get("/queues/default").json["paused"] is True
