@@ -66,6 +66,8 @@ class Ungrouped:
 def page(text: str = "", ignored: bool = False, after: str = "", limit: int = 25) -> Inbox:
     """A page of the groups whose function, error or message contains `text`, in two round trips.
 
+    Upper and lower case of the letters a to z count as the same.
+
     Args:
         ignored: those that are ignored, in place of the others.
         after: the cursor of the page before; one that is none begins at the start.
@@ -73,7 +75,7 @@ def page(text: str = "", ignored: bool = False, after: str = "", limit: int = 25
     client = connection.client()
     place = _read_cursor(after)
     last = [repr(place[0]), place[1]] if place else ["", ""]
-    args = [text.lower(), "1" if ignored else "", *last, limit, MAX_GROUPS]
+    args = [_lower(text), "1" if ignored else "", *last, limit, MAX_GROUPS]
     reply = scripts.FIND_GROUPS.run(client, [keys.FAILURE_GROUPS], args)
     watched, number, matched, more, *found = reply
     ids = [decode(one) for one in found[::2]]
@@ -84,6 +86,11 @@ def page(text: str = "", ignored: bool = False, after: str = "", limit: int = 25
         watched=watched,
         ignored=number,
     )
+
+
+def _lower(text: str) -> bytes:
+    """`text` with the letters of ASCII in lower case, as the script lowers those of a group."""
+    return escape_surrogates(text).encode().lower()
 
 
 def _read_cursor(text: str) -> tuple[float, str] | None:

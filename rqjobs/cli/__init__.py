@@ -248,7 +248,7 @@ def show_stats(as_json: bool, check: str | None) -> None:
     rows = [
         [
             worker.name[:12],
-            worker.state if worker.alive else "dead",
+            worker.shown_state,
             ",".join(worker.queues),
             worker.job_id or "",
             worker.succeeded,

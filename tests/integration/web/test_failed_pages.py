@@ -68,6 +68,11 @@ def test_groups_are_searched_and_paged_without_leaving_any_out(client, redis):
     assert seen == [f"g{number:04}" for number in range(59, -1, -1)]
     assert shown_groups(client.get("/failed?q=F5").text)[-1] == "g0005"
     assert shown_groups(client.get("/failed?q=no+17").text) == ["g0017"]
+    redis.hset("rqjobs:failure-group:g0017", "message", "Ärger im LAGER")
+    for text in ("Ärger", "im lager", "ÄRGER IM"):
+        assert [group.id for group in failure_inbox.page(text).groups] == ["g0017"], text
+    for text in ("ärger", "\ud800", "[", "%"):
+        assert failure_inbox.page(text).groups == [], text
     assert "No open group contains" in client.get("/failed?q=nothing").text
     for after in ("x", "1:", ":", "9" * 400 + ":a", "nan:a", "1e5:a", "\0:\0"):
         assert client.get("/failed", query_string={"after": after}).status_code == 200
