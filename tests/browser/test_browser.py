@@ -493,3 +493,36 @@ def test_failures_schedules_and_queues_take_three_clicks(at_home, site, redis, e
     browser.find_element(By.CSS_SELECTOR, ".confirm button").click()
     eventually(lambda: "1 waiting jobs of default" in shown(browser, ".note"), what="the note")
     assert redis.llen("rq:queue:default") == 0
+
+
+def test_jobs_are_found_chosen_and_changed(at_home, site, redis, eventually):
+    """Find the job of user 42: three clicks. What is chosen stays chosen in a live update."""
+    browser = at_home
+    jobs = [rqjobs.enqueue(sample_jobs.say, f"user {number}") for number in (41, 42, 43)]
+    browser.find_element(By.LINK_TEXT, "Jobs").click()
+    box = eventually(lambda: browser.find_elements(By.ID, "f-text"), what="the filter")[0]
+    box.send_keys("USER 42", Keys.ENTER)
+    eventually(lambda: "all 3 jobs were searched" in shown(browser, "main"), what="the search")
+    assert [one.text for one in browser.find_elements(By.CSS_SELECTOR, ".job-name")] == [
+        "sample_jobs.say('user 42')"
+    ]
+
+    browser.get(f"{site}/jobs?state=queued")
+    boxes = browser.find_elements(By.CSS_SELECTOR, "input[name=ids]")
+    boxes[0].click()
+    boxes[2].click()
+    assert shown(browser, "#chosen-jobs") == "2 chosen"
+    rqjobs.enqueue(sample_jobs.say, "a newer one")
+    eventually(lambda: "a newer one" in shown(browser, ".job-list"), what="the live update")
+    browser.find_element(By.CSS_SELECTOR, ".bulk button[value=cancel]").click()
+    eventually(lambda: shown(browser, ".note") == "2 jobs are canceled.", what="the note")
+    assert browser.current_url == f"{site}/jobs?state=queued"
+    assert [job.get_status() for job in jobs] == ["canceled", "queued", "canceled"]
+
+    browser.get(f"{site}/jobs?state=canceled")
+    browser.find_element(By.ID, "all-jobs").click()
+    browser.find_element(By.CSS_SELECTOR, ".bulk button[value=delete]").click()
+    eventually(lambda: "Delete 2 jobs?" in shown(browser, "h1"), what="the question")
+    browser.find_element(By.CSS_SELECTOR, "button.danger").click()
+    eventually(lambda: shown(browser, ".note") == "2 jobs are deleted.", what="the note")
+    assert not redis.exists(jobs[0].key) and redis.exists(jobs[1].key)
