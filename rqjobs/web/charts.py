@@ -82,4 +82,4 @@ def _bar(layers: Sequence[Bars], step: int, top: int, step_names: Sequence[str])
         )
     name = f"{step_names[step]}: " if step < len(step_names) else ""
     title = escape(name + ", ".join(told))
-    return Markup(f"<g><title>{title}</title>{rects}</g>")  # the rest are numbers and our classes
+    return Markup(f"<g><title>{title}</title>{rects}</g>")  # else numbers, our classes  # nosec B704
