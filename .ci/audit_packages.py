@@ -15,6 +15,7 @@ from typing import Any
 RUN_SECONDS = 20
 REQUEST_SECONDS = 5
 OWN_NAME = "rqjobs"  # is installed from the checkout
+SHOWN_NAMES = 10
 EXCEPTIONS: dict[str, str] = {}  # the id of a vulnerability -> why it does not concern rqjobs
 
 
@@ -30,18 +31,20 @@ def judge(report: dict[str, Any]) -> Verdict:
     """The verdict on a report of pip-audit as JSON."""
     found = []
     unchecked = []
-    packages = report["dependencies"]
+    packages = [one for one in report["dependencies"] if one["name"] != OWN_NAME]
     for package in packages:
         name = f"{package['name']} {package.get('version', '')}".strip()
-        if "skip_reason" in package and package["name"] != OWN_NAME:
+        if "skip_reason" in package:
             unchecked.append(package["name"])
         for vulnerability in package.get("vulns", ()):
             found.append((name, vulnerability))
     lines = [_describe(name, one) for name, one in found]
     if unchecked:
-        lines.append(f"NOT CHECKED, the service does not know them: {', '.join(unchecked)}")
-    if not found:
-        lines.append(f"{len(packages) - len(unchecked)} packages have no known vulnerability.")
+        names = ", ".join(unchecked[:SHOWN_NAMES]) + (", …" if unchecked[SHOWN_NAMES:] else "")
+        lines.append(f"NOT CHECKED, the service does not know {len(unchecked)} packages: {names}")
+    checked = len(packages) - len(unchecked)
+    if checked and not found:
+        lines.append(f"{checked} packages have no known vulnerability.")
     return Verdict(any(one["id"] not in EXCEPTIONS for _, one in found), lines)
 
 

@@ -42,6 +42,8 @@ def test_what_was_not_checked_is_said(script):
     own = {"name": "rqjobs", "skip_reason": "distribution marked as editable"}
     verdict = script.read(json.dumps({"dependencies": [skipped, own, SOUND]}), "")
     assert not verdict.fails and "NOT CHECKED" in verdict.lines[0] and "click" in verdict.lines[0]
+    verdict = script.read(json.dumps({"dependencies": [skipped, own]}), "")
+    assert len(verdict.lines) == 1, "none is said to be sound"
     for output in ("", "{}", "null", "[]"):
         verdict = script.read(output, "INFO\nERROR: Connection refused\n")
         assert not verdict.fails and "NOT CHECKED" in verdict.lines[0]
