@@ -207,9 +207,7 @@ class _Events:
         self.has_scheduler = bool(scheduler)
         self.totals = totals if isinstance(totals, dict) else {}
         self.groups = [
-            decode(group)
-            for group, last in (groups if isinstance(groups, list) else [])
-            if self.now - last < RECENT_SECONDS
+            group for group, last in scripts.read_scores(groups) if self.now - last < RECENT_SECONDS
         ]
         self.schedules = list(map(decode, schedules)) if isinstance(schedules, list) else []
         if "schedule_missed" not in names:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import redis
 from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 
+from rqjobs.broker.keys import decode
 from rqjobs.connection import is_transient
 
 QUEUES_PER_SCRIPT = 500  # queues that one script looks at; a longer one would hold up other clients
@@ -144,6 +145,19 @@ def read_together(
         if isinstance(reply, Exception) and not is_wrong_type(reply):
             raise reply
     return replies
+
+
+def read_scores(reply: Any) -> list[tuple[str, float]]:
+    """The members with their scores in a reply `WITHSCORES`; none if the reply is an error.
+
+    The reply is flat with the older protocol of Redis.
+    """
+    if not isinstance(reply, list):
+        return []
+    pairs = reply
+    if reply and not isinstance(reply[0], list | tuple):
+        pairs = list(zip(reply[::2], reply[1::2], strict=True))
+    return [(decode(member), float(score)) for member, score in pairs]
 
 
 def is_wrong_type(error: Exception) -> bool:

@@ -14,8 +14,7 @@ import redis
 
 import rqjobs
 from rqjobs import alerts, job_metrics, stats
-from rqjobs.broker import keys
-from rqjobs.broker.keys import decode
+from rqjobs.broker import keys, scripts
 from rqjobs.connection import is_transient
 
 try:
@@ -134,11 +133,11 @@ def read(connection: redis.Redis) -> Reading:
         ],
     )
     now = moment[0] + moment[1] / 1e6 if isinstance(moment, tuple) else time.time()
-    found = _pairs(due)
+    found = scripts.read_scores(due)
     schedules = _replies(
         connection, [("HMGET", keys.schedule(name), *SCHEDULE_FIELDS) for name, _ in found]
     )
-    delayed = [pair for reply in first for pair in _pairs(reply)]
+    delayed = [pair for reply in first for pair in scripts.read_scores(reply)]
     return Reading(
         snapshot=snapshot,
         runs=job_metrics.read_function_metrics(runs),
@@ -173,13 +172,6 @@ def _replies(connection: redis.Redis, commands: Iterable[tuple[Any, ...]]) -> li
         if isinstance(reply, Exception) and is_transient(reply):
             raise reply
     return replies
-
-
-def _pairs(reply: Any) -> list[tuple[str, float]]:
-    """The members with scores in a reply to ZRANGE; none if it is an error."""
-    if not isinstance(reply, list):
-        return []
-    return [(decode(member), float(score)) for member, score in reply]
 
 
 def _late(due: list[tuple[str, float]], now: float) -> float:

@@ -13,10 +13,10 @@ import pytest
 import sample_jobs
 
 import rqjobs
-from rqjobs import alerts, config, every, schedules
+from rqjobs import alerts, config, connection, every, schedules
 from rqjobs.alert_rules import parse_alerts
 from rqjobs.broker import keys
-from rqjobs.web import alert_thread
+from rqjobs.web import alert_thread, exposition
 
 
 class Receiver:
@@ -290,3 +290,14 @@ def test_the_page_shows_what_fires_and_the_rules(redis, rules, client):
     assert "1 jobs wait in default" in client.get("/live/alerts").text
     alert_thread._started_in = 0
     config.use(alerts=())
+
+
+def test_the_older_protocol_of_redis_has_the_same_answers(redis, rules, server):
+    """Its replies with scores are flat."""
+    redis.zadd(keys.FAILURE_GROUPS, {"a": redis.time()[0]})
+    redis.zadd(keys.scheduled("low"), {"x": redis.time()[0] - 50})
+    older = connection.connect(f"{server}{'&' if '?' in server else '?'}protocol=2")
+    with contextlib.closing(older):
+        (found,) = alerts.observe(older, parse_alerts("failed_for_good"))
+        assert found.rule.name == "failed_for_good"
+        assert exposition.read(older).lateness["delayed"] >= 50
