@@ -145,12 +145,13 @@ def read(
     while searched < SEARCH_MAX_ENTRIES:
         entries = _read_part(connection, before, step)
         for entry in entries:
+            # The two streams may have the same id, which no place separates.
+            if len(found) >= limit and entry.id != before:
+                return Found(found, before, searched)
             searched += 1
             before = entry.id
             if _matches(entry, user, action):
                 found.append(entry)
-            if len(found) == limit:
-                return Found(found, before, searched)
         if len(entries) < step:
             return Found(found, "", searched)
         step = SEARCH_MAX_ENTRIES - searched
@@ -172,6 +173,8 @@ def _read_part(connection: redis.Redis, before: str, count: int) -> list[Entry]:
             raise reply
         entries += [_parse(decode(entry_id), values, default) for entry_id, values in reply]
     entries.sort(key=lambda entry: _order(entry.id), reverse=True)
+    if len(entries) > count and entries[count].id == entries[count - 1].id:
+        count += 1
     return entries[:count]
 
 

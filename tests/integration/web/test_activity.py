@@ -123,6 +123,16 @@ def test_paging_and_filters_lose_nothing(client, redis):
     assert "cancel job 19" in client.get(f"/activity?user=ada&before={older}").text
 
 
+def test_entries_of_one_millisecond_in_both_streams_are_on_one_page(redis):
+    """No place in the list separates them. The second one was left out."""
+    for number in (6, 7):
+        redis.xadd(keys.ACTIVITY, {"action": "cancel job"}, id=f"{number}-0")
+        redis.xadd(keys.REFUSED_LOGINS, {"count": "1"}, id=f"{number}-0")
+    first = activity.read(redis, limit=1)
+    assert [one.id for one in first.entries] == ["7-0", "7-0"]
+    assert [one.id for one in activity.read(redis, first.next, 1).entries] == ["6-0", "6-0"]
+
+
 @pytest.mark.parametrize("before", ["x", "1", "-", "1-", "0-\u0661", "9" * 40 + "-0", "1-0 +"])
 def test_a_wrong_place_in_the_list_is_a_404(client, before):
     assert client.get("/activity", query_string={"before": before}).status_code == 404
