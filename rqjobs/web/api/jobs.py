@@ -9,7 +9,7 @@ from flask import Response, url_for
 from rq.command import send_stop_job_command
 from rq.exceptions import InvalidJobOperation, NoSuchJobError
 
-from rqjobs import connection, delayed, job_logs, stats
+from rqjobs import config, connection, delayed, job_logs, stats
 from rqjobs.broker import transitions
 from rqjobs.broker.transitions import DeleteOutcome
 from rqjobs.call_options import MAX_SECONDS
@@ -47,7 +47,6 @@ WAIT_SECONDS = 20  # without a timeout
 # Waits of one process at a time, each of which occupies a thread. Gunicorn has 32 by default.
 MAX_WAITS = 16
 POLL_SECONDS = 1  # after which a client may ask again when there are too many waits
-LOG_LEVELS = ["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 QUEUE_NAME = {"type": "string", "pattern": "^[A-Za-z0-9_.-]{1,100}$"}
 SECONDS_OR_FOREVER = {"type": "integer", "minimum": -1, "maximum": MAX_SECONDS}
 IDEMPOTENCY_KEY = {
@@ -265,7 +264,13 @@ def _readable(job_id: str) -> Job:
     "/jobs/{job_id}/log",
     tag="jobs",
     summary="The lines that a job has logged",
-    query={"level": {"type": "string", "enum": LOG_LEVELS, "description": "the lowest level"}},
+    query={
+        "level": {
+            "type": "string",
+            "enum": list(config.LOG_LEVELS),
+            "description": "the lowest level",
+        }
+    },
     answers={200: an_object(lines={"type": "array", "items": LOG_LINE})},
 )
 def get_log(given: Given, job_id: str) -> dict[str, Any]:

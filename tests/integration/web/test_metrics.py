@@ -10,14 +10,13 @@ from pathlib import Path
 import pytest
 import redis as redis_py
 import sample_jobs
+from prometheus_client import parser
 from rq import Retry
 
 import rqjobs
 from rqjobs import config, every, job_metrics, schedules
 from rqjobs.broker import keys
 from rqjobs.web import exposition
-
-parser = pytest.importorskip("prometheus_client.parser", reason="needs the extra `metrics`")
 
 TOKEN = "t" * 32
 BROWSER = {"Accept": "text/html,*/*;q=0.8"}
