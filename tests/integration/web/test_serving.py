@@ -222,6 +222,7 @@ def test_slow_clients_do_not_block_the_server(gunicorn, tmp_path, eventually, se
                     one.send(b"x")
                 except OSError:
                     slow.remove(one)
+                    one.close()
 
     def served_too():
         with contextlib.suppress(

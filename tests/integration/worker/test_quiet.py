@@ -22,9 +22,15 @@ def test_a_quiet_worker_ends_its_job_and_takes_no_more(redis, worker, eventually
     running = rqjobs.enqueue(sample_jobs.hang, "gate")
     eventually(lambda: running.get_status() == "started", what="the job")
     assert worker_commands.quiet(process.name)
-    eventually(lambda: shown(redis, process.name).shown_state == "quiet", what="the state")
-    found = shown(redis, process.name)
-    assert found.job_id == running.id and found.alive
+
+    def at_work_and_quiet():  # the parent writes the job, the horse that it is quiet
+        found = shown(redis, process.name)
+        return (
+            found.shown_state == "quiet" and found.job_id == running.id and found.memory and found
+        )
+
+    found = eventually(at_work_and_quiet, what="the state")
+    assert found.alive
     assert found.memory > 1e6 and found.horse_memory > 1e6 and found.horse_pid
     assert found.rqjobs_version == rqjobs.__version__ and 0 < found.lease <= 21
     redis.lpush("gate:open", 1)
