@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-UNIT_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
-MAX_SECONDS = 365 * 86_400
+RULE_UNIT_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
+RULE_MAX_SECONDS = 365 * 86_400
 MAX_RULES = 50
 RULE = re.compile(
     r"(?P<name>[a-z_]+)(:(?P<queue>[A-Za-z0-9_.-]{1,100}))?"
@@ -117,6 +117,6 @@ def _number(text: str, name: str) -> int:
 def _seconds(text: str) -> int:
     unit = text.lstrip("0123456789")
     digits = text.removesuffix(unit)
-    if len(digits) > 9 or int(digits) * UNIT_SECONDS[unit] > MAX_SECONDS:
+    if len(digits) > 9 or int(digits) * RULE_UNIT_SECONDS[unit] > RULE_MAX_SECONDS:
         raise ValueError(f"has the time {text}; give at most 365d")
-    return int(digits) * UNIT_SECONDS[unit]
+    return int(digits) * RULE_UNIT_SECONDS[unit]

@@ -11,9 +11,9 @@ from rq.queue import EnqueueArgs
 
 from rqjobs import catalog, policies
 from rqjobs.jobs import Job, signature
+from rqjobs.policies.exceptions import MAX_SECONDS
 
 JOB_ID_MAX_CHARACTERS = 255  # the horse's shared memory has room for them
-MAX_SECONDS = 2**31 - 1  # of a time limit or a time to live, in Redis
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 RQ_OPTIONS = frozenset(
     {*EnqueueArgs._fields, "job_timeout"} - {"func", "timeout", "args", "kwargs"}

@@ -18,6 +18,7 @@ import redis
 
 from rqjobs import connection
 from rqjobs.broker import keys, places, scripts, transitions
+from rqjobs.broker.bulk_transitions import BATCH_JOBS
 from rqjobs.broker.keys import decode
 from rqjobs.job_fields import read_traceback
 from rqjobs.jobs import function_name
@@ -25,7 +26,6 @@ from rqjobs.policies import failures
 from rqjobs.policies.failures import Failure
 from rqjobs.times import parse_date, utc
 
-BATCH_JOBS = 500  # read, requeued or deleted in one round trip
 MINUTES_OF_HOUR = 60
 HOURS_OF_DAY = 24
 HOURS_OF_WEEK = 168

@@ -11,11 +11,10 @@ from enum import Enum
 from typing import Any
 
 from rqjobs import call_options
-from rqjobs.times import UNIT_SECONDS
+from rqjobs.times import UNIT_LETTER_SECONDS
 
 TEXT_MAX_CHARACTERS = 200
 DURATION = re.compile(r"([0-9]{1,6})([wdhms])", re.ASCII)
-DURATION_SECONDS = {unit[0]: seconds for unit, seconds in UNIT_SECONDS.items()}
 
 
 class FilterError(ValueError):
@@ -138,7 +137,7 @@ def _read_field(name: str, text: str) -> Any:
 
 def _read_time(name: str, text: str) -> datetime | timedelta:
     if duration := DURATION.fullmatch(text):
-        return timedelta(seconds=int(duration[1]) * DURATION_SECONDS[duration[2]])
+        return timedelta(seconds=int(duration[1]) * UNIT_LETTER_SECONDS[duration[2]])
     try:
         moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
         if moment.tzinfo is None:

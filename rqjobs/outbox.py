@@ -30,7 +30,8 @@ from rq import Queue
 from rqjobs import config, connection, passed_results
 from rqjobs.broker import flows, scripts, transitions
 from rqjobs.broker.transitions import Placement, Row, RowOutcome
-from rqjobs.call_options import JOB_ID_MAX_CHARACTERS, MAX_SECONDS
+from rqjobs.call_options import JOB_ID_MAX_CHARACTERS
+from rqjobs.policies.exceptions import MAX_SECONDS
 
 log = logging.getLogger("rqjobs")
 TABLE_NAME = "rqjobs_outbox"

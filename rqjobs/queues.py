@@ -39,7 +39,7 @@ log = logging.getLogger("rqjobs")
 # The jobs of one script, during which Redis runs nothing else.
 ENQUEUE_BATCH_MAX_JOBS = 200
 UNSERVED_CHECK_SECONDS = 60  # between two checks whether a worker serves a queue
-QUEUE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
+QUEUE_NAME_PATTERN = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 
 # Fields that the job of an `on_failed` does not have: it is not enqueued by `enqueue.lua`.
 NOT_OF_A_CALL = frozenset(
@@ -497,7 +497,7 @@ def check_queue_name(name: str) -> str:
     Raises:
         ValueError: the name has other characters than letters, digits, '.', '_' and '-'.
     """
-    if not isinstance(name, str) or not QUEUE_NAME.fullmatch(name):
+    if not isinstance(name, str) or not QUEUE_NAME_PATTERN.fullmatch(name):
         raise ValueError(f"{name!r} is no name for a queue; use letters, digits, '.', '_' and '-'")
     return name
 

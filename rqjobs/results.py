@@ -42,11 +42,9 @@ WATCHED_MAX_JOBS = 100
 BLOCKER_SEARCH_RATIO = 50  # the pause after a search for blockers, in multiples of its time
 REPLY_SECONDS = 3.0  # for the reply to a wait that has ended
 RECONNECT_MAX_SECONDS = 1.0  # between two attempts
-FINAL_STATUSES = frozenset(
-    status.value.encode()
-    for status in (JobStatus.FINISHED, JobStatus.FAILED, JobStatus.STOPPED, JobStatus.CANCELED)
-)
-ACTIVE_STATUSES = frozenset((b"queued", b"started", b"scheduled", b"deferred"))
+ENDED_STATUSES = ("finished", "failed", "stopped", "canceled")
+STORED_ENDED_STATUSES = frozenset(status.encode() for status in ENDED_STATUSES)
+STORED_UNENDED_STATUSES = frozenset((b"queued", b"started", b"scheduled", b"deferred"))
 FAILURES = frozenset((Result.Type.FAILED.value, Result.Type.MAX_RETRIES_EXCEEDED.value))
 
 
@@ -296,11 +294,11 @@ class Waiting:
         commands += [("XREVRANGE", keys.results(job_id), "+", "-", "COUNT", 1) for job_id in ids]
         replies = read_together(self.client, commands)
         for job_id, status, entries in zip(ids, replies, replies[len(ids) :], strict=False):
-            if status in ACTIVE_STATUSES and isinstance(entries, list):
+            if status in STORED_UNENDED_STATUSES and isinstance(entries, list):
                 self.ancestors[job_id] = entries[0][0] if entries else b"0-0"
             else:
                 del self.ancestors[job_id]
-            if status in FINAL_STATUSES and status != b"finished":
+            if status in STORED_ENDED_STATUSES and status != b"finished":
                 self.check_at = 0.0
         self.woken.difference_update(ids)
 
@@ -340,7 +338,7 @@ class Waiting:
             for job_id, fields, entries in zip(batch, replies, replies, strict=True):
                 status, ending, created_at = _or_nothing(fields, [None] * 3)
                 ((self.seen[job_id], entry),) = _or_nothing(entries, [(None, {})]) or [(b"0-0", {})]
-                if status in FINAL_STATUSES or (not status and not created_at):
+                if status in STORED_ENDED_STATUSES or (not status and not created_at):
                     ended[job_id] = State(status, ending, entry)
                 elif status == b"deferred":
                     self.deferred.add(job_id)

@@ -10,7 +10,7 @@ from rqjobs.broker import keys
 from rqjobs.broker.keys import decode
 from rqjobs.broker.scripts import CANCEL_QUEUED, DELETE_ENDED
 
-BATCH_JOBS = 500
+BATCH_JOBS = 500  # read, requeued or deleted in one round trip
 CANCEL_WINDOW_JOBS = 10_000  # that one call walks through
 DRIFT_JOBS = 500  # by which jobs may have moved towards the end since their depth was read
 

@@ -26,7 +26,7 @@ from rqjobs.broker.scripts import ROLL_UP_COUNTS, read_together
 MINUTES_KEPT = 115  # the key of a minute expires after 120
 DAY_MINUTES = 1440
 ROLL_UP_MINUTES = 10  # minutes of one call of the script
-COUNT = re.compile(rb"-?[0-9]{1,15}")
+COUNT_PATTERN = re.compile(rb"-?[0-9]{1,15}")
 
 Counts = dict[str, dict["Kind", int]]  # queue -> kind -> number
 
@@ -73,7 +73,7 @@ def read_counts(reply: Any) -> Counts:
         return counts
     for field, value in reply.items():
         word, _, queue = decode(field).partition(":")
-        if word in KINDS and isinstance(value, bytes) and COUNT.fullmatch(value):
+        if word in KINDS and isinstance(value, bytes) and COUNT_PATTERN.fullmatch(value):
             counts.setdefault(queue, {})[KINDS[word]] = int(value)
     return counts
 
@@ -87,7 +87,7 @@ def read_day(reply: Any) -> dict[int, dict[Kind, int]]:
     if not isinstance(reply, Mapping):
         return totals
     for field, value in reply.items():
-        if COUNT.fullmatch(field) and isinstance(value, bytes):
+        if COUNT_PATTERN.fullmatch(field) and isinstance(value, bytes):
             totals[int(field)] = _read_total(value)
     return totals
 
@@ -97,7 +97,7 @@ def _read_total(value: bytes) -> dict[Kind, int]:
     return {
         KINDS[decode(word)]: int(number)
         for word, number in zip(words[::2], words[1::2], strict=False)
-        if decode(word) in KINDS and COUNT.fullmatch(number)
+        if decode(word) in KINDS and COUNT_PATTERN.fullmatch(number)
     }
 
 

@@ -155,6 +155,7 @@ WAITING_KEYS = "rqjobs:waiting-keys"
 LAST_WOKEN = "rqjobs:last-woken"
 RATE_DUE = "rqjobs:rate-due"
 RATE_WAKEUP_CHANNEL = "rqjobs:rate-wakeup"
+ENDED_REGISTRIES = ("finished", "failed", "canceled")
 REGISTRIES = ("scheduled", "deferred", "wip", "finished", "failed", "canceled")
 DOCTOR = "rqjobs:doctor"  # never written: the doctor's commands need a key
 SCHEDULES_WAKEUP_CHANNEL = "rqjobs:schedules:wakeup"

@@ -21,6 +21,7 @@ from rqjobs.connection import refusal_code
 
 LINK_SECONDS = 900  # a login link is valid for so long, and once
 
+CLIENT_MAX_PAUSE_SECONDS = 60  # of one address or one browser
 ATTEMPT_COUNTER_SECONDS = (
     900  # a counter of wrong passwords expires this long after the last attempt
 )

@@ -15,9 +15,9 @@ from rqjobs import Job, dev, enqueue, stats
 from rqjobs.cli.output import echo_text
 from rqjobs.connection import client
 from rqjobs.demo import book_room, greet, slow, statistics, unreliable
+from rqjobs.results import ENDED_STATUSES
 
 RESULT_POLL_SECONDS = 0.1
-ENDED_STATUSES = ("finished", "failed", "stopped", "canceled")
 
 
 @click.command("demo")

@@ -14,7 +14,7 @@ import redis
 
 import rqjobs
 from rqjobs import attempts, connection, failed, stats
-from rqjobs.broker import transitions
+from rqjobs.broker import bulk_transitions, transitions
 from rqjobs.cli.activity import recorded
 from rqjobs.cli.output import each, echo, echo_table, local_time, short_line
 from rqjobs.cli.params import Duration, is_duration, limit_option
@@ -196,7 +196,7 @@ def _change(
     with click.progressbar(length=len(targets), label=label, file=sys.stderr) as bar:
         for number in steps(targets):
             done += number
-            bar.update(min(failed.BATCH_JOBS, len(targets)))
+            bar.update(min(bulk_transitions.BATCH_JOBS, len(targets)))
     echo(f"{done} of {len(targets)} done")
     sys.exit(0 if done == len(targets) else 1)
 

@@ -7,9 +7,8 @@ from typing import Any
 
 import click
 
-from rqjobs.times import UNIT_SECONDS
+from rqjobs.times import UNIT_LETTER_SECONDS
 
-DURATION_UNIT_SECONDS = {unit[0]: seconds for unit, seconds in UNIT_SECONDS.items()}
 limit_option = click.option(
     "-n",
     "--limit",
@@ -32,7 +31,7 @@ class Duration(click.ParamType):
             message = f"{value!r} is not a duration; write it like 90s, 5m, 1h30m or 2d"
             self.fail(message, param, ctx)
         parts = re.findall(r"([0-9]+)([wdhms])", value)
-        return sum(int(number) * DURATION_UNIT_SECONDS[unit] for number, unit in parts)
+        return sum(int(number) * UNIT_LETTER_SECONDS[unit] for number, unit in parts)
 
 
 def is_duration(text: str) -> bool:

@@ -11,6 +11,7 @@ from enum import Enum
 from typing import Any
 
 from rqjobs import connection, rates
+from rqjobs.alerts import NEW_GROUP_SECONDS
 from rqjobs.broker.counters import Kind
 from rqjobs.failed import Group
 from rqjobs.maintenance.doctor import Level, server_findings
@@ -20,7 +21,6 @@ from rqjobs.stats import QueueStats
 MEMORY_FULL_RATIO = 0.98  # of maxmemory; at about this share Redis refuses writes
 MAX_PER_KIND = 4  # findings of one kind; the rest are counted together
 GROWING_OLDEST_SECONDS = 60  # the first job of a queue that grows has waited for this long
-NEW_GROUP_SECONDS = 3600
 POISON_ERROR = "process died"  # the error of a group of failures
 
 

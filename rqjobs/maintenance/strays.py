@@ -24,7 +24,6 @@ STRAY_SECONDS = 30  # seconds between the two sightings of a stray
 STRAY_SCAN_SECONDS = 30  # seconds between two parts of the search
 STRAY_SCAN_KEYS = 20_000  # keys that one part of the search scans
 UNLIMITED_JOB_IDLE_SECONDS = 24 * 3600  # seconds for which a job without a timeout may be idle
-ENDED_REGISTRIES = ("finished", "failed", "canceled")
 
 
 def is_time_for_strays(connection: redis.Redis) -> bool:
@@ -122,7 +121,7 @@ def has_ended(connection: redis.Redis, job_id: str, queue: str) -> bool:
     its status. A job with a `Repeat` is there too, but was enqueued again.
     """
     with connection.pipeline(transaction=False) as pipe:
-        for registry in ENDED_REGISTRIES:
+        for registry in keys.ENDED_REGISTRIES:
             pipe.zscore(keys.registry(registry, queue), job_id)
         pipe.hget(keys.job(job_id), "enqueued_at")
         pipe.xrevrange(keys.results(job_id), count=1)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from rqjobs import texts
 
-MAX_SECONDS = 2**31 - 1
+MAX_SECONDS = 2**31 - 1  # of a delay, a time limit or a time to live, in Redis
 RETRY_AFTER_MAX_SECONDS = 86_400
 RETRY_AFTER_MAX_CHARACTERS = 100
 MAX_BASES = 50  # base classes of an exception that the rules see

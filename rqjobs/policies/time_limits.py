@@ -13,10 +13,10 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from rqjobs.policies.call import Call
+from rqjobs.policies.exceptions import MAX_SECONDS
 
 OPTIONS = frozenset({"expires", "kill_after"})
 FIELDS = frozenset({"rqjobs_expires", "rqjobs_kill_after"})
-MAX_SECONDS = 2**31 - 1
 
 
 def check(function: Callable[..., Any], options: Mapping[str, Any]) -> None:

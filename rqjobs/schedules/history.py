@@ -10,7 +10,6 @@ from rqjobs.broker import keys, scripts
 from rqjobs.broker.keys import decode
 
 UNFINISHED_BATCH_JOBS = 500  # jobs that one step looks at
-ENDED_REGISTRIES = ("finished", "failed", "canceled")
 
 
 def note_outcomes(connection: redis.Redis) -> None:
@@ -49,9 +48,9 @@ def _outcome_of_deleted(connection: redis.Redis, schedule: str, job_id: str) -> 
     queue = decode(reply or b"")
     scores = scripts.read_together(
         connection,
-        [("ZSCORE", keys.registry(registry, queue), job_id) for registry in ENDED_REGISTRIES],
+        [("ZSCORE", keys.registry(registry, queue), job_id) for registry in keys.ENDED_REGISTRIES],
     )
-    for registry, score in zip(ENDED_REGISTRIES, scores, strict=True):
+    for registry, score in zip(keys.ENDED_REGISTRIES, scores, strict=True):
         if isinstance(score, float):
             return registry
     return "unknown"

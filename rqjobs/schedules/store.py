@@ -36,6 +36,8 @@ from rqjobs.times import MAX_TIMESTAMP, utc
 
 HISTORY_RUNS = 100  # runs that Redis keeps of each schedule
 PER_RUN_FIELDS = ("created_at", "enqueued_at", "status")  # a schedule's jobs do not share these
+# A record may have numbers that are too large, or lists inside one another without end.
+RECORD_ERRORS = (ValueError, OverflowError, RecursionError)
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}")
 OPTION_FIELDS = {
     "timeout": ("timeout",),

@@ -26,7 +26,7 @@ from werkzeug.wrappers import Response as WerkzeugResponse
 
 from rqjobs import config, connection, generated_secrets
 from rqjobs.broker import logins
-from rqjobs.broker.logins import RateLimit
+from rqjobs.broker.logins import CLIENT_MAX_PAUSE_SECONDS, RateLimit
 from rqjobs.web import access, live, recording
 from rqjobs.web.access import SAFE_METHODS, STRANGER, Access, Gate, Role, requires
 from rqjobs.web.rendering import http_error, message, page, pages, redis_error, redis_warnings
@@ -44,8 +44,7 @@ PUBLIC_FILES = ("rqjobs.css", "login.js", "icon.svg", "icon-trouble.svg")
 BLUEPRINTS = ("rqjobs", "rqjobs_api", "rq_dashboard")
 SESSION_SECONDS = 12 * 3600
 DEVICE_SECONDS = 180 * 24 * 3600  # a browser that has logged in is recognized for so long
-CLIENT_FREE_ATTEMPTS = 3  # wrong passwords of one address or one browser without a pause
-CLIENT_MAX_PAUSE_SECONDS = 60
+PASSWORD_FREE_ATTEMPTS = 3  # wrong passwords of one address or one browser without a pause
 TOTAL_FREE_ATTEMPTS = 30  # of all addresses together
 TOTAL_MAX_PAUSE_SECONDS = 2
 SECURITY_HEADERS = {
@@ -332,10 +331,10 @@ class Auth:
         except itsdangerous.BadData:
             client = client_network(request.remote_addr)
             return [
-                RateLimit(client, CLIENT_FREE_ATTEMPTS, CLIENT_MAX_PAUSE_SECONDS),
+                RateLimit(client, PASSWORD_FREE_ATTEMPTS, CLIENT_MAX_PAUSE_SECONDS),
                 RateLimit("", TOTAL_FREE_ATTEMPTS, TOTAL_MAX_PAUSE_SECONDS),
             ]
-        return [RateLimit(f"device:{device}", CLIENT_FREE_ATTEMPTS, CLIENT_MAX_PAUSE_SECONDS)]
+        return [RateLimit(f"device:{device}", PASSWORD_FREE_ATTEMPTS, CLIENT_MAX_PAUSE_SECONDS)]
 
 
 def _prefers_html() -> bool:

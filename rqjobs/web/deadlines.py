@@ -1,9 +1,15 @@
-"""The time that a request may take. The server limits it, and a view that waits extends it."""
+"""The time that a request may take. The server limits it, and a view that waits extends it.
+
+The limits keep the work of one request within the time-out of any web server.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+
+EMPTY_SECONDS = 10.0  # for deleting the jobs of a queue
+GROUP_MAX_JOBS = 10_000  # of a group of failures: requeued or deleted
 
 _request = threading.local()
 

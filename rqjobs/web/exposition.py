@@ -30,7 +30,6 @@ except ImportError:  # the extra `metrics` is not installed
 else:
     HAS_CLIENT = True
 
-MAX_SCHEDULES = 500  # whose runs are given
 SCHEDULE_FIELDS = ("made", "missed", "overlapped")
 # The labels of rq-exporter for the places of jobs. It counts stopped jobs as failed ones.
 RQ_STATUSES = {
@@ -128,7 +127,7 @@ def read(connection: redis.Redis) -> Reading:
             ("EXISTS", keys.SCHEDULES_LOCK),
             ("ZCARD", keys.FAILURE_GROUPS),
             ("HGETALL", keys.ALERTS),
-            ("ZRANGE", keys.SCHEDULES, 0, MAX_SCHEDULES - 1, "WITHSCORES"),
+            ("ZRANGE", keys.SCHEDULES, 0, alerts.MAX_SCHEDULES - 1, "WITHSCORES"),
             *(("ZRANGE", keys.scheduled(name), 0, 0, "WITHSCORES") for name in names),
         ],
     )

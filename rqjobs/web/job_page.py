@@ -20,9 +20,9 @@ from rqjobs.jobs import Job
 from rqjobs.loops import PROGRESS, Progress, read_progress
 from rqjobs.maintenance import audit
 from rqjobs.policies import limits, record_url, time_limits, unique
+from rqjobs.results import ENDED_STATUSES
 from rqjobs.web import notation, timeline, tracebacks
 from rqjobs.web.job_view import (
-    ENDED_STATUSES,
     NAME_CHARACTERS,
     NO_DATE,
     ROW_LABEL_CHARACTERS,

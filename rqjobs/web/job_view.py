@@ -12,9 +12,10 @@ from rq.exceptions import NoSuchJobError
 
 from rqjobs import call_options, connection, stats
 from rqjobs.jobs import Job
+from rqjobs.results import ENDED_STATUSES
 from rqjobs.web.rendering import cut, unreadable
 
-ENDED_STATUSES = ("finished", "failed", "stopped", "canceled")
+JOBS_PER_PAGE = 50
 ROW_LABEL_CHARACTERS = 160
 NAME_CHARACTERS = 260
 NO_DATE = datetime.fromtimestamp(0, timezone.utc)  # of a job without any date

@@ -18,6 +18,7 @@ from flask import Response, current_app, g, request
 from rqjobs.web.access import current_access
 
 TROUBLE_HEADER = "X-Rqjobs-Trouble"  # the number in the title of the page, with each live part
+LIVE_SECONDS = 1.0  # for which viewers share a live part
 MAX_RENDERINGS = 500  # that are kept for the viewers of one app
 
 

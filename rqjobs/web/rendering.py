@@ -30,6 +30,7 @@ MAX_PAGE_NUMBER = 1000
 VIEW_MAX_CHARACTERS = 8000  # of the query of an address
 VIEW_MAX_FIELDS = 50
 CONNECTION_ERRORS = (redis.ConnectionError, redis.TimeoutError)
+NOT_CONFIRMED = "Nothing was done: tick the box to confirm it."
 LIST_ENDPOINTS = {
     "delayed": "rqjobs.delayed_jobs",
     "schedules": "rqjobs.schedules",

@@ -9,13 +9,12 @@ from rqjobs.failed import Filter, Group
 from rqjobs.web import recording
 from rqjobs.web.access import Role, current_access
 from rqjobs.web.api import job_values
-from rqjobs.web.api.job_values import MOMENT, TEXT, an_object
+from rqjobs.web.api.job_values import COUNT, MOMENT, TEXT, an_object
 from rqjobs.web.api.operations import PATH_PARAMETERS, Given, operation, schema
 from rqjobs.web.api.problems import Problem
+from rqjobs.web.deadlines import GROUP_MAX_JOBS
 from rqjobs.web.rendering import cut
 
-GROUP_MAX_JOBS = 10_000  # that one request requeues or deletes
-COUNT = {"type": "integer", "minimum": 0}
 GROUP = schema(
     "FailureGroup",
     an_object(

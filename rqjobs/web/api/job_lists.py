@@ -21,12 +21,10 @@ from rqjobs.job_search import (
 from rqjobs.web import recording
 from rqjobs.web.access import Role, require
 from rqjobs.web.api import job_values
-from rqjobs.web.api.job_values import JOB_ID, MOMENT, PROGRESS, STATUS, TEXT, an_object
-from rqjobs.web.api.operations import Given, answer, operation, schema
+from rqjobs.web.api.job_values import COUNT, JOB_ID, MOMENT, PROGRESS, STATUS, TEXT, an_object
+from rqjobs.web.api.operations import REQUEST_MAX_JOBS, Given, answer, operation, schema
 from rqjobs.web.api.problems import invalid
 
-MAX_CHOSEN_JOBS = 1000
-COUNT = {"type": "integer", "minimum": 0}
 FILTER: dict[str, Any] = {
     "state": {"type": "string", "enum": [state.value for state in State]},
     "queue": {"type": "string", "minLength": 1, "maxLength": 200},
@@ -84,7 +82,7 @@ ACTION = schema(
         "type": "object",
         "properties": {
             "action": {"type": "string", "enum": [action.value for action in Action]},
-            "jobs": {"type": "array", "items": JOB_ID, "minItems": 1, "maxItems": MAX_CHOSEN_JOBS},
+            "jobs": {"type": "array", "items": JOB_ID, "minItems": 1, "maxItems": REQUEST_MAX_JOBS},
             "filter": {
                 "type": "object",
                 "properties": FILTER,

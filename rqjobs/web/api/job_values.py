@@ -16,12 +16,12 @@ from rqjobs.call_options import JOB_ID_MAX_CHARACTERS
 from rqjobs.jobs import Job
 from rqjobs.loops import Progress
 from rqjobs.raised import JobFailed
-from rqjobs.results import NoResult, Outcome, WaitTimeout
+from rqjobs.results import ENDED_STATUSES, NoResult, Outcome, WaitTimeout
 from rqjobs.times import utc
 from rqjobs.web.access import Role, current_access
 from rqjobs.web.api.operations import schema
 from rqjobs.web.api.problems import Problem
-from rqjobs.web.job_view import ENDED_STATUSES, is_job_id
+from rqjobs.web.job_view import is_job_id
 from rqjobs.web.rendering import CONNECTION_ERRORS, cut, pretty
 
 MAX_LEVELS = 100  # of a value; json.dumps takes some more
@@ -32,6 +32,7 @@ MAX_PARENTS = 100
 JOB_ID = {"type": "string", "pattern": f"^[A-Za-z0-9_-]{{1,{JOB_ID_MAX_CHARACTERS}}}$"}
 MOMENT = {"type": ["string", "null"], "format": "date-time"}
 TEXT = {"type": "string"}
+COUNT = {"type": "integer", "minimum": 0}
 NUMBER_OR_NULL = {"type": ["number", "null"]}
 STATUS = {
     "type": "string",

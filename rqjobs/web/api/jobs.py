@@ -12,9 +12,10 @@ from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rqjobs import config, connection, delayed, job_logs, stats
 from rqjobs.broker import transitions
 from rqjobs.broker.transitions import DeleteOutcome
-from rqjobs.call_options import MAX_SECONDS
 from rqjobs.job_fields import DESCRIPTION_MAX_CHARACTERS
 from rqjobs.jobs import Job
+from rqjobs.policies.exceptions import MAX_SECONDS
+from rqjobs.queues import QUEUE_NAME_PATTERN
 from rqjobs.web import deadlines
 from rqjobs.web.access import Role
 from rqjobs.web.api import enqueueing, job_values
@@ -30,6 +31,7 @@ from rqjobs.web.api.job_values import (
 )
 from rqjobs.web.api.operations import (
     PATH_PARAMETERS,
+    REQUEST_MAX_JOBS,
     Given,
     answer,
     no_content,
@@ -41,13 +43,12 @@ from rqjobs.web.forms.options import MAX_DELAY_SECONDS, MAX_INTERVAL_SECONDS, MA
 from rqjobs.web.job_view import actions_in
 from rqjobs.web.rendering import cut
 
-BATCH_MAX_JOBS = 1000
 WAIT_MAX_SECONDS = 60
 WAIT_SECONDS = 20  # without a timeout
 # Waits of one process at a time, each of which occupies a thread. Gunicorn has 32 by default.
 MAX_WAITS = 16
 POLL_SECONDS = 1  # after which a client may ask again when there are too many waits
-QUEUE_NAME = {"type": "string", "pattern": "^[A-Za-z0-9_.-]{1,100}$"}
+QUEUE_NAME = {"type": "string", "pattern": f"^{QUEUE_NAME_PATTERN.pattern}$"}
 SECONDS_OR_FOREVER = {"type": "integer", "minimum": -1, "maximum": MAX_SECONDS}
 IDEMPOTENCY_KEY = {
     "type": "string",
@@ -108,7 +109,7 @@ BATCH = schema(
     "Batch",
     {
         **an_object(
-            jobs={"type": "array", "items": JOB_CALL, "minItems": 1, "maxItems": BATCH_MAX_JOBS}
+            jobs={"type": "array", "items": JOB_CALL, "minItems": 1, "maxItems": REQUEST_MAX_JOBS}
         )
     },
 )
@@ -156,7 +157,7 @@ def enqueue_job(given: Given) -> Response:
     "POST",
     "/jobs/batch",
     tag="jobs",
-    summary=f"Enqueue up to {BATCH_MAX_JOBS:,} jobs",
+    summary=f"Enqueue up to {REQUEST_MAX_JOBS:,} jobs",
     body=BATCH,
     headers={"Idempotency-Key": IDEMPOTENCY_KEY},
     answers={201: an_object(jobs={"type": "array", "items": STORED_JOB})},

@@ -22,7 +22,8 @@ JSON_TYPE = "application/json"
 # Of one byte of a payload JSON can make six; a form may take three. Other fields need some room.
 BODY_BYTES_PER_PAYLOAD_BYTE = 4
 BODY_EXTRA_BYTES = 64 * 1024
-TRUTH_VALUES = {"true": True, "false": False}
+REQUEST_MAX_JOBS = 1000  # that one request enqueues or changes
+QUERY_TRUTH_VALUES = {"true": True, "false": False}
 
 api = Blueprint("rqjobs_api", __name__)
 
@@ -180,7 +181,7 @@ def _read_text(text: str, wanted: Schema) -> Any:
     except ValueError:
         return text
     if kind == "boolean":
-        return TRUTH_VALUES.get(text, text)
+        return QUERY_TRUTH_VALUES.get(text, text)
     return text
 
 

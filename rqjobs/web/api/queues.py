@@ -15,13 +15,12 @@ from rqjobs.stats import QueueStats, Snapshot, WorkerStats
 from rqjobs.web import recording
 from rqjobs.web.access import Role, current_access
 from rqjobs.web.api import job_values
-from rqjobs.web.api.job_values import NUMBER_OR_NULL, TEXT, an_object
+from rqjobs.web.api.job_values import COUNT, NUMBER_OR_NULL, TEXT, an_object
 from rqjobs.web.api.jobs import QUEUE_NAME
 from rqjobs.web.api.operations import PATH_PARAMETERS, Given, answer, operation, schema
 from rqjobs.web.api.problems import Problem
+from rqjobs.web.deadlines import EMPTY_SECONDS
 
-COUNT = {"type": "integer", "minimum": 0}
-EMPTY_SECONDS = 10.0  # of one request, which must end within the time-out of a web server
 COUNTS = (
     "queued",
     "running",

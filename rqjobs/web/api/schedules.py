@@ -12,11 +12,11 @@ from rqjobs import ScheduleError, catalog, connection, conversion, schedules
 from rqjobs.broker import scripts
 from rqjobs.schedules.describe import describe
 from rqjobs.schedules.rules import MISSED_POLICIES, TICK_DISTANCE_MAX_SECONDS, Rule, cron, every
-from rqjobs.schedules.store import Schedule, read
+from rqjobs.schedules.store import RECORD_ERRORS, Schedule, read
 from rqjobs.web.access import Role
 from rqjobs.web.api import job_values
 from rqjobs.web.api.enqueueing import WrongCall, read_moment
-from rqjobs.web.api.job_values import MOMENT, NUMBER_OR_NULL, TEXT, an_object
+from rqjobs.web.api.job_values import COUNT, MOMENT, NUMBER_OR_NULL, TEXT, an_object
 from rqjobs.web.api.jobs import QUEUE_NAME
 from rqjobs.web.api.operations import (
     PATH_PARAMETERS,
@@ -33,8 +33,6 @@ from rqjobs.web.rendering import CONNECTION_ERRORS
 MAX_RUNS = 20  # that Redis keeps of each schedule
 UPCOMING_TIMES = 5
 LIST_MAX = 1000
-BAD_DATA = (ValueError, OverflowError, RecursionError)
-COUNT = {"type": "integer", "minimum": 0}
 NAME = {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,80}$"}
 RULE_CHANGE = {
     "cron": {"type": "string", "minLength": 1, "maxLength": 500},
@@ -175,7 +173,7 @@ def _read(names: list[str]) -> dict[str, Schedule]:
     """The schedules that can be read."""
     try:
         return read(connection.client(), names)
-    except (*BAD_DATA, ResponseError) as error:
+    except (*RECORD_ERRORS, ResponseError) as error:
         if isinstance(error, ResponseError) and not scripts.is_wrong_type(error):
             raise
         if len(names) == 1:
@@ -362,5 +360,5 @@ def _do(name: str, action: Callable[[str], Any]) -> Any:
         return action(name)
     except schedules.NoSuchSchedule:
         raise Problem(404, "not-found", f"There is no schedule {name}.") from None
-    except (ScheduleError, TypeError, *BAD_DATA) as error:
+    except (ScheduleError, TypeError, *RECORD_ERRORS) as error:
         raise Problem(409, "conflict", str(error)) from None

@@ -11,15 +11,14 @@ from flask import Response, request
 
 from rqjobs import config, connection
 from rqjobs.broker import logins
-from rqjobs.broker.logins import RateLimit
+from rqjobs.broker.logins import CLIENT_MAX_PAUSE_SECONDS, RateLimit
 from rqjobs.config import ApiToken, ConfigError
 from rqjobs.web.access import GATES, ROLE_NAMES, Access, Gate
 from rqjobs.web.api.operations import api, refuse_http
 from rqjobs.web.api.problems import Problem, refuse
 from rqjobs.web.request_origin import client_network
 
-CLIENT_FREE_ATTEMPTS = 5  # wrong tokens of one address without a pause
-CLIENT_MAX_PAUSE_SECONDS = 60
+TOKEN_FREE_ATTEMPTS = 5  # wrong tokens of one address without a pause
 CHALLENGE = 'Bearer realm="rqjobs"'
 DISABLED = (
     "Set RQJOBS_API_TOKEN to enable the API: one token, or several as name:role:token with commas "
@@ -89,7 +88,7 @@ def _refuse(given: str) -> Problem:
 def _count_wrong_token() -> int:
     """The seconds to wait; 0 if none, also while Redis does not answer."""
     client = f"api:{client_network(request.remote_addr)}"
-    limit = RateLimit(client, CLIENT_FREE_ATTEMPTS, CLIENT_MAX_PAUSE_SECONDS)
+    limit = RateLimit(client, TOKEN_FREE_ATTEMPTS, CLIENT_MAX_PAUSE_SECONDS)
     try:
         return ceil(logins.count_attempt(connection.client(), [limit]))
     except (redis.RedisError, ConfigError):

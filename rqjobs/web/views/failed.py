@@ -15,16 +15,15 @@ from rqjobs.bulk_actions import Action
 from rqjobs.failed import FailedJob, Filter, Target
 from rqjobs.web import charts
 from rqjobs.web.access import Role, current_access, requires
+from rqjobs.web.deadlines import GROUP_MAX_JOBS
 from rqjobs.web.job_view import row
-from rqjobs.web.rendering import cut, flash, page, pages
+from rqjobs.web.rendering import NOT_CONFIRMED, cut, flash, page, pages
 
 FAILED_PER_PAGE = 25
 GROUPS_PER_PAGE = 25
 REQUEUE_MAX_JOBS = 1000  # of one click: it must end within the time-out of a web server
-GROUP_MAX_JOBS = 10_000  # of one click on the page of a group; more are changed by a job
 TRIED_MAX_JOBS = 5  # of the newest jobs of a group, until one can be requeued
 UNGROUPED = "ungrouped"  # in the place of a group's id: the failed jobs without a group
-NOT_SURE = "Nothing was deleted: tick the box to confirm it."
 
 
 # The inbox
@@ -164,7 +163,7 @@ def requeue_group(group_id: str) -> Any:
 def delete_group(group_id: str) -> Any:
     """Delete the jobs of a group, if the form says that it is meant."""
     if request.form.get("sure") != "yes":
-        return _show_group(group_id, 422, NOT_SURE)
+        return _show_group(group_id, 422, NOT_CONFIRMED)
     return _change(group_id, Action.DELETE, failed_jobs.delete_steps, "{:,} jobs are deleted.")
 
 

@@ -10,11 +10,10 @@ from rqjobs import flows
 from rqjobs.flows import listing, picture
 from rqjobs.flows.flow import Flow
 from rqjobs.web.job_view import is_job_id
-from rqjobs.web.live import cached
+from rqjobs.web.live import LIVE_SECONDS, cached
 from rqjobs.web.rendering import flash, page, pages
 
 FLOWS_PER_PAGE = 25
-LIVE_SECONDS = 1.0  # for which viewers share a live part
 ENDED_FLOWS = (flows.FlowStatus.FINISHED, flows.FlowStatus.CANCELED)
 
 

@@ -15,14 +15,12 @@ from rqjobs.bulk_actions import DONE_WORDS, STATES, Action
 from rqjobs.job_filters import Filter, FilterError, State, read_filter
 from rqjobs.job_search import Found, FoundJob
 from rqjobs.web.access import Role, current_access, require
-from rqjobs.web.job_view import NO_DATE, ROW_LABEL_CHARACTERS, actions_in, is_job_id
-from rqjobs.web.live import cached
+from rqjobs.web.job_view import JOBS_PER_PAGE, NO_DATE, ROW_LABEL_CHARACTERS, actions_in, is_job_id
+from rqjobs.web.live import LIVE_SECONDS, cached
 from rqjobs.web.rendering import cut, flash, page, pages, view_params
 
-JOBS_PER_PAGE = 50
 COUNTS = "rqjobs.job_counts"  # the name of the last counts in app.extensions
 COUNTS_SECONDS = 5.0
-LIVE_SECONDS = 1.0  # for which viewers share a rendering of the table
 MAX_CHOSEN_JOBS = 500  # of one click; more are chosen by a filter
 LISTED_QUEUES = 100
 CONFIRM_COUNT_CAP = 10_000

@@ -16,15 +16,13 @@ from rqjobs.broker import scripts, transitions
 from rqjobs.rates import Rate, Window
 from rqjobs.stats import QueueStats, Snapshot
 from rqjobs.web.access import Role, requires
-from rqjobs.web.job_view import row
-from rqjobs.web.rendering import cut, flash, page, pages
+from rqjobs.web.deadlines import EMPTY_SECONDS
+from rqjobs.web.job_view import JOBS_PER_PAGE, row
+from rqjobs.web.rendering import NOT_CONFIRMED, cut, flash, page, pages
 
 QUEUES_PER_PAGE = 50
-JOBS_PER_PAGE = 50
 MAX_POSITION = 100_000_000
-EMPTY_SECONDS = 10.0  # of one click: it must end within the time-out of a web server
 MAX_WORKERS = 100  # that the page of a queue names
-NOT_SURE = "Nothing was deleted: tick the box to confirm it."
 
 
 # The list
@@ -181,7 +179,7 @@ def _job_row(job_id: str, job: Any, position: int) -> dict[str, Any]:
 def empty_queue(name: str) -> Any:
     """Delete the jobs that wait in the queue, for up to `EMPTY_SECONDS`."""
     if request.form.get("sure") != "yes":
-        return page("queue.html", 422, error=NOT_SURE, **_one(name))
+        return page("queue.html", 422, error=NOT_CONFIRMED, **_one(name))
     client = connection.client()
     if not stats.snapshot(client, lambda names: [one for one in names if one == name]).queues:
         abort(404)

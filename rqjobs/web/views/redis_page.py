@@ -14,7 +14,6 @@ from rqjobs.times import utc
 from rqjobs.web import live
 from rqjobs.web.rendering import cut, page, pages
 
-LIVE_SECONDS = 1  # for which viewers share the numbers
 PINGS = 3  # whose fastest reply is the latency
 MAX_FINDINGS = 100
 NEARLY_FULL_SHARE = 0.9
@@ -29,7 +28,7 @@ def redis_page() -> Any:
 @pages.get("/live/redis")
 def live_redis() -> Any:
     """The numbers of that page, as they are now."""
-    return live.cached("redis", LIVE_SECONDS, lambda: page("_redis.html", **_facts()))
+    return live.cached("redis", live.LIVE_SECONDS, lambda: page("_redis.html", **_facts()))
 
 
 @pages.get("/redis/doctor")

@@ -17,7 +17,7 @@ from redis.exceptions import ResponseError
 from rqjobs import ScheduleError, catalog, config, connection, hiding, queues, schedules, stats
 from rqjobs.schedules.describe import describe, describe_missed
 from rqjobs.schedules.rules import Rule
-from rqjobs.schedules.store import HISTORY_RUNS, Schedule, is_name, read
+from rqjobs.schedules.store import HISTORY_RUNS, RECORD_ERRORS, Schedule, is_name, read
 from rqjobs.web.access import Role, can, requires
 from rqjobs.web.forms import arguments, fields
 from rqjobs.web.forms.options import FormReader
@@ -40,8 +40,6 @@ RUNS_PER_PAGE = 25
 PAGE_TIMES = 5
 PREVIEW_TIMES = 3
 UNREADABLE = "unreadable"
-# A record may have numbers that are too large, or lists inside one another without end.
-BAD_DATA = (ValueError, OverflowError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -204,7 +202,7 @@ def _read(names: list[str]) -> dict[str, Schedule]:
     """The schedules that can be read."""
     try:
         return read(connection.client(), names)
-    except BAD_DATA:
+    except RECORD_ERRORS:
         if len(names) == 1:
             return {}
     # One of them cannot be read: read them one by one.
@@ -312,7 +310,7 @@ def act_on_schedule(name: str, action: str) -> Any:
     note = SCHEDULE_ACTIONS[action].note
     try:
         SCHEDULE_ACTIONS[action].do(name)
-    except (ScheduleError, TypeError, ResponseError, *BAD_DATA) as error:
+    except (ScheduleError, TypeError, ResponseError, *RECORD_ERRORS) as error:
         note = f"Nothing was done: {cut(str(error), 500)}"
     flash(f"{note} ({name})")
     if not schedules.exists(name):

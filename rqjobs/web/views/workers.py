@@ -17,12 +17,11 @@ from rqjobs.stats import WorkerStats
 from rqjobs.version import VERSION
 from rqjobs.web.access import Role, requires
 from rqjobs.web.job_view import is_job_id, row
-from rqjobs.web.rendering import cut, flash, page, pages
+from rqjobs.web.rendering import NOT_CONFIRMED, cut, flash, page, pages
 from rqjobs.web.views.queues import span
 
 WORKERS_PER_PAGE = 100
 PLAIN_STATES = ("idle", "busy", "suspended", "started", "quiet", "dead")
-NOT_SURE = "Nothing was done: tick the box to confirm it."
 
 
 @dataclass(frozen=True)
@@ -198,7 +197,7 @@ def act_on_worker(name: str, action: str) -> Any:
         abort(404)
     chosen = WORKER_ACTIONS[action]
     if chosen.must_confirm and request.form.get("sure") != "yes":
-        return page("worker.html", 422, error=NOT_SURE, **_one(name))
+        return page("worker.html", 422, error=NOT_CONFIRMED, **_one(name))
     if stats.worker(connection.client(), name) is None:
         abort(404)
     note = chosen.note
