@@ -36,7 +36,7 @@ class Rule:
     hold: int | None = None
 
 
-ALERTS: dict[str, Unit] = {
+ALERT_RULES: dict[str, Unit] = {
     "oldest": Unit.SECONDS,
     "depth": Unit.NUMBER,
     "failed": Unit.NUMBER,
@@ -48,7 +48,7 @@ ALERTS: dict[str, Unit] = {
     "recovered": Unit.NONE,
     "poison": Unit.NONE,
 }
-CHECKS: dict[str, Unit] = {
+CHECK_RULES: dict[str, Unit] = {
     "oldest": Unit.SECONDS,
     "depth": Unit.NUMBER,
     "failed": Unit.NUMBER,
@@ -63,7 +63,7 @@ def parse_alerts(text: str) -> tuple[Rule, ...]:
     Raises:
         ValueError: one cannot be read; the message ends with what would be right.
     """
-    return _parse(text, ALERTS, "oldest=60s, depth=1000 for 2m, no_worker, failed_for_good")
+    return _parse(text, ALERT_RULES, "oldest=60s, depth=1000 for 2m, no_worker, failed_for_good")
 
 
 def parse_checks(text: str) -> tuple[Rule, ...]:
@@ -72,7 +72,7 @@ def parse_checks(text: str) -> tuple[Rule, ...]:
     Raises:
         ValueError: one cannot be read; the message ends with what would be right.
     """
-    return _parse(text, CHECKS, "oldest=60s,failed=10,depth:high=100,workers=1")
+    return _parse(text, CHECK_RULES, "oldest=60s,failed=10,depth:high=100,workers=1")
 
 
 def _parse(text: str, known: Mapping[str, Unit], example: str) -> tuple[Rule, ...]:
@@ -100,7 +100,7 @@ def _parse_rule(word: str, known: Mapping[str, Unit], example: str) -> Rule:
         raise ValueError(f"has the rule {name} for a queue, and it has none; write {name}")
     if bool(limit) != (unit is not Unit.NONE):
         raise ValueError(f"has the rule {name}, which takes {unit.value}; for example {example}")
-    if hold and known is CHECKS:
+    if hold and known is CHECK_RULES:
         raise ValueError("has a rule with `for`, and a check looks once; leave it out")
     number = 0
     if limit:

@@ -29,14 +29,14 @@ from rqjobs.broker.keys import decode
 
 log = logging.getLogger("rqjobs")
 OBSERVE_SECONDS = 5.0
-LOCK_SECONDS = 30.0
+ALERTS_LOCK_SECONDS = 30.0
 CLEAR_SECONDS = 60  # for which all must be well before an alert is over
 RECENT_SECONDS = 300  # for which a failure, or another event, keeps its alert
 NEW_GROUP_SECONDS = 3600  # a group of failures whose first one is older is not new
 DEFAULT_HOLD_SECONDS = {"no_worker": 60, "no_scheduler": 60}
 MAX_ALERTS = 1000
 MAX_EVENTS = 1000  # that wait to be sent; older ones are dropped
-MAX_GROUPS = 50
+MAX_ALERT_GROUPS = 50
 MAX_SCHEDULES = 500  # that one observation reads
 SEND_SECONDS = 10.0  # for one call
 SOCKET_SECONDS = 5.0
@@ -199,7 +199,7 @@ class _Events:
                 ("HGETALL", keys.TOTALS),
                 ("TIME",),
                 ("EXISTS", keys.SCHEDULES_LOCK),
-                ("ZREVRANGE", keys.FAILURE_GROUPS, 0, MAX_GROUPS - 1, "WITHSCORES"),
+                ("ZREVRANGE", keys.FAILURE_GROUPS, 0, MAX_ALERT_GROUPS - 1, "WITHSCORES"),
                 ("ZRANGE", keys.SCHEDULES, 0, MAX_SCHEDULES - 1),
             ],
         )
@@ -467,7 +467,7 @@ class BackgroundAlerts:
             pause.wait(OBSERVE_SECONDS)
 
     def _has_lock(self) -> bool:
-        milliseconds = int(LOCK_SECONDS * 1000)
+        milliseconds = int(ALERTS_LOCK_SECONDS * 1000)
         arguments = [self._name, milliseconds, milliseconds]
         return bool(scripts.TAKE_LOCKS.run(self._redis, [keys.ALERTS_LOCK], arguments))
 

@@ -27,7 +27,7 @@ from rqjobs.jobs import Job
 
 DIRECT_MAX_JOBS = 1000  # more are changed by a job of their own
 STEP_MAX_FOUND = 500
-KEY_MAX_CHARACTERS = 2000  # of a position as JSON: `resumable` refuses longer ones
+POSITION_MAX_CHARACTERS = 2000  # of a position as JSON: `resumable` refuses longer ones
 JOB_TIMEOUT_SECONDS = 86_400
 
 
@@ -39,7 +39,7 @@ class Action(str, Enum):
     DELETE = "delete"
 
 
-STATES = {  # in which an action changes a job; it leaves others alone
+ACTION_STATES = {  # in which an action changes a job; it leaves others alone
     Action.REQUEUE: (State.FAILED, State.STOPPED),
     Action.CANCEL: (State.QUEUED, State.SCHEDULED, State.DEFERRED, State.RUNNING),
     Action.DELETE: (State.FAILED, State.STOPPED, State.FINISHED, State.CANCELED),
@@ -166,7 +166,7 @@ class Walk:
             # Failed jobs return to their queues in the order in which they failed.
             order = "oldest" if action is Action.REQUEUE else "newest"
             sources = job_search.sources_of(client, chosen, order=order)
-        useful = [one for one in sources if one.state is None or one.state in STATES[action]]
+        useful = [one for one in sources if one.state is None or one.state in ACTION_STATES[action]]
         self.sources = sorted(useful, key=lambda source: source.name)
 
     def count(self) -> int:
@@ -210,7 +210,7 @@ class Walk:
             words = [word.decode("latin-1") for word in position]
             if not words:
                 return None
-            if len(json.dumps(words)) < KEY_MAX_CHARACTERS - len(source.name):
+            if len(json.dumps(words)) < POSITION_MAX_CHARACTERS - len(source.name):
                 return words
 
 
@@ -231,7 +231,7 @@ def change_targets(client: redis.Redis, action: Action, targets: Iterable[Target
     """Change these jobs, as far as their states allow it; returns how many were changed."""
     places: dict[tuple[State, str], list[Target]] = {}
     for target in targets:
-        if target.state in STATES[action]:
+        if target.state in ACTION_STATES[action]:
             places.setdefault((target.state, target.queue), []).append(target)
     return sum(
         _change_place(client, action, state, queue, part) for (state, queue), part in places.items()

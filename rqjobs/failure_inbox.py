@@ -20,9 +20,9 @@ from rqjobs.texts import escape_surrogates
 
 MAX_GROUPS = 5000  # of which the names are read; the scripts make no more than 1,001
 MAX_WHO_CHARACTERS = 100  # of the person who ignores a group
-SCAN_JOBS = 1000  # failed jobs that one step of the search for those without a group looks at
+UNGROUPED_SCAN_JOBS = 1000  # failed jobs that one step of the search for ungrouped ones reads
 MAX_SCANS = 2  # such steps of one page
-CURSOR = re.compile(r"(-?\d{1,12}(?:\.\d{1,17})?):(.{1,300})", re.ASCII | re.DOTALL)
+FAILURE_CURSOR = re.compile(r"(-?\d{1,12}(?:\.\d{1,17})?):(.{1,300})", re.ASCII | re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def _lower(text: str) -> bytes:
 
 
 def _read_cursor(text: str) -> tuple[float, str] | None:
-    found = CURSOR.fullmatch(text)
+    found = FAILURE_CURSOR.fullmatch(text)
     return (float(found[1]), found[2]) if found else None
 
 
@@ -127,7 +127,7 @@ def _mark(group_id: str, action: str, who: str) -> bool:
 def jobs_of(group_id: str, after: str = "", limit: int = 25) -> JobsPage:
     """A page of the jobs of a group. A cursor that is none begins at the start."""
     client = connection.client()
-    found = CURSOR.fullmatch(after)
+    found = FAILURE_CURSOR.fullmatch(after)
     highest = found[1] if found else "+inf"
     key = keys.failure_group_jobs(group_id)
     entries: list[tuple[str, float]] = []
@@ -196,7 +196,9 @@ def ungrouped(after: str = "", limit: int = 25) -> Ungrouped:
                 following = place.text
                 break
             scans += 1
-            reply = scripts.UNGROUPED_FAILURES.run(client, [], [queue, place.cursor, SCAN_JOBS])
+            reply = scripts.UNGROUPED_FAILURES.run(
+                client, [], [queue, place.cursor, UNGROUPED_SCAN_JOBS]
+            )
             ids = [job_id for job_id in sorted(map(decode, reply[1:])) if job_id > place.after]
             found[queue] = found.get(queue, []) + ids[:left]
             if len(ids) > left:

@@ -24,7 +24,9 @@ SECRET_MIN_CHARACTERS = 4  # a shorter one would be found in every text
 SECRET_MIN_NUMBER = 1000
 MAX_NUMBER_BITS = 1024
 SEPARATORS = re.compile("[_-]+")
-TEXT = r"""'(?:[^'\\]|\\.)*(?:'|$)|"(?:[^"\\]|\\.)*(?:"|$)|\[[^\]]*\]?|\{[^}]*\}?|[^\s,)\]}]+"""
+VALUE_PATTERN = (
+    r"""'(?:[^'\\]|\\.)*(?:'|$)|"(?:[^"\\]|\\.)*(?:"|$)|\[[^\]]*\]?|\{[^}]*\}?|[^\s,)\]}]+"""
+)
 PLAIN_TYPES = (str, bytes, int, float, type(None))
 UNSEARCHED_TYPES = (type, Enum, ModuleType, FunctionType)  # they hold no data of a job
 
@@ -211,7 +213,8 @@ def hide_text(names: Names, text: str) -> str:
 def _pattern(names: Names) -> re.Pattern[str]:
     words = "|".join("[_-]{0,2}".join(map(re.escape, _fold(name))) for name in names)
     return re.compile(
-        rf"""((?:{words})[\w-]{{0,100}}(?:=|['"]:\s?))(?:{TEXT})""", re.IGNORECASE | re.DOTALL
+        rf"""((?:{words})[\w-]{{0,100}}(?:=|['"]:\s?))(?:{VALUE_PATTERN})""",
+        re.IGNORECASE | re.DOTALL,
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from rqjobs import call_options
 from rqjobs.times import UNIT_LETTER_SECONDS
 
-TEXT_MAX_CHARACTERS = 200
+FILTER_MAX_CHARACTERS = 200
 DURATION = re.compile(r"([0-9]{1,6})([wdhms])", re.ASCII)
 
 
@@ -127,7 +127,7 @@ def _read_field(name: str, text: str) -> Any:
             raise FilterError(name, f"{text!r:.80} is no state; these are: {known}") from None
     if name in ("since", "until"):
         return _read_time(name, text)
-    limit = call_options.JOB_ID_MAX_CHARACTERS if name == "job_id" else TEXT_MAX_CHARACTERS
+    limit = call_options.JOB_ID_MAX_CHARACTERS if name == "job_id" else FILTER_MAX_CHARACTERS
     if len(text) > limit:
         raise FilterError(name, f"{name} is longer than {limit} characters")
     if not text.isprintable() or any("\ud800" <= character <= "\udfff" for character in text):

@@ -34,7 +34,7 @@ CHUNK_BYTES = 2 * 1024  # a chunk ends with the line that reaches this size
 # What is read of a log in one step. Ours are smaller; another program may have written more.
 MAX_CHUNKS = 5000
 READ_MAX_BYTES = 4 * LOG_MAX_BYTES
-RECONNECT_SECONDS = 0.5  # between two attempts of a follower
+FOLLOW_RECONNECT_SECONDS = 0.5  # between two attempts of a follower
 FOLLOW_BLOCK_MS = 5000  # a job that was canceled or deleted is noticed so much later
 NO_MORE_LINES = (b"finished", b"failed", b"stopped", b"canceled", None)
 ANSI_SEQUENCE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
@@ -172,7 +172,7 @@ def follow(connection: redis.Redis, job_id: str) -> Iterator[LogLine]:
             if not failures:
                 log.warning("following a log: Redis does not answer: %s", explain(error))
             failures += 1
-            time.sleep(RECONNECT_SECONDS)
+            time.sleep(FOLLOW_RECONNECT_SECONDS)
             continue
         yield from step.lines
         after = step.after

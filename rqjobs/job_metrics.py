@@ -30,8 +30,8 @@ BUCKETS = (
     *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 3600.0),
 )
 BOUNDS = (*(f"{bound:g}" for bound in BUCKETS), "+Inf")
-MAX_SERIES = 300  # pairs of a function and a queue; the jobs of further ones count as `OTHER`
-OTHER = "(other)"  # no function and no queue can have this name
+MAX_SERIES = 300  # pairs of a function and a queue; the jobs of further ones count as `OTHER_NAME`
+OTHER_NAME = "(other)"  # no function and no queue can have this name
 NAME_MAX_BYTES = 320  # of a function and its queue
 
 
@@ -49,20 +49,20 @@ class Outcome(IntEnum):
 
 # The names of the counts of one series in Redis, in the order in which they stand in memory. Sums
 # are in microseconds.
-COUNTS = (
+SERIES_COUNTS = (
     *(f"wait:{bound}" for bound in BOUNDS),
     *(f"run:{bound}" for bound in BOUNDS),
     "wait:sum",
     "run:sum",
     *(f"outcome:{outcome.name.lower()}" for outcome in Outcome),
 )
-RUN_AT = COUNTS.index(f"run:{BOUNDS[0]}")
-WAIT_SUM_AT = COUNTS.index("wait:sum")
-RUN_SUM_AT = COUNTS.index("run:sum")
-OUTCOMES_AT = COUNTS.index("outcome:finished")
-NOTHING = [0] * len(COUNTS)
+RUN_AT = SERIES_COUNTS.index(f"run:{BOUNDS[0]}")
+WAIT_SUM_AT = SERIES_COUNTS.index("wait:sum")
+RUN_SUM_AT = SERIES_COUNTS.index("run:sum")
+OUTCOMES_AT = SERIES_COUNTS.index("outcome:finished")
+NOTHING = [0] * len(SERIES_COUNTS)
 NAME_NUMBERS = NAME_MAX_BYTES // 8
-SERIES_NUMBERS = NAME_NUMBERS + len(COUNTS)
+SERIES_NUMBERS = NAME_NUMBERS + len(SERIES_COUNTS)
 
 
 class JobCounts:
@@ -78,7 +78,7 @@ class JobCounts:
         self.memory = mmap.mmap(-1, (MAX_SERIES + 1) * SERIES_NUMBERS * 8)
         self.numbers = memoryview(self.memory).cast("Q")
         self._places: dict[tuple[str, str], int] = {}  # where the counts of a series begin
-        self._write_name(0, f"{OTHER} {OTHER}".encode())
+        self._write_name(0, f"{OTHER_NAME} {OTHER_NAME}".encode())
 
     def note(self, function: str, queue: str, outcome: int, wait: float, run: float) -> None:
         """Count a run that has ended. `wait`, `run`: seconds, from 0."""
@@ -172,7 +172,7 @@ class CountsSender:
             if counts == before:
                 continue
             self._sent[name] = counts
-            pairs = zip(COUNTS, counts, before, strict=True)
+            pairs = zip(SERIES_COUNTS, counts, before, strict=True)
             new = [word for count, now, old in pairs if now != old for word in (count, now - old)]
             words += [name, len(new), *new]
         if not words:

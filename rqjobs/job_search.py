@@ -30,7 +30,7 @@ from rqjobs.loops import Progress, read_progress
 from rqjobs.times import format_date, parse_date, utc
 
 STEP_JOBS = 4000  # that one script looks at: it holds up Redis for some milliseconds
-MAX_STEPS = 5  # round trips of one page
+PAGE_MAX_ROUND_TRIPS = 5
 SORTED_MAX_JOBS = 5000  # that a page sorts by their moments, over all sources
 PAGE_JOBS = 50
 PAGE_MAX_JOBS = 500
@@ -342,12 +342,12 @@ def search(
 def _search_steps(
     client: redis.Redis, query: Query, parts: Sequence[SourceSearch], limit: int
 ) -> None:
-    """Search until the page is full, or all is searched, or `MAX_STEPS` steps are done."""
+    """Search until the page is full, all is searched, or `PAGE_MAX_ROUND_TRIPS` are done."""
     share = max(limit + 10, STEP_JOBS // max(1, len(parts)))
     max_sorted = max(limit, SORTED_MAX_JOBS // max(1, len(parts)))
     if query.chosen.state is State.SCHEDULED:
         max_sorted = 0
-    for _ in range(MAX_STEPS):
+    for _ in range(PAGE_MAX_ROUND_TRIPS):
         missing = [part for part in parts if not part.is_over and len(part.matches) < limit]
         commands = [
             query.call(part.source, part.position, limit - len(part.matches), share, max_sorted)
@@ -432,7 +432,7 @@ def count(chosen: Filter, cap: int = COUNT_CAP) -> Count:
     query = Query(chosen)
     parts = [SourceSearch(source, None) for source in sources_of(client, chosen, counts)]
     share = max(100, STEP_JOBS // max(1, len(parts)))
-    for _ in range(MAX_STEPS):
+    for _ in range(PAGE_MAX_ROUND_TRIPS):
         missing = [part for part in parts if not part.is_over and part.found <= cap]
         commands = [
             query.call(part.source, part.position, cap + 1, share, 0, "count") for part in missing

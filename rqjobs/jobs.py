@@ -59,7 +59,7 @@ from rqjobs.job_fields import (
     read_traceback,
 )
 from rqjobs.job_logs import LogLine
-from rqjobs.loops import PROGRESS, Progress, read_progress
+from rqjobs.loops import PROGRESS_FIELD, Progress, read_progress
 from rqjobs.policies import retries
 from rqjobs.retrying import RetryingJob
 from rqjobs.serializers import (
@@ -591,7 +591,7 @@ class Job(RetryingJob):
         Raises:
             redis.RedisError: Redis does not answer, or the key is not a job's.
         """
-        return read_progress(self.connection.hget(self.key, PROGRESS))
+        return read_progress(self.connection.hget(self.key, PROGRESS_FIELD))
 
     def serialize_result(self, result: Any) -> bytes | None:
         """A result as it is stored; None for the results None and `Retry`, which are not.

@@ -29,7 +29,7 @@ from rqjobs.times import format_date, utc
 
 CURSORS = "rqjobs_cursors"
 CURSORS_FIELD = CURSORS.encode()
-PROGRESS = "rqjobs_progress"
+PROGRESS_FIELD = "rqjobs_progress"
 CURSORS_MAX_BYTES = 4096
 PROGRESS_MAX_BYTES = 4096
 LOOP_NAME_MAX_CHARACTERS = 64
@@ -276,7 +276,7 @@ class RunState:
         if self.loops:
             found[CURSORS] = _cursors_text(self.job, self.loops)
         if self.progress:
-            found[PROGRESS] = _progress_text(self.progress)
+            found[PROGRESS_FIELD] = _progress_text(self.progress)
         return found
 
     def last_fields(self) -> dict[str, Any]:
@@ -530,5 +530,5 @@ def read_progress(stored: Any) -> Progress | None:
 def ended_fields(job: Any) -> Iterable[str]:
     """The fields that a run removes when it has ended well: the next repeat begins anew."""
     if job.repeats_left:
-        return (CURSORS, PROGRESS)
+        return (CURSORS, PROGRESS_FIELD)
     return (CURSORS,)

@@ -22,7 +22,7 @@ from rqjobs.policies.failures import Failure
 from rqjobs.serializers import JSON_TYPES
 
 RAISED_MESSAGE_MAX_CHARACTERS = 4_096
-STORED_MAX_CHARACTERS = 16_384
+RAISED_MAX_CHARACTERS = 16_384
 _IS_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: the class was not made by the interpreter's own code
 _CONSTRUCTORS = ("__new__", "__init__")
 _read_args = vars(BaseException)["args"].__get__
@@ -92,12 +92,12 @@ def pack(error: BaseException) -> str:
         args = list(_read_args(error))
         if args != [message] and all(type(arg) in JSON_TYPES for arg in args):
             stored = json.dumps([name, message, args])
-            if len(stored) <= STORED_MAX_CHARACTERS:
+            if len(stored) <= RAISED_MAX_CHARACTERS:
                 return stored
         stored = json.dumps([name, message])
     except BaseException:  # of any class of the user's
         return ""
-    return stored if len(stored) <= 2 * STORED_MAX_CHARACTERS else ""
+    return stored if len(stored) <= 2 * RAISED_MAX_CHARACTERS else ""
 
 
 def pack_current(trace: str) -> str:
@@ -110,7 +110,7 @@ def pack_current(trace: str) -> str:
 
 def unpack(stored: bytes) -> Raised | None:
     """The exception of a stored text; None if it is not one of `pack`."""
-    if not stored or len(stored) > 2 * STORED_MAX_CHARACTERS:
+    if not stored or len(stored) > 2 * RAISED_MAX_CHARACTERS:
         return None
     try:
         name, message, *rest = json.loads(stored)

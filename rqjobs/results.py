@@ -595,7 +595,7 @@ def function_of(job: Any) -> str:
 
 # Where a job is that has not ended
 
-FIELDS = (
+PLACE_FIELDS = (
     "status",
     "origin",
     "worker_name",
@@ -607,7 +607,7 @@ FIELDS = (
 def describe_place(job: Any) -> str:
     """Where a job is, and what it waits for, as the end of a sentence."""
     client = job.connection
-    values = client.hmget(keys.job(job.id), FIELDS)
+    values = client.hmget(keys.job(job.id), PLACE_FIELDS)
     status, queue, worker, paused, limit = (decode(value or b"") for value in values)
     if status == JobStatus.QUEUED.value:
         return _describe_queue(client, queue)

@@ -19,7 +19,7 @@ REFUSED_OPTIONS = {
     "pipeline": "a flow is stored in steps of its own",
 }
 WITH_UNIQUE = frozenset({"keep", "until", "on_conflict", "debounce_max"})
-OPTIONS = policies.OPTIONS - REFUSED_OPTIONS.keys() - WITH_UNIQUE | {
+STEP_OPTIONS = policies.OPTIONS - REFUSED_OPTIONS.keys() - WITH_UNIQUE | {
     "queue",
     "timeout",
     "job_timeout",
@@ -57,11 +57,11 @@ class Signature:
                 raise ValueError(
                     f"{name} cannot go with a job of a flow: {REFUSED_OPTIONS[name]}; leave it out"
                 )
-        unknown = options.keys() - OPTIONS
+        unknown = options.keys() - STEP_OPTIONS
         if unknown:
             raise TypeError(
                 f"set() has no option {', '.join(sorted(unknown))}; it takes: "
-                f"{', '.join(sorted(OPTIONS))}"
+                f"{', '.join(sorted(STEP_OPTIONS))}"
             )
         return dataclasses.replace(self, options={**self.options, **options})
 

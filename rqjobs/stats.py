@@ -18,7 +18,7 @@ from rqjobs.broker.keys import decode, queue_names_in
 from rqjobs.broker.pauses import Pause, read_pauses
 from rqjobs.broker.places import PLACES, queue_names
 from rqjobs.jobs import Job
-from rqjobs.loops import PROGRESS, Progress, read_progress
+from rqjobs.loops import PROGRESS_FIELD, Progress, read_progress
 
 REGISTRY_KEYS = {  # place of a job -> the word in RQ's key
     "queued": "queue",
@@ -45,7 +45,7 @@ LISTED_FIELDS = (  # of a job's record, for a row of a list
     "ended_at",
     "worker_name",
     "timeout",
-    PROGRESS,
+    PROGRESS_FIELD,
 )
 
 
@@ -429,7 +429,7 @@ def listed_jobs(connection: redis.Redis, ids: list[str]) -> list[tuple[str, Job 
 
 def listed_progress(job: Job) -> Progress | None:
     """The progress of a job that `recent` or `overview` has read; None if it has none."""
-    return read_progress((job.hash_as_read or {}).get(PROGRESS.encode()))
+    return read_progress((job.hash_as_read or {}).get(PROGRESS_FIELD.encode()))
 
 
 def failed_jobs(
@@ -538,7 +538,7 @@ def job_details(job: Job) -> JobDetails:
         pipe.hget(job.key, "rqjobs_ending")
         pipe.hget(job.key, "rqjobs_paused")
         pipe.hget(job.key, "rqjobs_failure_group")
-        pipe.hget(job.key, PROGRESS)
+        pipe.hget(job.key, PROGRESS_FIELD)
         pipe.zscore(keys.scheduled(job.origin), job.id)
         crashes, schedule, ending, paused, group, progress, due = pipe.execute(raise_on_error=False)
     count = 0

@@ -73,8 +73,8 @@ def read_counts(reply: Any) -> Counts:
         return counts
     for field, value in reply.items():
         word, _, queue = decode(field).partition(":")
-        if word in KINDS and isinstance(value, bytes) and COUNT_PATTERN.fullmatch(value):
-            counts.setdefault(queue, {})[KINDS[word]] = int(value)
+        if word in KINDS_BY_VALUE and isinstance(value, bytes) and COUNT_PATTERN.fullmatch(value):
+            counts.setdefault(queue, {})[KINDS_BY_VALUE[word]] = int(value)
     return counts
 
 
@@ -95,13 +95,13 @@ def read_day(reply: Any) -> dict[int, dict[Kind, int]]:
 def _read_total(value: bytes) -> dict[Kind, int]:
     words = value.split()
     return {
-        KINDS[decode(word)]: int(number)
+        KINDS_BY_VALUE[decode(word)]: int(number)
         for word, number in zip(words[::2], words[1::2], strict=False)
-        if decode(word) in KINDS and COUNT_PATTERN.fullmatch(number)
+        if decode(word) in KINDS_BY_VALUE and COUNT_PATTERN.fullmatch(number)
     }
 
 
-KINDS = {kind.value: kind for kind in Kind}
+KINDS_BY_VALUE = {kind.value: kind for kind in Kind}
 
 
 def roll_up(connection: redis.Redis) -> int:

@@ -16,8 +16,8 @@ from rqjobs.broker.scripts import PARK_PAUSED, UNPARK_PAUSED
 from rqjobs.broker.transitions import BATCH_MAX_JOBS, Claim
 from rqjobs.texts import escape_surrogates
 
-KINDS = {"queue": keys.paused_queue, "function": keys.paused_function}
-MAX_NAME_CHARACTERS = 100  # of the person who has paused it
+PAUSE_FIELDS = {"queue": keys.paused_queue, "function": keys.paused_function}
+WHO_MAX_CHARACTERS = 100  # of the person who has paused it
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Pause:
     `since`: Unix seconds by Redis's clock; 0 if that cannot be read. `by`: who, if known.
     """
 
-    kind: str  # of `KINDS`
+    kind: str  # of `PAUSE_FIELDS`
     name: str
     since: float
     by: str = ""
@@ -54,7 +54,7 @@ def read_pauses(reply: Any) -> list[Pause]:
     for field, value in reply.items():
         kind, _, name = decode(field).partition(":")
         since, _, by = decode(value).partition(" ")
-        if kind in KINDS:
+        if kind in PAUSE_FIELDS:
             seconds = float(since) if re.fullmatch(r"\d{1,11}(\.\d+)?", since, re.ASCII) else 0.0
             found.append(Pause(kind, name, seconds, by))
     return sorted(found, key=lambda pause: (pause.kind != "queue", pause.name))
@@ -69,8 +69,8 @@ def paused(connection: redis.Redis) -> list[Pause]:
 def pause(connection: redis.Redis, kind: str, name: str, by: str = "") -> bool:
     """Pause a queue or a function. False, with nothing changed, if it is paused already."""
     since = f"{scripts.redis_time(connection):.3f}"
-    who = " ".join(escape_surrogates(by).split())[:MAX_NAME_CHARACTERS]
-    return bool(connection.hsetnx(keys.PAUSED, KINDS[kind](name), f"{since} {who}".rstrip()))
+    who = " ".join(escape_surrogates(by).split())[:WHO_MAX_CHARACTERS]
+    return bool(connection.hsetnx(keys.PAUSED, PAUSE_FIELDS[kind](name), f"{since} {who}".rstrip()))
 
 
 def resume(connection: redis.Redis, kind: str, name: str) -> bool:
@@ -78,7 +78,7 @@ def resume(connection: redis.Redis, kind: str, name: str) -> bool:
 
     If this process dies in between, the next sweep goes on. False if there is no such pause.
     """
-    is_resumed = bool(connection.hdel(keys.PAUSED, KINDS[kind](name)))
+    is_resumed = bool(connection.hdel(keys.PAUSED, PAUSE_FIELDS[kind](name)))
     if kind == "function":
         unpark(connection, name)
     return is_resumed

@@ -48,7 +48,7 @@ GROUP_HEAD = (
     "LAST",
     "MESSAGE",
 )
-MESSAGE_CHARACTERS = 80
+MESSAGE_COLUMN_CHARACTERS = 80
 FILTERS = (
     click.option("--function", help="Only jobs of this function; its module may be left out."),
     click.option("--error", help="Only jobs with this error: the class of the exception."),
@@ -146,7 +146,7 @@ def groups() -> None:
             one.jobs,
             local_time(one.first_seen),
             local_time(one.last_seen),
-            one.message[:MESSAGE_CHARACTERS],
+            one.message[:MESSAGE_COLUMN_CHARACTERS],
         )
         for one in found
     ]

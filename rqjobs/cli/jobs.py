@@ -37,7 +37,7 @@ HELP = {
     "schedule": "Only the last jobs of this schedule.",
     "group": "Only failed jobs of the group with this id.",
 }
-OPTIONS = (
+SEARCH_OPTIONS = (
     click.option(
         "--state", type=click.Choice([state.value for state in State]), help="Only this state."
     ),
@@ -49,7 +49,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 
 def filtered(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of a filter."""
-    for option in reversed(OPTIONS):
+    for option in reversed(SEARCH_OPTIONS):
         command = option(command)
     return command
 

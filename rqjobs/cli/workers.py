@@ -13,9 +13,9 @@ from rqjobs.cli.activity import recorded
 from rqjobs.cli.output import each, echo_table, one_line_errors
 from rqjobs.stats import WorkerStats
 
-NAMES = click.argument("names", nargs=-1)
+WORKER_NAMES = click.argument("names", nargs=-1)
 ALL = click.option("--all", "all_of_them", is_flag=True, help="Every live worker.")
-HEAD = ("worker", "state", "host", "pid", "queues", "job", "done", "failed", "rqjobs")
+WORKER_HEAD = ("worker", "state", "host", "pid", "queues", "job", "done", "failed", "rqjobs")
 
 
 @click.group("workers", invoke_without_command=True)
@@ -33,7 +33,7 @@ def group(ctx: click.Context, as_json: bool) -> None:
         rows = [dataclasses.asdict(one) | {"state": one.shown_state} for one in found]
         click.echo(json.dumps(rows, indent=2))
         return
-    echo_table(HEAD, [_row(worker) for worker in found])
+    echo_table(WORKER_HEAD, [_row(worker) for worker in found])
 
 
 def _all() -> list[WorkerStats]:
@@ -55,7 +55,7 @@ def _row(worker: WorkerStats) -> Sequence[object]:
 
 
 @group.command("quiet")
-@NAMES
+@WORKER_NAMES
 @ALL
 @recorded("quiet worker", "names", "all_of_them")
 @one_line_errors
@@ -65,7 +65,7 @@ def quiet(names: Sequence[str], all_of_them: bool) -> None:
 
 
 @group.command("resume")
-@NAMES
+@WORKER_NAMES
 @ALL
 @recorded("resume worker", "names", "all_of_them")
 @one_line_errors
@@ -75,7 +75,7 @@ def resume(names: Sequence[str], all_of_them: bool) -> None:
 
 
 @group.command("stop")
-@NAMES
+@WORKER_NAMES
 @ALL
 @recorded("stop worker", "names", "all_of_them")
 @one_line_errors

@@ -19,7 +19,7 @@ from rqjobs.times import utc
 MAX_FLOWS = 1000  # of one call
 MAX_COUNTED_JOBS = 5000  # of all flows of a call: the script holds up other clients
 MAX_TIES = 20  # flows that may have been enqueued in the same microsecond
-CURSOR = re.compile(r"(\d{1,12}(?:\.\d{1,9})?):([\w-]{1,64})", re.ASCII)
+FLOW_CURSOR = re.compile(r"(\d{1,12}(?:\.\d{1,9})?):([\w-]{1,64})", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def newest(after: str = "", limit: int = 25) -> FlowsFound:
     `after`: the `next` of the part before this one; a text of another form counts as "".
     """
     limit = max(1, min(limit, MAX_FLOWS))
-    match = CURSOR.fullmatch(after)
+    match = FLOW_CURSOR.fullmatch(after)
     before = (float(match[1]), match[2]) if match else None
     wanted = 2 * limit + MAX_TIES  # some of them may be gone
     arguments = [match[1] if match else "+inf", wanted, MAX_COUNTED_JOBS]

@@ -17,12 +17,12 @@ from rqjobs.flows.plan import FLOW_MAX_JOBS
 from rqjobs.job_fields import read_description
 from rqjobs.passed_results import FlowPlace
 
-JOBS_PER_SCRIPT = 5000  # whose states one call reads; a longer one would hold up other clients
-MAX_ENTRIES = 400  # jobs of the first call whose parents are read
+STATES_PER_SCRIPT = 5000  # whose states one call reads; a longer one would hold up other clients
+FIRST_MAX_ENTRIES = 400  # jobs of the first call whose parents are read
 LATER_MAX_ENTRIES = 50  # of each further one
 MAX_MEMBERS = 12  # of a step that are drawn; a larger step has the first ones
-MAX_STEPS = 40
-STATES = {
+MAX_DRAWN_STEPS = 40
+STATUS_LETTERS = {
     "f": "finished",
     "x": "failed",
     "y": "failed",
@@ -95,10 +95,10 @@ def read(flow_id: str, position: int | None = None) -> FlowPicture:
     """
     own = -1 if position is None else position
     commands: list[tuple[Any, ...]] = [("HGET", keys.flow(flow_id), keys.FLOW_SHAPE)]
-    for start in range(0, FLOW_MAX_JOBS, JOBS_PER_SCRIPT):
+    for start in range(0, FLOW_MAX_JOBS, STATES_PER_SCRIPT):
         script_keys = [keys.flow(flow_id), keys.flow_jobs(flow_id)]
-        max_entries = MAX_ENTRIES if start == 0 else LATER_MAX_ENTRIES
-        args = [start, JOBS_PER_SCRIPT, max_entries, MAX_MEMBERS, own]
+        max_entries = FIRST_MAX_ENTRIES if start == 0 else LATER_MAX_ENTRIES
+        args = [start, STATES_PER_SCRIPT, max_entries, MAX_MEMBERS, own]
         commands.append(FLOW_STATES.call(script_keys, args))
     shape, *replies = scripts.read_together(connection.client(), commands, FLOW_STATES)
     place = FlowPlace.read(decode(shape)) if isinstance(shape, bytes) else None
@@ -126,8 +126,10 @@ def counts_of(letters: str) -> dict[str, int]:
     """The number of jobs by state."""
     counts: Counter[str] = Counter()
     for letter, number in Counter(letters).items():
-        counts[STATES.get(letter, "unknown")] += number
-    return {state: counts[state] for state in dict.fromkeys(STATES.values()) if counts[state]}
+        counts[STATUS_LETTERS.get(letter, "unknown")] += number
+    return {
+        state: counts[state] for state in dict.fromkeys(STATUS_LETTERS.values()) if counts[state]
+    }
 
 
 def progress_of(letters: str) -> FlowProgress:
@@ -177,14 +179,14 @@ def _steps(entries: list[Entry], total: int) -> list[Step]:
 
 def _choose_steps(steps: list[Step], position: int | None) -> tuple[list[Step], int, int]:
     """The steps that are drawn, the number of those left out, and how many are before these."""
-    if len(steps) <= MAX_STEPS:
+    if len(steps) <= MAX_DRAWN_STEPS:
         return steps, 0, 0
-    begin = MAX_STEPS // 2
+    begin = MAX_DRAWN_STEPS // 2
     own = next((n for n, step in enumerate(steps) if _has(step, position)), 0)
     if own >= begin:
-        first = max(0, min(own - begin // 2, len(steps) - MAX_STEPS))
-        return steps[first : first + MAX_STEPS], len(steps) - MAX_STEPS, 0
-    left_out = len(steps) - MAX_STEPS
+        first = max(0, min(own - begin // 2, len(steps) - MAX_DRAWN_STEPS))
+        return steps[first : first + MAX_DRAWN_STEPS], len(steps) - MAX_DRAWN_STEPS, 0
+    left_out = len(steps) - MAX_DRAWN_STEPS
     return steps[:begin] + steps[begin + left_out :], left_out, begin
 
 
@@ -194,7 +196,7 @@ def _has(step: Step, position: int | None) -> bool:
 
 def _members(found: Any, letters: str) -> Iterator[Member]:
     for position, job_id, description in found:
-        status = STATES.get(letters[position], "unknown")
+        status = STATUS_LETTERS.get(letters[position], "unknown")
         yield Member(position, decode(job_id), status, read_description(description))
 
 

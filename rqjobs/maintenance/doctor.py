@@ -71,7 +71,7 @@ def examine() -> Iterator[Finding]:
 
 def check(client: redis.Redis) -> Iterator[Finding]:
     """The findings about Redis, the workers, the queues and the outbox."""
-    for what, examine_part in CHECKS.items():
+    for what, examine_part in DOCTOR_CHECKS.items():
         try:
             yield from examine_part(client)
         except redis.ResponseError as error:
@@ -269,7 +269,7 @@ def _odd_keys(client: redis.Redis) -> Iterator[Finding]:
         )
 
 
-CHECKS: dict[str, Callable[[redis.Redis], Iterator[Finding]]] = {
+DOCTOR_CHECKS: dict[str, Callable[[redis.Redis], Iterator[Finding]]] = {
     "version, memory and append-only file": _server,
     "rights": _rights,
     "clocks": _clock,

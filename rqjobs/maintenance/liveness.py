@@ -12,7 +12,7 @@ from rqjobs.broker import keys, scripts
 from rqjobs.broker.keys import decode
 from rqjobs.broker.recovery import DeathCause
 
-PROCESS_FIELDS = ("host", "pid", "started", "horse", "horse_started", "session")
+LIVENESS_FIELDS = ("host", "pid", "started", "horse", "horse_started", "session")
 PID = re.compile(rb"[0-9]{1,9}")  # a larger number is none for the kernel
 
 
@@ -55,14 +55,14 @@ class WorkerLiveness:
         """Find the states of these workers in one round trip."""
         commands: list[tuple[str, ...]] = []
         for name in names:
-            commands.append(("HMGET", keys.process(name), *PROCESS_FIELDS))
+            commands.append(("HMGET", keys.process(name), *LIVENESS_FIELDS))
             commands.append(("ZSCORE", keys.LEASES, name))
             commands.append(("EXISTS", keys.worker(name)))
         replies = scripts.read_together(self.connection, commands)
         for index, name in enumerate(names):
             fields, lease, is_known_to_rq = replies[3 * index : 3 * index + 3]
             if isinstance(fields, Exception):  # the key is of the wrong type
-                fields = [None] * len(PROCESS_FIELDS)
+                fields = [None] * len(LIVENESS_FIELDS)
             self._process_fields[name] = fields
             self.processes[name] = ":".join(decode(field or b"") for field in fields[1:3])
             if isinstance(lease, Exception):

@@ -27,7 +27,7 @@ OPTIONS = frozenset({"retry", "retry_on", "discard_on", "retry_for"})
 # Written by a run; the next life of an id begins without them.
 RUN_FIELDS = frozenset({"rqjobs_retries", "rqjobs_ending"})
 FIELDS = RUN_FIELDS | {"rqjobs_retry"}
-STORED_MAX_CHARACTERS = 16_384
+RULES_MAX_CHARACTERS = 16_384
 HISTORY = re.compile(r"([0-9]{1,9}) ([0-9]{1,12}(?:\.[0-9]{1,6})?)")
 RETRY_EXAMPLE = "retry=backoff(5)"
 
@@ -401,10 +401,10 @@ def fields(call: Call, options: Mapping[str, Any]) -> dict[str, str]:
     if not given or (_is_for_rq(given) and _is_for_rq(own)):
         return {}
     stored = json.dumps(_to_json(given), separators=(",", ":"))
-    if len(stored) > STORED_MAX_CHARACTERS:
+    if len(stored) > RULES_MAX_CHARACTERS:
         raise ValueError(
             f"the retry rules of this call take {len(stored):,} letters, more than "
-            f"{STORED_MAX_CHARACTERS:,}; set them in @job of {call.name}"
+            f"{RULES_MAX_CHARACTERS:,}; set them in @job of {call.name}"
         )
     return {"rqjobs_retry": stored}
 
@@ -460,7 +460,7 @@ def _parse(stored: str) -> dict[str, Any]:
         ValueError: they cannot be read.
     """
     try:
-        if len(stored) > STORED_MAX_CHARACTERS:
+        if len(stored) > RULES_MAX_CHARACTERS:
             raise ValueError(f"it has {len(stored):,} letters")
         found = json.loads(stored)
         if not isinstance(found, dict) or found.keys() - OPTIONS:

@@ -30,7 +30,7 @@ CATCH_UP_MAX_TICKS = 1000  # ticks that missed="all" makes up for
 # With missed="skip" a later tick is missed. Another scheduler takes over within this time.
 SKIP_AFTER_SECONDS = 10
 TICK_BATCH_SCHEDULES = 25  # schedules that `run_due` reads at once
-RETRY_SECONDS = 5  # seconds after which a tick that Redis refused is tried again
+TICK_RETRY_SECONDS = 5  # after which a tick that Redis refused is tried again
 
 
 def run_due(connection: redis.Redis, seconds: float = 60) -> float | None:
@@ -50,7 +50,7 @@ def run_due(connection: redis.Redis, seconds: float = 60) -> float | None:
             log.error("schedule %s in Redis cannot be read and makes no jobs", name)
             connection.zadd(keys.SCHEDULES, {member: "+inf"}, xx=True)
         elif not _run_or_log(connection, found[name], now):
-            connection.zadd(keys.SCHEDULES, {name: now + RETRY_SECONDS}, xx=True)
+            connection.zadd(keys.SCHEDULES, {name: now + TICK_RETRY_SECONDS}, xx=True)
         if time.monotonic() > began + seconds:
             return now
     if len(due) == TICK_BATCH_SCHEDULES:

@@ -18,7 +18,7 @@ from rqjobs.jobs import Job, signature
 
 SHOWN_MAX_JOBS = 20  # that the message of a failed assertion lists
 TIME_TOLERANCE_SECONDS = 1.0  # between a due time and the one that a test expects
-JOB_ID = re.compile(r"[\w-]+")  # RQ's other keys of a job have colons
+JOB_ID_PATTERN = re.compile(r"[\w-]+")  # RQ's other keys of a job have colons
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ class JobLog:
         ids = {
             job_id
             for key in client.scan_iter(match=f"{keys.JOB_PREFIX}*", _type="hash", count=1000)
-            if JOB_ID.fullmatch(job_id := decode(key).removeprefix(keys.JOB_PREFIX))
+            if JOB_ID_PATTERN.fullmatch(job_id := decode(key).removeprefix(keys.JOB_PREFIX))
         }
         found = []
         for job_id in ids - self._entries.keys() - self._forgotten:

@@ -29,7 +29,7 @@ from rqjobs.testing.private_redis import variables_set
 from rqjobs.worker.recording import RecordingClient
 from rqjobs.worker.settlement import SettlementMixin, SettleReply
 
-MAX_RUNS = 10_000  # of one enqueue: more come from a job that enqueues itself for ever
+MAX_JOB_RUNS = 10_000  # of one enqueue: more come from a job that enqueues itself for ever
 MAX_DEPTH = 20  # of jobs that run while another one enqueues them; deeper ones run after it
 NAME_OF_ID_VARIABLE = "RQ_JOB_ID"
 _numbers = itertools.count(1)
@@ -140,7 +140,7 @@ class JobRunner:
         """Run these jobs now, and unless a job calls this, all other waiting jobs; returns errors.
 
         Raises:
-            RuntimeError: more than `MAX_RUNS` jobs have run.
+            RuntimeError: more than `MAX_JOB_RUNS` jobs have run.
         """
         depth = _depth.get()
         if depth == 0:
@@ -162,7 +162,7 @@ class JobRunner:
         `first_queues`: run the first job of each of these, in this order, before the others.
 
         Raises:
-            RuntimeError: more than `MAX_RUNS` jobs have run.
+            RuntimeError: more than `MAX_JOB_RUNS` jobs have run.
         """
         self._runs = 0
         for queue in first_queues:
@@ -194,9 +194,9 @@ class JobRunner:
         if claim is None:
             return False
         self._runs += 1
-        if self._runs > MAX_RUNS:
+        if self._runs > MAX_JOB_RUNS:
             raise RuntimeError(
-                f"{MAX_RUNS:,} jobs have run, and others wait: does a job enqueue itself, or "
+                f"{MAX_JOB_RUNS:,} jobs have run, and others wait: does a job enqueue itself, or "
                 f"another one, for ever?"
             )
         app = _app_of_test()

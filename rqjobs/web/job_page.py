@@ -17,7 +17,7 @@ from rqjobs.broker import transitions
 from rqjobs.flows import NoSuchFlow, picture
 from rqjobs.job_record import JobRecord, Relative
 from rqjobs.jobs import Job
-from rqjobs.loops import PROGRESS, Progress, read_progress
+from rqjobs.loops import PROGRESS_FIELD, Progress, read_progress
 from rqjobs.maintenance import audit
 from rqjobs.policies import limits, record_url, time_limits, unique
 from rqjobs.results import ENDED_STATUSES
@@ -239,7 +239,7 @@ def _relative(one: Relative) -> dict[str, Any]:
 
 def _meta(job: Job, record: JobRecord) -> dict[str, Any]:
     """The job's meta, and its progress, also if it is only numbers `done` and `total` of the meta."""
-    progress = read_progress((job.hash_as_read or {}).get(PROGRESS.encode()))
+    progress = read_progress((job.hash_as_read or {}).get(PROGRESS_FIELD.encode()))
     shown = None
     if job.meta:
         shown = notation.show(job.meta)

@@ -14,7 +14,7 @@ from rqjobs import config, hiding
 from rqjobs.hiding import HIDDEN
 
 MAX_PARTS = 400  # of one value, all levels together
-MAX_LEVELS = 12
+MAX_SHOWN_LEVELS = 12
 MAX_ITEMS = 100  # of one container
 TEXT_MAX_CHARACTERS = 20_000  # of one value
 PART_MAX_CHARACTERS = 4_000  # of one text within a container
@@ -111,7 +111,7 @@ class _Writer:
         """Add the items to a container, as many as there is room for."""
         shown = 0
         for label, key, value in items:
-            if shown == MAX_ITEMS or self.left <= 0 or level >= MAX_LEVELS:
+            if shown == MAX_ITEMS or self.left <= 0 or level >= MAX_SHOWN_LEVELS:
                 break
             if hiding.is_hidden(self.names, key):
                 part.parts.append(Part(label, HIDDEN))

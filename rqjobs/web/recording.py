@@ -32,7 +32,7 @@ THINGS = {  # the first part of an address -> the thing that an action is about
 }
 # Programs enqueue thousands of jobs an hour. Their entries would push out what people have done.
 NOT_KEPT = ("rqjobs_api.enqueue_job", "rqjobs_api.enqueue_batch")
-NAMES = {  # actions whose address does not name them
+ACTION_NAMES = {  # actions whose address does not name them
     "rqjobs.logout": "log out",
     "rqjobs_api.act_on_jobs": "change jobs",
 }
@@ -95,8 +95,8 @@ def action_of_request() -> str:
     The last part names the action if it is fixed, or if it is `<action>`.
     """
     endpoint = request.endpoint or ""
-    if endpoint in NAMES:
-        return NAMES[endpoint]
+    if endpoint in ACTION_NAMES:
+        return ACTION_NAMES[endpoint]
     rule = request.url_rule.rule if request.url_rule else request.path
     prefix = current_app.extensions["rqjobs"].prefix
     parts = [part for part in rule.removeprefix(prefix).split("/") if part]

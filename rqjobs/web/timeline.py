@@ -19,7 +19,7 @@ LOG_MAX_LINES = 2000
 LIVE_LOG_LINES = 200  # of a job that has not ended
 SLACK = timedelta(milliseconds=50)  # lines have the time in milliseconds
 CRASH_SLACK = timedelta(seconds=1)  # the clocks of Redis and of the worker differ
-MAX_CRASHES = 20
+MAX_SHOWN_CRASHES = 20
 CRASHED = "its process died"
 
 
@@ -85,7 +85,7 @@ def aware(moment: Any) -> datetime | None:
 def _crashes(record: JobRecord, runs: list[Run]) -> Iterator[datetime]:
     """When processes died under the job, except for the last time if that has failed it."""
     times = re.findall(r"\d+(?:\.\d+)?", record.fields.get("rqjobs_crashes", ""))
-    for text in times[-MAX_CRASHES:]:
+    for text in times[-MAX_SHOWN_CRASHES:]:
         try:
             moment = utc(float(text))
         except (ValueError, OverflowError, OSError):

@@ -23,7 +23,7 @@ BEGIN = re.compile(
 FRAME = re.compile(
     r'(?P<prefix>[ |]*)File "(?P<file>[^"\n]+)", line (?P<line>\d+)(?:, in (?P<function>.*))?'
 )
-ERROR = re.compile(r"(?P<name>[A-Za-z_][\w.<>]*)(?:: (?P<message>.*))?", re.DOTALL)
+ERROR_LINE = re.compile(r"(?P<name>[A-Za-z_][\w.<>]*)(?:: (?P<message>.*))?", re.DOTALL)
 SEPARATOR = re.compile(r"[ |]*\+[-+ ]*----(?: \d+ -+)?")
 SEPARATOR_MAX_CHARACTERS = 200
 RELATIONS = {
@@ -188,7 +188,7 @@ class _Reader:
         if not text:
             return
         section = self.sections[-1]
-        found = ERROR.fullmatch(text)
+        found = ERROR_LINE.fullmatch(text)
         if found and len(found["name"]) <= CLASS_MAX_CHARACTERS:
             section.name, section.message = found["name"], found["message"] or ""
         else:

@@ -12,7 +12,9 @@ import struct
 from rqjobs.job_logs import LOG_MAX_BYTES, Batch
 
 HALF_BYTES = 2 * LOG_MAX_BYTES  # without its older lines it still has a whole log
-HEAD = struct.Struct("=64s Q Q B")  # the run's token and attempt, the last write, the open half
+BUFFER_HEADER = struct.Struct(
+    "=64s Q Q B"
+)  # the run's token and attempt, the last write, the open half
 HALF = struct.Struct("=Q Q")  # the bytes of a half, and the lines that found no room before them
 HALVES_AT = 128  # the offset of the two halves
 
@@ -77,7 +79,7 @@ class LogBuffer:
 
     def left_by(self, token: str) -> tuple[int, list[Batch]]:
         """The attempt of the run with this token, and its batches that have perhaps not arrived."""
-        stored, attempt, number, opened = HEAD.unpack_from(self.memory)
+        stored, attempt, number, opened = BUFFER_HEADER.unpack_from(self.memory)
         if not token or stored.rstrip(b"\0") != token.encode():
             return 1, []
         for half in (0, 1):
@@ -104,7 +106,7 @@ class LogBuffer:
     def _write_head(self, number: int, opened: int) -> None:
         self._number = number
         self._open = opened
-        HEAD.pack_into(self.memory, 0, self._token, self._attempt, number, opened)
+        BUFFER_HEADER.pack_into(self.memory, 0, self._token, self._attempt, number, opened)
 
     def _write_half(self, half: int, size: int, dropped: int) -> None:
         self._sizes[half] = (size, dropped)

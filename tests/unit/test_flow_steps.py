@@ -49,7 +49,7 @@ def test_a_signature_is_a_value_and_the_function_stays_plain():
 
 
 def test_each_option_of_a_signature_is_one_of_an_enqueue():
-    assert {"job_timeout", "at_front"} == signatures.OPTIONS - catalog.JOB_OPTIONS
+    assert {"job_timeout", "at_front"} == signatures.STEP_OPTIONS - catalog.JOB_OPTIONS
 
 
 def test_the_place_of_a_job_is_read_as_it_is_written():

@@ -27,7 +27,7 @@ from rqjobs.web.api.problems import Problem, invalid
 from rqjobs.web.api.schemas import Errors
 from rqjobs.web.forms.options import MAX_DELAY_SECONDS, queue_choices
 
-JOB_OPTIONS = {  # of a call in JSON -> of RQ
+RQ_OPTION_NAMES = {  # of a call in JSON -> of RQ
     "timeout": "timeout",
     "result_ttl": "result_ttl",
     "failure_ttl": "failure_ttl",
@@ -104,7 +104,7 @@ def _queue(call: Mapping[str, Any], function: Any) -> queues.Queue:
 
 def _options(call: Mapping[str, Any]) -> dict[str, Any]:
     options: dict[str, Any] = {}
-    for name, option in JOB_OPTIONS.items():
+    for name, option in RQ_OPTION_NAMES.items():
         if name in call:
             options[option] = plain_json(call[name])
     if "retries" in call:

@@ -33,7 +33,7 @@ GROUP = schema(
     ),
 )
 LIMIT = {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}
-ACTION = schema(
+GROUP_ACTION = schema(
     "GroupAction",
     {
         "type": "object",
@@ -48,7 +48,7 @@ ACTION = schema(
         "additionalProperties": False,
     },
 )
-DONE = schema(
+GROUP_ACTION_DONE = schema(
     "GroupActionDone",
     an_object(jobs=COUNT, left={**COUNT, "description": "jobs that the group still has"}),
 )
@@ -102,8 +102,8 @@ def list_failure_jobs(given: Given, group: str) -> dict[str, Any]:
     "/failures/{group}/requeue",
     tag="failures",
     summary="Requeue the jobs of a group",
-    body=ACTION,
-    answers={200: DONE},
+    body=GROUP_ACTION,
+    answers={200: GROUP_ACTION_DONE},
 )
 def requeue_failures(given: Given, group: str) -> dict[str, Any]:
     """With `limit` 1 it tries one."""
@@ -116,8 +116,8 @@ def requeue_failures(given: Given, group: str) -> dict[str, Any]:
     tag="failures",
     summary="Delete the jobs of a group",
     role=Role.ADMIN,
-    body=ACTION,
-    answers={200: DONE},
+    body=GROUP_ACTION,
+    answers={200: GROUP_ACTION_DONE},
 )
 def delete_failures(given: Given, group: str) -> dict[str, Any]:
     """They cannot be brought back."""

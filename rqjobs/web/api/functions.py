@@ -18,7 +18,7 @@ from rqjobs.web.api.operations import PATH_PARAMETERS, Given, operation, schema
 from rqjobs.web.api.problems import Problem
 from rqjobs.web.forms.fields import documentation
 
-MAX_LEVELS = 5  # of records inside one another
+MAX_RECORD_LEVELS = 5  # of records inside one another
 SCALAR_SCHEMAS: dict[type, dict[str, Any]] = {
     bool: {"type": "boolean"},
     int: {"type": "integer"},
@@ -54,7 +54,7 @@ FUNCTION = schema(
         parameters={"type": "array", "items": PARAMETER},
     ),
 )
-KINDS = {
+PARAMETER_KINDS = {
     inspect.Parameter.POSITIONAL_ONLY: "positional",
     inspect.Parameter.POSITIONAL_OR_KEYWORD: "argument",
     inspect.Parameter.KEYWORD_ONLY: "keyword",
@@ -108,7 +108,7 @@ def _parameter(one: inspect.Parameter, annotation: Any, text: str) -> dict[str, 
     is_required = one.default is one.empty and one.kind not in conversion.VARIADIC_TYPES
     return {
         "name": one.name,
-        "kind": KINDS[one.kind],
+        "kind": PARAMETER_KINDS[one.kind],
         "required": is_required,
         "description": text,
         "schema": schema_of(annotation),
@@ -129,7 +129,7 @@ def schema_of(annotation: Any, level: int = 0) -> dict[str, Any]:
         return {"anyOf": [schema_of(one, level + 1) for one in inner]}
     if annotation is None:
         return {"type": "null"}
-    if annotation in ANY_JSON or not inspect.isclass(origin) or level > MAX_LEVELS:
+    if annotation in ANY_JSON or not inspect.isclass(origin) or level > MAX_RECORD_LEVELS:
         return {}
     if issubclass(origin, Enum):
         return {"enum": list(origin.__members__)}

@@ -76,7 +76,7 @@ FOUND_JOB = schema(
         progress={"anyOf": [PROGRESS, {"type": "null"}]},
     ),
 )
-ACTION = schema(
+JOBS_ACTION = schema(
     "JobsAction",
     {
         "type": "object",
@@ -96,7 +96,7 @@ ACTION = schema(
         "not": {"required": ["jobs", "filter"]},
     },
 )
-DONE = schema(
+JOBS_ACTION_DONE = schema(
     "JobsActionDone",
     an_object(
         jobs={**COUNT, "description": "the jobs that were changed"},
@@ -163,8 +163,8 @@ def list_jobs(given: Given) -> dict[str, Any]:
     "/jobs/actions",
     tag="jobs",
     summary="Requeue, cancel or delete some jobs, or all that match a filter",
-    body=ACTION,
-    answers={200: DONE, 202: DONE},
+    body=JOBS_ACTION,
+    answers={200: JOBS_ACTION_DONE, 202: JOBS_ACTION_DONE},
 )
 def act_on_jobs(given: Given) -> Response:
     """A job whose state does not allow the action is left alone. 202 says that there are more than

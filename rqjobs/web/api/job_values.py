@@ -24,8 +24,8 @@ from rqjobs.web.api.problems import Problem
 from rqjobs.web.job_view import is_job_id
 from rqjobs.web.rendering import CONNECTION_ERRORS, cut, pretty
 
-MAX_LEVELS = 100  # of a value; json.dumps takes some more
-NAME_CHARACTERS = 300
+JSON_MAX_LEVELS = 100  # of a value; json.dumps takes some more
+LINE_CHARACTERS = 300
 TEXT_CHARACTERS = 20_000
 MAX_PARENTS = 100
 
@@ -53,7 +53,7 @@ def an_object(**properties: Any) -> dict[str, Any]:
     }
 
 
-ERROR = schema(
+JOB_ERROR = schema(
     "JobError",
     an_object(
         type={"type": "string", "description": "the class of the exception, or a reason"},
@@ -74,7 +74,7 @@ OUTCOME = schema(
             "description": "a result that JSON cannot carry, as Python writes it",
         },
         reason={"type": ["string", "null"], "description": "why there is no result"},
-        error={"anyOf": [ERROR, {"type": "null"}]},
+        error={"anyOf": [JOB_ERROR, {"type": "null"}]},
     ),
 )
 PROGRESS = schema(
@@ -134,7 +134,7 @@ def find_unfit(value: Any, place: str, level: int = 0) -> str:
         return ""
     if kind is float:
         return "" if math.isfinite(value) else f"{place} is {value}"
-    if level > MAX_LEVELS:
+    if level > JSON_MAX_LEVELS:
         return f"{place[:100]}… is nested too deeply"
     if kind in (list, tuple):
         parts = ((f"{place}[{index}]", item) for index, item in enumerate(value))
@@ -169,7 +169,7 @@ def number(value: Any) -> float | int | None:
 
 
 def name(value: Any) -> str:
-    return cut(str(value or ""), NAME_CHARACTERS)
+    return cut(str(value or ""), LINE_CHARACTERS)
 
 
 # Jobs
@@ -340,7 +340,7 @@ def _outcome(job: Job, found: Outcome) -> dict[str, Any]:
         if error.reason.value in ("discarded", "expired"):
             status = "canceled"
         return _outcome_body(
-            job, status or error.reason.value, reason=cut(f"{error}", NAME_CHARACTERS)
+            job, status or error.reason.value, reason=cut(f"{error}", LINE_CHARACTERS)
         )
     failed = error if isinstance(error, JobFailed) else error.__cause__
     assert isinstance(failed, JobFailed)
@@ -365,7 +365,7 @@ def _result(job: Job, value: Any) -> dict[str, Any]:
     return _outcome_body(
         job,
         JobStatus.FINISHED.value,
-        reason=f"JSON cannot carry it: {cut(unfit, NAME_CHARACTERS)}",
+        reason=f"JSON cannot carry it: {cut(unfit, LINE_CHARACTERS)}",
         result_text=cut(pretty(value), TEXT_CHARACTERS),
     )
 

@@ -47,7 +47,7 @@ WAIT_MAX_SECONDS = 60
 WAIT_SECONDS = 20  # without a timeout
 # Waits of one process at a time, each of which occupies a thread. Gunicorn has 32 by default.
 MAX_WAITS = 16
-POLL_SECONDS = 1  # after which a client may ask again when there are too many waits
+WAIT_RETRY_SECONDS = 1  # after which a client may ask again when there are too many waits
 QUEUE_NAME = {"type": "string", "pattern": f"^{QUEUE_NAME_PATTERN.pattern}$"}
 SECONDS_OR_FOREVER = {"type": "integer", "minimum": -1, "maximum": MAX_SECONDS}
 IDEMPOTENCY_KEY = {
@@ -234,7 +234,7 @@ def wait_for_job(given: Given, job_id: str) -> Response:
     if not _waits.acquire(blocking=False):
         response = _outcome(job, 0)
         if response.status_code == 202:
-            response.headers["Retry-After"] = str(POLL_SECONDS)
+            response.headers["Retry-After"] = str(WAIT_RETRY_SECONDS)
         return response
     deadlines.extend(given.query["timeout"])
     try:

@@ -14,7 +14,7 @@ from rqjobs import config, connection
 from rqjobs.web.rendering import cut
 
 PROBLEM_TYPE = "application/problem+json"
-RETRY_SECONDS = 5  # after which a client may ask again while Redis does not answer
+RETRY_AFTER_SECONDS = 5  # after which a client may ask again while Redis does not answer
 DETAIL_MAX_CHARACTERS = 1000
 TITLES = {  # of each kind of problem; its `type` is urn:rqjobs:<kind>
     "api-disabled": "The API is not enabled",
@@ -92,7 +92,7 @@ def of_redis(error: redis.RedisError) -> Problem:
 
 
 def unavailable(explanation: str) -> Problem:
-    headers = {"Retry-After": str(RETRY_SECONDS)}
+    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
     return Problem(503, "redis-unavailable", explanation, headers=headers)
 
 

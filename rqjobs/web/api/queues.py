@@ -21,7 +21,7 @@ from rqjobs.web.api.operations import PATH_PARAMETERS, Given, answer, operation,
 from rqjobs.web.api.problems import Problem
 from rqjobs.web.deadlines import EMPTY_SECONDS
 
-COUNTS = (
+JOB_COUNTS = (
     "queued",
     "running",
     "scheduled",
@@ -35,7 +35,7 @@ QUEUE = schema(
     "Queue",
     an_object(
         name=TEXT,
-        **dict.fromkeys(COUNTS, COUNT),
+        **dict.fromkeys(JOB_COUNTS, COUNT),
         oldest_seconds=NUMBER_OR_NULL,
         in_per_minute={"type": "number"},
         out_per_minute={"type": "number"},
@@ -110,13 +110,13 @@ def _queues(now: Snapshot) -> list[dict[str, Any]]:
 
 
 def _empty(name: str) -> QueueStats:
-    return QueueStats(name=name, **dict.fromkeys(COUNTS, 0), oldest=None, workers=0)
+    return QueueStats(name=name, **dict.fromkeys(JOB_COUNTS, 0), oldest=None, workers=0)
 
 
 def _queue(one: QueueStats, is_paused: bool, pace: Rate) -> dict[str, Any]:
     return {
         "name": one.name,
-        **{name: getattr(one, name) for name in COUNTS},
+        **{name: getattr(one, name) for name in JOB_COUNTS},
         "oldest_seconds": one.oldest,
         "in_per_minute": pace.incoming,
         "out_per_minute": pace.outgoing,
@@ -281,7 +281,7 @@ def _worker(one: WorkerStats) -> dict[str, Any]:
         200: schema(
             "Stats",
             an_object(
-                **dict.fromkeys(COUNTS, COUNT),
+                **dict.fromkeys(JOB_COUNTS, COUNT),
                 oldest_seconds=NUMBER_OR_NULL,
                 workers=COUNT,
                 suspended={"type": "boolean"},
@@ -303,7 +303,7 @@ def get_stats(given: Given) -> dict[str, Any]:
     now = stats.snapshot(client)
     ages = [queue.oldest for queue in now.queues if queue.oldest is not None]
     return {
-        **{name: sum(getattr(queue, name) for queue in now.queues) for name in COUNTS},
+        **{name: sum(getattr(queue, name) for queue in now.queues) for name in JOB_COUNTS},
         "oldest_seconds": max(ages, default=None),
         "workers": sum(worker.alive for worker in now.workers),
         "suspended": now.suspended,

@@ -30,7 +30,7 @@ from rqjobs.web.api.problems import Problem, invalid
 from rqjobs.web.forms.options import queue_choices
 from rqjobs.web.rendering import CONNECTION_ERRORS
 
-MAX_RUNS = 20  # that Redis keeps of each schedule
+LISTED_RUNS = 20  # the newest ones of a schedule
 UPCOMING_TIMES = 5
 LIST_MAX = 1000
 NAME = {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,80}$"}
@@ -152,7 +152,7 @@ def _detail(name: str) -> dict[str, Any]:
     runs: list[Any] = []
     try:
         upcoming = found.upcoming(UPCOMING_TIMES) if found else []
-        runs = schedules.runs(name, MAX_RUNS)
+        runs = schedules.runs(name, LISTED_RUNS)
     except CONNECTION_ERRORS:
         raise
     except Exception:  # a damaged record may raise anything

@@ -11,7 +11,7 @@ from rqjobs import alerts, config, connection
 from rqjobs.alert_rules import Rule
 from rqjobs.web.rendering import cut, page, pages
 
-MESSAGE_CHARACTERS = 500
+ALERT_CHARACTERS = 500
 
 
 @pages.get("/alerts", endpoint="alerts")
@@ -28,8 +28,8 @@ def live_alerts() -> Response:
 def _part() -> dict[str, Any]:
     found = [
         {
-            "name": cut(alert.name, MESSAGE_CHARACTERS),
-            "message": cut(alert.message, MESSAGE_CHARACTERS),
+            "name": cut(alert.name, ALERT_CHARACTERS),
+            "message": cut(alert.message, ALERT_CHARACTERS),
             "since": _moment(alert.since),
         }
         for alert in alerts.firing(connection.client())

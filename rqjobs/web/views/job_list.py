@@ -11,7 +11,7 @@ from flask import Response, abort, current_app, redirect, request, url_for
 
 from rqjobs import bulk_actions, catalog, connection, job_search
 from rqjobs.broker import places
-from rqjobs.bulk_actions import DONE_WORDS, STATES, Action
+from rqjobs.bulk_actions import ACTION_STATES, DONE_WORDS, Action
 from rqjobs.job_filters import Filter, FilterError, State, read_filter
 from rqjobs.job_search import Found, FoundJob
 from rqjobs.web.access import Role, current_access, require
@@ -19,7 +19,7 @@ from rqjobs.web.job_view import JOBS_PER_PAGE, NO_DATE, ROW_LABEL_CHARACTERS, ac
 from rqjobs.web.live import LIVE_SECONDS, cached
 from rqjobs.web.rendering import cut, flash, page, pages, view_params
 
-COUNTS = "rqjobs.job_counts"  # the name of the last counts in app.extensions
+COUNTS_EXTENSION = "rqjobs.job_counts"  # the name of the last counts in app.extensions
 COUNTS_SECONDS = 5.0
 MAX_CHOSEN_JOBS = 500  # of one click; more are chosen by a filter
 LISTED_QUEUES = 100
@@ -110,10 +110,10 @@ def _counts() -> dict[str, dict[str, int]]:
 
 def _recent_counts() -> dict[str, dict[str, int]]:
     """The counts of the last seconds: a live part only asks them which queues have jobs."""
-    kept: Counts | None = current_app.extensions.get(COUNTS)
+    kept: Counts | None = current_app.extensions.get(COUNTS_EXTENSION)
     if kept is None or time.monotonic() >= kept.expires:
         kept = Counts(_counts(), time.monotonic() + COUNTS_SECONDS)
-        current_app.extensions[COUNTS] = kept
+        current_app.extensions[COUNTS_EXTENSION] = kept
     return kept.by_queue
 
 
@@ -151,7 +151,7 @@ def _table(chosen: Filter, found: Found) -> dict[str, Any]:
         "actions": [
             action.value
             for action in Action
-            if set(STATES[action]) & set(states) and current_access().role >= ROLES[action]
+            if set(ACTION_STATES[action]) & set(states) and current_access().role >= ROLES[action]
         ],
         "is_first": not _after(),
     }

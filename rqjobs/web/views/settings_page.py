@@ -14,7 +14,7 @@ from rqjobs import catalog, config, connection
 from rqjobs.web.access import Role, requires
 from rqjobs.web.rendering import cut, page, pages
 
-HIDDEN = "set, hidden"
+HIDDEN_SETTING = "set, hidden"
 
 
 @pages.get("/settings")
@@ -39,7 +39,7 @@ def _text(setting: config.Setting) -> str:
     if setting.name == "REDIS_URL":
         return connection.mask_password(str(value))
     if setting.is_secret:
-        return HIDDEN
+        return HIDDEN_SETTING
     if isinstance(value, tuple):
         return ", ".join(str(each) for each in value)
     return str(value)

@@ -64,7 +64,7 @@ def test_counts_are_added_once_though_their_reply_was_lost(redis, counts, monkey
 
 def test_names_are_bounded(redis, counts):
     """In the memory of one worker, and in Redis for all of them."""
-    other = job_metrics.OTHER
+    other = job_metrics.OTHER_NAME
     for name in ("unknown", "long" * 100, "nul\0"):
         counts.note(name, "q", Outcome.FINISHED, 0.0, 0.0)
     for number in range(job_metrics.MAX_SERIES + 50):

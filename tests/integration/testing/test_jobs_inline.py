@@ -72,7 +72,7 @@ def test_exceptions_reach_the_test_or_are_recorded(jobs_inline):
 
 
 def test_a_job_that_enqueues_itself_for_ever_ends(jobs_inline, monkeypatch):
-    monkeypatch.setattr(job_runner, "MAX_RUNS", 30)
+    monkeypatch.setattr(job_runner, "MAX_JOB_RUNS", 30)
     with pytest.raises(RuntimeError, match="for ever"):
         rqjobs.enqueue(enqueue_itself)
 

@@ -134,7 +134,7 @@ def test_the_jobs_of_a_group_are_paged_while_some_leave(client, redis, group):
 
 
 def test_failed_jobs_without_a_group_are_found_in_steps(client, redis, monkeypatch):
-    monkeypatch.setattr(failure_inbox, "SCAN_JOBS", 10)
+    monkeypatch.setattr(failure_inbox, "UNGROUPED_SCAN_JOBS", 10)
     plain = rq.Queue("low", connection=redis, serializer=JSONSerializer)
     ids = []
     for number in range(140):
