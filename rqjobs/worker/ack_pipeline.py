@@ -53,8 +53,10 @@ class AckPipeline:
     def send(self, ack: Ack) -> None:
         """Send an ack, or keep it for the next `flush` if Redis cannot be reached. Never raises."""
         self.pending.append(ack)
-        with contextlib.suppress(redis.RedisError, OSError):
+        try:  # noqa: SIM105 - `suppress` takes half a microsecond
             self._send([])
+        except (redis.RedisError, OSError):
+            pass
 
     @property
     def has_unsent(self) -> bool:

@@ -320,9 +320,10 @@ class SettlementMixin(rq.Worker):
         """The command that makes the writes of RQ's `handle_job_success` for a plain success."""
         started = job.started_at
         ended = job.ended_at
+        ended_at = ended.timestamp()
         expires: float | str = "+inf"
         if ttl > 0:
-            expires = int(ended.timestamp()) + ttl
+            expires = int(ended_at) + ttl
         arguments = [
             claim.job_id,
             claim.queue,
@@ -331,7 +332,7 @@ class SettlementMixin(rq.Worker):
             format_date(started),
             format_date(ended),
             started.timestamp(),
-            ended.timestamp(),
+            ended_at,
             ttl,
             expires,
             int(bool(job._dependency_ids)),

@@ -53,6 +53,7 @@ class HorseState:
     A counter that is odd during a write lets a reader notice a torn read.
     """
 
+    COUNTER = struct.Struct("=I")
     FORMAT = struct.Struct("=B d d d d Q Q d 1024s 64s")  # the fields of `HorseSnapshot`
 
     def __init__(self) -> None:
@@ -73,8 +74,8 @@ class HorseState:
         seconds after that at which the horse is to be killed.
         """
         self.last = phase, job_id, token, deadline, kill_after
-        counter = struct.unpack_from("=I", self.memory)[0]
-        struct.pack_into("=I", self.memory, 0, (counter + 1) & 0xFFFFFFFF)
+        counter = self.COUNTER.unpack_from(self.memory)[0]
+        self.COUNTER.pack_into(self.memory, 0, (counter + 1) & 0xFFFFFFFF)
         self.FORMAT.pack_into(
             self.memory,
             8,
@@ -89,7 +90,7 @@ class HorseState:
             job_id.encode(),
             token.encode(),
         )
-        struct.pack_into("=I", self.memory, 0, (counter + 2) & 0xFFFFFFFF)
+        self.COUNTER.pack_into(self.memory, 0, (counter + 2) & 0xFFFFFFFF)
 
     @property
     def token(self) -> bytes:
@@ -102,9 +103,9 @@ class HorseState:
 
     def read(self) -> HorseSnapshot | None:
         """The state that the horse wrote last; None if the horse is writing at this moment."""
-        before = struct.unpack_from("=I", self.memory)[0]
+        before = self.COUNTER.unpack_from(self.memory)[0]
         fields = list(self.FORMAT.unpack_from(self.memory, 8))
-        if before % 2 or struct.unpack_from("=I", self.memory)[0] != before:
+        if before % 2 or self.COUNTER.unpack_from(self.memory)[0] != before:
             return None
         fields[0] = HorsePhase(fields[0])
         fields[-2:] = [text.rstrip(b"\0").decode() for text in fields[-2:]]
