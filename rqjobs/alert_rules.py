@@ -17,7 +17,7 @@ RULE = re.compile(
 
 
 class Unit(Enum):
-    """What the limit of a rule is."""
+    """The kind of limit that a rule takes."""
 
     NONE = "no limit"
     SECONDS = "a time, as in 60s, 5m or 2h"

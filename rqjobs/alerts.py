@@ -2,9 +2,9 @@
 
 One process at a time observes: the scheduler that runs the schedules, or a web process while there
 is none. A script decides in Redis which alerts begin and which are over, and stores the events in
-the same step, so that none is lost and none is made twice, whoever dies. A thread of that process
-sends them, in order, with a time limit; a failed call is tried again. An event may arrive twice;
-its id is the same then.
+the same step. So a process that dies neither loses an event nor makes it twice. A thread of that
+process sends them, in order, with a time limit, and tries a failed call again. An event may arrive
+twice, with the same id.
 """
 
 from __future__ import annotations
@@ -59,9 +59,7 @@ class Alert:
 
 @dataclass(frozen=True)
 class Observation:
-    """What is observed for one alert. `count`: a number that only grows; None for a state, which is
-    bad.
-    """
+    """An observation for one alert. `count`: a number that only grows; None for a bad state."""
 
     rule: Rule
     subject: str
@@ -131,7 +129,7 @@ def channels() -> list[str]:
 
 
 def observe(connection: redis.Redis, rules: tuple[Rule, ...]) -> list[Observation]:
-    """What is bad now, and all counts; in at most four round trips."""
+    """The bad states of now, and all counts; in at most four round trips."""
     if not rules:
         return []
     snapshot = stats.snapshot(connection)
@@ -190,7 +188,7 @@ OF_QUEUES: dict[str, Callable[[Rule, list[stats.QueueStats]], Iterator[Observati
 
 
 class _Events:
-    """What the rules need that are not about queues. Two round trips, for `names`."""
+    """The facts for the rules `names` that are not about queues, read in two round trips."""
 
     def __init__(self, connection: redis.Redis, names: set[str]):
         totals, (seconds, _), scheduler, groups, schedules = scripts.read_together(
@@ -436,7 +434,7 @@ def test_event() -> dict[str, Any]:
 
 
 class BackgroundAlerts:
-    """A thread that observes and sends while it has the lock. What hangs holds up this thread only.
+    """A thread that observes and sends while it has the lock. A call that hangs stops only this thread.
 
     `may_run`: whether this process is to try for the lock now.
     """

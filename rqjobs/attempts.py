@@ -34,7 +34,7 @@ WAITING = (JobStatus.SCHEDULED, JobStatus.QUEUED, JobStatus.DEFERRED)
 
 @dataclass(frozen=True)
 class Attempt:
-    """One run of a job. What is not known is None; `error` is one line, or ""."""
+    """One run of a job. Unknown facts are None; `error` is one line, or ""."""
 
     outcome: str  # "finished", "failed", "retried" or "canceled" (discarded)
     ended: datetime

@@ -32,7 +32,7 @@ JOB_TIMEOUT_SECONDS = 86_400
 
 
 class Action(str, Enum):
-    """What is done to the jobs."""
+    """A change of many jobs."""
 
     REQUEUE = "requeue"
     CANCEL = "cancel"

@@ -546,7 +546,7 @@ def use_app_settings(settings: dict[str, str], may_replace: bool = False) -> Non
 def reload() -> tuple[Config, list[str]]:
     """Read `.env` again; returns the settings, now in force, and the names of changed variables.
 
-    What `use` has set is dropped.
+    Changes made with `use` are dropped.
 
     Raises:
         ConfigError: a setting is wrong. The old settings stay in force.
@@ -589,7 +589,7 @@ def _read_file() -> None:
 def use(config: Config | None = None, **changes: Any) -> Config:
     """Make `config` (default: the current one), with `changes` applied, the settings in force.
 
-    What is given here takes precedence over all other sources.
+    These changes take precedence over all other sources.
     """
     global _current
     _current = replace(config or current(), **changes)

@@ -196,7 +196,7 @@ class Ignored:
 
 
 def read_ignored(stored: str | None, total: str | None) -> Ignored:
-    """The field `ignored` of a group, as ignore_group.lua writes it, beside its field `total`."""
+    """Read the field `ignored` of a group, written by ignore_group.lua, with its field `total`."""
     if not stored:
         return Ignored()
     failures, _, rest = stored.partition(" ")

@@ -1,4 +1,4 @@
-"""Values that are shown to nobody: those of the names in RQJOBS_HIDE.
+"""Hidden values: those of the names in RQJOBS_HIDE are never shown.
 
 A name is hidden if it contains one of them, in any case and with any `_` and `-`: `token` hides
 `api_token`, `apiToken` and `X-Token`. Names are those of parameters, of keys in dictionaries, and of
@@ -34,7 +34,7 @@ Names = tuple[str, ...]  # of `Config.hide`
 
 
 class Hidden(str):
-    """What is shown in the place of a hidden value."""
+    """The word that is shown instead of a hidden value."""
 
     def __repr__(self) -> str:
         return str(self)

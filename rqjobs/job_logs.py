@@ -1,4 +1,4 @@
-"""What a job has logged, as it is kept with the job: its format, and how it is read.
+"""The log of a job, which is kept with the job: its format, and how it is read.
 
 The log of a job is a stream of chunks. A chunk is a number of whole lines, each a list in JSON: its
 time (Unix seconds), level as a number and as a name, logger, and text. `keep_log.lua` adds chunks and
@@ -31,7 +31,7 @@ LOG_MAX_BYTES = 64 * 1024  # of one job
 LINE_MAX_CHARACTERS = 8 * 1024
 LOGGER_NAME_MAX_CHARACTERS = 200  # of a logger or a level
 CHUNK_BYTES = 2 * 1024  # a chunk ends with the line that reaches this size
-# What is read of a log in one step. Ours are smaller; another program may have written more.
+# The limits of one reading of a log. Ours are smaller; another program may have written more.
 MAX_CHUNKS = 5000
 READ_MAX_BYTES = 4 * LOG_MAX_BYTES
 FOLLOW_RECONNECT_SECONDS = 0.5  # between two attempts of a follower
@@ -133,7 +133,7 @@ class _Chunk(NamedTuple):
 def read(connection: redis.Redis, job_id: str) -> list[LogLine]:
     """The kept lines of a job, the oldest first; none if it has no log.
 
-    What cannot be read, because another program has written it, is left out.
+    Entries that another program has written, and that cannot be read, are left out.
     """
     (reply,) = scripts.read_together(connection, [_read_command(job_id, (0, 0))], READ_LOG)
     lines, _ = _lines_of(reply[3], 0)
@@ -181,7 +181,7 @@ def follow(connection: redis.Redis, job_id: str) -> Iterator[LogLine]:
 
 
 class _Step(NamedTuple):
-    """What one look at a log has found. `waits_for`: the streams of which the next one waits."""
+    """The result of one look at a log. `waits_for`: the streams on which the next look waits."""
 
     lines: list[LogLine]
     after: tuple[int, int]

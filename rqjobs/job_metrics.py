@@ -202,7 +202,7 @@ class Histogram:
 
 @dataclass
 class FunctionMetrics:
-    """What is known of the jobs of one function on one queue."""
+    """The metrics of the jobs of one function on one queue."""
 
     function: str
     queue: str

@@ -41,7 +41,7 @@ class Relative:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What the last run of a job has left.
+    """The result of the last run of a job.
 
     `value` is its result if it `has_value`. If the result is too large to be read, `beginning` has
     its first bytes, and if it cannot be read, `error` says why.

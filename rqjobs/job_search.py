@@ -1,7 +1,7 @@
 """Find jobs in all states by filters, page by page. Nothing is changed.
 
 A filter is searched for inside Redis, in steps of a few milliseconds (`search_jobs.lua`). Each step
-goes on behind a position, so jobs that come and go meanwhile neither hide nor repeat others.
+goes on behind a position, so jobs that come and go in between neither hide nor repeat others.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MAX_ERROR_GROUPS = 50  # each of them is a source
 ROW_WORDS = 17  # of a row of `search_jobs.lua` whose record can be read
 
 
-# What is found
+# The rows
 
 
 @dataclass(frozen=True)

@@ -431,7 +431,7 @@ class Job(RetryingJob):
         return results.wait(self, timeout)
 
     async def wait_async(self, timeout: float | timedelta | None = None) -> Any:
-        """`wait` for asyncio: the event loop goes on meanwhile.
+        """`wait` for asyncio, without blocking the event loop.
 
         It waits in a thread. If it is canceled, that thread ends within some seconds.
         """

@@ -462,7 +462,7 @@ def has_state(job: Any) -> bool:
 
 
 def _life_of(job: Any) -> str:
-    """It changes when the id is enqueued anew, also by plain RQ, which leaves the cursor."""
+    """A text that changes when the id is enqueued again, also by plain RQ, which keeps the cursor."""
     if job.created_at is None:
         return ""
     return format_date(job.created_at)
@@ -528,7 +528,7 @@ def read_progress(stored: Any) -> Progress | None:
 
 
 def ended_fields(job: Any) -> Iterable[str]:
-    """The fields that a run removes when it has ended well: the next repeat begins anew."""
+    """The fields that a run removes when it has ended well: the next repeat starts at the beginning."""
     if job.repeats_left:
         return (CURSORS, PROGRESS_FIELD)
     return (CURSORS,)

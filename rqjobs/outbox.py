@@ -36,9 +36,7 @@ from rqjobs.policies.exceptions import MAX_SECONDS
 log = logging.getLogger("rqjobs")
 TABLE_NAME = "rqjobs_outbox"
 BATCH_ROWS = 100  # rows that one database transaction moves
-POLL_SECONDS = (
-    2.0  # a message tells the mover of new rows; if that is lost, it finds them by itself
-)
+POLL_SECONDS = 2.0  # for rows whose message to the mover was lost
 HANGING_SECONDS = 60.0  # seconds without progress after which a mover is replaced
 HANGING_MAX_SECONDS = 3600.0  # the most between two replacements
 FIELDS_MAX = 500  # of a job's hash

@@ -72,7 +72,7 @@ class ResultGone(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Failed:
-    """What a job of a flow with `on_failure="continue"` gets in place of a missing result.
+    """A missing result, as a job of a flow with `on_failure="continue"` gets it.
 
     `error` is the last line of that job's traceback, or says how it has ended.
     """

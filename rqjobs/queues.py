@@ -219,7 +219,7 @@ class Queue(rq.Queue):
         self, job: Job, pipeline: Any, at_front: bool, parents: Iterable[str] = ()
     ) -> None:
         self._prepare(job)
-        if self._is_async or storing.is_replaced():  # whoever gets the job runs it, or does not
+        if self._is_async or storing.is_replaced():  # the replacement may run the job
             self._place(job, end_of_queue(at_front), pipeline, parents)
             return
         if transaction := transactions.current():

@@ -52,7 +52,7 @@ class Ending(str, Enum):
     """Why a job that has ended has no result."""
 
     CANCELED = "canceled"
-    DISCARDED = "discarded"  # by itself (`Discard`), by `discard_on`, or as a double
+    DISCARDED = "discarded"  # by `Discard`, by `discard_on`, or as a duplicate
     EXPIRED = "expired"  # it had not begun in time
     STOPPED = "stopped"
     GONE = "gone"  # the job is not in Redis
@@ -123,7 +123,7 @@ class State(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a wait returns, or raises if there is an error."""
+    """The value that a wait returns, or the error that it raises."""
 
     value: Any = None
     error: Exception | None = None
@@ -202,7 +202,7 @@ def gather(
 
 
 class Waiting:
-    """Jobs that somebody waits for.
+    """A wait for jobs.
 
     Their states are read with the client of the jobs. A second connection, which exists only while
     this waits, blocks on the streams of their results.

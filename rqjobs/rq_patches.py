@@ -36,7 +36,7 @@ LOGGERS = (
     "rq.webhook",
     "rq.utils",
 )
-# What `install` replaces, besides `SERIALIZER_ALIASES["pickle"]`.
+# The attributes that `install` replaces, besides `SERIALIZER_ALIASES["pickle"]`.
 ATTRIBUTES: tuple[tuple[Any, str], ...] = (
     (rq.serializers, "PickleSerializer"),
     (rq.job, "import_attribute"),

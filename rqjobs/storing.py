@@ -29,20 +29,21 @@ class Postponer(Protocol):
     ) -> None: ...
 
 
-# What keeps the jobs that are enqueued in this context, before anything else gets them.
+# The first to get the jobs that are enqueued in this context. It may keep them.
 postponer: ContextVar[Postponer | None] = ContextVar("rqjobs_postponer", default=None)
 
 
 def current_postponer() -> Postponer | None:
-    """What keeps the jobs of this context. A task or a thread has a copy of its creator's context,
-    and may outlast the block in which that one enqueued.
+    """The postponer of this context, if there is one.
+
+    A task or a thread has a copy of its creator's context, and may outlast the creator's block.
     """
     found = postponer.get()
     return None if found is None or found.is_over else found
 
 
 def store(connection: redis.Redis, placements: list[Placement], jobs: list[Any]) -> None:
-    """Store jobs in one step, or give them to what stands in for Redis (`replaced_by`).
+    """Store jobs in one step, or give them to the replacement of Redis (`replaced_by`).
 
     Within a `rqjobs.transaction` they wait for its commit first.
 

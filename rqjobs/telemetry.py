@@ -66,7 +66,7 @@ def uninstrument() -> None:
 def _send(job: Any) -> None:
     """The span of an enqueue, whose context travels in the job's meta.
 
-    It ends before the job is stored: with a pipeline or an outbox nobody here knows when that is.
+    It ends before the job is stored, because a pipeline or an outbox stores the job at a later time.
     """
     if _is_instrumented_otherwise():
         return

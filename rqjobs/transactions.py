@@ -1,6 +1,6 @@
 """Enqueueing with a database transaction: jobs are stored when an SQLAlchemy session commits.
 
-SQLAlchemy is not imported here: whoever has a session has loaded it.
+SQLAlchemy is not imported here: a program with a session has loaded it.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ _Step = _Jobs | _Rows | _Call
 
 
 class _Waiting:
-    """What waits for the end of one transaction or savepoint, in the order of the calls."""
+    """The steps that wait for the end of a transaction or savepoint, in the order of the calls."""
 
     def __init__(self) -> None:
         self.steps: list[_Step] = []

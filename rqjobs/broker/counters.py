@@ -67,7 +67,7 @@ def minutes_commands(minutes: Iterable[int]) -> list[tuple[Any, ...]]:
 
 
 def read_counts(reply: Any) -> Counts:
-    """The counts of a minute. What is no count of ours is left out."""
+    """The counts of a minute, without the fields that another program has written."""
     counts: Counts = {}
     if not isinstance(reply, Mapping):  # the key has the wrong type
         return counts

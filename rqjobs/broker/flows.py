@@ -1,6 +1,6 @@
 """Flows in Redis: their jobs are held back until all of them are stored, or dropped.
 
-A flow is stored in several steps. Its first jobs are deferred meanwhile, so no job of it runs. The
+A flow is stored in several steps. Its first jobs are deferred until then, so no job of it runs. The
 release is the step that accepts it. If the process that stores it dies before, the sweep drops it;
 if the process dies later, the sweep goes on with the release.
 """
@@ -77,7 +77,7 @@ def move_row(
     `read_at`: as in `transitions.enqueue_rows`.
 
     Raises:
-        FlowDropped: storing it was interrupted for too long; the next call begins anew.
+        FlowDropped: storing it was interrupted for too long; the next call starts it again.
         redis.RedisError: Redis does not answer, or refuses a job.
     """
     while (stored := connection.llen(keys.flow_jobs(flow_id))) < len(placements):
@@ -135,8 +135,8 @@ def drop(
 def cancel(connection: redis.Redis, flow_id: str, job_ids: list[str]) -> int:
     """Cancel those of these jobs of a flow that have not ended, the last one first; returns how many.
 
-    In this order the end of a job meanwhile enqueues none behind it. It is done in steps of about
-    `CANCEL_STEP_SECONDS`.
+    A job that ends in between then enqueues none of those after it, which are canceled already. A
+    step takes about `CANCEL_STEP_SECONDS`.
     """
     ids = job_ids[::-1]
     canceled = start = 0

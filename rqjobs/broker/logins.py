@@ -86,8 +86,8 @@ def close_session(connection: redis.Redis, session_id: str) -> None:
 def create_link(connection: redis.Redis, secret_key: str) -> str:
     """Store a login link; returns the token in it.
 
-    Only a hash of the token is stored, made with the secret key. So whoever can read or write Redis
-    can make no link.
+    Only a hash of the token is stored, made with the secret key. So a program with access to Redis,
+    but without that key, cannot make a link.
     """
     token = secrets.token_urlsafe(24)
     connection.set(_link_key(token, secret_key), 1, ex=LINK_SECONDS)

@@ -195,7 +195,7 @@ def _enqueued(reply: Any, placements: list[Placement]) -> Enqueued:
 
 
 class RowOutcome(Enum):
-    """What has become of the job of a row of the outbox."""
+    """The outcome of moving the job of a row of the outbox."""
 
     MOVED = "moved"
     ALREADY_MOVED = "already moved"
@@ -829,7 +829,7 @@ def delete_failed(connection: redis.Redis, job_id: str) -> None:
 def empty_queue(connection: redis.Redis, queue: str) -> Iterator[int]:
     """Delete the jobs that wait in a queue now, in steps of a few milliseconds.
 
-    Gives the number of jobs that each step has deleted. Jobs that are enqueued meanwhile stay,
+    Gives the number of jobs that each step has deleted. Jobs that are enqueued after the call stay,
     except at the front. Between two steps the queue is as it would be if it had been shorter.
     """
     (length,) = read_together(connection, [("LLEN", keys.queue(queue))])

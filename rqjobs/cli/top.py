@@ -56,7 +56,7 @@ SORT_KEYS: dict[Order, Callable[[QueueStats], Any]] = {
 
 @dataclass(frozen=True)
 class View:
-    """What one refresh has read. `jobs` are the current ones of the workers, by id."""
+    """The content of one refresh. `jobs` are the current ones of the workers, by id."""
 
     overview: Overview
     findings: list[Finding]

@@ -61,7 +61,7 @@ class FlowJob:
 
 
 class Flow:
-    """A flow in Redis. Each property reads it anew."""
+    """A flow in Redis. Each property reads Redis again."""
 
     def __init__(
         self,

@@ -59,7 +59,7 @@ def store(plan: list[Node], ends: int, shape: Shape) -> Flow:
             _queue_of(job)._show_to_wrappers(job)
     transaction = transactions.current()
     postponed = None
-    if storing.is_replaced():  # whoever gets the jobs stores each in its place
+    if storing.is_replaced():  # the replacement stores each job in its place
         _store_jobs(jobs, "back", storing.store)
     elif transaction is not None:
         transaction.store_flow(

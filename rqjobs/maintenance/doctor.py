@@ -109,7 +109,7 @@ def _server(client: redis.Redis) -> Iterator[Finding]:
 
 
 def server_findings(info: dict[str, Any]) -> Iterator[Finding]:
-    """What a reply to INFO tells about the version, the memory and the append-only file.
+    """Findings about the version, the memory and the append-only file, from a reply to INFO.
 
     `info` may have only the sections "memory" and "persistence".
     """

@@ -98,7 +98,7 @@ class WorkerLiveness:
 
 
 def _is_gone(pid: bytes | None, started: bytes | None) -> bool:
-    """Whether a process of this host has provably ended. What is no pid proves nothing."""
+    """Whether a process of this host has provably ended. An odd pid proves nothing."""
     if not PID.fullmatch(pid or b""):
         return False
     return processes.is_gone(int(pid or 0), decode(started or b""))

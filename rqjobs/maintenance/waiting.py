@@ -25,7 +25,7 @@ RESTORED_PER_SCRIPT = 200
 
 
 class Line(NamedTuple):
-    """What jobs wait for, and the field of their hashes that names it."""
+    """The limit or the paused function that jobs wait for, and the field of a job that names it."""
 
     field: str
     name: str
@@ -136,7 +136,7 @@ def unlisted_jobs(connection: redis.Redis, ids: list[str]) -> list[tuple[str, Li
 
 
 def _lines_of(connection: redis.Redis, ids: list[str]) -> list[Line | None]:
-    """What each of these jobs waits for; None for other jobs."""
+    """The line in which each of these jobs waits; None for a job that waits in none."""
     commands = [("HMGET", keys.job(job_id), "rqjobs_waits_for", "rqjobs_paused") for job_id in ids]
     lines: list[Line | None] = []
     for reply in scripts.read_together(connection, commands):

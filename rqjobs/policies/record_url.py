@@ -15,7 +15,7 @@ from rqjobs.policies.call import check_template
 
 VALUE_TYPES = (str, int, float, uuid.UUID, datetime.date)
 VALUE_MAX_CHARACTERS = 500
-# A path of this site, or an address whose host stands in the template itself.
+# A path of this site, or an address whose host is part of the template.
 BEGINNING = re.compile(r"/(?![/\\])|https?://[A-Za-z0-9.:\[\]-]+(?:[/?#]|$)")
 FORBIDDEN = re.compile(r"[\s\\\x00-\x1f<>\"'`]")
 

@@ -30,7 +30,7 @@ from rqjobs.schedules.store import (
 
 
 class Change(str, Enum):
-    """What a row does with a schedule."""
+    """The change of a schedule that a row makes."""
 
     ADD = "add"
     EDIT = "edit"

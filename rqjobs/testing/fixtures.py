@@ -21,8 +21,8 @@ from rqjobs.testing.private_redis import PrivateRedis, Use
 class RecordedJobs(JobLog):
     """The fixture `jobs_recorded`: jobs are kept, and do not run.
 
-    Plain jobs are kept in this process. What needs a Redis (a unique key, a dependency, a schedule,
-    the status of a job) starts the private one, and then it has all the jobs.
+    Plain jobs are kept in this process. A call that needs a Redis (a unique key, a dependency, a
+    schedule, the status of a job) starts the private one, which then has all the jobs.
     """
 
     def __init__(self) -> None:

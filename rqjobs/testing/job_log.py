@@ -40,7 +40,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Expected:
-    """What a test expects of a job. None is not compared."""
+    """A job that a test expects. Fields that are None are not compared."""
 
     name: str
     arguments: dict[str, Any] | None

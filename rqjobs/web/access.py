@@ -1,4 +1,4 @@
-"""Who may do what: the role that a request has, and the role that a view needs.
+"""Access: the role that a request has, and the role that a view needs.
 
 `auth.py` compares the two in one place, before any view runs. A view that says nothing needs READ
 for a reading request and OPERATE for any other.
@@ -20,7 +20,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Role(IntEnum):
-    """What a request may do. Each role may do what the roles below it may."""
+    """The rights of a request. Each role has those of the lower roles too."""
 
     NONE = 0
     READ = 1  # see everything

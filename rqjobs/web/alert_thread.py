@@ -1,4 +1,4 @@
-"""Alerts in a web process: somebody has to notice that there is no worker."""
+"""Alerts in a web process, which notices that there is no worker."""
 
 from __future__ import annotations
 

@@ -224,7 +224,7 @@ class Auth:
         return message(401, "Log in first", "You are not logged in, or your session has ended.")
 
     def _ask_application(self) -> Any:
-        """Let `authorize` decide. Whatever it does wrong is a refusal, with a line in the log."""
+        """Let `authorize` decide. An error in it is logged, and refuses the request."""
         assert self.authorize is not None
         try:
             answer = current_app.ensure_sync(self.authorize)(request)

@@ -63,7 +63,7 @@ SCRAPE_MICROSECONDS = "scrape-microseconds"
 
 @dataclass
 class Reading:
-    """What one scrape has read. Each reply may be an error, for which its metrics are left out."""
+    """The content of one scrape. A reply that is an error leaves out its metrics."""
 
     snapshot: stats.Snapshot
     runs: list[job_metrics.FunctionMetrics]

@@ -136,7 +136,7 @@ def _record_url(job: Job) -> str | None:
 
 
 def _policies(job: Job, record: JobRecord, status: str) -> dict[str, Any]:
-    """What `@job`, or the call of enqueue, says of the job."""
+    """The policies of the job, from `@job` or from the call of enqueue."""
     paused = ""
     if status == "deferred":
         paused = cut(record.fields.get("rqjobs_paused"), NAME_CHARACTERS)
@@ -183,7 +183,7 @@ def _moment(seconds: Any) -> datetime | None:
 
 
 def _waiting(job: Job, record: JobRecord, status: str) -> dict[str, Any]:
-    """What a job that has not begun waits for."""
+    """The reason why a job has not begun."""
     waits_for = cut(record.fields.get("rqjobs_waits_for"), 300) if status == "deferred" else ""
     if waits_for and record.place_in_line:
         waits_for += f", number {record.place_in_line:,} in line"

@@ -52,7 +52,7 @@ class Renderings:
 def cached(key: str, seconds: float, make: Callable[[], Response]) -> Response:
     """The response of `make`, which is called at most once in `seconds` for a key and a role.
 
-    Viewers that come meanwhile wait for it. Only a successful response is kept. `key` names all
+    Further viewers wait for that call. Only a successful response is kept. `key` names all
     that the response depends on, except the role of the viewer and the address of the app.
     """
     renderings = current_app.extensions.setdefault("rqjobs.renderings", Renderings())

@@ -125,7 +125,7 @@ def _verb(parts: list[str]) -> str:
 
 
 def _target() -> str:
-    """What the action is about: the names in the address, else those in the form."""
+    """The object of the action: the names in the address, else those in the form."""
     values = request.view_args or {}
     found = [str(value) for name, value in values.items() if name != "action"]
     if not found and request.mimetype in (

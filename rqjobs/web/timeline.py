@@ -35,7 +35,7 @@ class LogRow:
 
 @dataclass(frozen=True)
 class Run:
-    """A run of the job. What is not known is None. `waited` and `ran` are in seconds.
+    """A run of the job. Unknown facts are None. `waited` and `ran` are in seconds.
 
     `outcome` is "finished", "failed", "retried", "canceled", "crashed", "started" (it goes on), or
     "" if none is recorded.

@@ -404,7 +404,7 @@ class Worker(ShutdownMixin):
             self._register_again()
 
     def _facts(self) -> dict[str, Any]:
-        """What the pages show of this worker: memory in bytes, and jobs done in the last minute."""
+        """Facts about this worker for the pages: memory in bytes, jobs done in the last minute."""
         return {
             "rqjobs": VERSION,
             "quiet": f"{self._quiet_since:.3f}" if self._quiet_since else "",

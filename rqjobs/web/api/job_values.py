@@ -356,7 +356,7 @@ def _outcome(job: Job, found: Outcome) -> dict[str, Any]:
 
 
 def _result(job: Job, value: Any) -> dict[str, Any]:
-    """A result as it is. Who may only read gets it as the pages show it."""
+    """A result as it is. With the role READ, it has its hidden values replaced, as on the pages."""
     if current_access().role < Role.OPERATE:
         value = hiding.hide(config.current().hide, value)
     unfit = find_unfit(value, "result")

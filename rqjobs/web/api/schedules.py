@@ -247,7 +247,7 @@ def _run(run: schedules.Run) -> dict[str, Any]:
     problems=(409,),
 )
 def put_schedule(given: Given, schedule: str) -> Response:
-    """What the body leaves out has its default. A schedule that the code declares is refused."""
+    """Fields that the body leaves out get their defaults. A schedule declared in code is refused."""
     is_new = not schedules.exists(schedule)
     try:
         change = _read_change(given.body)
@@ -261,7 +261,7 @@ def put_schedule(given: Given, schedule: str) -> Response:
         raise invalid({"": str(error)}) from None
     try:
         schedules.add(schedule, rule, given.body["function"], **change)
-    except ScheduleError as error:  # the rule is right, so the schedule stands in the way
+    except ScheduleError as error:  # the rule is right, so the code declares the schedule
         raise Problem(409, "conflict", str(error)) from None
     except (TypeError, ValueError) as error:  # enqueue refuses with one of these
         raise invalid({"": str(error)}) from None

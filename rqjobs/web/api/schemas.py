@@ -26,7 +26,7 @@ MAX_EXPONENT = 20  # of a whole number that is written as a fraction, such as 1e
 
 
 def check(value: Any, schema: Schema, components: Mapping[str, Schema], place: str = "") -> Errors:
-    """What is wrong with `value`, by place; nothing if it fits.
+    """The errors of `value`, by place; none if it fits.
 
     Fractions may be `Decimal`. `components`: the schemas to which references lead.
     """

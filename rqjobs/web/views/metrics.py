@@ -32,7 +32,7 @@ def metrics() -> Any:
 
 
 def _authenticate() -> Access | Response | None:
-    """Who has the token may read. Without a token the login decides."""
+    """The token allows reading. Without a token the login decides."""
     header = request.headers.get("Authorization", "")
     if not header:
         return None

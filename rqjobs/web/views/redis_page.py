@@ -33,9 +33,9 @@ def live_redis() -> Any:
 
 @pages.get("/redis/doctor")
 def run_doctor() -> Any:
-    """What `rqjobs doctor` says about Redis, workers and queues.
+    """The findings of `rqjobs doctor` about Redis, workers and queues.
 
-    It takes more than the page of Redis, so one asks for it.
+    They take more time than the page of Redis, so a button asks for them.
     """
     findings = []
     for finding in doctor.check(connection.client()):

@@ -46,7 +46,7 @@ def _text(setting: config.Setting) -> str:
 
 
 def _facts() -> list[tuple[str, str]]:
-    """What else tells one process from another."""
+    """Further facts that differ between processes."""
     return [
         ("rqjobs", rqjobs.__version__),
         ("RQ", rq.VERSION),
