@@ -95,19 +95,29 @@ class Script:
     """
 
     def __init__(self, name: str, policies: bool = True, rare: frozenset[str] = frozenset()):
-        source = _read_lua(name)
-        shared = _definitions("common")
-        if policies:
-            shared = shared + _definitions("policies")
-        rarely = [one for one in shared if one.names & rare and not one.only_declares]
-        usual = _used([one for one in shared if one not in rarely], source)
-        rest = [one for one in _used(shared, source) if one not in usual]
+        # The file is read now, and not at the first call: by then another version of the package
+        # may be installed. To put the source together takes longer, and few processes use all
+        # scripts.
+        self._own = _read_lua(name)
+        self._shared = _definitions("common") + (_definitions("policies") if policies else [])
+        self._rare = rare
+
+    @functools.cached_property
+    def source(self) -> str:
+        """The script with the functions that it uses."""
+        rarely = [one for one in self._shared if one.names & self._rare and not one.only_declares]
+        usual = _used([one for one in self._shared if one not in rarely], self._own)
+        rest = [one for one in _used(self._shared, self._own) if one not in usual]
         prefix = "".join(one.source for one in usual)
         if rest:
             declared = frozenset().union(*(one.names for one in usual))
             prefix += _define_rare(rest, declared)
-        self.source = prefix + source
-        self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+        return prefix + self._own
+
+    @functools.cached_property
+    def sha(self) -> str:
+        """The name that Redis gives to the source."""
+        return hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
     def call(self, keys: list[str], args: list[Any]) -> tuple[Any, ...]:
         """The script's command, for a pipeline. Redis must have the script already."""
