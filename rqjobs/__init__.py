@@ -102,7 +102,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`web` and `Jobs` are imported when they are first asked for: Flask takes 8 MiB, which a worker has no use for."""
+    """Import `web` and `Jobs` when they are first used: a worker saves the 8 MiB of Flask."""
     if name == "web":
         return importlib.import_module("rqjobs.web")
     if name == "Jobs":

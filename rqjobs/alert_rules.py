@@ -61,7 +61,7 @@ def parse_alerts(text: str) -> tuple[Rule, ...]:
     """The rules of RQJOBS_ALERTS.
 
     Raises:
-        ValueError: one cannot be read; the message ends with what would be right.
+        ValueError: a rule cannot be read; the message ends with right ones.
     """
     return _parse(text, ALERT_RULES, "oldest=60s, depth=1000 for 2m, no_worker, failed_for_good")
 
@@ -70,7 +70,7 @@ def parse_checks(text: str) -> tuple[Rule, ...]:
     """The rules of `rqjobs stats --check`.
 
     Raises:
-        ValueError: one cannot be read; the message ends with what would be right.
+        ValueError: a rule cannot be read; the message ends with right ones.
     """
     return _parse(text, CHECK_RULES, "oldest=60s,failed=10,depth:high=100,workers=1")
 

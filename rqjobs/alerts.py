@@ -31,7 +31,7 @@ log = logging.getLogger("rqjobs")
 OBSERVE_SECONDS = 5.0
 ALERTS_LOCK_SECONDS = 30.0
 CLEAR_SECONDS = 60  # for which all must be well before an alert is over
-RECENT_SECONDS = 300  # for which a failure, or another event, keeps its alert
+RECENT_SECONDS = 300  # for which the alert of a failure, or of another event, lasts
 NEW_GROUP_SECONDS = 3600  # a group of failures whose first one is older is not new
 DEFAULT_HOLD_SECONDS = {"no_worker": 60, "no_scheduler": 60}
 MAX_ALERTS = 1000
@@ -43,7 +43,7 @@ SOCKET_SECONDS = 5.0
 MAX_TRIES = 20
 FIRST_RETRY_SECONDS = 1.0  # doubled with each failure
 LONGEST_RETRY_SECONDS = 300.0
-WEBHOOK, JOB = "webhook", "job"  # the ways to tell
+WEBHOOK, JOB = "webhook", "job"  # the channels
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def update(connection: redis.Redis) -> int:
 
 
 def channels() -> list[str]:
-    """The ways to tell that the settings name."""
+    """The channels that the settings name."""
     settings = config.current()
     ways = {WEBHOOK: settings.alert_webhook, JOB: settings.alert_job}
     return [way for way, target in ways.items() if target]
@@ -314,8 +314,9 @@ def _next(connection: redis.Redis, channel: str) -> Pending | None:
 
 
 def _send(connection: redis.Redis, pending: Pending) -> bool:
-    """One try. It is noted before the call, so that a call that kills this process is not repeated
-    at once. Returns whether the event has left its list.
+    """Try to send an event; returns whether it has left its list.
+
+    The try is noted before the call. So a call that kills this process is not repeated at once.
     """
     tries = pending.tries + 1
     pause = min(FIRST_RETRY_SECONDS * 2**pending.tries, LONGEST_RETRY_SECONDS)
@@ -324,7 +325,7 @@ def _send(connection: redis.Redis, pending: Pending) -> bool:
     connection.hset(keys.ALERT_TRIES, pending.channel, json.dumps(state))
     try:
         deliver(pending.channel, pending.event)
-    except Exception as error:  # whatever an HTTP client or the options of a function raise
+    except Exception as error:  # an HTTP client, or the options of a function, may raise anything
         reason = texts.describe_error(error)
         if tries < MAX_TRIES:
             log.warning(

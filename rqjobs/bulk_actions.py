@@ -1,7 +1,7 @@
 """Requeue, cancel or delete many jobs: some that are chosen, or all that match a filter.
 
-Each job changes by the same scripts as alone. A job that has changed since is left alone, so doing
-it twice does no harm.
+Each job is changed by the same scripts as a single one. A job that has changed in between is left
+alone, so a repetition does no harm.
 """
 
 from __future__ import annotations
@@ -124,11 +124,11 @@ def change_jobs(action: str, chosen: dict[str, str]) -> str:
     It continues where it was when its worker stops or dies.
 
     Raises:
-        ValueError: an argument is no action, or no filter.
+        ValueError: `action` is not an action, or the filter is wrong.
     """
     wanted = Action(action)
     if not isinstance(chosen, dict) or chosen.keys() - {field.name for field in fields(Filter)}:
-        raise FilterError("filter", "this is no filter of jobs")
+        raise FilterError("filter", "this is not a filter of jobs")
     walk = Walk(connection.client(), wanted, read_filter(chosen))
     job = get_current_job()
     meta = job.meta if job else {}

@@ -66,8 +66,9 @@ def job(function: Any = None, **options: Any) -> Any:
     The options are RQ's, and the defaults of each enqueue: `queue` (a name), `timeout`, `ttl`,
     `result_ttl`, `failure_ttl` (seconds), `retry`, `repeat`, `description`, `meta`, `on_success`,
     `on_failure`, `on_stopped`, `webhooks`. `policies` has further ones. Options of an enqueue take
-    precedence. `job_url` is a link from a job's page to a record of the application: an address with
-    the names of parameters in braces. `function.s(*args, **kwargs)` is a call for a flow, as `rqjobs.s` makes it.
+    precedence. `job_url` is a link from a job's page to a record of the application: an address
+    with the names of parameters in braces. `function.s(*args, **kwargs)` is a call for a flow, as
+    `rqjobs.s` makes it.
 
     Raises:
         TypeError: an option is unknown, or `function` is a generator function or not a function.
@@ -241,7 +242,7 @@ def _load(modules: tuple[str, ...]) -> Catalog:
 
 
 def _is_job_function(value: Any, module: str, attribute: str) -> bool:
-    """Whether the module defines the function under this public name; imported ones are no jobs."""
+    """Whether the module defines the function under this public name; imported ones are not jobs."""
     if not _is_function(value) or _is_generator(value) or hasattr(value, "__rqjobs_hook__"):
         return False
     if value.__module__ != module or value.__qualname__ != attribute:

@@ -316,7 +316,7 @@ def read_call(
 
 @dataclasses.dataclass(frozen=True)
 class ConvertedCall:
-    """The arguments of a call, and what is wrong with them: a message for each place."""
+    """The arguments of a call, and their errors: a message for each place."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]

@@ -86,7 +86,7 @@ def reschedule(job_id: str, when: datetime | timedelta | float) -> datetime:
             raise ValueError
     except (TypeError, ValueError, OverflowError):
         raise ValueError(
-            f"{when!r} is no time for a job; give a datetime, or seconds or a timedelta from now, "
+            f"{when!r} is not a time for a job; give a datetime, or seconds or a timedelta from now, "
             f"before the year 9999"
         ) from None
     change = "at" if isinstance(when, datetime) else "in"

@@ -62,7 +62,7 @@ class Group:
 
     @property
     def is_ignored(self) -> bool:
-        """Whether the group is no trouble: it is ignored, and has not come back."""
+        """Whether the group does not count as trouble: it is ignored, and has not come back."""
         return self.ignored_since is not None and not self.has_come_back
 
 
@@ -188,7 +188,7 @@ def _group(group_id: str, stored: dict[bytes, bytes], number: int, now: float) -
 
 @dataclass(frozen=True)
 class Ignored:
-    """Since when a group is ignored, by whom, and whether it has failed again since."""
+    """When and by whom a group was ignored, and whether it has failed again since."""
 
     since: datetime | None = None
     by: str = ""

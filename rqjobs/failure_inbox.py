@@ -1,7 +1,7 @@
 """The inbox of failures: search, page and ignore the groups of failed jobs.
 
-Nothing here reads more than the names of the groups, and the counts of those on one page. Lists
-are paged by the last entry that was shown, so none is left out while others arrive.
+A search reads only the names of the groups, and the counts of those on one page. The cursor of a
+list is the last entry that was shown, so no entry is left out while others arrive.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class JobsPage:
 class Ungrouped:
     """Some failed jobs without a group, and the cursor from which to look further, "" for none.
 
-    `total` is about how many there are.
+    `total`: their number, approximately.
     """
 
     jobs: list[FailedJob]
@@ -69,8 +69,8 @@ def page(text: str = "", ignored: bool = False, after: str = "", limit: int = 25
     Upper and lower case of the letters a to z count as the same.
 
     Args:
-        ignored: those that are ignored, in place of the others.
-        after: the cursor of the page before; one that is none begins at the start.
+        ignored: list the ignored groups instead of the others.
+        after: the cursor of the page before; an invalid one begins at the start.
     """
     client = connection.client()
     place = _read_cursor(after)
@@ -125,7 +125,7 @@ def _mark(group_id: str, action: str, who: str) -> bool:
 
 
 def jobs_of(group_id: str, after: str = "", limit: int = 25) -> JobsPage:
-    """A page of the jobs of a group. A cursor that is none begins at the start."""
+    """A page of the jobs of a group. An invalid cursor begins at the start."""
     client = connection.client()
     found = FAILURE_CURSOR.fullmatch(after)
     highest = found[1] if found else "+inf"
@@ -151,14 +151,14 @@ def jobs_of(group_id: str, after: str = "", limit: int = 25) -> JobsPage:
 
 @dataclass(frozen=True)
 class _Census:
-    """About how many failed jobs are in no group, and the queues that have any failed job."""
+    """The approximate number of failed jobs without a group, and the queues with failed jobs."""
 
     ungrouped: int
     queues: list[str]
 
 
 def count_ungrouped() -> int:
-    """About how many failed jobs are in no group: their number by the sizes of all places."""
+    """The approximate number of failed jobs without a group, by the sizes of all places."""
     return _count(connection.client()).ungrouped
 
 
@@ -212,7 +212,7 @@ def ungrouped(after: str = "", limit: int = 25) -> Ungrouped:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a search in the failed jobs of `queue` is: the last id of the step at a cursor."""
+    """A place in a search of failed jobs: the queue, the cursor, and the last id shown of its step."""
 
     cursor: str = "0"
     after: str = ""
@@ -224,6 +224,6 @@ class _Place:
 
     @classmethod
     def read(cls, text: str) -> _Place:
-        """The place of a cursor; the start for a text that is none."""
+        """The place of a cursor; the start for an invalid text."""
         found = re.fullmatch(r"(\d{1,20}):([^:]*):(.*)", text, re.ASCII | re.DOTALL)
         return cls(*found.groups()) if found else cls()

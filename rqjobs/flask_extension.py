@@ -57,7 +57,7 @@ class Jobs:
         Raises:
             ConfigError: a setting is wrong, or another app of this process has other settings and
                 neither app is being tested.
-            TypeError, ValueError: `app` is no Flask app, or has a Jobs already.
+            TypeError, ValueError: `app` is not a Flask app, or has a `Jobs` already.
         """
         _check_pages(pages)
         if not isinstance(app, Flask):
@@ -142,7 +142,7 @@ class Jobs:
 
 def _check_pages(pages: Any) -> None:
     if pages is not None and not isinstance(pages, str):
-        raise TypeError(f"pages={pages!r} is no prefix; give one, for example pages='/jobs'")
+        raise TypeError(f"pages={pages!r} is not a prefix; give one, for example pages='/jobs'")
 
 
 def _refuse_in_tests() -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from rq.timeouts import BaseTimeoutException
 
-MAX_LEVELS = 100  # of a value; what is nested more deeply is hidden
+MAX_LEVELS = 100  # of a value; parts that are nested more deeply are hidden
 SECRET_MIN_CHARACTERS = 4  # a shorter one would be found in every text
 SECRET_MIN_NUMBER = 1000
 MAX_NUMBER_BITS = 1024
@@ -65,10 +65,10 @@ def _fold(name: str) -> str:
 
 
 def hide(names: Names, value: Any) -> Any:
-    """`value` with `HIDDEN` in the place of what has a hidden name within it.
+    """`value` with `HIDDEN` in the place of each part that has a hidden name.
 
-    The value itself is not changed; it is returned as it is if nothing in it is hidden. Of an object
-    whose copy raises, or of an object that is no dataclass, all is hidden.
+    The value itself is not changed; it is returned as it is if nothing in it is hidden. An object
+    with a hidden part is hidden as a whole if it is not a dataclass, or if its copy raises.
     """
     if not names:
         return value
@@ -199,7 +199,7 @@ def _parameter_names(function: Callable[..., Any] | None, count: int) -> list[st
 
 
 def hide_text(names: Names, text: str) -> str:
-    """`text` with `hidden` for the values that stand behind a hidden name: `name=…`, `'name': …`.
+    """`text` with `hidden` for the values after a hidden name: `name=…`, `'name': …`.
 
     This is for texts of programs that do not know the setting. A positional argument has no name in
     them, and is not found.

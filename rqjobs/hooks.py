@@ -42,7 +42,7 @@ class Hook:
         self.functions: tuple[Callable[..., Any], ...] = ()
 
     def __call__(self, function: F) -> F:
-        """Register a function, and return it. It is no job function then.
+        """Register a function, and return it. It is not a job function then.
 
         Raises:
             TypeError: it is not a plain function of the hook's parameters. For `around_run` it must

@@ -25,7 +25,7 @@ MEMBER_MAX_BYTES = 1000
 
 @dataclass
 class Cursor:
-    """Where a list goes on: the position in each source that was begun, None where all is listed.
+    """The place where a list goes on: the position in each source that was begun; None at its end.
 
     `searched`: the jobs looked at on the pages before. `over`: how many of these were in sources
     of which all is listed.
@@ -74,7 +74,7 @@ def read_cursor(chosen: Filter, after: str) -> Cursor:
     """The cursor in a text from outside.
 
     Raises:
-        FilterError: it is none, or one of another filter.
+        FilterError: it is not a cursor, or belongs to another filter.
     """
     if not after:
         return Cursor({})
@@ -101,7 +101,7 @@ def _check_position(stored: Any) -> list[bytes] | None:
     """A position as `search_jobs.lua` takes it.
 
     Raises:
-        ValueError, TypeError: it is none.
+        ValueError, TypeError: it is not a position.
     """
     if stored is None:
         return None

@@ -100,10 +100,10 @@ FILTER_NAMES = tuple(field.name for field in fields(Filter))
 def read_filter(params: Mapping[str, Any]) -> Filter:
     """The filter in texts from outside: a form, an address, JSON. Empty ones are left out.
 
-    Other names than the fields of `Filter` are ignored.
+    Names that are not fields of `Filter` are ignored.
 
     Raises:
-        FilterError: a text is no value of its field.
+        FilterError: a text is not a value of its field.
     """
     given: dict[str, Any] = {}
     for field in fields(Filter):
@@ -124,7 +124,7 @@ def _read_field(name: str, text: str) -> Any:
             return State(text)
         except ValueError:
             known = ", ".join(state.value for state in State)
-            raise FilterError(name, f"{text!r:.80} is no state; these are: {known}") from None
+            raise FilterError(name, f"{text!r:.80} is not a state; these are: {known}") from None
     if name in ("since", "until"):
         return _read_time(name, text)
     limit = call_options.JOB_ID_MAX_CHARACTERS if name == "job_id" else FILTER_MAX_CHARACTERS

@@ -74,7 +74,7 @@ class JobCounts:
 
     def __init__(self, is_job: Callable[[str], bool]):
         self.is_job = is_job
-        # The first series is that of all others.
+        # The first series counts the jobs of all others.
         self.memory = mmap.mmap(-1, (MAX_SERIES + 1) * SERIES_NUMBERS * 8)
         self.numbers = memoryview(self.memory).cast("Q")
         self._places: dict[tuple[str, str], int] = {}  # where the counts of a series begin
@@ -139,7 +139,7 @@ class JobCounts:
 
 
 class CountsSender:
-    """Adds what is new in the counts of a worker to the metrics in Redis."""
+    """Adds the new counts of a worker to the metrics in Redis."""
 
     def __init__(self, counts: JobCounts):
         self.counts = counts
@@ -149,7 +149,7 @@ class CountsSender:
         self._words: list[Any] = []  # of a sending without a reply so far
 
     def send(self, connection: redis.Redis) -> None:
-        """Send what is new, if anything is, in one round trip. A repetition is not counted twice.
+        """Send new counts, if there are any, in one round trip. A repetition is not counted twice.
 
         Raises:
             redis.RedisError: Redis does not answer; the next call sends it again.

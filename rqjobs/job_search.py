@@ -101,7 +101,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Count:
-    """The number of jobs of a filter; at least so many if it is not exact."""
+    """The number of jobs of a filter; a lower bound if it is not exact."""
 
     number: int
     is_exact: bool
@@ -235,7 +235,7 @@ def _source_of(state: State, queue: str, order: str) -> Source:
 
 
 class Query:
-    """A filter with what its scripts need to know."""
+    """A filter with the arguments of its scripts."""
 
     def __init__(self, chosen: Filter):
         self.chosen = chosen
@@ -315,7 +315,7 @@ def search(
         counts: the jobs of each queue by state (`places.count_places`), if they are known.
 
     Raises:
-        FilterError: `after` is no cursor of this filter, or the filter takes too many queues.
+        FilterError: `after` is not a cursor of this filter, or the filter takes too many queues.
     """
     client = connection.client()
     limit = max(1, min(limit, PAGE_MAX_JOBS))
@@ -372,7 +372,7 @@ def read_matches(client: redis.Redis, query: Query, reply: list[Any]) -> list[Ma
 
 
 def _decide(client: redis.Redis, query: Query, parts: Sequence[SourceSearch]) -> None:
-    """Keep those of the undecided matches that the filter takes: their data or results tell."""
+    """Keep those of the undecided matches that the filter takes, by their data or results."""
     undecided = [match for part in parts for match in part.matches if match.is_maybe]
     if not undecided:
         return

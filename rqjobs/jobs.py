@@ -117,7 +117,9 @@ class Job(RetryingJob):
     hides_result = False  # see `hide_result`
     hidden_result: Any = None
     passed_on_count = 0  # the arguments from other jobs that a job of a new flow will get
-    passed_on: list[Any] | None = None  # what the job takes from others, if it was fetched before
+    passed_on: list[Any] | None = (
+        None  # the results of others that the job takes, if they were fetched before
+    )
     unreadable_meta: Any = None  # what RQ puts in the place of such a meta; it is not stored
 
     def __init__(
@@ -304,7 +306,7 @@ class Job(RetryingJob):
             pipeline.execute_command("EVAL", SAVE_FIELDS.source, 1, self.key, *arguments)
 
     def save_meta(self) -> None:
-        """RQ's `save_meta` leaves the meta of a deleted job behind for ever.
+        """RQ's `save_meta` leaves the meta of a deleted job in Redis.
 
         This one stores the meta if the job still exists.
 

@@ -49,7 +49,7 @@ LOST_REASONS = {  # replies of `keep_cursor.lua` after which a run has no use
 class JobInterrupted(BaseException):
     """Raised between two rows of `resumable`, because the worker stops or the job was canceled.
 
-    It is no `Exception`: `finally` runs, and `except Exception` does not catch it. The job does not
+    It is not an `Exception`: `finally` runs, and `except Exception` does not catch it. The job does not
     fail. It continues at its cursor, whatever its function does with this exception.
     """
 
@@ -263,7 +263,7 @@ class RunState:
     # Writing
 
     def is_due(self, seconds: float) -> bool:
-        """Whether the last write was at least so long ago."""
+        """Whether the last write was at least `seconds` ago."""
         return self.kept_at is None or time.monotonic() - self.kept_at >= seconds
 
     def fields(self) -> dict[str, Any]:
@@ -307,7 +307,7 @@ class RunState:
         return {"meta": data}
 
     def keep(self) -> None:
-        """Write cursors, progress and meta, if they have changed. An outage of Redis is no error.
+        """Write cursors, progress and meta, if they have changed. An outage of Redis is not an error.
 
         Raises:
             ValueError: the cursors are too large together.

@@ -212,7 +212,7 @@ def decode_fields(fields: Any) -> dict[str, Any]:
     """The fields that `encode_fields` has encoded.
 
     Raises:
-        ValueError, TypeError, KeyError, AttributeError: it has not.
+        ValueError, TypeError, KeyError, AttributeError: the fields have another form.
     """
     "".join(fields).encode()  # without lone surrogates, which Redis's client refuses
     if len(fields) > FIELDS_MAX:
@@ -240,8 +240,9 @@ def _encode_value(value: Any) -> Any:
 
 
 def decode(payload: Any) -> Placement | FlowOfRow | ChangeOfRow:
-    """The job, the flow or the change of a payload. A job counts as not new, so the place of a job of this id is
-    looked up.
+    """The job, the flow or the change of a payload.
+
+    A job does not count as new, so that the place of an older job of its id is looked up.
 
     Raises:
         ValueError: the payload is not one that `encode` or `encode_flow` makes.
@@ -317,7 +318,7 @@ def _moment(place: str) -> str:
     except ValueError:
         moment = math.nan
     if not math.isfinite(moment):
-        raise ValueError(f"{place[:40]!r} is no place for a job")
+        raise ValueError(f"{place[:40]!r} is not a place for a job")
     return repr(moment)
 
 
@@ -424,7 +425,7 @@ class Mover:
         """Store a flow, or change a schedule.
 
         Raises:
-            ValueError: it cannot be done, now and later.
+            ValueError: it can never be done.
         """
         try:
             if isinstance(found, ChangeOfRow):
@@ -542,7 +543,7 @@ class BackgroundMover:
 
 
 def move_or_explain(mover: Mover) -> str:
-    """Move all rows; returns what is in the way of some."""
+    """Move all rows; returns the reasons why some rows cannot be moved."""
     try:
         mover.move_all()
     except Exception as error:  # of any driver

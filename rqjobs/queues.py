@@ -498,7 +498,9 @@ def check_queue_name(name: str) -> str:
         ValueError: the name has other characters than letters, digits, '.', '_' and '-'.
     """
     if not isinstance(name, str) or not QUEUE_NAME_PATTERN.fullmatch(name):
-        raise ValueError(f"{name!r} is no name for a queue; use letters, digits, '.', '_' and '-'")
+        raise ValueError(
+            f"{name!r} is not a name for a queue; use letters, digits, '.', '_' and '-'"
+        )
     return name
 
 

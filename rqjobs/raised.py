@@ -149,7 +149,7 @@ def _known_classes(modules: tuple[str, ...]) -> dict[str, type[Exception]]:
 def _may_be_called(value: Any) -> bool:
     """Whether a value is a class of exceptions whose call runs code of the interpreter only.
 
-    Those that are no `Exception` would end the waiting program, or the loop that it is in.
+    Those that are not an `Exception` would end the waiting program, or the loop that it is in.
     """
     if type(value) is not type or not issubclass(value, Exception):
         return False

@@ -100,7 +100,7 @@ def _process(job: Any) -> Iterator[None]:
 
 
 def _flush_at_exit() -> None:
-    """Send the last spans of this process at its end. A horse has no exit functions of its parent."""
+    """Send the last spans of this process at its end. A horse has to register that itself."""
     global _flushes_in
     if _flushes_in != os.getpid():
         _flushes_in = os.getpid()

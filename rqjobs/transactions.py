@@ -194,12 +194,12 @@ def transaction(session: Any = None) -> Iterator[None]:
     The jobs are checked at once, and are stored in their order when the outermost transaction of
     the session has been committed, in the `with` or after it. If that is rolled back, or the
     savepoint in which they were enqueued, they are not stored. Changes of `rqjobs.schedules` wait
-    in the same way. Other threads are not affected, and neither is what a task that was created in
-    the `with` enqueues after its end.
+    in the same way. Other threads are not affected. A task that was created in the `with` is not
+    affected after the end of the `with`.
 
     Args:
         session: a `Session`, `scoped_session` or `AsyncSession` of SQLAlchemy. None or True is
-            `db.session` of the current Flask app. False: what is enqueued does not wait.
+            `db.session` of the current Flask app. False: jobs do not wait.
 
     Raises:
         TypeError: it is not a session of SQLAlchemy 2.

@@ -10,7 +10,7 @@ from rqjobs import connection
 
 
 def quiet(worker: str) -> bool:
-    """Let a worker finish what it has and take no more jobs, until `resume` or its end.
+    """Let a worker finish its jobs and take no more, until `resume` or its end.
 
     Returns:
         Whether a worker of this name listens. Plain RQ workers ignore this command.

@@ -2,7 +2,7 @@
 
 An action has an entry from its beginning, which its final entry replaces. If a process dies in
 between, the first entry stays, with the outcome `UNKNOWN`. The newest `MAX_ENTRIES` are kept. Wrong
-passwords have a stream of their own, so that they push nothing out.
+passwords have a stream of their own, so that they do not push out the others.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ WRONG_PASSWORD = "wrong password"  # the name of an action  # nosec B105
 
 
 class Outcome(Enum):
-    """How an action ended. UNKNOWN: it runs still, or its process died."""
+    """How an action ended. UNKNOWN: it is still running, or its process died."""
 
     UNKNOWN = "unknown"
     DONE = "done"
@@ -136,16 +136,16 @@ def read(
     At most `SEARCH_MAX_ENTRIES` are looked at; `next` continues the search.
 
     Raises:
-        ValueError: `before` is no id.
+        ValueError: `before` is not an id.
     """
     if before and not is_entry_id(before):
-        raise ValueError(f"{before!r} is no place in the list of activity")
+        raise ValueError(f"{before!r} is not a place in the list of activity")
     found: list[Entry] = []
     searched, step = 0, FIRST_STEP_ENTRIES
     while searched < SEARCH_MAX_ENTRIES:
         entries = _read_part(connection, before, step)
         for entry in entries:
-            # The two streams may have the same id, which no place separates.
+            # Entries of both streams may have the same id: they stay on one page.
             if len(found) >= limit and entry.id != before:
                 return Found(found, before, searched)
             searched += 1

@@ -17,7 +17,7 @@ from rqjobs.broker.scripts import FIND_BLOCKER
 SEARCHED_JOBS_PER_SCRIPT = (
     1000  # that one script looks at; a longer one would hold up other clients
 )
-MAX_SCRIPTS = 50  # for one job; what lies behind these jobs is not looked at
+MAX_SCRIPTS = 50  # for one job; jobs further behind are not looked at
 JOBS_PER_ROUND_TRIP = 100
 # The remedy for a job that is deferred behind a parent in this state.
 REMEDIES = {

@@ -18,7 +18,7 @@ DRIFT_JOBS = 500  # by which jobs may have moved towards the end since their dep
 def cancel_queued(
     connection: redis.Redis, queue: str, depth: int, job_ids: Sequence[str]
 ) -> set[str]:
-    """Cancel those of these jobs that wait in `queue` near a depth; returns their ids.
+    """Cancel the given jobs that still wait in `queue`, near a depth; returns their ids.
 
     Args:
         depth: of the first one, counted from the newest job of the queue.
@@ -27,7 +27,7 @@ def cancel_queued(
     script_keys = [keys.queue(queue), keys.registry("canceled", queue)]
     for start in range(0, len(job_ids), BATCH_JOBS):
         part = job_ids[start : start + BATCH_JOBS]
-        # The canceled ones before have moved the others towards the end.
+        # Each job that was canceled before has moved the others towards the end.
         begin = max(0, depth - len(done) - DRIFT_JOBS)
         args = [begin, CANCEL_WINDOW_JOBS, *part]
         done.update(decode(job_id) for job_id in CANCEL_QUEUED.run(connection, script_keys, args))
@@ -37,7 +37,7 @@ def cancel_queued(
 def delete_ended(
     connection: redis.Redis, registry: str, status: str, queue: str, job_ids: Sequence[str]
 ) -> int:
-    """Delete those of these jobs that are in a registry of `queue` with a status; returns how many.
+    """Delete the given jobs that are in a registry of `queue` with a status; returns their number.
 
     Args:
         registry: "finished", "canceled", or "failed" for stopped jobs.

@@ -7,7 +7,7 @@ the Unix time divided by 60. It is kept for two hours. A sweep adds the totals o
 A job is counted as enqueued when it enters its queue: at its enqueue, when it is due, when the jobs
 that it waited for have ended, and when it is requeued or runs again. It is not counted again if it
 returns to its queue because its worker stopped or died, or waited for a limit or a pause. A run is
-counted when its outcome is recorded. So a queue grows by what is enqueued, less the runs that end.
+counted when its outcome is recorded. So a queue grows by the jobs enqueued, less the runs that end.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Counts = dict[str, dict["Kind", int]]  # queue -> kind -> number
 
 
 class Kind(str, Enum):
-    """An event. The queue "" is that of many queues, in a minute with very many of them."""
+    """An event. In a minute with very many queues, the queue "" stands for those beyond a limit."""
 
     ENQUEUED = "enqueued"  # a job has entered its queue
     FINISHED = "finished"  # a run has succeeded

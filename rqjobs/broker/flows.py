@@ -133,7 +133,7 @@ def drop(
 
 
 def cancel(connection: redis.Redis, flow_id: str, job_ids: list[str]) -> int:
-    """Cancel those of these jobs of a flow that have not ended, the last one first; returns how many.
+    """Cancel the given jobs of a flow that have not ended, the last one first; returns their number.
 
     A job that ends in between then enqueues none of those after it, which are canceled already. A
     step takes about `CANCEL_STEP_SECONDS`.

@@ -51,8 +51,8 @@ RQ's keys are its own, unchanged. Ours begin with `rqjobs:`:
     rqjobs:metrics:last:<worker>       the number of the last counts that a worker has sent
     rqjobs:alerts                      hash, alert -> its state as JSON (alerts.py)
     rqjobs:alerts:lock, :tries         the process that observes; the tries of the first event of
-                                       each way to tell
-    rqjobs:alerts:events:<way>         list, events that are to be told, as JSON, in order
+                                       each channel
+    rqjobs:alerts:events:<channel>     list, events that are to be sent, as JSON, in order
     rqjobs:totals                      hash, rare events since the first one: `recovered:<cause>`,
                                        `poison`, `expired`, `limit-waits`, and others
     rqjobs:outbox                      sorted set, rows of the outbox whose jobs are stored -> until
@@ -121,7 +121,7 @@ PAUSED_JOBS = "rqjobs:paused-jobs"
 ENDED_PARENTS = "rqjobs:ended-parents"
 NEW_FAILURES = "rqjobs:new-failures"
 FAILURE_GROUPS = "rqjobs:failure-groups"
-FLOW_SHAPE = ":shape"  # the field of a flow that is no job id
+FLOW_SHAPE = ":shape"  # a field of a flow that is not a job id
 FLOWS = "rqjobs:flows"
 HELD_FLOWS = "rqjobs:held-flows"
 SWEEP_LOCK = "rqjobs:sweep:lock"
@@ -243,7 +243,7 @@ def log(job_id: str) -> str:
 
 
 def alert_events(channel: str) -> str:
-    """The events that one way to tell has not sent."""
+    """The events that a channel has not sent."""
     return f"{ALERTS}:events:{channel}"
 
 

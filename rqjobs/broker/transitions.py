@@ -12,9 +12,9 @@ A job enters its queue again for several reasons, and each has its own function:
     waited for its limit       wake_due, or the script that frees a slot      policies.lua
     retried or repeated        RQ's own code, recorded by settlement          settle.lua
 
-Released, interrupted, reclaimed and recovered jobs return to the front, because they had been first. A job that
-crashed its process waits in the scheduled set first. If a claim finds more jobs in the worker's
-claims than it may take, it puts the rest back itself (claim.lua).
+Released, interrupted, reclaimed and recovered jobs return to the front, because they had been first.
+A job that crashed its process waits in the scheduled set first. If a claim finds more jobs in the
+worker's claims than it may take, it puts the rest back itself (claim.lua).
 """
 
 from __future__ import annotations
@@ -245,9 +245,10 @@ def _enqueue_marked(
 
 
 def begin_once(connection: redis.Redis, key: str, digest: str) -> tuple[str, float]:
-    """Reserve an Idempotency-Key for a request; returns the digest of the one that has it, and the time.
+    """Reserve an Idempotency-Key for a request.
 
-    A key is free again `ONCE_SECONDS` after the last request with it, or later.
+    Returns the digest of the request that has the key, and the time. A key is free
+    again `ONCE_SECONDS` after the last request with it, or later.
     """
     with connection.pipeline() as pipe:
         pipe.time()
@@ -300,7 +301,7 @@ def enqueue_jobs_of_row(
 
 
 def mark_end(read_at: float) -> str:
-    """When the mark of a row is dropped that is never deleted, in Unix seconds."""
+    """The end of the mark of a row, if the row is never deleted, in Unix seconds."""
     return repr(read_at + ROW_MARK_SECONDS)
 
 
@@ -849,8 +850,8 @@ def empty_queue(connection: redis.Redis, queue: str) -> Iterator[int]:
 class Promotion(NamedTuple):
     """The result of one promotion step. Times are Unix seconds by Redis's clock.
 
-    `moved` counts jobs; `kept` counts due ids that have no job yet; they stay in the set. `full` is True if
-    more jobs may be due. `next` is the next due time.
+    `moved` counts jobs; `kept` counts due ids that have no job yet, which stay in the set. `full` is
+    True if more jobs may be due. `next` is the next due time.
     """
 
     moved: int

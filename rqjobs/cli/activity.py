@@ -1,4 +1,4 @@
-"""The commands that act are kept in the list of activity, as the actions on the pages are."""
+"""Commands that change something are kept in the list of activity, like actions on the pages."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from rqjobs.broker.activity import Entry, Outcome
 
 
 def recorded(action: str, *targets: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make a command keep each of its runs as `action`. Write it below the command's parameters.
+    """Keep each run of a command as `action`. Write it below the command's parameters.
 
-    `targets`: the parameters that say what the command acts on. Their values are kept; those of
+    `targets`: the parameters that name the objects of the command. Their values are kept; those of
     other parameters are not. A run without any of them is not kept, because it does nothing.
     """
 

@@ -1,4 +1,4 @@
-"""`rqjobs alerts`: which alerts fire, and a test of the ways to tell of them."""
+"""`rqjobs alerts`: the alerts that fire, and a test of their channels."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def send_test() -> None:
     channels = alerts.channels()
     if not channels:
         raise config.ConfigError(
-            "no way to tell of alerts is set: set RQJOBS_ALERT_WEBHOOK to an address, or "
+            "no receiver of alerts is set: set RQJOBS_ALERT_WEBHOOK to an address, or "
             "RQJOBS_ALERT_JOB to a job function"
         )
     code = 0
@@ -48,7 +48,9 @@ def send_test() -> None:
         try:
             alerts.deliver(channel, alerts.test_event())
             echo(f"{channel}: sent")
-        except Exception as error:  # whatever an HTTP client or the options of a function raise
+        except (
+            Exception
+        ) as error:  # an HTTP client, or the options of a function, may raise anything
             echo(f"{channel}: {texts.describe_error(error)}", err=True)
             code = 1
     if not config.current().alerts:

@@ -17,7 +17,7 @@ from rqjobs.flows.flow import progress_of, status_of
 
 @click.group("flows")
 def group() -> None:
-    """List the flows; show, cancel and retry one. The page of each of its jobs names the flow."""
+    """List the flows; show, cancel and retry one. The page of each job of a flow names the flow."""
 
 
 @group.command("list")

@@ -1,4 +1,4 @@
-"""`rqjobs logs`: what a job has logged."""
+"""`rqjobs logs`: the log of a job."""
 
 from __future__ import annotations
 

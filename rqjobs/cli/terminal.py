@@ -25,7 +25,7 @@ RESET = "\x1b[0m"
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 UNKNOWN_SIZE = (80, 24)
 MIN_COLUMNS, MIN_LINES = 20, 5
-MAX_COLUMNS, MAX_LINES = 1000, 500  # of which a terminal may lie
+MAX_COLUMNS, MAX_LINES = 1000, 500  # a terminal may report more
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class Screen:
         self._must_stop = True
 
     def _stop(self) -> None:
-        """Stop as Ctrl-Z asks, and take the terminal again when continued."""
+        """Stop at Ctrl-Z, and take the terminal again when the program is continued."""
         self._must_stop = False
         self._give_back()
         ours = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
@@ -150,7 +150,7 @@ class Screen:
     # Keys and lines
 
     def read_keys(self, seconds: float) -> str:
-        """The keys that are pressed within `seconds`; "" if none is, or a signal has arrived."""
+        """The keys that are pressed within `seconds`; "" for none, or if a signal has arrived."""
         assert self._wakeup
         ready = processes.readable([sys.stdin.fileno(), self._wakeup.reader], seconds)
         if self._wakeup.reader in ready:

@@ -1,4 +1,4 @@
-"""`rqjobs top`: queues, workers and what needs attention, live in the terminal."""
+"""`rqjobs top`: queues, workers and findings that need attention, live in the terminal."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ KEYS = "q quit   p pause   s sort   r refresh"
 
 
 class Order(Enum):
-    """By what the queues are sorted."""
+    """An order of the queues."""
 
     WAITING = "waiting"
     OLDEST = "oldest"

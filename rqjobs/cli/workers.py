@@ -24,7 +24,7 @@ WORKER_HEAD = ("worker", "state", "host", "pid", "queues", "job", "done", "faile
 def group(ctx: click.Context, as_json: bool) -> None:
     """List the workers; quiet, resume and stop them.
 
-    A quiet worker finishes what it has and takes no more jobs.
+    A quiet worker finishes its jobs and takes no more.
     """
     if ctx.invoked_subcommand:
         return
@@ -60,7 +60,7 @@ def _row(worker: WorkerStats) -> Sequence[object]:
 @recorded("quiet worker", "names", "all_of_them")
 @one_line_errors
 def quiet(names: Sequence[str], all_of_them: bool) -> None:
-    """Let workers finish what they have and take no more jobs, until they are resumed or end."""
+    """Let workers finish their jobs and take no more, until they are resumed or end."""
     _send(names, all_of_them, worker_commands.quiet, "is quiet now")
 
 

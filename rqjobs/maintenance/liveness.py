@@ -13,7 +13,7 @@ from rqjobs.broker.keys import decode
 from rqjobs.broker.recovery import DeathCause
 
 LIVENESS_FIELDS = ("host", "pid", "started", "horse", "horse_started", "session")
-PID = re.compile(rb"[0-9]{1,9}")  # a larger number is none for the kernel
+PID = re.compile(rb"[0-9]{1,9}")  # the kernel has no larger ones
 
 
 class Liveness(Enum):

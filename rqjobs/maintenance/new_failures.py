@@ -28,7 +28,7 @@ UNKNOWN_FUNCTION_LOG_SECONDS = 15  # after the failure; later sweeps do not log 
 
 
 def follow_all(connection: redis.Redis, on_progress: Callable[[], None] = lambda: None) -> None:
-    """Do what the failures noted so far leave to do."""
+    """Count the failures noted so far in their groups, and call their `on_failed`."""
     if not connection.exists(keys.NEW_FAILURES):
         return
     for field, value in connection.hscan_iter(keys.NEW_FAILURES, count=SCAN_BATCH_NOTES):
@@ -38,7 +38,7 @@ def follow_all(connection: redis.Redis, on_progress: Callable[[], None] = lambda
 
 
 def follow(connection: redis.Redis, field: bytes) -> None:
-    """Do what one failure leaves to do. `field`: of `rqjobs:new-failures`."""
+    """Count one failure, and call its `on_failed`. `field`: of `rqjobs:new-failures`."""
     value: Any = connection.hget(keys.NEW_FAILURES, field)
     if value is not None:
         _follow(connection, field, value)
@@ -48,7 +48,7 @@ def _follow(connection: redis.Redis, field: bytes, value: bytes) -> None:
     job_id = field.rpartition(b":")[0]
     moment, *words = decode(value).split("\n")
     group = ""
-    if len(words) != 3:  # Lua has recorded the failure, and knows no more of it
+    if len(words) != 3:  # a script has recorded the failure, without these words
         failure, name = _read(connection, job_id)
         group = failure.group
         words = failure.call(name).split("\n")

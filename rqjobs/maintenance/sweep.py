@@ -100,7 +100,7 @@ class _Sweep:
             recovery.wake_due(self.connection)  # there may be no scheduler
             recovery.check_waiting(self.connection, self.result.on_progress)
         new_failures.follow_all(self.connection, self.result.on_progress)
-        counters.roll_up(self.connection)  # what is left, the next sweep adds
+        counters.roll_up(self.connection)  # the next sweep adds the rest
 
     def _sweep_worker(self, worker: str) -> None:
         state = self.liveness.state(worker)

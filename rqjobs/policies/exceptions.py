@@ -1,4 +1,4 @@
-"""Exceptions with which a job says what happens next, and what the rules read of any exception."""
+"""Exceptions by which a job decides what happens next, and the facts that rules read of any one."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def _own_header(error: Any) -> Any:
 
 
 def _seconds_until(value: Any, now: float) -> float:
-    """Raises anything for a value that is no delay and no date."""
+    """Raises anything for a value that is neither a delay nor a date."""
     if isinstance(value, timedelta):
         return value.total_seconds()
     if isinstance(value, datetime):

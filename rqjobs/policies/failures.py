@@ -57,7 +57,7 @@ class Failure(NamedTuple):
         return "\n".join((self.group_id, *self))
 
     def call(self, name: str | None) -> str:
-        """The words of the job function to call for this failure; "" if `name` is none."""
+        """The words of the job function to call for this failure; "" if `name` is not one."""
         if not name:
             return ""
         return "\n".join((name, self.function, self.line))

@@ -267,7 +267,7 @@ def _check_item(field: Field, item: str, text: str) -> str:
 
 
 def _translate_special(field: Field, item: str) -> str:
-    """A special value (L, LW, 5L, fri#2) with numbers for names; empty if `item` is none."""
+    """A special value (L, LW, 5L, fri#2) with numbers for names; empty if `item` is not one."""
     if not field.special:
         return ""
     special = item.upper()

@@ -1,7 +1,7 @@
 """Changes of schedules as rows of the outbox: how they are written, and made once.
 
-A row has what the change stores, and not how it was asked for. It takes effect on the schedule as it
-is when the row is moved.
+A row has the values that the change stores, not the arguments of its call. It changes the schedule
+as it is when the row is moved.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def apply(client: redis.Redis, row: Row, name: Any, words: Mapping[str, Any]) ->
     """Make the change of a row, once.
 
     Raises:
-        ScheduleError: it cannot be made, now and later.
+        ScheduleError: it can never be made.
         ValueError: the words are not those of `encode`.
         redis.RedisError: Redis does not answer, or refuses it.
     """

@@ -74,7 +74,7 @@ class Rule:
         jobs modules declare.
 
         Raises:
-            TypeError: `function` is no plain function, or the arguments do not fit it.
+            TypeError: `function` is not a plain function, or the arguments do not fit it.
         """
         if not inspect.isfunction(function):
             raise TypeError(
@@ -163,7 +163,7 @@ class Rule:
         """The rule that `to_json` wrote.
 
         Raises:
-            ScheduleError: the text is no such rule.
+            ScheduleError: the text is not such a rule.
         """
         try:
             if len(text) > RULE_JSON_MAX_CHARACTERS:  # parsed, JSON may take 30 times the memory

@@ -27,10 +27,10 @@ def run(client: redis.Redis, queues: Sequence[str], timeout: float) -> str:
 
     Raises:
         RuntimeError: the worker could not work, or had not ended after `timeout` seconds.
-        ValueError: a queue has no valid name, or the timeout is no number of seconds.
+        ValueError: a queue has no valid name, or the timeout is not a number of seconds.
     """
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
-        raise ValueError(f"timeout={timeout!r} is no number of seconds above 0")
+        raise ValueError(f"timeout={timeout!r} is not a number of seconds above 0")
     names = [*map(check_queue_name, queues)]
     if not names:
         first = config.current().queues

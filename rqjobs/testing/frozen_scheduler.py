@@ -151,7 +151,7 @@ class FrozenScheduler(JobLog):
             parts: instead of `duration`, the arguments of a timedelta: `advance(hours=3)`.
 
         Raises:
-            TypeError, ValueError: the duration is none, or is negative; or too much is due.
+            TypeError, ValueError: the duration is not one, or is negative; or too much is due.
             Exception: what a job has raised. The clock stands at that moment.
         """
         if (duration is None) == (not parts):

@@ -153,7 +153,7 @@ class JobLog:
             isinstance(count, bool) or not isinstance(count, int) or count < 1
         ):
             raise ValueError(
-                f"count={count!r} is no number of jobs from 1; for none there is assert_not_enqueued"
+                f"count={count!r} is not a number of jobs from 1; for none there is assert_not_enqueued"
             )
         expected = expect(function, args, kwargs, queue, delay, at)
         entries = self._all()

@@ -1,6 +1,6 @@
 """Access: the role that a request has, and the role that a view needs.
 
-`auth.py` compares the two in one place, before any view runs. A view that says nothing needs READ
+`auth.py` compares the two in one place, before any view runs. A view without a mark needs READ
 for a reading request and OPERATE for any other.
 """
 
@@ -25,7 +25,7 @@ class Role(IntEnum):
     NONE = 0
     READ = 1  # see everything
     OPERATE = 2  # enqueue, requeue, cancel, stop, pause, resume
-    ADMIN = 3  # what cannot be undone, and what concerns the installation
+    ADMIN = 3  # change what cannot be undone, or concerns the installation
 
 
 ROLE_NAMES = {role.name.lower(): role for role in Role}
@@ -43,7 +43,7 @@ STRANGER = Access(Role.NONE)
 
 
 class InvalidAccess(Exception):
-    """An application's `authorize` has returned something that is no access."""
+    """An application's `authorize` has returned a value that is not an access."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def read_access(answer: Any) -> Access:
     """The access that an application's `authorize` has returned.
 
     Raises:
-        InvalidAccess: it is no role, no name of a role, and no `Access`.
+        InvalidAccess: it is not a role, the name of a role, or an `Access`.
     """
     if answer is None or answer is False:
         return STRANGER

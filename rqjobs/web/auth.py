@@ -124,7 +124,7 @@ class Auth:
     def print_login(self) -> None:
         """Print a generated password and a login link on stderr, when the login page is opened.
 
-        Not earlier: a program that imports the app without serving it must not print them. Once.
+        They are printed once, and not earlier: a program may import the app without serving it.
         """
         if self.configured_password or self.password_printed:
             return

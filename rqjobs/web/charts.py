@@ -1,6 +1,6 @@
 """Charts as SVG, drawn by the server: no script, no style attribute, a text in place of the picture.
 
-Colours are those of the classes in rqjobs.css, so a chart is right on light and dark ground.
+Colours are those of the classes in rqjobs.css, so a chart fits light and dark pages.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def sparkline(values: Sequence[float], label: str) -> Markup:
 def chart(
     layers: Sequence[Bars], label: str, step_names: Sequence[str] = (), line: Sequence[int] = ()
 ) -> Markup:
-    """Stacked bars for steps of time, and a line. `label`: the text for those who cannot see it.
+    """Stacked bars for steps of time, and a line. `label`: the text for screen readers.
 
     `step_names`: of each step, for the text that a pointer on its bar shows.
     """

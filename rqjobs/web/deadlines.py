@@ -20,7 +20,7 @@ def limit_request(extend_deadline: Callable[[float], None]) -> None:
 
 
 def extend(seconds: float) -> None:
-    """Allow the current request more time. A server without a limit of ours has nothing to do."""
+    """Allow the current request more time. Without a limit of ours it does nothing."""
     extend_deadline = getattr(_request, "extend_deadline", None)
     if extend_deadline is not None:
         extend_deadline(seconds)

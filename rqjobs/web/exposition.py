@@ -230,7 +230,7 @@ def _rq_families(reading: Reading) -> Iterator[Any]:
 
 
 def _job_families(reading: Reading) -> Iterator[Any]:
-    """How jobs waited, ran and ended, and what befell them."""
+    """Waits, runs and outcomes of jobs, recoveries, and rare events."""
     labels = ["function", "queue"]
     wait = HistogramMetricFamily(
         "rqjobs_job_wait_seconds", "Time from the enqueue to the start of a run", labels=labels

@@ -35,7 +35,7 @@ from rqjobs.web.rendering import cut, unreadable
 MAX_ARGUMENTS = 100
 MAX_BLOCKING_PARENTS = 10
 TRACEBACK_MAX_BYTES = 70_000  # more than RQJOBS_MAX_TRACEBACK_BYTES is by default
-HOW_WORDS = {  # of a job that does not let another one run, by its state
+HOW_WORDS = {  # of a job that keeps another one from running, by its state
     "failed": "has failed",
     "stopped": "was stopped",
     "canceled": "was canceled",
@@ -175,7 +175,7 @@ def _times(job: Job, status: str, due: Any) -> dict[str, Any]:
 
 
 def _moment(seconds: Any) -> datetime | None:
-    """`seconds` after 1970, or None if that is no date: no number, or a year out of range."""
+    """`seconds` after 1970, or None if that is not a date: not a number, or a year out of range."""
     try:
         return datetime.fromtimestamp(seconds, timezone.utc)
     except (TypeError, ValueError, OverflowError, OSError):
@@ -196,7 +196,7 @@ def _waiting(job: Job, record: JobRecord, status: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Blocker:
-    """A job that does not let another one run: how it is, and what to do."""
+    """A job that keeps another one from running: its state, and the remedy."""
 
     job_id: str
     has_page: bool
@@ -214,7 +214,7 @@ def _blocker(one: Relative) -> Blocker:
 
 
 def _relatives(job: Job, record: JobRecord) -> dict[str, Any]:
-    """The jobs before and after this one, and those that will not let it run."""
+    """The jobs before and after this one, and those that keep it from running."""
     waiting = sum(child.status == "deferred" for child in record.children)
     return {
         "parents": [_relative(one) for one in record.parents],
@@ -274,7 +274,7 @@ def _outcome(record: JobRecord) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Argument:
-    """An argument of the job. `note`: what it is if it has no value of its own."""
+    """An argument of the job. `note`: a text for an argument without a value of its own."""
 
     name: str
     value: notation.Part | None
@@ -300,7 +300,7 @@ def _arguments(job: Job) -> list[Argument]:
 
 
 class Note(str):
-    """Stands for the argument that a job gets from the jobs before it."""
+    """The place of an argument that a job gets from the jobs before it."""
 
 
 def _argument(name: str, value: Any) -> Argument:

@@ -1,7 +1,7 @@
 """Live parts of pages: answered with 304 if nothing has changed, and rendered once for all viewers.
 
 A live part is a fragment that `static/live.js` asks for every two seconds. A view makes it with
-`page("_name.html", …)`, which adds the ETag. A view that reads much puts this into `cached`.
+`page("_name.html", …)`, which adds the ETag. A view that reads much wraps this call in `cached`.
 """
 
 from __future__ import annotations

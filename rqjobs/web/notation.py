@@ -1,6 +1,6 @@
 """Values as the pages show them: in Python's notation, nested parts folded, within bounds.
 
-Nothing of a value is run except its `__repr__`. Hidden names (RQJOBS_HIDE) are applied here too.
+The only code of a value that runs is its `__repr__`. Hidden names (RQJOBS_HIDE) are applied here too.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BRACKETS: dict[Any, Any] = {
 
 @dataclasses.dataclass
 class Part:
-    """A value, or the rest of one. `label`: its key with what follows it, such as "'a': ".
+    """A value, or the rest of one. `label`: its key with the sign after it, such as "'a': ".
 
     A container has `parts` between `start` and `end`; others have all of their text in `start`.
     """
@@ -44,12 +44,12 @@ class Part:
     parts: list[Part] = dataclasses.field(default_factory=list)
     size: int = 0  # the number of items of a container
     is_open: bool = False
-    preview: str = ""  # the beginning of what is folded
+    preview: str = ""  # the beginning of the folded parts
     is_note: bool = False  # not a part of the value
 
 
 def show(value: Any) -> Part:
-    """A value in Python's notation. It never raises, whatever the value is."""
+    """A value in Python's notation. It never raises."""
     return _Writer(config.current().hide).write("", value, 0)
 
 
@@ -153,7 +153,7 @@ def _key(key: Any) -> str:
 
 
 def _text(value: str, max_characters: int) -> str:
-    """A text as Python writes it. One of several lines has its lines, within three quotes."""
+    """A text as Python writes it. Several lines stay lines, within three quotes."""
     shown = value[:max_characters]
     rest = ""
     if len(value) > max_characters:

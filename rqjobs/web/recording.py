@@ -19,7 +19,7 @@ from rqjobs.web.access import current_access
 from rqjobs.web.request_origin import client_network
 
 WAYS = {"rqjobs": "page", "rqjobs_api": "api", "rq_dashboard": "dashboard"}
-MOUNTS = ("rq", "api")  # the first parts of addresses that say only where a page is
+MOUNTS = ("rq", "api")  # the first parts of addresses that are prefixes only
 THINGS = {  # the first part of an address -> the thing that an action is about
     "jobs": "job",
     "failed": "failed jobs",
@@ -30,7 +30,7 @@ THINGS = {  # the first part of an address -> the thing that an action is about
     "workers": "worker",
     "pauses": "",
 }
-# Programs enqueue thousands of jobs an hour. Their entries would push out what people have done.
+# Programs enqueue thousands of jobs an hour. Their entries would push out those of people.
 NOT_KEPT = ("rqjobs_api.enqueue_job", "rqjobs_api.enqueue_batch")
 ACTION_NAMES = {  # actions whose address does not name them
     "rqjobs.logout": "log out",

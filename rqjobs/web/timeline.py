@@ -1,4 +1,4 @@
-"""The runs of a job in their order, each with what it logged."""
+"""The runs of a job in their order, each with its log."""
 
 from __future__ import annotations
 
@@ -76,14 +76,14 @@ def _recorded(record: JobRecord) -> list[Run]:
 
 
 def aware(moment: Any) -> datetime | None:
-    """A date of a job's record with its time zone; None if it is no date."""
+    """A date of a job's record with its time zone; None if it is not a date."""
     if not isinstance(moment, datetime):
         return None
     return moment.replace(tzinfo=moment.tzinfo or timezone.utc)
 
 
 def _crashes(record: JobRecord, runs: list[Run]) -> Iterator[datetime]:
-    """When processes died under the job, except for the last time if that has failed it."""
+    """The times at which processes died under the job, without the one that has failed it."""
     times = re.findall(r"\d+(?:\.\d+)?", record.fields.get("rqjobs_crashes", ""))
     for text in times[-MAX_SHOWN_CRASHES:]:
         try:

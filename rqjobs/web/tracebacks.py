@@ -1,6 +1,6 @@
 """The text of a traceback in its parts: exceptions, and their frames, the user's own or a library's.
 
-Any text can be read: what has no form of Python's is kept as lines.
+Any text can be read: parts without a form of Python's are kept as lines.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ class Frames:
 class Raised:
     """One exception of a traceback.
 
-    `relation`: what it has to do with the exception after it, or "". `level`: 0, or its depth in
-    groups of exceptions. `lines`: what stands before it, or was not understood.
+    `relation`: its relation to the exception after it, or "". `level`: 0, or its depth in
+    groups of exceptions. `lines`: those before it, and those that were not understood.
     """
 
     relation: str = ""
@@ -90,7 +90,7 @@ class Raised:
 
     @property
     def parts(self) -> list[Frames]:
-        """Its frames in runs of own and of others' ones."""
+        """Its frames in groups: the user's own, or those of libraries."""
         found: list[Frames] = []
         for frame in self.frames:
             if not found or found[-1].is_own is not frame.is_own:
@@ -109,7 +109,7 @@ class Traceback:
 
 
 def parse(text: str) -> Traceback:
-    """The parts of a traceback's text. It never raises, whatever the text is."""
+    """The parts of a traceback's text. It never raises."""
     reader = _Reader()
     for line in text.splitlines():
         reader.read(line)

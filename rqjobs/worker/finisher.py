@@ -90,7 +90,7 @@ class Finisher:
         return state is not None and state.phase == HorsePhase.AFTER
 
     def has_ended(self) -> bool:
-        """Whether the process is gone. If so, what it had started is killed."""
+        """Whether the process is gone. If so, the processes that it had started are killed."""
         with contextlib.suppress(ChildProcessError):
             if self.pid and not os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
                 return False
@@ -108,7 +108,7 @@ class Finisher:
         return state.deadline > 0 and time.monotonic() > limit
 
     def kill(self) -> None:
-        """Kill the process, if it lives, and what it has started."""
+        """Kill the process, if it lives, and the processes that it has started."""
         if not self.pid:
             return
         for kill in (os.killpg, os.kill):

@@ -1,7 +1,7 @@
 -- Take in what was observed for the rules of the alerts: decide which alerts begin and which are
 -- over.
 --
--- KEYS  1 rqjobs:alerts   2 rqjobs:totals   then a list of events for each way to tell of them
+-- KEYS  1 rqjobs:alerts   2 rqjobs:totals   then a list of events for each channel
 -- ARGV  1 seconds for which all must be well before an alert is over   2 seconds for which an
 --       increase counts as bad   3 number of alerts, and 4 of events in a list, that are kept
 --       then for each observation: the alert, "level" or "count", its value, the seconds for which

@@ -73,7 +73,7 @@ def prepare(call: Mapping[str, Any], job_id: str | None = None) -> PreparedCall:
     """
     function = catalog.current().functions.get(call["function"])
     if function is None:
-        raise WrongCall({"function": "is no job function; GET /api/functions lists them"})
+        raise WrongCall({"function": "is not a job function; GET /api/functions lists them"})
     try:
         converted = conversion.convert_call(function, call.get("args", ()), call.get("kwargs", {}))
     except TypeError as error:
@@ -152,7 +152,7 @@ def read_moment(name: str, text: str) -> datetime:
     """A date and time with its offset from UTC.
 
     Raises:
-        WrongCall: it is none.
+        WrongCall: it is not such a date.
     """
     try:
         moment = conversion.parse_datetime(text)

@@ -106,7 +106,7 @@ def list_failure_jobs(given: Given, group: str) -> dict[str, Any]:
     answers={200: GROUP_ACTION_DONE},
 )
 def requeue_failures(given: Given, group: str) -> dict[str, Any]:
-    """With `limit` 1 it tries one."""
+    """With `limit` 1, one job is requeued as a try."""
     return _change(given, group, failed.requeue_steps)
 
 

@@ -118,7 +118,7 @@ def _parameter(one: inspect.Parameter, annotation: Any, text: str) -> dict[str, 
 def schema_of(annotation: Any, level: int = 0) -> dict[str, Any]:
     """A JSON Schema of the values that `conversion.convert` takes for an annotation.
 
-    {} stands for any JSON, also where a schema cannot say what is taken.
+    {} stands for any JSON, also for types that a schema cannot describe.
     """
     annotation = conversion.unwrap(annotation)
     origin = typing.get_origin(annotation) or annotation

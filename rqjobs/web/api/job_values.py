@@ -1,4 +1,4 @@
-"""Jobs as JSON. Values that JSON cannot carry are said to be so, and shown as Python writes them."""
+"""Jobs as JSON. A value that JSON cannot carry is given as a text, as Python writes it."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def find_unfit(value: Any, place: str, level: int = 0) -> str:
 
 
 def moment(value: Any) -> str | None:
-    """A date in ISO 8601 and UTC; None if it is none, or out of range."""
+    """A date in ISO 8601 and UTC; None if it is not a date, or out of range."""
     try:
         return value.astimezone(timezone.utc).isoformat().replace("+00:00", "Z")
     except (AttributeError, ValueError, OverflowError):
@@ -154,7 +154,7 @@ def moment(value: Any) -> str | None:
 
 
 def moment_of(seconds: Any) -> str | None:
-    """The date of a Unix time; None if it is none."""
+    """The date of a Unix time; None if it is not one."""
     try:
         return moment(utc(seconds))
     except (TypeError, ValueError, OverflowError, OSError):
@@ -208,7 +208,7 @@ def progress(progress: Progress | None) -> dict[str, Any] | None:
 
 
 def describe(job_id: str) -> dict[str, Any]:
-    """A job with everything that is known of it.
+    """A job with all its values.
 
     Raises:
         Problem: there is no such job.
@@ -289,7 +289,7 @@ def _attempt(one: Attempt) -> dict[str, Any]:
 
 
 def _arguments(job: Job) -> dict[str, Any]:
-    """The arguments as JSON, or as a text that says why they are not."""
+    """The arguments as JSON, or a text with the reason why they are not JSON."""
     try:
         args, kwargs = job.shown_arguments()
     except Exception as error:  # the payload cannot be read

@@ -146,7 +146,7 @@ _waits = threading.BoundedSemaphore(MAX_WAITS)
 )
 def enqueue_job(given: Given) -> Response:
     """The arguments are checked against the function's signature and annotations. 200 instead of
-    201 says that the job was there already.
+    201 means that the job existed already.
     """
     (stored,) = _enqueue([given.body], [""], given)
     headers = {"Location": url_for("rqjobs_api.get_job", job_id=stored.job_id)}

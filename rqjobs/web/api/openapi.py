@@ -63,7 +63,7 @@ OF_A_BODY = (400, 413, 415)
     answers={200: {"type": "object"}},
 )
 def get_openapi(given: Given) -> dict[str, Any]:
-    """It needs a token like everything else of the API."""
+    """It needs a token, like the rest of the API."""
     return document(url_for("rqjobs_api.get_openapi").removesuffix("/openapi.json"))
 
 

@@ -19,7 +19,7 @@ from rqjobs.web.api.problems import Problem
 from rqjobs.web.api.schemas import Errors, Schema, check
 
 JSON_TYPE = "application/json"
-# Of one byte of a payload JSON can make six; a form may take three. Other fields need some room.
+# One byte of a payload can take six in JSON; a form may take three. Other fields need some room.
 BODY_BYTES_PER_PAYLOAD_BYTE = 4
 BODY_EXTRA_BYTES = 64 * 1024
 REQUEST_MAX_JOBS = 1000  # that one request enqueues or changes
@@ -120,7 +120,7 @@ def _checked(made: Operation, view: View) -> View:
     def call(**path_values: str) -> Response:
         for name, value in path_values.items():
             if check(value, PATH_PARAMETERS[name], SCHEMAS):
-                raise Problem(404, "not-found", f"{conversion.quote(value)} is no {name}.")
+                raise Problem(404, "not-found", f"{conversion.quote(value)} is not a valid {name}.")
         given = Given(_read_query(made), _read_headers(made), _read_body(made))
         result = view(given, **path_values)
         if isinstance(result, Response):
@@ -158,7 +158,7 @@ def _read_query(made: Operation) -> dict[str, Any]:
     for name, texts in request.args.lists():
         if name not in made.query:
             known = ", ".join(made.query) or "none"
-            errors[name] = f"is no parameter of this operation; known: {known}"
+            errors[name] = f"is not a parameter of this operation; known: {known}"
         elif len(texts) > 1:
             errors[name] = "is given more than once"
         else:
@@ -171,7 +171,7 @@ def _read_query(made: Operation) -> dict[str, Any]:
 
 
 def _read_text(text: str, wanted: Schema) -> Any:
-    """A text as the number or truth value that the schema wants; else as it is."""
+    """A text as the number or truth value that the schema asks for; else as it is."""
     kind = wanted.get("type")
     try:
         if kind == "integer":
@@ -254,7 +254,7 @@ def refuse_http(error: HTTPException) -> Response:
     """Also called for an address, or a method of it, that the API does not have."""
     methods: list[str] = []
     if isinstance(error, MethodNotAllowed):
-        # `/jobs/batch` could be the address of a job, and its methods are not those of one.
+        # `/jobs/batch` also has the form of a job's address, which has other methods.
         path = request.path
         methods = [one.method for one in OPERATIONS if path.endswith(f"/api{one.path}")]
         methods = methods or [*(error.valid_methods or ())]

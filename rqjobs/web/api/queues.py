@@ -209,7 +209,7 @@ def _find_worker(name: str) -> WorkerStats:
     "POST",
     "/workers/{worker}/quiet",
     tag="workers",
-    summary="Let a worker finish what it has and take no more jobs",
+    summary="Let a worker finish its jobs and take no more",
     answers={202: WORKER},
     problems=(409,),
 )

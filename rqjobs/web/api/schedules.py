@@ -271,7 +271,7 @@ def put_schedule(given: Given, schedule: str) -> Response:
 def _read_change(body: dict[str, Any]) -> dict[str, Any]:
     function = catalog.current().functions.get(body["function"])
     if function is None:
-        raise WrongCall({"function": "is no job function; GET /api/functions lists them"})
+        raise WrongCall({"function": "is not a job function; GET /api/functions lists them"})
     if "queue" in body and body["queue"] not in queue_choices():
         raise WrongCall({"queue": f"There is no such queue here: {', '.join(queue_choices())}"})
     try:

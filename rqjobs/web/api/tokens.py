@@ -1,4 +1,4 @@
-"""Bearer tokens: the only door of the API. No cookie and no session opens it."""
+"""Bearer tokens: the only way into the API. It takes no cookies and no sessions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DISABLED = (
 def authenticate() -> Access | Response | None:
     """The access of the request's token, or the problem that refuses the request.
 
-    None for a route of the application's own below `/api`: the API has nothing to do with it.
+    None for a route of the application's own below `/api`: it is not a part of the API.
     """
     if request.url_rule is not None and request.blueprint != api.name:
         return None
@@ -70,8 +70,8 @@ def _digest(token: str) -> bytes:
 def _refuse(given: str) -> Problem:
     """The refusal of a request without a token, or with a wrong one, which is counted.
 
-    A right token is never slowed down: behind a proxy all clients have one address, and a stranger
-    there could lock them all out. Against guesses the length of the tokens suffices.
+    A valid token is never slowed down: behind a proxy all clients have one address, so a stranger
+    could lock out all of them. The length of the tokens protects them against guesses.
     """
     if not given:
         text = "Send the header: Authorization: Bearer TOKEN"

@@ -14,7 +14,7 @@ from rqjobs.web.forms.options import queue_choices
 
 @dataclass(frozen=True)
 class FilledIn:
-    """The texts of the inputs, and a note on what is to be typed again."""
+    """The texts of the inputs, and a note about values that have to be typed again."""
 
     given: dict[str, str] = field(default_factory=dict)
     note: str = ""

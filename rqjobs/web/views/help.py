@@ -1,4 +1,4 @@
-"""The page of help: what the keyboard does, for browsers without JavaScript too."""
+"""The page of help: the keyboard shortcuts, for browsers without JavaScript too."""
 
 from __future__ import annotations
 

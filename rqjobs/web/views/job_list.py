@@ -109,7 +109,7 @@ def _counts() -> dict[str, dict[str, int]]:
 
 
 def _recent_counts() -> dict[str, dict[str, int]]:
-    """The counts of the last seconds: a live part only asks them which queues have jobs."""
+    """The counts of the last seconds: a live part needs from them only the queues that have jobs."""
     kept: Counts | None = current_app.extensions.get(COUNTS_EXTENSION)
     if kept is None or time.monotonic() >= kept.expires:
         kept = Counts(_counts(), time.monotonic() + COUNTS_SECONDS)

@@ -1,4 +1,4 @@
-"""The page of Redis: memory, persistence, clients, latency; and what `rqjobs doctor` says."""
+"""The page of Redis: memory, persistence, clients, latency; and the findings of the doctor."""
 
 from __future__ import annotations
 

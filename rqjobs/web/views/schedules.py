@@ -171,7 +171,7 @@ def _detail(name: str, found: Schedule | None) -> dict[str, Any]:
 
 @pages.get("/schedules/<name>/runs")
 def schedule_runs(name: str) -> Any:
-    """The runs of a schedule that Redis keeps, in parts: `?after=` is the last job of the part before."""
+    """The kept runs of a schedule, in parts: `?after=` is the last job of the part before."""
     found = _find(name)
     runs = schedules.runs(name, HISTORY_RUNS)
     after = request.args.get("after", "")

@@ -1,4 +1,4 @@
-"""The page of settings: each with its value and where it comes from. Secrets are hidden."""
+"""The page of settings: each with its value and its source. Secrets are hidden."""
 
 from __future__ import annotations
 

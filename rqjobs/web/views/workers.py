@@ -35,7 +35,7 @@ class WorkerAction:
 
 WORKER_ACTIONS = {
     "quiet": WorkerAction(
-        worker_commands.quiet, "The worker finishes what it has, and takes no more jobs."
+        worker_commands.quiet, "The worker finishes its jobs, and takes no more."
     ),
     "resume": WorkerAction(worker_commands.resume, "The worker takes jobs again."),
     "stop": WorkerAction(

@@ -153,7 +153,7 @@ def test_arguments_are_converted_to_the_annotations(run):
 def test_reschedule_refuses_a_time_after_the_year_9999(run):
     job = rqjobs.enqueue_in(60, sample_jobs.note)
     code, output = run("delayed", "reschedule", job.id, "999999999999999w")
-    assert code == 1 and "is no time for a job" in output and "Traceback" not in output
+    assert code == 1 and "is not a time for a job" in output and "Traceback" not in output
 
 
 def test_delayed_jobs_are_listed_rescheduled_and_canceled(run, redis):

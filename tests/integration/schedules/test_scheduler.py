@@ -189,7 +189,7 @@ def test_a_delayed_job_is_rescheduled_or_canceled(redis):
 def test_an_invalid_time_reschedules_no_job(redis, when):
     job = rqjobs.enqueue_in(60, sample_jobs.note)
     before = redis.zscore("rq:scheduled:default", job.id)
-    with pytest.raises(ValueError, match="is no time for a job"):
+    with pytest.raises(ValueError, match="is not a time for a job"):
         delayed.reschedule(job.id, when)
     assert redis.zscore("rq:scheduled:default", job.id) == before
 

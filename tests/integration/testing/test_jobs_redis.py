@@ -43,7 +43,7 @@ def test_a_worker_ends_with_its_test(jobs_redis, tmp_path, eventually):
     with pytest.raises(RuntimeError, match="had not ended"):
         jobs_redis.work(timeout=0.01)
     for queue, timeout in (("low", 0), ("low", "1"), ("a b", 1)):
-        with pytest.raises(ValueError, match="is no n"):
+        with pytest.raises(ValueError, match="is not a n"):
             jobs_redis.work(queue, timeout=timeout)
 
 

@@ -152,7 +152,7 @@ def test_two_apps_with_different_settings_are_refused_unless_one_is_tested(proce
         rqjobs.Jobs(own)
     with pytest.raises(TypeError, match="takes a Flask app"):
         rqjobs.Jobs(lambda: app)
-    with pytest.raises(TypeError, match="pages=True is no prefix"):
+    with pytest.raises(TypeError, match="pages=True is not a prefix"):
         rqjobs.Jobs(Flask("shop"), pages=True)
 
 

@@ -51,7 +51,7 @@ def test_wrong_requests_change_nothing(client, anonymous, redis):
     assert client.post("/pauses/stop", data=low).status_code == 404
     assert client.post("/pauses/pause", data={"kind": "worker", "name": "w"}).status_code == 404
     client.post("/pauses/pause", data={"kind": "queue", "name": "<b>"})
-    assert "Nothing was done: &#39;&lt;b&gt;&#39; is no name for a queue" in client.get("/").text
+    assert "Nothing was done: &#39;&lt;b&gt;&#39; is not a name for a queue" in client.get("/").text
     assert rqjobs.paused() == []
 
 
