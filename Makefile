@@ -8,6 +8,9 @@ BIN := .venv/bin
 PYTEST_ARGS ?=
 CHAOS_ARGS ?=
 BENCH_ARGS ?=
+# Container images often set this variable. Each of the many processes that the tests start would
+# compile all modules then, which takes most of its start.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help run demo test test-clients example chaos bench bench-quick bench-numbers bench-web screenshots \
