@@ -1,4 +1,4 @@
-"""Requeue, cancel or delete many jobs: some that are chosen, or all that match a filter.
+"""Requeue, cancel or delete many jobs: given ones, those of a filter, or those of a queue.
 
 Each job is changed by the same scripts as a single one. A job that has changed in between is left
 alone, so a repetition does no harm.
@@ -7,6 +7,7 @@ alone, so a repetition does no harm.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta, timezone
@@ -17,7 +18,7 @@ import redis
 from rq import get_current_job
 from rq.exceptions import InvalidJobOperation, NoSuchJobError
 
-from rqjobs import config, connection, job_search, loops, queues
+from rqjobs import config, connection, job_search, loops, queues, stats
 from rqjobs.broker import bulk_transitions, keys, scripts, transitions
 from rqjobs.broker.scripts import CHANGE_DELAYED, SEARCH_JOBS
 from rqjobs.connection import refusal_code
@@ -139,6 +140,21 @@ def change_jobs(action: str, chosen: dict[str, str]) -> str:
         meta["changed"] = changed
         loops.progress(min(walk.looked, total), total, f"{changed:,} {DONE_WORDS[wanted]}")
     return f"{changed:,} jobs are {DONE_WORDS[wanted]}"
+
+
+def empty_queue(client: redis.Redis, queue: str, seconds: float) -> tuple[int, int]:
+    """Delete the jobs that wait in a queue now, for up to `seconds`.
+
+    Returns the number of deleted jobs, and of those that wait in the queue after that.
+    """
+    end = time.monotonic() + seconds
+    deleted = 0
+    for number in transitions.empty_queue(client, queue):
+        deleted += number
+        if time.monotonic() > end:
+            break
+    (left,) = stats.count_jobs(client, [(queue, "queued")])
+    return deleted, left
 
 
 # The walk over the jobs of a filter

@@ -71,35 +71,37 @@ def prepare(call: Mapping[str, Any], job_id: str | None = None) -> PreparedCall:
     Raises:
         WrongCall: the function, an argument or an option is wrong.
     """
+    function, args, kwargs = read_call(call)
+    target = queues.queue(call["queue"]) if "queue" in call else queues.queue_for(function)
+    options = _options(call)
+    if call.get("job_id") or job_id:
+        options["job_id"] = call.get("job_id") or job_id
+    try:
+        job = target.create_job(function, args, kwargs, status=JobStatus.QUEUED, **options)
+        return PreparedCall(job, _placement(target, job, call))
+    except (TypeError, ValueError) as error:  # `create_job` refuses with one of these
+        raise WrongCall({"": str(error)}) from None
+
+
+def read_call(call: Mapping[str, Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """The function and the converted arguments of a call that fits its schema.
+
+    Raises:
+        WrongCall: the function, the queue or an argument is wrong.
+    """
     function = catalog.current().functions.get(call["function"])
     if function is None:
         raise WrongCall({"function": "is not a job function; GET /api/functions lists them"})
+    if "queue" in call and call["queue"] not in queue_choices():
+        known = ", ".join(queue_choices())
+        raise WrongCall({"queue": f"There is no such queue here. Known queues: {known:.300}"})
     try:
         converted = conversion.convert_call(function, call.get("args", ()), call.get("kwargs", {}))
     except TypeError as error:
         raise WrongCall({"args": str(error)}) from None
     if converted.errors:
         raise WrongCall(converted.errors)
-    target = _queue(call, function)
-    options = _options(call)
-    if call.get("job_id") or job_id:
-        options["job_id"] = call.get("job_id") or job_id
-    try:
-        job = target.create_job(
-            function, converted.args, converted.kwargs, status=JobStatus.QUEUED, **options
-        )
-        return PreparedCall(job, _placement(target, job, call))
-    except (TypeError, ValueError) as error:  # `create_job` refuses with one of these
-        raise WrongCall({"": str(error)}) from None
-
-
-def _queue(call: Mapping[str, Any], function: Any) -> queues.Queue:
-    if "queue" not in call:
-        return queues.queue_for(function)
-    if call["queue"] not in queue_choices():
-        known = ", ".join(queue_choices())
-        raise WrongCall({"queue": f"There is no such queue here. Known queues: {known:.300}"})
-    return queues.queue(call["queue"])
+    return function, converted.args, converted.kwargs
 
 
 def _options(call: Mapping[str, Any]) -> dict[str, Any]:

@@ -58,15 +58,18 @@ IDEMPOTENCY_KEY = {
         "gives the same jobs."
     ),
 }
+CALL = {  # of a job or of a schedule
+    "function": {"type": "string", "minLength": 1, "maxLength": 300},
+    "args": {"type": "array"},
+    "kwargs": {"type": "object"},
+    "queue": QUEUE_NAME,
+}
 JOB_CALL = schema(
     "JobCall",
     {
         "type": "object",
         "properties": {
-            "function": {"type": "string", "minLength": 1, "maxLength": 300},
-            "args": {"type": "array"},
-            "kwargs": {"type": "object"},
-            "queue": QUEUE_NAME,
+            **CALL,
             "in": {
                 "type": "number",
                 "minimum": 0,

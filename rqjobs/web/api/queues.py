@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 from flask import Response
 
-from rqjobs import config, connection, pauses, rates, stats, worker_commands
-from rqjobs.broker import transitions
+from rqjobs import bulk_actions, config, connection, pauses, rates, stats, worker_commands
 from rqjobs.rates import Rate
 from rqjobs.stats import QueueStats, Snapshot, WorkerStats
 from rqjobs.web import recording
@@ -160,14 +158,7 @@ def resume_queue(given: Given, queue: str) -> dict[str, Any]:
 )
 def empty_queue(given: Given, queue: str) -> dict[str, Any]:
     """They cannot be brought back. Of a very long queue one request deletes a part."""
-    client = connection.client()
-    deadline = time.monotonic() + EMPTY_SECONDS
-    deleted = 0
-    for number in transitions.empty_queue(client, queue):
-        deleted += number
-        if time.monotonic() > deadline:
-            break
-    (left,) = stats.count_jobs(client, [(queue, "queued")])
+    deleted, left = bulk_actions.empty_queue(connection.client(), queue, EMPTY_SECONDS)
     recording.add_note(f"{deleted:,} jobs")
     return {"jobs": deleted, "left": left}
 

@@ -8,16 +8,16 @@ from typing import Any
 from flask import Response
 from redis.exceptions import ResponseError
 
-from rqjobs import ScheduleError, catalog, connection, conversion, schedules
+from rqjobs import ScheduleError, connection, schedules
 from rqjobs.broker import scripts
 from rqjobs.schedules.describe import describe
 from rqjobs.schedules.rules import MISSED_POLICIES, TICK_DISTANCE_MAX_SECONDS, Rule, cron, every
 from rqjobs.schedules.store import RECORD_ERRORS, Schedule, read
 from rqjobs.web.access import Role
 from rqjobs.web.api import job_values
-from rqjobs.web.api.enqueueing import WrongCall, read_moment
+from rqjobs.web.api.enqueueing import WrongCall, read_call, read_moment
 from rqjobs.web.api.job_values import COUNT, MOMENT, NUMBER_OR_NULL, TEXT, an_object
-from rqjobs.web.api.jobs import QUEUE_NAME
+from rqjobs.web.api.jobs import CALL
 from rqjobs.web.api.operations import (
     PATH_PARAMETERS,
     Given,
@@ -27,7 +27,6 @@ from rqjobs.web.api.operations import (
     schema,
 )
 from rqjobs.web.api.problems import Problem, invalid
-from rqjobs.web.forms.options import queue_choices
 from rqjobs.web.rendering import CONNECTION_ERRORS
 
 LISTED_RUNS = 20  # the newest ones of a schedule
@@ -55,10 +54,7 @@ SCHEDULE_CHANGE = schema(
     {
         "type": "object",
         "properties": {
-            "function": {"type": "string", "minLength": 1, "maxLength": 300},
-            "args": {"type": "array"},
-            "kwargs": {"type": "object"},
-            "queue": QUEUE_NAME,
+            **CALL,
             **RULE_CHANGE,
         },
         "required": ["function"],
@@ -250,37 +246,20 @@ def put_schedule(given: Given, schedule: str) -> Response:
     """Fields that the body leaves out get their defaults. A schedule declared in code is refused."""
     is_new = not schedules.exists(schedule)
     try:
-        change = _read_change(given.body)
-    except WrongCall as error:
-        raise invalid(error.errors) from None
-    try:
+        _, args, kwargs = read_call(given.body)
         rule = _rule(given.body)
     except WrongCall as error:
         raise invalid(error.errors) from None
     except (TypeError, ValueError) as error:  # ScheduleError names the part
         raise invalid({"": str(error)}) from None
     try:
-        schedules.add(schedule, rule, given.body["function"], **change)
+        name, queue = given.body["function"], given.body.get("queue")
+        schedules.add(schedule, rule, name, args=args, kwargs=kwargs, queue=queue)
     except ScheduleError as error:  # the rule is right, so the code declares the schedule
         raise Problem(409, "conflict", str(error)) from None
     except (TypeError, ValueError) as error:  # enqueue refuses with one of these
         raise invalid({"": str(error)}) from None
     return answer(_detail(schedule), 201 if is_new else 200)
-
-
-def _read_change(body: dict[str, Any]) -> dict[str, Any]:
-    function = catalog.current().functions.get(body["function"])
-    if function is None:
-        raise WrongCall({"function": "is not a job function; GET /api/functions lists them"})
-    if "queue" in body and body["queue"] not in queue_choices():
-        raise WrongCall({"queue": f"There is no such queue here: {', '.join(queue_choices())}"})
-    try:
-        converted = conversion.convert_call(function, body.get("args", ()), body.get("kwargs", {}))
-    except TypeError as error:
-        raise WrongCall({"args": str(error)}) from None
-    if converted.errors:
-        raise WrongCall(converted.errors)
-    return {"args": converted.args, "kwargs": converted.kwargs, "queue": body.get("queue")}
 
 
 def _rule(body: dict[str, Any]) -> Rule:

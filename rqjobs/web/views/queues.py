@@ -11,8 +11,8 @@ from typing import Any
 import redis
 from flask import abort, current_app, redirect, request, url_for
 
-from rqjobs import connection, stats
-from rqjobs.broker import scripts, transitions
+from rqjobs import bulk_actions, connection, stats
+from rqjobs.broker import scripts
 from rqjobs.rates import Rate, Window
 from rqjobs.stats import QueueStats, Snapshot
 from rqjobs.web.access import Role, requires
@@ -183,13 +183,7 @@ def empty_queue(name: str) -> Any:
     client = connection.client()
     if not stats.snapshot(client, lambda names: [one for one in names if one == name]).queues:
         abort(404)
-    deadline = time.monotonic() + EMPTY_SECONDS
-    deleted = 0
-    for number in transitions.empty_queue(client, name):
-        deleted += number
-        if time.monotonic() > deadline:
-            break
-    (left,) = stats.count_jobs(client, [(name, "queued")])
+    deleted, left = bulk_actions.empty_queue(client, name, EMPTY_SECONDS)
     note = f"{deleted:,} waiting jobs of {cut(name, 100)} are deleted."
     if left:
         note += f" {left:,} are left."
