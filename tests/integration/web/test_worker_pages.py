@@ -84,7 +84,7 @@ def test_a_real_worker_is_quieted_resumed_and_stopped(client, redis, worker, eve
 
     reply = client.post(f"{path}/quiet")
     assert (reply.status_code, reply.location) == (303, path)
-    assert "takes no more jobs" in client.get(path).text
+    assert "takes no more" in client.get(path).text
     eventually(lambda: state() == "quiet", what="the state")
     page = client.get(path).text
     assert ">quiet</span>" in page and f'action="{path}/resume"' in page

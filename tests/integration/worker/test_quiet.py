@@ -1,4 +1,4 @@
-"""A quiet worker finishes what it has, and takes no more jobs until it is resumed."""
+"""A quiet worker finishes its jobs, and takes no more until it is resumed."""
 
 from __future__ import annotations
 
