@@ -27,6 +27,7 @@ local function cancel(id, index)
   redis.call('ZADD', canceled_key, string.format('%d', redis_time()), id)
   redis.call('LSET', queue_key, index, CANCELED)
   if before.unique_key then forget_unique(id, before.unique_key) end
+  note_unfinished(id)
   done[#done + 1] = id
 end
 
