@@ -27,7 +27,8 @@ from rqjobs.queues import Queue
 from rqjobs.serializers import ConfiguredSerializer
 from rqjobs.testing.private_redis import variables_set
 from rqjobs.worker.recording import RecordingClient
-from rqjobs.worker.settlement import SettlementMixin, SettleReply
+from rqjobs.worker.settle_reply import SettleReply
+from rqjobs.worker.settlement import SettlementMixin
 
 MAX_JOB_RUNS = 10_000  # of one enqueue: more come from a job that enqueues itself for ever
 MAX_DEPTH = 20  # of jobs that run while another one enqueues them; deeper ones run after it

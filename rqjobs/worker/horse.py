@@ -43,7 +43,8 @@ from rqjobs.worker.listener import BLOCK_SECONDS, QueueListener
 from rqjobs.worker.log_capture import LogCapture
 from rqjobs.worker.prefetch import PrefetchPipe
 from rqjobs.worker.retry import retry_until_answered
-from rqjobs.worker.settlement import SettlementMixin, SettleReply
+from rqjobs.worker.settle_reply import SettleReply
+from rqjobs.worker.settlement import SettlementMixin
 from rqjobs.worker.shared_state import NO_KILL_AFTER, ExitReason, HorsePhase, HorseState
 
 # The jobs of one claim take about this long, at the present pace.

@@ -158,3 +158,32 @@ class _RecordingPipeline(Pipeline):
     def reset(self) -> None:  # type: ignore[override]
         self.command_stack = []
         self.watching = self.explicit_transaction = False
+
+
+class JobSnapshot:
+    """A job's attributes, for another try of code that counts down `retries_left` and others."""
+
+    def __init__(self, job: Any):
+        self.job = job
+        self.attributes = dict(vars(job))
+
+    def restore(self) -> None:
+        """Give the job the attributes that it had."""
+        state = vars(self.job)
+        state.clear()
+        state.update(self.attributes)
+
+
+@contextlib.contextmanager
+def captured_webhooks(job: Any) -> Iterator[list[tuple[Any, Any]]]:
+    """Keep the calls of `job.send_webhooks` in the block, as pairs of status and traceback."""
+    calls: list[tuple[Any, Any]] = []
+
+    def capture(status: Any, *, exc_string: str | None = None) -> None:
+        calls.append((status, exc_string))
+
+    job.send_webhooks = capture
+    try:
+        yield calls
+    finally:
+        del job.send_webhooks

@@ -6,12 +6,9 @@ import base64
 import contextlib
 import logging
 import os
-import signal
 import sys
 import time
-from _signal import signal as set_signal_handler  # type: ignore[import-not-found]
-from collections.abc import Callable, Iterator
-from enum import Enum
+from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
@@ -23,7 +20,7 @@ from rq.defaults import DEFAULT_FAILURE_TTL
 from rq.executions import Execution
 from rq.job import JobStatus, Retry
 from rq.results import Result
-from rq.timeouts import JobTimeoutException, UnixSignalDeathPenalty
+from rq.timeouts import JobTimeoutException
 from rq.utils import now
 
 from rqjobs import catalog, config, hiding, hooks, loops, raised, texts
@@ -45,9 +42,11 @@ from rqjobs.raised import JobFailed
 from rqjobs.times import format_date
 from rqjobs.worker import job_processes, retry
 from rqjobs.worker.ack_pipeline import Ack, AckPipeline
+from rqjobs.worker.death_penalty import DeathPenalty
 from rqjobs.worker.log_buffer import LogBuffer
 from rqjobs.worker.log_capture import LogCapture
-from rqjobs.worker.recording import Recording, RecordingClient
+from rqjobs.worker.recording import JobSnapshot, Recording, RecordingClient, captured_webhooks
+from rqjobs.worker.settle_reply import LOST_JOBS, SettleReply
 from rqjobs.worker.shared_state import (
     HANDLER_SECONDS,
     NO_KILL_AFTER,
@@ -66,54 +65,8 @@ PROCESS_TITLE_SECONDS = 1  # between two changes of the process title
 Reply = TypeVar("Reply")
 
 
-class SettleReply(str, Enum):
-    """The answer of `settle.lua` and `settle_success.lua`."""
-
-    SETTLED = "settled"
-    DEPENDENTS_LEFT = "dependents left"  # settled; many dependents are left to be enqueued
-    ALREADY = "already"  # by this claim
-    CANCELED = "canceled"  # while the job ran
-    GONE = "gone"  # the job was deleted while it ran
-    REFUSED = "refused"  # the claim is no longer the job's
-
-    @classmethod
-    def read(cls, reply: Any) -> SettleReply:
-        """The member for a reply of Redis."""
-        return cls(decode(reply))
-
-    @property
-    def is_new(self) -> bool:
-        """Whether this reply's command has recorded the outcome."""
-        return self is SettleReply.SETTLED or self is SettleReply.DEPENDENTS_LEFT
-
-    @property
-    def is_recorded(self) -> bool:
-        """Whether the outcome of this claim is in Redis."""
-        return self.is_new or self is SettleReply.ALREADY
-
-
-# The change of a job while it ran.
-LOST_JOBS = {SettleReply.CANCELED: "canceled", SettleReply.GONE: "deleted"}
-
-
 class OutcomeTooLarge(Exception):
     """Redis does not take the job's outcome."""
-
-
-class DeathPenalty(UnixSignalDeathPenalty):
-    """RQ's time limit with a signal handler that stays: the next job would install it again.
-
-    Python's `signal.signal` looks the handler up in an Enum, which takes longer than setting it.
-    """
-
-    def setup_death_penalty(self) -> None:
-        """Start the time limit."""
-        set_signal_handler(signal.SIGALRM, self.handle_death_penalty)
-        signal.alarm(self._timeout)
-
-    def cancel_death_penalty(self) -> None:
-        """End the time limit."""
-        signal.alarm(0)
 
 
 # How a run counts that has ended as the rules of its job, or its function, have decided.
@@ -123,35 +76,6 @@ OUTCOMES_OF_ACTIONS = {
     Action.DISCARD: Outcome.DISCARDED,
     Action.SNOOZE: Outcome.SNOOZED,
 }
-
-
-class JobSnapshot:
-    """A job's attributes, for another try of code that counts down `retries_left` and others."""
-
-    def __init__(self, job: Any):
-        self.job = job
-        self.attributes = dict(vars(job))
-
-    def restore(self) -> None:
-        """Give the job the attributes that it had."""
-        state = vars(self.job)
-        state.clear()
-        state.update(self.attributes)
-
-
-@contextlib.contextmanager
-def captured_webhooks(job: Any) -> Iterator[list[tuple[Any, Any]]]:
-    """Keep the calls of `job.send_webhooks` in the block, as pairs of status and traceback."""
-    calls: list[tuple[Any, Any]] = []
-
-    def capture(status: Any, *, exc_string: str | None = None) -> None:
-        calls.append((status, exc_string))
-
-    job.send_webhooks = capture
-    try:
-        yield calls
-    finally:
-        del job.send_webhooks
 
 
 class SettlementMixin(rq.Worker):
