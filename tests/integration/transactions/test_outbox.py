@@ -572,7 +572,8 @@ def test_a_row_that_cannot_be_moved_stops_no_other(session, redis, monkeypatch, 
     findings = "\n".join(finding.message for finding in doctor.examine())
     assert f"the row {1:032x} of rqjobs_outbox cannot be moved" in findings
     shown = CliRunner().invoke(cli.main, ["outbox", "status"])
-    assert shown.exit_code == 1 and shown.output.startswith("1 jobs wait, the oldest for 0 s\n")
+    assert shown.exit_code == 1
+    assert re.match(r"1 jobs wait, the oldest for \d+ s\n", shown.output)
     redis.delete("rq:queue:low")
     assert move(redis) == 1 and redis.lrange("rq:queue:low", 0, -1) == [refused.id.encode()]
 
