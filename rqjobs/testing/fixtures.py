@@ -39,13 +39,14 @@ class RecordedJobs(JobLog):
             yield self
 
     def _store(self, client: redis.Redis, placements: list[Placement], jobs: list[Any]) -> None:
+        enqueued = self._get_time()  # before Redis is started, which may take a second
         if self._use.has_begun or not all(map(_is_plain, placements)):
             self._use.begin()
             storing.store_in_redis(connection.client(), placements, jobs)
         else:
             self._kept.append(placements)
             storing.call_hooks(jobs)
-        self.record(placements, jobs)
+        self.record(placements, jobs, enqueued)
 
     def _store_kept(self) -> None:
         with self._use.server.client() as client:

@@ -98,8 +98,18 @@ class JobLog:
         self._entries: dict[str, Entry] = {}
         self._forgotten: set[str] = set()
 
-    def record(self, placements: Iterable[transitions.Placement], jobs: Iterable[Job]) -> None:
-        """Keep jobs that were enqueued. One that is not stored, because of its key, is left out."""
+    def record(
+        self,
+        placements: Iterable[transitions.Placement],
+        jobs: Iterable[Job],
+        enqueued: float | None = None,
+    ) -> None:
+        """Keep jobs that were enqueued. One that is not stored, because of its key, is left out.
+
+        `enqueued`: Unix seconds; None is now.
+        """
+        if enqueued is None:
+            enqueued = self._get_time()
         for placement, job in zip(placements, jobs, strict=True):
             if job.existing is not None:
                 continue
@@ -108,7 +118,7 @@ class JobLog:
                 due = float(placement.place)
             self._entries.pop(job.id, None)  # an id has one life
             self._forgotten.discard(job.id)
-            self._entries[job.id] = Entry(job, placement.queue, due, self._get_time())
+            self._entries[job.id] = Entry(job, placement.queue, due, enqueued)
 
     @property
     def jobs(self) -> list[Job]:

@@ -1,5 +1,6 @@
 """`jobs_recorded`: nothing runs, and assertions tell what was enqueued."""
 
+import time
 from datetime import datetime, timedelta, timezone
 
 import pytest
@@ -78,6 +79,19 @@ def test_what_needs_redis_gets_the_jobs_of_before(jobs_recorded):
     assert [job.job_id for job in rqjobs.delayed.jobs()] == [delayed.id]
     rqjobs.delayed.cancel(delayed.id)
     assert rqjobs.queue("default").count == 1
+
+
+def test_the_time_in_which_redis_starts_is_no_part_of_a_delay(jobs_recorded, monkeypatch):
+    begin = jobs_recorded._use.begin
+
+    def begin_slowly():
+        monkeypatch.setattr(jobs_recorded, "_get_time", lambda: time.time() + 5)
+        begin()
+
+    monkeypatch.setattr(jobs_recorded._use, "begin", begin_slowly)
+    rqjobs.enqueue_in(60, once, 1)  # its unique key needs Redis
+    assert jobs_recorded._use.has_begun
+    jobs_recorded.assert_enqueued(once, 1, delay=60)
 
 
 def test_unique_jobs_count_once(jobs_recorded):
