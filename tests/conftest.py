@@ -17,7 +17,7 @@ import pytest
 
 import rqjobs.connection
 import rqjobs.queues
-from rqjobs import config
+from rqjobs import config, processes
 from rqjobs.dev import redis_server
 
 TESTS = Path(__file__).parent
@@ -100,7 +100,8 @@ def _left_of(before):
         with contextlib.suppress(psutil.NoSuchProcess):
             ours = process.pid not in before and process.status() != psutil.STATUS_ZOMBIE
             is_server = process.name() == "postgres"  # for the whole session
-            if ours and not is_server and process.parent().name() not in REDIS_SERVERS:
+            parent = process.parent()  # None if it has just ended
+            if ours and not is_server and not (parent and parent.name() in REDIS_SERVERS):
                 left.append(process)
     return left
 
@@ -232,10 +233,6 @@ def kill(eventually):
 
     def now(pid):
         os.kill(pid, signal.SIGKILL)
-        eventually(
-            lambda: (
-                not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-            )
-        )
+        eventually(lambda: not processes.start_time(pid), what="the end of the process")
 
     return now
