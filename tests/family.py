@@ -120,15 +120,17 @@ def _is_there(pid):
 
 
 def forget(number: int = 3):
-    """Fork, and do not wait for the child."""
+    """Leave zombies: fork, and do not reap the child."""
     for _ in range(number):
-        if not os.fork():
+        if not (child := os.fork()):
             os._exit(0)
+        os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
 
 
 def keep(code: int):
-    """Start a program that ends at once and that a later job waits for."""
+    """Leave a program that has ended, and that a later job reaps."""
     kept.append(subprocess.Popen(["sh", "-c", f"exit {code}"]))
+    os.waitid(os.P_PID, kept[-1].pid, os.WEXITED | os.WNOWAIT)
 
 
 def zombies():
@@ -217,7 +219,8 @@ def removed_folder():
 
 
 LEFTOVERS = {
-    "timer": lambda: signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01),
+    # Late enough for this job, which has no time limit, to end before.
+    "timer": lambda: signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05),
     "profiling timer": lambda: signal.setitimer(signal.ITIMER_PROF, 0.01, 0.01),
     "virtual timer": lambda: signal.setitimer(signal.ITIMER_VIRTUAL, 0.01, 0.01),
     "timer's handler": lambda: (

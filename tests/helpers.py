@@ -21,6 +21,15 @@ def claim(connection, worker, queues, max_jobs=1, held=()):
     return transitions.read_claims(scripts.CLAIM.run(connection, *arguments))
 
 
+def nothing_moves(redis, *queues):
+    """Whether no job of these queues waits, is delayed, runs, or is on its way to a worker."""
+    places = [f"rq:{place}:{queue}" for place in ("queue", "scheduled", "wip") for queue in queues]
+    with redis.pipeline() as pipe:  # between two commands a job could move on unseen
+        pipe.exists(*places)
+        pipe.keys("rqjobs:claims:*")
+        return pipe.execute() == [0, []]
+
+
 def every_way(redis):
     """One job for each way to enqueue, none of which has run."""
     queue = rqjobs.queue("default")

@@ -229,7 +229,7 @@ async def third_time(name: str):
     return number
 
 
-@job(queue="high", timeout=30, result_ttl=60)
+@job(queue="high", timeout=30, result_ttl=600)
 def urgent(value: int = 0):
     return value
 
@@ -286,9 +286,9 @@ def on_stopped(job, connection):
 
 
 def hang_in_callback(job, connection, *outcome):
-    """Work for ten seconds, also after the time limit."""
+    """Work for a minute, also after the time limit."""
     connection.rpush("hanging", job.id)
-    stubborn(10)
+    stubborn(60)
     connection.rpush("over", job.id)
 
 

@@ -195,4 +195,5 @@ def test_a_process_name_cut_within_a_character_is_read(spawn, eventually):
         f"import threading; {code.replace('input()', 'threading.Event().wait()')}",
     )
     eventually(lambda: process.output())
-    assert processes.start_time(process.pid) and processes.state(process.pid) == "S"
+    eventually(lambda: processes.state(process.pid) == "S", what="the wait of the process")
+    assert processes.start_time(process.pid)

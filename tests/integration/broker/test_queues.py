@@ -93,7 +93,7 @@ def test_meta_that_is_not_json_stores_nothing(redis):
 
 def test_caller_s_options_override_those_of_the_decorator(redis):
     job = rqjobs.enqueue(sample_jobs.urgent, 5)
-    assert (job.origin, job.timeout, job.result_ttl) == ("high", 30, 60)
+    assert (job.origin, job.timeout, job.result_ttl) == ("high", 30, 600)
     job = rqjobs.enqueue(sample_jobs.urgent, 5, job_timeout=7)
     assert job.timeout == 7
     assert rqjobs.queue("low").enqueue(sample_jobs.urgent).origin == "low"

@@ -200,7 +200,8 @@ def test_stop_of_a_job_with_an_overwritten_hash_does_not_end_the_worker(worker, 
     )
 
 
-def test_worker_waits_for_the_handler_before_it_ends(redis):
+def test_worker_waits_for_the_handler_before_it_ends(redis, monkeypatch):
+    monkeypatch.setattr("rqjobs.worker.supervisor.CRASH_DELAY_SECONDS", 60)  # one run
     job = rqjobs.enqueue(sample_jobs.kill_self)
     rqjobs.Worker(["default"], work_horse_killed_handler=sample_jobs.note_killed).work(
         burst=True, logging_level="CRITICAL"

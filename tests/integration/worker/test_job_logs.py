@@ -73,7 +73,8 @@ def test_the_lines_of_each_job_are_kept_with_it_alone(redis, burst):
     spoken.refresh()
     assert abs((line.time - spoken.ended_at).total_seconds()) < 10
     # The log lives as long as the job.
-    assert 0 < redis.ttl(f"rqjobs:log:{spoken.id}") == redis.ttl(spoken.key) <= 500
+    seconds = redis.ttl(spoken.key)
+    assert 0 < seconds <= 500 and abs(redis.ttl(f"rqjobs:log:{spoken.id}") - seconds) <= 1
     assert [line.level for line in levels.log_lines()] == ["INFO", "WARNING", "ERROR"]
     assert texts(levels, "warning")[0] == "a warning line"
     error = texts(levels, "ERROR")[0]
@@ -115,7 +116,7 @@ def test_a_flood_is_bounded_and_costs_ten_writes_a_second(redis, burst):
     job.refresh()
     trims = redis.info("commandstats")["cmdstat_xtrim"]["calls"]  # one for each write
     took = (job.ended_at - job.started_at).total_seconds()
-    assert trims <= took / 0.1 + 1
+    assert trims <= took / 0.1 + 2  # the last two come after the function's end
 
 
 def test_a_time_limit_in_the_middle_of_a_line_leaves_nothing_locked(redis, burst):

@@ -27,7 +27,7 @@ TEN = list(range(10))
 @pytest.fixture(autouse=True)
 def jobs_module(settings, environ):
     environ["RQJOBS_MODULES"] = MODULE
-    config.use(modules=(MODULE,))
+    config.use(modules=(MODULE,), shutdown_timeout=60)
 
 
 def work(*queues):

@@ -47,13 +47,14 @@ def test_a_quiet_worker_ends_its_job_and_takes_no_more(redis, worker, eventually
     eventually(lambda: shown(redis, process.name).quiet_since == 0, what="the end of the state")
     assert redis.hget(left.key, "worker_name").decode() == process.name
 
+    eventually(lambda: state(process.key, "state") == b"idle", what="the end of the state, for RQ")
     worker_commands.quiet(process.name)
     eventually(lambda: state(process.key, "state") == b"suspended", what="the quiet horse")
     waiting = rqjobs.enqueue(sample_jobs.ok)
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 0
     assert waiting.get_status() == "queued" and redis.llen("rq:queue:default") == 1
-    assert not worker_commands.quiet(process.name), "nobody listens"
+    eventually(lambda: not worker_commands.quiet(process.name), what="that nobody listens")
 
 
 def test_a_new_horse_of_a_quiet_worker_is_quiet_too(redis, worker, eventually, kill):

@@ -228,7 +228,7 @@ def test_endings_without_an_entry_are_noticed(redis, background, eventually):
 def test_the_timeout_says_where_the_job_is(redis, settings):
     """A wait is longer than the time limit of the client's commands."""
     separator = "&" if "?" in settings.redis_url else "?"
-    config.use(redis_url=f"{settings.redis_url}{separator}socket_timeout=1")
+    config.use(redis_url=f"{settings.redis_url}{separator}socket_timeout=2")
     queue = rqjobs.queue("default")
     parent = rqjobs.enqueue(sample_jobs.ok)
     cases = {
@@ -238,7 +238,7 @@ def test_the_timeout_says_where_the_job_is(redis, settings):
     }
     for place, job in cases.items():
         with pytest.raises(TimeoutError, match=re.escape(place)):
-            job.wait(1.5 if job is parent else 0)
+            job.wait(2.5 if job is parent else 0)
     rqjobs.pause(queue="default")
     with pytest.raises(WaitTimeout, match=f"3 jobs have .* {parent.id} .* which is paused"):
         rqjobs.gather(cases.values(), 0)

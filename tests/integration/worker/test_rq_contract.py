@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import sys
 import threading
 
 import pytest
@@ -114,20 +115,14 @@ def test_webhooks_are_sent_once_the_outcome_is_recorded(worker, redis, eventuall
     eventually(lambda: sorted(paths) == ["/away", "/failed", "/finished"])
 
 
-def test_exception_handlers_results_ttl_and_idle_time(worker, redis, eventually, finished):
-    process = worker(
-        options=[
-            "--exception-handler",
-            "sample_jobs.handle_exception",
-            "--results-ttl",
-            "77",
-            "--max-idle-time",
-            "2",
-            "--job-monitoring-interval",
-            "3",
-        ]
-    )
+def test_exception_handlers_results_ttl_and_idle_time(spawn, redis, finished):
     bad, good = rqjobs.enqueue(sample_jobs.boom, "no"), rqjobs.enqueue(sample_jobs.ok, 1)
+    process = spawn(
+        *(sys.executable, "-m", "rq.cli", "worker", "--worker-class", "rqjobs.Worker"),
+        *("--exception-handler", "sample_jobs.handle_exception"),
+        *("--results-ttl", "77", "--max-idle-time", "2", "--job-monitoring-interval", "3"),
+        "default",
+    )
     finished(good)
     assert redis.lrange("handled", 0, -1) == [f"{bad.id}:no".encode()]
     assert 70 < redis.ttl(good.key) <= 77

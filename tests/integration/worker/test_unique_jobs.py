@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 
+import helpers
 import pytest
 import sample_jobs
 from rq.command import send_stop_job_command
 from rq.job import JobStatus
 
 import rqjobs
-from rqjobs import stats
 from rqjobs.broker import keys
 from rqjobs.broker.keys import decode
 from rqjobs.maintenance import audit
@@ -74,11 +74,7 @@ def test_kill_9_makes_no_second_job_of_a_key_and_loses_no_call(redis, worker, ki
             workers.remove(victim)
             workers.append(worker(options=("--with-scheduler",)))
 
-    def all_have_ended():
-        places = stats.snapshot(redis).queues
-        return not any(queue.queued + queue.running + queue.scheduled for queue in places)
-
-    eventually(all_have_ended, timeout=60)
+    eventually(lambda: helpers.nothing_moves(redis, *helpers.QUEUES), timeout=60)
     assert redis.lrange("beside", 0, -1) == []
     for name, version in last.items():
         assert redis.lindex(f"indexed:{name}", -1) == b"%d" % version

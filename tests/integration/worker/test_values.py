@@ -43,7 +43,7 @@ UNCARRIED = {
 
 @pytest.fixture(autouse=True)
 def odd(settings):
-    config.use(modules=("sample_jobs", "odd_values"))
+    config.use(modules=("sample_jobs", "odd_values"), shutdown_timeout=60)
 
 
 def burst(**options):
