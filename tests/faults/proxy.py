@@ -139,16 +139,14 @@ class Proxy:
         for line in silenced:
             line.close()
 
-    def waiting(self, pid: int | None = None) -> bool:
-        """Whether a process, or the one with this pid, waits for work."""
+    def waiting(self, pid: int) -> int:
+        """The number of queues on which a process waits for work."""
         with self.lock:
-            return any(
-                line.unanswered
-                and line.unanswered[-1].startswith("BLMOVE")
-                and not line.deaf
-                and not line.mute
+            return sum(
+                line.pid == pid
+                and line.unanswered[-1:] == ["BLMOVE"]
+                and not (line.deaf or line.mute or line.closing)
                 for line in self.lines
-                if pid is None or line.pid == pid
             )
 
     def cut_all(self) -> None:
@@ -210,20 +208,22 @@ class Proxy:
 
 
 def sender_of(client: socket.socket) -> int:
-    """The pid of the process at the other end; if it has just forked, the pid of its parent."""
+    """The pid of the process at the other end, a child of this one; 0 if it is not found.
+
+    If it has just forked, the pid of its parent.
+    """
     if client.family == socket.AF_UNIX:
         credentials = client.getsockopt(
             socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")
         )
         return struct.unpack("3i", credentials)[0]
-    return min(
-        (
-            one.pid
-            for one in psutil.net_connections("tcp4")
-            if one.laddr == client.getpeername() and one.pid
-        ),
-        default=0,
-    )
+    address = client.getpeername()
+    found = []
+    for process in psutil.Process().children(recursive=True):  # to ask all would take too long
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if any(one.laddr == address for one in process.net_connections("tcp4")):
+                found.append(process.pid)
+    return min(found, default=0)
 
 
 class Line:

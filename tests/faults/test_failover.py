@@ -24,39 +24,43 @@ def cluster(spawn, executable, tmp_path, eventually):
 
     class Cluster:
         def __init__(self):
-            sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
-            ports = [one.getsockname()[1] for one in sockets]
-            for one in sockets:
-                one.close()
-            self.url = f"redis+sentinel://127.0.0.1:{ports[2]}/mymaster/0"
+            self.servers, self.clients, self.ports = [], [], []
+            self.start(self.serve)
             # Redis reads the port of its master as a number only.
-            self.servers = [
-                self.serve(ports[0]),
-                self.serve(ports[1], "--replicaof", "127.0.0.1", str(ports[0])),
-            ]
-            self.clients = [redis_py.Redis(port=port) for port in ports]
-            for client in self.clients[:2]:
-                eventually(lambda client=client: self.answers(client))
+            master = str(self.ports[0])
+            self.start(lambda port: self.serve(port, "--replicaof", "127.0.0.1", master))
             eventually(
                 lambda: "online" in str(self.clients[0].info("replication").get("slave0")),
                 what="the replica",
             )
-            conf = tmp_path / "sentinel.conf"
-            conf.write_text(
-                f"port {ports[2]}\nbind 127.0.0.1\ndir {tmp_path}\n"
-                f"sentinel monitor mymaster 127.0.0.1 {ports[0]} 1\n"
-                f"sentinel down-after-milliseconds mymaster 500\n"
-                f"sentinel failover-timeout mymaster 3000\n"
+            self.start(self.watch)
+            self.url = f"redis+sentinel://127.0.0.1:{self.ports[2]}/mymaster/0"
+            eventually(
+                lambda: self.clients[2].sentinel_slaves("mymaster"),
+                what="a sentinel that knows the replica",
             )
-            sentinel = spawn(executable, str(conf), "--sentinel")
-            self.servers.append(sentinel)
 
-            def knows():
-                if sentinel.poll() is not None:
-                    pytest.skip(f"{executable} has no sentinel mode: {sentinel.output()[-300:]}")
-                return self.answers(self.clients[2]) and self.clients[2].sentinel_slaves("mymaster")
-
-            eventually(knows, what="a sentinel that knows the replica")
+        def start(self, begin):
+            """Start a server at a free port. Another process may take the port first."""
+            while True:
+                with socket.create_server(("127.0.0.1", 0)) as free:
+                    port = free.getsockname()[1]
+                process, client = begin(port), redis_py.Redis(port=port)
+                self.clients.append(client)
+                eventually(
+                    lambda process=process, client=client: (
+                        process.poll() is not None or self.pid_of(client) == process.pid
+                    ),
+                    what="a server",
+                )
+                if process.poll() is None:
+                    break
+                self.clients.pop().close()
+                if "in use" not in process.output():
+                    assert begin == self.watch, process.output()
+                    pytest.skip(f"{executable} has no sentinel mode: {process.output()[-300:]}")
+            self.servers.append(process)
+            self.ports.append(port)
 
         def serve(self, port, *options):
             return spawn(
@@ -76,9 +80,19 @@ def cluster(spawn, executable, tmp_path, eventually):
                 *options,
             )
 
-        def answers(self, client):
-            with contextlib.suppress(redis_py.ConnectionError):
-                return client.ping()
+        def watch(self, port):
+            conf = tmp_path / "sentinel.conf"
+            conf.write_text(
+                f"port {port}\nbind 127.0.0.1\ndir {tmp_path}\n"
+                f"sentinel monitor mymaster 127.0.0.1 {self.ports[0]} 1\n"
+                f"sentinel down-after-milliseconds mymaster 2000\n"
+                f"sentinel failover-timeout mymaster 3000\n"
+            )
+            return spawn(executable, str(conf), "--sentinel")
+
+        def pid_of(self, client):
+            with contextlib.suppress(redis_py.RedisError):
+                return client.info("server")["process_id"]
 
     cluster = Cluster()
     yield cluster

@@ -534,6 +534,7 @@ class BrokerMachine(BrokerModel, RuleBasedStateMachine):
 @pytest.mark.slow
 def test_the_broker_keeps_its_promises_in_any_order(redis, monkeypatch):
     monkeypatch.setattr(BrokerMachine, "redis", redis)
+    monkeypatch.setattr(leases, "LEASE_SECONDS", 3600)  # none ends by itself
     monkeypatch.setattr(sweep_result.log, "disabled", True)
     BrokerMachine.TestCase.settings = settings(
         derandomize=True,
