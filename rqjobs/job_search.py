@@ -36,7 +36,6 @@ PAGE_JOBS = 50
 PAGE_MAX_JOBS = 500
 MAX_SOURCES = 100  # a page cannot merge more
 COUNT_CAP = 10_000
-MAX_ERROR_GROUPS = 50  # each of them is a source
 ROW_WORDS = 17  # of a row of `search_jobs.lua` whose record can be read
 
 

@@ -154,17 +154,6 @@ def read(connection: redis.Redis, window: Window | None = None) -> Window:
     return window
 
 
-def last_hour(connection: redis.Redis) -> dict[str, Series]:
-    """The last hour by minute of each queue that has any count in it."""
-    window = read(connection)
-    return {queue: window.hour(queue) for queue in sorted(window.queues())}
-
-
-def last_day(connection: redis.Redis) -> Series:
-    """The last day by quarter of an hour, of all queues."""
-    return read(connection).last_day()
-
-
 def rates(connection: redis.Redis, queues: Iterable[str]) -> dict[str, Rate]:
     """The rates of these queues over the last five minutes."""
     window = read(connection)

@@ -13,7 +13,7 @@ from rq.exceptions import NoSuchJobError
 from rq.suspension import WORKERS_SUSPENDED
 from rq.utils import now, str_to_date
 
-from rqjobs.broker import keys, scripts, transitions
+from rqjobs.broker import keys, scripts
 from rqjobs.broker.keys import decode, queue_names_in
 from rqjobs.broker.pauses import Pause, read_pauses
 from rqjobs.broker.places import PLACES, queue_names
@@ -432,29 +432,6 @@ def listed_progress(job: Job) -> Progress | None:
     return read_progress((job.hash_as_read or {}).get(PROGRESS_FIELD.encode()))
 
 
-def failed_jobs(
-    connection: redis.Redis, queues: Iterable[str], start: int, end: int
-) -> list[tuple[str, Job | None]]:
-    """The failed jobs `start` to `end` of these queues with their ids, the newest first.
-
-    A job is None if it cannot be read.
-    """
-    newest: list[tuple[float, str]] = []
-    for name in queues:
-        newest += transitions.failed_jobs(connection, name, end, "newest")
-    ids = [job_id for _, job_id in sorted(newest, reverse=True)[start:end]]
-    return [(job_id, fetch(connection, job_id)) for job_id in ids]
-
-
-def stopped_jobs(connection: redis.Redis, queues: Iterable[str]) -> list[str]:
-    """The ids of the jobs of these queues that were stopped by a command."""
-    return [
-        job_id
-        for name in queues
-        for _, job_id in transitions.failed_jobs(connection, name, which="stopped")
-    ]
-
-
 def count_jobs(connection: redis.Redis, places: Iterable[tuple[str, str]]) -> list[int]:
     """The number of jobs in each (queue, place); 0 where the key is of the wrong type."""
     commands = []
@@ -546,15 +523,6 @@ def job_details(job: Job) -> JobDetails:
         count = len(decode(crashes).split(","))
     texts = [decode(field or b"") for field in (schedule, ending, paused, group)]
     return JobDetails(count, due, read_progress(progress), *texts)
-
-
-def dependents(job: Job, limit: int) -> list[str]:
-    """The ids of up to `limit` jobs that wait for this one, or have waited."""
-    command = ("SRANDMEMBER", keys.dependents(job.id), limit)
-    (members,) = scripts.read_together(job.connection, [command])
-    if not isinstance(members, list):  # the key has the wrong type
-        return []
-    return sorted(map(decode, members))
 
 
 def statuses(connection: redis.Redis, job_ids: list[str]) -> dict[str, str]:
@@ -681,17 +649,6 @@ def waiting_keys(connection: redis.Redis, limit: int = 50) -> list[WaitingKey]:
         if waiting
     ]
     return sorted(found, key=lambda one: (-one.waiting, one.key))[:limit]
-
-
-def waits_for(job: Job) -> str:
-    """The limit for which a deferred job waits, with its place in line; "" if there is none."""
-    key = decode(job.connection.hget(job.key, "rqjobs_waits_for") or b"")
-    if not key:
-        return ""
-    position = job.connection.lpos(keys.waiting(key), job.id, maxlen=10_000)
-    if not isinstance(position, int):
-        return key
-    return f"{key}, number {position + 1:,} in line"
 
 
 def failed_queue_of(connection: redis.Redis, job_id: str) -> str | None:

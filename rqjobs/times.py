@@ -30,7 +30,6 @@ def format_date(moment: datetime) -> str:
     return f"{moment.isoformat(timespec='microseconds')[:26]}Z"
 
 
-EPOCH = datetime(1970, 1, 1)
 UNIT_SECONDS = {"week": 604_800, "day": 86_400, "hour": 3_600, "minute": 60, "second": 1}
 UNIT_LETTER_SECONDS = {unit[0]: seconds for unit, seconds in UNIT_SECONDS.items()}
 MAX_TIMESTAMP = 253_402_214_400  # Unix seconds, at the end of the year 9999: no tick comes after

@@ -21,7 +21,7 @@ import redis
 
 from rqjobs.broker import keys
 from rqjobs.broker.keys import decode
-from rqjobs.broker.scripts import ROLL_UP_COUNTS, read_together
+from rqjobs.broker.scripts import ROLL_UP_COUNTS
 
 MINUTES_KEPT = 115  # the key of a minute expires after 120
 DAY_MINUTES = 1440
@@ -108,10 +108,3 @@ def roll_up(connection: redis.Redis) -> int:
     """Add ended minutes to the totals of the last day. Returns how many are left for another call."""
     arguments = [ROLL_UP_MINUTES, DAY_MINUTES, MINUTES_KEPT]
     return int(ROLL_UP_COUNTS.run(connection, [keys.COUNTS_DAY], arguments))
-
-
-def read_minutes(connection: redis.Redis, minutes: Iterable[int]) -> dict[int, Counts]:
-    """The counts of these minutes, in one round trip."""
-    chosen = list(minutes)
-    replies = read_together(connection, minutes_commands(chosen))
-    return dict(zip(chosen, map(read_counts, replies), strict=True))

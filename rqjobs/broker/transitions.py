@@ -572,11 +572,11 @@ def interrupt(
 
 
 def failed_jobs(
-    connection: redis.Redis, queue: str, limit: int = -1, which: str = "oldest"
+    connection: redis.Redis, queue: str, limit: int = -1, which: str = "failed"
 ) -> list[tuple[float, str]]:
-    """(score, job id) of failed jobs of a queue, up to `limit`; -1 gives all.
+    """(score, job id) of failed jobs of a queue, the oldest first, up to `limit`; -1 gives all.
 
-    `which`: "oldest" or "newest" first, without stopped jobs; or "stopped", which gives only those.
+    `which`: "failed", without stopped jobs; or "stopped", which gives all stopped ones.
     """
     reply = FAILED_JOBS.run(connection, [], [queue, limit, which])
     pairs = zip(reply[::2], reply[1::2], strict=True)

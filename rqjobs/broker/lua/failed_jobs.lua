@@ -1,7 +1,7 @@
--- List failed jobs of a queue, or its stopped jobs, which RQ keeps among the failed ones.
+-- List failed jobs of a queue, the oldest first, or its stopped jobs, which RQ keeps among the failed ones.
 --
 -- ARGV  1 queue   2 maximum number of jobs, -1 for all
---       3 "newest" or "oldest" first; or "stopped": all stopped jobs, with score 0
+--       3 "failed"; or "stopped": all stopped jobs, with score 0
 -- Promise: nothing is written; a key of the wrong type counts as empty.
 -- Returns id, score, id, score, …
 
@@ -21,8 +21,7 @@ if max_jobs == 0 then return reply end
 local is_stopped = {}
 for _, id in ipairs(stopped) do is_stopped[id] = true end
 local last = max_jobs < 0 and -1 or max_jobs + #stopped - 1
-local command = which == 'newest' and 'ZREVRANGE' or 'ZRANGE'
-local entries = redis.pcall(command, 'rq:failed:' .. queue, 0, last, 'WITHSCORES')
+local entries = redis.pcall('ZRANGE', 'rq:failed:' .. queue, 0, last, 'WITHSCORES')
 for i = 1, #entries, 2 do
   local is_full = max_jobs >= 0 and #reply >= 2 * max_jobs
   if not is_stopped[entries[i]] and not is_full then add(entries[i], entries[i + 1]) end
