@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from datetime import datetime, timezone
+from typing import Any
 
 import rq.job
-from rq.utils import as_text
+from rq.utils import as_text, now
 
 _rq_str_to_date = rq.job.str_to_date  # `rq_patches` puts `parse_date` in its place
 
@@ -23,6 +24,16 @@ def parse_date(stored: bytes | str) -> datetime:
     if moment.tzinfo is None:
         return _rq_str_to_date(stored)
     return moment
+
+
+def seconds_since(stored: Any) -> float | None:
+    """The seconds since a date as RQ writes it, from 0; None if it is not a date."""
+    if not stored:
+        return None
+    try:
+        return max(0.0, (now() - _rq_str_to_date(stored)).total_seconds())
+    except ValueError:
+        return None
 
 
 def format_date(moment: datetime) -> str:

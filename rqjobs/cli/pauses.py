@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import click
 
-from rqjobs import connection, pauses, stats
+from rqjobs import connection, pauses
+from rqjobs.broker import places
 from rqjobs.cli.activity import recorded, user_name
 from rqjobs.cli.output import each, echo, one_line_errors
 
@@ -29,7 +30,7 @@ def pause(queues: Sequence[str], functions: Sequence[str]) -> None:
         for found in pauses.paused():
             echo(found.describe())
         return
-    known = stats.queue_names(connection.client())
+    known = places.queue_names(connection.client())
     for name in set(queues) - set(known):
         echo(f"note: no queue {name!r} is known yet; known are {', '.join(known)}", err=True)
     targets = _targets(queues, functions)

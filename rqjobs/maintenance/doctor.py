@@ -14,6 +14,7 @@ from rq.command import PUBSUB_CHANNEL_TEMPLATE
 
 from rqjobs import catalog, config, connection, outbox, stats
 from rqjobs.broker import keys, odd_keys, scripts
+from rqjobs.broker.places import queue_names
 
 
 class Level(Enum):
@@ -261,7 +262,7 @@ def _outbox(client: redis.Redis) -> Iterator[Finding]:
 
 
 def _odd_keys(client: redis.Redis) -> Iterator[Finding]:
-    for key, type_found, right in odd_keys.all_of(client, stats.queue_names(client)):
+    for key, type_found, right in odd_keys.all_of(client, queue_names(client)):
         yield Finding(
             Level.NOTE,
             f"Redis key {key} is a {type_found} instead of a {right} (written by another program); "
