@@ -358,7 +358,8 @@ def test_the_end_of_each_of_many_jobs_does_not_check_all_of_them(redis):
     # Of each member: itself, and the one that the callback waits for. A few checks of all.
     assert stats["cmdstat_sismember"]["calls"] <= count
     assert stats["cmdstat_hmget"]["calls"] < 14 * count  # those in a pcall count twice
-    assert sum(value["calls"] for value in stats.values()) < 45 * count
+    # Up to 49 of each job if a slow machine claims the jobs one by one.
+    assert sum(value["calls"] for value in stats.values()) < 60 * count
 
 
 def test_whatever_dies_a_chord_calls_back_once(redis, worker, eventually):
