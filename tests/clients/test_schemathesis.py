@@ -1,11 +1,11 @@
 """schemathesis, which holds a served API to its OpenAPI document with requests of its own."""
 
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 import rqjobs
 from rqjobs import every, schedules
@@ -32,8 +32,7 @@ def schemathesis(python):
 @pytest.fixture
 def address(spawn, eventually):
     """The address of the API, which gunicorn serves."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     web = spawn(
         sys.executable,
         "-m",

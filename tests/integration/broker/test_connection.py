@@ -13,15 +13,11 @@ import time
 import pytest
 import redis as redis_py
 import sample_jobs
+from ports import closed_port, free_port
 
 import rqjobs
 from rqjobs import config, connection
 from rqjobs.dev import redis_server
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 @pytest.fixture
@@ -37,7 +33,7 @@ def serve(spawn, tmp_path, eventually):
                 pytest.skip(
                     f"{redis_server.binary()} has not what this test needs: {process.output()[-300:]}"
                 )
-            with contextlib.suppress(redis_py.ConnectionError):
+            with contextlib.suppress(redis_py.ConnectionError, redis_py.TimeoutError):
                 return client.ping()
 
         eventually(answers)
@@ -76,18 +72,21 @@ class Proxy:
                 self.threads[-1].start()
 
     def relay(self, client):
-        with client, socket.create_connection(("127.0.0.1", self.target)) as server:
-            client.settimeout(5)
-            server.settimeout(5)
-            with contextlib.suppress(OSError):
-                while request := client.recv(65536):
-                    self.seen += request
-                    server.sendall(request)
-                    reply = server.recv(65536)
-                    if self.lose and self.lose in request:
-                        self.lose = None
-                        return
-                    client.sendall(reply)
+        target = ("127.0.0.1", self.target)
+        with (
+            contextlib.suppress(OSError),
+            client,
+            socket.create_connection(target, 60) as server,
+        ):
+            client.settimeout(60)
+            while request := client.recv(65536):
+                self.seen += request
+                server.sendall(request)
+                reply = server.recv(65536)
+                if self.lose and self.lose in request:
+                    self.lose = None
+                    return
+                client.sendall(reply)
 
     def close(self):
         self.listener.shutdown(socket.SHUT_RDWR)
@@ -167,9 +166,11 @@ def test_an_idle_connection_is_checked_before_it_is_used(tcp, proxy):
 
 
 def test_a_server_that_is_down_is_reported_in_a_few_seconds():
-    port, start = free_port(), time.monotonic()
-    with pytest.raises(redis_py.ConnectionError, match=f"127.0.0.1:{port}. Connection refused"):
-        connection.connect(f"redis://127.0.0.1:{port}").ping()
+    start = time.monotonic()
+    with closed_port() as port:
+        refused = f"127.0.0.1:{port}. Connection refused"
+        with pytest.raises(redis_py.ConnectionError, match=refused):
+            connection.connect(f"redis://127.0.0.1:{port}").ping()
     assert time.monotonic() - start < 20  # the machine may be busy
 
 
@@ -402,7 +403,7 @@ def test_sentinel_names_the_master(serve, spawn, tmp_path, eventually):
 
     def resolved():
         assert watcher.poll() is None, watcher.output()
-        with contextlib.suppress(redis_py.ConnectionError):
+        with contextlib.suppress(redis_py.ConnectionError, redis_py.TimeoutError):
             return client.ping()
 
     eventually(resolved)

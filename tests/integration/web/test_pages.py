@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import re
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -28,6 +27,7 @@ from browser_client import (
     run_all,
 )
 from flask import Flask, session
+from ports import free_port
 from rq.results import Result
 
 import rqjobs
@@ -260,14 +260,13 @@ def test_malformed_login_records_do_not_prevent_a_login(app, redis):
 
 def test_wrong_passwords_cause_pauses(app, redis):
     attacker = app.test_client()
-    assert [log_in(attacker, password=f"guess {n}").status_code for n in range(4)] == [
-        401,
-        401,
-        401,
-        429,
-    ]
-    reply = log_in(attacker)  # the right password, within the pause
-    assert reply.status_code == 429 and 1 <= int(reply.headers["Retry-After"]) <= 2
+    replies = [log_in(attacker, password=f"guess {n}") for n in range(6)]
+    assert [reply.status_code for reply in replies[:3]] == [401, 401, 401]
+    refused = [reply for reply in replies if reply.status_code == 429]
+    assert refused and 1 <= int(refused[0].headers["Retry-After"]) <= 2
+    redis.set("rqjobs:login:127.0.0.1:pause", 1, ex=30)  # the pause may have ended
+    reply = log_in(attacker)  # the right password, within a pause
+    assert reply.status_code == 429 and 1 <= int(reply.headers["Retry-After"]) <= 30
     assert "Too many wrong passwords" in reply.text and not cookies(reply)
     elsewhere = {"environ_base": {"REMOTE_ADDR": "192.0.2.7"}}
     assert log_in(app.test_client(), **elsewhere).status_code == 303
@@ -456,9 +455,7 @@ def test_importing_the_app_prints_no_password(spawn, tmp_path):
 
 
 def test_flask_reloader_keeps_password_and_sessions(spawn, tmp_path, eventually):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     shop = tmp_path / "shop.py"
     shop.write_text(
         "import flask, rqjobs.web\n\napp = flask.Flask('shop')\nversion = '1'\n"
@@ -485,7 +482,7 @@ def test_flask_reloader_keeps_password_and_sessions(spawn, tmp_path, eventually)
             f"http://127.0.0.1:{port}{path}", data, {"Sec-Fetch-Site": "same-origin"}
         )
         try:
-            with jar.open(request, timeout=10) as reply:
+            with jar.open(request, timeout=60) as reply:
                 return reply.read().decode()
         except (OSError, http.client.HTTPException):  # the reloader ends the process at any time
             return ""
@@ -497,7 +494,8 @@ def test_flask_reloader_keeps_password_and_sessions(spawn, tmp_path, eventually)
     assert "Enqueue" in get(
         "/jobs/login", urlencode({"user": "admin", "password": password}).encode()
     )
-    shop.write_text(shop.read_text().replace("'1'", "'2'"))
+    (tmp_path / "next").write_text(shop.read_text().replace("'1'", "'2'"))
+    (tmp_path / "next").replace(shop)  # in one step: the reloader may look at any time
     eventually(lambda: get("/version") == "2", what="the next process")
     assert "Enqueue" in get("/jobs/"), "still logged in"
     get("/jobs/login")
@@ -737,7 +735,7 @@ def test_options_reach_the_job(client, redis):
     )
     assert (job.origin, job.timeout, job.get_status().value) == ("low", 30, "scheduled")
     due = redis.zscore("rq:scheduled:low", job.id)
-    assert due == pytest.approx(datetime.now().timestamp() + 5400, abs=10)
+    assert due == pytest.approx(datetime.now().timestamp() + 5400, abs=60)
 
 
 def test_a_form_sent_twice_at_once_is_one_job(client, redis, monkeypatch):
