@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import http.server
 import json
+import os
 import socket
 import threading
 import time
 
 import pytest
 import sample_jobs
+from ports import closed_port
 
 import rqjobs
-from rqjobs import alerts, config, connection, every, schedules
+from rqjobs import alerts, config, connection, every, schedules, stats
 from rqjobs.alert_rules import parse_alerts
 from rqjobs.broker import keys
 from rqjobs.web import alert_thread, exposition
@@ -71,8 +73,9 @@ def receiver(settings):
 
 @pytest.fixture
 def rules(monkeypatch):
-    """Put rules into force. An alert is over at once."""
+    """Put rules into force. An alert is over at once. Only the test itself observes."""
     monkeypatch.setattr(alerts, "CLEAR_SECONDS", 0)
+    monkeypatch.setattr(alert_thread, "_started_in", os.getpid())
 
     def use(text, **settings):
         config.use(alerts=parse_alerts(text), **settings)
@@ -106,7 +109,10 @@ def test_an_alert_is_told_once_when_it_begins_and_once_when_it_is_over(redis, ru
     assert redis.hgetall(keys.ALERTS) == {}
 
 
-def test_a_receiver_that_fails_is_called_again_later_and_in_order(redis, rules, receiver, caplog):
+def test_a_receiver_that_fails_is_called_again_later_and_in_order(
+    redis, rules, receiver, caplog, monkeypatch
+):
+    monkeypatch.setattr(alerts, "FIRST_RETRY_SECONDS", 60)
     rules("depth:default=0, depth:low=0")
     rqjobs.enqueue(sample_jobs.ok)
     alerts.update(redis)
@@ -126,15 +132,19 @@ def test_a_receiver_that_fails_is_called_again_later_and_in_order(redis, rules, 
     assert "it answered 500" in caplog.text and "secret-path" not in caplog.text
 
 
-def test_a_receiver_that_hangs_holds_up_nothing_for_long(redis, rules, receiver, monkeypatch):
+def test_a_receiver_that_hangs_holds_up_nothing_for_long(
+    redis, rules, receiver, monkeypatch, eventually
+):
     rules("depth:default=0")
     rqjobs.enqueue(sample_jobs.ok)
     alerts.update(redis)
     monkeypatch.setattr(alerts, "SEND_SECONDS", 0.3)
+    monkeypatch.setattr(alerts, "SOCKET_SECONDS", 60.0)
     receiver.answers = ["hang"]
     began = time.monotonic()
     assert alerts.send_due(redis) == 0
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
+    eventually(lambda: not receiver.answers, what="the call that hangs")
     receiver.released.set()
     retry_now(redis)
     monkeypatch.setattr(alerts, "SEND_SECONDS", 10.0)
@@ -142,14 +152,13 @@ def test_a_receiver_that_hangs_holds_up_nothing_for_long(redis, rules, receiver,
 
 
 def test_nobody_at_the_address_is_given_up_at_last(redis, rules, monkeypatch, caplog):
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
-    rules("depth:default=0", alert_webhook=f"http://127.0.0.1:{port}/secret-path")
-    rqjobs.enqueue(sample_jobs.ok)
-    alerts.update(redis)
     monkeypatch.setattr(alerts, "MAX_TRIES", 2)
     monkeypatch.setattr(alerts, "FIRST_RETRY_SECONDS", 0)
-    assert [alerts.send_due(redis) for _ in range(3)] == [0, 1, 0]
+    with closed_port() as port:
+        rules("depth:default=0", alert_webhook=f"http://127.0.0.1:{port}/secret-path")
+        rqjobs.enqueue(sample_jobs.ok)
+        alerts.update(redis)
+        assert [alerts.send_due(redis) for _ in range(3)] == [0, 1, 0]
     assert "given up" in caplog.text and "secret-path" not in caplog.text
     assert redis.llen(keys.alert_events("webhook")) == 0
 
@@ -236,13 +245,26 @@ def test_failures_begin_alerts_and_a_job_is_told(redis, rules, worker, eventuall
     assert len({event["id"] for event in events}) == 3
 
 
-def test_without_a_scheduler_a_web_process_notices(redis, rules, receiver, client, eventually):
+def test_without_a_scheduler_a_web_process_notices(
+    redis, rules, receiver, client, eventually, monkeypatch
+):
+    parked = threading.Event()
+
+    def park(client):
+        """The thread, which has no end, does nothing in later tests."""
+        parked.set()
+        threading.Event().wait()
+
     rules("no_scheduler for 0s")
-    alert_thread._started_in = 0
+    monkeypatch.setattr(alert_thread, "_started_in", 0)
+    monkeypatch.setattr(alerts, "OBSERVE_SECONDS", 0.02)
     client.get("/healthz")
-    eventually(lambda: receiver.calls)
-    assert receiver.states == [("no_scheduler", "begin")]
-    config.use(alerts=())
+    try:
+        eventually(lambda: receiver.calls)
+        assert receiver.states == [("no_scheduler", "begin")]
+    finally:
+        monkeypatch.setattr(stats, "scheduler_is_running", park)
+        assert parked.wait(60)
 
 
 def test_slack_gets_one_text_without_markup(redis, rules, receiver):
@@ -288,8 +310,6 @@ def test_the_page_shows_what_fires_and_the_rules(redis, rules, client):
     )
     assert "<code>oldest:high=10s for 3600s</code>" in text and "Nobody is told" in text
     assert "1 jobs wait in default" in client.get("/live/alerts").text
-    alert_thread._started_in = 0
-    config.use(alerts=())
 
 
 def test_the_older_protocol_of_redis_has_the_same_answers(redis, rules, server):
