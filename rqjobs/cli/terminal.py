@@ -181,7 +181,6 @@ class Screen:
         columns, rows = self.size()
         shown = [self._styled(line, columns) + CLEAR_LINE for line in lines[:rows]]
         self._write(HOME + "\r\n".join(shown) + CLEAR_BELOW)
-        self.has_changed = False
 
     def _styled(self, line: Line, columns: int) -> str:
         text = fit(line.text, columns).rstrip()

@@ -120,6 +120,7 @@ class _Top:
                 self._refresh()
                 self.screen.has_changed = True
             if self.screen.has_changed:
+                self.screen.has_changed = False  # before the size is read, which may change again
                 self.screen.draw(self._screenful())
             wait = REFRESH_SECONDS
             if not self.is_paused:
