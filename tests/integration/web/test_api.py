@@ -58,8 +58,8 @@ def test_a_request_without_a_right_token_is_refused(api, client):
 def test_wrong_tokens_are_slowed_down_and_right_ones_are_not(api):
     replies = [api.get("/queues", token=f"wrong-{number}") for number in range(8)]
     assert [reply.status_code for reply in replies[:5]] == [401] * 5
-    assert replies[-1].status_code == 429
-    assert int(replies[-1].headers["Retry-After"]) >= 1
+    refused = [reply for reply in replies if reply.status_code == 429]
+    assert refused and int(refused[0].headers["Retry-After"]) >= 1
     assert api.get("/queues").status_code == 200
 
 
@@ -441,7 +441,9 @@ def test_the_log_the_worker_and_the_failures_of_jobs(api, redis, worker, eventua
     assert api.post(f"/failures/{group}/requeue", {"limit": 1}).json == {"jobs": 1, "left": 2}
     assert api.post(f"/failures/{group}/delete", {}).json == {"jobs": 2, "left": 0}
     assert api.post("/failures/nothing/requeue", {}).status_code == 404
-    assert api.post("/queues/default/empty").json == {"jobs": 1, "left": 0}
+    # A wait of the worker that began before the pause may have the job for a moment.
+    emptied = {"jobs": 1, "left": 0}
+    eventually(lambda: api.post("/queues/default/empty").json == emptied, what="the job")
     assert api.post(f"/workers/{process.name}/quiet", token=OPERATOR).status_code == 202
     eventually(lambda: api.get(f"/workers/{process.name}").json["quiet"])
     for action in ("resume", "stop"):

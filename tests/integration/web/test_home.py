@@ -35,6 +35,7 @@ def found(redis):
 def served(redis):
     """A live worker of the usual queues, by its records."""
     leases.renew_lease(redis, "w", {"host": "elsewhere", "pid": 1, "started": "1"})
+    redis.zadd(keys.LEASES, {"w": time.time() + 600})  # a busy machine may take long
     record = {"state": "busy", "queues": "high,default,low", "hostname": "h", "pid": 1}
     redis.hset(keys.worker("w"), mapping=record)
     redis.sadd("rq:workers", keys.worker("w"))

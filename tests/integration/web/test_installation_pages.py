@@ -8,7 +8,7 @@ from flask import Flask
 
 import rqjobs
 from rqjobs import config
-from rqjobs.web import init_app
+from rqjobs.web import init_app, live
 from rqjobs.web.views.redis_page import Info, duration, size
 
 
@@ -28,7 +28,8 @@ def test_the_page_of_redis(client, redis):
         redis.config_set("maxmemory-policy", "noeviction")
 
 
-def test_viewers_share_the_live_numbers_of_redis(client, redis):
+def test_viewers_share_the_live_numbers_of_redis(client, redis, monkeypatch):
+    monkeypatch.setattr(live, "LIVE_SECONDS", 60)
     first = client.get("/live/redis").text
     assert "Connected" in first and client.get("/live/redis").text == first
 

@@ -754,7 +754,7 @@ def test_cancel_and_reschedule(client, redis):
         client.post(path, data={"when": "in", "delay": "2", "unit": "hours"}).location
         == f"/jobs/{job.id}"
     )
-    assert redis.zscore("rq:scheduled:default", job.id) == pytest.approx(now + 7200, abs=20)
+    assert redis.zscore("rq:scheduled:default", job.id) == pytest.approx(now + 7200, abs=60)
     assert "The job is due at " in client.get(f"/jobs/{job.id}").text
     client.post(path, data={"when": "at", "at": "2031-01-01T05:30", "offset": "330"})
     assert (
@@ -762,7 +762,7 @@ def test_cancel_and_reschedule(client, redis):
         == datetime(2031, 1, 1, tzinfo=timezone.utc).timestamp()
     )
     assert client.post(path, data={"when": "now", "back": "delayed"}).location == "/delayed"
-    assert redis.zscore("rq:scheduled:default", job.id) == pytest.approx(now, abs=20)
+    assert redis.zscore("rq:scheduled:default", job.id) == pytest.approx(now, abs=60)
     assert client.post(f"/jobs/{job.id}/cancel", data={"back": "delayed"}).location == "/delayed"
     assert redis.zcard("rq:scheduled:default") == 0 and job.get_status() == "canceled"
     assert redis.zscore("rq:canceled:default", job.id) is not None
