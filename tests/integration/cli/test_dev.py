@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import signal
-import socket
 import sys
 
 import psutil
 import pytest
+from ports import free_port
 
 import rqjobs
 from rqjobs import config, connection
@@ -20,13 +21,15 @@ from rqjobs.dev.source_files import modification_times
 
 @pytest.fixture
 def port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
+    return free_port()
 
 
 @pytest.fixture
 def dev(spawn, environ, tmp_path, port, eventually):
-    """Start `rqjobs dev` with an embedded Redis in an empty folder, and wait for its address."""
+    """Start `rqjobs dev` with an embedded Redis in an empty folder.
+
+    Wait for its address and for its workers, which may be later.
+    """
     environ.pop("REDIS_URL")
     environ.pop("RQJOBS_MODULES")
     (tmp_path / "mine.py").write_text("def version() -> int:\n    return 1\n")
@@ -40,7 +43,12 @@ def dev(spawn, environ, tmp_path, port, eventually):
             env={"PORT": str(port), "RQJOBS_MODULES": "mine", **env},
         )
         eventually(
-            lambda: "Ctrl-C stops" in process.output() or process.poll() is not None, timeout=60
+            lambda: (
+                ("Ctrl-C stops" in process.output() and listened(process) >= 2)
+                or process.poll() is not None
+            ),
+            timeout=60,
+            what="the address and two workers",
         )
         url = re.search(r"REDIS_URL='?([^'\s]+)", process.output())
         if url:
@@ -50,15 +58,27 @@ def dev(spawn, environ, tmp_path, port, eventually):
     return start
 
 
+def listened(process):
+    """How many workers have been ready for jobs so far."""
+    return process.output().count("Listening on")
+
+
 def family(process):
     return [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
 
 
 def gone(pids):
-    return not any(
-        psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-        for pid in pids
-    )
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                return False
+    return True
+
+
+def save(path, text):
+    """Write a file in one step, as editors do: it may be looked at any time."""
+    path.with_suffix(".new").write_text(text)
+    path.with_suffix(".new").replace(path)
 
 
 def result(name, eventually):
@@ -95,16 +115,14 @@ def test_a_changed_source_file_or_env_file_restarts_the_children(dev, eventually
     (tmp_path / ".env").write_text("SHOP=old\n")
     process = dev()
     assert result("mine.version", eventually) == 1
-    (tmp_path / "mine.py").write_text(
-        "import helper\ndef version() -> str:\n    return helper.answer()\n"
-    )
+    save(tmp_path / "mine.py", "import helper\ndef version() -> str:\n    return helper.answer()\n")
     eventually(lambda: "mine.py changed; restarting" in process.output(), timeout=60)
-    eventually(lambda: process.output().count("Listening on") == 4, timeout=60)
+    eventually(lambda: listened(process) == 4, timeout=60)
     assert result("mine.version", eventually) == "old: one"
-    (tmp_path / "helper.py").write_text(helper.replace("NUMBER", "two"))
+    save(tmp_path / "helper.py", helper.replace("NUMBER", "two"))
     eventually(lambda: "helper.py changed; restarting" in process.output(), timeout=60)
-    eventually(lambda: process.output().count("Listening on") == 6, timeout=60)
-    (tmp_path / ".env").write_text("SHOP=new\nRQJOBS_SHUTDOWN_TIMEOUT=lots\n")
+    eventually(lambda: listened(process) == 6, timeout=60)
+    save(tmp_path / ".env", "SHOP=new\nRQJOBS_SHUTDOWN_TIMEOUT=lots\n")
     eventually(
         lambda: (
             "rqjobs: .env: RQJOBS_SHUTDOWN_TIMEOUT='lots' is not a number of seconds"
@@ -113,14 +131,14 @@ def test_a_changed_source_file_or_env_file_restarts_the_children(dev, eventually
         timeout=60,
     )
     assert result("mine.version", eventually) == "old: two"
-    (tmp_path / ".env").write_text("SHOP=new\nRQJOBS_SHUTDOWN_TIMEOUT=3\n")
+    save(tmp_path / ".env", "SHOP=new\nRQJOBS_SHUTDOWN_TIMEOUT=3\n")
     eventually(
         lambda: (
             "rqjobs: .env changed (RQJOBS_SHUTDOWN_TIMEOUT, SHOP); restarting" in process.output()
         ),
         timeout=60,
     )
-    eventually(lambda: process.output().count("Listening on") == 8, timeout=60)
+    eventually(lambda: listened(process) == 8, timeout=60)
     assert result("mine.version", eventually) == "new: two"
 
 
@@ -157,12 +175,14 @@ def test_watched_files_are_those_of_the_folder_the_modules_and_the_app(tmp_path,
 
 def test_a_second_ctrl_c_requeues_the_running_job_and_ends(dev, eventually, tmp_path):
     """Earlier Ctrl-C waited for the whole shutdown timeout, and a second one had no effect."""
-    (tmp_path / "mine.py").write_text("import time\ndef long() -> None:\n    time.sleep(300)\n")
+    (tmp_path / "mine.py").write_text(
+        "import time\ndef long() -> None:\n    open('begun', 'w').close()\n    time.sleep(300)\n"
+    )
     process = dev(RQJOBS_SHUTDOWN_TIMEOUT="300")
     job = rqjobs.Job(connection=connection.client())
     job._func_name, job._instance, job._args, job._kwargs = "mine.long", None, (), {}
     rqjobs.Queue("default", connection=connection.client()).enqueue_job(job)
-    eventually(lambda: job.get_status() == "started", timeout=60)
+    eventually((tmp_path / "begun").exists, timeout=60)
     process.send_signal(signal.SIGINT)
     waits = "waits for running jobs, 305 s at most; a second Ctrl-C requeues them"
     eventually(lambda: waits in process.output(), timeout=60)
@@ -186,14 +206,11 @@ def test_a_killed_dev_ends_its_children_and_the_next_one_starts(dev, eventually)
 
 def test_a_killed_worker_is_restarted(dev, eventually):
     process = dev()
-    eventually(
-        lambda: process.output().count("Listening on") == 2
-    )  # the address is printed when the web app answers
     worker = next(
         child for child in psutil.Process(process.pid).children() if "worker" in child.cmdline()
     )
     worker.kill()
-    eventually(lambda: process.output().count("Listening on") == 3, timeout=60)
+    eventually(lambda: listened(process) == 3, timeout=60)
     assert "ended with -9; starting it again" in process.output()
 
 
@@ -231,7 +248,7 @@ def test_the_console_script_restarts_for_changes(dev, spawn, environ, port, even
     environ.pop("PYTHONPATH")
     process = spawn(script, "dev", env={"PORT": str(port), "RQJOBS_MODULES": "mine"})
     eventually(lambda: "Ctrl-C stops" in process.output(), timeout=60)
-    (tmp_path / "mine.py").write_text("def version() -> int:\n    return 3  # changed\n")
+    save(tmp_path / "mine.py", "def version() -> int:\n    return 3  # changed\n")
     eventually(lambda: "mine.py changed; restarting" in process.output(), timeout=60)
     process.terminate()
     assert process.wait(30) == 0, process.output()

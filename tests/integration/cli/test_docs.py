@@ -8,7 +8,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import click
 import pytest
+from ports import free_port
 
 import rqjobs
 from rqjobs import cli, config, connection, flows
@@ -66,8 +66,7 @@ def shell_lines():
 
 @pytest.fixture
 def port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
+    return free_port()
 
 
 @pytest.fixture
@@ -188,14 +187,13 @@ def test_the_steps_of_the_readme_and_docs_work_in_their_order(
 def enqueue_from_flask(spawn, eventually):
     """Do with README's app what its shell block does; returns the id of the job."""
     serve, request = block("README.md", "sh", "flask").splitlines()
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    port = free_port()
     app = spawn("sh", "-c", f"exec {serve.removesuffix(' &')}", env={"FLASK_RUN_PORT": str(port)})
     eventually(lambda: "Running on" in app.output() or app.poll() is not None, timeout=60)
     command, _, method, address = shlex.split(request)
     assert command == "curl"
     asked = urllib.request.Request(address.replace("5000", str(port)), method=method)
-    with urllib.request.urlopen(asked, timeout=20) as reply:
+    with urllib.request.urlopen(asked, timeout=60) as reply:
         job_id = json.load(reply)["job"]
     app.kill()
     return job_id
@@ -332,7 +330,9 @@ def test_the_tracer_of_the_hooks_page_traces(folder, write, run, environ):
     (program,) = [code for code in blocks("hooks.md", "python") if not file_name(code)]
     assert run(program, sys.executable, "-c") == ""
     lines = run("rqjobs worker --burst").splitlines()
-    times = [line for line in lines if re.fullmatch(r"request-7: orders.place took 0\.\d+ s", line)]
+    times = [
+        line for line in lines if re.fullmatch(r"request-7: orders.place took \d+\.\d+ s", line)
+    ]
     assert len(times) == 2
     assert "request-7: orders.place has failed: there is no order 0" in lines
 
@@ -395,7 +395,8 @@ def test_the_requests_of_the_api_page(folder, spawn, environ, redis, port, event
     server = "rqjobs.web.gunicorn_config"
     web = spawn("gunicorn", "--config", f"python:{server}", "rqjobs.web:create_app()")
     eventually(lambda: "serving at" in web.output(), what=web.output())
-    spawn("rqjobs", "worker")
+    worker = spawn("rqjobs", "worker")
+    eventually(lambda: "Listening on" in worker.output(), timeout=60)
     answers = []
     for line in [line for code in blocks("api.md", "sh") for line in code.splitlines()][1:]:
         line = line.replace("$TOKEN", API_TOKEN).replace("$API", f"http://127.0.0.1:{port}/api")
@@ -455,7 +456,7 @@ def test_the_two_lines_of_the_procfile(folder, spawn, redis, server, port, write
         lambda: f"rqjobs: serving at http://127.0.0.1:{port}/" in process.output(), timeout=60
     )
     eventually(lambda: "Listening on" in process.output(), timeout=60)
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=20) as reply:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=60) as reply:
         assert reply.read() == b"ok\n"
     process.terminate()
     process.wait(60)
