@@ -16,7 +16,7 @@ import psutil
 from rq import Retry, get_current_job
 
 from rqjobs import Snooze, cancelled, job, queues
-from rqjobs.worker import horse, settlement, worker
+from rqjobs.worker import horse, listener, settlement, worker
 
 if "SAMPLE_JOBS_SPAN" in os.environ:  # for how long the jobs of one claim may take
     horse.BATCH_SECONDS = float(os.environ["SAMPLE_JOBS_SPAN"])
@@ -24,6 +24,8 @@ if "SAMPLE_JOBS_SPAN" in os.environ:  # for how long the jobs of one claim may t
 
 if "SAMPLE_JOBS_BEAT" in os.environ:  # seconds between two heartbeats
     worker.HEARTBEAT_SECONDS = float(os.environ["SAMPLE_JOBS_BEAT"])
+if "SAMPLE_JOBS_BLOCK" in os.environ:  # seconds for which a blocking pop waits
+    listener.BLOCK_SECONDS = horse.BLOCK_SECONDS = int(os.environ["SAMPLE_JOBS_BLOCK"])
 if "SAMPLE_JOBS_HANDLER_SECONDS" in os.environ:
     settlement.HANDLER_SECONDS = float(os.environ["SAMPLE_JOBS_HANDLER_SECONDS"])
 
