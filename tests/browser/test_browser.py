@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import shutil
-import socket
 import sys
 import urllib.request
 
 import pytest
 import sample_jobs
+from ports import free_port
 from selenium import webdriver
-from selenium.common.exceptions import NoAlertPresentException, StaleElementReferenceException
+from selenium.common.exceptions import (
+    ElementNotInteractableException,
+    NoAlertPresentException,
+    NoSuchElementException,
+    StaleElementReferenceException,
+    WebDriverException,
+)
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -21,6 +28,11 @@ import rqjobs
 from rqjobs.jobs import Job
 
 PASSWORD = "correct horse"
+NOT_CLICKED = (
+    ElementNotInteractableException,
+    NoSuchElementException,
+    StaleElementReferenceException,
+)
 RUN = "window.__pwned=(window.__pwned||0)+1;alert(1)"
 HOSTILE = (
     f"</script></textarea></title><script>{RUN}</script><img src=x onerror='{RUN}'><svg onload=\"{RUN}\">"
@@ -31,9 +43,7 @@ HOSTILE = (
 @pytest.fixture
 def site(spawn, environ, eventually):
     """The address of the pages, served by gunicorn."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     process = spawn(
         sys.executable,
         "-m",
@@ -54,7 +64,7 @@ def site(spawn, environ, eventually):
         try:
             with urllib.request.urlopen(f"{address}/healthz", timeout=5) as reply:
                 return reply.status == 200
-        except OSError:
+        except (OSError, http.client.HTTPException):
             return False
 
     eventually(answers, what="the server")
@@ -90,7 +100,8 @@ def browser(tmp_path):
         f"--user-data-dir={tmp_path / 'profile'}",
     ):
         options.add_argument(argument)
-    driver = webdriver.Chrome(options=options, service=Service(driver))
+    driver = webdriver.Chrome(options=options, service=Service(driver, port=free_port()))
+    driver.set_script_timeout(120)  # a busy machine
     yield driver
     driver.quit()
 
@@ -113,27 +124,45 @@ def nothing_ran(browser):
 
 
 def shown(browser, selector):
-    """The text of an element, even if the page replaces it at this moment."""
+    """The text of an element; "" if the page replaces it, or is left, at this moment."""
     try:
         return "".join(element.text for element in browser.find_elements(By.CSS_SELECTOR, selector))
-    except StaleElementReferenceException:
+    except WebDriverException:
         return ""
 
 
-def press(browser, button):
-    """Click a button by its id at once, because the page may replace it."""
+@pytest.fixture
+def click(browser, eventually):
+    """Click an element as a user does, as soon as it is there, even if the page replaces it."""
+
+    def go(selector, by=By.CSS_SELECTOR):
+        def clicked():
+            try:
+                browser.find_element(by, selector).click()
+            except NOT_CLICKED:
+                return False
+            return True
+
+        eventually(clicked, what=selector)
+
+    return go
+
+
+def press(browser, selector):
+    """Click a button by a script, as soon as it is there; the script does not wait for its answer."""
     browser.execute_script(
-        "const id = arguments[0]; setTimeout(() => document.getElementById(id).click())", button
+        """
+        const press = () => {
+          const button = document.querySelector(arguments[0]);
+          if (button) button.click(); else setTimeout(press, 20);
+        };
+        setTimeout(press);""",
+        selector,
     )
 
 
 def press_labelled(browser, label):
-    """Click a button by its label at once, because the page may replace it."""
-    browser.execute_script(
-        "const label = arguments[0]; setTimeout(() => "
-        "document.querySelector(`button[aria-label='${label}']`).click())",
-        label,
-    )
+    press(browser, f"button[aria-label='{label}']")
 
 
 def question(browser):
@@ -143,7 +172,7 @@ def question(browser):
         return ""
 
 
-def test_enqueue_a_job_and_watch_it_finish(at_home, site, worker, eventually):
+def test_enqueue_a_job_and_watch_it_finish(at_home, site, worker, eventually, click):
     browser = at_home
     browser.get(f"{site}/enqueue")
     Select(browser.find_element(By.ID, "function")).select_by_value(
@@ -152,16 +181,23 @@ def test_enqueue_a_job_and_watch_it_finish(at_home, site, worker, eventually):
     field = eventually(lambda: browser.find_elements(By.ID, "arg.text"), what="the form")[0]
     assert "Say it back." in browser.page_source
     field.send_keys(HOSTILE)
-    browser.find_element(By.CSS_SELECTOR, "#enqueue button.primary").click()
+    click("#enqueue button.primary")
     eventually(lambda: shown(browser, "#status") == "queued", what="the job's page")
     browser.execute_script("window.stayed = true")
     worker("default")
     eventually(lambda: shown(browser, "#status") == "finished", what="the end of the job")
     eventually(lambda: "Result" in shown(browser, "[data-job] h2"), what="the result")
     assert repr(HOSTILE) in shown(browser, "#result-value")
-    browser.find_element(By.CSS_SELECTOR, "[data-copy=result-value]").click()
-    copied = ("Copied", "Selected")  # the latter if the browser forbids its clipboard
-    eventually(lambda: shown(browser, "[data-copy=result-value]") in copied, what="the copy")
+    browser.execute_script(  # the button says it for two seconds only
+        """
+        const button = document.querySelector("[data-copy=result-value]");
+        window.said = [];
+        new MutationObserver(() => window.said.push(button.textContent))
+          .observe(button, {childList: true});"""
+    )
+    click("[data-copy=result-value]")
+    copied = {"Copied", "Selected"}  # the latter if the browser forbids its clipboard
+    eventually(lambda: copied & {*browser.execute_script("return window.said")}, what="the copy")
     assert browser.execute_script(
         "return valueText(document.querySelector('#result-value .value'), 0)"
     ) == repr(HOSTILE)
@@ -170,7 +206,7 @@ def test_enqueue_a_job_and_watch_it_finish(at_home, site, worker, eventually):
     )
     assert browser.title.startswith("finished")
     nothing_ran(browser)
-    browser.find_element(By.CSS_SELECTOR, "[id^=again]").click()
+    click("[id^=again]")
     eventually(lambda: "This is a new job" in shown(browser, ".note"), what="the note")
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
 
@@ -238,16 +274,16 @@ def test_outdated_numbers_are_marked(at_home, eventually, redis):
     eventually(lambda: shown(browser, "#live") == "live", what="the end of the sign")
 
 
-def test_a_time_is_sent_with_the_offset_of_the_browser(at_home, site, eventually, redis):
+def test_a_time_is_sent_with_the_offset_of_the_browser(at_home, site, eventually, redis, click):
     browser = at_home
     browser.execute_cdp_cmd("Emulation.setTimezoneOverride", {"timezoneId": "Asia/Kolkata"})
     browser.get(f"{site}/?function=sample_jobs.ok")
-    assert "Asia/" in shown(browser, "[data-zone]")
+    eventually(lambda: "Asia/" in shown(browser, "[data-zone]"), what="the zone")
     browser.execute_script(
         "const at = document.getElementById('at'); at.value = '2030-01-01T05:30';"
         "at.dispatchEvent(new Event('input', {bubbles: true}))"
     )
-    browser.find_element(By.CSS_SELECTOR, "#enqueue button.primary").click()
+    click("#enqueue button.primary")
     eventually(lambda: shown(browser, "#status") == "scheduled", what="the job's page")
     ((_, due),) = redis.zrange("rq:scheduled:default", 0, -1, withscores=True)
     assert due == 1893456000, "midnight of 2030 in UTC"
@@ -300,11 +336,14 @@ def test_no_data_of_a_job_runs_as_script(at_home, site, worker, eventually, redi
     eventually(lambda: running.get_status() == "finished", what="the end of the long job")
 
 
-def test_a_queue_is_paused_and_a_group_of_failed_jobs_requeued(at_home, site, worker, eventually):
+def test_a_queue_is_paused_and_a_group_of_failed_jobs_requeued(
+    at_home, site, worker, eventually, click
+):
     browser = at_home
     jobs = [rqjobs.queue("low").enqueue(sample_jobs.boom, "boom") for _ in range(3)]
     worker("low")
     eventually(lambda: {job.get_status() for job in jobs} == {"failed"}, what="the failures")
+    eventually(lambda: [group.jobs for group in rqjobs.failed.groups()] == [3], what="their group")
     browser.execute_script("window.stayed = true")
     rqjobs.pause(queue="high", by="ada")
     finding = "The queue high is paused"
@@ -317,15 +356,13 @@ def test_a_queue_is_paused_and_a_group_of_failed_jobs_requeued(at_home, site, wo
         ("low", "admin"),
     ]
     browser.get(f"{site}/failed")
-    assert "rqjobs resume low" in shown(browser, ".warning code")
-    browser.find_element(By.CSS_SELECTOR, ".inbox a").click()
+    eventually(lambda: "rqjobs resume low" in shown(browser, ".warning code"), what="the warning")
+    click(".inbox a")
     heading = "ValueError in sample_jobs.boom"
     eventually(lambda: shown(browser, "h1") == heading, what="the page of the group")
     for answer in ("dismiss", "accept"):
         assert {job.get_status() for job in jobs} == {"failed"}
-        browser.execute_script(
-            "setTimeout(() => document.querySelector('[action$=\"/requeue\"] button').click())"
-        )
+        press(browser, "[action$='/requeue'] button")
         eventually(lambda: question(browser) == "Requeue 3 failed jobs?", what="the question")
         getattr(browser.switch_to.alert, answer)()
     eventually(lambda: "3 jobs are back" in shown(browser, ".note"), what="the note")
@@ -358,7 +395,10 @@ def test_no_data_of_a_policy_runs_as_script(at_home, site, worker, eventually, r
     worker("default")
     eventually(lambda: waiting.get_status() == "scheduled", what="the retry")
     eventually(lambda: failed.get_status() == "failed", what="the failure")
-    (group,) = (group for group in rqjobs.failed.groups() if group.id != "forged" and group.jobs)
+    (group,) = eventually(  # a moment after the failure
+        lambda: [one for one in rqjobs.failed.groups() if one.id != "forged" and one.jobs],
+        what="its group",
+    )
     ids = (failed.id, discarded.id, waiting.id, forged.id)
     paths = ["/", "/failed", "/failed/forged", f"/failed/{group.id}", "/workers", "/delayed"]
     for path in [*paths, *(f"/jobs/{job_id}" for job_id in ids), "/?function=sample_jobs.boom"]:
@@ -367,7 +407,7 @@ def test_no_data_of_a_policy_runs_as_script(at_home, site, worker, eventually, r
         nothing_ran(browser)
 
 
-def test_add_run_edit_and_remove_a_schedule(at_home, site, worker, eventually, redis):
+def test_add_run_edit_and_remove_a_schedule(at_home, site, worker, eventually, redis, click):
     browser = at_home
     browser.execute_cdp_cmd("Emulation.setTimezoneOverride", {"timezoneId": "Asia/Kolkata"})
     browser.get(f"{site}/schedules?function=sample_jobs.say")
@@ -377,39 +417,45 @@ def test_add_run_edit_and_remove_a_schedule(at_home, site, worker, eventually, r
         field.clear()
         field.send_keys(text)
 
-    assert browser.find_element(By.NAME, "tz").get_attribute("value") in (
-        "Asia/Kolkata",
-        "Asia/Calcutta",
-    )
+    def value(field):
+        return browser.execute_script("return document.getElementById(arguments[0])?.value", field)
+
+    zones = ("Asia/Kolkata", "Asia/Calcutta")
+    eventually(lambda: value("tz") in zones, what="the viewer's zone")
     fill("arg.text", HOSTILE)
     fill("expression", "0 6 * * mon-fry")  # typing selects cron
-    browser.find_element(By.CSS_SELECTOR, "#rule button.primary").click()
+    click("#rule button.primary")
     eventually(lambda: "field 5" in shown(browser, "#expression-error"), what="the error")
-    assert browser.find_element(By.ID, "arg.text").get_attribute("value") == HOSTILE
+    assert value("arg.text") == HOSTILE
     fill("expression", "0 6 1 1 *")
     fill("tz", "UTC")
     eventually(
-        lambda: "at 06:00 on January 1 (UTC)" in shown(browser, ".ahead"),
-        what="the words",
+        lambda: (
+            "at 06:00 on January 1 (UTC)" in (words := shown(browser, ".ahead"))
+            and "11:30:00" in words
+        ),
+        what="the words, with times in the viewer's zone",
     )
-    assert "11:30:00" in shown(browser, ".ahead"), "in the viewer's zone"
     browser.execute_script(
         "document.querySelector('details').open = true; const start = document.getElementById("
         "'start'); start.value = '2030-01-01T05:30'; start.dispatchEvent(new Event('input'))"
     )
-    browser.find_element(By.CSS_SELECTOR, "#rule button.primary").click()
+    click("#rule button.primary")
     eventually(lambda: shown(browser, "h1") == "say", what="the schedule's page")
     found = rqjobs.schedules.get("say")
     assert (found.rule.expression, found.rule.start.timestamp()) == ("0 6 1 1 *", 1893456000), (
         "midnight of 2030 in UTC"
     )
-    assert browser.find_element(By.ID, "start").get_attribute("value") == "2030-01-01T05:30"
-    cells = eventually(lambda: shown(browser, ".times tbody tr:first-child"), what="the next times")
-    assert "11:30:00" in cells and "2030-01-01 06:00:00 UTC" in cells, (
-        "the viewer's zone, and the rule's"
+    eventually(lambda: value("start") == "2030-01-01T05:30", what="the start in the viewer's zone")
+    eventually(
+        lambda: (
+            "11:30:00" in (cells := shown(browser, ".times tbody tr:first-child"))
+            and "2030-01-01 06:00:00 UTC" in cells
+        ),
+        what="the next time in the viewer's zone and the rule's",
     )
     nothing_ran(browser)
-    press(browser, "run-say")
+    press(browser, "#run-say")
     eventually(lambda: shown(browser, ".runs .badge") == "queued", what="the run")
     browser.execute_script("window.stayed = true")
     worker("default")
@@ -417,14 +463,14 @@ def test_add_run_edit_and_remove_a_schedule(at_home, site, worker, eventually, r
     assert browser.execute_script("return window.stayed"), (
         "the page followed the run without a reload"
     )
-    press(browser, "pause-say")
+    press(browser, "#pause-say")
     eventually(lambda: shown(browser, ".title .badge") == "paused", what="the pause")
     browser.get(f"{site}/schedules")
     eventually(lambda: "window.__pwned=" in shown(browser, ".schedules"), what="the call as text")
     nothing_ran(browser)
     for answer in ("dismiss", "accept"):
         assert rqjobs.schedules.get("say").state == "paused"
-        press(browser, "remove-say")
+        press(browser, "#remove-say")
         eventually(
             lambda: question(browser).startswith("Remove the schedule say"), what="the question"
         )
@@ -448,85 +494,82 @@ def test_reschedule_a_delayed_job(at_home, site, worker, eventually, redis):
     assert redis.zscore("rq:scheduled:default", job.id) < redis.time()[0] + 1801
     worker("default", options=("--with-scheduler",))
     browser.get(f"{site}/delayed")
-    press(browser, f"now-{job.id}")
+    press(browser, f"[id='now-{job.id}']")
     eventually(lambda: job.get_status() == "finished", what="the end of the job")
     browser.get(f"{site}/jobs/{job.id}")
     nothing_ran(browser)
 
 
-def test_failures_schedules_and_queues_take_three_clicks(at_home, site, redis, eventually):
+def test_failures_schedules_and_queues_take_three_clicks(at_home, site, redis, eventually, click):
     """Is it one fault or many, try one again, every night at six, pause a queue for the deploy."""
     browser = at_home
     for number in range(3):
         rqjobs.enqueue(sample_jobs.boom, f"card {number} was refused")
     rqjobs.Worker(["default"]).work(burst=True, logging_level="CRITICAL")
 
-    def click(text):
-        browser.find_element(By.LINK_TEXT, text).click()
-
-    click("Failures")
-    assert "card 2 was refused" in shown(browser, ".inbox") and "failed now" in shown(browser, "dl")
-    browser.find_element(By.CSS_SELECTOR, ".inbox [id^=try-]").click()
+    click("Failures", By.LINK_TEXT)
+    eventually(lambda: "card 2 was refused" in shown(browser, ".inbox"), what="the failure")
+    eventually(lambda: "failed now" in shown(browser, "dl"), what="its numbers")
+    click(".inbox [id^=try-]")
     eventually(lambda: "back in its queue" in shown(browser, ".note"), what="the job's page")
     assert redis.llen("rq:queue:default") == 1
     browser.get(f"{site}/failed")
-    browser.find_element(By.CSS_SELECTOR, ".inbox [id^=ignore-]").click()
+    click(".inbox [id^=ignore-]")
     eventually(lambda: "No failures except the ignored" in shown(browser, "main"), what="silence")
 
     browser.get(f"{site}/")
-    click("Schedules")
-    Select(browser.find_element(By.ID, "function")).select_by_value("sample_jobs.say")
+    click("Schedules", By.LINK_TEXT)
+    choice = eventually(lambda: browser.find_elements(By.ID, "function"), what="the functions")[0]
+    Select(choice).select_by_value("sample_jobs.say")
     field = eventually(lambda: browser.find_elements(By.ID, "arg.text"), what="the form")[0]
     field.send_keys("good night")
     clock = browser.find_element(By.NAME, "clock")
     browser.execute_script(
         "arguments[0].value = '18:00'; arguments[0].dispatchEvent(new Event('input'))", clock
     )
-    browser.find_element(By.CSS_SELECTOR, "#rule button.primary").click()
+    click("#rule button.primary")
     eventually(lambda: "The schedule is stored." in shown(browser, ".note"), what="the schedule")
     assert rqjobs.schedules.get("say").rule.expression == "0 18 * * *"
 
     browser.get(f"{site}/")
-    click("Queues")
-    browser.find_element(By.LINK_TEXT, "default").click()
+    click("Queues", By.LINK_TEXT)
+    click("default", By.LINK_TEXT)
     eventually(lambda: "sample_jobs.boom" in shown(browser, ".jobs"), what="the job in the queue")
     press_labelled(browser, "Pause queue default")
     eventually(lambda: "paused" in shown(browser, ".title .badge"), what="the pause")
-    browser.find_element(By.ID, "empty").click()
-    browser.find_element(By.CSS_SELECTOR, ".confirm input").click()
-    browser.find_element(By.CSS_SELECTOR, ".confirm button").click()
+    click("#empty")
+    click(".confirm input")
+    click(".confirm button")
     eventually(lambda: "1 waiting jobs of default" in shown(browser, ".note"), what="the note")
     assert redis.llen("rq:queue:default") == 0
 
 
-def test_jobs_are_found_chosen_and_changed(at_home, site, redis, eventually):
+def test_jobs_are_found_chosen_and_changed(at_home, site, redis, eventually, click):
     """Find the job of user 42: three clicks. What is chosen stays chosen in a live update."""
     browser = at_home
     jobs = [rqjobs.enqueue(sample_jobs.say, f"user {number}") for number in (41, 42, 43)]
-    browser.find_element(By.LINK_TEXT, "Jobs").click()
+    click("Jobs", By.LINK_TEXT)
     box = eventually(lambda: browser.find_elements(By.ID, "f-text"), what="the filter")[0]
     box.send_keys("USER 42", Keys.ENTER)
     eventually(lambda: "all 3 jobs were searched" in shown(browser, "main"), what="the search")
-    assert [one.text for one in browser.find_elements(By.CSS_SELECTOR, ".job-name")] == [
-        "sample_jobs.say('user 42')"
-    ]
+    one = "sample_jobs.say('user 42')"
+    eventually(lambda: shown(browser, ".job-name") == one, what="the only row")
 
     browser.get(f"{site}/jobs?state=queued")
-    boxes = browser.find_elements(By.CSS_SELECTOR, "input[name=ids]")
-    boxes[0].click()
-    boxes[2].click()
-    assert shown(browser, "#chosen-jobs") == "2 chosen"
+    for job in (jobs[2], jobs[0]):
+        click(f"input[name=ids][value='{job.id}']")
+    eventually(lambda: shown(browser, "#chosen-jobs") == "2 chosen", what="the number")
     rqjobs.enqueue(sample_jobs.say, "a newer one")
     eventually(lambda: "a newer one" in shown(browser, ".job-list"), what="the live update")
-    browser.find_element(By.CSS_SELECTOR, ".bulk button[value=cancel]").click()
+    click(".bulk button[value=cancel]")
     eventually(lambda: shown(browser, ".note") == "2 jobs are canceled.", what="the note")
     assert browser.current_url == f"{site}/jobs?state=queued"
     assert [job.get_status() for job in jobs] == ["canceled", "queued", "canceled"]
 
     browser.get(f"{site}/jobs?state=canceled")
-    browser.find_element(By.ID, "all-jobs").click()
-    browser.find_element(By.CSS_SELECTOR, ".bulk button[value=delete]").click()
+    click("#all-jobs")
+    click(".bulk button[value=delete]")
     eventually(lambda: "Delete 2 jobs?" in shown(browser, "h1"), what="the question")
-    browser.find_element(By.CSS_SELECTOR, "button.danger").click()
+    click("button.danger")
     eventually(lambda: shown(browser, ".note") == "2 jobs are deleted.", what="the note")
     assert not redis.exists(jobs[0].key) and redis.exists(jobs[1].key)

@@ -12,7 +12,7 @@ import pytest
 import sample_jobs
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from test_browser import PASSWORD, browser, shown, site  # noqa: F401
+from test_browser import PASSWORD, browser, click, shown, site  # noqa: F401
 
 import rqjobs
 from rqjobs import schedules
@@ -26,14 +26,15 @@ MAX_PAGES = 40
 
 
 @pytest.fixture
-def log_in(browser, site):
-    """Log the browser in."""
+def log_in(browser, site, eventually):
+    """Log the browser in, and wait for the home page."""
 
     def go():
         browser.get(f"{site}/login")
         browser.find_element(By.ID, "user").send_keys("admin")
         browser.find_element(By.ID, "password").send_keys(PASSWORD)
         browser.find_element(By.CSS_SELECTOR, "button.primary").click()
+        eventually(lambda: shown(browser, ".verdict h1"), what="the home page")
 
     return go
 
@@ -137,12 +138,17 @@ def test_the_keys_the_menu_and_a_login_link(
     redis,
     tmp_path,
 ):
+    def is_loaded():
+        return browser.execute_script("return document.readyState") == "complete"
+
     browser.get(f"{site}/login")
-    key = eventually(lambda: (tmp_path / ".rqjobs" / "secret-key").read_text(), what="the key")
+    file = tmp_path / ".rqjobs" / "secret-key"
+    key = eventually(lambda: file.exists() and file.read_text(), what="the key")
     browser.get("about:blank")
     browser.get(f"{site}/login?next=/activity#{logins.create_link(redis, key)}")
     eventually(lambda: shown(browser, "h1") == "Activity", what="the page after the link")
-    assert "by a login link" in shown(browser, ".activity")
+    eventually(lambda: "by a login link" in shown(browser, ".activity"), what="the login")
+    eventually(is_loaded, what="its scripts")
     browser.find_element(By.TAG_NAME, "body").send_keys("/")
     active = browser.switch_to.active_element
     assert active.get_attribute("data-search") is not None
@@ -150,7 +156,7 @@ def test_the_keys_the_menu_and_a_login_link(
     assert active.get_attribute("value") == "?/", "in a field the keys are text"
     active.send_keys(Keys.ESCAPE)
     browser.find_element(By.TAG_NAME, "body").send_keys("?")
-    assert "Your role is admin" in shown(browser, "dialog[open]")
+    eventually(lambda: "Your role is admin" in shown(browser, "dialog[open]"), what="the help")
     browser.switch_to.active_element.send_keys(Keys.ESCAPE)
     eventually(lambda: not browser.find_elements(By.CSS_SELECTOR, "dialog[open]"), what="no help")
     show(browser, "light", PHONE)
@@ -161,16 +167,16 @@ def test_the_keys_the_menu_and_a_login_link(
     assert [one for one in browser.get_log("browser") if one["level"] == "SEVERE"] == []
 
 
-def test_the_pages_without_javascript(browser, site, log_in, eventually, redis):
+def test_the_pages_without_javascript(browser, site, log_in, eventually, redis, click):
     browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     log_in()
     show(browser, "dark", PHONE)
-    browser.find_element(By.LINK_TEXT, "Queues").click()
-    browser.find_element(By.CSS_SELECTOR, "form[action$='/pauses/pause'] button").click()
+    click("Queues", By.LINK_TEXT)
+    click("form[action$='/pauses/pause'] button")
     eventually(lambda: "is paused" in shown(browser, ".note"), what="the note")
-    browser.find_element(By.ID, "help-link").click()
+    click("#help-link")
     eventually(lambda: shown(browser, "h1") == "Help and keys", what="the page of help")
-    browser.find_element(By.LINK_TEXT, "Activity").click()
+    click("Activity", By.LINK_TEXT)
     eventually(lambda: "pause queue" in shown(browser, ".activity"), what="the action")
-    browser.find_element(By.CSS_SELECTOR, "form[action$='/logout'] button").click()
+    click("form[action$='/logout'] button")
     eventually(lambda: browser.find_elements(By.ID, "password"), what="the login page")
