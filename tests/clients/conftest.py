@@ -19,7 +19,7 @@ import pytest
 CHECKOUT = Path(__file__).parents[2]
 ENVIRONMENTS = CHECKOUT / "build" / "clients"
 INSTALL_SECONDS = 300
-RUN_SECONDS = 60
+RUN_SECONDS = 240
 
 
 @pytest.fixture(scope="session")

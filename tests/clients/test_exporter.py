@@ -27,8 +27,9 @@ def test_its_metrics_count_jobs_and_workers(exporter, run, worker, redis, eventu
     rqjobs.queue("low").enqueue("sample_jobs.ok")
     rqjobs.queue("low").enqueue_at(jobs[0].created_at.replace(year=2999), "sample_jobs.ok")
     eventually(lambda: redis.exists("gate:reached"))
-    counts = "failed_job_count", "successful_job_count"
-    eventually(lambda: redis.hmget(process.key, counts) == [b"1", b"1"])
+    fields = "failed_job_count", "successful_job_count", "state", "current_job"
+    expected = [b"1", b"1", b"busy", jobs[2].id.encode()]
+    eventually(lambda: redis.hmget(process.key, fields) == expected)
     text = run(
         exporter,
         "-c",
