@@ -8,7 +8,9 @@ import sentry_sdk
 
 import rqjobs
 
-sentry_sdk.init(dsn=os.environ["SENTRY_DSN"], traces_sample_rate=1.0)
+sentry_sdk.init(  # a busy machine sends its events later
+    dsn=os.environ["SENTRY_DSN"], traces_sample_rate=1.0, shutdown_timeout=60
+)
 sentry_sdk.set_tag("module", "here")
 
 
