@@ -12,7 +12,7 @@ from rq.job import JobStatus
 from rq.queue import EnqueueData
 
 from rqjobs import catalog, connection, hooks, policies, storing, transactions
-from rqjobs.broker.transitions import Placement
+from rqjobs.broker.enqueueing import Placement
 from rqjobs.call_options import check_signature
 from rqjobs.instrumentation import WrappedQueue, is_wrapped
 from rqjobs.job_fields import compress

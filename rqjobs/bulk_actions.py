@@ -19,7 +19,7 @@ from rq import get_current_job
 from rq.exceptions import InvalidJobOperation, NoSuchJobError
 
 from rqjobs import config, connection, job_search, loops, queues, stats
-from rqjobs.broker import bulk_transitions, keys, scripts, transitions
+from rqjobs.broker import bulk_transitions, enqueueing, keys, scripts, transitions
 from rqjobs.broker.scripts import CHANGE_DELAYED, SEARCH_JOBS
 from rqjobs.connection import refusal_code
 from rqjobs.job_filters import STATE_OF_STATUS, Filter, FilterError, State, read_filter
@@ -296,7 +296,7 @@ def _cancel_scheduled(client: redis.Redis, queue: str, job_ids: list[str]) -> in
                 keys.registry("canceled", queue),
                 keys.wakeup_channel(queue),
             ],
-            [job_id, "cancel", 0, transitions.SCHEDULER_POLL_SECONDS],
+            [job_id, "cancel", 0, enqueueing.SCHEDULER_POLL_SECONDS],
         )
         for job_id in job_ids
     ]

@@ -14,7 +14,7 @@ import redis
 from rq.exceptions import InvalidJobOperation, NoSuchJobError
 
 from rqjobs import connection
-from rqjobs.broker import keys, scripts, transitions
+from rqjobs.broker import enqueueing, keys, scripts
 from rqjobs.broker.keys import decode
 from rqjobs.broker.places import queue_names as known_queue_names
 from rqjobs.broker.scripts import CHANGE_DELAYED
@@ -139,7 +139,7 @@ def _change(job_id: str, change: str, seconds: Any) -> str:
         keys.registry("canceled", queue),
         keys.wakeup_channel(queue),
     ]
-    args = [job_id, change, repr(float(seconds)), transitions.SCHEDULER_POLL_SECONDS]
+    args = [job_id, change, repr(float(seconds)), enqueueing.SCHEDULER_POLL_SECONDS]
     outcome = decode(CHANGE_DELAYED.run(client, script_keys, args))
     if outcome == "not delayed":
         raise InvalidJobOperation(f"job {job_id} of {queue!r} is not delayed, so nothing was done")

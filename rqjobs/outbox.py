@@ -28,8 +28,8 @@ import redis
 from rq import Queue
 
 from rqjobs import config, connection, passed_results
-from rqjobs.broker import flows, scripts, transitions
-from rqjobs.broker.transitions import Placement, Row, RowOutcome
+from rqjobs.broker import enqueueing, flows, scripts
+from rqjobs.broker.enqueueing import Placement, Row, RowOutcome
 from rqjobs.call_options import JOB_ID_MAX_CHARACTERS
 from rqjobs.policies.exceptions import MAX_SECONDS
 
@@ -386,7 +386,7 @@ class Mover:
                 database.execute(table().update().where(columns.id == row_id).values(error=error))
             if moved:
                 database.execute(table().delete().where(columns.id.in_(moved)))
-        transitions.forget_rows(self.redis, moved)
+        enqueueing.forget_rows(self.redis, moved)
         return rows, len(moved)
 
     def _readable(self, rows: list[Any]) -> dict[str, Placement | FlowOfRow | ChangeOfRow]:
@@ -408,7 +408,7 @@ class Mover:
             if isinstance(found, Placement):
                 jobs[row_id] = found
                 continue
-            moved += self._read_outcomes(transitions.enqueue_rows(self.redis, jobs, read_at))
+            moved += self._read_outcomes(enqueueing.enqueue_rows(self.redis, jobs, read_at))
             jobs = {}
             self.progress_at = time.monotonic()
             try:
@@ -417,7 +417,7 @@ class Mover:
                 self.damaged[row_id] = str(error)
             else:
                 moved += self._read_outcomes({row_id: outcome})
-        return moved + self._read_outcomes(transitions.enqueue_rows(self.redis, jobs, read_at))
+        return moved + self._read_outcomes(enqueueing.enqueue_rows(self.redis, jobs, read_at))
 
     def _move_other(
         self, row_id: str, found: FlowOfRow | ChangeOfRow, read_at: float

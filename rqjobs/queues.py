@@ -19,8 +19,8 @@ from rq.queue import EnqueueData
 from rq.utils import now
 
 from rqjobs import catalog, config, connection, hooks, policies, storing, transactions
-from rqjobs.broker import keys, scripts, transitions
-from rqjobs.broker.transitions import Placement
+from rqjobs.broker import enqueueing, keys, scripts, transitions
+from rqjobs.broker.enqueueing import Placement
 from rqjobs.call_options import (
     check_numbers,
     check_on_failed,
@@ -321,7 +321,7 @@ class Queue(rq.Queue):
         local_time = time.time()
         due += scripts.redis_time(self.connection) - local_time
         pipe.zadd(keys.scheduled(self.name), {job.id: due})
-        if due < local_time + transitions.SCHEDULER_POLL_SECONDS:
+        if due < local_time + enqueueing.SCHEDULER_POLL_SECONDS:
             transitions.publish_due(self.connection, self.name, due)
 
     def _persist_job(self, job: Any, pipeline: Any, status: JobStatus = JobStatus.QUEUED) -> None:
@@ -372,10 +372,10 @@ class Queue(rq.Queue):
         if pipeline is not None and not storing.is_replaced():
             for job in jobs:
                 _check_pipeline(job)
-            transitions.enqueue_in_pipeline(pipeline, placements)
+            enqueueing.enqueue_in_pipeline(pipeline, placements)
             # The script decides when the pipeline runs. Until then this is a forecast.
             for job, placement in zip(jobs, placements, strict=True):
-                if placement.parents and transitions.must_wait(self.connection, placement):
+                if placement.parents and enqueueing.must_wait(self.connection, placement):
                     job._status = JobStatus.DEFERRED
             return
         storing.store(self.connection, placements, jobs)

@@ -22,7 +22,7 @@ from rq.utils import now
 
 from rqjobs import alerts, config, connection, outbox, processes
 from rqjobs.broker import keys, recovery, scripts, transitions
-from rqjobs.broker.transitions import SCHEDULER_POLL_SECONDS
+from rqjobs.broker.enqueueing import SCHEDULER_POLL_SECONDS
 from rqjobs.queues import Queue
 from rqjobs.schedules import declared, history, ticker
 

@@ -11,8 +11,8 @@ import redis
 from rq.job import JobStatus
 
 from rqjobs import hooks
-from rqjobs.broker import scripts, transitions
-from rqjobs.broker.transitions import Enqueued, Placement
+from rqjobs.broker import enqueueing, scripts
+from rqjobs.broker.enqueueing import Enqueued, Placement
 
 # (connection, placements, their jobs in the same order)
 Store = Callable[[redis.Redis, list[Placement], list[Any]], None]
@@ -59,7 +59,7 @@ def store(connection: redis.Redis, placements: list[Placement], jobs: list[Any])
 
 def store_in_redis(connection: redis.Redis, placements: list[Placement], jobs: list[Any]) -> None:
     """Store jobs in Redis, and let them know how they are stored."""
-    _take_outcomes(transitions.enqueue(connection, placements), jobs)
+    _take_outcomes(enqueueing.enqueue(connection, placements), jobs)
     call_hooks(jobs)
 
 

@@ -19,8 +19,8 @@ from rq.exceptions import InvalidJobOperation
 from rq.job import JobStatus
 
 from rqjobs import connection, hooks, outbox, storing
-from rqjobs.broker import transitions
-from rqjobs.broker.transitions import Placement
+from rqjobs.broker import enqueueing
+from rqjobs.broker.enqueueing import Placement
 from rqjobs.connection import explain
 
 log = logging.getLogger("rqjobs")
@@ -433,7 +433,7 @@ def _publish_rows(connection: redis.Redis) -> None:
     if time.monotonic() < _publish_again_at:
         return
     try:
-        transitions.publish_rows(connection)
+        enqueueing.publish_rows(connection)
     except redis.RedisError as error:
         _publish_again_at = time.monotonic() + PUBLISH_AGAIN_SECONDS
         log.warning("jobs wait in the outbox, because Redis does not answer: %s", explain(error))

@@ -16,7 +16,8 @@ from typing import Any
 import redis
 from rq.utils import now, utcformat
 
-from rqjobs.broker import keys, transitions
+from rqjobs.broker import enqueueing, keys
+from rqjobs.broker.enqueueing import Placement, RowOutcome
 from rqjobs.broker.keys import FLOWS, HELD_FLOWS, decode
 from rqjobs.broker.scripts import (
     CANCEL_FLOW,
@@ -25,7 +26,6 @@ from rqjobs.broker.scripts import (
     RELEASE_FLOW,
     is_wrong_type,
 )
-from rqjobs.broker.transitions import Placement, RowOutcome
 
 log = logging.getLogger("rqjobs")
 FORGET_MAX_CALLS = 20  # of one sweep
@@ -74,7 +74,7 @@ def move_row(
 ) -> RowOutcome:
     """Store the flow of a row of the outbox, and let it run. It goes on where a mover has stopped.
 
-    `read_at`: as in `transitions.enqueue_rows`.
+    `read_at`: as in `enqueueing.enqueue_rows`.
 
     Raises:
         FlowDropped: storing it was interrupted for too long; the next call starts it again.
@@ -82,12 +82,12 @@ def move_row(
     """
     while (stored := connection.llen(keys.flow_jobs(flow_id))) < len(placements):
         step = placements[stored : stored + JOBS_PER_SCRIPT]
-        outcome = transitions.enqueue_jobs_of_row(connection, row_id, step, read_at)
+        outcome = enqueueing.enqueue_jobs_of_row(connection, row_id, step, read_at)
         if outcome not in (RowOutcome.MOVED, RowOutcome.NOT_NEXT):
             return outcome
     if connection.zscore(keys.OUTBOX, row_id) is not None:
         return RowOutcome.ALREADY_MOVED
-    row = (row_id, transitions.mark_end(read_at))
+    row = (row_id, enqueueing.mark_end(read_at))
     try:
         _, left = release_some(connection, flow_id, default_timeout, row)
     except FlowDropped:

@@ -14,7 +14,7 @@ from rq.job import Dependency, JobStatus
 
 from rqjobs import catalog, connection, hooks, queues, storing, transactions
 from rqjobs.broker import flows
-from rqjobs.broker.transitions import Placement
+from rqjobs.broker.enqueueing import Placement
 from rqjobs.flows.flow import Flow
 from rqjobs.flows.plan import Node, Shape
 from rqjobs.instrumentation import is_wrapped

@@ -13,7 +13,7 @@ from typing import Any
 import redis
 
 from rqjobs import outbox
-from rqjobs.broker.transitions import Row, RowOutcome
+from rqjobs.broker.enqueueing import Row, RowOutcome
 from rqjobs.schedules.cron import ScheduleError
 from rqjobs.schedules.rules import Rule
 from rqjobs.schedules.store import (

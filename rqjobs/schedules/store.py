@@ -24,9 +24,9 @@ from rq.utils import now, utcformat
 from rqjobs import connection as connections
 from rqjobs import queues
 from rqjobs.broker import keys, scripts
+from rqjobs.broker.enqueueing import Row
 from rqjobs.broker.keys import decode
 from rqjobs.broker.scripts import RUN_SCHEDULE, STORE_SCHEDULE
-from rqjobs.broker.transitions import Row
 from rqjobs.job_fields import read_description
 from rqjobs.jobs import Job
 from rqjobs.policies import limits, retries, time_limits

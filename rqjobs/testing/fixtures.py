@@ -10,8 +10,8 @@ from typing import Any
 import redis
 
 from rqjobs import connection, storing
-from rqjobs.broker import transitions
-from rqjobs.broker.transitions import Placement
+from rqjobs.broker import enqueueing
+from rqjobs.broker.enqueueing import Placement
 from rqjobs.testing import burst_worker
 from rqjobs.testing.job_log import JobLog
 from rqjobs.testing.job_runner import JobRunner
@@ -51,7 +51,7 @@ class RecordedJobs(JobLog):
     def _store_kept(self) -> None:
         with self._use.server.client() as client:
             for placements in self._kept:
-                transitions.enqueue(client, placements)
+                enqueueing.enqueue(client, placements)
         self._kept.clear()
 
     def run(self) -> int:

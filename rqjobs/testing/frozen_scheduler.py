@@ -16,8 +16,8 @@ import redis
 
 from rqjobs import connection, storing
 from rqjobs.broker import keys, leases, recovery, scripts, transitions
+from rqjobs.broker.enqueueing import Placement
 from rqjobs.broker.places import queue_names
-from rqjobs.broker.transitions import Placement
 from rqjobs.queues import Queue
 from rqjobs.schedules import declared, history, ticker
 from rqjobs.testing.fixtures import raise_first

@@ -12,7 +12,7 @@ import redis
 from rq.exceptions import NoSuchJobError
 
 from rqjobs import catalog, connection
-from rqjobs.broker import keys, transitions
+from rqjobs.broker import enqueueing, keys
 from rqjobs.broker.keys import decode
 from rqjobs.jobs import Job, signature
 
@@ -100,7 +100,7 @@ class JobLog:
 
     def record(
         self,
-        placements: Iterable[transitions.Placement],
+        placements: Iterable[enqueueing.Placement],
         jobs: Iterable[Job],
         enqueued: float | None = None,
     ) -> None:

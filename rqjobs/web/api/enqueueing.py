@@ -14,9 +14,9 @@ from rq import Retry
 from rq.job import JobStatus
 
 from rqjobs import catalog, connection, conversion, hooks, queues, stats, storing
-from rqjobs.broker import keys, scripts, transitions
+from rqjobs.broker import enqueueing, keys, scripts
+from rqjobs.broker.enqueueing import Enqueued, Placement
 from rqjobs.broker.keys import decode
-from rqjobs.broker.transitions import Enqueued, Placement
 from rqjobs.instrumentation import WrappedQueue, is_wrapped
 from rqjobs.jobs import Job
 from rqjobs.policies import time_limits
@@ -254,7 +254,7 @@ def begin(key: str, body: Any) -> float:
     """
     text = json.dumps(body, sort_keys=True, default=str)
     digest = hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()
-    owner, now = transitions.begin_once(connection.client(), key, digest)
+    owner, now = enqueueing.begin_once(connection.client(), key, digest)
     if owner != digest:
         text = (
             "A request with this Idempotency-Key and another body was sent within the last day; "
@@ -275,7 +275,7 @@ def store_once(prepared: list[PreparedCall], key: str, began: float) -> list[Sto
     client = connection.client()
     marks = [_mark(key, number) for number in range(len(prepared))]
     jobs = {mark: one.placement for mark, one in zip(marks, prepared, strict=True)}
-    outcomes = transitions.enqueue_once(client, jobs, began)
+    outcomes = enqueueing.enqueue_once(client, jobs, began)
     for outcome in outcomes.values():
         if isinstance(outcome, DuplicateJob):
             raise Problem(409, "duplicate", str(outcome))
@@ -301,7 +301,7 @@ def _note(mark: str, one: PreparedCall, outcome: Any) -> Stored:
         is_new = bool(unique.status)
         status = unique.status or stats.statuses(client, [job_id])[job_id]
     if job_id != one.job.id:
-        client.set(keys.once(f"{mark}:job"), job_id, ex=2 * transitions.ONCE_SECONDS)
+        client.set(keys.once(f"{mark}:job"), job_id, ex=2 * enqueueing.ONCE_SECONDS)
         one.job._id = job_id
     return Stored(job_id, status, is_new)
 

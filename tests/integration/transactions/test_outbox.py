@@ -32,8 +32,8 @@ from sqlalchemy.schema import CreateTable
 
 import rqjobs
 from rqjobs import cli, config, outbox, schedules
+from rqjobs.broker import enqueueing, keys, scripts
 from rqjobs.broker import flows as broker_flows
-from rqjobs.broker import keys, scripts, transitions
 from rqjobs.maintenance import doctor, sweep
 
 METADATA = MetaData()
@@ -271,7 +271,7 @@ def test_a_flow_is_one_row_and_moved_once_whenever_a_mover_is_killed(
 
 def test_a_flow_in_the_outbox_outlives_two_movers_and_a_drop(session, sqlite, redis, monkeypatch):
     monkeypatch.setattr(broker_flows, "JOBS_PER_SCRIPT", 2)
-    enqueue = transitions.enqueue_jobs_of_row
+    enqueue = enqueueing.enqueue_jobs_of_row
     calls = []
 
     def interfere(*args):
@@ -282,7 +282,7 @@ def test_a_flow_in_the_outbox_outlives_two_movers_and_a_drop(session, sqlite, re
 
     flow = enqueue_flow(session)
     session.commit()
-    monkeypatch.setattr(transitions, "enqueue_jobs_of_row", interfere)
+    monkeypatch.setattr(enqueueing, "enqueue_jobs_of_row", interfere)
     assert move(redis) == 1 and not count(sqlite, outbox.TABLE_NAME)
     check_flow(flow, redis)
 
@@ -293,9 +293,9 @@ def test_a_flow_in_the_outbox_outlives_two_movers_and_a_drop(session, sqlite, re
 
     second = enqueue_flow(session)
     session.commit()
-    monkeypatch.setattr(transitions, "enqueue_jobs_of_row", abandon)
+    monkeypatch.setattr(enqueueing, "enqueue_jobs_of_row", abandon)
     assert move(redis) == 0
-    monkeypatch.setattr(transitions, "enqueue_jobs_of_row", enqueue)
+    monkeypatch.setattr(enqueueing, "enqueue_jobs_of_row", enqueue)
     sweep.sweep(redis, force=True)
     assert not redis.exists(keys.flow_jobs(second.id))
     assert move(redis) == 1
@@ -445,19 +445,19 @@ def test_a_row_belongs_to_a_transaction_in_two_phases(postgres_url, redis):
 
 
 def test_a_mover_that_has_read_its_rows_long_ago_stores_nothing(session, redis):
-    placement = transitions.Placement("default", "a", "back", None, False, {"data": b"x"})
-    long_ago = scripts.redis_time(redis) - transitions.ROW_MOVE_SECONDS - 1
-    outcomes = transitions.enqueue_rows(redis, {"row": placement}, long_ago)
+    placement = enqueueing.Placement("default", "a", "back", None, False, {"data": b"x"})
+    long_ago = scripts.redis_time(redis) - enqueueing.ROW_MOVE_SECONDS - 1
+    outcomes = enqueueing.enqueue_rows(redis, {"row": placement}, long_ago)
     assert outcomes == {"row": outbox.RowOutcome.READ_TOO_LONG_AGO}
     assert not redis.exists("rq:job:a")
-    assert transitions.enqueue_rows(redis, {"row": placement}, long_ago + 60) == {
+    assert enqueueing.enqueue_rows(redis, {"row": placement}, long_ago + 60) == {
         "row": outbox.RowOutcome.MOVED
     }
-    transitions.forget_rows(redis, ["row", "unknown"])
+    enqueueing.forget_rows(redis, ["row", "unknown"])
     kept = redis.zscore("rqjobs:outbox", "row") - scripts.redis_time(redis)
-    assert transitions.ROW_MOVE_SECONDS - 10 < kept <= transitions.ROW_MOVE_SECONDS
+    assert enqueueing.ROW_MOVE_SECONDS - 10 < kept <= enqueueing.ROW_MOVE_SECONDS
     redis.zadd("rqjobs:outbox", {"row": 1})
-    transitions.forget_rows(redis, [])
+    enqueueing.forget_rows(redis, [])
     assert not redis.exists("rqjobs:outbox")
 
 

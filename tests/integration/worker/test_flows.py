@@ -16,7 +16,7 @@ from rq.command import send_stop_job_command
 
 import rqjobs
 from rqjobs import bulk_actions, chain, chord, config, connection, flows, group, results, s
-from rqjobs.broker import blockers, keys, transitions
+from rqjobs.broker import blockers, enqueueing, keys, transitions
 from rqjobs.broker import flows as broker_flows
 from rqjobs.flows import FlowStatus
 from rqjobs.maintenance import audit, sweep
@@ -419,7 +419,7 @@ def test_a_process_that_dies_while_it_enqueues_leaves_all_or_nothing(redis, dies
 def _die_before(step):
     """Let this process die before its step "store <n>" or "release <n>"."""
     name, _, number = step.partition(" ")
-    steps = {"store": (transitions, "enqueue"), "release": (broker_flows, "release_some")}
+    steps = {"store": (enqueueing, "enqueue"), "release": (broker_flows, "release_some")}
     module, attribute = steps[name]
     original = getattr(module, attribute)
     calls = []
@@ -457,7 +457,7 @@ def test_an_enqueue_that_fails_leaves_nothing(redis):
 
 def test_a_flow_that_was_dropped_takes_no_more_jobs(redis, monkeypatch):
     """Its process was stopped for more than a minute between two steps."""
-    original = transitions.enqueue
+    original = enqueueing.enqueue
 
     def pause_after(*args):
         enqueued = original(*args)
@@ -466,7 +466,7 @@ def test_a_flow_that_was_dropped_takes_no_more_jobs(redis, monkeypatch):
         sweep.sweep(redis, force=True)
         return enqueued
 
-    monkeypatch.setattr(transitions, "enqueue", pause_after)
+    monkeypatch.setattr(enqueueing, "enqueue", pause_after)
     with pytest.raises(connection.redis.ResponseError, match="was dropped"):
         chord(rqjobs.map(jobs.double, range(250)), jobs.total.s()).enqueue()
     with pytest.raises(flows.FlowDropped, match="was dropped"):
