@@ -11,7 +11,8 @@ from typing import Any
 
 import redis
 
-from rqjobs import failed, stats
+from rqjobs import alerts, failed, stats
+from rqjobs.alerts import Alert
 from rqjobs.broker import keys, scripts
 from rqjobs.broker.keys import decode
 from rqjobs.failed import Group
@@ -24,7 +25,7 @@ LIMITS = {"running": 12, "queued": 4, "scheduled": 4, "finished": 8, "failed": 6
 
 @dataclass(frozen=True)
 class Overview:
-    """Queues, workers, rates, jobs, failures and Redis at one moment.
+    """Queues, workers, rates, jobs, failures, alerts and Redis at one moment.
 
     `seconds` is Redis's time. `memory` and `persistence` are the sections of Redis's INFO; empty if
     the Redis user may not read them. `claimed` has the number of claimed jobs of each worker.
@@ -35,6 +36,7 @@ class Overview:
     window: Window
     jobs: dict[str, list[Job]]
     groups: list[Group]
+    alerts: list[Alert]  # that have begun and are not over, the newest first
     schedules: int  # that will run again
     overdue_schedules: int
     has_scheduler: bool
@@ -95,6 +97,7 @@ class Reader:
         now = f"{time.time() + self._offset - 10:.3f}"
         return [
             self._groups_command(),
+            ("HGETALL", keys.ALERTS),
             ("ZCOUNT", keys.SCHEDULES, "-inf", "(+inf"),
             ("ZCOUNT", keys.SCHEDULES, "-inf", now),
             ("EXISTS", keys.SCHEDULES_LOCK),
@@ -115,7 +118,9 @@ class Reader:
         names = self._names
         snapshot, jobs = stats.read_overview(connection, names, LIMITS, state, facts)
         self._window.take(counts)
-        newest, schedules, overdue, lock, memory, persistence = state[len(stats.BASIC_COMMANDS) :]
+        newest, firing, schedules, overdue, lock, memory, persistence = state[
+            len(stats.BASIC_COMMANDS) :
+        ]
         found = failed.groups_in(self._groups, groups)
         self._note(state, newest)
         return Overview(
@@ -124,6 +129,7 @@ class Reader:
             window=self._window,
             jobs=jobs,
             groups=sorted(found, key=lambda group: group.last_seen, reverse=True),
+            alerts=alerts.read_firing(firing),
             schedules=_number(schedules),
             overdue_schedules=_number(overdue),
             has_scheduler=bool(_number(lock)),

@@ -96,13 +96,27 @@ class Window:
     def rate(self, queue: str) -> Rate:
         """The rate of a queue over the last five minutes and the current one."""
         this = counters.minute_of(self.seconds)
-        incoming = outgoing = 0
-        for minute in range(this - RATE_MINUTES, this + 1):
-            counted = self.minutes.get(minute, {}).get(queue, {})
-            incoming += counted.get(Kind.ENQUEUED, 0)
-            outgoing += sum(counted.get(kind, 0) for kind in counters.ENDS)
+        flows = [self._flow(minute, queue) for minute in range(this - RATE_MINUTES, this + 1)]
         length = RATE_MINUTES + self.seconds / 60 - this
-        return Rate(incoming / length, outgoing / length)
+        return Rate(
+            sum(flow.incoming for flow in flows) / length,
+            sum(flow.outgoing for flow in flows) / length,
+        )
+
+    def grows(self, queue: str) -> bool:
+        """Whether the queue grows: more comes in than goes out, and in most of these minutes.
+
+        Many jobs that are enqueued at once do not make a queue grow.
+        """
+        this = counters.minute_of(self.seconds)
+        flows = [self._flow(minute, queue) for minute in range(this - RATE_MINUTES, this)]
+        growing = [flow for flow in flows if flow.grows]
+        return len(growing) > RATE_MINUTES // 2 and self.rate(queue).grows
+
+    def _flow(self, minute: int, queue: str) -> Rate:
+        counted = self.minutes.get(minute, {}).get(queue, {})
+        outgoing = sum(counted.get(kind, 0) for kind in counters.ENDS)
+        return Rate(counted.get(Kind.ENQUEUED, 0), outgoing)
 
     def queues(self) -> set[str]:
         """The queues with a count in the last hour."""

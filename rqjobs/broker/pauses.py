@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 import redis
+from rq.suspension import WORKERS_SUSPENDED
 
 from rqjobs.broker import keys, scripts
 from rqjobs.broker.keys import decode
@@ -82,6 +83,11 @@ def resume(connection: redis.Redis, kind: str, name: str) -> bool:
     if kind == "function":
         unpark(connection, name)
     return is_resumed
+
+
+def end_suspension(connection: redis.Redis) -> bool:
+    """Let all workers begin jobs again, as `rq resume` does. False if RQ is not suspended."""
+    return bool(connection.delete(WORKERS_SUSPENDED))
 
 
 def park_command(worker: str, claim: Claim, function: str) -> tuple[Any, ...]:

@@ -21,7 +21,7 @@ from rqjobs.cli.output import echo, short_line
 from rqjobs.cli.terminal import Line, Screen, fit, is_terminal
 from rqjobs.jobs import Job
 from rqjobs.maintenance import attention
-from rqjobs.maintenance.attention import Do, Finding
+from rqjobs.maintenance.attention import Finding
 from rqjobs.maintenance.doctor import Level
 from rqjobs.overview import Overview, Reader
 from rqjobs.stats import QueueStats, Snapshot, WorkerStats
@@ -193,8 +193,8 @@ def _cut(lines: list[Line], number: int, what: str) -> list[Line]:
 def _finding_line(finding: Finding) -> Line:
     """A finding in one line, with the command that mends it."""
     text = f"! {finding.title}: {finding.detail}"
-    if finding.action.do is Do.RUN:
-        text = f"! {finding.title}: {finding.action.name}   {finding.detail}"
+    if finding.action.command:
+        text = f"! {finding.title}: {finding.action.command}   {finding.detail}"
     return Line(short_line(text), "red" if finding.level is Level.LOSS else "yellow")
 
 
@@ -285,7 +285,7 @@ def _finding_json(finding: Finding) -> dict[str, Any]:
         "level": finding.level.value.lower(),
         "title": finding.title,
         "detail": finding.detail,
-        "command": finding.action.name if finding.action.do is Do.RUN else None,
+        "command": finding.action.command,
     }
 
 

@@ -21,6 +21,9 @@ from rqjobs.stats import QueueStats
 MEMORY_FULL_RATIO = 0.98  # of maxmemory; at about this share Redis refuses writes
 MAX_PER_KIND = 4  # findings of one kind; the rest are counted together
 GROWING_OLDEST_SECONDS = 60  # the first job of a queue that grows has waited for this long
+STEADY_SECONDS = 60 * rates.RATE_MINUTES  # a rate is that of now if the first job waits so long
+SLOW_SECONDS = 3600  # a queue that takes longer to empty is a finding
+RISING = 1.05  # the wait of a new job is longer than that of the oldest by this factor, if it rises
 POISON_ERROR = "process died"  # the error of a group of failures
 
 
@@ -33,6 +36,8 @@ class Do(Enum):
     OPEN_WORKERS = "open workers"
     OPEN_SCHEDULES = "open schedules"
     OPEN_REDIS = "open redis"
+    OPEN_ALERTS = "open alerts"
+    RESUME_WORKERS = "resume workers"
     RESUME_QUEUE = "resume queue"
     RESUME_FUNCTION = "resume function"
     RUN = "run"
@@ -40,11 +45,16 @@ class Do(Enum):
 
 @dataclass(frozen=True)
 class Action:
-    """`name`: of the group, queue or function; or the command for `Do.RUN`."""
+    """`name`: of the group, queue or function; or the command."""
 
     do: Do
     label: str
     name: str = ""
+
+    @property
+    def command(self) -> str | None:
+        """The command that mends it; None if it takes a page or the name of a pause."""
+        return self.name if self.do in (Do.RUN, Do.RESUME_WORKERS) else None
 
 
 @dataclass(frozen=True)
@@ -62,14 +72,18 @@ class Finding:
 
 
 def findings(overview: Overview) -> list[Finding]:
-    """What needs attention, the most serious first. Empty if all is well."""
+    """What needs attention, the most serious first. Empty if all is well.
+
+    The alerts come before everything else: somebody has asked for them.
+    """
     found = [
+        *_alerts(overview),
         *_workers(overview),
         *_redis(overview),
         *_poison(overview),
         *_failures(overview),
         *_orphans(overview),
-        *_growing(overview),
+        *_slow_queues(overview),
         *_scheduler(overview),
         *_pauses(overview),
     ]
@@ -92,6 +106,33 @@ def count(number: int, noun: str, plural: str = "") -> str:
     if number == 1:
         return f"1 {noun}"
     return f"{number:,} {plural or noun + 's'}"
+
+
+def duration(seconds: float | None) -> str:
+    """A duration in one unit, for people: "45 s", "12 min", "3 h", "5 d"; "" for None."""
+    if seconds is None:
+        return ""
+    for limit, unit, name in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{seconds / 86_400:,.0f} d"
+
+
+def per_minute(number: float) -> str:
+    """A number of jobs in a minute, for people."""
+    return f"{number:.1f}" if 0 < number < 10 else f"{number:,.0f}"
+
+
+def _alerts(overview: Overview) -> Iterator[Finding]:
+    """The alerts that fire, the newest first."""
+    action = Action(Do.OPEN_ALERTS, "See the alerts")
+    for alert in overview.alerts[:MAX_PER_KIND]:
+        since = duration(max(overview.seconds - alert.since, 0))
+        detail = f"For {since}: {alert.message}"
+        yield Finding(f"alert {alert.name}", Level.LOSS, f"Alert {alert.name}", detail, action)
+    if len(overview.alerts) > MAX_PER_KIND:
+        title = count(len(overview.alerts) - MAX_PER_KIND, "more alert")
+        yield Finding("alerts", Level.LOSS, title, "", action)
 
 
 def _workers(overview: Overview) -> Iterator[Finding]:
@@ -215,28 +256,98 @@ def _orphans(overview: Overview) -> Iterator[Finding]:
         )
 
 
-def is_growing(queue: QueueStats, rate: rates.Rate) -> bool:
-    """Whether more enters the queue than leaves it, and its first job has waited for a while."""
-    return bool(queue.queued and rate.grows and (queue.oldest or 0) >= GROWING_OLDEST_SECONDS)
+def is_growing(queue: QueueStats, window: rates.Window) -> bool:
+    """Whether the queue grows, and its first job has waited for a while."""
+    is_old = (queue.oldest or 0) >= GROWING_OLDEST_SECONDS
+    return bool(queue.queued) and is_old and window.grows(queue.name)
 
 
-def _growing(overview: Overview) -> Iterator[Finding]:
-    growing = []
-    for queue in overview.snapshot.queues:
-        rate = overview.window.rate(queue.name)
-        if queue.workers and is_growing(queue, rate):
-            growing.append((rate.incoming - rate.outgoing, queue, rate))
-    growing.sort(key=lambda found: -found[0])
-    for _, queue, rate in growing[:MAX_PER_KIND]:
-        yield Finding(
-            f"growing {queue.name}",
-            Level.NOTE,
-            f"The queue {queue.name} grows",
-            f"{rate.incoming:,.0f} jobs a minute come in and {rate.outgoing:,.0f} go out; the first "
-            f"of {queue.queued:,} has waited for {queue.oldest or 0:,.0f} s. Start more workers, or "
-            f"see what is enqueued.",
-            Action(Do.OPEN_QUEUE, "See the queue", queue.name),
-        )
+def _slow_queues(overview: Overview) -> Iterator[Finding]:
+    """Queues whose first job gets older, although a worker of ours serves them: those that stand
+    still, then those that grow, the fastest first, then those that take long to empty.
+    """
+    snapshot = overview.snapshot
+    if snapshot.suspended:
+        return
+    paused = {pause.name for pause in snapshot.paused if pause.kind == "queue"}
+    served = {
+        name
+        for worker in snapshot.workers
+        if worker.alive and worker.ours
+        for name in worker.queues
+    }
+    found = []
+    for queue in snapshot.queues:
+        if queue.queued and queue.name in served - paused:
+            finding = _standstill(queue, overview) or _growing(queue, overview)
+            finding = finding or _slow(queue, overview)
+            if finding:
+                rate = overview.window.rate(queue.name)
+                found.append((rate.outgoing > 0, rate.outgoing - rate.incoming, finding))
+    found.sort(key=lambda one: one[:2])
+    for *_, finding in found[:MAX_PER_KIND]:
+        yield finding
+    if len(found) > MAX_PER_KIND:
+        title = f"{count(len(found) - MAX_PER_KIND, 'more queue')} whose first job gets older"
+        yield Finding("slow", Level.NOTE, title, "", Action(Do.OPEN_QUEUE, "See the queues"))
+
+
+def _standstill(queue: QueueStats, overview: Overview) -> Finding | None:
+    """No run of the queue has ended since its first job waits."""
+    is_counted = overview.window.rate("") == rates.Rate()  # else not each queue has its own counts
+    is_old = (queue.oldest or 0) >= STEADY_SECONDS
+    if not is_old or not is_counted or overview.window.rate(queue.name).outgoing:
+        return None
+    return Finding(
+        f"still {queue.name}",
+        Level.NOTE,
+        f"The queue {queue.name} stands still",
+        f"{_waiting(queue)}. No run of its jobs has ended in the last {rates.RATE_MINUTES} minutes, "
+        f"although {count(queue.workers, 'worker')} may take them. See what the workers run.",
+        Action(Do.OPEN_WORKERS, "See the workers"),
+    )
+
+
+def _growing(queue: QueueStats, overview: Overview) -> Finding | None:
+    if not is_growing(queue, overview.window):
+        return None
+    rate = overview.window.rate(queue.name)
+    growth = rate.incoming - rate.outgoing
+    return Finding(
+        f"growing {queue.name}",
+        Level.NOTE,
+        f"The queue {queue.name} grows by {per_minute(growth)} a minute",
+        f"{per_minute(rate.incoming)} jobs a minute come in and {per_minute(rate.outgoing)} go out. "
+        f"{_waiting(queue)}; at this rate {queue.queued + 60 * growth:,.0f} in an hour. Start more "
+        f"workers, or see what is enqueued.",
+        Action(Do.OPEN_QUEUE, "See the queue", queue.name),
+    )
+
+
+def _slow(queue: QueueStats, overview: Overview) -> Finding | None:
+    """Jobs do leave the queue, but those behind its first one will have waited for longer."""
+    oldest = queue.oldest or 0
+    if oldest < STEADY_SECONDS:
+        return None
+    rate = overview.window.rate(queue.name)
+    if not rate.outgoing:
+        return None
+    wait = queue.queued / rate.outgoing * 60  # of a job that is enqueued now
+    if wait < max(SLOW_SECONDS, RISING * oldest):
+        return None
+    return Finding(
+        f"slow {queue.name}",
+        Level.NOTE,
+        f"The first job of {queue.name} gets older",
+        f"{_waiting(queue)}. {per_minute(rate.outgoing)} jobs a minute go out, so at this rate a job "
+        f"that is enqueued now waits for {duration(wait)}. Start more workers.",
+        Action(Do.OPEN_QUEUE, "See the queue", queue.name),
+    )
+
+
+def _waiting(queue: QueueStats) -> str:
+    verb = "waits" if queue.queued == 1 else "wait"
+    return f"{count(queue.queued, 'job')} {verb}, the first for {duration(queue.oldest or 0)}"
 
 
 def _scheduler(overview: Overview) -> Iterator[Finding]:
@@ -269,8 +380,8 @@ def _pauses(overview: Overview) -> Iterator[Finding]:
             "suspended",
             Level.NOTE,
             "RQ is suspended",
-            "No worker begins a job.",
-            Action(Do.RUN, "Resume", "rq resume"),
+            "By rq suspend: no worker begins a job.",
+            Action(Do.RESUME_WORKERS, "Resume", "rq resume"),
         )
     for pause in overview.snapshot.paused[: 2 * MAX_PER_KIND]:
         do = Do.RESUME_QUEUE if pause.kind == "queue" else Do.RESUME_FUNCTION

@@ -110,7 +110,7 @@ def _server(client: redis.Redis) -> Iterator[Finding]:
 
 
 def server_findings(info: dict[str, Any]) -> Iterator[Finding]:
-    """Findings about the version, the memory and the append-only file, from a reply to INFO.
+    """Findings about the version, the memory and persistence, from a reply to INFO.
 
     `info` may have only the sections "memory" and "persistence".
     """
@@ -126,6 +126,7 @@ def server_findings(info: dict[str, Any]) -> Iterator[Finding]:
             f"set it to noeviction",
         )
     yield from _append_only_file(info)
+    yield from _snapshot(info)
     used, limit = info.get("used_memory", 0), info.get("maxmemory", 0)
     if limit and used >= FULL_MEMORY_SHARE * limit:
         yield Finding(
@@ -157,6 +158,23 @@ def _append_only_file(info: dict[str, Any]) -> Iterator[Finding]:
             Level.OK,
             "the append-only file is on (with appendfsync everysec a power cut loses at most a "
             "second)",
+        )
+    if info.get("aof_enabled") and info.get("aof_last_bgrewrite_status", "ok") != "ok":
+        yield Finding(
+            Level.NOTE,
+            "the last rewrite of the append-only file failed, so the file grows until the disk is "
+            "full; free space on that disk, and memory for Redis's child process: its log gives the "
+            "reason",
+        )
+
+
+def _snapshot(info: dict[str, Any]) -> Iterator[Finding]:
+    if info.get("rdb_last_bgsave_status", "ok") != "ok":
+        yield Finding(
+            Level.LOSS,
+            "the last snapshot of Redis (RDB) failed. With stop-writes-on-bgsave-error yes, its "
+            "default, Redis refuses new jobs and outcomes then; free space on its disk, and memory "
+            "for its child process: its log gives the reason",
         )
 
 
@@ -271,7 +289,7 @@ def _odd_keys(client: redis.Redis) -> Iterator[Finding]:
 
 
 DOCTOR_CHECKS: dict[str, Callable[[redis.Redis], Iterator[Finding]]] = {
-    "version, memory and append-only file": _server,
+    "version, memory and persistence": _server,
     "rights": _rights,
     "clocks": _clock,
     "workers and queues": _workers,

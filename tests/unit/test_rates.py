@@ -44,6 +44,19 @@ def test_a_queue_grows_if_clearly_more_comes_in():
     assert Rate(20, 10).grows and not Rate(10.1, 10).grows and not Rate().grows
 
 
+def test_a_queue_grows_in_most_of_its_minutes():
+    more = {"q": {Kind.ENQUEUED: 20, Kind.FINISHED: 10}}
+    less = {"q": {Kind.ENQUEUED: 10, Kind.FINISHED: 10}}
+    burst = {"q": {Kind.ENQUEUED: 10_000}}
+    assert window({THIS - 1: more, THIS - 2: more, THIS - 3: more, THIS - 4: less}).grows("q")
+    assert not window({THIS - 1: more, THIS - 2: more, THIS - 4: less}).grows("q")
+    assert not window({THIS: burst, THIS - 1: burst, THIS - 6: more}).grows("q")
+    emptied = {"q": {Kind.FINISHED: 10_000}}
+    assert not window({THIS - 1: more, THIS - 2: more, THIS - 3: more, THIS - 5: emptied}).grows(
+        "q"
+    )
+
+
 def test_an_hour_has_sixty_steps_and_the_day_takes_what_is_older():
     made = window(
         {THIS: {"a": {Kind.FINISHED: 2}, "b": {Kind.FINISHED: 1}}, THIS - 1: {}},

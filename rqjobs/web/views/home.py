@@ -35,9 +35,14 @@ LINKS = {
     Do.OPEN_WORKERS: ("rqjobs.workers", ""),
     Do.OPEN_SCHEDULES: ("rqjobs.schedules", ""),
     Do.OPEN_REDIS: ("rqjobs.redis_page", ""),
+    Do.OPEN_ALERTS: ("rqjobs.alerts", ""),
 }
 INDEX_OF = {"rqjobs.queue": "rqjobs.queues"}  # the page to open where there is no name
-RESUMES = {Do.RESUME_QUEUE: "queue", Do.RESUME_FUNCTION: "function"}
+RESUMES = {
+    Do.RESUME_QUEUE: "queue",
+    Do.RESUME_FUNCTION: "function",
+    Do.RESUME_WORKERS: "workers",
+}
 FINISHED = ("finished", "good", (Kind.FINISHED,))
 FAILED = ("failed", "bad", (Kind.FAILED,))
 OTHER = (
@@ -125,7 +130,7 @@ def _finding(finding: Finding) -> dict[str, Any]:
         "href": "",
         "command": "",
         "resume": "",
-        "name": action.name,
+        "name": "" if action.command else action.name,
     }
     if action.do in RESUMES:
         shown["resume"] = RESUMES[action.do]
@@ -172,21 +177,15 @@ def _queue(queue: QueueStats, overview: Overview, paused: set[str]) -> dict[str,
         "href": _link("rqjobs.queue", name=queue.name),
         "is_paused": is_paused,
         "stats": queue,
-        "oldest": duration(queue.oldest) if queue.queued else "",
-        "incoming": _per_minute(rate.incoming),
-        "outgoing": _per_minute(rate.outgoing),
+        "oldest": attention.duration(queue.oldest) if queue.queued else "",
+        "incoming": attention.per_minute(rate.incoming),
+        "outgoing": attention.per_minute(rate.outgoing),
         "to_empty": _to_empty(queue, rate, is_paused),
-        "grows": attention.is_growing(queue, rate),
+        "grows": attention.is_growing(queue, overview.window),
         "spark": charts.sparkline(done, f"{sum(done):,} runs in the last hour")
         if any(done)
         else "",
     }
-
-
-def _per_minute(number: float) -> str:
-    if number and number < 10:
-        return f"{number:.1f}"
-    return f"{number:,.0f}"
 
 
 def _to_empty(queue: QueueStats, rate: Rate, is_paused: bool) -> str:
@@ -196,25 +195,15 @@ def _to_empty(queue: QueueStats, rate: Rate, is_paused: bool) -> str:
         return "paused"
     seconds = rate.seconds_to_empty(queue.queued)
     if seconds is not None:
-        return duration(seconds)
+        return attention.duration(seconds)
     return "growing" if rate.grows else "steady"
-
-
-def duration(seconds: float | None) -> str:
-    """A duration in one unit, for people: "45 s", "12 min", "3 h", "5 d"."""
-    if seconds is None:
-        return ""
-    for limit, unit, name in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
-        if seconds < limit:
-            return f"{seconds / unit:.0f} {name}"
-    return f"{seconds / 86_400:,.0f} d"
 
 
 def _running(job: Job) -> dict[str, Any]:
     started = job.started_at
     elapsed = None
     if started:
-        elapsed = duration(max((datetime.now(timezone.utc) - started).total_seconds(), 0))
+        elapsed = attention.duration(max((datetime.now(timezone.utc) - started).total_seconds(), 0))
     return {**row(job), "started": started, "elapsed": elapsed, "worker": cut(job.worker_name, 100)}
 
 

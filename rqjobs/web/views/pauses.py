@@ -1,4 +1,4 @@
-"""The buttons that pause and resume queues and job functions."""
+"""The buttons that pause and resume queues and job functions, and that end `rq suspend`."""
 
 from __future__ import annotations
 
@@ -6,16 +6,24 @@ from typing import Any
 
 from flask import abort, redirect, request, url_for
 
-from rqjobs import pauses
+from rqjobs import connection, pauses
+from rqjobs.broker.pauses import end_suspension
 from rqjobs.web.access import current_access
 from rqjobs.web.rendering import cut, flash, pages, redirect_back
 
 
 @pages.post("/pauses/<action>")
 def change_pause(action: str) -> Any:
-    """Pause or resume the queue or the function of the form. A note shows the outcome."""
+    """Pause or resume the queue or the function of the form. A note shows the outcome.
+
+    The kind "workers" ends `rq suspend`.
+    """
     kind = request.form.get("kind", "")
     name = request.form.get("name", "")
+    if (action, kind) == ("resume", "workers"):
+        is_changed = end_suspension(connection.client())
+        flash("RQ is resumed: workers begin jobs." if is_changed else "RQ was not suspended.")
+        return redirect_back("rqjobs.home")
     if action not in ("pause", "resume") or kind not in ("queue", "function"):
         abort(404)
     try:

@@ -121,6 +121,7 @@ def _persistence(info: Info) -> list[tuple[str, Any]]:
     ]
     if info.number("aof_enabled"):
         facts.append(("File size", size(info.number("aof_current_size"))))
+        facts.append(("Last rewrite of it", info.text("aof_last_bgrewrite_status")))
     return facts
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 
 import helpers
 import pytest
@@ -12,7 +15,7 @@ import sample_jobs
 from redis.exceptions import NoPermissionError
 
 import rqjobs
-from rqjobs.broker import counters, keys, leases, scripts
+from rqjobs.broker import activity, counters, keys, leases, scripts
 from rqjobs.maintenance import attention
 from rqjobs.maintenance.attention import Do
 from rqjobs.maintenance.doctor import Level
@@ -22,10 +25,9 @@ from rqjobs.overview import Reader
 @pytest.fixture
 def found(redis):
     """The findings now, by key, without those about Redis itself."""
-    reader = Reader()
 
     def read():
-        findings = attention.findings(reader.read(redis, is_first=True))
+        findings = attention.findings(Reader().read(redis))
         return {one.key: one for one in findings if not one.key.startswith("redis ")}
 
     return read
@@ -39,6 +41,20 @@ def served(redis):
     record = {"state": "busy", "queues": "high,default,low", "hostname": "h", "pid": 1}
     redis.hset(keys.worker("w"), mapping=record)
     redis.sadd("rq:workers", keys.worker("w"))
+
+
+def count_flow(redis, incoming, outgoing):
+    """Add these counts of the queue `default` to each of the last five minutes."""
+    minute = counters.minute_of(scripts.redis_time(redis))
+    for back in range(1, 6):
+        redis.hincrby(keys.counts(minute - back), "enqueued:default", incoming)
+        redis.hincrby(keys.counts(minute - back), "finished:default", outgoing)
+
+
+def wait_since(redis, job, seconds):
+    """Let a job have waited for these seconds."""
+    moment = datetime.now(timezone.utc) - timedelta(seconds=seconds)
+    redis.hset(job.key, "enqueued_at", moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ"))
 
 
 def test_all_is_well(found, served):
@@ -63,12 +79,122 @@ def test_queues_without_a_worker(found, served):
 
 def test_a_queue_that_grows(found, served, redis):
     job = rqjobs.enqueue(sample_jobs.ok)
-    minute = counters.minute_of(scripts.redis_time(redis))
-    redis.hset(keys.counts(minute - 2), mapping={"enqueued:default": 100, "finished:default": 50})
+    count_flow(redis, incoming=100, outgoing=50)
     assert found() == {}, "the first job has not waited for long"
-    redis.hset(job.key, "enqueued_at", "2020-01-01T00:00:00.000000Z")
-    finding = found()["growing default"]
-    assert finding.action.do is Do.OPEN_QUEUE and finding.action.name == "default"
+    wait_since(redis, job, 90)
+    (finding,) = found().values()
+    assert finding.key == "growing default" and finding.action == attention.Action(
+        Do.OPEN_QUEUE, "See the queue", "default"
+    )
+    numbers = re.search(r"grows by ([\d.]+) a minute", finding.title)
+    growth = float(numbers[1])
+    assert 40 < growth <= 50
+    assert (
+        f"1 job waits, the first for 90 s; at this rate {1 + 60 * growth:,.0f}"[:44]
+        in finding.detail
+    )
+    rqjobs.pause(queue="default")
+    assert set(found()) == {"paused queue default"}
+
+
+def test_many_jobs_at_once_do_not_make_a_queue_grow(found, served, redis):
+    wait_since(redis, rqjobs.enqueue(sample_jobs.ok), 90)
+    count_flow(redis, incoming=0, outgoing=50)
+    minute = counters.minute_of(scripts.redis_time(redis))
+    redis.hset(keys.counts(minute - 1), "enqueued:default", 10_000)
+    assert found() == {}
+
+
+def test_a_queue_that_stands_still(found, served, redis):
+    job = rqjobs.enqueue(sample_jobs.ok)
+    wait_since(redis, job, 200)
+    assert found() == {}, "the first job has not waited for five minutes"
+    wait_since(redis, job, 720)
+    (finding,) = found().values()
+    assert (finding.key, finding.action.do) == ("still default", Do.OPEN_WORKERS)
+    assert finding.title == "The queue default stands still"
+    assert "1 job waits, the first for 12 min. No run of its jobs has ended" in finding.detail
+    count_flow(redis, incoming=0, outgoing=1)
+    assert found() == {}
+
+
+def test_without_counts_of_its_own_no_queue_stands_still(found, served, redis):
+    """In a minute with very many queues, the counts of most are added up under ""."""
+    wait_since(redis, rqjobs.enqueue(sample_jobs.ok), 720)
+    minute = counters.minute_of(scripts.redis_time(redis))
+    redis.hset(keys.counts(minute - 1), "finished:", 5)
+    assert found() == {}
+
+
+def test_a_queue_of_plain_workers_has_no_counts(found, redis):
+    redis.hset(keys.worker("plain"), mapping={"state": "busy", "queues": "default"})
+    redis.sadd("rq:workers", keys.worker("plain"))
+    wait_since(redis, rqjobs.enqueue(sample_jobs.ok), 720)
+    assert found() == {}
+
+
+def test_the_first_job_gets_older(found, served, redis):
+    """100 jobs wait, one ends in a minute, and none comes in."""
+    first, *_ = [rqjobs.enqueue(sample_jobs.ok) for _ in range(100)]
+    redis.delete(*redis.keys(keys.counts("*")))
+    count_flow(redis, incoming=0, outgoing=1)
+    assert found() == {}, "it may be the beginning of a batch"
+    wait_since(redis, first, 600)
+    (finding,) = found().values()
+    assert (finding.key, finding.action.do) == ("slow default", Do.OPEN_QUEUE)
+    assert finding.title == "The first job of default gets older"
+    assert re.search(r"100 jobs wait, the first for 10 min\. .* waits for \d+ min", finding.detail)
+    wait_since(redis, first, 86_400)
+    assert found() == {}, "the jobs behind it will not wait for so long"
+    wait_since(redis, first, 600)
+    count_flow(redis, incoming=0, outgoing=10)
+    assert found() == {}, "it is empty in some minutes"
+
+
+def test_findings_about_many_queues(found, served, redis):
+    names = [f"q{number}" for number in range(7)]
+    redis.hset(keys.worker("w"), "queues", ",".join(names))
+    for name in names:
+        wait_since(redis, rqjobs.queue(name).enqueue(sample_jobs.ok), 720)
+    assert [one.title for one in found().values()][-2:] == [
+        "The queue q3 stands still",
+        "3 more queues whose first job gets older",
+    ]
+
+
+def test_alerts_that_fire_come_first(client, found, redis, served):
+    rqjobs.enqueue(sample_jobs.boom)
+    rqjobs.Worker(["default"]).work(burst=True, logging_level="CRITICAL")
+    now = scripts.redis_time(redis)
+    for number in range(6):
+        about = {"rule": "depth", "subject": f"q{number}", "message": "<b> jobs wait"}
+        state = about | {"since": now - 600 - number}
+        redis.hset(keys.ALERTS, f"depth:q{number}", json.dumps(state))
+    redis.hset(keys.ALERTS, "soon", json.dumps({"rule": "depth", "bad": now}))
+    keys_found = list(found())
+    assert keys_found[:5] == [*(f"alert depth:q{number}" for number in range(4)), "alerts"]
+    assert keys_found[5].startswith("failures ")
+    first = found()["alert depth:q0"]
+    assert (first.title, first.detail) == ("Alert depth:q0", "For 10 min: <b> jobs wait")
+    for page in (client.get("/").text, client.get("/live").text):
+        alert, failure = page.index("Alert depth:q0"), page.index("ValueError in sample_jobs.boom")
+        assert alert < failure and "2 more alerts" in page
+        assert '<a class="button" href="/alerts">See the alerts</a>' in page
+        assert "&lt;b&gt; jobs wait" in page
+
+
+def test_a_suspended_rq_is_resumed_by_a_button(client, redis):
+    redis.set("rq:suspended", 1)
+    assert 'aria-label="Resume workers"' in client.get("/live").text
+    reply = client.post("/pauses/resume", data={"kind": "workers", "name": ""})
+    assert (reply.status_code, reply.headers["Location"]) == (303, "/")
+    assert not redis.exists("rq:suspended")
+    assert "RQ is resumed: workers begin jobs." in client.get("/").text
+    entry, *_ = activity.read(redis).entries
+    assert (entry.action, entry.user, entry.target) == ("resume workers", "admin", "workers")
+    client.post("/pauses/resume", data={"kind": "workers", "name": ""})
+    assert "RQ was not suspended." in client.get("/").text
+    assert client.post("/pauses/pause", data={"kind": "workers"}).status_code == 404
 
 
 def test_new_failures_and_those_that_go_on(found, served, redis):
@@ -119,6 +245,34 @@ def test_an_eviction_policy_and_a_full_memory(redis):
     assert "throw jobs away" in health[0] and "95%" in health[1]
     assert attention.is_full({**used, "maxmemory_policy": "noeviction", "used_memory": 99})
     assert not attention.is_full(used)
+
+
+@pytest.mark.parametrize(
+    ("field", "level", "text"),
+    [
+        ("rdb_last_bgsave_status", Level.LOSS, "the last snapshot of Redis (RDB) failed"),
+        ("aof_last_write_status", Level.LOSS, "Redis could not write its append-only file"),
+        (
+            "aof_last_bgrewrite_status",
+            Level.NOTE,
+            "the last rewrite of the append-only file failed",
+        ),
+    ],
+)
+def test_redis_could_not_save(redis, served, field, level, text):
+    saved = {"aof_enabled": 1, "rdb_last_bgsave_status": "ok", "aof_last_bgrewrite_status": "ok"}
+    assert all(one.level is Level.OK for one in attention.server_findings(saved))
+    overview = Reader().read(redis)
+    persistence = {**overview.persistence, **saved, field: "err"}
+    (found,) = [
+        one
+        for one in attention.findings(replace(overview, persistence=persistence))
+        if one.key.startswith("redis ")
+    ]
+    assert found.detail.startswith(text) and found.level is level
+    assert found.action.do is Do.OPEN_REDIS and "free space" in found.detail
+    health = list(attention.server_findings(dict.fromkeys(saved, "err")))
+    assert len({f"redis {one.message[:20]}" for one in health}) == len(health)
 
 
 def test_without_the_right_to_info_the_rest_is_shown(redis, monkeypatch, served):
