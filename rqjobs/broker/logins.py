@@ -16,7 +16,7 @@ import redis
 from rq.suspension import WORKERS_SUSPENDED
 
 from rqjobs.broker import keys
-from rqjobs.broker.scripts import LOG_IN, TRY_LOGIN
+from rqjobs.broker.scripts import LOG_IN, TRY_LOGIN, read_together
 from rqjobs.connection import refusal_code
 
 LINK_SECONDS = 900  # a login link is valid for so long, and once
@@ -102,6 +102,16 @@ def use_link(connection: redis.Redis, token: str, secret_key: str) -> bool:
 def _link_key(token: str, secret_key: str) -> str:
     digest = hmac.new(secret_key.encode(), token.encode(errors="replace"), hashlib.sha256)
     return keys.login_link(digest.hexdigest())
+
+
+def is_open(connection: redis.Redis, session_id: str) -> bool:
+    """Whether a session is open.
+
+    Raises:
+        redis.RedisError: as `check_session`.
+    """
+    (expiry,) = read_together(connection, [("ZSCORE", keys.SESSIONS, session_id)])
+    return isinstance(expiry, float)
 
 
 def check_session(connection: redis.Redis, session_id: str) -> SessionCheck:

@@ -42,6 +42,8 @@ from rqjobs.web.request_origin import (
 PUBLIC_ENDPOINTS = ("rqjobs.login", "rqjobs.healthz")
 PUBLIC_FILES = ("rqjobs.css", "login.js", "icon.svg", "icon-trouble.svg")
 BLUEPRINTS = ("rqjobs", "rqjobs_api", "rq_dashboard")
+# They have findings instead of the warnings of the other pages. An open page asks every two seconds.
+WITHOUT_WARNINGS = ("rqjobs.home", "rqjobs.live_home")
 SESSION_SECONDS = 12 * 3600
 DEVICE_SECONDS = 180 * 24 * 3600  # a browser that has logged in is recognized for so long
 PASSWORD_FREE_ATTEMPTS = 3  # wrong passwords of one address or one browser without a pause
@@ -248,7 +250,8 @@ class Auth:
             return message(403, "No access", "This application does not let you see its jobs.")
         g.rqjobs_access = found
         g.rqjobs_nav = True
-        g.rqjobs_warnings = redis_warnings(logins.check_session(connection.client(), ""))
+        if request.endpoint not in WITHOUT_WARNINGS:
+            g.rqjobs_warnings = redis_warnings(logins.check_session(connection.client(), ""))
         return None
 
     def _check_role(self, refuse: Callable[[int, str, str], Any]) -> Any:
@@ -308,6 +311,10 @@ class Auth:
         g.rqjobs_nav = session_id is not None  # an error page has the navigation too
         if session_id is None:
             return False
+        if request.endpoint in WITHOUT_WARNINGS:
+            is_open = logins.is_open(connection.client(), session_id)
+            g.rqjobs_nav = is_open
+            return is_open
         check = logins.check_session(connection.client(), session_id)
         g.rqjobs_nav = check.is_open
         g.rqjobs_warnings = redis_warnings(check)

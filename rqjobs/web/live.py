@@ -62,17 +62,12 @@ def cached(key: str, seconds: float, make: Callable[[], Response]) -> Response:
             response = make()
             if response.status_code != 200:
                 return response
-            place.response = _copy(response)
+            _set_tag(response)
+            place.response = response
             place.expires = time.monotonic() + seconds
-        mark_live()
-        return _copy(place.response)
-
-
-def _copy(response: Response) -> Response:
-    copy = Response(response.get_data(), response.status_code)
-    copy.headers.clear()
-    copy.headers.extend(response.headers)
-    return copy
+        kept = place.response
+    mark_live()
+    return Response(kept.get_data(), headers=list(kept.headers))
 
 
 def mark_live() -> None:
@@ -84,12 +79,17 @@ def if_changed(response: Response) -> None:
     """Make a live response 304 if the viewer has it already. `auth.py` calls it at the end."""
     if not g.get("rqjobs_is_live") or response.status_code != 200:
         return
-    content = response.get_data() + response.headers.get(TROUBLE_HEADER, "").encode()
-    digest = hashlib.sha256(content).hexdigest()[:32]
-    response.set_etag(digest)
-    if request.if_none_match.contains_weak(digest):  # a proxy that compresses makes it weak
+    if "ETag" not in response.headers:
+        _set_tag(response)
+    tag, _ = response.get_etag()
+    if request.if_none_match.contains_weak(tag or ""):  # a proxy that compresses makes it weak
         response.status_code = 304
         response.set_data(b"")
+
+
+def _set_tag(response: Response) -> None:
+    content = response.get_data() + response.headers.get(TROUBLE_HEADER, "").encode()
+    response.set_etag(hashlib.sha256(content).hexdigest()[:32])
 
 
 def set_trouble(number: int) -> None:

@@ -7,12 +7,14 @@ import threading
 from pathlib import Path
 
 import pytest
+import redis as redis_py
 import sample_jobs
-from browser_client import OURS, PASSWORD, log_in
+from browser_client import OURS, PASSWORD, counted_round_trips, log_in
 from flask import Flask
 
 import rqjobs
 from rqjobs import config
+from rqjobs.broker import keys
 from rqjobs.web import Access, Role, create_app, init_app, live
 from rqjobs.web.rendering import page, pages
 from rqjobs.web.views import home
@@ -40,6 +42,38 @@ def test_a_live_part_is_answered_with_304_if_nothing_has_changed(client, redis, 
     changed = client.get("/live", headers=again)
     assert changed.status_code == 200 and "hello" in changed.text
     assert "ETag" not in client.get("/").headers
+
+
+def test_an_open_home_page_asks_redis_for_its_session_only(client, redis, monkeypatch):
+    monkeypatch.setattr(home, "SHARED_SECONDS", 30)
+    tag = client.get("/live").headers["ETag"]
+    sent = []
+    execute = redis_py.client.Pipeline.execute
+
+    def record(self, *args, **options):
+        sent.extend(command[0][0] for command in self.command_stack)
+        return execute(self, *args, **options)
+
+    monkeypatch.setattr(redis_py.client.Pipeline, "execute", record)
+    with counted_round_trips() as trips:
+        assert client.get("/live", headers={"If-None-Match": tag}).status_code == 304
+    assert (sent, trips.number) == (["ZSCORE"], 1)
+
+
+def test_a_session_that_has_ended_gets_no_304(client, app, redis, monkeypatch):
+    monkeypatch.setattr(home, "SHARED_SECONDS", 30)
+    tag = {"If-None-Match": client.get("/live").headers["ETag"]}
+    copy = app.test_client()
+    copy.set_cookie("rqjobs_session", client.get_cookie("rqjobs_session").value)
+    assert copy.get("/live", headers=tag).status_code == 304
+    assert client.post("/logout").status_code == 303
+    for headers in ({}, tag):
+        assert copy.get("/live", headers=headers).status_code == 401
+    log_in(client)
+    assert client.get("/live", headers=tag).status_code == 304
+    redis.delete(keys.SESSIONS)
+    redis.set(keys.SESSIONS, "of another program")
+    assert client.get("/live", headers=tag).status_code == 401
 
 
 def test_trouble_is_in_the_title_and_the_icon(client, redis, fresh):
@@ -91,7 +125,9 @@ def test_viewers_of_a_role_share_one_rendering(shared):
     assert len(made) == 1
     assert ask("read").get_data() == first.get_data() and ask("read").mimetype == "text/html"
     assert ask("read", **{"If-None-Match": first.headers["ETag"]}).status_code == 304
-    admin = ask("admin")
+    same = {"If-None-Match": first.headers["ETag"]}
+    assert ask("", **same).status_code == 403, "the role has ended"
+    admin = ask("admin", **same)
     assert len(made) == 2 and "buttons that need a higher one" not in admin.text
 
 
