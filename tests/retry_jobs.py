@@ -100,7 +100,7 @@ async def snooze_later(name):
     return name
 
 
-@job(retry=backoff(1, **AT_ONCE), timeout=1)
+@job(retry=backoff(1, **AT_ONCE), timeout=2)
 def stubborn(name, seconds=30):
     """Work on after the time limit, on the first run only."""
     if count(name) > 1:

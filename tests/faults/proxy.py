@@ -217,8 +217,11 @@ def sender_of(client: socket.socket) -> int:
             socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")
         )
         return struct.unpack("3i", credentials)[0]
-    address = client.getpeername()
     found = []
+    try:
+        address = client.getpeername()
+    except OSError:  # it has closed the connection again
+        return 0
     for process in psutil.Process().children(recursive=True):  # to ask all would take too long
         with contextlib.suppress(psutil.NoSuchProcess):
             if any(one.laddr == address for one in process.net_connections("tcp4")):
@@ -346,7 +349,7 @@ def serve_workers() -> None:
     from rqjobs.worker import listener, supervisor, worker
 
     timeout, block = map(float, sys.argv[1:])
-    leases.HEARTBEAT_SECONDS = 1  # the sweep's lock lasts for half a second then
+    leases.SWEEP_LOCK_MILLISECONDS = 500
     worker.HEARTBEAT_SECONDS = 0.25
     worker.MAX_SLEEP_SECONDS = 0.1
     supervisor.CRASH_DELAY_SECONDS = 0.05
