@@ -8,6 +8,7 @@ import shutil
 import sys
 import urllib.request
 
+import host_site
 import pytest
 import sample_jobs
 from ports import free_port
@@ -25,6 +26,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
 import rqjobs
+from rqjobs.broker import keys
 from rqjobs.jobs import Job
 
 PASSWORD = "correct horse"
@@ -41,34 +43,44 @@ HOSTILE = (
 
 
 @pytest.fixture
-def site(spawn, environ, eventually):
-    """The address of the pages, served by gunicorn."""
-    port = free_port()
-    process = spawn(
-        sys.executable,
-        "-m",
-        "gunicorn",
-        "--bind",
-        f"127.0.0.1:{port}",
-        "--workers",
-        "2",
-        "--threads",
-        "4",
-        "rqjobs.web:create_app()",
-        env={"RQJOBS_ADMIN_PASSWORD": PASSWORD},
-    )
-    address = f"http://127.0.0.1:{port}"
+def serve(spawn, eventually):
+    """Serve an application by gunicorn; returns its address."""
 
-    def answers():
-        assert process.poll() is None, process.output()
-        try:
-            with urllib.request.urlopen(f"{address}/healthz", timeout=5) as reply:
-                return reply.status == 200
-        except (OSError, http.client.HTTPException):
-            return False
+    def start(application):
+        port = free_port()
+        process = spawn(
+            sys.executable,
+            "-m",
+            "gunicorn",
+            "--bind",
+            f"127.0.0.1:{port}",
+            "--workers",
+            "2",
+            "--threads",
+            "4",
+            application,
+            env={"RQJOBS_ADMIN_PASSWORD": PASSWORD},
+        )
+        address = f"http://127.0.0.1:{port}"
 
-    eventually(answers, what="the server")
-    return address
+        def answers():
+            assert process.poll() is None, process.output()
+            try:
+                with urllib.request.urlopen(f"{address}/healthz", timeout=5) as reply:
+                    return reply.status == 200
+            except (OSError, http.client.HTTPException):
+                return False
+
+        eventually(answers, what="the server")
+        return address
+
+    return start
+
+
+@pytest.fixture
+def site(serve):
+    """The address of the pages."""
+    return serve("rqjobs.web:create_app()")
 
 
 @pytest.fixture
@@ -110,11 +122,15 @@ def browser(tmp_path):
 def at_home(browser, site, eventually):
     """The browser, logged in, on the home page."""
     browser.get(f"{site}/")
+    log_in(browser, eventually)
+    return browser
+
+
+def log_in(browser, eventually):
     browser.find_element(By.ID, "user").send_keys("admin")
     browser.find_element(By.ID, "password").send_keys(PASSWORD)
     browser.find_element(By.CSS_SELECTOR, "button.primary").click()
     eventually(lambda: shown(browser, ".verdict h1"), what="the home page")
-    return browser
 
 
 def nothing_ran(browser):
@@ -272,6 +288,48 @@ def test_outdated_numbers_are_marked(at_home, eventually, redis):
     finally:
         redis.config_set("requirepass", pool["requirepass"])
     eventually(lambda: shown(browser, "#live") == "live", what="the end of the sign")
+
+
+def test_a_session_that_has_ended(at_home, eventually, redis):
+    """The page keeps what somebody writes in it, and has a link to the login."""
+    browser = at_home
+    assert shown(browser, "#log-in") == ""
+    redis.delete(keys.SESSIONS)
+    eventually(lambda: shown(browser, "#log-in") == "Log in again", what="the link")
+    assert shown(browser, "#live").startswith("stale since ")
+    assert "Your login has ended" in browser.find_element(By.ID, "live").get_attribute("title")
+    browser.find_element(By.ID, "log-in").click()
+    eventually(lambda: browser.find_elements(By.ID, "password"), what="the login")
+    log_in(browser, eventually)
+    eventually(lambda: shown(browser, "#live") == "live", what="the live page")
+
+
+@pytest.mark.parametrize("answer", host_site.ANSWERS)
+def test_a_login_of_the_application_that_has_ended(browser, serve, eventually, redis, answer):
+    """The page was outdated for ever, and said that the server gives no answer."""
+    browser.get(f"{serve('host_site:create_app()')}/")
+    eventually(lambda: shown(browser, "#live") == "live", what="the live page")
+    redis.set(host_site.ANSWER, answer)
+    eventually(lambda: shown(browser, "#log-in") == "Log in again", what="the link")
+    assert shown(browser, ".verdict h1"), "the page of the application is not in ours"
+    redis.delete(host_site.ANSWER)
+    eventually(lambda: shown(browser, "#live") == "live", what="the end of the sign")
+    assert shown(browser, "#log-in") == ""
+
+
+def test_a_page_on_which_nothing_happens_asks_less_often(at_home, site, eventually):
+    browser = at_home
+    fast = (
+        "const real = setTimeout; window.delays = [];"
+        "window.setTimeout = (go, ms) => { delays.push(ms); return real(go, ms / 100); };"
+    )
+    browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": fast})
+    browser.get(f"{site}/")
+    delays = lambda: browser.execute_script("return delays.filter((ms) => ms >= 2000)")  # noqa: E731
+    eventually(lambda: 5000 in delays(), what="the longer pause")
+    assert delays().index(5000) >= 30, "a minute has passed"
+    rqjobs.enqueue(sample_jobs.say, "hello")
+    eventually(lambda: delays()[-1] == 2000, what="the usual pause")
 
 
 def test_a_time_is_sent_with_the_offset_of_the_browser(at_home, site, eventually, redis, click):

@@ -62,6 +62,7 @@ function logs() {
 
 // The mark in the header: live, or since when there is no answer. A screen reader hears each change once.
 const liveMark = document.getElementById("live");
+const loginLink = document.getElementById("log-in");  // shown if the login has ended
 const staleSince = new Map();  // place -> when the last answer came
 let markedState = "";
 
@@ -72,8 +73,9 @@ function showMark() {
   liveMark.hidden = false;
   liveMark.className = `live ${state}`;
   liveMark.firstElementChild.textContent = staleSince.size ? `stale since ${duration(seconds)}` : "live";
+  const reason = loginLink.hidden ? "No answer from the server, or from its Redis." : "Your login has ended.";
   liveMark.title = staleSince.size
-    ? `No answer from the server, or from its Redis. This page shows the state of ${new Date(since).toLocaleTimeString()}.`
+    ? `${reason} This page shows the state of ${new Date(since).toLocaleTimeString()}.`
     : "This page follows what happens.";
   if (markedState && markedState !== state) {
     document.getElementById("live-status").textContent = staleSince.size ? liveMark.title : "The page is live again.";
@@ -106,9 +108,11 @@ function showTrouble(text) {
   if (icon.getAttribute("href") !== address) icon.setAttribute("href", address);
 }
 
-// Call `ask` for `place` every `pause` ms, less often after errors. A hidden page waits, and asks when it is shown.
+// Call `ask` for `place` every `pause` ms; every five seconds if its outcome was "same" for a minute, and less often
+// after errors. A hidden page waits, and asks when it is shown.
 function poll(place, pause, ask) {
   let wait = pause;
+  let quiet = 0;  // ms
   let answered = new Date();
   let timer = 0;
   let isAsking = false;
@@ -120,7 +124,8 @@ function poll(place, pause, ask) {
     try {
       outcome = await ask();
       answered = new Date();
-      wait = pause;
+      quiet = outcome === "same" ? quiet + wait : 0;
+      wait = quiet < 60000 ? pause : 5000;
       showStale(place, null);
     } catch {
       wait = Math.min(wait * 2, 30000);
@@ -134,6 +139,7 @@ function poll(place, pause, ask) {
   };
   const wake = () => {
     clearTimeout(timer);
+    quiet = 0;
     if (!document.hidden) once();
   };
   document.addEventListener("visibilitychange", wake);
@@ -143,9 +149,14 @@ function poll(place, pause, ask) {
 
 setInterval(() => { if (staleSince.size) showMark(); }, 1000);
 
+// The answer of the server. Throws if the login has ended: the application's own login may then answer with a redirect,
+// an error or a page.
 async function get(address, headers = {}) {
-  const reply = await fetch(address, {headers: {Accept: "application/json", ...headers}, redirect: "error", cache: "no-store", signal: AbortSignal.timeout(15000)});
-  if (reply.status === 401) location.reload();
+  const reply = await fetch(address, {headers: {Accept: "application/json", ...headers}, redirect: "manual", cache: "no-store", signal: AbortSignal.timeout(15000)});
+  const isOurs = reply.headers.has("X-Rqjobs-Trouble") || reply.headers.get("Content-Type")?.startsWith("application/json");
+  const hasEnded = reply.type === "opaqueredirect" || reply.status === 401 || reply.status === 403 || (reply.ok && !isOurs);
+  loginLink.hidden = !hasEnded;
+  if (hasEnded) throw new Error("the login has ended");
   return reply;
 }
 
@@ -154,7 +165,7 @@ async function get(address, headers = {}) {
     let tag = "";
     poll(place, 2000, async () => {
       const reply = await get(place.dataset.live, tag ? {"If-None-Match": tag} : {});
-      if (reply.status === 304) return;
+      if (reply.status === 304) return "same";
       if (!reply.ok) throw new Error(reply.status);
       const html = await reply.text();
       tag = reply.headers.get("ETag") ?? "";
@@ -174,17 +185,16 @@ async function get(address, headers = {}) {
       for (const part of document.querySelectorAll("[data-while]")) part.hidden = part.dataset.while !== status;
       document.title = document.title.replace(/^(\(\d+!\) )?\w+/, `$1${status}`);
     };
-    let quiet = 0;
     poll(job, 1000, async () => {
-      if (quiet++ > 60 && quiet % 5) return;  // unchanged for a minute: ask every five seconds
       const reply = await get(job.dataset.job);
       if (reply.status === 404) return showStatus("gone"), "done";
       if (!reply.ok) throw new Error(reply.status);
       const state = await reply.json();
-      if (job.shown !== state.html) quiet = 0;
+      const isSame = job.shown === state.html;
       showStatus(state.status);
       replace(job, state.html);
       if (state.ended) return "done";
+      return isSame ? "same" : "changed";
     });
   }
 }
