@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import pytest
 from api_client import TOKENS
-from browser_client import (
-    PASSWORD,
-    Client,
-    log_in,
-)
+from browser_client import PASSWORD, Client, log_in
 
-from rqjobs import config
+from rqjobs import config, connection
 from rqjobs.web import create_app
 
 
@@ -36,3 +32,17 @@ def client(app):
     assert log_in(client).status_code == 303
     client.environ_base["HTTP_SEC_FETCH_SITE"] = "same-origin"
     return client
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty data folder."""
+    monkeypatch.setattr(connection, "DATA_FOLDER", tmp_path / "home" / ".rqjobs")
+    (tmp_path / "home").mkdir()
+    return connection.DATA_FOLDER
+
+
+@pytest.fixture
+def no_redis(app):
+    """Redis does not answer."""
+    config.use(redis_url="redis://user:s3cret-password@127.0.0.1:1/0")
