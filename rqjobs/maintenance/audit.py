@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from time import sleep
@@ -29,7 +29,8 @@ from rqjobs.maintenance.liveness import Liveness, WorkerLiveness
 from rqjobs.maintenance.strays import has_ended
 from rqjobs.maintenance.waiting import unlisted_jobs
 
-ACTIVE_STATUSES = ("queued", "started", "scheduled")
+UNENDED_STATUSES = (b"queued", b"started", b"scheduled", b"deferred")
+RECHECKED_TOGETHER_JOBS = 1000  # suspects that are looked at again in one round trip
 AUDITED_DEFERRED_JOBS = 10_000  # deferred jobs of a queue whose parents an audit looks at
 
 
@@ -60,7 +61,7 @@ def audit(connection: redis.Redis, settle: float = 2.0) -> Audit:
     suspects = _suspects(connection, queues)
     if suspects:
         sleep(settle)
-        suspects &= _suspects(connection, queues)
+        suspects = _again_suspect(connection, queues, suspects)
     breaches = {}
     counts = count_places(connection, queues)
     for job_id in sorted(suspects):
@@ -77,25 +78,60 @@ def audit(connection: redis.Redis, settle: float = 2.0) -> Audit:
 
 def _suspects(connection: redis.Redis, queues: list[str]) -> set[str]:
     """The ids that seem to be in a wrong number of places. They are read in several steps."""
+    places = _number_of_places(connection, queues)
+    suspects = {job_id for job_id, count in places.items() if count > 1}
+    cursor = b"0"
+    while True:
+        args = [cursor, SCAN_BATCH_KEYS]
+        cursor, unended, ended = scripts.SCAN_STATUSES.run(connection, [], args)
+        suspects.update(job_id for job_id in map(_job_id, unended) if job_id not in places)
+        suspects.update(job_id for job_id in map(_job_id, ended) if job_id in places)
+        if cursor == b"0":
+            return suspects
+
+
+def _job_id(key: bytes) -> str:
+    return decode(key[len(keys.JOB_PREFIX) :])
+
+
+def _again_suspect(connection: redis.Redis, queues: list[str], suspects: set[str]) -> set[str]:
+    """Those suspects that still seem to be in a wrong number of places."""
+    places = _number_of_places(connection, queues, suspects)
+    found = {job_id for job_id, count in places.items() if count > 1}
+    rest = iter(suspects - found)
+    while ids := list(islice(rest, RECHECKED_TOGETHER_JOBS)):
+        commands = []
+        for job_id in ids:
+            commands.append(("HGET", keys.job(job_id), "status"))
+            commands.append(("HSTRLEN", keys.job(job_id), "data"))
+        replies = scripts.read_together(connection, commands)
+        for job_id, status, size in zip(ids, replies[::2], replies[1::2], strict=True):
+            # A record without data is what is left of a deleted job.
+            has_data = isinstance(size, int) and size > 0  # otherwise the key has the wrong type
+            if has_data and (status in UNENDED_STATUSES) is not (job_id in places):
+                found.add(job_id)
+    return found
+
+
+def _number_of_places(
+    connection: redis.Redis, queues: list[str], among: set[str] | None = None
+) -> Counter[str]:
+    """The number of places of each job that is in any, or of these jobs."""
+
+    def chosen(ids: Iterable[str]) -> Iterable[str]:
+        return ids if among is None else filter(among.__contains__, ids)
+
     counts = count_places(connection, queues)
     places: Counter[str] = Counter()
     running: Counter[str] = Counter()
     for queue in counts:
-        places.update(ids_in_places(connection, queue, counts[queue]))
+        places.update(chosen(ids_in_places(connection, queue, counts[queue])))
         if counts[queue]["running"]:
             running.update(job_id for job_id, _ in started_jobs(connection, queue))
-    claimed = Counter(claimed_ids(connection))
+    claimed = Counter(chosen(claimed_ids(connection)))
     for job_id in claimed:  # a claimed job that runs is in RQ's registry too, and counted there
         places[job_id] += max(0, claimed[job_id] - running[job_id])
-    suspects = {job_id for job_id, count in places.items() if count > 1}
-    cursor = b"0"
-    while True:
-        args = [cursor, SCAN_BATCH_KEYS, "all"]
-        cursor, unended, ended = scripts.SCAN_JOBS.run(connection, [], args)
-        suspects.update(job_id for job_id in map(decode, unended) if job_id not in places)
-        suspects.update(job_id for job_id in map(decode, ended) if job_id in places)
-        if cursor == b"0":
-            return suspects
+    return places
 
 
 def _breach(connection: redis.Redis, job_id: str, queues: list[str]) -> str:
@@ -119,7 +155,7 @@ def _breach(connection: redis.Redis, job_id: str, queues: list[str]) -> str:
     number_of_runs = sum(place.startswith("running") for place in found)
     number_of_claims = list(claimed_ids(connection)).count(job_id)
     found += ["claimed"] * (number_of_claims - number_of_runs)
-    if status is None or decode(status) not in (*ACTIVE_STATUSES, "deferred"):
+    if status not in UNENDED_STATUSES:
         return _breach_of_ended(status, found)
     if len(found) > 1:
         return f"in more than one place: {', '.join(found)}"

@@ -70,8 +70,7 @@ def _next_candidates(connection: redis.Redis) -> Iterator[Candidate]:
     """
     cursor = connection.get(keys.STRAYS_CURSOR) or b"0"
     for _ in range(STRAY_SCAN_KEYS // SCAN_BATCH_KEYS):
-        args = [cursor, SCAN_BATCH_KEYS, "active"]
-        cursor, rows, logs = scripts.SCAN_JOBS.run(connection, [], args)
+        cursor, rows, logs = scripts.SCAN_JOBS.run(connection, [], [cursor, SCAN_BATCH_KEYS])
         if logs:
             scripts.DROP_LOGS.run(connection, [], logs)
         for job_id, queue, *times in rows:

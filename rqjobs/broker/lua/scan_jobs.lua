@@ -1,19 +1,17 @@
--- Scan the jobs, for strays or for the audit.
+-- Scan the jobs, for strays.
 --
 -- ARGV  1 cursor of the last call, "0" at first   2 about how many keys to look at
---       3 "active", or "all"
 -- Promise: nothing is written. A key that is not a job's hash with data is skipped.
--- Returns the next cursor ("0": no more), then two lists. For "active": {id, queue, timeout, last
--- heartbeat, start, enqueueing, creation} of each job that has a queue and waits or runs, except
--- those that wait for other jobs; and the ids of the logs that have no job. For "all": the ids of
--- the jobs that have not ended; and of the others.
+-- Returns the next cursor ("0": no more), then two lists: {id, queue, timeout, last heartbeat, start,
+-- enqueueing, creation} of each job that has a queue and waits or runs, except those that wait for
+-- other jobs; and the ids of the logs that have no job.
 
-local cursor, count, wants_all = ARGV[1], ARGV[2], ARGV[3] == 'all'
-local active, others = {}, {}
+local cursor, count = ARGV[1], ARGV[2]
+local active, logs = {}, {}
 
 local function look_at_log(key)
   local id = string.sub(key, 12)
-  if not wants_all and redis.call('EXISTS', 'rq:job:' .. id) == 0 then others[#others + 1] = id end
+  if redis.call('EXISTS', 'rq:job:' .. id) == 0 then logs[#logs + 1] = id end
 end
 
 local function look_at(key)
@@ -24,10 +22,7 @@ local function look_at(key)
   local fields = read_job(id, 'status')
   if not fields or redis.call('HSTRLEN', key, 'data') == 0 then return end
   local status = fields[1]
-  if wants_all then
-    local list = (is_active(status) or status == 'deferred') and active or others
-    list[#list + 1] = id
-  elseif is_active(status) or is_parked(id, status) then
+  if is_active(status) or is_parked(id, status) then
     fields = read_job(id, 'origin', 'timeout', 'last_heartbeat', 'started_at', 'enqueued_at',
       'created_at')
     if fields[1] then active[#active + 1] = {id, unpack(fields)} end
@@ -37,4 +32,4 @@ end
 local scan = redis.pcall('SCAN', cursor, 'MATCH', 'rq*:[jl]o[bg]:*', 'COUNT', count)
 if scan.err then return {'0', {}, {}} end  -- the stored cursor is foreign data
 for _, key in ipairs(scan[2]) do look_at(key) end
-return {scan[1], active, others}
+return {scan[1], active, logs}
