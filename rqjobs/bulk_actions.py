@@ -122,16 +122,22 @@ def enqueue_change(action: Action, chosen: Filter) -> str:
 def change_jobs(action: str, chosen: dict[str, str]) -> str:
     """The job that changes all jobs of a filter, given by `Filter.params`.
 
-    It continues where it was when its worker stops or dies.
+    It continues where it was when its worker stops or dies. Once it has ended, a requeue does not
+    continue a deletion: the role that may requeue jobs may not delete them.
 
     Raises:
         ValueError: `action` is not an action, or the filter is wrong.
+        InvalidJobOperation: it is a deletion that has ended before.
     """
     wanted = Action(action)
     if not isinstance(chosen, dict) or chosen.keys() - {field.name for field in fields(Filter)}:
         raise FilterError("filter", "this is not a filter of jobs")
     walk = Walk(connection.client(), wanted, read_filter(chosen))
     job = get_current_job()
+    if job and wanted is Action.DELETE and walk.client.exists(keys.results(job.id)):
+        raise InvalidJobOperation(
+            "this deletion has ended, and is not continued: choose the jobs again on the page Jobs"
+        )
     meta = job.meta if job else {}
     total = meta.setdefault("total", walk.count())
     changed = meta.get("changed", 0)

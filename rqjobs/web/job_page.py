@@ -30,11 +30,10 @@ from rqjobs.web.job_view import (
     function_name,
     is_job_id,
 )
-from rqjobs.web.rendering import cut, unreadable
+from rqjobs.web.rendering import TRACEBACK_MAX_BYTES, cut, unreadable
 
 MAX_ARGUMENTS = 100
 MAX_BLOCKING_PARENTS = 10
-TRACEBACK_MAX_BYTES = 70_000  # more than RQJOBS_MAX_TRACEBACK_BYTES is by default
 HOW_WORDS = {  # of a job that keeps another one from running, by its state
     "failed": "has failed",
     "stopped": "was stopped",
@@ -79,7 +78,7 @@ def describe(job_id: str) -> dict[str, Any]:
         "id": job.id,
         "status": status,
         "ended": has_ended,
-        "actions": actions_in(status),
+        "actions": _actions(job, status),
         "function": cut(function_name(job), 300),
         "description": cut(job.description, 1000),
         "url": _record_url(job),
@@ -101,6 +100,14 @@ def describe(job_id: str) -> dict[str, Any]:
         **_meta(job, record),
         **_outcome(record),
     }
+
+
+def _actions(job: Job, status: str) -> list[str]:
+    """The buttons of the job. A job of rqjobs itself is not run again."""
+    found = actions_in(status)
+    if function_name(job) in catalog.BUILT_IN_FUNCTIONS:
+        found = [one for one in found if one != "again"]
+    return found
 
 
 def _describe_unreadable(job_id: str, error: Exception) -> dict[str, Any]:
@@ -146,7 +153,7 @@ def _policies(job: Job, record: JobRecord, status: str) -> dict[str, Any]:
         "retries_left": job.retries_left,
         "repeats_left": job.repeats_left,
         "on_failed": cut(job.policy_fields.get("rqjobs_on_failed"), NAME_CHARACTERS),
-        "failure_group": record.fields.get("rqjobs_failure_group", ""),
+        "failure_group": cut(record.fields.get("rqjobs_failure_group"), 100),
         "limit": cut(limits.describe(job.policy_fields), 300),
         "paused": paused,
     }

@@ -26,6 +26,9 @@ from rqjobs.maintenance import attention
 from rqjobs.web import access, live
 
 MAX_TEXT_CHARACTERS = 20_000  # of one text on a page
+NOTE_MAX_CHARACTERS = 1000  # of a note; it is kept in the cookie of the session
+ERROR_MAX_CHARACTERS = 500  # of an error whose text has data from Redis
+TRACEBACK_MAX_BYTES = 70_000  # more than RQJOBS_MAX_TRACEBACK_BYTES is by default
 MAX_PAGE_NUMBER = 1000
 VIEW_MAX_CHARACTERS = 8000  # of the query of an address
 VIEW_MAX_FIELDS = 50
@@ -151,8 +154,7 @@ def flash(note: str, job_id: str = "") -> None:
 
     With `job_id` it has a link to that job.
     """
-    session["rqjobs_note"] = note
-    g.rqjobs_entry_note = note
+    session["rqjobs_note"] = g.rqjobs_entry_note = cut(note, NOTE_MAX_CHARACTERS)
     if job_id:
         session["rqjobs_note_job"] = job_id
 
@@ -249,7 +251,7 @@ def pretty(value: Any) -> str:
 
 
 def unreadable(error: Exception) -> str:
-    return f"cannot be read: {error}"
+    return f"cannot be read: {cut(str(error), ERROR_MAX_CHARACTERS)}"
 
 
 @pages.app_template_filter("rqjobs_time")

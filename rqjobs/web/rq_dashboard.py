@@ -46,7 +46,7 @@ from rqjobs.broker.transitions import DeleteOutcome
 from rqjobs.jobs import Job
 from rqjobs.queues import Queue
 from rqjobs.web.access import Role, can, requires
-from rqjobs.web.rendering import CONNECTION_ERRORS
+from rqjobs.web.rendering import CONNECTION_ERRORS, TRACEBACK_MAX_BYTES
 
 UPSTREAM_FOLDER = Path(upstream.__file__).parent
 POLL_MILLISECONDS = 2500
@@ -60,6 +60,7 @@ UPSTREAM_PLACES = {  # upstream's name of a registry -> the place in `stats`
     "canceled": "canceled",
 }
 DATE_FIELDS = ("created_at", "enqueued_at", "started_at", "ended_at")
+MAX_PARENTS = 100  # of a job that are shown
 LISTED_JOB_FIELDS = ("id", "description", "exc_info", *DATE_FIELDS)
 REGISTRY_RULE = f"<path:queue_name>/<any({','.join(UPSTREAM_PLACES)}):registry_name>"
 LIST_RULE = (
@@ -398,7 +399,8 @@ def _result_json(job: Job) -> dict[str, Any]:
         latest = job.latest_result()
         if not latest:
             return {}
-        return {"result": to_json(_shown(latest.return_value)), "exc_info": latest.exc_string}
+        trace = transitions.cut_middle(latest.exc_string or "", TRACEBACK_MAX_BYTES)
+        return {"result": to_json(_shown(latest.return_value)), "exc_info": trace or None}
     except CONNECTION_ERRORS:
         raise
     except Exception as error:  # RQ may raise anything for a damaged result
@@ -426,7 +428,7 @@ def _call_json(job: Job) -> dict[str, Any]:
 def _parents_json(job: Job) -> dict[str, Any]:
     if not isinstance(job._dependency_ids, list) or not job._dependency_ids:
         return {}
-    parents = [str(parent) for parent in job._dependency_ids]
+    parents = [str(parent)[:260] for parent in job._dependency_ids[:MAX_PARENTS]]
     statuses = []
     for parent in parents:
         is_there = stats.job_exists(connection.client(), parent)

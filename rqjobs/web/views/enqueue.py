@@ -15,7 +15,7 @@ from rqjobs.policies import retries, unique
 from rqjobs.web.access import Role, requires
 from rqjobs.web.forms import arguments, fields, from_job, options
 from rqjobs.web.job_view import fetch
-from rqjobs.web.rendering import flash, page, pages
+from rqjobs.web.rendering import flash, page, pages, unreadable
 
 
 @pages.get("/enqueue")
@@ -29,7 +29,7 @@ def enqueue_form() -> Any:
         return _form(name, {}, {})
     job = fetch(job_id)
     if isinstance(job, Exception):
-        return _form(name, {}, {"": f"The job cannot be read: {job}"}, 422)
+        return _form(name, {}, {"": f"The job {unreadable(job)}"}, 422)
     filled = from_job.fill_in(job, function)
     return _form(name, filled.given, {}, note=filled.note)
 

@@ -9,7 +9,7 @@ from rq.command import send_stop_job_command
 from rq.exceptions import InvalidJobOperation
 from werkzeug.exceptions import HTTPException
 
-from rqjobs import connection, delayed, passed_results, queues, stats
+from rqjobs import catalog, connection, delayed, passed_results, queues, stats
 from rqjobs.broker import transitions
 from rqjobs.broker.transitions import DeleteOutcome
 from rqjobs.jobs import Job
@@ -104,8 +104,10 @@ def _run_again(job: Job) -> str:
     """Enqueue a new job with the same function, arguments and limits; returns its id.
 
     Raises:
-        InvalidJobOperation: the job got arguments from others.
+        InvalidJobOperation: the job is one of rqjobs itself, or got arguments from others.
     """
+    if job.func_name in catalog.BUILT_IN_FUNCTIONS:
+        raise InvalidJobOperation("this job changes many jobs; choose them again on the page Jobs")
     place = passed_results.place_of(job.policy_fields)
     if place and place.takes != "nothing":
         raise InvalidJobOperation(

@@ -9,7 +9,7 @@ from test_job_search import put, stamp
 
 import rqjobs
 from rqjobs import bulk_actions, catalog, job_search
-from rqjobs.broker import keys
+from rqjobs.broker import keys, transitions
 from rqjobs.bulk_actions import Action, Outcome, change, change_matching
 from rqjobs.job_search import Filter, FilterError, State
 from rqjobs.maintenance.audit import audit
@@ -117,6 +117,22 @@ def test_the_job_is_allowed_but_no_form_offers_it():
     assert name not in catalog.current().functions
     with pytest.raises(catalog.NotAJob):
         catalog.current().lookup("rqjobs.bulk_actions.change")
+
+
+def test_a_deletion_that_has_ended_is_not_continued(redis, worker, eventually):
+    """A user with the role operate could requeue a deletion that an admin had stopped."""
+    put(redis, "kept", "failed", ended_at=stamp(1))
+    job_id = bulk_actions.enqueue_change(Action.DELETE, Filter(job_id="kept"))
+    data = redis.hget(keys.job(job_id), "data")
+    redis.hset(keys.job(job_id), "data", data.replace(b"kept", b"a\\nb"))  # it fails first
+    worker("high")
+    job = rqjobs.Job.fetch(job_id, connection=redis)
+    eventually(lambda: job.get_status() == "failed", what="the first failure")
+    redis.hset(keys.job(job_id), "data", data)
+    transitions.requeue(redis, job_id)
+    eventually(lambda: redis.xlen(keys.results(job_id)) == 2, what="the second run")
+    assert "choose the jobs again" in job.latest_result().exc_string
+    assert redis.exists(keys.job("kept"))
 
 
 def test_many_jobs_are_changed_by_a_job_that_survives_a_kill(

@@ -11,7 +11,8 @@ from redis.client import Pipeline
 from rq.worker import SimpleWorker
 
 import rqjobs
-from rqjobs import job_search
+from rqjobs import bulk_actions, job_search
+from rqjobs.bulk_actions import Action
 
 FIELDS = ("state", "queue", "function", "job_id", "text", "error", "since", "until", "schedule")
 
@@ -121,6 +122,16 @@ def test_too_many_jobs_are_changed_by_a_job_of_their_own(client, redis, monkeypa
     SimpleWorker([rqjobs.queue("high")], connection=redis).work(burst=True)
     assert redis.llen("rq:queue:default") == 0 and redis.zcard("rq:canceled:default") == 6
     assert "6 jobs are canceled" in client.get(f"/jobs/{job_id}").text
+
+
+def test_a_job_that_changes_many_is_not_run_again(client, redis):
+    """A user with the role operate could repeat the deletion of an admin."""
+    job_id = bulk_actions.enqueue_change(Action.DELETE, job_search.Filter())
+    SimpleWorker([rqjobs.queue("high")], connection=redis).work(burst=True)
+    assert f"/jobs/{job_id}/again" not in client.get(f"/jobs/{job_id}").text
+    client.post(f"/jobs/{job_id}/again")
+    assert "choose them again" in note(client.get("/jobs").text)
+    assert redis.llen("rq:queue:high") == 0
 
 
 @pytest.mark.parametrize(

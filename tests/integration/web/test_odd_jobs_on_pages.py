@@ -268,3 +268,31 @@ def test_malformed_records_break_no_page(app, client, redis, make, what):
                 path += "?timeout=0" if endpoint.endswith("wait_for_job") else ""
             reply = client.open(path, method=method, **options)
             assert reply.status_code < 500, (method, path, reply.status, reply.text[-500:])
+
+
+LARGE = 2_000_000
+LARGE_FIELDS = (
+    *({name: "x" * LARGE} for name in ("data", "description", "origin", "status", "created_at")),
+    *({name: "x" * LARGE} for name in ("worker_name", "rqjobs_failure_group", "rqjobs_schedule")),
+    *({name: "x" * LARGE} for name in ("rqjobs_ending", "rqjobs_waits_for", "rqjobs_unique")),
+    {"dependency_ids": json.dumps([f"parent-{number}" for number in range(100_000)])},
+    {"exc_info": zlib.compress(b"x" * LARGE), "status": "failed"},
+    {"rqjobs_crashes": "1," * 500_000},
+)
+
+
+@pytest.mark.parametrize("fields", LARGE_FIELDS, ids=lambda fields: next(iter(fields)))
+def test_no_page_grows_with_a_large_record(client, redis, fields):
+    """Two pages showed a field of 10 MB as it was."""
+    plant(redis, **fields)
+    trace = base64.b64encode(zlib.compress(b"x" * LARGE))
+    redis.xadd(Result.get_key("odd"), {"type": 2, "created_at": FAR[2], "exc_string": trace})
+    pages = ["/", "/jobs", "/failed/ungrouped", "/queues/default", "/jobs/odd", "/jobs/odd/state"]
+    pages += ["/enqueue?function=sample_jobs.say&from=odd", "/rq/0/data/job/odd.json"]
+    pages += ["/rq/0/data/jobs/default/failed/8/asc/1.json"]
+    for address in pages:
+        assert len(client.get(address).data) < 500_000, address
+    client.post("/jobs/odd/requeue")
+    assert len(client.get("/help").data) < 500_000, "the note"
+    for address in ("/jobs", "/jobs/odd", "/jobs/odd/result"):
+        assert len(client.get(f"/api{address}", headers=API_HEADERS).data) < 500_000, address
