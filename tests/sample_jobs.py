@@ -86,7 +86,7 @@ def mark(name: str):
     return name
 
 
-def hang(gate: str, seconds: float = 60.0):
+def hang(gate: str, seconds: float = 600.0):
     """Mark `gate` as reached and wait until a test opens it, for at most `seconds`."""
     connection = get_current_job().connection
     connection.rpush(f"{gate}:reached", os.getpid())

@@ -136,7 +136,7 @@ def test_the_doctor_and_stats_name_pauses_and_how_to_end_them(redis):
 def test_bad_input_is_refused_and_nothing_is_stored(redis):
     with pytest.raises(NotAJob, match="defines no such function"):
         rqjobs.pause(function="sample_jobs.nothing")
-    with pytest.raises(ValueError, match="no name for a queue"):
+    with pytest.raises(ValueError, match="not a name for a queue"):
         rqjobs.pause(queue="a queue")
     for wrong in ({}, {"queue": "low", "function": sample_jobs.ok}):
         with pytest.raises(TypeError, match="one of the two"):
