@@ -31,7 +31,8 @@ class Placement(NamedTuple):
 
     `place` is "back" or "front" of the queue, a due time in Unix seconds, or "nowhere" if the
     caller runs the job. `ttl` is in seconds. `new` is True if the id is certainly unused. `parents`
-    is "1" if the jobs that it depends on may fail, else "", followed by their ids.
+    is "1" if the jobs that it depends on may fail, else "", followed by their ids; "!" behind the
+    first word says that they must exist. `must_be_new`: no job may have the id.
     """
 
     queue: str
@@ -41,6 +42,46 @@ class Placement(NamedTuple):
     new: bool
     fields: dict[str, Any]
     parents: tuple[str, ...] = ()
+    must_be_new: bool = False
+
+
+class RefusedJob(Exception):
+    """Redis has a job with an id that must be new, or has no job on which another one depends.
+
+    `position` is that of the placement. Nothing of the call is stored.
+    """
+
+    def __init__(self, position: int, message: str):
+        super().__init__(message)
+        self.position = position
+
+
+class TakenId(RefusedJob):
+    """The id must be new, and a job has it."""
+
+    def __init__(self, position: int, job_id: str):
+        super().__init__(position, f"There is a job {job_id} already.")
+
+
+class MissingParent(RefusedJob):
+    """The job depends on one that does not exist."""
+
+    def __init__(self, position: int, job_id: str):
+        super().__init__(
+            position,
+            f"There is no job {job_id}, or it has ended and is not kept any more; leave it out if "
+            f"it has finished, else enqueue it first.",
+        )
+
+
+REFUSALS = {"taken": TakenId, "missing": MissingParent}
+
+
+def demand_parents(placement: Placement) -> Placement:
+    """The placement of a job that is refused if one of its parents does not exist."""
+    if not placement.parents:
+        return placement
+    return placement._replace(parents=(f"{placement.parents[0]}!", *placement.parents[1:]))
 
 
 class UniqueOutcome(NamedTuple):
@@ -69,6 +110,7 @@ def enqueue(connection: redis.Redis, placements: Iterable[Placement]) -> Enqueue
 
     Raises:
         DuplicateJob: a job has `on_conflict="raise"` and its key is taken. Nothing is stored.
+        RefusedJob: an id that must be new is taken, or a parent that must exist does not.
     """
     placements = list(placements)
     script = ENQUEUE_PLAIN if all(map(_is_plain, placements)) else ENQUEUE
@@ -79,7 +121,7 @@ def _enqueued(reply: Any, placements: list[Placement]) -> Enqueued:
     """The outcomes in a reply of the script for these placements.
 
     Raises:
-        DuplicateJob: one of them was refused, so none is stored.
+        DuplicateJob, RefusedJob: one of them was refused, so none is stored.
     """
     enqueued = Enqueued(set(), [])
     for entry in reply:
@@ -89,6 +131,8 @@ def _enqueued(reply: Any, placements: list[Placement]) -> Enqueued:
         position, job_id, outcome = entry[0], decode(entry[1]), decode(entry[2])
         if outcome == "refused":
             raise DuplicateJob(placements[position].fields["rqjobs_unique"], job_id)
+        if outcome in REFUSALS:
+            raise REFUSALS[outcome](position, job_id)
         status = "" if outcome == "exists" else outcome
         enqueued.unique.append(UniqueOutcome(position, job_id, status))
     return enqueued
@@ -116,32 +160,59 @@ def enqueue_rows(
     Returns:
         The outcome of each row, or the error with which Redis refused it.
     """
-    replies = _enqueue_marked(connection, keys.OUTBOX, rows, read_at, ROW_MARK_SECONDS)
+    commands = {
+        row_id: _marked_command([keys.OUTBOX], row_id, placement, read_at, ROW_MARK_SECONDS)
+        for row_id, placement in rows.items()
+    }
+    replies = _run_all(connection, commands)
     return {row_id: _row_outcome(reply) for row_id, reply in replies.items()}
 
 
-def _enqueue_marked(
-    connection: redis.Redis,
-    marks: str,
-    jobs: dict[str, Placement],
-    read_at: float,
-    mark_seconds: float,
-) -> dict[str, Any]:
-    """Store jobs, each in a step with its mark in the sorted set `marks`; returns the replies."""
-    dropped_at = repr(read_at + mark_seconds)
-    commands = []
-    for mark, placement in jobs.items():
-        words = _enqueue_arguments([placement])
-        words[1:1] = [mark, repr(read_at), ROW_MOVE_SECONDS, dropped_at]
-        commands.append(ENQUEUE.call([QUEUES, marks], words))
+def _marked_command(
+    marks: list[str], mark: str, placement: Placement, read_at: float, mark_seconds: float
+) -> tuple[Any, ...]:
+    """The command that stores a job in a step with its mark in the sorted set `marks[0]`."""
+    words = _enqueue_arguments([placement])
+    words[1:1] = [mark, repr(read_at), ROW_MOVE_SECONDS, repr(read_at + mark_seconds)]
+    return ENQUEUE.call([QUEUES, *marks], words)
+
+
+def _run_all(connection: redis.Redis, commands: dict[str, tuple[Any, ...]]) -> dict[str, Any]:
+    """Send these commands of `ENQUEUE` in one round trip; returns the replies, also errors."""
     with connection.pipeline(transaction=False) as pipe:
-        for command in commands:
+        for command in commands.values():
             pipe.execute_command(*command)
         replies = pipe.execute(raise_on_error=False)
     if any(isinstance(reply, NoScriptError) for reply in replies):
         connection.script_load(ENQUEUE.source)
-        return _enqueue_marked(connection, marks, jobs, read_at, mark_seconds)
-    return dict(zip(jobs, replies, strict=True))
+        return _run_all(connection, commands)
+    return dict(zip(commands, replies, strict=True))
+
+
+class OnceState(NamedTuple):
+    """What Redis knows of a request with an Idempotency-Key.
+
+    `owner`: the digest of the request that has the key, "" if none has. `job_ids`: the ids of its
+    jobs that are stored, by their marks; "" for the id that the mark itself stands for.
+    """
+
+    owner: str
+    job_ids: dict[str, str]
+
+
+def read_once(connection: redis.Redis, key: str, marks: list[str]) -> OnceState:
+    """What Redis knows of a request with this key and the jobs of these marks."""
+    commands: list[tuple[Any, ...]] = [("TIME",), ("GET", keys.once(key))]
+    commands += [("ZSCORE", keys.ONCE, mark) for mark in marks]
+    commands += [("GET", keys.once_job(mark)) for mark in marks]
+    (seconds, _), owner, *replies = read_together(connection, commands)
+    scores, notes = replies[: len(marks)], replies[len(marks) :]
+    job_ids = {
+        mark: decode(note or b"")
+        for mark, score, note in zip(marks, scores, notes, strict=True)
+        if isinstance(score, float) and score > seconds
+    }
+    return OnceState(decode(owner or b""), job_ids)
 
 
 def begin_once(connection: redis.Redis, key: str, digest: str) -> tuple[str, float]:
@@ -166,10 +237,19 @@ def enqueue_once(
 ) -> dict[str, Enqueued | Exception | None]:
     """Store jobs of requests with an Idempotency-Key, each by its own mark and at most once.
 
+    If a job is stored under the id of another one, or is that one by its unique key, the id is kept
+    with the mark, in the same step: `read_once` gives it.
+
     Returns:
         The outcome of each; None if it has been stored before, or the error that refuses it.
     """
-    replies = _enqueue_marked(connection, keys.ONCE, jobs, read_at, ONCE_SECONDS)
+    commands = {
+        mark: _marked_command(
+            [keys.ONCE, keys.once_job(mark)], mark, placement, read_at, ONCE_SECONDS
+        )
+        for mark, placement in jobs.items()
+    }
+    replies = _run_all(connection, commands)
     return {mark: _once_outcome(reply, jobs[mark]) for mark, reply in replies.items()}
 
 
@@ -179,7 +259,7 @@ def _once_outcome(reply: Any, placement: Placement) -> Enqueued | Exception | No
     if isinstance(reply, list):
         try:
             return _enqueued(reply, [placement])
-        except DuplicateJob as error:
+        except (DuplicateJob, RefusedJob) as error:
             return error
     if RowOutcome(decode(reply)) is RowOutcome.ALREADY_MOVED:
         return None
@@ -268,8 +348,8 @@ def enqueue_in_pipeline(pipeline: Any, placements: Iterable[Placement]) -> None:
 
 def must_wait(connection: redis.Redis, placement: Placement) -> bool:
     """Whether a job in a pipeline will have to wait for a parent, as far as can be told now."""
-    failures_allowed, *parents = placement.parents
-    ended = {b"finished", b"failed"} if failures_allowed else {b"finished"}
+    first_word, *parents = placement.parents
+    ended = {b"finished", b"failed"} if first_word.startswith("1") else {b"finished"}
     commands = [("HGET", keys.job(parent), "status") for parent in parents]
     statuses = read_together(connection, commands)
     # A parent without a status may be enqueued by the same pipeline.
@@ -283,8 +363,9 @@ def _is_plain(placement: Placement) -> bool:
 
 def _enqueue_arguments(placements: Iterable[Placement]) -> list[Any]:
     words: list[Any] = [SCHEDULER_POLL_SECONDS]
-    for queue, job_id, place, ttl, new, fields, parents in placements:
-        words += (queue, job_id, place, ttl or "", int(new), len(parents), 2 * len(fields))
+    for queue, job_id, place, ttl, new, fields, parents, must_be_new in placements:
+        is_new = 2 if must_be_new else int(new)
+        words += (queue, job_id, place, ttl or "", is_new, len(parents), 2 * len(fields))
         words += parents
         for pair in fields.items():
             words += pair

@@ -60,6 +60,8 @@ RQ's keys are its own, unchanged. Ours begin with `rqjobs:`:
     rqjobs:once                        sorted set, requests of the API with an Idempotency-Key whose
                                        jobs are stored -> when that is forgotten, in Unix seconds
     rqjobs:once:<key>                  string, such a request: a hash of its body
+    rqjobs:once:<key>:<number>:job     string, the id of a job of the request, if it is another one
+                                       than the request gave: enqueue.lua
     rqjobs:outbox:wakeup               channel, a message for new rows of the outbox
     rqjobs:counts:<minute>             hash, `<kind>:<queue>` -> number of events in this minute
                                        (Unix time / 60); kept for two hours: counters.py
@@ -328,6 +330,11 @@ def odd(key: str) -> str:
 
 def once(key: str) -> str:
     return f"rqjobs:once:{key}"
+
+
+def once_job(mark: str) -> str:
+    """The id of the job that a mark of `ONCE` stands for."""
+    return f"rqjobs:once:{mark}:job"
 
 
 def paused_queue(name: str) -> str:

@@ -4,23 +4,26 @@
 --
 -- KEYS  1 rq:queues   2 rqjobs:outbox, if the one job is that of a row of the outbox, or if the jobs
 --       are some of a flow that is one row; rqjobs:once, if the one job is that of a request with an
---       Idempotency-Key
+--       Idempotency-Key   3 for a request: the key that keeps the id of the job, if it is another one
 -- ARGV  1 seconds between two polls of the scheduler
---       for a row or a request then: 2 its id   3 when it was read, in Unix seconds   4 seconds for which it may
---       be moved after that   5 when its mark is dropped
+--       for a row or a request then: 2 its id   3 when it was read, in Unix seconds   4 seconds for
+--       which it may be moved after that   5 when its mark is dropped
 --       then for each job an entry of these words:
 --       queue, job id, place, ttl, is new, number of parent words, number of field words;
---       the parent words: "1" if the job may run after a parent's failure, else "", then the ids
---       of its parents; the field words: fields and values of its hash
+--       the parent words: "1" if the job may run after a parent's failure, else "", and "!" behind
+--       that if all parents must exist; then the ids of its parents
+--       the field words: fields and values of its hash
 --       place: "back" or "front" of the queue; a due time in Unix seconds; "nowhere" (the caller
---       runs the job); "held" (deferred until its flow is released)   ttl: seconds, "" for none   is new: "1" if no job had this id
+--       runs the job); "held" (deferred until its flow is released)   ttl: seconds, "" for none
+--       is new: "1" if no job had this id, "2" if no job may have it, else "0"
 -- Promise: a job and its place are written in one step, and all entries of one call too. An
 -- existing job of this id leaves its place, its worker loses it (the outcome of that run will be
 -- refused), and its options, ttl, crashes and parents are cleared.
 --   Of a unique key at most one job waits or runs. If its key is taken, a job is not stored; or it
 -- replaces the waiting job of that key, under that job's id; or, if it asks for an error, no job of
 -- the call is stored.
---   A held job is refused with all of its call if its flow was dropped.
+--   A held job is refused with all of its call if its flow was dropped. So is a job whose id must be
+-- new, or whose parents must exist, if that is not so.
 --   The job of a row or a request is stored together with its mark, and not if there is a mark. The
 -- mark of a flow is set when the flow is released. Its jobs are stored if they are those that come
 -- next in the flow and no such job exists: then several movers do no harm.
@@ -28,6 +31,8 @@
 -- Returns the ids of the jobs that wait for parents; and a list for each entry that was stored
 -- under another id, was debounced, or was not stored: its position (0 is the first), the id of the
 -- job of its key, and the status of that job, or "exists" or "refused" if the entry was not stored.
+-- If no job may have the id of an entry, and one has it, the word is "taken"; if an entry has no such
+-- parent, it is "missing", behind the id of the parent.
 -- For a row or a request that was not moved it returns the status "already moved" or "read too long
 -- ago", and for jobs of a flow that do not come next "not next".
 -- Without policies.lua in front it is the script for new jobs without policies.
@@ -45,6 +50,7 @@ local OPTIONS = {'retries_left', 'retry_intervals', 'number_of_retries',
 
 local HELD_SECONDS = 60  -- after the last step of storing a flow it counts as abandoned
 local FLOW_SECONDS = 366 * 24 * 3600  -- for which a flow is kept that does not end
+local NOTE_SECONDS = 2 * 24 * 3600  -- for which the id of a request's job is kept; its mark: a day
 
 -- The fields of the job's policies; nil if it has none. They are the last ones of its hash.
 local function policies_of(entry)
@@ -63,8 +69,12 @@ local function entry_at(at)
   local parents = at + 7
   local fields = parents + ARGV[at + 5]
   local entry = {queue = ARGV[at], id = ARGV[at + 1], place = ARGV[at + 2], ttl = ARGV[at + 3],
-    is_new = ARGV[at + 4] == '1', parents = parents, fields = fields,
-    last = fields + ARGV[at + 6] - 1}
+    is_new = ARGV[at + 4] == '1', must_be_new = ARGV[at + 4] == '2',
+    parents = parents, fields = fields, last = fields + ARGV[at + 6] - 1}
+  if fields > parents then
+    local may_fail, must_exist = string.match(ARGV[parents], '^(1?)(!?)$')
+    entry.parents_may_fail, entry.parents_must_exist = may_fail == '1', must_exist == '!'
+  end
   entry.policies = policies_of(entry)
   if entry.policies and entry.policies.rqjobs_unique then
     entry.key, entry.on_conflict = entry.policies.rqjobs_unique, entry.policies.rqjobs_conflict
@@ -107,7 +117,7 @@ end
 -- Whether the job has to wait for a parent. It never waits for itself: its earlier life ends now.
 local function must_wait(entry)
   for i = entry.parents + 1, entry.fields - 1 do
-    if ARGV[i] ~= entry.id and not has_ended(ARGV[i], ARGV[entry.parents] == '1') then
+    if ARGV[i] ~= entry.id and not has_ended(ARGV[i], entry.parents_may_fail) then
       return true
     end
   end
@@ -180,6 +190,24 @@ local function refusal_of(entries)
       earlier[entry.key] = id or entry.id
     end
     if holder and entry.on_conflict == 'raise' then return {position - 1, holder.id, 'refused'} end
+  end
+end
+
+-- The first entry whose id is taken and must not be, or without a parent that it must have, as the
+-- reply's list. The jobs before it in this call count.
+local function unmet_demand_of(entries)
+  local earlier = {}
+  local function exists(id)
+    return earlier[id] or redis.call('EXISTS', 'rq:job:' .. id) == 1
+  end
+  for position, entry in ipairs(entries) do
+    if entry.must_be_new and exists(entry.id) then return {position - 1, entry.id, 'taken'} end
+    if entry.parents_must_exist then
+      for i = entry.parents + 1, entry.fields - 1 do
+        if not exists(ARGV[i]) then return {position - 1, ARGV[i], 'missing'} end
+      end
+    end
+    earlier[entry.id] = true
   end
 end
 
@@ -321,7 +349,7 @@ local function accept(entry)
   return (waits or field) and 'deferred' or due and 'scheduled' or 'queued'
 end
 
-local entries, at, may_refuse = {}, 2, false
+local entries, at, may_refuse, demands = {}, 2, false, false
 if KEYS[2] then
   at = 6
   if redis.call('ZSCORE', KEYS[2], ARGV[2]) then return redis.status_reply('already moved') end
@@ -331,6 +359,7 @@ while at <= #ARGV do
   local entry = entry_at(at)
   entries[#entries + 1] = entry
   may_refuse = may_refuse or entry.on_conflict == 'raise'
+  demands = demands or entry.must_be_new or entry.parents_must_exist
   at = entry.last + 1
 end
 local wrong = wrong_key(entries)
@@ -348,7 +377,7 @@ if dropped then
   return redis.error_reply('ERR the flow ' .. dropped .. ' was dropped, because storing it took '
     .. 'too long; enqueue it again')
 end
-local refused = may_refuse and refusal_of(entries)
+local refused = demands and unmet_demand_of(entries) or may_refuse and refusal_of(entries)
 if refused then return {refused} end
 local registered, reply = {}, {}
 for position, entry in ipairs(entries) do
@@ -369,5 +398,8 @@ for position, entry in ipairs(entries) do
   end
 end
 if KEYS[2] and not is_flow_of_row then redis.call('ZADD', KEYS[2], ARGV[5], ARGV[2]) end
+if KEYS[3] and type(reply[1]) == 'table' then
+  redis.call('SET', KEYS[3], reply[1][2], 'EX', NOTE_SECONDS)
+end
 for queue, number in pairs(entered) do count_event('enqueued', queue, number) end
 return reply

@@ -12,14 +12,12 @@ from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rqjobs import config, connection, delayed, job_logs, stats
 from rqjobs.broker import transitions
 from rqjobs.broker.transitions import DeleteOutcome
-from rqjobs.job_fields import DESCRIPTION_MAX_CHARACTERS
 from rqjobs.jobs import Job
-from rqjobs.policies.exceptions import MAX_SECONDS
-from rqjobs.queues import QUEUE_NAME_PATTERN
 from rqjobs.web import deadlines
 from rqjobs.web.access import Role
 from rqjobs.web.api import enqueueing, job_values
-from rqjobs.web.api.enqueueing import Stored
+from rqjobs.web.api.enqueueing import Call, Stored
+from rqjobs.web.api.job_options import JOB_CALL
 from rqjobs.web.api.job_values import (
     JOB_ID,
     MOMENT,
@@ -39,7 +37,6 @@ from rqjobs.web.api.operations import (
     schema,
 )
 from rqjobs.web.api.problems import Problem
-from rqjobs.web.forms.options import MAX_DELAY_SECONDS, MAX_INTERVAL_SECONDS, MAX_RETRIES
 from rqjobs.web.job_view import actions_in
 from rqjobs.web.rendering import cut
 
@@ -48,8 +45,6 @@ WAIT_SECONDS = 20  # without a timeout
 # Waits of one process at a time, each of which occupies a thread. Gunicorn has 32 by default.
 MAX_WAITS = 16
 WAIT_RETRY_SECONDS = 1  # after which a client may ask again when there are too many waits
-QUEUE_NAME = {"type": "string", "pattern": f"^{QUEUE_NAME_PATTERN.pattern}$"}
-SECONDS_OR_FOREVER = {"type": "integer", "minimum": -1, "maximum": MAX_SECONDS}
 IDEMPOTENCY_KEY = {
     "type": "string",
     "pattern": "^[!-~]{1,255}$",
@@ -58,45 +53,6 @@ IDEMPOTENCY_KEY = {
         "gives the same jobs."
     ),
 }
-CALL = {  # of a job or of a schedule
-    "function": {"type": "string", "minLength": 1, "maxLength": 300},
-    "args": {"type": "array"},
-    "kwargs": {"type": "object"},
-    "queue": QUEUE_NAME,
-}
-JOB_CALL = schema(
-    "JobCall",
-    {
-        "type": "object",
-        "properties": {
-            **CALL,
-            "in": {
-                "type": "number",
-                "minimum": 0,
-                "maximum": MAX_DELAY_SECONDS,
-                "description": "run the job after this many seconds",
-            },
-            "at": {"type": "string", "format": "date-time", "description": "run the job then"},
-            "job_id": JOB_ID,
-            "timeout": {"type": "integer", "minimum": 1, "maximum": MAX_SECONDS},
-            "result_ttl": SECONDS_OR_FOREVER,
-            "failure_ttl": SECONDS_OR_FOREVER,
-            "ttl": {"type": "integer", "minimum": 1, "maximum": MAX_SECONDS},
-            "retries": {"type": "integer", "minimum": 0, "maximum": MAX_RETRIES},
-            "retry_interval": {
-                "type": "integer",
-                "minimum": 0,
-                "maximum": MAX_INTERVAL_SECONDS,
-            },
-            "at_front": {"type": "boolean"},
-            "description": {"type": "string", "maxLength": DESCRIPTION_MAX_CHARACTERS},
-            "meta": {"type": "object"},
-        },
-        "required": ["function"],
-        "additionalProperties": False,
-        "not": {"required": ["in", "at"]},
-    },
-)
 STORED_JOB = schema(
     "StoredJob",
     an_object(
@@ -151,7 +107,7 @@ def enqueue_job(given: Given) -> Response:
     """The arguments are checked against the function's signature and annotations. 200 instead of
     201 means that the job existed already.
     """
-    (stored,) = _enqueue([given.body], [""], given)
+    (stored,) = _enqueue([Call(given.body)], given)
     headers = {"Location": url_for("rqjobs_api.get_job", job_id=stored.job_id)}
     return answer(_stored_body(stored), 201 if stored.is_new else 200, headers)
 
@@ -168,18 +124,16 @@ def enqueue_job(given: Given) -> Response:
 )
 def enqueue_batch(given: Given) -> Response:
     """All of them are checked before the first is stored. They are stored in steps of 200."""
-    calls = given.body["jobs"]
-    stored = _enqueue(calls, [f"jobs[{number}]" for number in range(len(calls))], given)
+    calls = [Call(one, f"jobs[{number}]") for number, one in enumerate(given.body["jobs"])]
+    stored = _enqueue(calls, given)
     return answer({"jobs": [_stored_body(one) for one in stored]}, 201)
 
 
-def _enqueue(calls: list[Any], places: list[str], given: Given) -> list[Stored]:
-    wanted = given.headers.get("Idempotency-Key")
-    if wanted is None:
-        return enqueueing.store(enqueueing.prepare_all(calls, places, None))
-    key = enqueueing.key_of(wanted)
-    prepared = enqueueing.prepare_all(calls, places, key)
-    return enqueueing.store_once(prepared, key, enqueueing.begin(key, given.body))
+def _enqueue(calls: list[Call], given: Given) -> list[Stored]:
+    key = given.headers.get("Idempotency-Key")
+    if key is None:
+        return enqueueing.enqueue(calls)
+    return enqueueing.enqueue_once(calls, key, given.body)
 
 
 def _stored_body(stored: Stored) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from rqjobs.stats import QueueStats, Snapshot, WorkerStats
 from rqjobs.web import recording
 from rqjobs.web.access import Role, current_access
 from rqjobs.web.api import job_values
+from rqjobs.web.api.job_options import QUEUE_NAME
 from rqjobs.web.api.job_values import COUNT, NUMBER_OR_NULL, TEXT, an_object
-from rqjobs.web.api.jobs import QUEUE_NAME
 from rqjobs.web.api.operations import PATH_PARAMETERS, Given, answer, operation, schema
 from rqjobs.web.api.problems import Problem
 from rqjobs.web.deadlines import EMPTY_SECONDS

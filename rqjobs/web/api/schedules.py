@@ -15,9 +15,9 @@ from rqjobs.schedules.rules import MISSED_POLICIES, TICK_DISTANCE_MAX_SECONDS, R
 from rqjobs.schedules.store import RECORD_ERRORS, Schedule, read
 from rqjobs.web.access import Role
 from rqjobs.web.api import job_values
-from rqjobs.web.api.enqueueing import WrongCall, read_call, read_moment
+from rqjobs.web.api.enqueueing import read_call
+from rqjobs.web.api.job_options import CALL, WrongCall, read_moment
 from rqjobs.web.api.job_values import COUNT, MOMENT, NUMBER_OR_NULL, TEXT, an_object
-from rqjobs.web.api.jobs import CALL
 from rqjobs.web.api.operations import (
     PATH_PARAMETERS,
     Given,

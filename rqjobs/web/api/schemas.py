@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -40,8 +40,7 @@ def _check(
 ) -> None:
     if len(errors) >= MAX_ERRORS:
         return
-    while "$ref" in schema:
-        schema = components[schema["$ref"].removeprefix(REFERENCE)]
+    schema = _resolve(schema, components)
     message = _type_error(value, schema) or _value_error(value, schema)
     if message:
         errors[place] = message
@@ -53,8 +52,31 @@ def _check(
             _check(item, schema["items"], components, f"{place}[{index}]", errors)
     for option in schema.get("allOf", ()):
         _check(value, option, components, place, errors)
-    if "anyOf" in schema and all(check(value, one, components) for one in schema["anyOf"]):
-        errors[place] = "fits none of the forms that are possible here"
+    if "anyOf" in schema:
+        errors.update(_check_any(value, schema["anyOf"], components, place))
+
+
+def _resolve(schema: Schema, components: Mapping[str, Schema]) -> Schema:
+    while "$ref" in schema:
+        schema = components[schema["$ref"].removeprefix(REFERENCE)]
+    return schema
+
+
+def _check_any(
+    value: Any, options: Sequence[Schema], components: Mapping[str, Schema], place: str
+) -> Errors:
+    """What is wrong if `value` fits no option: by the one option for its type, if there is one."""
+    found = [check(value, one, components, place) for one in options]
+    if not all(found):
+        return {}
+    of_type = [
+        errors
+        for errors, one in zip(found, options, strict=True)
+        if not _type_error(value, _resolve(one, components))
+    ]
+    if len(of_type) == 1:
+        return of_type[0]
+    return {place: "fits none of the forms that are possible here"}
 
 
 def _check_object(
@@ -76,6 +98,10 @@ def _check_object(
             errors[_inside(place, name)] = f"is not known; known are {_listed(properties)}"
         elif isinstance(others, Mapping):
             _check(item, others, components, _inside(place, name), errors)
+    for name, needed in schema.get("dependentRequired", {}).items():
+        for other in needed:
+            if name in value and other not in value:
+                errors[_inside(place, name)] = f"goes with {other}, which is missing"
     exclusive = schema.get("not", {}).get("required", ())
     if exclusive and all(name in value for name in exclusive):
         errors[_inside(place, exclusive[-1])] = f"cannot go together with {exclusive[0]}"
@@ -145,9 +171,16 @@ def _number_error(value: Any, schema: Schema) -> str:
 
 def _text_error(value: str, schema: Schema) -> str:
     message = _length_error(len(value), "characters", schema, "minLength", "maxLength")
-    if not message and "pattern" in schema and not re.search(schema["pattern"], value):
+    if not message and "pattern" in schema and not _matches(schema["pattern"], value):
         message = f"{conversion.quote(value)} has another form than {schema['pattern']}"
     return message
+
+
+def _matches(pattern: str, value: str) -> bool:
+    """Whether a text has a form. `$` is its end, and not before a line break there as in Python."""
+    if pattern.endswith("$"):
+        pattern = rf"{pattern[:-1]}\Z"
+    return re.search(pattern, value) is not None
 
 
 def _list_error(value: list[Any], schema: Schema) -> str:

@@ -403,6 +403,7 @@ def test_the_requests_of_the_api_page(folder, spawn, environ, redis, port, event
         if "$JOB" in line:
             line = line.replace("$JOB", answers[-1]["id"])
         answers.append(answer_of(shlex.split(line)))
+    assert not [one for one in answers[:-1] if "urn:rqjobs:" in str(one)]
     shown = [json.loads(code) for code in blocks("api.md", "json")]
     similar = [answers[0], answers[1], answers[-1]]
     for example, found in zip(shown, similar, strict=True):

@@ -259,7 +259,7 @@ def test_a_request_that_died_before_it_stored_its_job_can_be_sent_again(api, red
         raise SystemExit
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(enqueueing, "store_once", die)
+        patch.setattr(enqueueing, "_store_once", die)
         api.post("/jobs/batch", body, headers=key)
     first, again = (api.post("/jobs/batch", body, headers=key).json["jobs"] for _ in range(2))
     assert [one["created"] for one in first] == [True, True, True]
