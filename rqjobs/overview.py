@@ -6,7 +6,7 @@ The home page, the terminal and the alerts look at it. Nothing is changed.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import redis
@@ -48,8 +48,9 @@ class Overview:
 class Reader:
     """Reads overviews. After the first one, each takes one round trip.
 
-    It remembers the names of queues, workers and groups, so a new one is in the overview after the
-    next. A thread that reads must have the reader for itself.
+    It remembers the names of workers and groups, so a new one is in the overview after the next. So
+    is a new queue if there are more than one script looks at. A thread that reads must have the
+    reader for itself.
     """
 
     def __init__(self) -> None:
@@ -86,7 +87,9 @@ class Reader:
 
     def _note(self, basics: list[Any], groups: Any) -> None:
         """Note what the next round trip asks for."""
-        self._names = stats.read_names(basics)
+        names = stats.read_names(basics)
+        are_few = len(names.queues) <= scripts.QUEUES_PER_SCRIPT
+        self._names = replace(names, are_open=are_few)
         self._groups = [decode(group) for group in groups] if isinstance(groups, list) else []
         self._offset = _seconds(basics) - time.time()
 

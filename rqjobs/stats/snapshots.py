@@ -10,6 +10,7 @@ from typing import Any
 import redis
 from rq.suspension import WORKERS_SUSPENDED
 
+from rqjobs import config
 from rqjobs.broker import keys, scripts
 from rqjobs.broker.keys import decode, queue_names_in
 from rqjobs.broker.pauses import Pause, read_pauses
@@ -60,10 +61,21 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Names:
-    """The queues and the workers in Redis."""
+    """The queues and the workers in Redis.
+
+    `are_open`: a queue that is new when the overview is read belongs to it too.
+    """
 
     queues: list[str]
     workers: list[str]
+    are_open: bool = False
+
+    @property
+    def portions(self) -> list[list[str]]:
+        """The queues for each call of a script."""
+        if self.are_open:
+            return [["", *config.current().queues]]
+        return scripts.in_chunks(self.queues)
 
 
 def every_name(names: list[str]) -> list[str]:
@@ -114,7 +126,7 @@ def read_names(basics: list[Any], choose: Callable[[list[str]], list[str]] = eve
 
 def overview_commands(names: Names, limits: dict[str, int]) -> list[tuple[Any, ...]]:
     """The commands of an overview of these queues and workers."""
-    portions = scripts.in_chunks(names.queues)
+    portions = names.portions
     return [
         *(command for name in names.workers for command in record_commands(name)),
         *(scripts.COUNT_PLACES.call([], portion) for portion in portions),
@@ -135,7 +147,7 @@ def read_overview(
 ) -> tuple[Snapshot, dict[str, list[Job]]]:
     """As `overview`, from the replies to `BASIC_COMMANDS` and to `overview_commands`."""
     seconds = basics[2][0]
-    number = len(scripts.in_chunks(names.queues))
+    number = len(names.portions)
     facts = sum(len(record_commands(name)) for name in names.workers)
     workers = read_workers(names.workers, replies[:facts], seconds)
     census = [row for reply in replies[facts : facts + number] for row in reply]
@@ -143,7 +155,8 @@ def read_overview(
     owners = [place for place in limits for _ in range(number)]
     for place, reply in zip(owners, replies[facts + number :], strict=True):
         found[place] += reply
-    queues = _queues(names.queues, census, workers)
+    queue_names = queue_names_in(basics[0]) if names.are_open else names.queues
+    queues = _queues(queue_names, census, workers)
     snapshot = Snapshot(queues, workers, bool(basics[3]), tuple(read_pauses(basics[4])))
     return snapshot, read_newest(connection, found, limits)
 

@@ -268,7 +268,6 @@ def test_a_live_update_keeps_scroll_and_selection(at_home, eventually, redis):
         lambda: not browser.execute_script("return window.row.isConnected"),
         what="the end of its row",
     )
-    # Each process of the site learns of a new queue with its own next answer.
     others = ("sample_jobs.say('second')", "sample_jobs.say('third')")
     eventually(
         lambda: all(other in shown(browser, ".jobs") for other in others), what="the other rows"

@@ -434,6 +434,25 @@ local function count_crash(id, window)
   return #crashes
 end
 
+-- The names of queues in ARGV from `first`. If the first of them is "", those of all queues in
+-- Redis belong to them too.
+local function queues_from(first)
+  local names, is_known = {}, {}
+  local function add(name)
+    if not is_known[name] then names[#names + 1] = name end
+    is_known[name] = true
+  end
+  for i = first, #ARGV do
+    if ARGV[i] ~= '' then add(ARGV[i]) end
+  end
+  if ARGV[first] == '' then
+    for _, key in ipairs(redis.pcall('SMEMBERS', 'rq:queues')) do
+      add((string.gsub(key, '^rq:queue:', '')))
+    end
+  end
+  return names
+end
+
 -- The stopped jobs of a queue. RQ keeps them among its failed jobs, and RQ's tools may remove them
 -- from there, so each job's hash decides.
 local function stopped_jobs(queue)

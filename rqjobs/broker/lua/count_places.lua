@@ -1,6 +1,6 @@
 -- Count the jobs in the places of queues.
 --
--- ARGV  names of queues
+-- ARGV  names of queues; if the first one is "", also all queues in Redis
 -- Promise: nothing is written; a key of the wrong type counts as empty.
 -- Returns, for each queue that has any job: its name; when its first waiting job was enqueued, as
 -- RQ writes it; then the numbers of jobs in: queue, intermediate, scheduled, deferred, wip,
@@ -32,7 +32,7 @@ local function places_of(name)
 end
 
 local reply = {}
-for _, name in ipairs(ARGV) do
+for _, name in ipairs(queues_from(1)) do
   local places = places_of(name)
   if places then reply[#reply + 1] = places end
 end

@@ -1,7 +1,8 @@
 -- Find the newest jobs of one registry over many queues.
 --
 -- ARGV  1 "queue", or a registry as RQ's keys name it   2 maximum number of jobs
---       3 number of fields to read   then these fields of a job's hash   then names of queues
+--       3 number of fields to read   then these fields of a job's hash   then names of queues; if
+--       the first one is "", also all queues in Redis
 -- Promise: nothing is written; a key of the wrong type counts as empty.
 -- Returns {{moment, id, {value, …}}, …}, the newest first. The moment is the job's end, else its
 -- enqueueing, else its creation. The values are those of the fields, "" for one that is not there.
@@ -17,8 +18,8 @@ local function newest_members(queue)
   return redis.pcall('ZREVRANGE', key, 0, number - 1)
 end
 
-for i = last_field + 1, #ARGV do
-  for _, member in ipairs(newest_members(ARGV[i])) do
+for _, queue in ipairs(queues_from(last_field + 1)) do
+  for _, member in ipairs(newest_members(queue)) do
     local id = string.match(member, '^[^:]*')
     local fields = read_job(id, 'ended_at', 'enqueued_at', 'created_at', 'status')
     if fields and not (registry == 'failed' and fields[4] == 'stopped') then

@@ -12,6 +12,7 @@ import helpers
 import pytest
 import redis as redis_py
 import sample_jobs
+from browser_client import counted_round_trips
 from redis.exceptions import NoPermissionError
 
 import rqjobs
@@ -20,6 +21,7 @@ from rqjobs.maintenance import attention
 from rqjobs.maintenance.attention import Do
 from rqjobs.maintenance.doctor import Level
 from rqjobs.overview import Reader
+from rqjobs.web.views import home
 
 
 @pytest.fixture
@@ -332,6 +334,26 @@ def test_old_links_to_the_form(client, redis):
     reply = client.get("/?function=sample_jobs.add")
     assert reply.status_code == 302
     assert reply.headers["Location"] == "/enqueue?function=sample_jobs.add"
+
+
+@pytest.mark.parametrize("limit", [500, 4])
+def test_a_new_queue_is_in_the_next_live_update(client, redis, served, monkeypatch, limit):
+    """With more queues than one script looks at, it is in the one after that."""
+    monkeypatch.setattr(home, "SHARED_SECONDS", 0.0)
+    monkeypatch.setattr(scripts, "QUEUES_PER_SCRIPT", limit)
+    rqjobs.queue("known").enqueue(sample_jobs.ok)
+    rqjobs.queue("known2").enqueue(sample_jobs.ok)
+    client.get("/")
+    rqjobs.queue("fresh").enqueue(sample_jobs.say, "hello")
+    redis.sadd("rq:queues", "odd", b"rq:queue:\xff")
+    with counted_round_trips() as trips:
+        first = client.get("/live").text
+    assert trips.number <= 2
+    for part in ('<tr data-key="fresh">', "hello", "No worker for fresh", "3 waiting"):
+        assert (part in first) is (limit == 500), part
+    page = client.get("/live").text
+    assert '<tr data-key="fresh">' in page and "hello" in page and "3 waiting" in page
+    assert page.count('<tr data-key="known">') == 1 and '<tr data-key="odd">' in page
 
 
 def test_the_live_part_takes_two_round_trips(client, redis, served, monkeypatch):
