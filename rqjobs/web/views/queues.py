@@ -18,19 +18,24 @@ from rqjobs.stats import QueueStats, Snapshot
 from rqjobs.web.access import Role, requires
 from rqjobs.web.deadlines import EMPTY_SECONDS
 from rqjobs.web.job_view import JOBS_PER_PAGE, row
-from rqjobs.web.rendering import NOT_CONFIRMED, cut, flash, page, pages
+from rqjobs.web.rendering import NOT_CONFIRMED, cut, flash, page, pages, paging
 
 QUEUES_PER_PAGE = 50
 MAX_POSITION = 100_000_000
 MAX_WORKERS = 100  # that the page of a queue names
 
 
+ORDERS: dict[str, Callable[[QueueStats], Any]] = {  # of the list, besides that by name
+    "waiting": lambda queue: (-queue.queued, queue.name),
+    "oldest": lambda queue: (-(queue.oldest or 0), queue.name),
+}
+
 # The list
 
 
 @pages.get("/queues", endpoint="queues")
 def list_queues() -> Any:
-    """The queues by name, those that contain `?q=`."""
+    """The queues that contain `?q=` in their name, by name or in the order of `?sort=`."""
     return page("queues.html", **_list())
 
 
@@ -41,32 +46,37 @@ def live_queues() -> Any:
 
 
 class _Choice:
-    """Chooses the queues of one page, behind the last one of the page before."""
+    """Chooses the queues whose name contains a text: those of the wanted page, or all of them."""
 
-    def __init__(self, text: str, after: str):
-        self.words, self.after = text.casefold(), after
+    def __init__(self, text: str, takes_all: bool):
+        self.words, self.takes_all = text.casefold(), takes_all
+        self.part = paging(0, QUEUES_PER_PAGE)
         self.matched = 0
-        self.has_more = False
 
     def __call__(self, names: list[str]) -> list[str]:
         matched = [name for name in names if self.words in name.casefold()]
-        ahead = [name for name in matched if name > self.after]
-        self.matched, self.has_more = len(matched), len(ahead) > QUEUES_PER_PAGE
-        return ahead[:QUEUES_PER_PAGE]
+        self.matched = len(matched)
+        self.part = paging(len(matched), QUEUES_PER_PAGE)
+        return matched if self.takes_all else matched[self.part.start : self.part.end]
 
 
 def _list() -> dict[str, Any]:
-    text, after = request.args.get("q", "")[:200], request.args.get("after", "")
-    choice = _Choice(text, after)
+    text, sort = request.args.get("q", "")[:200], request.args.get("sort", "")
+    order = ORDERS.get(sort)
+    choice = _Choice(text, takes_all=order is not None)
     client = connection.client()
     now, rate_of = stats.snapshot(client, choice), _rates(client)
+    found = now.queues
+    if order:
+        found = sorted(found, key=order)[choice.part.start : choice.part.end]
     return {
-        "queues": [_shown(queue, rate_of) for queue in now.queues],
+        "queues": [_shown(queue, rate_of) for queue in found],
         "paused": _paused(now),
         "matched": choice.matched,
-        "next": now.queues[-1].name if choice.has_more else "",
+        "paging": choice.part,
         "q": text,
-        "after": after,
+        "sort": sort if order else "",
+        "orders": ["", *ORDERS],
     }
 
 

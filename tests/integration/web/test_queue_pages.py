@@ -42,6 +42,33 @@ def test_thousands_of_queues_are_searched_and_paged(client, redis):
     assert "No queue has this" in client.get("/queues?q=nowhere").text
 
 
+def test_the_queues_are_sorted_by_a_link(client, redis, monkeypatch):
+    monkeypatch.setattr(view, "QUEUES_PER_PAGE", 3)
+    old = rqjobs.queue("old").enqueue(sample_jobs.ok)
+    redis.hset(old.key, "enqueued_at", "2020-01-01T00:00:00.000000Z")
+    for name, number in (("few", 1), ("many", 3), ("some", 2)):
+        for _ in range(number):
+            rqjobs.queue(name).enqueue(sample_jobs.ok)
+    by_name = ["default", "few", "high", "low", "many", "old", "some"]
+    page = client.get("/queues").text
+    assert shown(page) == by_name[:3] and 'href="/queues" aria-current="true">By name<' in page
+    with counted_round_trips() as trips:
+        page = client.get(link(page, "Most jobs first")).text
+    assert shown(page) == ["many", "some", "few"] and trips.number <= 8
+    assert 'aria-current="true">Most jobs first<' in page
+    page = client.get(link(page, "next")).text
+    assert shown(page) == ["old", "default", "high"]
+    live = html.unescape(re.search(r'data-live="([^"]+)"', page)[1])
+    assert shown(client.get(live).text) == shown(page)
+    assert shown(client.get(link(page, "next")).text) == ["low"]
+    assert shown(client.get(link(page, "first")).text) == ["many", "some", "few"]
+    page = client.get("/queues?q=o&sort=oldest").text
+    assert shown(page) == ["old", "some", "low"]
+    assert 'name="sort" value="oldest"' in page, "a search keeps the order"
+    for query in ("sort=%00", "sort=waiting&page=99", "page=-1", "page=x", "sort=oldest&q=nowhere"):
+        assert client.get(f"/queues?{query}").status_code == 200
+
+
 def test_a_queue_shows_its_jobs_in_the_order_in_which_they_run(client, redis):
     jobs = rqjobs.enqueue_many([(sample_jobs.ok, number) for number in range(120)])
     ids = [job.id for job in jobs]
