@@ -118,7 +118,7 @@ def test_queue_has_the_whole_api_of_rq(redis):
         [rqjobs.Queue.prepare_data(sample_jobs.ok), rqjobs.Queue.prepare_data(sample_jobs.ok)],
     )
     assert queue.count == 4
-    with pytest.raises(ValueError, match="no name for a queue"):
+    with pytest.raises(ValueError, match="not a name for a queue"):
         rqjobs.queue("a b")
 
 
