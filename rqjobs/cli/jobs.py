@@ -23,6 +23,7 @@ from rqjobs.cli.params import limit_option
 from rqjobs.job_filters import FILTER_NAMES, Filter, FilterError, State, read_filter
 from rqjobs.job_search import FoundJob
 from rqjobs.jobs import Job
+from rqjobs.schedules.store import HISTORY_RUNS
 
 RESULT_CHARACTERS = 2000
 CANCELABLE = ("queued", "scheduled", "deferred", "started")
@@ -34,7 +35,7 @@ HELP = {
     "error": "Only failed jobs with this error: the class of the exception.",
     "since": "Only jobs whose last date is later: 2h, 7d, or a date in UTC.",
     "until": "Only jobs whose last date is earlier.",
-    "schedule": "Only the last jobs of this schedule.",
+    "schedule": f"Only the last {HISTORY_RUNS} jobs of this schedule.",
     "group": "Only failed jobs of the group with this id.",
 }
 SEARCH_OPTIONS = (

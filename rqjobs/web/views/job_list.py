@@ -14,6 +14,7 @@ from rqjobs.broker import places
 from rqjobs.bulk_actions import ACTION_STATES, DONE_WORDS, Action
 from rqjobs.job_filters import Filter, FilterError, State, read_filter
 from rqjobs.job_search import Found, FoundJob
+from rqjobs.schedules.store import HISTORY_RUNS
 from rqjobs.web.access import Role, current_access, require
 from rqjobs.web.job_view import JOBS_PER_PAGE, NO_DATE, ROW_LABEL_CHARACTERS, actions_in, is_job_id
 from rqjobs.web.live import LIVE_SECONDS, cached
@@ -92,6 +93,7 @@ def _page(chosen: Filter, status: int = 200, errors: dict[str, str] | None = Non
         times=TIMES,
         queues=sorted(counts)[:LISTED_QUEUES],
         functions=sorted(catalog.current().functions),
+        kept_runs=HISTORY_RUNS,
         tabs=_tabs(chosen, counts),
         # A search through the texts of many jobs is not repeated each second.
         is_live=not errors and not _after() and not chosen.looks_inside,

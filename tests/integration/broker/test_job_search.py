@@ -12,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import rqjobs
-from rqjobs import job_cursors, job_search
+from rqjobs import every, job_cursors, job_search, schedules
 from rqjobs.broker import keys
 from rqjobs.job_search import Filter, FilterError, State, read_filter, search
+from rqjobs.schedules.store import HISTORY_RUNS
 
 
 def pages(chosen, limit=7):
@@ -119,6 +120,15 @@ def test_the_function_of_packed_data_is_found(redis):
     assert ids_of(Filter(function="ok")) == {job.id}
     assert ids_of(Filter(function="sample_jobs.add")) == {other.id}
     assert not job_search.count(Filter(function="ok")).is_exact
+
+
+def test_the_jobs_of_a_schedule_are_those_of_its_history(redis):
+    schedules.add("often", every(hours=1), sample_jobs.add, 1, 2)
+    for _ in range(HISTORY_RUNS + 1):
+        schedules.run_now("often")
+    ids = [run.job_id for run in schedules.runs("often", 1000)]
+    assert len(ids) == HISTORY_RUNS
+    assert ids_of(Filter(schedule="often", state=State.QUEUED)) == set(ids)
 
 
 def test_damaged_records_are_listed_and_hide_nothing(redis):
