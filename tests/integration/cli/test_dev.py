@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -15,7 +16,7 @@ from ports import free_port
 
 import rqjobs
 from rqjobs import config, connection
-from rqjobs.dev import redis_server
+from rqjobs.dev import RQJOBS, Dev, redis_server
 from rqjobs.dev.source_files import modification_times
 
 
@@ -171,6 +172,29 @@ def test_watched_files_are_those_of_the_folder_the_modules_and_the_app(tmp_path,
     ]
     (tmp_path / "here" / ".env").touch()
     assert ".env" in modification_times(config.Config())
+
+
+@pytest.mark.parametrize(
+    "changed, expected", [("rqjobs/web/rendering.py", "restart"), ("mine.py", "reload")]
+)
+def test_a_change_of_rqjobs_itself_starts_the_web_process_again(
+    tmp_path, monkeypatch, changed, expected
+):
+    """Gunicorn's first process keeps the package, so a reload showed the pages of the old code."""
+    monkeypatch.chdir(tmp_path)
+    calls = []
+
+    class Recorder:
+        def signal(self, number):
+            calls.append("reload" if number == signal.SIGHUP else number)
+
+        def request_restart(self):
+            calls.append("restart")
+
+    program = Dev(RQJOBS, config.Config(one_time_password="correct horse"), "", [], calls.append)
+    program.children = [Recorder(), Recorder()]
+    program._restart({str(Path(rqjobs.__file__).parents[1] / changed)})
+    assert calls == [f"rqjobs: {Path(changed).name} changed; restarting", expected, "restart"]
 
 
 def test_a_second_ctrl_c_requeues_the_running_job_and_ends(dev, eventually, tmp_path):
