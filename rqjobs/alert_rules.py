@@ -35,6 +35,14 @@ class Rule:
     limit: int = 0
     hold: int | None = None
 
+    def __str__(self) -> str:
+        """The rule as RQJOBS_ALERTS has it."""
+        unit = {**ALERT_RULES, **CHECK_RULES}[self.name]
+        queue = f":{self.queue}" if self.queue else ""
+        limit = "" if unit is Unit.NONE else f"={self.limit}{'s' if unit is Unit.SECONDS else ''}"
+        hold = "" if self.hold is None else f" for {self.hold}s"
+        return f"{self.name}{queue}{limit}{hold}"
+
 
 ALERT_RULES: dict[str, Unit] = {
     "oldest": Unit.SECONDS,

@@ -263,6 +263,12 @@ def iso(moment: datetime) -> str:
         return moment.isoformat(timespec="seconds")
 
 
+@pages.app_template_filter("rqjobs_time_text")
+def time_text(moment: datetime) -> str:
+    """`moment` for a browser that runs no script: "2026-11-27 17:00:00 UTC"."""
+    return iso(moment).replace("T", " ").replace("+00:00", " UTC")
+
+
 @pages.app_template_global("rqjobs_has_page")
 def has_page(endpoint: str) -> bool:
     """Whether this app has a page."""

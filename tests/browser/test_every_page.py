@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -165,6 +166,45 @@ def test_the_keys_the_menu_and_a_login_link(
     menu.click()
     assert "Workers" in shown(browser, "#pages") and menu.get_attribute("aria-expanded") == "true"
     assert [one for one in browser.get_log("browser") if one["level"] == "SEVERE"] == []
+
+
+WIDTH = "return document.documentElement.scrollWidth"
+CUT_CALLS = """
+return [...document.querySelectorAll("table.jobs .wide")]
+  .filter((cell) => cell.scrollWidth > cell.clientWidth + 1).map((cell) => cell.innerText)
+"""
+BROKEN_NAMES = """
+return [...document.querySelectorAll(".settings th code")]
+  .filter((name) => name.getClientRects().length > 1).map((name) => name.innerText)
+"""
+
+
+def test_a_phone_shows_whole_calls_and_times_also_without_javascript(browser, site, log_in, jobs):
+    """Lists showed "shop.send_…" for each job there, and the page Schedules was 486 px wide."""
+    rqjobs.enqueue(sample_jobs.say, "y" * 30)
+    log_in()
+    group = rqjobs.failed.groups()[0].id
+    paths = (
+        "/",
+        f"/failed/{group}",
+        "/queues/default",
+        "/schedules",
+        "/schedules/nightly",
+        "/jobs",
+    )
+    for scripts in (True, False):
+        browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": not scripts})
+        show(browser, "light", PHONE)
+        for path in paths:
+            browser.get(f"{site}{path}")
+            assert browser.execute_script(WIDTH) <= PHONE[0], path
+            assert browser.execute_script(CUT_CALLS) == [], path
+        browser.get(f"{site}/")
+        if not scripts:
+            assert re.search(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", shown(browser, "main table"))
+        show(browser, "light", DESKTOP)
+        browser.get(f"{site}/settings")
+        assert browser.execute_script(BROKEN_NAMES) == []
 
 
 def test_the_pages_without_javascript(browser, site, log_in, eventually, redis, click):

@@ -8,7 +8,6 @@ from typing import Any
 from flask import Response
 
 from rqjobs import alerts, config, connection
-from rqjobs.alert_rules import Rule
 from rqjobs.web.rendering import cut, page, pages
 
 ALERT_CHARACTERS = 500
@@ -36,7 +35,7 @@ def _part() -> dict[str, Any]:
     ]
     return {
         "alerts": found,
-        "rules": [_describe(rule) for rule in config.current().alerts],
+        "rules": [str(rule) for rule in config.current().alerts],
         "channels": alerts.channels(),
     }
 
@@ -46,15 +45,3 @@ def _moment(seconds: float) -> datetime | None:
         return datetime.fromtimestamp(seconds, timezone.utc)
     except (ValueError, OverflowError, OSError):  # foreign data
         return None
-
-
-def _describe(rule: Rule) -> str:
-    """A rule as RQJOBS_ALERTS has it."""
-    queue = f":{rule.queue}" if rule.queue else ""
-    limit = ""
-    if rule.name == "oldest":
-        limit = f"={rule.limit}s"
-    elif rule.name in ("depth", "failed"):
-        limit = f"={rule.limit}"
-    hold = "" if rule.hold is None else f" for {rule.hold}s"
-    return f"{rule.name}{queue}{limit}{hold}"

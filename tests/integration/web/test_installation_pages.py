@@ -8,6 +8,7 @@ from flask import Flask
 
 import rqjobs
 from rqjobs import config
+from rqjobs.alert_rules import parse_alerts
 from rqjobs.web import init_app, live
 from rqjobs.web.views.redis_page import Info, duration, size
 
@@ -84,6 +85,13 @@ def test_the_page_of_settings_hides_secrets(client, redis):
         assert f"<code>{name}</code>" in page
     assert page.count("set, hidden") >= 4 and rqjobs.__version__ in page
     assert "the program" in page
+
+
+def test_the_rules_of_alerts_are_shown_as_they_are_written(client, redis):
+    rules = "oldest=60s, depth:high=1000 for 120s, failed=10, no_worker:low, failed_for_good"
+    config.use(alerts=parse_alerts(rules))
+    assert f"<bdi>{rules}</bdi>" in client.get("/settings").text
+    assert "<code>depth:high=1000 for 120s</code>" in client.get("/alerts").text
 
 
 def test_the_source_of_each_setting(monkeypatch, tmp_path):
