@@ -13,7 +13,7 @@ import pytest
 import sample_jobs
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from test_browser import PASSWORD, browser, click, shown, site  # noqa: F401
+from test_browser import PASSWORD, browser, click, serve, shown, site  # noqa: F401
 
 import rqjobs
 from rqjobs import schedules
