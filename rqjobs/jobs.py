@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import time
-from base64 import b64decode
 from collections.abc import (
     AsyncGenerator,
     Awaitable,
@@ -36,7 +34,6 @@ from rqjobs import (
     config,
     hiding,
     hooks,
-    inherited_resources,
     job_logs,
     passed_results,
     plain_jobs,
@@ -47,6 +44,7 @@ from rqjobs import (
 )
 from rqjobs.broker import keys, transitions
 from rqjobs.broker.scripts import SAVE_FIELDS
+from rqjobs.coroutines import run_coroutine
 from rqjobs.instrumentation import ClaimedConnection, is_wrapped
 from rqjobs.job_fields import (
     PayloadTooLarge,
@@ -69,6 +67,7 @@ from rqjobs.serializers import (
     ValueTooLarge,
     encode,
 )
+from rqjobs.stored_results import BoundedResult, FailureResult
 from rqjobs.webhooks import RefusedWebhook, is_allowed
 
 JSON_FIELDS = (b"dependency_ids", b"webhooks", b"retry_intervals", b"repeat_intervals")
@@ -773,77 +772,6 @@ def _digits_or_none(text: str) -> int | None:
     if text.isdigit():
         return int(text)
     return None
-
-
-def run_coroutine(coroutine: Any) -> Any:
-    """Run a coroutine in an event loop of its own, and close the loop as `asyncio.Runner` does.
-
-    Tasks that still run are canceled, and their `finally` runs within this job. (`asyncio.run`
-    would leave the thread without a loop for the next job.)
-    """
-    loop = asyncio.new_event_loop()
-    try:
-        return loop.run_until_complete(coroutine)
-    finally:
-        try:
-            _cancel_tasks(loop)
-            inherited_resources.close_async_engines(loop)
-            loop.run_until_complete(loop.shutdown_asyncgens())
-            loop.run_until_complete(loop.shutdown_default_executor())
-        finally:
-            loop.close()
-
-
-def _cancel_tasks(loop: asyncio.AbstractEventLoop) -> None:
-    tasks = asyncio.all_tasks(loop)
-    for task in tasks:
-        task.cancel()
-    if tasks:
-        loop.run_until_complete(asyncio.wait(tasks))
-    for task in tasks:
-        if not task.cancelled() and task.exception():
-            loop.call_exception_handler(
-                {
-                    "message": "a task of the job failed while it ended",
-                    "exception": task.exception(),
-                    "task": task,
-                }
-            )
-
-
-_rq_restore_result = Result.restore.__func__  # type: ignore[attr-defined]
-
-
-class BoundedResult(Result):
-    """RQ's result with a traceback that is read within limits.
-
-    `rq_patches` puts its `restore` in the place of RQ's; a user's program uses it without patches.
-    """
-
-    @classmethod
-    def restore(
-        cls, job_id: str, result_id: str, payload: Any, *args: Any, **options: Any
-    ) -> Result:
-        """Make a result of an entry of a job's results."""
-        fields = dict(payload)
-        trace = fields.pop(b"exc_string", None)
-        result: Result = _rq_restore_result(cls, job_id, result_id, fields, *args, **options)
-        if trace:
-            result.exc_string = read_traceback(b64decode(trace))
-        return result
-
-
-class FailureResult(Result):
-    """RQ's result of a failure, with the exception as `raised.pack` writes it."""
-
-    raised = ""
-
-    def serialize(self) -> dict[str, Any]:
-        """The fields of its entry."""
-        fields: dict[str, Any] = super().serialize()
-        if self.raised:
-            fields["rqjobs_error"] = self.raised
-        return fields
 
 
 def repeat(job: Any, queue: Any, pipeline: Any = None) -> None:

@@ -22,7 +22,7 @@ import rq.suspension
 import rq.webhook
 import rq.worker.base
 
-from rqjobs import catalog, config, jobs, logs, serializers, texts, times, webhooks
+from rqjobs import catalog, config, jobs, logs, serializers, stored_results, texts, times, webhooks
 from rqjobs.connection import client, is_transient
 
 LOGGERS = (
@@ -101,7 +101,7 @@ def look_names_up() -> None:
 
 def limit_what_is_read() -> None:
     """RQ unpacks a traceback from Redis of any size; a small compressed one can fill the memory."""
-    rq.results.Result.restore = jobs.BoundedResult.restore  # type: ignore[method-assign]
+    rq.results.Result.restore = stored_results.BoundedResult.restore  # type: ignore[method-assign]
 
 
 def parse_dates_faster() -> None:

@@ -35,6 +35,8 @@ LAYERS = (  # a module imports what stands above it, or in its own layer
         "rq_patches",
         "webhooks",
         "job_fields",
+        "stored_results",
+        "coroutines",
         "raised",
         "results",
         "row_sources",

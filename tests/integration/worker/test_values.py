@@ -314,7 +314,7 @@ def test_lone_surrogates_are_stored_as_escapes(redis):
 
 
 def test_event_loop_of_a_coroutine_is_closed():
-    from rqjobs.jobs import run_coroutine
+    from rqjobs.coroutines import run_coroutine
 
     async def work():
         return asyncio.get_running_loop()
