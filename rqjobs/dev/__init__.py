@@ -69,6 +69,7 @@ class Dev:
         self.password = settings.one_time_password or generated_secrets.admin_password()
         self.secret_key = generated_secrets.secret_key()
         self.children: list[Child] = []
+        self.times: dict[str, int] = {}  # of the files that the children have read
 
     @property
     def stop_timeout(self) -> float:
@@ -85,6 +86,7 @@ class Dev:
 
     def start(self, workers: int) -> None:
         environment = self.environment()
+        self.times = modification_times(self.settings)
         self.children.append(Child("web", self.program.web_command(), environment))
         for number in range(1, workers + 1):
             self.children.append(Child(f"worker {number}", [*self.program.worker], environment))
@@ -120,8 +122,7 @@ class Dev:
         Raises:
             NoRedis: the embedded server has ended.
         """
-        times = modification_times(self.settings)
-        if len(times) >= WATCHED_MAX_FILES:
+        if len(self.times) >= WATCHED_MAX_FILES:
             self.echo(
                 f"rqjobs: more than {WATCHED_MAX_FILES} Python files are here; some are not watched"
             )
@@ -134,7 +135,7 @@ class Dev:
                 )
             for child in self.children:
                 child.restart_if_ended(self.echo, self.stop_timeout)
-            times = self._restart_if_changed(times)
+            self.times = self._restart_if_changed(self.times)
             duration = time.monotonic() - start
             self._pause(max(CHECK_SECONDS, duration / CHECK_MAX_SHARE))
 
