@@ -50,6 +50,11 @@ def block(page, language, word):
     return found
 
 
+def delayed_longer(code):
+    """The same program, but on a busy machine its delayed jobs are not due within the test."""
+    return code.replace("enqueue_in(60,", "enqueue_in(6000,")
+
+
 def file_name(code):
     """The name in the first line of a block that is a file, else None."""
     match = re.match(r"# (\w+\.py)\b", code)
@@ -167,7 +172,7 @@ def test_the_steps_of_the_readme_and_docs_work_in_their_order(
     eventually(workers_know_the_new_module, timeout=60)
     before = redis.zcard("rq:finished:default")
     programs = [
-        code
+        delayed_longer(code)
         for page in ("jobs.md", "guarantees.md")
         for code in blocks(page, "python")
         if not file_name(code)
@@ -175,8 +180,7 @@ def test_the_steps_of_the_readme_and_docs_work_in_their_order(
     assert len(programs) == 3
     outputs = [run(code, sys.executable, "-c") for code in programs]
     assert outputs[-1] == "0 replicas have the job\n"
-    delayed = redis.zcard("rq:scheduled:default")  # due in a minute
-    assert delayed == 1 and redis.zcard("rq:scheduled:low") >= 1
+    assert redis.zcard("rq:scheduled:default") == 1 and redis.zcard("rq:scheduled:low") >= 1
     eventually(lambda: redis.zcard("rq:finished:default") >= before + 3, timeout=60)
     assert redis.zcard("rq:canceled:default") == 1
     assert "clean" in run("rqjobs audit\nrqjobs doctor")
@@ -341,7 +345,7 @@ def test_the_programs_of_the_transactions_page(folder, write, run, environ, redi
     write("transactions.md")
     environ.update(REDIS_URL=config.current().redis_url, RQJOBS_MODULES="orders")
     first, second, migration = [
-        code for code in blocks("transactions.md", "python") if not file_name(code)
+        delayed_longer(code) for code in blocks("transactions.md", "python") if not file_name(code)
     ]
     assert run(first, sys.executable, "-c") == "JobStatus.CREATED\nJobStatus.QUEUED\n"
     run(second, sys.executable, "-c")
