@@ -29,6 +29,7 @@ OUTCOMES = {
     Result.Type.RETRIED.value: "retried",
     Result.Type.MAX_RETRIES_EXCEEDED.value: "failed",
 }
+STOPPED_MESSAGE = "Job stopped by user, work-horse terminated."  # RQ records it as a failure
 WAITING = (JobStatus.SCHEDULED, JobStatus.QUEUED, JobStatus.DEFERRED)
 
 
@@ -36,7 +37,7 @@ WAITING = (JobStatus.SCHEDULED, JobStatus.QUEUED, JobStatus.DEFERRED)
 class Attempt:
     """One run of a job. Unknown facts are None; `error` is one line, or ""."""
 
-    outcome: str  # "finished", "failed", "retried" or "canceled" (discarded)
+    outcome: str  # "finished", "failed", "stopped", "retried" or "canceled" (discarded)
     ended: datetime
     worker: str
     seconds: float | None
@@ -73,12 +74,16 @@ def _read(entry_id: str, fields: Mapping[bytes, bytes]) -> Attempt:
     if started and ended:
         seconds = max(0.0, float(ended) - float(started))
         began, recorded = utc(float(started)), utc(float(ended))
+    outcome = OUTCOMES.get(int(fields[b"type"]), "?")
+    trace = read_traceback(b64decode(fields.get(b"exc_string") or b"") or b" ")
+    if trace.strip() == STOPPED_MESSAGE:
+        outcome = "stopped"
     return Attempt(
-        OUTCOMES.get(int(fields[b"type"]), "?"),
+        outcome,
         recorded,
         decode(fields.get(b"worker_name") or b"")[:ERROR_MAX_CHARACTERS],
         seconds,
-        last_line(read_traceback(b64decode(fields.get(b"exc_string") or b"") or b" ")),
+        last_line(trace),
         began,
     )
 

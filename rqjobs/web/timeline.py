@@ -37,8 +37,8 @@ class LogRow:
 class Run:
     """A run of the job. Unknown facts are None. `waited` and `ran` are in seconds.
 
-    `outcome` is "finished", "failed", "retried", "canceled", "crashed", "started" (it goes on), or
-    "" if none is recorded.
+    `outcome` is "finished", "failed", "stopped", "retried", "canceled", "crashed", "started" (it
+    goes on), or "" if none is recorded.
     """
 
     outcome: str

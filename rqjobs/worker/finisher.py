@@ -22,7 +22,7 @@ from rq.job import JobStatus
 from rq.timeouts import JobTimeoutException
 from rq.utils import now
 
-from rqjobs import config, processes
+from rqjobs import attempts, config, processes
 from rqjobs.broker import keys, leases
 from rqjobs.broker.keys import decode
 from rqjobs.broker.transitions import Claim
@@ -219,5 +219,5 @@ def failure_message(death: HorseDeath, timeout: Any) -> str:
     to spare.
     """
     if death == HorseDeath.JOB_STOPPED:
-        return "Job stopped by user, work-horse terminated."
+        return attempts.STOPPED_MESSAGE
     return f"The job ignored its time limit of {timeout} s, and was killed."

@@ -125,6 +125,9 @@ def test_stop_ends_a_running_job(client, redis, worker, eventually):
     eventually(
         lambda: client.get(f"/jobs/{job.id}/state").json["status"] == "stopped", what="the stop"
     )
+    html = state_of(client, job.id)["html"]
+    assert 'Attempt 1 <span class="badge stopped">stopped</span>' in html
+    assert "Reason</bdi>" in html and "Whole traceback" not in html, "there is no traceback"
 
 
 def test_progress_crashes_and_counts_are_shown(client, redis):
