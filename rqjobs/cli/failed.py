@@ -12,10 +12,10 @@ from typing import Any
 import click
 import redis
 
-import rqjobs
 from rqjobs import attempts, connection, failed, stats
 from rqjobs.broker import bulk_transitions, transitions
 from rqjobs.cli.activity import recorded
+from rqjobs.cli.jobs import fetch_job
 from rqjobs.cli.output import each, echo, echo_table, local_time, short_line
 from rqjobs.cli.params import Duration, is_duration, limit_option
 from rqjobs.failed import Filter, Target
@@ -256,7 +256,7 @@ def show(ctx: click.Context, job_id: str | None, limit: int, **_filters: Any) ->
 
 def _show(job_id: str) -> None:
     try:
-        job: Any = rqjobs.Job.fetch(job_id, connection=connection.client())
+        job: Any = fetch_job(job_id)
     except redis.ConnectionError:
         raise
     except Exception as error:  # RQ raises anything for a damaged or forged hash

@@ -234,8 +234,21 @@ def stop(ids: Sequence[str]) -> None:
     each(ids, _stop, "the stop command was sent to the worker")
 
 
+def fetch_job(job_id: str) -> Job:
+    """The job.
+
+    Raises:
+        NoSuchJobError: there is no such job.
+        Exception: its record cannot be read; RQ may raise anything.
+    """
+    job = stats.read_job(connection.client(), job_id)
+    if isinstance(job, Exception):
+        raise job
+    return job
+
+
 def _stop(job_id: str) -> None:
-    job = Job.fetch(job_id, connection=connection.client())
+    job = fetch_job(job_id)
     status = job.get_status(refresh=False).value
     if status != "started":
         raise InvalidJobOperation(f"{job_id} does not run; it is {status}")
@@ -251,7 +264,7 @@ def cancel(ids: Sequence[str]) -> None:
 
 
 def _cancel(job_id: str) -> None:
-    job = Job.fetch(job_id, connection=connection.client())
+    job = fetch_job(job_id)
     status = job.get_status(refresh=False).value
     if status not in CANCELABLE:
         raise InvalidJobOperation(f"{job_id} cannot be canceled; it is {status}")

@@ -52,8 +52,8 @@ def read_job(connection: redis.Redis, job_id: str) -> Job | Exception:
     """
     try:
         return Job.fetch(job_id, connection=connection)  # type: ignore[return-value]
-    except NoSuchJobError:
-        raise
+    except NoSuchJobError:  # RQ's own text has the key instead of the id
+        raise NoSuchJobError(f"No such job: {job_id}") from None
     except redis.ResponseError as error:  # a key of the wrong type
         return error
     except redis.RedisError:

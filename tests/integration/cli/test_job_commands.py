@@ -86,10 +86,15 @@ def test_jobs_are_canceled_and_stopped_by_id(run, redis, worker, eventually, tmp
     assert run("cancel", job.id, later.id)[0] == 0
     assert job.get_status() == later.get_status() == "canceled"
     code, output = run("cancel", job.id, "nothing")
-    assert code == 1 and "cannot be canceled; it is canceled" in output and "No such job" in output
+    assert code == 1 and "cannot be canceled; it is canceled" in output
+    for command in (["cancel"], ["stop"], ["show"], ["logs"], ["failed", "show"]):
+        code, output = run(*command, "nothing")
+        assert code == 1 and "No such job: nothing" in output, command
     assert "does not run; it is canceled" in run("stop", job.id)[1]
     worker("default")
     hanging = rqjobs.enqueue(sample_jobs.hang, str(tmp_path / "gate"))
     eventually(lambda: hanging.get_status() == "started", what="the start")
     assert run("stop", hanging.id)[0] == 0
     eventually(lambda: hanging.get_status() == "stopped", what="the stop")
+    assert "stopped" in run("show", hanging.id)[1].split("\n", 3)[-1]
+    assert "failed" not in run("show", hanging.id)[1]
