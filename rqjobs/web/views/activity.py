@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from flask import abort, request
+from flask import abort, request, url_for
 
 from rqjobs import connection
 from rqjobs.broker import activity
@@ -14,6 +15,7 @@ from rqjobs.web.rendering import cut, page, pages
 
 ENTRIES_PER_PAGE = 50
 FILTER_CHARACTERS = 100
+GROUP_ID = re.compile("[0-9a-f]{16}|ungrouped")
 
 
 @pages.get("/activity", endpoint="activity")
@@ -46,8 +48,7 @@ def _part() -> dict[str, Any]:
 
 
 def _view(entry: Entry) -> dict[str, Any]:
-    """An entry as texts. A target that may be a job's id is a link."""
-    is_about_job = entry.action.endswith(" job") or entry.action.endswith(" jobs")
+    """An entry as texts."""
     return {
         "id": entry.id,
         "began": entry.began,
@@ -57,7 +58,17 @@ def _view(entry: Entry) -> dict[str, Any]:
         "action": entry.action,
         "count": entry.count,
         "target": cut(entry.target, 200),
-        "linked": is_about_job and " " not in entry.target and is_job_id(entry.target),
+        "link": _link(entry),
         "note": cut(entry.note, 300),
         "outcome": entry.outcome.value,
     }
+
+
+def _link(entry: Entry) -> str:
+    """The page of the target, if it may be a job's id or a group of failed jobs; or ""."""
+    if entry.action.endswith(" failed jobs") and GROUP_ID.fullmatch(entry.target):
+        return url_for("rqjobs.failed_group", group_id=entry.target)
+    is_about_job = entry.action.endswith((" job", " jobs"))
+    if is_about_job and " " not in entry.target and is_job_id(entry.target):
+        return url_for("rqjobs.job", job_id=entry.target)
+    return ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import sample_jobs
 from browser_client import ESCAPED, HOSTILE, OURS, harmless, log_in
@@ -37,6 +39,20 @@ def test_an_action_is_kept_with_its_note_and_its_user(client, redis):
     assert [one.action for one in entries()[:3]] == ["log out", "delete job", "pause queue"]
     assert entries()[1].via == "dashboard" and entries()[2].target == "queue low"
     assert redis.xlen(keys.ACTIVITY) == 5, "the entry of the beginning is replaced"
+
+
+def test_a_group_of_failed_jobs_is_linked(client, redis, worker, eventually):
+    """The link led to the page of a job with the id of the group: not found."""
+    worker("default")
+    rqjobs.enqueue(sample_jobs.boom, "oops")
+    (group,) = eventually(rqjobs.failed.groups, what="the failure")
+    client.post(f"/failed/{group.id}/requeue")
+    client.post("/failed/ungrouped/requeue")
+    links = re.findall(
+        r'<b>requeue failed jobs</b> <a href="([^"]+)"', client.get("/activity").text
+    )
+    assert links == ["/failed/ungrouped", f"/failed/{group.id}"]
+    assert all(client.get(link).status_code == 200 for link in links)
 
 
 def test_arguments_and_passwords_are_not_kept(client, app, redis):
