@@ -49,6 +49,11 @@ def test_a_filter_is_a_link(client, redis):
     assert listed(client.get("/jobs?function=say").text) == [low.id]
     assert listed(client.get(f"/jobs?job_id={later.id}").text) == [later.id]
     assert "No jobs match" in client.get("/jobs?text=nothing").text
+    assert "by position" not in client.get("/jobs?text=nothing").text
+    page = client.get("/jobs?text=b=42&queue=default").text
+    (link,) = re.findall(r'<a href="([^"]+)">search for its value alone', page)
+    assert "An argument that was passed by position has no name" in page
+    assert listed(client.get(html.unescape(link)).text)[0] == jobs[-1].id
     assert low.id in client.get("/live/jobs?queue=low").text
 
 
