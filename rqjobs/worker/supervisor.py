@@ -59,6 +59,7 @@ GROWTH_MIN_JOBS = 100
 MAX_FINISHERS = 4
 # A job that runs for less time is not asked for whether it was canceled.
 CANCEL_CHECK_MIN_SECONDS = 1.0
+READ_ATTEMPTS = 100  # a millisecond apart, of a state that the horse is writing; it takes 2 us
 # Fields of a job that is settled in the place of its finisher.
 FINISHED_FIELDS = ("failure_ttl", "data", "rqjobs_on_failed")
 
@@ -217,6 +218,11 @@ class Supervisor(SettlementMixin):
         if self.horse_state is None:
             return super().get_current_job_id(pipeline)
         snapshot = self._read_horse()
+        attempts = 1
+        while snapshot is None and attempts < READ_ATTEMPTS:  # RQ drops a command for another job
+            time.sleep(0.001)
+            snapshot = self._read_horse()
+            attempts += 1
         return snapshot.job_id if snapshot and snapshot.running else None
 
     def _publish_state(self) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 
 import psutil
@@ -22,7 +23,7 @@ from rqjobs.dev import redis_server
 from rqjobs.maintenance import audit as maintenance_audit
 from rqjobs.maintenance import strays, sweep
 from rqjobs.worker.prefetch import PrefetchPipe
-from rqjobs.worker.shared_state import HorseState
+from rqjobs.worker.shared_state import HorsePhase, HorseState
 
 
 def ended(job):
@@ -483,3 +484,16 @@ def test_respawn_delay_grows_with_crashes_after_a_replaced_horse(redis):
         theirs.close()
         pauses.append(worker._respawn_delay)
     assert pauses == [0.1, 0.2, 0.4]
+
+
+def test_a_job_whose_state_is_being_written_can_be_stopped(redis):
+    """A stop-job command that arrived at that moment had no effect."""
+    worker = rqjobs.Worker(["default"])
+    worker.horse_state = state = HorseState()
+    state.write(HorsePhase.RUNNING, "the-job", "token")
+    state.memory[0] |= 1  # as in the middle of a write
+    assert worker.get_current_job_id() is None
+    written = threading.Timer(0.02, lambda: state.memory.__setitem__(0, state.memory[0] & 0xFE))
+    written.start()
+    assert worker.get_current_job_id() == "the-job"
+    written.join()
