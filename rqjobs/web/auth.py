@@ -345,7 +345,10 @@ class Auth:
 
 
 def _prefers_html() -> bool:
+    """Whether a browser asks. Programs such as Prometheus and curl accept any type, without its name."""
     kinds = ["text/html", "application/json"]
+    if "text/html" not in request.accept_mimetypes.values():
+        return False
     return request.accept_mimetypes.best_match(kinds, "application/json") == "text/html"
 
 

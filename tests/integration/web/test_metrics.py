@@ -55,7 +55,8 @@ def test_without_a_token_nobody_reads_the_metrics_but_who_is_logged_in(anonymous
     assert response.status_code == 401 and "set RQJOBS_METRICS_TOKEN" in response.text
     assert "rq_jobs" in client.get("/metrics", headers=BROWSER).text
     assert anonymous.get("/metrics", headers=BROWSER).status_code == 303
-    assert anonymous.get("/metrics").status_code == 401
+    for accept in ("", "*/*", "application/openmetrics-text;version=1.0.0,*/*;q=0.1"):
+        assert anonymous.get("/metrics", headers={"Accept": accept}).status_code == 401
 
 
 def test_without_prometheus_client_the_remedy_is_given(client, monkeypatch):
