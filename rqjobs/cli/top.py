@@ -192,9 +192,8 @@ def _cut(lines: list[Line], number: int, what: str) -> list[Line]:
 
 def _finding_line(finding: Finding) -> Line:
     """A finding in one line, with the command that mends it."""
-    text = f"! {finding.title}: {finding.detail}"
-    if finding.action.command:
-        text = f"! {finding.title}: {finding.action.command}   {finding.detail}"
+    about = "   ".join(filter(None, (finding.action.command, finding.detail)))
+    text = f"! {finding.title}: {about}" if about else f"! {finding.title}"
     return Line(short_line(text), "red" if finding.level is Level.LOSS else "yellow")
 
 

@@ -25,6 +25,7 @@ import rqjobs
 from rqjobs.broker import keys, leases
 from rqjobs.cli import main, terminal
 from rqjobs.cli import top as command
+from rqjobs.maintenance.attention import Action, Do, Finding, Level
 from rqjobs.overview import Reader
 
 TOP = [sys.executable, "-m", "rqjobs", "top"]
@@ -236,6 +237,20 @@ def test_a_snapshot_as_json(busy):
 )
 def test_a_text_fits_its_columns(text, columns, shown):
     assert terminal.fit(text, columns) == shown and terminal.width_of(shown) == columns
+
+
+@pytest.mark.parametrize(
+    ("do", "name", "detail", "shown"),
+    [
+        (Do.OPEN_ALERTS, "", "", "! 2 more"),
+        (Do.OPEN_ALERTS, "", "of today", "! 2 more: of today"),
+        (Do.RUN, "rqjobs worker", "", "! 2 more: rqjobs worker"),
+        (Do.RUN, "rqjobs worker", "of today", "! 2 more: rqjobs worker   of today"),
+    ],
+)
+def test_a_finding_is_one_line(do, name, detail, shown):
+    finding = Finding("key", Level.LOSS, "2 more", detail, Action(do, "See", name))
+    assert command._finding_line(finding).text == shown
 
 
 def test_many_queues_leave_room_for_workers(busy, redis, monkeypatch):
