@@ -218,7 +218,7 @@ def test_doctor_names_a_missing_right_of_the_redis_user(doctor, redis, server):
         redis.execute_command("ACL", "DELUSER", "small")
     assert any(
         line.startswith(
-            "note version, memory and append-only file cannot be checked: the Redis user lacks a "
+            "note version, memory and persistence cannot be checked: the Redis user lacks a "
         )
         and "'info'" in line
         for line in lines
