@@ -684,7 +684,7 @@ class Job(RetryingJob):
             serializer=self.serializer,
             **execution,
         )
-        result.raised = raised.pack_current(exc_string)
+        result.raised = raised.pack_current(exc_string, self.secrets())
         result.save(self.failure_ttl, pipeline=pipeline)
 
     @property

@@ -14,13 +14,14 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import redis
 from rq import get_current_job
 from rq.timeouts import BaseTimeoutException
 
-from rqjobs import serializers, texts
+from rqjobs import hiding, serializers, texts
 from rqjobs.broker.keys import decode
 from rqjobs.broker.scripts import KEEP_CURSOR
 from rqjobs.job_fields import check_size
@@ -128,7 +129,7 @@ def progress(done: float, total: float | None = None, note: str = "") -> None:
         raise TypeError(f"note must be a text, not a {texts.class_name(type(note))}")
     state = _state_of_current_job()
     if state is not None:
-        state.set_progress(done, total, _cut(note))
+        state.set_progress(done, total, note)
 
 
 def _check_every(every: Any) -> None:
@@ -195,6 +196,12 @@ class RunState:
         self.interruption: JobInterrupted | None = None
         self.has_failed_to_keep = False
 
+    @cached_property
+    def secrets(self) -> list[str]:
+        """The texts that RQJOBS_HIDE hides in the notes of this run."""
+        found: list[str] = self.job.secrets()
+        return found
+
     def begin(
         self, source: RowSource, total: float | None, every: float, name: str | None
     ) -> Iterator[Any]:
@@ -250,6 +257,7 @@ class RunState:
 
     def set_progress(self, done: float, total: float | None, note: str) -> None:
         """Take the progress that the job's function gives, and keep it if it is time."""
+        note = _cut(hiding.mask(note, self.secrets))
         self.progress = Progress(done, total, note, utc(time.time()))
         self.is_own_progress = True
         if self.is_due(PROGRESS_SECONDS):

@@ -12,11 +12,12 @@ import builtins
 import functools
 import json
 import sys
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from rq.timeouts import JobTimeoutException
 
-from rqjobs import catalog, texts
+from rqjobs import catalog, hiding, texts
 from rqjobs.policies import exceptions
 from rqjobs.policies.failures import Failure
 from rqjobs.serializers import JSON_TYPES
@@ -81,15 +82,17 @@ class Raised(NamedTuple):
     args: tuple[Any, ...]
 
 
-def pack(error: BaseException) -> str:
+def pack(error: BaseException, secrets: Sequence[str] = ()) -> str:
     """An exception as it is stored; "" if its own code raises.
 
     Arguments that are not plain values (text, numbers, None) are left out, and so are long ones.
+    `secrets` are masked.
     """
     try:
         name = exceptions.name_of(type(error))
-        message = texts.escape_surrogates(str(error))[:RAISED_MESSAGE_MAX_CHARACTERS]
-        args = list(_read_args(error))
+        message = hiding.mask(texts.escape_surrogates(str(error)), secrets)
+        message = message[:RAISED_MESSAGE_MAX_CHARACTERS]
+        args = [_mask(arg, secrets) for arg in _read_args(error)]
         if args != [message] and all(type(arg) in JSON_TYPES for arg in args):
             stored = json.dumps([name, message, args])
             if len(stored) <= RAISED_MAX_CHARACTERS:
@@ -100,12 +103,20 @@ def pack(error: BaseException) -> str:
     return stored if len(stored) <= 2 * RAISED_MAX_CHARACTERS else ""
 
 
-def pack_current(trace: str) -> str:
+def _mask(arg: Any, secrets: Sequence[str]) -> Any:
+    if type(arg) is str:
+        return hiding.mask(arg, secrets)
+    if type(arg) is int and secrets and str(arg) in secrets:
+        return str(hiding.HIDDEN)
+    return arg
+
+
+def pack_current(trace: str, secrets: Sequence[str] = ()) -> str:
     """The exception that is being handled, as it is stored; "" if `trace` is not its traceback."""
     error = sys.exc_info()[1]
     if error is None or texts.class_name(type(error)) not in trace:
         return ""
-    return pack(error)
+    return pack(error, secrets)
 
 
 def unpack(stored: bytes) -> Raised | None:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 
+import rqjobs
 from rqjobs import job
 
 
@@ -52,3 +53,11 @@ def greet(user_id: str, text: str = "hello") -> str:
 @job(job_url="https://example.com/{a}?b={b}")
 def both(a: str, b: int = 1, *, times: list[int] | None = None) -> None:
     return None
+
+
+@job(unique="{user}:{password}", limit=1, limit_by="{password}")
+def renew(user: str, password: str, pin_token: int = 0) -> None:
+    """Tell the password in every way that a job has."""
+    rqjobs.progress(1, 2, f"{'x' * 190} {password}")
+    print(password)
+    raise KeyError(password, pin_token)

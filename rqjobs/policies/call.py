@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import string
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
+from rqjobs import config, hiding
+
 KEY_MAX_CHARACTERS = 200
+DIGEST_BYTES = 16
 
 
 class Call:
@@ -34,7 +38,7 @@ class Call:
         return bound.arguments
 
     def render(self, option: str, template: str) -> str:
-        """`template` with each `{parameter}` replaced by the argument.
+        """`template` with each `{parameter}` replaced by the argument, or by a hash of a hidden one.
 
         Raises:
             TypeError: an argument is not a text or a number, of which a key could be made.
@@ -50,7 +54,8 @@ class Call:
                         f"{option}={template!r} of {self.name}: the argument {parameter!r} is a "
                         f"{type(value).__name__}; use parameters that are texts or numbers"
                     )
-                parts.append(str(value))
+                is_hidden = hiding.is_hidden(config.current().hide, parameter)
+                parts.append(_digest(value) if is_hidden else str(value))
         key = "".join(parts)
         if len(key) > KEY_MAX_CHARACTERS:
             raise ValueError(
@@ -58,6 +63,12 @@ class Call:
                 f"most {KEY_MAX_CHARACTERS}"
             )
         return key
+
+
+def _digest(value: str | int | float) -> str:
+    """A hash of an argument: a key is shown on pages and in errors."""
+    data = str(value).encode(errors="backslashreplace")
+    return hashlib.blake2b(data, digest_size=DIGEST_BYTES).hexdigest()
 
 
 def check_template(option: str, template: Any, function: Callable[..., Any]) -> None:

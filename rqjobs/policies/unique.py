@@ -15,7 +15,7 @@ from typing import Any
 
 from rq.exceptions import DuplicateJobError
 
-from rqjobs.policies.call import Call, check_template
+from rqjobs.policies.call import DIGEST_BYTES, Call, check_template
 from rqjobs.serializers import PayloadError, encode
 from rqjobs.texts import escape_surrogates
 
@@ -26,7 +26,6 @@ FIELDS = frozenset(
     {"rqjobs_unique", "rqjobs_until", "rqjobs_keep", "rqjobs_conflict", "rqjobs_debounce"}
 )
 UNIQUE_MAX_SECONDS = 366 * 24 * 3600
-DIGEST_BYTES = 16
 
 
 class DuplicateJob(DuplicateJobError):

@@ -13,7 +13,7 @@ from typing import Any
 import rq
 from rq.job import JobStatus
 
-from rqjobs import catalog, connection, conversion, hooks, queues, stats, storing
+from rqjobs import catalog, config, connection, conversion, hiding, hooks, queues, stats, storing
 from rqjobs.broker import enqueueing, keys, scripts
 from rqjobs.broker.enqueueing import Enqueued, MissingParent, OnceState, Placement, RefusedJob
 from rqjobs.instrumentation import is_wrapped
@@ -26,6 +26,8 @@ from rqjobs.web.api.job_options import WrongCall, read_moment, read_options
 from rqjobs.web.api.problems import Problem, invalid
 from rqjobs.web.api.schemas import Errors
 from rqjobs.web.forms.options import MAX_DELAY_SECONDS, queue_choices
+
+HIDDEN_VALUE = "the hidden value does not fit the annotation of its parameter"
 
 
 @dataclass(frozen=True)
@@ -100,13 +102,27 @@ def read_call(body: Mapping[str, Any]) -> tuple[Any, tuple[Any, ...], dict[str, 
     if "queue" in body and body["queue"] not in queue_choices():
         known = ", ".join(queue_choices())
         raise WrongCall({"queue": f"There is no such queue here. Known queues: {known:.300}"})
+    args, kwargs = body.get("args", ()), body.get("kwargs", {})
     try:
-        converted = conversion.convert_call(function, body.get("args", ()), body.get("kwargs", {}))
+        converted = conversion.convert_call(function, args, kwargs)
     except TypeError as error:
         raise WrongCall({"args": str(error)}) from None
     if converted.errors:
-        raise WrongCall(converted.errors)
+        raise WrongCall(_hide_values(function, args, kwargs, converted.errors))
     return function, converted.args, converted.kwargs
+
+
+def _hide_values(function: Any, args: Any, kwargs: Mapping[str, Any], errors: Errors) -> Errors:
+    """The errors of arguments, without the values that RQJOBS_HIDE hides."""
+    shown_args, shown_kwargs = hiding.hide_arguments(config.current().hide, function, args, kwargs)
+    values = {f"args[{number}]": value for number, value in enumerate(args)}
+    values |= {f"kwargs.{name}": value for name, value in kwargs.items()}
+    shown = {f"args[{number}]": value for number, value in enumerate(shown_args)}
+    shown |= {f"kwargs.{name}": value for name, value in shown_kwargs.items()}
+    return {
+        place: message if shown[place] is values[place] else HIDDEN_VALUE
+        for place, message in errors.items()
+    }
 
 
 def _placement(target: queues.Queue, job: Job, body: Mapping[str, Any]) -> Placement:

@@ -29,6 +29,8 @@ def read_arguments(
                 values[field.name] = _read(field, form)
         except InputError as error:
             errors[field.input] = str(error)
+            if field.is_hidden and _text(field, form):
+                errors[field.input] = f"The value is not {field.widget.what}."
     if errors:
         return (), {}, errors
     bound = inspect.BoundArguments(inspect.signature(function), values)

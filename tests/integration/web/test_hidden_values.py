@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 import rqjobs
-from rqjobs import config, flows
+from rqjobs import config, flows, results
 from rqjobs.cli import main
 from rqjobs.jobs import Job
 
@@ -103,3 +103,65 @@ def test_the_api_hides_arguments_and_meta(client):
     reply = client.get(f"/api/jobs/{job.id}", headers={"Authorization": f"Bearer {token}"})
     assert reply.status_code == 200 and SECRET not in reply.text
     assert reply.json["args"] == ["Ada", "hidden"] and reply.json["meta"] == {"token": "hidden"}
+
+
+def test_no_way_to_tell_a_secret_shows_it(client, worker, eventually, redis):
+    """The exception as data, a note of progress, a key of a policy, and lines showed them."""
+    tokens = {role: secrets.token_urlsafe(32) for role in ("read", "operate")}
+    given = ",".join(f"{role}:{role}:{token}" for role, token in tokens.items())
+    config.use(api_tokens=config.SETTINGS["RQJOBS_API_TOKEN"][1](given))
+    names = {"RQJOBS_MODULES": "page_jobs", "RQJOBS_HIDE": "password,token"}
+    worker(env={**names, "RQJOBS_JOB_LOG_PRINTS": "on"})
+    password = f"{SECRET}-first\n{SECRET}-second"
+    job = rqjobs.enqueue(page_jobs.renew, "Ada", password, 987654)
+    eventually(lambda: redis.hget(job.key, "status") == b"failed")
+    with pytest.raises(KeyError) as caught:
+        results.wait(job, timeout=10)
+    assert caught.value.args == ("hidden", "hidden")
+    texts = [text for _, text in pages_of(client, f"/jobs/{job.id}", "/jobs", "/queues/default")]
+    for token in tokens.values():
+        for path in ("", "/result", "/log"):
+            headers = {"Authorization": f"Bearer {token}"}
+            texts.append(client.get(f"/api/jobs/{job.id}{path}", headers=headers).text)
+    for command in (["show", job.id], ["logs", job.id], ["jobs", "--json"]):
+        texts.append(CliRunner().invoke(main, command).output)
+    for key in redis.scan_iter("*"):
+        kept = {"string": redis.get, "hash": redis.hgetall, "stream": redis.xrange}
+        found = kept.get(redis.type(key).decode(), lambda key: key)(key)
+        if isinstance(found, dict):
+            found.pop(b"data", None)
+        texts.append(f"{key}{found}")
+    for text in texts:
+        assert SECRET not in text and "987654" not in text, text
+    assert all("hidden" in text for text in texts[3:9]), texts[3:9]
+
+
+def test_keys_of_hidden_values_differ():
+    for password in ("one", "two", "one"):
+        rqjobs.enqueue(page_jobs.renew, "Ada", password)
+    assert rqjobs.queue("default").count + len(rqjobs.queue("default").deferred_job_registry) == 2
+
+
+def test_an_error_about_a_hidden_value_does_not_show_it(client):
+    token = secrets.token_urlsafe(32)
+    config.use(api_tokens=config.SETTINGS["RQJOBS_API_TOKEN"][1](token))
+    data = {"function": "page_jobs.renew", "arg.user": "a", "arg.password": "b"}
+    page = client.post("/jobs", data={**data, "arg.pin_token": SECRET}).text
+    assert SECRET not in page and "The value is not a whole number" in page
+    for call in (
+        {"args": ["a", "b", SECRET]},
+        {"args": ["a", "b"], "kwargs": {"pin_token": SECRET}},
+    ):
+        reply = client.post(
+            "/api/jobs",
+            json={"function": "page_jobs.renew", **call},
+            headers={"Authorization": f"Bearer {token}"},
+        )
+        assert reply.status_code == 422 and SECRET not in reply.text
+        assert "the hidden value does not fit" in reply.json["detail"]
+    reply = client.post(
+        "/api/jobs",
+        json={"function": "page_jobs.renew", "args": [1, "b"]},
+        headers={"Authorization": f"Bearer {token}"},
+    )
+    assert "1 is not a text" in reply.json["detail"]
