@@ -8,11 +8,12 @@ import time
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
+from urllib.parse import urljoin
 
 from flask import abort
 from rq.exceptions import NoSuchJobError
 
-from rqjobs import attempts, catalog, connection, hiding, job_record, passed_results, stats
+from rqjobs import attempts, catalog, config, connection, hiding, job_record, passed_results, stats
 from rqjobs.broker import transitions
 from rqjobs.flows import NoSuchFlow, picture
 from rqjobs.job_record import JobRecord, Relative
@@ -124,7 +125,10 @@ def _describe_unreadable(job_id: str, error: Exception) -> dict[str, Any]:
 
 
 def _record_url(job: Job) -> str | None:
-    """The address of the record that the job is about, by `job_url` of its function."""
+    """The address of the record that the job is about, by `job_url` of its function.
+
+    A path is one of the application, which `RQJOBS_APP_URL` names if it has a host of its own.
+    """
     try:
         function = catalog.current().functions.get(job.func_name or "")
         template = catalog.options(function).get("job_url") if function else None
@@ -137,7 +141,8 @@ def _record_url(job: Job) -> str | None:
         if hiding.HIDDEN in (*args, *kwargs.values()):
             args = [None if one is hiding.HIDDEN else one for one in args]
             kwargs = {name: None if one is hiding.HIDDEN else one for name, one in kwargs.items()}
-        return record_url.render(template, function, args, kwargs)
+        address = record_url.render(template, function, args, kwargs)
+        return urljoin(config.current().app_url, address) if address else None
     except Exception:  # the payload cannot be read
         return None
 

@@ -135,6 +135,14 @@ def test_the_job_leads_to_its_record_its_schedule_and_its_queue(client, redis):
     assert 'href="/schedules/nightly"' in client.get(f"/jobs/{made.id}").text
     rqjobs.schedules.remove("nightly")
     assert "(it is gone)" in client.get(f"/jobs/{made.id}").text
+    for address, host in (("https://shop.test/admin/", "https://shop.test"), ("/admin/", "")):
+        config.use(app_url=address)
+        page = client.get(f"/jobs/{job.id}").text
+        assert f'href="{host}/users/a%2Fb%20%3Cx%3E"' in page, (
+            "the path of another host was not found"
+        )
+        page = client.get(f"/jobs/{other.id}").text
+        assert 'href="https://example.com/x?b=1"' in page
     config.use(hide=("user_id",))
     assert "Open /users" not in client.get(f"/jobs/{job.id}").text
 
