@@ -585,7 +585,7 @@ def test_failures_schedules_and_queues_take_three_clicks(at_home, site, redis, e
         "arguments[0].value = '18:00'; arguments[0].dispatchEvent(new Event('input'))", clock
     )
     click("#rule button.primary")
-    eventually(lambda: "The schedule is stored." in shown(browser, ".note"), what="the schedule")
+    eventually(lambda: "is stored." in shown(browser, ".note"), what="the schedule")
     assert rqjobs.schedules.get("say").rule.expression == "0 18 * * *"
 
     browser.get(f"{site}/")

@@ -346,7 +346,7 @@ def add_schedule() -> Any:
             errors[""] = str(error)
     if errors:
         return _list(chosen, request.form, errors, 422)
-    flash("The schedule is stored.")
+    flash(f"The schedule {name} is stored.")
     return redirect(url_for("rqjobs.schedule", name=name), 303)
 
 

@@ -330,7 +330,7 @@ def test_add_a_schedule(client, redis):
         [3, 1],
         "default",
     )
-    assert "The schedule is stored." in client.get(reply.location).text
+    assert "The schedule sums is stored." in client.get(reply.location).text
 
 
 def test_every_input_reaches_the_rule(client):
