@@ -304,13 +304,17 @@ def logged_in() -> tuple[Flask, Any]:
 
 
 def viewers_share(browser: Any) -> float:
-    """The share of a core that open home pages take, with the client that asks for them."""
-    tag = browser.get("/live").headers.get("ETag", "")
+    """The share of a core that open home pages take, with the client that asks for them.
+
+    Each viewer has what it got with its own last request.
+    """
+    tags = [browser.get("/live").headers["ETag"]] * VIEWERS
     requests = int(VIEWERS / POLL_SECONDS * VIEWER_SECONDS)
     begin, cpu = time.monotonic(), time.process_time()
     for number in range(requests):
-        reply = browser.get("/live", headers={"If-None-Match": tag})
-        tag = reply.headers.get("ETag", tag)
+        viewer = number % VIEWERS
+        reply = browser.get("/live", headers={"If-None-Match": tags[viewer]})
+        tags[viewer] = reply.headers["ETag"]
         time.sleep(max(begin + (number + 1) * POLL_SECONDS / VIEWERS - time.monotonic(), 0))
     return (time.process_time() - cpu) / (time.monotonic() - begin)
 
