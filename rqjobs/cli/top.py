@@ -208,8 +208,8 @@ def _queue_lines(view: View, order: Order) -> list[Line]:
         cells = (
             f"{queue.queued:,}",
             span(queue.oldest),
-            f"{rate.incoming:,.3g}",
-            f"{rate.outgoing:,.3g}",
+            attention.per_minute(rate.incoming),
+            attention.per_minute(rate.outgoing),
             *(f"{count:,}" for count in counts),
         )
         name = queue.name + (" (paused)" if queue.name in paused else "")
@@ -225,7 +225,7 @@ def _worker_lines(view: View) -> list[Line]:
         cells = (
             worker.shown_state[:9],
             f"{worker.done:,}",
-            f"{worker.per_minute:.3g}" if worker.ours else "",
+            attention.per_minute(worker.per_minute) if worker.ours else "",
             f"{memory / 1e6:,.0f} MB" if memory else "",
         )
         text = f"{_row(worker.name, cells, 16, 9)}  {_job_text(view, worker)}"

@@ -120,7 +120,7 @@ def duration(seconds: float | None) -> str:
 
 def per_minute(number: float) -> str:
     """A number of jobs in a minute, for people."""
-    return f"{number:.1f}" if 0 < number < 10 else f"{number:,.0f}"
+    return f"{number:.1f}" if 0 < number < 99.95 else f"{number:,.0f}"
 
 
 def _alerts(overview: Overview) -> Iterator[Finding]:
@@ -199,15 +199,12 @@ def _poison(overview: Overview) -> Iterator[Finding]:
     action = Action(Do.OPEN_FAILURES, "See failures")
     if groups:
         action = Action(Do.OPEN_GROUP, "See the jobs", groups[0])
-    yield Finding(
-        "poison",
-        Level.LOSS,
-        f"{count(number, 'job')} killed their process"
-        if number > 1
-        else "A job killed its process",
-        "Processes died under it three times in the last hours, so it failed instead of running again.",
-        action,
-    )
+    title = "A job killed its process"
+    detail = "Its process died three times, so it failed instead of running again."
+    if number > 1:
+        title = f"{count(number, 'job')} killed their processes"
+        detail = "The process of each died three times, so they failed instead of running again."
+    yield Finding("poison", Level.LOSS, title, detail, action)
 
 
 def _failures(overview: Overview) -> Iterator[Finding]:

@@ -13,6 +13,7 @@ from flask import abort, current_app, redirect, request, url_for
 
 from rqjobs import bulk_actions, connection, stats
 from rqjobs.broker import scripts
+from rqjobs.maintenance import attention
 from rqjobs.rates import Rate, Window
 from rqjobs.stats import QueueStats, Snapshot
 from rqjobs.web.access import Role, requires
@@ -105,8 +106,8 @@ def _rates(client: redis.Redis) -> Callable[[str], Rate]:
 def _shown(queue: QueueStats, rate_of: Callable[[str], Rate]) -> dict[str, Any]:
     rate = rate_of(queue.name)
     return {
-        "incoming": f"{rate.incoming:,.3g}",
-        "outgoing": f"{rate.outgoing:,.3g}",
+        "incoming": attention.per_minute(rate.incoming),
+        "outgoing": attention.per_minute(rate.outgoing),
         "to_empty": span(rate.seconds_to_empty(queue.queued)),
         "name": queue.name,
         "shown": cut(queue.name, 100),

@@ -13,6 +13,7 @@ from flask import abort, redirect, request, url_for
 from rq.utils import now
 
 from rqjobs import connection, stats, worker_commands
+from rqjobs.maintenance import attention
 from rqjobs.stats import WorkerStats
 from rqjobs.version import VERSION
 from rqjobs.web.access import Role, requires
@@ -135,12 +136,12 @@ def _shown(worker: WorkerStats, jobs: dict[str, Any]) -> dict[str, Any]:
         "memory": megabytes(worker.memory + worker.horse_memory),
         "parent_memory": megabytes(worker.memory),
         "horse_memory": megabytes(worker.horse_memory),
-        "heartbeat": worker.heartbeat,
+        "heartbeat": attention.duration(worker.heartbeat),
         "lease": worker.lease,
         "succeeded": worker.succeeded,
         "failed": worker.failed,
         "done": worker.done,
-        "per_minute": worker.per_minute,
+        "per_minute": attention.per_minute(worker.per_minute),
         "version": _version_of(worker),
         "drifts": worker.alive and _version_of(worker) != _own_version(),
         "quiet_since": worker.quiet_since,

@@ -10,7 +10,7 @@ import sample_jobs
 from browser_client import ESCAPED, HOSTILE, counted_round_trips, harmless
 
 import rqjobs
-from rqjobs.broker import transitions
+from rqjobs.broker import counters, keys, scripts, transitions
 from rqjobs.maintenance import audit
 from rqjobs.web.views import queues as view
 
@@ -67,6 +67,17 @@ def test_the_queues_are_sorted_by_a_link(client, redis, monkeypatch):
     assert 'name="sort" value="oldest"' in page, "a search keeps the order"
     for query in ("sort=%00", "sort=waiting&page=99", "page=-1", "page=x", "sort=oldest&q=nowhere"):
         assert client.get(f"/queues?{query}").status_code == 200
+
+
+def test_rates_are_numbers_for_people(client, redis):
+    """A rate of more than a thousand was shown as 1.01e+03."""
+    minute = counters.minute_of(scripts.redis_time(redis))
+    redis.hset(keys.counts(minute - 1), mapping={"enqueued:default": 60_000})
+    redis.hset(keys.counts(minute - 2), mapping={"finished:default": 20})
+    for path in ("/queues", "/queues/default"):
+        page = client.get(path).text
+        assert re.search(r">in a minute</dt><dd>1[01],\d{3}<", page), path
+        assert re.search(r">out a minute</dt><dd>[34]\.\d<", page), path
 
 
 def test_a_queue_shows_its_jobs_in_the_order_in_which_they_run(client, redis):
