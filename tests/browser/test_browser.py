@@ -513,10 +513,10 @@ def test_add_run_edit_and_remove_a_schedule(at_home, site, worker, eventually, r
     )
     nothing_ran(browser)
     press(browser, "#run-say")
-    eventually(lambda: shown(browser, ".runs .badge") == "queued", what="the run")
+    eventually(lambda: shown(browser, ".jobs .badge") == "queued", what="the run")
     browser.execute_script("window.stayed = true")
     worker("default")
-    eventually(lambda: shown(browser, ".runs .badge") == "finished", what="the outcome")
+    eventually(lambda: shown(browser, ".jobs .badge") == "finished", what="the outcome")
     assert browser.execute_script("return window.stayed"), (
         "the page followed the run without a reload"
     )
