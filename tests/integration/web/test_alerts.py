@@ -300,6 +300,18 @@ def test_the_page_shows_what_fires_and_the_rules(redis, rules, client):
     assert "All is well" in client.get("/alerts").text
     rqjobs.enqueue(sample_jobs.ok)
     alerts.update(redis)
+    for rule, subject in (
+        ("schedule_missed", "<i>"),
+        ("depth", "\ud800"),
+        ("failed_for_good", ""),
+    ):
+        about = {"since": 1, "rule": rule, "subject": subject, "message": rule}
+        redis.hset(keys.ALERTS, f"{rule}:test", json.dumps(about))
+    page = client.get("/alerts").text
+    assert '<a href="/queues/default"><bdi>1 jobs wait in default' in page
+    assert '<a href="/schedules/%3Ci%3E"><bdi>schedule_missed</bdi></a>' in page
+    assert '<a href="/failed"><bdi>failed_for_good</bdi></a>' in page
+    assert '<td class="what"><bdi>depth</bdi></td>' in page, "its subject can be no name"
     hostile = {"since": 1e300, "id": "x", "rule": "<b>", "message": "<script>\u202e\ud800" * 999}
     redis.hset(keys.ALERTS, "<i>", json.dumps(hostile))
     text = client.get("/alerts").text
