@@ -20,7 +20,7 @@ from rqjobs.jobs import Job
 from rqjobs.times import utc
 
 MAX_ATTEMPTS = 10  # RQ keeps about as many results of a job
-ERROR_MAX_CHARACTERS = 300
+ATTEMPT_MAX_CHARACTERS = 300
 MODULE = re.compile(r"^(?:\w+\.)+(?=\w+(?::|$))")
 OUTCOMES = {
     Result.Type.SUCCESSFUL.value: "finished",
@@ -81,7 +81,7 @@ def _read(entry_id: str, fields: Mapping[bytes, bytes]) -> Attempt:
     return Attempt(
         outcome,
         recorded,
-        decode(fields.get(b"worker_name") or b"")[:ERROR_MAX_CHARACTERS],
+        decode(fields.get(b"worker_name") or b"")[:ATTEMPT_MAX_CHARACTERS],
         seconds,
         last_line(trace),
         began,
@@ -91,7 +91,7 @@ def _read(entry_id: str, fields: Mapping[bytes, bytes]) -> Attempt:
 def last_line(traceback: str) -> str:
     """The exception of a traceback, without its module."""
     lines = traceback.strip().splitlines() or [""]
-    return MODULE.sub("", lines[-1].strip())[:ERROR_MAX_CHARACTERS]
+    return MODULE.sub("", lines[-1].strip())[:ATTEMPT_MAX_CHARACTERS]
 
 
 def describe_retries(job: Job, attempts: list[Attempt], due: Any, now: float) -> str:

@@ -21,7 +21,7 @@ from rq.timeouts import BaseTimeoutException
 
 MAX_LEVELS = 100  # of a value; parts that are nested more deeply are hidden
 SECRET_MIN_CHARACTERS = 4  # a shorter one would be found in every text
-SECRET_MAX_LINES = 100  # of one text that are searched for, each by itself
+SECRET_MAX_LINES = 100  # of one text that are searched for, each alone
 SECRET_MIN_NUMBER = 1000
 MAX_NUMBER_BITS = 1024
 SEPARATORS = re.compile("[_-]+")
@@ -246,7 +246,7 @@ def _secrets(names: Names, value: Any, is_secret: bool, level: int) -> Iterator[
     if kind is str and is_secret and len(value) >= SECRET_MIN_CHARACTERS:
         yield value
         yield repr(value)[1:-1]  # as an exception shows it
-        # What a job prints is kept line by line.
+        # The output of a job is kept line by line.
         lines = value.splitlines()[:SECRET_MAX_LINES]
         yield from (line for line in lines if len(line) >= SECRET_MIN_CHARACTERS)
     elif kind is int and is_secret and value.bit_length() < MAX_NUMBER_BITS:

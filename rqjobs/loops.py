@@ -34,7 +34,7 @@ PROGRESS_FIELD = "rqjobs_progress"
 CURSORS_MAX_BYTES = 4096
 PROGRESS_MAX_BYTES = 4096
 LOOP_NAME_MAX_CHARACTERS = 64
-NOTE_MAX_CHARACTERS = 200
+PROGRESS_NOTE_MAX_CHARACTERS = 200
 EVERY_MAX_SECONDS = 3600
 PROGRESS_SECONDS = 1.0  # between two writes of `progress`
 STOP_CHECK_SECONDS = (
@@ -153,8 +153,8 @@ def _check_name(name: Any) -> None:
 
 def _cut(note: str) -> str:
     note = texts.escape_surrogates(note)
-    if len(note) > NOTE_MAX_CHARACTERS:
-        return f"{note[: NOTE_MAX_CHARACTERS - 1]}…"
+    if len(note) > PROGRESS_NOTE_MAX_CHARACTERS:
+        return f"{note[: PROGRESS_NOTE_MAX_CHARACTERS - 1]}…"
     return note
 
 

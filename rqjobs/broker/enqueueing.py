@@ -190,7 +190,7 @@ def _run_all(connection: redis.Redis, commands: dict[str, tuple[Any, ...]]) -> d
 
 
 class OnceState(NamedTuple):
-    """What Redis knows of a request with an Idempotency-Key.
+    """The state of a request with an Idempotency-Key in Redis.
 
     `owner`: the digest of the request that has the key, "" if none has. `job_ids`: the ids of its
     jobs that are stored, by their marks; "" for the id that the mark itself stands for.
@@ -201,7 +201,7 @@ class OnceState(NamedTuple):
 
 
 def read_once(connection: redis.Redis, key: str, marks: list[str]) -> OnceState:
-    """What Redis knows of a request with this key and the jobs of these marks."""
+    """The state of a request with this key, and of the jobs of these marks."""
     commands: list[tuple[Any, ...]] = [("TIME",), ("GET", keys.once(key))]
     commands += [("ZSCORE", keys.ONCE, mark) for mark in marks]
     commands += [("GET", keys.once_job(mark)) for mark in marks]

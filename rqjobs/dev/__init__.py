@@ -29,7 +29,7 @@ STOP_MARGIN_SECONDS = 5  # a worker releases its jobs after RQJOBS_SHUTDOWN_TIME
 WORKER_START_SECONDS = 30
 WEB_START_SECONDS = 60
 LOCAL_HOST = "127.0.0.1"
-OWN_PACKAGE = Path(__file__).parents[1]
+PACKAGE_FOLDER = Path(__file__).parents[1]
 LOGIN_SETTINGS = ("host", "port", "admin_user", "admin_password")
 
 
@@ -174,7 +174,7 @@ class Dev:
             web.request_restart()
         else:
             self.echo(f"rqjobs: {sources[0]} changed; restarting")
-            if any(Path(path).is_relative_to(OWN_PACKAGE) for path in paths):
+            if any(Path(path).is_relative_to(PACKAGE_FOLDER) for path in paths):
                 web.request_restart()  # its first process has imported rqjobs, and keeps it
             else:
                 web.signal(signal.SIGHUP)  # gunicorn reloads the app

@@ -305,7 +305,7 @@ def enqueue_once(calls: list[Call], key: str, body: Any) -> list[Stored]:
             stored = request.store_unknown(known)
             return request.answer(stored, known)
         except Problem:
-            # Another request with the key has stored these jobs meanwhile, or this one is wrong.
+            # Another request with the key has stored these jobs by now, or this one is wrong.
             if request.read().job_ids.keys() == known.job_ids.keys():
                 raise
 
@@ -382,7 +382,7 @@ def _id_of(call: Call) -> str:
 
 
 def _store_once(prepared: dict[str, PreparedCall], began: float) -> dict[str, Stored]:
-    """Store the jobs, by their marks; returns those that no other request has stored meanwhile."""
+    """Store the jobs, by their marks; returns those that no other request has stored."""
     client = connection.client()
     placements = {mark: one.placement for mark, one in prepared.items()}
     outcomes = enqueueing.enqueue_once(client, placements, began)

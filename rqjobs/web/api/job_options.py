@@ -40,7 +40,7 @@ FUNCTION_MAX_CHARACTERS = 300
 QUEUE_NAME = {"type": "string", "pattern": f"^{QUEUE_NAME_PATTERN.pattern}$"}
 FUNCTION_NAME = {"type": "string", "minLength": 1, "maxLength": FUNCTION_MAX_CHARACTERS}
 EXCEPTION_NAME = FUNCTION_NAME
-DURATION = {"type": "number", "minimum": 0, "maximum": MAX_SECONDS}
+SECONDS_SCHEMA = {"type": "number", "minimum": 0, "maximum": MAX_SECONDS}
 SECONDS_OR_FOREVER = {"type": "integer", "minimum": -1, "maximum": MAX_SECONDS}
 INTERVAL = {"type": "integer", "minimum": 0, "maximum": MAX_INTERVAL_SECONDS}
 JOB_NUMBER = {"type": "integer", "minimum": 1, "maximum": limits.MAX_LIMIT}
@@ -65,7 +65,7 @@ def _interval(kind: str) -> Schema:
 
 GROWING_DELAYS: dict[str, Schema] = {
     "base": {"type": "number", "minimum": 1, "maximum": MAX_SECONDS},
-    "cap": DURATION,
+    "cap": SECONDS_SCHEMA,
     "jitter": {"type": "boolean"},
 }
 RETRY_RULE_PROPERTIES: dict[str, Schema] = {
@@ -146,9 +146,9 @@ PLAIN_OPTIONS: dict[str, Schema] = {
     "burst": JOB_NUMBER,
     "unique": {**TEMPLATE, "description": '"args", or a text such as charge:{invoice_id}'},
     **{name: {"type": "string", "enum": list(choices)} for name, choices in unique.CHOICES.items()},
-    **{name: {**DURATION, "maximum": unique.UNIQUE_MAX_SECONDS} for name in unique.SECONDS},
-    "retry_for": {**DURATION, "description": "the seconds after the first failure"},
-    "kill_after": DURATION,
+    **{name: {**SECONDS_SCHEMA, "maximum": unique.UNIQUE_MAX_SECONDS} for name in unique.SECONDS},
+    "retry_for": {**SECONDS_SCHEMA, "description": "the seconds after the first failure"},
+    "kill_after": SECONDS_SCHEMA,
     "on_failed": {
         "type": "string",
         "maxLength": FUNCTION_MAX_CHARACTERS,
@@ -210,7 +210,7 @@ JOB_CALL = schema(
             "repeats": {"type": "integer", "minimum": 0, "maximum": MAX_REPEATS},
             "repeat_interval": _interval("repeat"),
             "expires": {
-                "anyOf": [DURATION, {"type": "string", "format": "date-time"}],
+                "anyOf": [SECONDS_SCHEMA, {"type": "string", "format": "date-time"}],
                 "description": "the job must begin within these seconds, or before this time",
             },
             **dict.fromkeys(CALLBACKS, CALLBACK),

@@ -65,7 +65,7 @@ def _resolve(schema: Schema, components: Mapping[str, Schema]) -> Schema:
 def _check_any(
     value: Any, options: Sequence[Schema], components: Mapping[str, Schema], place: str
 ) -> Errors:
-    """What is wrong if `value` fits no option: by the one option for its type, if there is one."""
+    """The errors of a value that fits no option: by the one option for its type, if there is one."""
     found = [check(value, one, components, place) for one in options]
     if not all(found):
         return {}
