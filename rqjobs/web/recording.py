@@ -40,8 +40,8 @@ TARGET_FIELDS = ("kind", "name", "function", "queue", "job_id")  # of a form; ne
 
 
 def begin() -> None:
-    """Store the entry of the current request."""
-    if request.endpoint in NOT_KEPT:
+    """Store the entry of the current request. One that is only redirected does nothing."""
+    if request.endpoint in NOT_KEPT or request.routing_exception is not None:
         return
     g.rqjobs_entry = activity.begin(connection.client(), _entry(action_of_request()))
 

@@ -68,6 +68,7 @@ def test_a_refused_action_leaves_no_entry(client, redis):
     assert client.post("/jobs", data={"function": "no.such"}).status_code == 422
     assert client.post("/jobs/x/unknown").status_code == 404
     assert client.post("/nowhere").status_code == 404
+    assert client.post("/pauses//pause", data={"kind": "queue", "name": "low"}).status_code == 308
     evil = {"Sec-Fetch-Site": "cross-site"}
     assert client.post("/pauses/pause", headers=evil).status_code == 403
     assert redis.xlen(keys.ACTIVITY) == before
