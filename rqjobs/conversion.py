@@ -15,6 +15,7 @@ import re
 import sys
 import types
 import typing
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -243,10 +244,16 @@ def parse_json(text: str) -> Any:
     """The JSON in a text. Fractions are `Decimal`, so that no digit is lost before `convert`.
 
     Raises:
-        ValueError: it is not JSON, or has too many containers inside one another.
+        ValueError: it is not JSON, has too many containers inside one another, has a number that
+            `Decimal` cannot hold, or an object has two values of one name.
     """
     try:
-        value = json.loads(text, parse_float=Decimal, parse_constant=_refuse_constant)
+        value = json.loads(
+            text,
+            parse_float=_parse_fraction,
+            parse_constant=_refuse_constant,
+            object_pairs_hook=_parse_object,
+        )
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     level = [value]
@@ -263,6 +270,21 @@ def _items(container: Any) -> Iterable[Any]:
     if isinstance(container, list):
         return container
     return ()
+
+
+def _parse_fraction(text: str) -> Decimal:
+    try:
+        return Decimal(text)
+    except ArithmeticError:
+        raise ValueError(f"the number {quote(text)} is out of range") from None
+
+
+def _parse_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"an object has two values of the name {quote(twice)}")
+    return found
 
 
 def _refuse_constant(name: str) -> Any:

@@ -6,13 +6,14 @@ one. Nothing here takes either.
 
 from __future__ import annotations
 
+import re
 import time
 from base64 import b64decode
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis
 
@@ -29,6 +30,8 @@ from rqjobs.times import parse_date, utc
 MINUTES_OF_HOUR = 60
 HOURS_OF_DAY = 24
 HOURS_OF_WEEK = 168
+PLACE_MOMENT = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?")  # of the last failure of a part
+PART_JOBS = 1000  # entries that are read at a time
 UNREADABLE_JOB = "The job in Redis cannot be read"
 Target = tuple[str, str]  # job id, queue
 
@@ -258,13 +261,52 @@ def find(chosen: Filter) -> Iterator[FailedJob]:
         yield from _ungrouped(client, chosen)
 
 
-def page_of_group(group_id: str, start: int, end: int) -> list[str]:
-    """The ids of the jobs `start` to `end` of a group, the last failure first."""
-    command = ("ZREVRANGE", keys.failure_group_jobs(group_id), start, end - 1)
-    (ids,) = scripts.read_together(connection.client(), [command])
-    if isinstance(ids, Exception):
-        return []
-    return [decode(job_id) for job_id in ids]
+class GroupPart(NamedTuple):
+    """A part of the jobs of a group, the last failure first.
+
+    `next`: the place for `after` that continues it, "" at the end. Jobs that leave the group in
+    between are not missed, and do not hide others.
+    """
+
+    job_ids: list[str]
+    next: str
+
+
+def part_of_group(group_id: str, after: str, limit: int) -> GroupPart:
+    """The next jobs of a group behind a place.
+
+    Raises:
+        ValueError: `after` is not a place.
+    """
+    key = keys.failure_group_jobs(group_id)
+    moment, _, last = after.partition(":")
+    if after and not (PLACE_MOMENT.fullmatch(moment) and last):
+        raise ValueError("this place does not belong to this list; begin at its first part")
+    client = connection.client()
+    start = 0
+    if after:
+        (start,) = scripts.read_together(client, [("ZCOUNT", key, f"({moment}", "+inf")])
+    found: list[tuple[str, float]] = []
+    while isinstance(start, int) and len(found) <= limit:
+        command = ("ZREVRANGE", key, start, start + PART_JOBS - 1, "WITHSCORES")
+        entries = scripts.read_scores(scripts.read_together(client, [command])[0])
+        found += [one for one in entries if not after or _is_behind(one, float(moment), last)]
+        start += PART_JOBS
+        if len(entries) < PART_JOBS:
+            break
+    part = found[:limit]
+    if len(found) <= limit:
+        return GroupPart([job_id for job_id, _ in part], "")
+    job_id, failed_at = part[-1]
+    return GroupPart([job_id for job_id, _ in part], f"{failed_at!r}:{job_id}")
+
+
+def _is_behind(entry: tuple[str, float], moment: float, last: str) -> bool:
+    """Whether an entry comes after a place, from the highest score on as ZREVRANGE gives them."""
+    job_id, failed_at = entry
+    if failed_at != moment:
+        return failed_at < moment
+    return job_id.encode() < last.encode()  # Redis compares bytes
 
 
 def _jobs_of_group(client: redis.Redis, found: Group, chosen: Filter) -> Iterator[FailedJob]:

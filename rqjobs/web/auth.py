@@ -173,10 +173,13 @@ class Auth:
         return None
 
     def _refuse(self) -> Any:
-        if isinstance(request.routing_exception, BadRequest):
-            # Without a host name, no page with links can be made.
-            return Response("The Host header is not a host name.\n", 400, mimetype="text/plain")
         gate = self._gate()
+        if isinstance(request.routing_exception, BadRequest):
+            text = "The Host header is not a host name."
+            if gate is not None:
+                return gate.refuse(400, "Bad request", text)
+            # Without a host name, no page with links can be made.
+            return Response(f"{text}\n", 400, mimetype="text/plain")
         if gate is not None:
             answer = gate.authenticate()
             if isinstance(answer, Access):

@@ -240,7 +240,16 @@ def test_an_error_names_the_path_of_the_value(text, annotation, message):
 
 @pytest.mark.parametrize(
     "text",
-    ["[" * 61 + "]" * 61, "[" * 100_000, '{"a":' * 61 + "1" + "}" * 61, "NaN", "-Infinity", "x"],
+    [
+        "[" * 61 + "]" * 61,
+        "[" * 100_000,
+        '{"a":' * 61 + "1" + "}" * 61,
+        "NaN",
+        "-Infinity",
+        "x",
+        "1e99999999999999999999",
+        '[{"a": 1, "b": 2, "a": 1}]',
+    ],
 )
 def test_invalid_or_too_deep_json_is_refused(text):
     with pytest.raises(ValueError):

@@ -6,12 +6,13 @@ from typing import Any
 
 from rqjobs import failed, failure_inbox
 from rqjobs.failed import Filter, Group
+from rqjobs.job_cursors import CURSOR_MAX_CHARACTERS
 from rqjobs.web import recording
 from rqjobs.web.access import Role, current_access
 from rqjobs.web.api import job_values
 from rqjobs.web.api.job_values import COUNT, MOMENT, TEXT, an_object
 from rqjobs.web.api.operations import PATH_PARAMETERS, Given, operation, schema
-from rqjobs.web.api.problems import Problem
+from rqjobs.web.api.problems import Problem, invalid
 from rqjobs.web.deadlines import GROUP_MAX_JOBS
 from rqjobs.web.rendering import cut
 
@@ -86,15 +87,30 @@ def get_failure(given: Given, group: str) -> dict[str, Any]:
     summary="The ids of a group's jobs, the last failure first",
     query={
         "limit": LIMIT,
-        "offset": {"type": "integer", "minimum": 0, "maximum": 1_000_000, "default": 0},
+        "after": {
+            "type": "string",
+            "maxLength": CURSOR_MAX_CHARACTERS,
+            "description": "`next` of the part before",
+        },
     },
-    answers={200: an_object(jobs={"type": "array", "items": TEXT})},
+    answers={
+        200: an_object(
+            jobs={"type": "array", "items": TEXT},
+            next={"type": ["string", "null"], "description": "`after` of the next part"},
+        )
+    },
 )
 def list_failure_jobs(given: Given, group: str) -> dict[str, Any]:
+    """Jobs that leave the group between two requests do not hide others."""
     _find(group)
-    start = given.query["offset"]
-    ids = failed.page_of_group(group, start, start + given.query["limit"])
-    return {"jobs": [job_values.name(job_id) for job_id in ids]}
+    try:
+        part = failed.part_of_group(group, given.query.get("after", ""), given.query["limit"])
+    except ValueError as error:
+        raise invalid({"after": str(error)}) from None
+    return {
+        "jobs": [job_values.name(job_id) for job_id in part.job_ids],
+        "next": part.next or None,
+    }
 
 
 @operation(
@@ -103,6 +119,7 @@ def list_failure_jobs(given: Given, group: str) -> dict[str, Any]:
     tag="failures",
     summary="Requeue the jobs of a group",
     body=GROUP_ACTION,
+    body_is_required=False,
     answers={200: GROUP_ACTION_DONE},
 )
 def requeue_failures(given: Given, group: str) -> dict[str, Any]:
@@ -117,6 +134,7 @@ def requeue_failures(given: Given, group: str) -> dict[str, Any]:
     summary="Delete the jobs of a group",
     role=Role.ADMIN,
     body=GROUP_ACTION,
+    body_is_required=False,
     answers={200: GROUP_ACTION_DONE},
 )
 def delete_failures(given: Given, group: str) -> dict[str, Any]:

@@ -46,7 +46,7 @@ PROBLEMS = {
     404: "There is nothing of this name.",
     409: "The state in Redis does not allow this.",
     413: "The body is too large.",
-    415: "The body must be application/json.",
+    415: "The body must be application/json, without a Content-Encoding.",
     422: "Values are wrong; `errors` names them.",
     429: "Too many wrong tokens came from this address.",
     503: "Redis does not answer; try again after Retry-After seconds.",
@@ -100,7 +100,10 @@ def _operation(one: Operation) -> dict[str, Any]:
         "responses": _responses(one),
     }
     if one.body is not None:
-        made["requestBody"] = {"required": True, "content": {JSON_TYPE: {"schema": one.body}}}
+        made["requestBody"] = {
+            "required": one.body_is_required,
+            "content": {JSON_TYPE: {"schema": one.body}},
+        }
     return made
 
 

@@ -46,6 +46,7 @@ class Operation:
     query: Mapping[str, Schema] = field(default_factory=dict)
     headers: Mapping[str, Schema] = field(default_factory=dict)
     body: Schema | None = None
+    body_is_required: bool = True
     problems: tuple[int, ...] = ()
 
     @property
@@ -212,23 +213,55 @@ def _read_body(made: Operation) -> Any:
     """
     if made.body is None:
         return None
+    if not made.body_is_required and not _has_body():
+        return {}
     if request.mimetype != JSON_TYPE:
         text = "Send the header: Content-Type: application/json"
         raise Problem(415, "unsupported-media-type", text)
-    limit = body_max_bytes()
-    if (request.content_length or 0) > limit:
-        raise problems.too_large(limit)
-    data = request.stream.read(limit + 1)
-    if len(data) > limit:
-        raise problems.too_large(limit)
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        text = "Send the body as it is, without the header Content-Encoding."
+        raise Problem(415, "unsupported-media-type", text)
+    data = _read_bytes(body_max_bytes())
+    if not data.strip():
+        raise Problem(400, "not-json", "The body is empty; send a JSON object.")
     try:
-        body = conversion.parse_json(data.decode())
+        body = conversion.parse_json(data.decode("utf-8-sig"))
     except ValueError as error:  # also of bytes that are not UTF-8
         raise Problem(400, "not-json", f"The body is not JSON: {error}") from None
     errors = check(body, made.body, SCHEMAS)
     if errors:
         raise problems.invalid(errors)
     return body
+
+
+def _has_body() -> bool:
+    return bool(request.content_length) or "Transfer-Encoding" in request.headers
+
+
+def _read_bytes(limit: int) -> bytes:
+    """The body.
+
+    Raises:
+        Problem: it is too large, or has not arrived completely.
+    """
+    length = request.content_length or 0  # 0 of a body in chunks
+    if length > limit:
+        raise problems.too_large(limit)
+    cut_off = Problem(400, "not-json", "The body has not arrived completely.")
+    data = bytearray()
+    while len(data) <= limit:
+        try:
+            part = request.stream.read(limit + 1 - len(data))
+        except HTTPException:
+            raise
+        except Exception:  # each server has errors of its own for a broken chunk
+            raise cut_off from None
+        if not part and len(data) < length:  # not every server notices that
+            raise cut_off
+        if not part:
+            return bytes(data)
+        data += part
+    raise problems.too_large(limit)
 
 
 # Errors
@@ -258,4 +291,5 @@ def refuse_http(error: HTTPException) -> Response:
         path = request.path
         methods = [one.method for one in OPERATIONS if path.endswith(f"/api{one.path}")]
         methods = methods or [*(error.valid_methods or ())]
+        methods += ["HEAD"] if "GET" in methods else []
     return problems.of_http(error, methods).response()

@@ -9,6 +9,7 @@ from typing import Any
 import redis
 from flask import Response
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
+from werkzeug.routing import RequestRedirect
 
 from rqjobs import config, connection
 from rqjobs.web.rendering import cut
@@ -80,7 +81,7 @@ def invalid(errors: Mapping[str, str]) -> Problem:
 
 def refuse(status: int, title: str, text: str) -> Response:
     """A refusal of the access check."""
-    return Problem(status, "forbidden", text).response()
+    return Problem(status, "forbidden" if status == 403 else "http", text).response()
 
 
 def of_redis(error: redis.RedisError) -> Problem:
@@ -99,12 +100,13 @@ def unavailable(explanation: str) -> Problem:
 def of_http(error: HTTPException, methods: Iterable[str] = ()) -> Problem:
     """Flask's own refusals: an unknown address, a wrong method, a body that is too large.
 
-    `methods`: those of the address, for a wrong method.
+    `methods`: those of the address, for a wrong method. An address that Flask would redirect, such as
+    `//jobs`, counts as unknown: a client that follows redirects would send its token there.
     """
-    if isinstance(error, NotFound):
+    if isinstance(error, NotFound | RequestRedirect):
         return Problem(404, "not-found", "There is no such address, or it has expired.")
     if isinstance(error, MethodNotAllowed):
-        allowed = ", ".join(sorted(set(methods) - {"HEAD", "OPTIONS"}))
+        allowed = ", ".join(sorted(set(methods) - {"OPTIONS"}))
         text = f"Here the API takes: {allowed}."
         return Problem(405, "method-not-allowed", text, headers={"Allow": allowed})
     if error.code == 413:

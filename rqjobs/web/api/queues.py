@@ -8,15 +8,15 @@ from typing import Any
 from flask import Response
 
 from rqjobs import bulk_actions, config, connection, pauses, rates, stats, worker_commands
+from rqjobs.queues import check_queue_name
 from rqjobs.rates import Rate
 from rqjobs.stats import QueueStats, Snapshot, WorkerStats
 from rqjobs.web import recording
 from rqjobs.web.access import Role, current_access
 from rqjobs.web.api import job_values
-from rqjobs.web.api.job_options import QUEUE_NAME
 from rqjobs.web.api.job_values import COUNT, NUMBER_OR_NULL, TEXT, an_object
 from rqjobs.web.api.operations import PATH_PARAMETERS, Given, answer, operation, schema
-from rqjobs.web.api.problems import Problem
+from rqjobs.web.api.problems import Problem, invalid
 from rqjobs.web.deadlines import EMPTY_SECONDS
 
 JOB_COUNTS = (
@@ -68,7 +68,11 @@ PAUSE_STATE = schema(
         changed={"type": "boolean", "description": "false if it was so already"},
     ),
 )
-PATH_PARAMETERS["queue"] = QUEUE_NAME
+PATH_PARAMETERS["queue"] = {  # also those of other programs
+    "type": "string",
+    "minLength": 1,
+    "maxLength": 300,
+}
 PATH_PARAMETERS["worker"] = {"type": "string", "minLength": 1, "maxLength": 300}
 
 
@@ -132,6 +136,7 @@ def _queue(one: QueueStats, is_paused: bool, pace: Rate) -> dict[str, Any]:
 )
 def pause_queue(given: Given, queue: str) -> dict[str, Any]:
     """Running jobs end, and new ones are accepted."""
+    _check_name(queue)
     changed = pauses.pause(queue=queue, by=current_access().user)
     return {"name": queue, "paused": True, "changed": changed}
 
@@ -144,8 +149,21 @@ def pause_queue(given: Given, queue: str) -> dict[str, Any]:
     answers={200: PAUSE_STATE},
 )
 def resume_queue(given: Given, queue: str) -> dict[str, Any]:
+    _check_name(queue)
     changed = pauses.resume(queue=queue)
     return {"name": queue, "paused": False, "changed": changed}
+
+
+def _check_name(queue: str) -> None:
+    """Check a name. Queues of other programs may have others: those can be read and emptied.
+
+    Raises:
+        Problem: rqjobs has no queues of such names.
+    """
+    try:
+        check_queue_name(queue)
+    except ValueError as error:
+        raise invalid({"queue": str(error)}) from None
 
 
 @operation(

@@ -41,7 +41,7 @@ def authenticate() -> Access | Response | None:
     if found is None:
         return _refuse(given).response()
     error = request.routing_exception
-    if error is not None and (error.code or 0) >= 400:
+    if error is not None:
         return refuse_http(error)
     return Access(ROLE_NAMES[found.role], found.name)
 

@@ -109,7 +109,7 @@ def test_other_sites_get_no_permission_to_read(api):
     headers = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
     assert api("OPTIONS", "/jobs", headers=headers).status_code == 405
     assert api("PUT", "/jobs/batch").headers["Allow"] == "POST"
-    assert api("PUT", "/jobs/x").headers["Allow"] == "DELETE, GET"
+    assert api("PUT", "/jobs/x").headers["Allow"] == "DELETE, GET, HEAD"
 
 
 # Enqueue
