@@ -58,6 +58,11 @@ def _is_hidden(names: Names, name: str) -> bool:
     return any(_fold(one) in folded for one in names)
 
 
+def fold_names(names: Names) -> list[str]:
+    """The names in small letters, without `_` and `-`."""
+    return [_fold(name) for name in names]
+
+
 def _fold(name: str) -> str:
     return SEPARATORS.sub("", name).casefold()
 
@@ -212,7 +217,7 @@ def hide_text(names: Names, text: str) -> str:
 
 @lru_cache(maxsize=8)
 def _pattern(names: Names) -> re.Pattern[str]:
-    words = "|".join("[_-]{0,2}".join(map(re.escape, _fold(name))) for name in names)
+    words = "|".join("[_-]{0,2}".join(map(re.escape, name)) for name in fold_names(names))
     return re.compile(
         rf"""((?:{words})[\w-]{{0,100}}(?:=|['"]:\s?))(?:{VALUE_PATTERN})""",
         re.IGNORECASE | re.DOTALL,

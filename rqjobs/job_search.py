@@ -6,15 +6,19 @@ goes on behind a position, so jobs that come and go in between neither hide nor 
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import redis
+from rq.utils import get_call_string
 
-from rqjobs import connection, failed, stats
+from rqjobs import config, connection, failed, hiding, stats
 from rqjobs.broker import keys, places, scripts
 from rqjobs.broker.keys import decode
 from rqjobs.broker.scripts import SEARCH_JOBS
@@ -25,17 +29,23 @@ from rqjobs.job_filters import Filter as Filter
 from rqjobs.job_filters import FilterError as FilterError
 from rqjobs.job_filters import State as State
 from rqjobs.job_filters import read_filter as read_filter
-from rqjobs.jobs import function_name
+from rqjobs.jobs import Job, function_name
 from rqjobs.loops import Progress, read_progress
 from rqjobs.times import format_date, parse_date, utc
 
 STEP_JOBS = 4000  # that one script looks at: it holds up Redis for some milliseconds
-PAGE_MAX_ROUND_TRIPS = 5
+PAGE_MAX_ROUND_TRIPS = 5  # unless a text is searched
+# A search for a text looks at more jobs, in more and shorter steps.
+TEXT_STEP_JOBS = 1000
+TEXT_WINDOW_JOBS = 100_000  # of one page
+TEXT_SECONDS = 0.5  # for which the steps of one page may take
 SORTED_MAX_JOBS = 5000  # that a page sorts by their moments, over all sources
 PAGE_JOBS = 50
 PAGE_MAX_JOBS = 500
 MAX_SOURCES = 100  # a page cannot merge more
 COUNT_CAP = 10_000
+TEXT_RUN = re.compile(r"[A-Za-z0-9]+|[^\x00-\x7f]+")
+DECIDING_FIELDS = (b"data", b"description", b"rqjobs_flow")
 ROW_WORDS = 17  # of a row of `search_jobs.lua` whose record can be read
 
 
@@ -157,7 +167,6 @@ class SourceSearch:
         self.looked = 0
         self.total = 0
         self.found = 0
-        self.undecided = 0
         self.matches: list[Match] = []
         self.taken = 0
 
@@ -165,14 +174,18 @@ class SourceSearch:
         if not isinstance(reply, list):  # the key has changed its type
             self.is_over = True
             return
-        stop, looked, self.total, found, undecided, rows = reply
+        stop, looked, self.total, found, rows = reply
         for position, ordinal, maybe, *row in rows:
             self.matches.append(Match(position, self.looked + ordinal, bool(maybe), row))
         self.looked += looked
         self.found += found
-        self.undecided += undecided
         self.position = stop
         self.is_over = not stop
+
+    @property
+    def number(self) -> int:
+        """The jobs that a count has found. Its matches are those that were decided here."""
+        return self.found + len(self.matches)
 
     def mark(self) -> list[bytes] | None:
         """The position behind the jobs of this page; None if there are no more."""
@@ -238,6 +251,11 @@ class Query:
 
     def __init__(self, chosen: Filter):
         self.chosen = chosen
+        self.step_jobs = TEXT_STEP_JOBS if chosen.text else STEP_JOBS
+        # JSON has the letters and digits of a text as they are.
+        runs = TEXT_RUN.findall(chosen.text or "")
+        self.words = " ".join(json.dumps(run)[1:-1].lower() for run in runs if run != "None")
+        self.hidden_names = " ".join(hiding.fold_names(config.current().hide))
         self.groups = "any"
         if chosen.group:
             self.groups = f"{chosen.group} "
@@ -254,7 +272,7 @@ class Query:
         source: Source,
         position: Sequence[bytes],
         max_found: int,
-        max_looked: int = STEP_JOBS,
+        max_looked: int = 0,
         max_sorted: int = 0,
         wants: str = "rows",
     ) -> tuple[Any, ...]:
@@ -267,7 +285,7 @@ class Query:
             source.kind,
             source.key,
             source.order,
-            max_looked,
+            max_looked or self.step_jobs,
             max_found,
             max_sorted,
             wants,
@@ -279,6 +297,8 @@ class Query:
             chosen.schedule or "",
             self.groups,
             (chosen.queue or "") if source.any_queue else "",
+            self.words,
+            self.hidden_names,
             len(source.ids),
             *source.ids,
             *position,
@@ -306,7 +326,7 @@ def search(
     """The next page of the jobs of a filter, the newest first.
 
     Several states or queues are merged by the last dates of the jobs. One call looks at some 20,000
-    jobs at most.
+    jobs at most, for a text at `TEXT_WINDOW_JOBS`.
 
     Args:
         after: the cursor of the page before.
@@ -341,25 +361,47 @@ def search(
 def _search_steps(
     client: redis.Redis, query: Query, parts: Sequence[SourceSearch], limit: int
 ) -> None:
-    """Search until the page is full, all is searched, or `PAGE_MAX_ROUND_TRIPS` are done."""
-    share = max(limit + 10, STEP_JOBS // max(1, len(parts)))
+    """Search until the page is full, all is searched, or the steps of a page are done."""
     max_sorted = max(limit, SORTED_MAX_JOBS // max(1, len(parts)))
     if query.chosen.state is State.SCHEDULED:
         max_sorted = 0
-    for _ in range(PAGE_MAX_ROUND_TRIPS):
+    for _ in _turns(query, parts):
         missing = [part for part in parts if not part.is_over and len(part.matches) < limit]
+        share = max(limit + 10, query.step_jobs // max(1, len(missing)))
         commands = [
             query.call(part.source, part.position, limit - len(part.matches), share, max_sorted)
             for part in missing
         ]
-        replies = scripts.read_together(client, commands, SEARCH_JOBS)
-        for part, reply in zip(missing, replies, strict=True):
-            part.add(reply)
-        _decide(client, query, missing)
+        _step(client, query, missing, commands)
         if not missing or (
             query.chosen.looks_inside and sum(len(part.matches) for part in parts) >= limit
         ):
             return
+
+
+def _turns(query: Query, parts: Sequence[SourceSearch]) -> Iterator[None]:
+    """One turn for each step of a page."""
+    if not query.chosen.text:
+        yield from [None] * PAGE_MAX_ROUND_TRIPS
+        return
+    end = time.monotonic() + TEXT_SECONDS
+    looked = 0
+    while looked < TEXT_WINDOW_JOBS and (not looked or time.monotonic() < end):
+        yield
+        looked = sum(part.looked for part in parts)
+
+
+def _step(
+    client: redis.Redis,
+    query: Query,
+    parts: Sequence[SourceSearch],
+    commands: Sequence[tuple[Any, ...]],
+) -> None:
+    """Take the next step in each of these sources, by its command."""
+    replies = scripts.read_together(client, commands, SEARCH_JOBS)
+    for part, reply in zip(parts, replies, strict=True):
+        part.add(reply)
+    _decide(client, query, parts)
 
 
 def read_matches(client: redis.Redis, query: Query, reply: list[Any]) -> list[Match]:
@@ -378,13 +420,13 @@ def _decide(client: redis.Redis, query: Query, parts: Sequence[SourceSearch]) ->
     commands: list[tuple[Any, ...]] = []
     for match in undecided:
         job_id = decode(match.row[0])
-        commands.append(("HGET", keys.job(job_id), "data"))
+        commands.append(("HMGET", keys.job(job_id), *(name.decode() for name in DECIDING_FIELDS)))
         commands.append(("XREVRANGE", keys.results(job_id), "+", "-", "COUNT", 1))
     replies = scripts.read_together(client, commands)
     taken = {
         id(match)
-        for match, data, results in zip(undecided, replies[::2], replies[1::2], strict=True)
-        if _fits(query.chosen, data, results)
+        for match, values, results in zip(undecided, replies[::2], replies[1::2], strict=True)
+        if isinstance(values, list) and _fits(query.chosen, decode(match.row[0]), values, results)
     }
     for part in parts:
         part.matches = [match for match in part.matches if not match.is_maybe or id(match) in taken]
@@ -392,16 +434,30 @@ def _decide(client: redis.Redis, query: Query, parts: Sequence[SourceSearch]) ->
             match.is_maybe = False
 
 
-def _fits(chosen: Filter, data: Any, results: Any) -> bool:
-    stored = data if isinstance(data, bytes) else None
+def _fits(chosen: Filter, job_id: str, values: list[Any], results: Any) -> bool:
+    """Whether the filter takes a job, by the values of its `DECIDING_FIELDS` and its results."""
+    record = {name: value for name, value in zip(DECIDING_FIELDS, values, strict=True) if value}
+    data = record.get(b"data")
+    if chosen.text and not _has_text(chosen.text, job_id, record):
+        return False
     if chosen.function:
-        name = function_name(stored)
+        name = function_name(data)
         if chosen.function not in (name, name.rpartition(".")[2]):
             return False
     if chosen.error:
         wanted = chosen.error.lower().rpartition(".")[2]
-        return wanted in failed.read_failure(stored, results).error.lower()
+        return wanted in failed.read_failure(data, results).error.lower()
     return True
+
+
+def _has_text(text: str, job_id: str, record: dict[bytes, bytes]) -> bool:
+    """Whether a text is in the id, the description or the call of a job, as they are shown."""
+    shown = [job_id, read_description(record.get(b"description", b""))]
+    with contextlib.suppress(Exception):  # the data cannot be read, or code of a value raises
+        job = Job.from_hash(job_id, record, connection.client())
+        shown.append(get_call_string(job.func_name, *job.shown_arguments()) or "")
+    wanted = text.encode().lower()  # upper and lower case of a to z count as the same
+    return any(wanted in one.encode(errors="replace").lower() for one in shown)
 
 
 def _merge(parts: list[SourceSearch], limit: int) -> list[FoundJob]:
@@ -420,8 +476,8 @@ def _merge(parts: list[SourceSearch], limit: int) -> list[FoundJob]:
 def count(chosen: Filter, cap: int = COUNT_CAP) -> Count:
     """The number of jobs of a filter.
 
-    It is exact, whatever `cap` is, if the filter is only a state and a queue. Otherwise up to some
-    25,000 jobs are looked at, and up to `cap` of them counted.
+    It is exact, whatever `cap` is, if the filter is only a state and a queue. Otherwise as many
+    jobs are looked at as for a page, and up to `cap` of them counted.
     """
     client = connection.client()
     counts = _count_places(client, chosen)
@@ -430,17 +486,17 @@ def count(chosen: Filter, cap: int = COUNT_CAP) -> Count:
         return Count(sum(by_state[state] for state in chosen.states), True)
     query = Query(chosen)
     parts = [SourceSearch(source, None) for source in sources_of(client, chosen, counts)]
-    share = max(100, STEP_JOBS // max(1, len(parts)))
-    for _ in range(PAGE_MAX_ROUND_TRIPS):
-        missing = [part for part in parts if not part.is_over and part.found <= cap]
+    for _ in _turns(query, parts):
+        missing = [part for part in parts if not part.is_over and part.number <= cap]
+        if not missing:
+            break
+        share = max(100, query.step_jobs // len(missing))
         commands = [
             query.call(part.source, part.position, cap + 1, share, 0, "count") for part in missing
         ]
-        replies = scripts.read_together(client, commands, SEARCH_JOBS)
-        for part, reply in zip(missing, replies, strict=True):
-            part.add(reply)
-    number = sum(part.found for part in parts)
-    is_exact = all(part.is_over and not part.undecided for part in parts) and number <= cap
+        _step(client, query, missing, commands)
+    number = sum(part.number for part in parts)
+    is_exact = all(part.is_over for part in parts) and number <= cap
     return Count(min(number, cap), is_exact)
 
 

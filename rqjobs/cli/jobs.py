@@ -31,7 +31,7 @@ CHOICE = ("every", *FILTER_NAMES)  # the parameters that say which jobs a comman
 HELP = {
     "queue": "Only jobs of this queue.",
     "function": "Only jobs of this function; its module may be left out.",
-    "text": "Only jobs with this text in the call or the id.",
+    "text": "Only jobs with this text in the id, the description or the call.",
     "error": "Only failed jobs with this error: the class of the exception.",
     "since": "Only jobs whose last date is later: 2h, 7d, or a date in UTC.",
     "until": "Only jobs whose last date is earlier.",

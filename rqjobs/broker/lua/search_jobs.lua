@@ -4,34 +4,36 @@
 --       4 maximum number of jobs to look at   5 maximum number of jobs to find
 --       6 up to so many jobs are sorted by their moment, and more have the order of their key
 --       7 "rows" or "count"   8 the status that each job must have, or "not stopped", or ""
---       9 a text in the description or the id   10 a function, with or without its module
+--       9 a text in the description, the id or the arguments   10 a function, with or without its module
 --       11 and 12 the first and the last moment, as RQ writes it   13 the schedule
 --       14 "any", or the error: the ids of its groups, one after another with a space behind each
---       15 the queue; "" for any   16 number of ids   then these ids
+--       15 the queue; "" for any   16 words that the data have if the arguments have the text
+--       17 the names whose values are hidden, folded   18 number of ids   then these ids
 --       then the position: nothing at the beginning; or "sorted", a moment and an id; or "ranked",
 --       a score and a member; or "listed", a depth, a length, a moment, and ids around the position
 -- Promise: nothing is written; a key of the wrong type counts as empty. A job that stays where it
 -- is is looked at once, whatever comes and goes between the calls. The moment of a job is the last
 -- of its dates. An id without a job is left out in a registry of ended jobs.
 -- Returns the position behind the last job that was looked at (empty if there are no more), the
--- numbers of the jobs that were looked at, of all jobs, of the found ones, and of those that the
--- caller must check; and a list with each of these two: the position behind it, the number of the
--- jobs looked at by then, "maybe" if the function or the error must be checked, and its id, moment,
--- score and fields.
+-- numbers of the jobs that were looked at, of all jobs, and of the found ones; and a list with each
+-- job that is found (not of a count) or that the caller must check: the position behind it, the
+-- number of the jobs looked at by then, "maybe" if it must be checked, and its id, moment, score and
+-- fields.
 
 local SHORT_BYTES, LONG_BYTES = 300, 600  -- of the fields in the reply
-local DATA_MAX_BYTES = 65536  -- of a job's data, of which only the function is read
+local DATA_MAX_BYTES = 65536  -- of a job's data; longer ones are not searched
 local WINDOW, MAX_UNDECIDED, MAX_RUNS = 2000, 200, 1000
+local CLOSING_BRACKET = string.byte(')')
 local MAX_SORTED_AGAIN = 20000  -- jobs of a key that was sorted at the beginning, and has grown
 local kind, key, order = ARGV[1], ARGV[2], ARGV[3]
 local max_looked, max_found, max_sorted = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local wants, wanted_status = ARGV[7], ARGV[8]
 local text, wanted_function, first, last = string.lower(ARGV[9]), ARGV[10], ARGV[11], ARGV[12]
 local schedule, groups, queue = ARGV[13], ARGV[14], ARGV[15]
-local number_of_ids = tonumber(ARGV[16])
+local words, hidden_names, number_of_ids = ARGV[16], ARGV[17], tonumber(ARGV[18])
 local given_ids, position = {}, {}
-for i = 17, #ARGV do
-  local list = i < 17 + number_of_ids and given_ids or position
+for i = 19, #ARGV do
+  local list = i < 19 + number_of_ids and given_ids or position
   list[#list + 1] = ARGV[i]
 end
 local needs_fields = text ~= '' or wanted_function ~= '' or first ~= '' or schedule ~= ''
@@ -61,13 +63,18 @@ local function moment_of(dates)
   return latest
 end
 
+-- The data of a job, nil if they are too long.
+local function data_of(id)
+  local size = redis.call('HSTRLEN', 'rq:job:' .. id, 'data')
+  if size > 0 and size <= DATA_MAX_BYTES then return redis.call('HGET', 'rq:job:' .. id, 'data') end
+end
+
 -- Whether a job is of the function, "maybe" if only its packed data can tell.
 local function has_function(id, description)
   local name = string.match(description or '', '^([%w_.]+)%(')
   if not name then
-    local size = redis.call('HSTRLEN', 'rq:job:' .. id, 'data')
-    if size == 0 or size > DATA_MAX_BYTES then return false end
-    local data = redis.call('HGET', 'rq:job:' .. id, 'data')
+    local data = data_of(id)
+    if not data then return false end
     name = string.match(data, '^%["([%w_.]+)"')
       or string.match(data, '^{"__rqjobs__":%["tuple",%["([%w_.]+)"')
     if not name then return 'maybe' end
@@ -95,7 +102,7 @@ local function need(...)
 end
 
 if wanted_status ~= '' or groups ~= 'any' or #needed == 0 then need('status') end
-if text ~= '' or wanted_function ~= '' then need('description') end
+if wanted_function ~= '' then need('description') end
 if schedule ~= '' then need('rqjobs_schedule') end
 if groups ~= 'any' then need('rqjobs_failure_group') end
 if queue ~= '' then need('origin') end
@@ -115,25 +122,58 @@ end
 
 local may_be_id = not string.find(text, '[^%w_-]')
 
-local function has_text(id, description)
-  return string.find(string.lower(description or ''), text, 1, true)
-    or may_be_id and string.find(string.lower(id), text, 1, true)
+-- Whether a description may show less than is stored: a hidden value is in it.
+local function may_be_masked(description)
+  if hidden_names == '' then return false end
+  local folded = string.gsub(string.lower(description), '[_-]', '')
+  for name in string.gmatch(hidden_names, '%S+') do
+    if string.find(folded, name, 1, true) then return true end
+  end
+  return string.find(description, '[\128-\255]') ~= nil  -- letters that Python folds
+end
+
+-- Whether the arguments may have the text, of a job whose description does not show all of them.
+local function may_have_argument(id)
+  local data = data_of(id)
+  if not data then return false end
+  if not string.find(data, '^[%[{]') then return true end  -- it is packed
+  data = string.lower(data)
+  for word in string.gmatch(words, '%S+') do
+    if not string.find(data, word, 1, true) then return false end
+  end
+  return true
+end
+
+-- Whether a job has the text: true, false or "maybe".
+local function has_text(id)
+  local description = redis.pcall('HGET', 'rq:job:' .. id, 'description') or ''
+  if type(description) == 'table' then return false end
+  if may_be_id and string.find(string.lower(id), text, 1, true) then return true end
+  if string.find(string.lower(description), text, 1, true) then
+    return not may_be_masked(description) or 'maybe'
+  end
+  local is_whole_call = string.byte(description, -1) == CLOSING_BRACKET
+    and string.find(description, '^[%w_.]+%(') and not string.find(description, '...', 1, true)
+  return not is_whole_call and may_have_argument(id) and 'maybe'
 end
 
 -- Whether the filter takes a job: true, false or "maybe". An unreadable job has no fields, and no
 -- date, so no last moment excludes it.
 local function takes(id)
+  local answer = text == '' or has_text(id)
+  if not answer then return false end
   local fields = redis.pcall('HMGET', 'rq:job:' .. id, unpack(needed))
   if fields.err then return not needs_fields end
   local description = fields[place_of.description]
-  if text ~= '' and not has_text(id, description) then return false end
   local status = place_of.status and fields[place_of.status]
   if not has_status(status) then return false end
   if queue ~= '' and fields[place_of.origin] ~= queue then return false end
   if schedule ~= '' and fields[place_of.rqjobs_schedule] ~= schedule then return false end
   if (first ~= '' or last ~= '') and not is_in_time(fields) then return false end
-  local answer = true
-  if groups ~= 'any' then answer = has_error(fields[place_of.rqjobs_failure_group], status) end
+  if groups ~= 'any' then
+    local of_group = has_error(fields[place_of.rqjobs_failure_group], status)
+    if of_group ~= true then answer = of_group end
+  end
   if answer and wanted_function ~= '' then
     local of_function = has_function(id, description)
     if of_function ~= true then answer = of_function end
@@ -180,7 +220,7 @@ local function look_at(member, score, place)
   local answer = takes(id)
   if answer and not is_gone(id) then
     if answer == 'maybe' then undecided = undecided + 1 else found = found + 1 end
-    if wants == 'rows' then
+    if wants == 'rows' or answer == 'maybe' then
       local maybe = answer == 'maybe' and answer or ''
       rows[#rows + 1] = {place(), looked, maybe, unpack(row(id, score))}
     end
@@ -371,4 +411,4 @@ elseif kind == 'list' and redis.call('TYPE', key).ok == 'list' then
   total = redis.call('LLEN', key)
   search_list()
 end
-return {stop, looked, total, found, undecided, rows}
+return {stop, looked, total, found, rows}

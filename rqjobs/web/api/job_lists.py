@@ -39,7 +39,7 @@ FILTER: dict[str, Any] = {
         "type": "string",
         "minLength": 1,
         "maxLength": 200,
-        "description": "in the description, which is the call with its arguments, or in the id",
+        "description": "in the id, the description, or the call with its arguments as it is shown",
     },
     "error": {
         "type": "string",
@@ -139,8 +139,8 @@ JOBS_ACTION_DONE = schema(
     },
 )
 def list_jobs(given: Given) -> dict[str, Any]:
-    """A request looks at some 25,000 jobs at most. A part can be empty although there are more:
-    go on until `next` is null.
+    """A request looks at some 25,000 jobs at most, for a text at 100,000. A part can be empty
+    although there are more: go on until `next` is null.
     """
     try:
         found = job_search.search(

@@ -179,8 +179,8 @@ def test_a_page_takes_few_round_trips(client, redis, monkeypatch):
     def counting(function):
         return lambda *args, **options: asked.append(args) or function(*args, **options)
 
-    client.get("/jobs?text=nothing")
+    client.get("/jobs?function=nothing")
     for owner, name in ((redis_py.Redis, "_execute_command"), (Pipeline, "execute")):
         monkeypatch.setattr(owner, name, counting(getattr(owner, name)))
-    assert "search on" in client.get("/jobs?text=nothing").text
+    assert "search on" in client.get("/jobs?function=nothing").text
     assert len(asked) <= 8, asked
