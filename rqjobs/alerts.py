@@ -160,7 +160,8 @@ def _oldest(rule: Rule, chosen: list[stats.QueueStats]) -> Iterator[Observation]
 def _depth(rule: Rule, chosen: list[stats.QueueStats]) -> Iterator[Observation]:
     for queue in chosen:
         if queue.queued > rule.limit:
-            text = f"{queue.queued:,} jobs wait in {queue.name} (limit {rule.limit:,})"
+            waiting = texts.jobs(queue.queued, "waits", "wait")
+            text = f"{waiting} in {queue.name} (limit {rule.limit:,})"
             yield Observation(rule, queue.name, text)
 
 
@@ -168,9 +169,8 @@ def _failed(rule: Rule, chosen: list[stats.QueueStats]) -> Iterator[Observation]
     number = sum(queue.failed for queue in chosen)
     if number > rule.limit:
         where = f" in {rule.queue}" if rule.queue else ""
-        yield Observation(
-            rule, rule.queue, f"{number:,} jobs have failed{where} (limit {rule.limit:,})"
-        )
+        failed = texts.jobs(number, "has failed", "have failed")
+        yield Observation(rule, rule.queue, f"{failed}{where} (limit {rule.limit:,})")
 
 
 def _no_worker(rule: Rule, chosen: list[stats.QueueStats]) -> Iterator[Observation]:

@@ -18,7 +18,7 @@ import redis
 from rq import get_current_job
 from rq.exceptions import InvalidJobOperation, NoSuchJobError
 
-from rqjobs import config, connection, job_search, loops, queues, stats
+from rqjobs import config, connection, job_search, loops, queues, stats, texts
 from rqjobs.broker import bulk_transitions, enqueueing, keys, scripts, transitions
 from rqjobs.broker.scripts import CHANGE_DELAYED, SEARCH_JOBS
 from rqjobs.connection import refusal_code
@@ -50,6 +50,17 @@ DONE_WORDS = {
     Action.CANCEL: "canceled",
     Action.DELETE: "deleted",
 }
+
+
+def describe(action: Action, changed: int, whose: str = "") -> str:
+    """What was done: "2 jobs are deleted", "1 job of shop.send is back in its queue".
+
+    `whose`: for example "of shop.send", or "".
+    """
+    words = DONE_WORDS[action]
+    if changed == 1:
+        words = words.replace("their queues", "its queue")
+    return f"{texts.jobs(changed, f'{whose} is'.lstrip(), f'{whose} are'.lstrip())} {words}"
 
 
 @dataclass(frozen=True)
@@ -145,7 +156,7 @@ def change_jobs(action: str, chosen: dict[str, str]) -> str:
         changed += change_targets(walk.client, wanted, targets)
         meta["changed"] = changed
         loops.progress(min(walk.looked, total), total, f"{changed:,} {DONE_WORDS[wanted]}")
-    return f"{changed:,} jobs are {DONE_WORDS[wanted]}"
+    return describe(wanted, changed)
 
 
 def empty_queue(client: redis.Redis, queue: str, seconds: float) -> tuple[int, int]:

@@ -25,7 +25,7 @@ import rq.job
 from rq.job import UNSERIALIZABLE_RETURN_VALUE_PAYLOAD, JobStatus
 from rq.results import Result
 
-from rqjobs import connection, raised
+from rqjobs import connection, raised, texts
 from rqjobs.broker import blockers, keys
 from rqjobs.broker.blockers import REMEDIES, Blocker
 from rqjobs.broker.keys import decode
@@ -634,4 +634,5 @@ def _describe_queue(client: redis.Redis, queue: str) -> str:
         return f"{line}, which is paused; resume it with: rqjobs resume {queue}"
     if not workers:
         return f"{line}; no worker serves that queue; start one with: rqjobs worker {queue}"
-    return f"{line} with {client.llen(keys.queue(queue)):,} jobs; {workers} workers serve it"
+    serve = "1 worker serves it" if workers == 1 else f"{workers} workers serve it"
+    return f"{line} with {texts.jobs(client.llen(keys.queue(queue)))}; {serve}"

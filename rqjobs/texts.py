@@ -37,3 +37,8 @@ def describe_error(error: BaseException) -> str:
 def class_name(kind: type) -> str:
     """The name of a class, without running code of its metaclass."""
     return escape_surrogates(str(vars(type)["__name__"].__get__(kind)))
+
+
+def jobs(number: int, one: str = "", many: str = "") -> str:
+    """A number of jobs with its verb: "1 job is", "2,000 jobs are"."""
+    return (f"1 job {one}" if number == 1 else f"{number:,} jobs {many}").rstrip()

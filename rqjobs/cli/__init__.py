@@ -17,7 +17,7 @@ import redis
 import rq.cli.workers
 
 import rqjobs
-from rqjobs import alert_rules, catalog, checks, config, connection, dev, rq_patches, stats
+from rqjobs import alert_rules, catalog, checks, config, connection, dev, rq_patches, stats, texts
 from rqjobs.broker import places, recovery
 from rqjobs.cli import (
     alerts,
@@ -207,7 +207,7 @@ def audit(as_json: bool) -> None:
         for job_id, reason in result.breaches.items():
             echo(f"WRONG: {job_id}: {reason}")
         if result.breaches:
-            echo(f"{len(result.breaches)} jobs are not where they should be")
+            echo(f"{texts.jobs(len(result.breaches), 'is', 'are')} not in the right place")
         else:
             echo("clean")
     sys.exit(1 if result.breaches else 0)

@@ -16,7 +16,7 @@ from rq.exceptions import InvalidJobOperation, NoSuchJobError
 
 from rqjobs import attempts, bulk_actions, config, connection, hiding, job_search, stats
 from rqjobs.broker import transitions
-from rqjobs.bulk_actions import DONE_WORDS, Action
+from rqjobs.bulk_actions import Action
 from rqjobs.cli.activity import recorded
 from rqjobs.cli.output import each, echo, local_time, one_line_errors, short_line
 from rqjobs.cli.params import limit_option
@@ -173,7 +173,7 @@ def _change(ctx: click.Context, action: Action, every: bool, as_json: bool) -> N
     if as_json:
         click.echo(json.dumps({"changed": changed}))
     else:
-        echo(f"{changed:,} jobs are {DONE_WORDS[action]}")
+        echo(bulk_actions.describe(action, changed))
 
 
 # One job

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from rqjobs import outbox
+from rqjobs import outbox, texts
 from rqjobs.cli.output import echo
 from rqjobs.config import ConfigError
 
@@ -43,7 +43,7 @@ def status() -> None:
         raise
     except Exception as error:  # of any driver
         raise click.ClickException(outbox.explain(error)) from None
-    line = f"{found.waiting} jobs wait"
+    line = texts.jobs(found.waiting, "waits", "wait")
     if found.waiting:
         line += f", the oldest for {found.oldest_seconds:.0f} s"
     echo(line)

@@ -12,7 +12,7 @@ import redis
 from redis.exceptions import NoScriptError
 from rq.command import PUBSUB_CHANNEL_TEMPLATE
 
-from rqjobs import catalog, config, connection, outbox, stats
+from rqjobs import catalog, config, connection, outbox, stats, texts
 from rqjobs.broker import keys, odd_keys, scripts
 from rqjobs.broker.places import queue_names
 
@@ -226,7 +226,7 @@ def _workers(client: redis.Redis) -> Iterator[Finding]:
             waiting = queue.queued + queue.scheduled
             yield Finding(
                 Level.NOTE,
-                f"no worker listens to the queue {queue.name!r} ({waiting} jobs wait); "
+                f"no worker listens to the queue {queue.name!r} ({texts.jobs(waiting, 'waits', 'wait')}); "
                 f"start: rqjobs worker {queue.name}",
             )
     yield from _delayed(client, [queue for queue in snapshot.queues if queue.scheduled])
@@ -272,7 +272,7 @@ def _outbox(client: redis.Redis) -> Iterator[Finding]:
     if found.oldest_seconds > OVERDUE_SECONDS:
         yield Finding(
             Level.NOTE,
-            f"{found.waiting} jobs wait in the outbox, the oldest for {found.oldest_seconds:.0f} s; "
+            f"{texts.jobs(found.waiting, 'waits', 'wait')} in the outbox, the oldest for {found.oldest_seconds:.0f} s; "
             f"a worker with the scheduler moves them, and its log gives the reason",
         )
     elif not found.damaged:

@@ -152,10 +152,9 @@ def try_one(group_id: str) -> Any:
 @pages.post("/failed/<group_id>/requeue")
 def requeue_group(group_id: str) -> Any:
     """Requeue the jobs of a group, the oldest failures first."""
-    text = "{:,} jobs are back in their queues."
     if group_id == UNGROUPED:
-        return _requeue_ungrouped(text)
-    return _change(group_id, Action.REQUEUE, failed_jobs.requeue_steps, text)
+        return _requeue_ungrouped()
+    return _change(group_id, Action.REQUEUE, failed_jobs.requeue_steps)
 
 
 @pages.post("/failed/<group_id>/delete")
@@ -164,14 +163,13 @@ def delete_group(group_id: str) -> Any:
     """Delete the jobs of a group, if the form says that it is meant."""
     if request.form.get("sure") != "yes":
         return _show_group(group_id, 422, NOT_CONFIRMED)
-    return _change(group_id, Action.DELETE, failed_jobs.delete_steps, "{:,} jobs are deleted.")
+    return _change(group_id, Action.DELETE, failed_jobs.delete_steps)
 
 
 def _change(
     group_id: str,
     action: Action,
     steps: Callable[[Sequence[Target]], Iterator[int]],
-    text: str,
 ) -> Any:
     """Change the jobs of a group: up to `GROUP_MAX_JOBS` at once, more by a job of its own."""
     group = failed_jobs.group(group_id)
@@ -181,7 +179,8 @@ def _change(
         job_id = bulk_actions.enqueue_change(action, chosen)
         return redirect(url_for("rqjobs.job", job_id=job_id), 303)
     targets = failed_jobs.select(Filter(group=group_id), GROUP_MAX_JOBS)
-    note = text.format(sum(steps(targets)))
+    whose = f"of {group.function}" if group else ""
+    note = f"{bulk_actions.describe(action, sum(steps(targets)), whose)}."
     group = failed_jobs.group(group_id)
     if group is None or not group.jobs:
         flash(note)
@@ -190,7 +189,7 @@ def _change(
     return redirect(url_for("rqjobs.failed_group", group_id=group_id), 303)
 
 
-def _requeue_ungrouped(text: str) -> Any:
+def _requeue_ungrouped() -> Any:
     targets: list[Target] = []
     after = ""
     while len(targets) < REQUEUE_MAX_JOBS:
@@ -199,7 +198,8 @@ def _requeue_ungrouped(text: str) -> Any:
         after = found.next
         if not after:
             break
-    flash(text.format(sum(failed_jobs.requeue_steps(targets[:REQUEUE_MAX_JOBS]))))
+    changed = sum(failed_jobs.requeue_steps(targets[:REQUEUE_MAX_JOBS]))
+    flash(f"{bulk_actions.describe(Action.REQUEUE, changed)}.")
     return redirect(url_for("rqjobs.failed"), 303)
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from flask import abort, redirect, request, url_for
 
-from rqjobs import flows
+from rqjobs import bulk_actions, flows
+from rqjobs.bulk_actions import Action
 from rqjobs.flows import listing, picture
 from rqjobs.flows.flow import Flow
 from rqjobs.web.job_view import is_job_id
@@ -66,9 +67,9 @@ def act_on_flow(flow_id: str, action: str) -> Any:
         abort(404)
     found = _fetch(flow_id)
     if action == "cancel":
-        flash(f"{found.cancel():,} jobs of the flow are canceled.")
+        flash(f"{bulk_actions.describe(Action.CANCEL, found.cancel(), 'of the flow')}.")
     else:
-        flash(f"{found.retry():,} jobs of the flow are back in their queues.")
+        flash(f"{bulk_actions.describe(Action.REQUEUE, found.retry(), 'of the flow')}.")
     return redirect(url_for("rqjobs.flow", flow_id=flow_id), 303)
 
 

@@ -232,7 +232,7 @@ def change_jobs() -> Any:
         if outcome.job_id:
             flash(f"These are many jobs. The job {outcome.job_id} changes them.", outcome.job_id)
         else:
-            flash(f"{outcome.changed:,} jobs are {DONE_WORDS[action]}.")
+            flash(f"{bulk_actions.describe(action, outcome.changed)}.")
     return redirect(url_for("rqjobs.jobs", **view_params(request.form.get("view", ""))), 303)
 
 
@@ -240,9 +240,9 @@ def _note(action: Action, changed: int, asked: int, job_id: str) -> str:
     if asked == 1 and changed:
         words = DONE_WORDS[action].replace("their queues", "its queue")
         return f"The job {job_id} is {words}."
-    note = f"{changed:,} jobs are {DONE_WORDS[action]}."
+    note = f"{bulk_actions.describe(action, changed)}."
     if changed < asked:
-        note += f" {asked - changed:,} were left alone: their state does not allow it."
+        note += f" {asked - changed:,} left alone: the state does not allow it."
     return note
 
 

@@ -255,7 +255,7 @@ def test_doctor_reports_broken_modules_and_queues_without_a_worker(run, worker):
     rqjobs.queue("low").enqueue(sample_jobs.ok)
     code, output = run("doctor", env={"RQJOBS_MODULES": "sample_jobs,nowhere"})
     assert code == 1 and "nowhere does not import" in output
-    assert "no worker listens to the queue 'low' (1 jobs wait)" in output
+    assert "no worker listens to the queue 'low' (1 job waits)" in output
 
 
 def test_doctor_reports_stock_workers(run, worker):

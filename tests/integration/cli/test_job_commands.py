@@ -56,8 +56,8 @@ def test_found_jobs_are_changed(run, redis):
     assert run("jobs", "requeue")[0] == 2
     assert run("jobs", "requeue", "--all", "--state", "failed")[0] == 2
     code, output = run("jobs", "--state", "failed", "requeue", "--text", "one")
-    assert code == 0 and "1 jobs are back in their queues" in output
-    assert "1 jobs are canceled" in run("jobs", "cancel", "--function", "boom")[1]
+    assert code == 0 and "1 job is back in its queue" in output
+    assert "1 job is canceled" in run("jobs", "cancel", "--function", "boom")[1]
     assert run("jobs", "delete", "--all", input="n\n")[0] == 1
     assert redis.zcard("rq:failed:default") == 2
     assert "3 jobs are deleted" in run("jobs", "delete", "--all", "--yes")[1]

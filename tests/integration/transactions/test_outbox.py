@@ -573,7 +573,7 @@ def test_a_row_that_cannot_be_moved_stops_no_other(session, redis, monkeypatch, 
     assert f"the row {1:032x} of rqjobs_outbox cannot be moved" in findings
     shown = CliRunner().invoke(cli.main, ["outbox", "status"])
     assert shown.exit_code == 1
-    assert re.match(r"1 jobs wait, the oldest for \d+ s\n", shown.output)
+    assert re.match(r"1 job waits, the oldest for \d+ s\n", shown.output)
     redis.delete("rq:queue:low")
     assert move(redis) == 1 and redis.lrange("rq:queue:low", 0, -1) == [refused.id.encode()]
 

@@ -308,7 +308,7 @@ def test_the_page_shows_what_fires_and_the_rules(redis, rules, client):
         about = {"since": 1, "rule": rule, "subject": subject, "message": rule}
         redis.hset(keys.ALERTS, f"{rule}:test", json.dumps(about))
     page = client.get("/alerts").text
-    assert '<a href="/queues/default"><bdi>1 jobs wait in default' in page
+    assert '<a href="/queues/default"><bdi>1 job waits in default' in page
     assert '<a href="/schedules/%3Ci%3E"><bdi>schedule_missed</bdi></a>' in page
     assert '<a href="/failed"><bdi>failed_for_good</bdi></a>' in page
     assert '<td class="what"><bdi>depth</bdi></td>' in page, "its subject can be no name"
@@ -316,12 +316,12 @@ def test_the_page_shows_what_fires_and_the_rules(redis, rules, client):
     redis.hset(keys.ALERTS, "<i>", json.dumps(hostile))
     text = client.get("/alerts").text
     assert (
-        "1 jobs wait in default" in text
+        "1 job waits in default" in text
         and "&lt;script&gt;" in text
         and "<script>\u202e" not in text
     )
     assert "<code>oldest:high=10s for 3600s</code>" in text and "Nobody is told" in text
-    assert "1 jobs wait in default" in client.get("/live/alerts").text
+    assert "1 job waits in default" in client.get("/live/alerts").text
 
 
 def test_the_older_protocol_of_redis_has_the_same_answers(redis, rules, server):

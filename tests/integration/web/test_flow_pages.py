@@ -29,7 +29,7 @@ def test_the_page_of_a_flow_shows_cancels_and_retries_it(client, redis):
     redis.set("go", 1)
     reply = client.post(f"/flows/{flow.id}/retry")
     assert (reply.status_code, reply.headers["Location"]) == (303, f"/flows/{flow.id}")
-    assert "1 jobs of the flow are back" in client.get(f"/flows/{flow.id}").text
+    assert "1 job of the flow is back in its queue" in client.get(f"/flows/{flow.id}").text
     work()
     redis.delete(f"rq:job:{flow.job_ids[0]}")  # as after its result_ttl
     page = client.get(f"/flows/{flow.id}").text

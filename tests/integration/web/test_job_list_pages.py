@@ -82,7 +82,7 @@ def test_chosen_jobs_are_changed_and_the_view_stays(client, redis):
     assert note(page) == "2 jobs are back in their queues." and listed(page) == ids[2:]
     data = {"action": "requeue", "ids": ids[1:], "view": "state=failed"}
     page = client.post("/change-jobs", data=data, follow_redirects=True).text
-    assert note(page).startswith("1 jobs are back in their queues. 1 were left alone")
+    assert note(page).startswith("1 job is back in its queue. 1 left alone: the state")
     data = {"action": "cancel", "ids": ids[0], "view": "state=queued"}
     page = client.post("/change-jobs", data=data, follow_redirects=True).text
     assert note(page) == f"The job {ids[0]} is canceled." and len(listed(page)) == 2

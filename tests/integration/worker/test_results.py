@@ -245,7 +245,7 @@ def test_the_timeout_says_where_the_job_is(redis, settings):
     assert {type(each) for each in rqjobs.gather(cases.values(), 0, True)} == {WaitTimeout}
     redis.sadd(keys.listeners("default"), "rq:worker:one")
     rqjobs.resume(queue="default")
-    with pytest.raises(WaitTimeout, match="with 1 jobs; 1 workers serve it"):
+    with pytest.raises(WaitTimeout, match="with 1 job; 1 worker serves it"):
         parent.wait(0)
 
 
