@@ -273,6 +273,8 @@ class Horse:
             commands = [command] if command else []
             acks, replies = self.acks.flush(*unblock, *commands)
             errors = [self._handle_ack(ack, reply) for ack, reply in acks]
+            if self.worker.counts:
+                self.worker.counts.write()
             for error in [*errors, *replies[len(unblock) :]]:
                 if isinstance(error, Exception):
                     raise error
@@ -299,12 +301,13 @@ class Horse:
             self.state.write(HorsePhase.IDLE)
             return None
         settled = SettleReply.read(reply)
-        if settled.is_new:
+        is_new = settled.is_new
+        if is_new:
             self.state.succeeded += 1
             self.state.worked += ack.seconds
-        if settled.is_recorded and self.worker.counts:
+        if self.worker.counts and (is_new or settled.is_recorded):
             claim = ack.claim
-            self.worker.counts.note(
+            self.worker.counts.collect(
                 ack.function, claim.queue, Outcome.FINISHED, ack.waited, ack.seconds
             )
         self.worker.log_settlement(ack.claim.job_id, settled)
@@ -378,9 +381,9 @@ class Horse:
             self._log_start(job, queue)
         self.inherited.reset()
         if self.job_log:
-            self.job_log.begin(claim, job.secrets())
+            self.job_log.begin(claim, job.secrets() if self.settings.hide else [])
         run_isolated(worker.perform_job, job, queue)
-        if self.job_log:
+        if self.job_log and self.job_log.claim:  # no outcome has ended it
             self.job_log.end()
         self.leftovers.undo()
         self.inherited.reset()
@@ -420,7 +423,7 @@ class Horse:
                 claim.job_id, claim.fields, self.worker.connection
             )
             job.origin = claim.queue
-            os.environ["RQ_JOB_ID"] = job.id
+            self.leftovers.set_job_id(job.id)
         except Exception as error:
             reason = texts.describe_error(error)
             self._fail(claim, f"The job's hash in Redis cannot be read: {reason}")

@@ -147,6 +147,7 @@ class LogCapture:
             return ()
         if self._prints:
             self._prints.end_lines()
+            self._prints = None
         self.claim = None
         if not self._has_lines:
             return ()

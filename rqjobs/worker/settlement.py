@@ -211,11 +211,12 @@ class SettlementMixin(rq.Worker):
         if not self._is_plain_success(job, ttl):
             self.record_success(job, queue, started_job_registry)
             return
-        seconds = (job.ended_at - job.started_at).total_seconds()
+        started, ended = job.started_at.timestamp(), job.ended_at.timestamp()
+        seconds = ended - started
+        waited = max(0.0, started - job.enqueued_at.timestamp()) if job.enqueued_at else 0.0
         fallback = partial(self.record_success, job, queue, started_job_registry)
-        command = self._success_command(claim, job, ttl)
+        command = self._success_command(claim, job, ttl, started, ended)
         log_commands = self.job_log.last_commands() if self.job_log else ()
-        waited = seconds_waited(job)
         self.acks.send(Ack(claim, command, fallback, seconds, log_commands, job.func_name, waited))
         self.last_settled_token = claim.token
         if self.log.isEnabledFor(logging.INFO):
@@ -223,7 +224,7 @@ class SettlementMixin(rq.Worker):
                 "Worker %s: successfully completed %s in %s s",
                 self.name,
                 job.description if self.log_job_description else job.id,
-                seconds,
+                round(seconds, 6),
             )
 
     def _is_plain_success(self, job: Any, ttl: int) -> bool:
@@ -240,23 +241,25 @@ class SettlementMixin(rq.Worker):
             or is_wrapped(rq.Worker, "handle_job_success")
         )
 
-    def _success_command(self, claim: Claim, job: Any, ttl: int) -> tuple[Any, ...]:
-        """The command that makes the writes of RQ's `handle_job_success` for a plain success."""
-        started = job.started_at
-        ended = job.ended_at
-        ended_at = ended.timestamp()
+    def _success_command(
+        self, claim: Claim, job: Any, ttl: int, started: float, ended: float
+    ) -> tuple[Any, ...]:
+        """The command that makes the writes of RQ's `handle_job_success` for a plain success.
+
+        `started`, `ended`: the times of the run, Unix seconds.
+        """
         expires: float | str = "+inf"
         if ttl > 0:
-            expires = int(ended_at) + ttl
+            expires = int(ended) + ttl
         arguments = [
             claim.job_id,
             claim.queue,
             claim.token,
             self.name,
-            format_date(started),
-            format_date(ended),
-            started.timestamp(),
-            ended_at,
+            format_date(job.started_at),
+            format_date(job.ended_at),
+            started,
+            ended,
             ttl,
             expires,
             int(bool(job._dependency_ids)),

@@ -422,7 +422,9 @@ def test_a_queue_is_paused_and_a_group_of_failed_jobs_requeued(
         press(browser, "[action$='/requeue'] button")
         eventually(lambda: question(browser) == "Requeue 3 failed jobs?", what="the question")
         getattr(browser.switch_to.alert, answer)()
-    eventually(lambda: "3 jobs of sample_jobs.boom are back" in shown(browser, ".note"), what="the note")
+    eventually(
+        lambda: "3 jobs of sample_jobs.boom are back" in shown(browser, ".note"), what="the note"
+    )
     assert {job.get_status() for job in jobs} == {"queued"}, "the queue is paused"
     browser.get(f"{site}/")
     press_labelled(browser, "Resume queue low")
