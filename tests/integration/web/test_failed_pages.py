@@ -185,7 +185,9 @@ def test_a_group_is_requeued_or_deleted_in_steps(client, redis, group, action):
     run()
     reply = client.post(f"/failed/{group.id}/{action}", data={"sure": "yes"})
     assert (reply.status_code, reply.location) == (303, "/failed")
-    assert "30 jobs are" in client.get(reply.location).text
+    done = {"requeue": "back in their queues", "delete": "deleted"}[action]
+    note = f"30 jobs of {group.function} are {done}."
+    assert note in client.get(reply.location).text
     assert redis.zrange("rq:failed:default", 0, -1) == [other.id.encode()]
     assert redis.llen("rq:queue:default") == (30 if action == "requeue" else 0)
     assert "No job of this group is failed now." in client.get(f"/failed/{group.id}").text
