@@ -179,13 +179,15 @@ def _snapshot(info: dict[str, Any]) -> Iterator[Finding]:
 
 
 def _rights(client: redis.Redis) -> Iterator[Finding]:
-    for level, consequence, command in PROBES:
-        try:
-            client.execute_command(*command)
-        except NoScriptError:
+    with client.pipeline(transaction=False) as pipe:
+        for _, _, command in PROBES:
+            pipe.execute_command(*command)
+        replies = pipe.execute(raise_on_error=False)
+    for (level, consequence, _), reply in zip(PROBES, replies, strict=True):
+        if isinstance(reply, NoScriptError):
             continue  # the user may call scripts; this one does not exist
-        except redis.ResponseError as error:
-            yield Finding(level, f"{consequence}: {connection.explain(error)}")
+        if isinstance(reply, redis.ResponseError):
+            yield Finding(level, f"{consequence}: {connection.explain(reply)}")
 
 
 def _clock(client: redis.Redis) -> Iterator[Finding]:
@@ -223,10 +225,10 @@ def _workers(client: redis.Redis) -> Iterator[Finding]:
             )
     for queue in snapshot.queues:
         if alive and not queue.workers:
-            waiting = queue.queued + queue.scheduled
+            waiting = texts.jobs(queue.queued + queue.scheduled, "waits", "wait")
             yield Finding(
                 Level.NOTE,
-                f"no worker listens to the queue {queue.name!r} ({texts.jobs(waiting, 'waits', 'wait')}); "
+                f"no worker listens to the queue {queue.name!r} ({waiting}); "
                 f"start: rqjobs worker {queue.name}",
             )
     yield from _delayed(client, [queue for queue in snapshot.queues if queue.scheduled])
@@ -270,9 +272,10 @@ def _outbox(client: redis.Redis) -> Iterator[Finding]:
             f"payload and set its error to NULL, or delete it",
         )
     if found.oldest_seconds > OVERDUE_SECONDS:
+        waiting = texts.jobs(found.waiting, "waits", "wait")
         yield Finding(
             Level.NOTE,
-            f"{texts.jobs(found.waiting, 'waits', 'wait')} in the outbox, the oldest for {found.oldest_seconds:.0f} s; "
+            f"{waiting} in the outbox, the oldest for {found.oldest_seconds:.0f} s; "
             f"a worker with the scheduler moves them, and its log gives the reason",
         )
     elif not found.damaged:

@@ -195,7 +195,8 @@ def empty_queue(name: str) -> Any:
     if not stats.snapshot(client, lambda names: [one for one in names if one == name]).queues:
         abort(404)
     deleted, left = bulk_actions.empty_queue(client, name, EMPTY_SECONDS)
-    note = f"{deleted:,} waiting jobs of {cut(name, 100)} are deleted."
+    number = "1 waiting job" if deleted == 1 else f"{deleted:,} waiting jobs"
+    note = f"{number} of {cut(name, 100)} {'is' if deleted == 1 else 'are'} deleted."
     if left:
         note += f" {left:,} are left."
     flash(note)

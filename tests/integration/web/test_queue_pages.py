@@ -134,7 +134,7 @@ def test_a_queue_is_emptied_in_steps_with_all_that_belongs_to_its_jobs(client, r
     assert next(steps) == 200
     late = rqjobs.enqueue(sample_jobs.ok, "late")
     reply = client.post("/queues/low/empty", data={"sure": "yes"})
-    assert "1 waiting jobs of low are deleted" in client.get(reply.location).text
+    assert "1 waiting job of low is deleted" in client.get(reply.location).text
     assert list(steps) == [200, 52]
     assert redis.lrange("rq:queue:default", 0, -1) == [late.id.encode()]
     assert redis.keys("rq:job:*") and not redis.exists(unique.key, parent.key)
