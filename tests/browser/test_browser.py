@@ -599,7 +599,7 @@ def test_failures_schedules_and_queues_take_three_clicks(at_home, site, redis, e
     click("#empty")
     click(".confirm input")
     click(".confirm button")
-    eventually(lambda: "1 waiting jobs of default" in shown(browser, ".note"), what="the note")
+    eventually(lambda: "1 waiting job of default" in shown(browser, ".note"), what="the note")
     assert redis.llen("rq:queue:default") == 0
 
 

@@ -472,6 +472,8 @@ def test_prefetched_jobs_are_released_at_sigterm(batch, redis, eventually):
     eventually(
         lambda: redis.lrange("rq:queue:default", 0, -1) == [job.id.encode() for job in others]
     )
+    # The jobs are released behind a slow one too, before the parent asks its horse to stop.
+    eventually(lambda: "warm shut down requested" in process.output(), what="the request")
     redis.rpush("batch:open", 1)
     assert process.wait(20) == 0 and hanging.get_status() == JobStatus.FINISHED
     assert redis.llen("rq:queue:default") == 5 and not audit.audit(redis, settle=0).breaches
