@@ -48,7 +48,7 @@ class Leftovers:
 
     def set_job_id(self, job_id: str) -> None:
         """Set RQ_JOB_ID. `os.environ` would look at both texts, which takes as long again."""
-        value = job_id.encode()
+        value = job_id.encode(errors="surrogateescape")
         os.putenv(JOB_ID_VARIABLE, value)
         os.environ._data[JOB_ID_VARIABLE] = self.environ[JOB_ID_VARIABLE] = value  # type: ignore[attr-defined]
 

@@ -13,6 +13,7 @@ import pytest
 import sample_jobs
 from api_client import ADMIN, TOKENS, ApiClient
 from flask import Flask
+from ports import free_port
 
 import rqjobs
 from rqjobs import config, failed
@@ -309,8 +310,7 @@ def test_jobs_that_come_and_go_between_two_parts_hide_no_others(api, redis):
 @pytest.fixture
 def served(spawn, eventually):
     """The port of the API, which gunicorn serves."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     web = spawn(
         sys.executable,
         "-m",
