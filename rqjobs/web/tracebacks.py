@@ -49,7 +49,7 @@ class Frame:
     source: list[str] = field(default_factory=list)
 
     @property
-    def library(self) -> str:
+    def package(self) -> str:
         """The package of a library's frame, in short."""
         path = self.file.replace("\\", "/")
         for folder in ("/site-packages/", "/dist-packages/"):
@@ -70,7 +70,7 @@ class Frames:
     @property
     def libraries(self) -> str:
         """The libraries of these frames, each once."""
-        return ", ".join(dict.fromkeys(frame.library for frame in self.frames))
+        return ", ".join(dict.fromkeys(frame.package for frame in self.frames))
 
 
 @dataclass
