@@ -49,7 +49,8 @@ class Filter:
     """A choice of jobs; None is any.
 
     `function`: `module.function`, or the name alone. `text`: in the id, the description, or the call
-    with its arguments as it is shown. Upper and lower case of the letters a to z count as the same.
+    with its arguments as it is shown; a random id counts from its beginning, of four characters or
+    more. Upper and lower case of the letters a to z count as the same.
     `error`: in the class of the exception, or the reason, of a failed job. `since`, `until`: of the
     last date of the job, a datetime or a timedelta before now. `schedule`: the schedule that made
     it. `group`: the id of a group of failed jobs.

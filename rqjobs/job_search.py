@@ -45,6 +45,9 @@ PAGE_MAX_JOBS = 500
 MAX_SOURCES = 100  # a page cannot merge more
 COUNT_CAP = 10_000
 TEXT_RUN = re.compile(r"[A-Za-z0-9]+|[^\x00-\x7f]+")
+# Any two digits are somewhere in one of nine random ids, so these match from their beginning.
+RANDOM_ID = re.compile(r"(?=.{36}\Z)[0-9A-Fa-f]+(-[0-9A-Fa-f]+){4}")
+RANDOM_ID_MIN_TEXT = 4  # characters of a text that a random id begins with
 DECIDING_FIELDS = (b"data", b"description", b"rqjobs_flow")
 ROW_WORDS = 17  # of a row of `search_jobs.lua` whose record can be read
 
@@ -452,10 +455,14 @@ def _fits(chosen: Filter, job_id: str, values: list[Any], results: Any) -> bool:
 
 def _has_text(text: str, job_id: str, record: dict[bytes, bytes]) -> bool:
     """Whether a text is in the id, the description or the call of a job, as they are shown."""
-    shown = [job_id, read_description(record.get(b"description", b""))]
+    shown = [read_description(record.get(b"description", b""))]
     with contextlib.suppress(Exception):  # the data cannot be read, or code of a value raises
         job = Job.from_hash(job_id, record, connection.client())
         shown.append(get_call_string(job.func_name, *job.shown_arguments()) or "")
+    if not RANDOM_ID.fullmatch(job_id):
+        shown.append(job_id)
+    elif len(text) >= RANDOM_ID_MIN_TEXT and job_id.lower().startswith(text.lower()):
+        return True
     wanted = text.encode().lower()  # upper and lower case of a to z count as the same
     return any(wanted in one.encode(errors="replace").lower() for one in shown)
 

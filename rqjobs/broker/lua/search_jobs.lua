@@ -23,6 +23,7 @@
 local SHORT_BYTES, LONG_BYTES = 300, 600  -- of the fields in the reply
 local DATA_MAX_BYTES = 65536  -- of a job's data; longer ones are not searched
 local WINDOW, MAX_UNDECIDED, MAX_RUNS = 2000, 200, 1000
+local RANDOM_ID_MIN_TEXT = 4  -- characters of a text that a random id begins with
 local CLOSING_BRACKET = string.byte(')')
 local MAX_SORTED_AGAIN = 20000  -- jobs of a key that was sorted at the beginning, and has grown
 local kind, key, order = ARGV[1], ARGV[2], ARGV[3]
@@ -144,11 +145,18 @@ local function may_have_argument(id)
   return true
 end
 
+-- Any two digits are somewhere in one of nine random ids, so these match from their beginning.
+local function has_id_text(id)
+  local found = string.find(string.lower(id), text, 1, true)
+  local is_random = #id == 36 and string.find(id, '^%x+%-%x+%-%x+%-%x+%-%x+$')
+  return found and (not is_random or found == 1 and #text >= RANDOM_ID_MIN_TEXT)
+end
+
 -- Whether a job has the text: true, false or "maybe".
 local function has_text(id)
   local description = redis.pcall('HGET', 'rq:job:' .. id, 'description') or ''
   if type(description) == 'table' then return false end
-  if may_be_id and string.find(string.lower(id), text, 1, true) then return true end
+  if may_be_id and has_id_text(id) then return true end
   if string.find(string.lower(description), text, 1, true) then
     return not may_be_masked(description) or 'maybe'
   end

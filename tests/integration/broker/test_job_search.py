@@ -94,6 +94,22 @@ def test_a_state_with_many_jobs_is_paged_by_score_and_member(redis, monkeypatch)
     assert (ids[0], ids[-1]) == ("job-39", "job-38")
 
 
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_a_random_id_is_found_by_its_beginning_and_another_by_any_part(redis, is_packed):
+    random_id, chosen_id = "a1b2c3d4-0042-4042-8042-0123456789ab", "bill-0042-of-a1b2"
+    argument = "x" * 200 if is_packed else 1  # the description does not show all of it
+    for job_id in (random_id, chosen_id):
+        rqjobs.enqueue(sample_jobs.add, argument, 2, job_id=job_id)
+        if is_packed:  # so Python decides
+            data = redis.hget(f"rq:job:{job_id}", "data")
+            redis.hset(f"rq:job:{job_id}", "data", zlib.compress(data))
+    assert ids_of(Filter(text="0042")) == {chosen_id}
+    assert ids_of(Filter(text="A1B2")) == {random_id, chosen_id}
+    assert ids_of(Filter(text="a1b")) == {chosen_id}
+    assert ids_of(Filter(text=random_id.upper())) == {random_id}
+    assert ids_of(Filter(text=f"{random_id} ")) == set()
+
+
 def test_filters(redis):
     job = rqjobs.enqueue(sample_jobs.add, 1, 42)
     named = rqjobs.queue("low").enqueue(sample_jobs.add, 7, 7, description="Bill user Ä 42")
