@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from typing import Any
 
 import redis
 
 from rqjobs.broker import keys, scripts
-from rqjobs.broker.keys import decode
+from rqjobs.broker.keys import decode, queue_names_in
 
 log = logging.getLogger("rqjobs")
 # The right types of keys. "*" stands for a worker or a queue.
@@ -71,6 +72,7 @@ QUEUE_KEYS = {
     "hash": (keys.scheduled_without_job("*"), keys.seen_intermediate("*")),
     "string": (keys.scheduler_lock("*"),),
 }
+WORKER_SOURCES = (keys.LEASES, keys.RETIRED_WORKERS, keys.WORKERS)  # the keys with their names
 KeyTypes = dict[str, tuple[str, ...]]
 OddKey = tuple[str, str, str]  # a key, its type, and the right type
 
@@ -82,21 +84,43 @@ def find(
 
     `aside`: also rename them.
     """
+    return _run(connection, _commands(types, names, aside))
+
+
+def all_of(connection: redis.Redis) -> list[OddKey]:
+    """All odd keys, in two round trips. Nothing is changed."""
+    reads = [("SMEMBERS", keys.QUEUES), *_names_commands(WORKER_SOURCES)]
+    queues, *workers_read = scripts.read_together(connection, reads)
+    commands = [
+        *_commands(SINGLE_KEYS),
+        *_commands(WORKER_KEYS, _worker_names(workers_read)),
+        *_commands(QUEUE_KEYS, queue_names_in(queues)),
+    ]
+    return _run(connection, commands)
+
+
+def _commands(
+    types: KeyTypes, names: Iterable[str] = ("",), aside: bool = False
+) -> list[tuple[Any, ...]]:
     kinds: list[str] = []
     for right_type, patterns in types.items():
         for pattern in patterns:
             beginning, _, end = pattern.partition("*")
             kinds += (beginning, end, right_type)
     mode = "1" if aside else ""
-    commands = [
+    return [
         scripts.SET_ASIDE.call([], [mode, len(kinds) // 3, *kinds, *portion])
         for portion in scripts.in_chunks(list(names))
     ]
-    found = []
-    for reply in scripts.read_together(connection, commands, scripts.SET_ASIDE):
-        for key, type_found, right in reply:
-            found.append((decode(key), decode(type_found), decode(right)))
-    return found
+
+
+def _run(connection: redis.Redis, commands: list[tuple[Any, ...]]) -> list[OddKey]:
+    replies = scripts.read_together(connection, commands, scripts.SET_ASIDE)
+    return [
+        (decode(key), decode(type_found), decode(right))
+        for reply in replies
+        for key, type_found, right in reply
+    ]
 
 
 def workers(connection: redis.Redis, *sources: str) -> list[str]:
@@ -104,26 +128,20 @@ def workers(connection: redis.Redis, *sources: str) -> list[str]:
 
     `sources`: read only these keys.
     """
-    commands: list[tuple[str | int, ...]] = []
-    for key in sources or (keys.LEASES, keys.RETIRED_WORKERS, keys.WORKERS):
-        if key == keys.WORKERS:
-            commands.append(("SMEMBERS", key))
-        else:
-            commands.append(("ZRANGE", key, 0, -1))
+    commands = _names_commands(sources or WORKER_SOURCES)
+    return _worker_names(scripts.read_together(connection, commands))
+
+
+def _names_commands(sources: Iterable[str]) -> list[tuple[Any, ...]]:
+    return [("SMEMBERS", key) if key == keys.WORKERS else ("ZRANGE", key, 0, -1) for key in sources]
+
+
+def _worker_names(replies: list[Any]) -> list[str]:
     names: set[str] = set()
-    for reply in scripts.read_together(connection, commands):
+    for reply in replies:
         if not isinstance(reply, Exception):
             names.update(decode(member).removeprefix(keys.WORKER_PREFIX) for member in reply)
     return sorted(names)
-
-
-def all_of(connection: redis.Redis, queues: list[str]) -> list[OddKey]:
-    """All odd keys. Nothing is changed."""
-    return [
-        *find(connection, SINGLE_KEYS),
-        *find(connection, WORKER_KEYS, workers(connection)),
-        *find(connection, QUEUE_KEYS, queues),
-    ]
 
 
 def set_aside(connection: redis.Redis, types: KeyTypes, names: Iterable[str] = ("",)) -> bool:

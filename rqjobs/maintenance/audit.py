@@ -188,7 +188,7 @@ def _places_in_queue(
 
 
 def _remarks(connection: redis.Redis, counts: dict[str, dict[str, int]]) -> Iterator[str]:
-    for key, type_found, right in odd_keys.all_of(connection, queue_names(connection)):
+    for key, type_found, right in odd_keys.all_of(connection):
         yield (
             f"odd: {key} is a {type_found} instead of a {right} (a worker's sweep renames it to "
             f"{keys.odd(key)})"

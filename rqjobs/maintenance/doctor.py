@@ -14,7 +14,6 @@ from rq.command import PUBSUB_CHANNEL_TEMPLATE
 
 from rqjobs import catalog, config, connection, outbox, stats, texts
 from rqjobs.broker import keys, odd_keys, scripts
-from rqjobs.broker.places import queue_names
 
 
 class Level(Enum):
@@ -106,7 +105,12 @@ def _counted(count: int, noun: str) -> str:
 
 
 def _server(client: redis.Redis) -> Iterator[Finding]:
-    yield from server_findings(client.info())
+    before = time.time()
+    moment, info = scripts.read_together(client, [("TIME",), ("INFO",)])
+    yield from _clock(moment[0] + moment[1] / 1e6, before, time.time())
+    if isinstance(info, redis.ResponseError):  # the Redis user may not call it
+        raise info
+    yield from server_findings(info)
 
 
 def server_findings(info: dict[str, Any]) -> Iterator[Finding]:
@@ -190,10 +194,8 @@ def _rights(client: redis.Redis) -> Iterator[Finding]:
             yield Finding(level, f"{consequence}: {connection.explain(reply)}")
 
 
-def _clock(client: redis.Redis) -> Iterator[Finding]:
-    before = time.time()
-    redis_time = scripts.redis_time(client)
-    after = time.time()
+def _clock(redis_time: float, before: float, after: float) -> Iterator[Finding]:
+    """A finding about Redis's clock, which was read between these moments of this machine's."""
     difference = redis_time - (before + after) / 2
     if abs(difference) > CLOCK_DIFFERENCE_SECONDS + (after - before):
         yield Finding(
@@ -231,11 +233,12 @@ def _workers(client: redis.Redis) -> Iterator[Finding]:
                 f"no worker listens to the queue {queue.name!r} ({waiting}); "
                 f"start: rqjobs worker {queue.name}",
             )
-    yield from _delayed(client, [queue for queue in snapshot.queues if queue.scheduled])
+    yield from _delayed(client, snapshot)
 
 
-def _delayed(client: redis.Redis, queues: list[stats.QueueStats]) -> Iterator[Finding]:
-    overdue = int(scripts.redis_time(client)) - OVERDUE_SECONDS
+def _delayed(client: redis.Redis, snapshot: stats.Snapshot) -> Iterator[Finding]:
+    queues = [queue for queue in snapshot.queues if queue.scheduled]
+    overdue = snapshot.read_at - OVERDUE_SECONDS
     with client.pipeline(transaction=False) as pipe:
         for queue in queues:
             pipe.exists(keys.scheduler_lock(queue.name))
@@ -283,7 +286,7 @@ def _outbox(client: redis.Redis) -> Iterator[Finding]:
 
 
 def _odd_keys(client: redis.Redis) -> Iterator[Finding]:
-    for key, type_found, right in odd_keys.all_of(client, queue_names(client)):
+    for key, type_found, right in odd_keys.all_of(client):
         yield Finding(
             Level.NOTE,
             f"Redis key {key} is a {type_found} instead of a {right} (written by another program); "
@@ -294,7 +297,6 @@ def _odd_keys(client: redis.Redis) -> Iterator[Finding]:
 DOCTOR_CHECKS: dict[str, Callable[[redis.Redis], Iterator[Finding]]] = {
     "version, memory and persistence": _server,
     "rights": _rights,
-    "clocks": _clock,
     "workers and queues": _workers,
     "the outbox": _outbox,
     "the types of keys": _odd_keys,

@@ -48,6 +48,7 @@ class Snapshot:
     workers: list[WorkerStats]
     suspended: bool = False  # by `rq suspend`: no worker begins a job until `rq resume`
     paused: tuple[Pause, ...] = ()  # queues and functions from which no job begins
+    read_at: int = 0  # Unix seconds, by Redis's clock
 
     @property
     def unserved(self) -> list[str]:
@@ -157,7 +158,8 @@ def read_overview(
         found[place] += reply
     queue_names = queue_names_in(basics[0]) if names.are_open else names.queues
     queues = _queues(queue_names, census, workers)
-    snapshot = Snapshot(queues, workers, bool(basics[3]), tuple(read_pauses(basics[4])))
+    pauses = tuple(read_pauses(basics[4]))
+    snapshot = Snapshot(queues, workers, bool(basics[3]), pauses, seconds)
     return snapshot, read_newest(connection, found, limits)
 
 

@@ -126,7 +126,7 @@ def test_a_key_of_the_wrong_type_is_skipped_renamed_and_logged(redis, odd, key, 
     for wrong in sorted({"string", "list", "hash"} - {kind}):
         redis.delete(key, f"rqjobs:odd:{key}")
         PLANT[wrong](redis, key)
-        named = [odd for odd in odd_keys.all_of(redis, ["odd"]) if odd[0] == key]
+        named = [odd for odd in odd_keys.all_of(redis) if odd[0] == key]
         assert named == ([(key, wrong, kind)] if key in OURS else [])
         if key.startswith(("rq:", "rqjobs:claims:")) and key != "rq:queues":
             check_that_a_live_worker_claims(redis, good)
