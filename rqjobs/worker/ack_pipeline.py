@@ -93,9 +93,9 @@ class AckPipeline:
             for ack in self.pending[self._sent :]:
                 unsent += ack.log
                 unsent.append(ack.command)
-            self._connection.send_packed_command(
-                [hiredis.pack_command(words) for words in unsent + commands], check_health=False
-            )
+            packed = [hiredis.pack_command(words) for words in unsent + commands]
+            # As in `_read`, straight to the socket. redis-py sends each command by itself.
+            self._connection._sock.sendall(b"".join(packed))
             self._sent = len(self.pending)
         except BaseException:  # half a command may be sent
             self.close()
