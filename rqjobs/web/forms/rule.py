@@ -48,7 +48,7 @@ DAYS = {
     "first": Days("the first of each month", "1 * *"),
 }
 NEW_RULE = {
-    "kind": "every",
+    "kind": "at",
     "interval": "5",
     "unit": "minutes",
     "missed": "once",

@@ -37,6 +37,7 @@ LINKS = {
     Do.OPEN_REDIS: ("rqjobs.redis_page", ""),
     Do.OPEN_ALERTS: ("rqjobs.alerts", ""),
 }
+LINKED_PAGES = ("queues", "jobs", "workers", "schedules")  # from the home page
 INDEX_OF = {"rqjobs.queue": "rqjobs.queues"}  # the page to open where there is no name
 RESUMES = {
     Do.RESUME_QUEUE: "queue",
@@ -95,14 +96,13 @@ def _values(overview: Overview) -> dict[str, Any]:
         "findings": [_finding(one) for one in found],
         "queues": [_queue(queue, overview, paused) for queue in queues[:MAX_QUEUES]],
         "more_queues": max(len(queues) - MAX_QUEUES, 0),
-        "links": {
-            name: _link(f"rqjobs.{name}") for name in ("queues", "jobs", "failed", "workers")
-        },
+        "links": {name: _link(f"rqjobs.{name}") for name in LINKED_PAGES},
         "running": [_running(job) for job in jobs["running"]],
         "running_total": sum(queue.running for queue in queues),
         "waiting_total": sum(queue.queued for queue in queues),
         "busy": sum(worker.state == "busy" for worker in alive),
         "workers": len(alive),
+        "schedules": overview.schedules,
         "recent": sorted(recent.values(), key=lambda job: job["when"], reverse=True)[:RECENT_JOBS],
         "failed": [row(job) for job in jobs["failed"]],
         "hour": _chart(overview.window.hour(), "last hour by minute"),

@@ -316,12 +316,11 @@ def test_add_a_schedule(client, redis):
     assert (form["name"], form["arg.b"], form["kind"], form["queue"]) == (
         "add",
         "1",
-        "every",
+        "at",
         "default",
     )
-    reply = client.post(
-        "/schedules", data=form | {"name": "sums", "arg.a": "3", "interval": "1.5", "unit": "hours"}
-    )
+    rule = {"kind": "every", "interval": "1.5", "unit": "hours"}
+    reply = client.post("/schedules", data=form | rule | {"name": "sums", "arg.a": "3"})
     assert (reply.status_code, reply.location) == (303, "/schedules/sums")
     found = schedules.get("sums")
     assert (found.rule, found.function, found.args, found.queue) == (
@@ -331,6 +330,20 @@ def test_add_a_schedule(client, redis):
         "default",
     )
     assert "The schedule sums is stored." in client.get(reply.location).text
+
+
+def test_every_night_at_six_takes_three_clicks_without_javascript(client):
+    def click(page, text):
+        link = html.unescape(re.search(rf'href="([^"]+)">{text}<', page)[1])
+        return client.get(link.partition("#")[0]).text
+
+    page = click(client.get("/").text, "add one")
+    page = click(page, "say")
+    assert ">Choose<" in page and 'href="/schedules?function=' not in page
+    form = inputs(page) | {"arg.text": "good night", "clock": "18:00", "tz": "Europe/Berlin"}
+    assert client.post("/schedules", data=form).status_code == 303
+    assert schedules.get("say").rule == cron("0 18 * * *", tz="Europe/Berlin")
+    assert ">1 schedule<" in client.get("/").text
 
 
 def test_every_input_reaches_the_rule(client):
