@@ -8,7 +8,7 @@ from typing import Any
 from flask import abort, redirect, request, url_for
 from rq.exceptions import InvalidJobOperation, NoSuchJobError
 
-from rqjobs import bulk_actions, connection, failure_inbox, job_filters, stats
+from rqjobs import bulk_actions, catalog, connection, failure_inbox, job_filters, stats
 from rqjobs import failed as failed_jobs
 from rqjobs.broker import transitions
 from rqjobs.bulk_actions import Action
@@ -93,11 +93,13 @@ def _show_group(group_id: str, status: int = 200, error: str = "") -> Any:
     after = request.args.get("after", "")
     found = failure_inbox.jobs_of(group_id, after, FAILED_PER_PAGE)
     jobs = stats.listed_jobs(connection.client(), found.ids)
+    is_known = group.function in catalog.current().functions
     return page(
         "failed_group.html",
         status,
         group=_shown(group),
         jobs=[row(job) if job else {"id": job_id} for job_id, job in jobs],
+        editable=next((job_id for job_id, job in jobs if job and is_known), ""),
         after=after,
         next=found.next,
         error=error,

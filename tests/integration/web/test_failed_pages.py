@@ -113,6 +113,16 @@ def test_one_job_of_a_group_is_tried(client, redis, group):
     assert "no job of this group can be requeued" in client.get(reply.location).text
 
 
+def test_one_job_of_a_group_runs_again_with_another_argument(client, redis, group):
+    page = client.get(f"/failed/{group.id}").text
+    link = html.unescape(re.search(r'id="edit-one" href="([^"]+)"', page)[1])
+    (newest,) = failure_inbox.jobs_of(group.id, "", 1).ids
+    assert link == f"/enqueue?function=sample_jobs.boom&from={newest}"
+    assert html.escape(f"{HOSTILE} 29") in client.get(link).text
+    redis.hset(f"rqjobs:failure-group:{group.id}", "function", "gone.function")
+    assert "edit-one" not in client.get(f"/failed/{group.id}").text
+
+
 def test_the_jobs_of_a_group_are_paged_while_some_leave(client, redis, group):
     ids = [one.decode() for one in redis.zrevrange(f"rqjobs:failure-group-jobs:{group.id}", 0, -1)]
     key = f"rqjobs:failure-group-jobs:{group.id}"
