@@ -139,13 +139,14 @@ def _breach(connection: redis.Redis, job_id: str, queues: list[str]) -> str:
     origin = decode(connection.hget(keys.job(job_id), "origin") or b"")
     with connection.pipeline() as pipe:
         pipe.hget(keys.job(job_id), "status")
+        pipe.hstrlen(keys.job(job_id), "data")
         for queue in queues:
             pipe.execute_command("LPOS", keys.queue(queue), job_id, "COUNT", 0)
             pipe.lpos(keys.intermediate(queue), job_id)
             pipe.zscore(keys.scheduled(queue), job_id)
             pipe.zscore(keys.deferred(queue), job_id)
             pipe.zrange(keys.running(queue), 0, -1)
-        status, *replies = pipe.execute()
+        status, size, *replies = pipe.execute()
     found: list[str] = []
     for number, queue in enumerate(queues):
         places = _places_in_queue(job_id, *replies[5 * number : 5 * number + 5])
@@ -155,6 +156,8 @@ def _breach(connection: redis.Redis, job_id: str, queues: list[str]) -> str:
     number_of_runs = sum(place.startswith("running") for place in found)
     number_of_claims = list(claimed_ids(connection)).count(job_id)
     found += ["claimed"] * (number_of_claims - number_of_runs)
+    if not size and len(found) < 2:
+        return ""  # what is left of a deleted job
     if status not in UNENDED_STATUSES:
         return _breach_of_ended(status, found)
     if len(found) > 1:

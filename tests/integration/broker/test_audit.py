@@ -88,6 +88,16 @@ def test_each_damage_is_named(redis, drawn):
     assert found == {job_id: text for job_id, text in expected.items() if text}
 
 
+def test_what_is_left_of_a_deleted_job_is_no_damage(redis):
+    """Plain RQ leaves the id of a running job in the intermediate queue until the horse starts."""
+    left = {"status": "finished", "has_data": False, "claims": 0, "ended_in": None}
+    put(redis, "left", left | {"places": [("low", "running"), ("low", "intermediate")]})
+    redis.sadd(keys.QUEUES, *map(keys.queue, QUEUES))
+    assert audit.audit(redis, settle=0).breaches == {}
+    put(redis, "left", left | {"places": [("default", "queued")]})
+    assert audit.audit(redis, settle=0).breaches == {"left": "finished, yet in: queued, running in low"}
+
+
 def test_the_jobs_are_scanned_once_and_only_suspects_are_looked_at_again(redis, monkeypatch):
     """A second scan of a million jobs took as long as the first one."""
     monkeypatch.setattr(audit, "RECHECKED_TOGETHER_JOBS", 2)
