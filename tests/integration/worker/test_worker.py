@@ -167,6 +167,16 @@ def test_poison_jobs_fail_and_other_jobs_finish(worker, redis, outcome):
     assert not maintenance_audit.audit(redis).breaches
 
 
+def test_a_signal_without_a_name_ends_no_worker(worker, outcome):
+    """Python names two of the real-time signals; the parent died of the others."""
+    number = int(signal.SIGRTMIN) + 1
+    crash = rqjobs.enqueue(sample_jobs.kill_self, number)
+    process = worker()
+    assert "process died 3 times" in outcome(crash)
+    assert outcome(rqjobs.enqueue(sample_jobs.ok, 1)) == 1
+    assert process.poll() is None and f"the horse died (signal {number})" in process.output()
+
+
 def test_job_fails_after_its_worker_died_three_times(worker, redis, eventually, kill, outcome):
     job = rqjobs.enqueue(sample_jobs.hang, "gate")
     for death in range(3):
