@@ -34,6 +34,7 @@ CLEAR_SECONDS = 60  # for which all must be well before an alert is over
 RECENT_SECONDS = 300  # for which the alert of a failure, or of another event, lasts
 NEW_GROUP_SECONDS = 3600  # a group of failures whose first one is older is not new
 DEFAULT_HOLD_SECONDS = {"no_worker": 60, "no_scheduler": 60}
+MAX_SINCE_SECONDS = 2**53
 MAX_ALERTS = 1000
 MAX_EVENTS = 1000  # that wait to be sent; older ones are dropped
 MAX_ALERT_GROUPS = 50
@@ -95,7 +96,8 @@ def read_firing(reply: Any) -> list[Alert]:
             rule, subject, message = (
                 str(state.get(field, "")) for field in ("rule", "subject", "message")
             )
-            found.append(Alert(decode(name), rule, subject, message, float(since)))
+            seconds = float(min(since, MAX_SINCE_SECONDS))  # foreign data may be no date
+            found.append(Alert(decode(name), rule, subject, message, seconds))
     return sorted(found, key=lambda alert: (-alert.since, alert.name))
 
 

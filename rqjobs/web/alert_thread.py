@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import threading
 
+import redis
+
 from rqjobs import alerts, config, connection, stats
 from rqjobs.web.rendering import pages
 
@@ -20,6 +22,9 @@ def start() -> None:
         return
     with _lock:
         if _started_in != os.getpid():
+            try:
+                client = connection.client()
+            except (redis.RedisError, config.ConfigError):  # the next request tries it again
+                return
             _started_in = os.getpid()
-            client = connection.client()
             alerts.BackgroundAlerts(client, lambda: not stats.scheduler_is_running(client))

@@ -17,15 +17,17 @@ local clear_seconds, window = tonumber(ARGV[1]), tonumber(ARGV[2])
 local max_alerts, max_events = tonumber(ARGV[3]), tonumber(ARGV[4])
 local now, events, observed = redis_time(), 0, {}
 
--- A state in Redis, without what is not of the right type.
+-- A state in Redis, without what is not of the right type, or could not be stored again.
 local function read_state(text)
-  local is_read, state = pcall(cjson.decode, text or '')
-  if not is_read or type(state) ~= 'table' then return {} end
+  local is_read, stored = pcall(cjson.decode, text or '')
+  if not is_read or type(stored) ~= 'table' then return {} end
+  local state = {}
   for _, field in ipairs({'since', 'bad', 'good', 'changed', 'value'}) do
-    state[field] = type(state[field]) == 'number' and state[field] or nil
+    local number = stored[field]
+    if type(number) == 'number' and math.abs(number) < 2 ^ 53 then state[field] = number end
   end
   for _, field in ipairs({'id', 'rule', 'subject', 'message'}) do
-    state[field] = type(state[field]) == 'string' and state[field] or nil
+    if type(stored[field]) == 'string' then state[field] = stored[field] end
   end
   if not state.id then state.since = nil end
   return state

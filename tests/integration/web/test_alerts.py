@@ -255,9 +255,15 @@ def test_without_a_scheduler_a_web_process_notices(
         parked.set()
         threading.Event().wait()
 
+    def without_redis():
+        raise connection.NoRedis("no Redis yet")
+
     rules("no_scheduler for 0s")
     monkeypatch.setattr(alert_thread, "_started_in", 0)
     monkeypatch.setattr(alerts, "OBSERVE_SECONDS", 0.02)
+    with monkeypatch.context() as patch:  # the first request comes before there is a Redis
+        patch.setattr(connection, "client", without_redis)
+        assert client.get("/healthz").text == "no Redis yet\n"
     client.get("/healthz")
     try:
         eventually(lambda: receiver.calls)
@@ -280,6 +286,7 @@ def test_foreign_data_stops_no_alert(redis, rules, receiver):
     rqjobs.enqueue(sample_jobs.ok)
     redis.hset(keys.ALERTS, "depth:default", "[1")
     redis.hset(keys.ALERTS, "x\n", json.dumps({"since": "soon"}))
+    redis.hset(keys.ALERTS, "far", '{"id": "far", "since": 1e999, "more": 1e999}')
     redis.hset(keys.ALERT_TRIES, "webhook", '{"tries": []}')
     redis.rpush(keys.alert_events("webhook"), b"\xff")
     redis.set(keys.SCHEDULES, "text")
@@ -312,6 +319,8 @@ def test_the_page_shows_what_fires_and_the_rules(redis, rules, client):
     assert '<a href="/schedules/%3Ci%3E"><bdi>schedule_missed</bdi></a>' in page
     assert '<a href="/failed"><bdi>failed_for_good</bdi></a>' in page
     assert '<td class="what"><bdi>depth</bdi></td>' in page, "its subject can be no name"
+    redis.hset(keys.ALERTS, "far", f'{{"since": 1{"0" * 400}, "message": "far away"}}')
+    assert "far away" in client.get("/alerts").text
     hostile = {"since": 1e300, "id": "x", "rule": "<b>", "message": "<script>\u202e\ud800" * 999}
     redis.hset(keys.ALERTS, "<i>", json.dumps(hostile))
     text = client.get("/alerts").text
