@@ -5,6 +5,7 @@ Everything is read from Redis in four round trips. So each web process gives the
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -178,10 +179,12 @@ def _late(due: list[tuple[str, float]], now: float) -> float:
 
 
 def _number(reply: Any) -> float | None:
+    """A reply as a finite number; None if it is not one."""
     try:
-        return float(reply)
+        number = float(reply)
     except (TypeError, ValueError):
         return None
+    return number if math.isfinite(number) else None
 
 
 # Metrics

@@ -129,11 +129,11 @@ def _add_log(runs: list[Run], record: JobRecord, max_lines: int) -> list[Run]:
 
 
 def _ends_before(run: Run, moment: datetime) -> bool:
-    return run.ended is not None and run.ended + SLACK < moment
+    return run.ended is not None and moment - run.ended > SLACK
 
 
 def _begins_after(run: Run, moment: datetime) -> bool:
-    return run.started is not None and moment < run.started - SLACK
+    return run.started is not None and run.started - moment > SLACK
 
 
 def _number(runs: list[Run]) -> list[Run]:

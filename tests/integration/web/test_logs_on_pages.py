@@ -51,3 +51,12 @@ def test_the_page_of_a_running_job_has_the_last_lines(client, redis, monkeypatch
         "d",
         "e",
     ]
+
+
+def test_a_log_of_a_job_whose_dates_are_at_the_end_of_time(client, redis):
+    """The start of a run is compared with its lines, and 50 ms before the first date is none."""
+    job = rqjobs.enqueue(sample_jobs.ok)
+    log(redis, job, 1, 1, "hello")
+    for moment in ("0001-01-01T00:00:00.000000Z", "9999-12-31T23:59:59.999999Z"):
+        redis.hset(job.key, mapping={"started_at": moment, "created_at": moment})
+        assert "<bdi>hello</bdi>" in client.get(f"/jobs/{job.id}").text

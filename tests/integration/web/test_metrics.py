@@ -165,12 +165,17 @@ def test_foreign_data_hides_no_other_metric(scrape, redis):
     redis.hset(keys.METRICS, b"run:1 " + name + b" " + name, "7")
     redis.hset(keys.METRICS, "run:sum a b", "many")
     redis.set(keys.TOTALS, "text")
-    redis.set(keys.SCHEDULES, "text")
+    redis.zadd(keys.SCHEDULES, {"endless": 1})
+    redis.hset(keys.schedule("endless"), mapping={"made": "inf", "missed": "nan"})
     redis.hset("rq:worker:x", mapping={"state": "busy\n", "total_working_time": "nan"})
     redis.sadd("rq:workers", "rq:worker:x")
     found = scrape()
     assert found[("rqjobs_queue_depth", "default")] == 1
     assert found[("rqjobs_jobs_poison_total",)] == 0
+    assert found[("rqjobs_schedule_runs_total", "endless")] == 0
+    redis.delete(keys.SCHEDULES)
+    redis.set(keys.SCHEDULES, "text")
+    assert scrape()[("rqjobs_queue_depth", "default")] == 1
 
 
 def test_the_dashboard_and_the_rules_name_metrics_that_exist(scrape, redis):
