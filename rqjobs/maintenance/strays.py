@@ -40,9 +40,17 @@ def is_time_for_strays(connection: redis.Redis) -> bool:
 def sweep_strays(connection: redis.Redis, moment: float, result: SweepResult) -> None:
     """Run the next part of the search, and requeue the strays that are seen for the second time.
 
+    Those that were seen before are looked at in each part: among millions of keys the search comes
+    back to them after hours.
+
     `moment`: the time now, in Unix seconds by Redis's clock.
     """
-    for job_id, queue in _idle_and_nowhere(connection, _next_candidates(connection)):
+    seen = _seen_before(connection)
+    found = dict(_idle_and_nowhere(connection, _next_candidates(connection, seen)))
+    over = [job_id for job_id in seen if decode(job_id) not in found]
+    if over:
+        connection.hdel(keys.STRAYS_SEEN, *over)
+    for job_id, queue in found.items():
         with skip_wrong_types(f"the stray {job_id} of queue {queue}"):
             if seen_for(connection, keys.STRAYS_SEEN, job_id, moment, STRAY_SECONDS):
                 again = not has_ended(connection, job_id, queue)
@@ -63,14 +71,23 @@ class Candidate(NamedTuple):
     created_at: bytes | None
 
 
-def _next_candidates(connection: redis.Redis) -> Iterator[Candidate]:
-    """Jobs that wait or run, from the key at which the last part of the search ended.
+def _seen_before(connection: redis.Redis) -> list[bytes]:
+    """Some of the ids that have been seen as strays: all, unless they are very many."""
+    command = ("HRANDFIELD", keys.STRAYS_SEEN, SCAN_BATCH_KEYS)
+    (ids,) = scripts.read_together(connection, [command])
+    return ids if isinstance(ids, list) else []
+
+
+def _next_candidates(connection: redis.Redis, seen: list[bytes]) -> Iterator[Candidate]:
+    """Jobs that wait or run: those `seen`, and from the key at which the last part of the search ended.
 
     Logs without a job, which are found on the way, are dropped.
     """
     cursor = connection.get(keys.STRAYS_CURSOR) or b"0"
     for _ in range(STRAY_SCAN_KEYS // SCAN_BATCH_KEYS):
-        cursor, rows, logs = scripts.SCAN_JOBS.run(connection, [], [cursor, SCAN_BATCH_KEYS])
+        args = [cursor, SCAN_BATCH_KEYS, *seen]
+        cursor, rows, logs = scripts.SCAN_JOBS.run(connection, [], args)
+        seen = []
         if logs:
             scripts.DROP_LOGS.run(connection, [], logs)
         for job_id, queue, *times in rows:

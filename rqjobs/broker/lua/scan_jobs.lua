@@ -1,6 +1,7 @@
 -- Scan the jobs, for strays.
 --
 -- ARGV  1 cursor of the last call, "0" at first   2 about how many keys to look at
+--       then ids of further jobs to look at
 -- Promise: nothing is written. A key that is not a job's hash with data is skipped.
 -- Returns the next cursor ("0": no more), then two lists: {id, queue, timeout, last heartbeat, start,
 -- enqueueing, creation} of each job that has a queue and waits or runs, except those that wait for
@@ -31,5 +32,6 @@ end
 
 local scan = redis.pcall('SCAN', cursor, 'MATCH', 'rq*:[jl]o[bg]:*', 'COUNT', count)
 if scan.err then return {'0', {}, {}} end  -- the stored cursor is foreign data
+for i = 3, #ARGV do look_at('rq:job:' .. ARGV[i]) end
 for _, key in ipairs(scan[2]) do look_at(key) end
 return {scan[1], active, logs}

@@ -628,6 +628,23 @@ def test_the_search_for_strays_continues_where_it_ended(redis, monkeypatch):
     assert found == {job.id for job in jobs[::50]}
 
 
+def test_a_stray_is_seen_again_in_the_next_part_of_the_search(redis, monkeypatch):
+    """Among millions of keys the search came back after its first sighting had ended."""
+    monkeypatch.setattr(strays, "STRAY_SCAN_KEYS", 10)
+    monkeypatch.setattr(strays, "SCAN_BATCH_KEYS", 10)
+    jobs = rqjobs.enqueue_many([(sample_jobs.ok, n) for n in range(500)])
+    lost, back, gone = jobs[:3]
+    for job in (lost, back, gone):
+        stray(redis, job, idle=3600)
+    while redis.hlen(keys.STRAYS_SEEN) < 3:
+        assert sweep.sweep(redis, force=True).requeued == []
+    redis.rpush("rq:queue:default", back.id)
+    redis.delete(gone.key)
+    look_again(redis)
+    assert sweep.sweep(redis, force=True).requeued == [lost.id]
+    assert not redis.exists(keys.STRAYS_SEEN), "the others are no strays any more"
+
+
 def test_audit_names_a_job_in_two_places_and_one_that_is_listed_twice(redis, claim):
     twice, both, fine = (rqjobs.enqueue(sample_jobs.ok, n) for n in range(3))
     redis.rpush("rq:queue:default", twice.id)
