@@ -301,15 +301,13 @@ class Horse:
             self.state.write(HorsePhase.IDLE)
             return None
         settled = SettleReply.read(reply)
-        is_new = settled.is_new
-        if is_new:
+        if settled.is_recorded:  # now, or by an ack whose reply was lost
             self.state.succeeded += 1
             self.state.worked += ack.seconds
-        if self.worker.counts and (is_new or settled.is_recorded):
-            claim = ack.claim
-            self.worker.counts.collect(
-                ack.function, claim.queue, Outcome.FINISHED, ack.waited, ack.seconds
-            )
+            if self.worker.counts:
+                self.worker.counts.collect(
+                    ack.function, ack.claim.queue, Outcome.FINISHED, ack.waited, ack.seconds
+                )
         self.worker.log_settlement(ack.claim.job_id, settled)
         if settled is SettleReply.DEPENDENTS_LEFT:  # they were enqueued after the claim
             self.has_new_jobs = True

@@ -24,16 +24,12 @@ class SettleReply(str, Enum):
         return MEMBERS.get(reply) or cls(decode(reply))
 
     @property
-    def is_new(self) -> bool:
-        """Whether this reply's command has recorded the outcome."""
-        return self is SettleReply.SETTLED or self is SettleReply.DEPENDENTS_LEFT
-
-    @property
     def is_recorded(self) -> bool:
         """Whether the outcome of this claim is in Redis."""
-        return self.is_new or self is SettleReply.ALREADY
+        return self in RECORDED
 
 
+RECORDED = (SettleReply.SETTLED, SettleReply.DEPENDENTS_LEFT, SettleReply.ALREADY)
 MEMBERS = {member.value.encode(): member for member in SettleReply}  # Enum takes ten times as long
 # The change of a job while it ran.
 LOST_JOBS = {SettleReply.CANCELED: "canceled", SettleReply.GONE: "deleted"}

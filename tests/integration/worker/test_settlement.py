@@ -5,13 +5,15 @@ from __future__ import annotations
 import helpers
 import pytest
 import sample_jobs
+from redis import exceptions as redis_errors
 from rq.job import JobStatus
 
 import rqjobs
-from rqjobs import Callback, Repeat, Retry, config
-from rqjobs.broker import leases, recovery, scripts, transitions
+from rqjobs import Callback, Repeat, Retry, config, job_metrics
+from rqjobs.broker import keys, leases, recovery, scripts, transitions
 from rqjobs.job_fields import ResultTooLarge
 from rqjobs.maintenance import audit
+from rqjobs.worker.ack_pipeline import AckPipeline
 
 
 def run(*queues):
@@ -174,3 +176,23 @@ def test_perform_job_without_an_outcome_fails_the_job(redis):
         in reason(forgotten)
     )
     assert not redis.keys("rqjobs:claims:*") and not redis.exists("rq:wip:default")
+
+
+def test_a_success_whose_reply_was_lost_is_counted_once(redis, monkeypatch):
+    """The metrics counted it, and RQ's worker key did not."""
+    read, lost = AckPipeline._read, []
+
+    def lose_first_reply(acks, number):
+        replies = read(acks, number)
+        if acks.pending and not lost:
+            lost.append(True)
+            raise redis_errors.ConnectionError("cut")
+        return replies
+
+    monkeypatch.setattr(AckPipeline, "_read", lose_first_reply)
+    rqjobs.enqueue(sample_jobs.ok, 1)
+    worker = rqjobs.Worker(["default"])
+    worker.work(burst=True)
+    assert redis.hget(worker.key, "successful_job_count") == b"1"
+    (metrics,) = job_metrics.read_function_metrics(redis.hgetall(keys.METRICS))
+    assert metrics.outcomes == {"finished": 1}
