@@ -95,7 +95,9 @@ def test_what_is_left_of_a_deleted_job_is_no_damage(redis):
     redis.sadd(keys.QUEUES, *map(keys.queue, QUEUES))
     assert audit.audit(redis, settle=0).breaches == {}
     put(redis, "left", left | {"places": [("default", "queued")]})
-    assert audit.audit(redis, settle=0).breaches == {"left": "finished, yet in: queued, running in low"}
+    assert audit.audit(redis, settle=0).breaches == {
+        "left": "finished, yet in: queued, running in low"
+    }
 
 
 def test_the_jobs_are_scanned_once_and_only_suspects_are_looked_at_again(redis, monkeypatch):
