@@ -34,6 +34,7 @@ THINGS = {  # the first part of an address -> the thing that an action is about
 NOT_KEPT = ("rqjobs_api.enqueue_job", "rqjobs_api.enqueue_batch")
 ACTION_NAMES = {  # actions whose address does not name them
     "rqjobs.logout": "log out",
+    "rqjobs.change_jobs": "change jobs",
     "rqjobs_api.act_on_jobs": "change jobs",
 }
 TARGET_FIELDS = ("kind", "name", "function", "queue", "job_id")  # of a form; never its arguments

@@ -63,6 +63,7 @@ SECTIONS = (  # the navigation: an entry is shown if its page exists and the vie
 PARENTS = {  # a page that is not in the navigation -> the page above it
     "rqjobs.job": "rqjobs.jobs",
     "rqjobs.confirm_change": "rqjobs.jobs",
+    "rqjobs.change_jobs": "rqjobs.jobs",
     "rqjobs.failed_group": "rqjobs.failed",
     "rqjobs.queue": "rqjobs.queues",
     "rqjobs.worker": "rqjobs.workers",

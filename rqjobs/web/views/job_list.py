@@ -198,32 +198,38 @@ def _row_actions(job: FoundJob) -> list[str]:
 
 @pages.get("/change-jobs")
 def confirm_change() -> Any:
-    """Ask before a change that cannot be undone."""
-    action, chosen, job_ids = _read_change(request.args)
+    """The question before a change that cannot be undone."""
+    return _ask(request.args)
+
+
+def _ask(given: Any, status: int = 200) -> Any:
+    action, chosen, job_ids = _read_change(given)
     require(ROLES[action])
     number = job_search.Count(len(job_ids), True)
     if not job_ids:
         number = job_search.count(chosen, CONFIRM_COUNT_CAP)
     return page(
         "change_jobs.html",
+        status,
         action=action.value,
         job_ids=job_ids,
         number=number,
         filters=[(FILTER_LABELS[name], cut(text, 200)) for name, text in chosen.params().items()],
-        view=request.args.get("view", ""),
-        back=url_for("rqjobs.jobs", **view_params(request.args.get("view", ""))),
+        view=given.get("view", ""),
+        back=url_for("rqjobs.jobs", **view_params(given.get("view", ""))),
     )
 
 
 @pages.post("/change-jobs")
 def change_jobs() -> Any:
-    """Requeue, cancel or delete the chosen jobs, or with `all` those of the filter in `view`."""
+    """Requeue, cancel or delete the chosen jobs, or with `all` those of the filter in `view`.
+
+    Without a confirmation that is needed, the response asks for it: 50 long ids fit no address.
+    """
     action, chosen, job_ids = _read_change(request.form)
     require(ROLES[action])
     if "confirmed" not in request.form and (action is Action.DELETE or not job_ids):
-        names = ("action", "all", "ids", "view")
-        given: dict[str, Any] = {name: request.form.getlist(name) for name in names}
-        return redirect(url_for("rqjobs.confirm_change", **given), 303)
+        return _ask(request.form, 422)
     if job_ids:
         changed = bulk_actions.change(action, job_ids)
         flash(_note(action, changed, len(job_ids), job_ids[0]))

@@ -12,6 +12,7 @@ from rq.worker import SimpleWorker
 
 import rqjobs
 from rqjobs import bulk_actions, job_search
+from rqjobs.broker import activity
 from rqjobs.bulk_actions import Action
 
 FIELDS = ("state", "queue", "function", "job_id", "text", "error", "since", "until", "schedule")
@@ -106,13 +107,30 @@ def test_all_that_match_are_deleted_after_a_confirmation(client, redis):
     for _ in range(3):
         form = {"action": "delete", "all": "1", "view": "state=failed&text=o"}
         reply = client.post("/change-jobs", data=form)
-        assert reply.status_code == 303 and reply.location.startswith("/change-jobs?")
-        page = client.get(reply.location).text
+        assert reply.status_code == 422
+        page = reply.text
         assert "Delete 3 jobs?" in page and "gone for good" in page
+        assert client.get("/change-jobs", query_string=form).text == page
     sent = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', page))
     assert redis.zcard("rq:failed:default") == 3
     reply = client.post("/change-jobs", data={k: html.unescape(v) for k, v in sent.items()})
     assert note(client.get(reply.location).text) == "3 jobs are deleted."
+    assert redis.zcard("rq:failed:default") == 0
+    entries = [entry for entry in activity.read(redis).entries if entry.action != "log in"]
+    assert [(one.action, one.note) for one in entries] == [("change jobs", "3 jobs are deleted.")]
+
+
+def test_a_page_of_jobs_with_long_ids_is_deleted(client, redis):
+    """Their confirmation had an address of 10 KiB, which gunicorn refuses."""
+    ids = [f"{number:02}{'x' * 253}" for number in range(50)]
+    for job_id in ids:
+        rqjobs.enqueue(sample_jobs.boom, "x", job_id=job_id)
+    SimpleWorker([rqjobs.queue("default")], connection=redis).work(burst=True)
+    page = client.post("/change-jobs", data={"action": "delete", "ids": ids}).text
+    assert "Delete 50 jobs?" in page and re.findall('name="ids" value="([^"]*)"', page) == ids
+    data = {"action": "delete", "ids": ids, "confirmed": "1"}
+    page = client.post("/change-jobs", data=data, follow_redirects=True).text
+    assert note(page) == "50 jobs are deleted."
     assert redis.zcard("rq:failed:default") == 0
 
 
