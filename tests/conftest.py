@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import importlib.util
 import os
 import signal
@@ -10,10 +11,13 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import psutil
 import pytest
+from ports import free_port
 
 import rqjobs.connection
 import rqjobs.queues
@@ -188,6 +192,46 @@ def spawn(environ, tmp_path):
                 child.wait(10 * LOADED)
             except psutil.NoSuchProcess:
                 pass
+
+
+@pytest.fixture
+def gunicorn(spawn, eventually):
+    """Serve an app by gunicorn, with our settings unless `config` is None; wait until it answers.
+
+    The process that is returned has its `port`, and its `address`.
+    """
+
+    def start(
+        *options, app="rqjobs.web:create_app()", config="python:rqjobs.web.gunicorn_config", **env
+    ):
+        port = free_port()
+        place = ("--config", config) if config else ("--bind", f"127.0.0.1:{port}")
+        process = spawn(
+            sys.executable,
+            "-m",
+            "gunicorn",
+            *place,
+            *options,
+            app,
+            env={"PORT": str(port), "HOST": "127.0.0.1", **env},
+        )
+        process.port = port
+        process.address = f"http://127.0.0.1:{port}{env.get('SCRIPT_NAME', '')}"
+
+        def answers():
+            assert process.poll() is None, process.output()
+            try:
+                with urllib.request.urlopen(f"{process.address}/healthz", timeout=5) as reply:
+                    return reply.status == 200
+            except urllib.error.HTTPError as error:
+                return error.code == 403
+            except (OSError, http.client.HTTPException):
+                return False
+
+        eventually(answers, what="gunicorn")
+        return process
+
+    return start
 
 
 @pytest.fixture

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import http.client
 import os
 import shutil
-import sys
-import urllib.request
 
 import host_site
 import pytest
@@ -43,36 +40,13 @@ HOSTILE = (
 
 
 @pytest.fixture
-def serve(spawn, eventually):
+def serve(gunicorn):
     """Serve an application by gunicorn; returns its address."""
 
     def start(application):
-        port = free_port()
-        process = spawn(
-            sys.executable,
-            "-m",
-            "gunicorn",
-            "--bind",
-            f"127.0.0.1:{port}",
-            "--workers",
-            "2",
-            "--threads",
-            "4",
-            application,
-            env={"RQJOBS_ADMIN_PASSWORD": PASSWORD},
-        )
-        address = f"http://127.0.0.1:{port}"
-
-        def answers():
-            assert process.poll() is None, process.output()
-            try:
-                with urllib.request.urlopen(f"{address}/healthz", timeout=5) as reply:
-                    return reply.status == 200
-            except (OSError, http.client.HTTPException):
-                return False
-
-        eventually(answers, what="the server")
-        return address
+        options = ("--workers", "2", "--threads", "4")
+        server = gunicorn(*options, app=application, config=None, RQJOBS_ADMIN_PASSWORD=PASSWORD)
+        return server.address
 
     return start
 

@@ -1,11 +1,9 @@
 """schemathesis, which holds a served API to its OpenAPI document with requests of its own."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from ports import free_port
 
 import rqjobs
 from rqjobs import every, schedules
@@ -30,20 +28,9 @@ def schemathesis(python):
 
 
 @pytest.fixture
-def address(spawn, eventually):
+def address(gunicorn):
     """The address of the API, which gunicorn serves."""
-    port = free_port()
-    web = spawn(
-        sys.executable,
-        "-m",
-        "gunicorn",
-        "--config",
-        "python:rqjobs.web.gunicorn_config",
-        "rqjobs.web:create_app()",
-        env={"PORT": str(port), "RQJOBS_API_TOKEN": f"tests:admin:{TOKEN}"},
-    )
-    eventually(lambda: "serving at" in web.output(), what="the web process")
-    return f"http://127.0.0.1:{port}/api"
+    return gunicorn(RQJOBS_API_TOKEN=f"tests:admin:{TOKEN}").address + "/api"
 
 
 def test_it_finds_nothing(schemathesis, address, tmp_path, redis):

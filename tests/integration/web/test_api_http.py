@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import sys
 import threading
 import time
 from urllib.parse import quote
@@ -13,7 +12,6 @@ import pytest
 import sample_jobs
 from api_client import ADMIN, TOKENS, ApiClient
 from flask import Flask
-from ports import free_port
 
 import rqjobs
 from rqjobs import config, failed
@@ -308,20 +306,10 @@ def test_jobs_that_come_and_go_between_two_parts_hide_no_others(api, redis):
 
 
 @pytest.fixture
-def served(spawn, eventually):
+def served(gunicorn):
     """The port of the API, which gunicorn serves."""
-    port = free_port()
-    web = spawn(
-        sys.executable,
-        "-m",
-        "gunicorn",
-        "--config",
-        "python:rqjobs.web.gunicorn_config",
-        "rqjobs.web:create_app()",
-        env={"PORT": str(port), "RQJOBS_API_TOKEN": TOKENS},
-    )
-    eventually(lambda: "serving at" in web.output(), what="the web process")
-    yield port
+    web = gunicorn(RQJOBS_API_TOKEN=TOKENS)
+    yield web.port
     assert "Traceback" not in web.output()
 
 

@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import socket
-import sys
 import threading
 from pathlib import Path
 from urllib.parse import urlencode
@@ -38,33 +37,11 @@ def ask(port, method, path, body=None, **headers):
 
 
 @pytest.fixture
-def gunicorn(spawn, eventually):
-    """Start gunicorn with our settings and these options; returns its port."""
+def serve(gunicorn):
+    """Start gunicorn with a password, and with these options; returns its port."""
 
-    def start(
-        *options, app="rqjobs.web:create_app()", config="python:rqjobs.web.gunicorn_config", **env
-    ):
-        port = free_port()
-        process = spawn(
-            sys.executable,
-            "-m",
-            "gunicorn",
-            "--config",
-            config,
-            *options,
-            app,
-            env={"RQJOBS_ADMIN_PASSWORD": PASSWORD, "PORT": str(port), "HOST": "127.0.0.1", **env},
-        )
-
-        def answers():
-            assert process.poll() is None, process.output()
-            try:
-                return ask(port, "GET", env.get("SCRIPT_NAME", "") + "/healthz")[0] in (200, 403)
-            except (OSError, http.client.HTTPException):
-                return False
-
-        eventually(answers, what="gunicorn")
-        return port
+    def start(*options, **given):
+        return gunicorn(*options, **{"RQJOBS_ADMIN_PASSWORD": PASSWORD, **given}).port
 
     return start
 
@@ -117,11 +94,11 @@ DOCS = (Path(__file__).parents[3] / "docs" / "deploying.md").read_text(encoding=
 
 
 @pytest.fixture
-def wsgi(gunicorn, tmp_path):
+def wsgi(serve, tmp_path):
     """The port at which the wsgi.py of the docs is served."""
     (program,) = re.findall("```python\n(.*?)```", DOCS, re.S)
     (tmp_path / "wsgi.py").write_text(program)
-    return gunicorn(
+    return serve(
         app="wsgi:app",
         PYTHONPATH=f"{tmp_path}:{Path(__file__).parents[3]}:{Path(__file__).parents[2]}",
     )
@@ -146,8 +123,8 @@ def test_the_documented_proxy_settings_prevent_forged_addresses(wsgi, nginx):
     assert tries[0] == 401 and 429 in tries
 
 
-def test_behind_nginx_login_works_or_names_the_missing_header(gunicorn, nginx, wsgi):
-    port, below = wsgi, gunicorn(SCRIPT_NAME="/admin/jobs")
+def test_behind_nginx_login_works_or_names_the_missing_header(serve, nginx, wsgi):
+    port, below = wsgi, serve(SCRIPT_NAME="/admin/jobs")
     target, header = f"proxy_pass http://127.0.0.1:{port}", "proxy_set_header"
     bare, named, right, prefix, script = nginx(
         f"location / {{ {target}; }}",
@@ -186,8 +163,8 @@ def test_behind_nginx_login_works_or_names_the_missing_header(gunicorn, nginx, w
         assert status == 200 and f"{root}/rq/" in text
 
 
-def test_without_a_password_requests_through_nginx_are_refused(gunicorn, nginx):
-    port = gunicorn(RQJOBS_ADMIN_PASSWORD="")
+def test_without_a_password_requests_through_nginx_are_refused(serve, nginx):
+    port = serve(RQJOBS_ADMIN_PASSWORD="")
     (outside,) = nginx(f"location / {{ proxy_pass http://127.0.0.1:{port}; }}")
     assert ask(port, "GET", "/login")[0] == 200
     for path in ("/login", "/", "/healthz"):
@@ -196,13 +173,13 @@ def test_without_a_password_requests_through_nginx_are_refused(gunicorn, nginx):
 
 
 @pytest.mark.parametrize("sent", [b"", b"Origin: http://127.0.0.1\r\nContent-Length: 9999\r\n\r\n"])
-def test_slow_clients_do_not_block_the_server(gunicorn, tmp_path, eventually, sent):
+def test_slow_clients_do_not_block_the_server(serve, tmp_path, eventually, sent):
     """Eight clients that sent a byte a second occupied all threads without end."""
     (tmp_path / "quick.py").write_text(
         "from rqjobs.web import gunicorn_worker as _times\nfrom rqjobs.web.gunicorn_config import *\n"
         "_times.HEAD_SECONDS = _times.REQUEST_SECONDS = 2\n"
     )
-    port = gunicorn("--threads", "2", config=str(tmp_path / "quick.py"))
+    port = serve("--threads", "2", config=str(tmp_path / "quick.py"))
     slow = [socket.create_connection(("127.0.0.1", port)) for _ in range(2)]
     for one in slow:
         one.sendall(b"POST /login HTTP/1.1\r\nHost: 127.0.0.1\r\n" + sent)
