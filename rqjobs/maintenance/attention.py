@@ -16,6 +16,7 @@ from rqjobs.broker.counters import Kind
 from rqjobs.failed import Group
 from rqjobs.maintenance.doctor import Level, server_findings
 from rqjobs.overview import Overview
+from rqjobs.policies.failures import POISON_ERROR
 from rqjobs.stats import QueueStats
 
 MEMORY_FULL_RATIO = 0.98  # of maxmemory; at about this share Redis refuses writes
@@ -24,7 +25,6 @@ GROWING_OLDEST_SECONDS = 60  # the first job of a queue that grows has waited fo
 STEADY_SECONDS = 60 * rates.RATE_MINUTES  # a rate is that of now if the first job waits so long
 SLOW_SECONDS = 3600  # a queue that takes longer to empty is a finding
 RISING = 1.05  # the wait of a new job is longer than that of the oldest by this factor, if it rises
-POISON_ERROR = "process died"  # the error of a group of failures
 
 
 class Do(Enum):
@@ -138,9 +138,9 @@ def _alerts(overview: Overview) -> Iterator[Finding]:
 def _workers(overview: Overview) -> Iterator[Finding]:
     """Jobs that no worker will run."""
     snapshot = overview.snapshot
-    waiting = sum(queue.queued for queue in snapshot.queues)
+    waiting = sum(queue.queued + queue.scheduled for queue in snapshot.queues)
     if not any(worker.alive for worker in snapshot.workers):
-        if waiting or snapshot.unserved:
+        if waiting:
             detail = f"{count(waiting, 'job')} waiting, and no worker is running."
             action = Action(Do.RUN, "Start one", "rqjobs worker")
             yield Finding("no worker", Level.LOSS, "No worker", detail, action)

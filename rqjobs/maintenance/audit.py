@@ -28,8 +28,8 @@ from rqjobs.broker.places import (
 from rqjobs.maintenance.liveness import Liveness, WorkerLiveness
 from rqjobs.maintenance.strays import has_ended
 from rqjobs.maintenance.waiting import unlisted_jobs
+from rqjobs.results import STORED_UNENDED_STATUSES
 
-UNENDED_STATUSES = (b"queued", b"started", b"scheduled", b"deferred")
 RECHECKED_TOGETHER_JOBS = 1000  # suspects that are looked at again in one round trip
 AUDITED_DEFERRED_JOBS = 10_000  # deferred jobs of a queue whose parents an audit looks at
 
@@ -108,7 +108,7 @@ def _again_suspect(connection: redis.Redis, queues: list[str], suspects: set[str
         for job_id, status, size in zip(ids, replies[::2], replies[1::2], strict=True):
             # A record without data is what is left of a deleted job.
             has_data = isinstance(size, int) and size > 0  # otherwise the key has the wrong type
-            if has_data and (status in UNENDED_STATUSES) is not (job_id in places):
+            if has_data and (status in STORED_UNENDED_STATUSES) is not (job_id in places):
                 found.add(job_id)
     return found
 
@@ -158,7 +158,7 @@ def _breach(connection: redis.Redis, job_id: str, queues: list[str]) -> str:
     found += ["claimed"] * (number_of_claims - number_of_runs)
     if not size and len(found) < 2:
         return ""  # what is left of a deleted job
-    if status not in UNENDED_STATUSES:
+    if status not in STORED_UNENDED_STATUSES:
         return _breach_of_ended(status, found)
     if len(found) > 1:
         return f"in more than one place: {', '.join(found)}"

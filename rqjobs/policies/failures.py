@@ -20,9 +20,10 @@ NAME_MAX_CHARACTERS = 200
 MESSAGE_MAX_CHARACTERS = 300
 UNKNOWN_FUNCTION = "?"  # of a job that cannot be read
 OTHER_ERROR = "other"
+POISON_ERROR = "process died"
 # The beginning of a message that is stored in place of a traceback, and the error of its group.
 REASONS = (
-    ("The process died", "process died"),
+    ("The process died", POISON_ERROR),
     ("The job ignored its time limit", "time limit ignored"),
     ("The job in Redis cannot be read", "unreadable job"),
     ("The job's hash in Redis cannot be read", "unreadable job"),

@@ -30,7 +30,6 @@ from rqjobs.broker.logins import CLIENT_MAX_PAUSE_SECONDS, RateLimit
 from rqjobs.web import access, live, recording
 from rqjobs.web.access import SAFE_METHODS, STRANGER, Access, Gate, Role, requires
 from rqjobs.web.rendering import http_error, message, page, pages, redis_error, redis_warnings
-from rqjobs.web.rendering import redirect_back as redirect_back
 from rqjobs.web.request_origin import (
     client_network,
     explain_refusal,

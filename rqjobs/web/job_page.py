@@ -15,11 +15,11 @@ from rq.exceptions import NoSuchJobError
 
 from rqjobs import attempts, catalog, config, connection, hiding, job_record, passed_results, stats
 from rqjobs.broker import transitions
+from rqjobs.broker.blockers import REMEDIES
 from rqjobs.flows import NoSuchFlow, picture
 from rqjobs.job_record import JobRecord, Relative
 from rqjobs.jobs import Job
 from rqjobs.loops import PROGRESS_FIELD, Progress, read_progress
-from rqjobs.maintenance import audit
 from rqjobs.policies import limits, record_url, time_limits, unique
 from rqjobs.results import ENDED_STATUSES
 from rqjobs.web import notation, timeline, tracebacks
@@ -221,7 +221,7 @@ def _blocker(one: Relative) -> Blocker:
     if one.status == "canceled":
         how = ENDING_WORDS.get(one.ending, how)
     return Blocker(
-        cut(one.job_id, NAME_CHARACTERS), is_job_id(one.job_id), how, audit.REMEDIES[one.status]
+        cut(one.job_id, NAME_CHARACTERS), is_job_id(one.job_id), how, REMEDIES[one.status]
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from rqjobs import config, hiding
 from rqjobs.hiding import HIDDEN
+from rqjobs.web.rendering import cut
 
 MAX_PARTS = 400  # of one value, all levels together
 MAX_SHOWN_LEVELS = 12
@@ -55,7 +56,7 @@ def show(value: Any) -> Part:
 
 def text(value: Any, max_characters: int = TEXT_MAX_CHARACTERS) -> str:
     """A value in one text, in Python's notation."""
-    return cut_text("".join(_texts(show(value))), max_characters)
+    return cut("".join(_texts(show(value))), max_characters)
 
 
 def _texts(part: Part) -> Iterator[str]:
@@ -148,7 +149,7 @@ def _items(value: Any) -> Iterator[tuple[str, Any, Any]]:
 
 def _key(key: Any) -> str:
     if type(key) is str:
-        return repr(cut_text(key, 200))
+        return repr(cut(key, 200))
     return _other((), key)
 
 
@@ -169,18 +170,11 @@ def _other(names: tuple[str, ...], value: Any) -> str:
     """The `repr` of a value. It may raise, be no text, or be long."""
     try:
         shown = repr(hiding.hide(names, value))
-        return cut_text(shown, PART_MAX_CHARACTERS)
+        return cut(shown, PART_MAX_CHARACTERS)
     except BaseException:  # of any class of the user's
         return f"<{_class_name(type(value))} that cannot be shown>"
 
 
 def _class_name(kind: type) -> str:
     name = vars(type)["__name__"].__get__(kind)
-    return cut_text(str(name), 200)
-
-
-def cut_text(value: str, max_characters: int) -> str:
-    """`value` with the number of the characters that were cut off."""
-    if len(value) <= max_characters:
-        return value
-    return f"{value[:max_characters]}… ({len(value) - max_characters:,} more characters)"
+    return cut(str(name), 200)

@@ -8,7 +8,7 @@ from typing import Any
 from flask import abort, redirect, request, url_for
 from rq.exceptions import InvalidJobOperation, NoSuchJobError
 
-from rqjobs import bulk_actions, catalog, connection, failure_inbox, job_filters, stats
+from rqjobs import bulk_actions, catalog, connection, failure_inbox, job_filters, stats, texts
 from rqjobs import failed as failed_jobs
 from rqjobs.broker import transitions
 from rqjobs.bulk_actions import Action
@@ -187,7 +187,7 @@ def _change(
     if group is None or not group.jobs:
         flash(note)
         return redirect(url_for("rqjobs.failed"), 303)
-    flash(f"{note} {group.jobs:,} are left.")
+    flash(f"{note} {texts.jobs(group.jobs, 'is', 'are')} left.")
     return redirect(url_for("rqjobs.failed_group", group_id=group_id), 303)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,8 +10,7 @@ from typing import Any
 import redis
 from flask import abort, current_app, redirect, request, url_for
 
-from rqjobs import bulk_actions, connection, stats
-from rqjobs.broker import scripts
+from rqjobs import bulk_actions, connection, rates, stats, texts
 from rqjobs.maintenance import attention
 from rqjobs.rates import Rate, Window
 from rqjobs.stats import QueueStats, Snapshot
@@ -94,12 +92,10 @@ class SharedRates:
 
 
 def _rates(client: redis.Redis) -> Callable[[str], Rate]:
-    """The rate of each queue. After the first call, one round trip reads the current minute."""
+    """The rate of each queue. After the first call, two round trips read the current minute."""
     shared: SharedRates = current_app.extensions.setdefault("rqjobs.rates", SharedRates())
     with shared.lock:
-        window = shared.window
-        window.forget_current()
-        window.take(scripts.read_together(client, window.commands(time.time())))
+        window = rates.read(client, shared.window)
         return replace(window, minutes=dict(window.minutes)).rate
 
 
@@ -198,6 +194,6 @@ def empty_queue(name: str) -> Any:
     number = "1 waiting job" if deleted == 1 else f"{deleted:,} waiting jobs"
     note = f"{number} of {cut(name, 100)} {'is' if deleted == 1 else 'are'} deleted."
     if left:
-        note += f" {left:,} are left."
+        note += f" {texts.jobs(left, 'is', 'are')} left."
     flash(note)
     return redirect(url_for("rqjobs.queue", name=name), 303)

@@ -16,7 +16,6 @@ from rqjobs.web.rendering import cut, page, pages
 
 PINGS = 3  # whose fastest reply is the latency
 MAX_FINDINGS = 100
-NEARLY_FULL_SHARE = 0.9
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -153,7 +152,8 @@ def _memory(info: Info) -> dict[str, Any] | None:
     if limit <= 0:
         return None
     share = min(info.number("used_memory") / limit, 1.0)
-    return {"share": round(share, 3), "percent": round(100 * share), "high": NEARLY_FULL_SHARE}
+    high = doctor.FULL_MEMORY_SHARE
+    return {"share": round(share, 3), "percent": round(100 * share), "high": high}
 
 
 def _count(number: float) -> str:

@@ -68,6 +68,8 @@ def test_jobs_without_a_worker(found, redis):
     (finding,) = found().values()
     assert (finding.title, finding.action.name) == ("No worker", "rqjobs worker")
     assert finding.level is Level.LOSS
+    rqjobs.enqueue_in(60, sample_jobs.ok)
+    assert found()["no worker"].detail == "2 jobs waiting, and no worker is running."
 
 
 def test_queues_without_a_worker(found, served):
