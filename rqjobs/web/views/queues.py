@@ -10,7 +10,8 @@ from typing import Any
 import redis
 from flask import abort, current_app, redirect, request, url_for
 
-from rqjobs import bulk_actions, connection, rates, stats, texts
+from rqjobs import bulk_actions, connection, stats, texts
+from rqjobs.broker import scripts
 from rqjobs.maintenance import attention
 from rqjobs.rates import Rate, Window
 from rqjobs.stats import QueueStats, Snapshot
@@ -64,8 +65,8 @@ def _list() -> dict[str, Any]:
     order = ORDERS.get(sort)
     choice = _Choice(text, takes_all=order is not None)
     client = connection.client()
-    now, rate_of = stats.snapshot(client, choice), _rates(client)
-    found = now.queues
+    now = stats.snapshot(client, choice)
+    found, rate_of = now.queues, _rates(client, now.read_at)
     if order:
         found = sorted(found, key=order)[choice.part.start : choice.part.end]
     return {
@@ -91,11 +92,13 @@ class SharedRates:
     window: Window = field(default_factory=Window)
 
 
-def _rates(client: redis.Redis) -> Callable[[str], Rate]:
-    """The rate of each queue. After the first call, two round trips read the current minute."""
+def _rates(client: redis.Redis, seconds: float) -> Callable[[str], Rate]:
+    """The rate of each queue at this moment of Redis's clock, in one round trip."""
     shared: SharedRates = current_app.extensions.setdefault("rqjobs.rates", SharedRates())
     with shared.lock:
-        window = rates.read(client, shared.window)
+        window = shared.window
+        window.forget_current()
+        window.take(scripts.read_together(client, window.commands(seconds)))
         return replace(window, minutes=dict(window.minutes)).rate
 
 
@@ -160,7 +163,7 @@ def _one(name: str) -> dict[str, Any]:
     last = found.jobs[-1][0] if found.jobs else ""
     pauses = [pause for pause in now.paused if (pause.kind, pause.name) == ("queue", name)]
     return {
-        "queue": _shown(now.queues[0], _rates(client)),
+        "queue": _shown(now.queues[0], _rates(client, now.read_at)),
         "pause": pauses[0] if pauses else None,
         "workers": [one.name for one in now.workers if one.alive and name in one.queues][
             :MAX_WORKERS
