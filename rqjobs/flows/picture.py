@@ -77,6 +77,11 @@ class FlowPicture:
     left_out: int
     left_out_after: int  # the number of drawn steps before them
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing changes any more. The failed jobs of a flow may be tried again."""
+        return self.status in (FlowStatus.FINISHED, FlowStatus.CANCELED)
+
 
 @dataclass(frozen=True)
 class Entry:

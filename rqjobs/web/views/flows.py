@@ -10,12 +10,12 @@ from rqjobs import bulk_actions, flows
 from rqjobs.bulk_actions import Action
 from rqjobs.flows import listing, picture
 from rqjobs.flows.flow import Flow
+from rqjobs.flows.plan import FLOW_MAX_JOBS
 from rqjobs.web.job_view import is_job_id
 from rqjobs.web.live import LIVE_SECONDS, cached
 from rqjobs.web.rendering import flash, page, pages
 
 FLOWS_PER_PAGE = 25
-ENDED_FLOWS = (flows.FlowStatus.FINISHED, flows.FlowStatus.CANCELED)
 
 
 @pages.get("/flows", endpoint="flows")
@@ -50,14 +50,24 @@ def live_flow(flow_id: str) -> Any:
     )
 
 
-def _one(flow_id: str) -> dict[str, Any]:
-    if not is_job_id(flow_id):
+@pages.get("/live/flows/<flow_id>/<int:position>")
+def live_flow_card(flow_id: str, position: int) -> Any:
+    """The flow on the page of its job at this position."""
+    return cached(
+        f"flow {flow_id} {position}",
+        LIVE_SECONDS,
+        lambda: page("_flow_card.html", **_one(flow_id, position)),
+    )
+
+
+def _one(flow_id: str, position: int | None = None) -> dict[str, Any]:
+    if not is_job_id(flow_id) or (position or 0) >= FLOW_MAX_JOBS:
         abort(404)
     try:
-        found = picture.read(flow_id)
+        found = picture.read(flow_id, position)
     except flows.NoSuchFlow:
         abort(404)
-    return {"flow": found, "ended": found.status in ENDED_FLOWS}
+    return {"flow": found, "own": position}
 
 
 @pages.post("/flows/<flow_id>/<action>")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 
 import flow_jobs as jobs
 import pytest
+from browser_client import counted_round_trips
 
 import rqjobs
 from rqjobs import chain, chord, config, s
@@ -59,6 +61,21 @@ def test_the_page_of_a_job_names_its_flow_and_the_jobs_around_it(client, redis):
     client.post(f"/jobs/{last}/again")
     assert reply.status_code == 303
     assert "enqueue its flow again" in client.get(f"/jobs/{last}").text
+
+
+def test_the_flow_on_the_page_of_a_job_is_live(client, redis):
+    flow = chain(jobs.add.s(1), s(jobs.double)).enqueue()
+    page = client.get(f"/jobs/{flow.job_ids[1]}").text
+    (address,) = re.findall(r'data-live="(/live/flows/[^"]+)"', page)
+    work()
+    with counted_round_trips() as trips:
+        card = client.get(address).text
+    assert trips.number <= 2 and "2 of 2 jobs done" in card
+    own = re.search(r'<li data-key="([^"]+)" class="own" aria-current', card)[1]
+    assert own == flow.job_ids[1]
+    assert "/live/flows/" not in client.get(f"/jobs/{flow.job_ids[1]}").text, "nothing changes now"
+    for odd in (f"{flow.id}/99999", f"{flow.id}/{10**30}", "gone/0", f"{flow.id}/x"):
+        assert client.get(f"/live/flows/{odd}").status_code == 404, odd
 
 
 @pytest.mark.parametrize(
