@@ -18,7 +18,7 @@ from rqjobs.web import views as views  # importing them adds them to the bluepri
 from rqjobs.web.access import Access as Access
 from rqjobs.web.access import Role as Role
 from rqjobs.web.api import registration
-from rqjobs.web.auth import Auth, SessionInterface
+from rqjobs.web.auth import Auth, OwnSessionInterface, SessionInterface
 from rqjobs.web.rendering import pages
 
 
@@ -42,6 +42,7 @@ def create_app() -> Flask:
         MAX_CONTENT_LENGTH=max_form_bytes,
         MAX_FORM_MEMORY_SIZE=max_form_bytes,
     )
+    app.session_interface = OwnSessionInterface()
     init_app(app)
     return app
 

@@ -21,7 +21,7 @@ import itsdangerous
 import redis
 from flask import Flask, Response, abort, current_app, g, redirect, request, session, url_for
 from flask.sessions import SecureCookieSessionInterface
-from werkzeug.exceptions import BadRequest, HTTPException
+from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as WerkzeugResponse
 
 from rqjobs import config, connection, generated_secrets
@@ -32,6 +32,7 @@ from rqjobs.web.access import SAFE_METHODS, STRANGER, Access, Gate, Role, requir
 from rqjobs.web.rendering import http_error, message, page, pages, redis_error, redis_warnings
 from rqjobs.web.request_origin import (
     client_network,
+    explain_bad_address,
     explain_refusal,
     is_from_this_machine,
     is_https,
@@ -82,6 +83,18 @@ def ensure_secret_key(app: Flask) -> bytes:
     if isinstance(app.secret_key, str):
         return app.secret_key.encode()
     return app.secret_key
+
+
+class OwnSessionInterface(SessionInterface):
+    """The same for an app of our own, whose cookie belongs to its prefix.
+
+    Two of them below two prefixes of one host would overwrite each other's login otherwise.
+    """
+
+    def get_cookie_path(self, app: Flask) -> str:
+        """Overridden because Flask's default is the whole host."""
+        path: str | None = app.config["SESSION_COOKIE_PATH"]
+        return path or request.script_root or super().get_cookie_path(app)
 
 
 class Auth:
@@ -173,11 +186,11 @@ class Auth:
 
     def _refuse(self) -> Any:
         gate = self._gate()
-        if isinstance(request.routing_exception, BadRequest):
-            text = "The Host header is not a host name."
+        text = explain_bad_address()
+        if text:
             if gate is not None:
                 return gate.refuse(400, "Bad request", text)
-            # Without a host name, no page with links can be made.
+            # Without a host name and a prefix, no page with links can be made.
             return Response(f"{text}\n", 400, mimetype="text/plain")
         if gate is not None:
             answer = gate.authenticate()

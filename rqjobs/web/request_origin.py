@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from urllib.parse import urlsplit
 
 from flask import request
+from werkzeug.exceptions import BadRequest
 
 from rqjobs import config
 
@@ -17,6 +19,7 @@ PROXY_HEADERS = (
     "true-client-ip",
     "x-client-ip",
 )
+PREFIX = re.compile(r"(/(?!/)[^\\\x00-\x20\x7f]*)?")  # "//host" is an address of another site
 LOOPBACK_NAMES = {"localhost", "127.0.0.1", "::1"}
 
 
@@ -93,6 +96,18 @@ def explain_refusal() -> str:
         f"but the app was called as {request.host[:100]} (Host header). A proxy in between must "
         "pass on the Host header of the browser; in nginx: proxy_set_header Host $http_host;"
     )
+
+
+def explain_bad_address() -> str:
+    """The reason why no links to this app can be made from its request; "" if they can."""
+    if isinstance(request.routing_exception, BadRequest):
+        return "The Host header is not a host name."
+    if not PREFIX.fullmatch(request.script_root):
+        return (
+            "The prefix of this app (SCRIPT_NAME or X-Forwarded-Prefix) is not a path. A proxy must "
+            'set that header itself; in nginx: proxy_set_header X-Forwarded-Prefix "";'
+        )
+    return ""
 
 
 def is_https() -> bool:

@@ -9,6 +9,8 @@ import pytest
 import sample_jobs
 from browser_client import GATES, OURS, PASSWORD, cookies, every_call, log_in
 from flask import Flask
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+from werkzeug.test import Client
 
 import rqjobs
 from rqjobs import config
@@ -110,6 +112,31 @@ def test_login_redirects_to_own_pages_only(app, anonymous, target):
     assert reply.location == "/"
     with app.test_request_context():
         assert is_local_path("/failed?page=2") and not is_local_path(target)
+
+
+def test_two_installations_below_prefixes_of_one_host_keep_their_logins(settings, redis):
+    """The cookie was for the whole host, so a login to the one ended that to the other."""
+    config.use(admin_password=PASSWORD)
+    ours, theirs = create_app(), create_app()
+    ours.secret_key, theirs.secret_key = "a" * 32, "b" * 32
+    client = Client(DispatcherMiddleware(Flask("host"), {"/ops/jobs": ours, "/dev/jobs": theirs}))
+    prefixes = ("/ops/jobs", "/dev/jobs")
+    for prefix in prefixes:
+        reply = log_in(client, path=f"{prefix}/login")
+        (cookie,) = cookies(reply)
+        assert f"Path={prefix};" in cookie
+    assert [client.get(f"{prefix}/").status_code for prefix in prefixes] == [200, 200]
+    client.post("/ops/jobs/logout", headers=OURS)
+    assert [client.get(f"{prefix}/").status_code for prefix in prefixes] == [401, 200]
+
+
+def test_the_cookie_of_another_application_keeps_its_path(settings):
+    config.use(admin_password=PASSWORD)
+    host = Flask("host")
+    host.secret_key = "k" * 32
+    init_app(host, url_prefix="/jobs")
+    (cookie,) = cookies(log_in(host.test_client(), path="/jobs/login"))
+    assert "Path=/" in cookie.split("; ")
 
 
 def test_login_clears_the_previous_session(app, anonymous):

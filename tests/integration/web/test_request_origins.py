@@ -13,6 +13,7 @@ import pytest
 import sample_jobs
 from browser_client import HOSTILE, OURS, PASSWORD, every_call, harmless, log_in, run_all
 from ports import free_port
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 import rqjobs
 from rqjobs import config
@@ -243,3 +244,17 @@ def test_pages_have_security_headers(client):
             and headers["Referrer-Policy"] == "same-origin"
         )
     assert "nonce" in client.get("/rq/").headers["Content-Security-Policy"]
+
+
+@pytest.mark.parametrize(
+    "prefix", ["//evil.example", "/\\evil.example", "https://evil.example", "x"]
+)
+def test_a_prefix_that_is_an_address_is_refused(app, client, prefix):
+    """It came with X-Forwarded-Prefix, and redirects and forms led to another site."""
+    app.wsgi_app = ProxyFix(app.wsgi_app, x_prefix=1)
+    headers = {"X-Forwarded-Prefix": prefix, "Accept": "text/html"}
+    for path in ("/login", "/", "/nowhere", "/assets/rqjobs.css", "/rq/", "/api/jobs"):
+        reply = client.get(path, headers=headers)
+        assert reply.status_code == 400 and "is not a path" in reply.text, path
+        assert "evil.example" not in reply.text + str(reply.headers)
+    assert client.get("/login", headers={"X-Forwarded-Prefix": "/jobs/"}).status_code == 200

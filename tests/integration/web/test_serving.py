@@ -123,6 +123,15 @@ def test_the_documented_proxy_settings_prevent_forged_addresses(wsgi, nginx):
     assert tries[0] == 401 and 429 in tries
 
 
+def test_the_documented_proxy_settings_prevent_forged_prefixes(wsgi, nginx):
+    """The example without a prefix passed on the client's: the form of the login led elsewhere."""
+    location = re.search("^    location / {.*?^    }", DOCS, re.S | re.M)[0]
+    (outside,) = nginx(location.replace("127.0.0.1:8000", f"127.0.0.1:{wsgi}"))
+    for forged in ("//evil.example", "/elsewhere"):
+        status, _, text, _ = ask(outside, "GET", "/login", X_Forwarded_Prefix=forged)
+        assert status == 200 and 'action="/login"' in text
+
+
 def test_behind_nginx_login_works_or_names_the_missing_header(serve, nginx, wsgi):
     port, below = wsgi, serve(SCRIPT_NAME="/admin/jobs")
     target, header = f"proxy_pass http://127.0.0.1:{port}", "proxy_set_header"
