@@ -15,7 +15,10 @@ class RefusedWebhook(ValueError):
 
 
 class AllowedRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows a webhook's redirect only to an allowed host."""
+    """Follows a webhook's redirect only to an allowed host.
+
+    The headers of the webhook, which may hold a secret, are only for the site of its URL.
+    """
 
     def redirect_request(
         self, request: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
@@ -28,7 +31,16 @@ class AllowedRedirects(urllib.request.HTTPRedirectHandler):
         if not is_allowed(newurl):
             message = "redirected to a host that is not in RQJOBS_WEBHOOK_HOSTS"
             raise HTTPError(newurl, code, message, headers, fp)
-        return super().redirect_request(request, fp, code, msg, headers, newurl)
+        following = super().redirect_request(request, fp, code, msg, headers, newurl)
+        if following is not None and _site(newurl) != _site(request.full_url):
+            following.headers.clear()
+        return following
+
+
+def _site(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    return parts.scheme, parts.hostname, port
 
 
 def is_allowed(url: str) -> bool:

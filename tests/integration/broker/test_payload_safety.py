@@ -13,6 +13,8 @@ import pickle
 import re
 import sys
 import threading
+import urllib.error
+import urllib.request
 import zlib
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -24,7 +26,7 @@ from rq.job import JobStatus
 from rq.webhook import Webhook
 
 import rqjobs
-from rqjobs import config
+from rqjobs import config, webhooks
 
 
 class Canary:
@@ -282,6 +284,23 @@ def test_webhook_to_an_allowed_host_is_sent(survives, redis, other_host, eventua
     rqjobs.enqueue(sample_jobs.ok, webhooks=[Webhook(f"{url}/done", "finished")])
     survives(env={"RQJOBS_WEBHOOK_HOSTS": "127.0.0.1"})
     eventually(lambda: asked == ["/done"])
+
+
+def test_headers_of_a_webhook_are_only_for_its_site(settings, other_host):
+    """A redirect to another port, or from https to http, took the Authorization with it."""
+    config.use(webhook_hosts=("127.0.0.1",))
+    url, _ = other_host
+    sent = urllib.request.Request(f"{url}/x", headers={"Authorization": "Bearer secret"})
+    handler = webhooks.AllowedRedirects()
+
+    def follow(target):
+        return handler.redirect_request(sent, None, 302, "Found", {}, target).headers
+
+    assert follow(f"{url}/y") == {"Authorization": "Bearer secret"}
+    for other in ("http://127.0.0.1/y", url.replace("http:", "https:")):
+        assert follow(other) == {}
+    with pytest.raises(urllib.error.HTTPError):
+        follow("http://169.254.169.254/latest")
 
 
 UNREADABLE = {
