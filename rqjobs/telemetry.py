@@ -13,12 +13,13 @@ It needs opentelemetry-api. The application sets up the SDK and its exporter.
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import sys
 from collections.abc import Iterator
 from typing import Any
 
-from rqjobs import hooks
+from rqjobs import hooks, texts
 from rqjobs.broker.keys import decode
 
 try:
@@ -26,6 +27,7 @@ try:
 except ImportError:
     trace = None
 
+log = logging.getLogger("rqjobs")
 HEADERS = "rqjobs_trace"  # in the meta of a job: the context of its enqueue, as HTTP headers
 MAX_HEADERS = 10
 MAX_HEADER_CHARACTERS = 8192
@@ -67,16 +69,24 @@ def _send(job: Any) -> None:
     """The span of an enqueue, whose context travels in the job's meta.
 
     It ends before the job is stored, because a pipeline or an outbox stores the job at a later time.
+    An error of a propagator or of a span processor is logged: another hook may refuse a job, not this.
     """
     if _is_instrumented_otherwise():
         return
+    try:
+        _make_send_span(job)
+    except Exception as error:
+        log.error("Job %s: its span of the enqueue failed: %s", job.id, texts.describe_error(error))
+
+
+def _make_send_span(job: Any) -> None:
     attributes = _attributes(job, "send")
     with _tracer.start_as_current_span(
         f"send {job.origin}", kind=trace.SpanKind.PRODUCER, attributes=attributes
     ):
         headers: dict[str, str] = {}
         propagate.inject(headers)
-        if headers:
+        if headers := _within_limits(headers):
             job.meta[HEADERS] = headers
 
 
@@ -131,6 +141,11 @@ def _attributes(job: Any, operation: str) -> dict[str, str]:
 def _headers(job: Any) -> dict[str, str]:
     """The headers in the job's meta, which any client of Redis may have written."""
     stored = job.meta.get(HEADERS) if isinstance(job.meta, dict) else None
+    return _within_limits(stored)
+
+
+def _within_limits(stored: Any) -> dict[str, str]:
+    """The headers that a run reads. A longer one would only make the job larger."""
     if not isinstance(stored, dict) or len(stored) > MAX_HEADERS:
         return {}
     return {

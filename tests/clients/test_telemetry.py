@@ -226,3 +226,30 @@ print(*(job.id for job in jobs))
     for one in (job_id, other):
         assert rqjobs.Job.fetch(one, connection=redis).get_status() == "finished"
         assert found[one][-1]["parent_id"] is None
+
+
+def test_a_span_processor_or_propagator_that_fails_stops_no_enqueue(own_spans, redis):
+    """The enqueue raised what the span processor had raised."""
+    (long, first, second), _ = own_spans("""
+import rqjobs, otel_jobs
+from opentelemetry import propagate
+from opentelemetry.sdk.trace import SpanProcessor
+
+class Fails(SpanProcessor):
+    def on_end(self, span):
+        raise RuntimeError("no receiver")
+
+def inject(headers):
+    headers["baggage"] = "x" * 100_000
+
+was, propagate.inject = propagate.inject, inject
+print(rqjobs.enqueue(otel_jobs.fine).id)
+propagate.inject = was
+otel_jobs.provider.add_span_processor(Fails())
+print(rqjobs.enqueue(otel_jobs.fine).id)
+propagate.inject = None
+print(rqjobs.enqueue(otel_jobs.fine).id)
+""")
+    jobs = [rqjobs.Job.fetch(one, connection=redis) for one in (long, first, second)]
+    assert [job.get_status() for job in jobs] == ["finished"] * 3
+    assert ["rqjobs_trace" in job.meta for job in jobs] == [False, True, False]
