@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -17,7 +18,8 @@ from test_browser import PASSWORD, browser, click, serve, shown, site  # noqa: F
 
 import rqjobs
 from rqjobs import schedules
-from rqjobs.broker import logins
+from rqjobs.broker import activity, keys, logins
+from rqjobs.broker.activity import Entry
 
 AXE = (Path(axe_core_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]
@@ -224,3 +226,24 @@ def test_the_pages_without_javascript(browser, site, log_in, eventually, redis, 
     eventually(lambda: "pause queue" in shown(browser, ".activity"), what="the action")
     click("form[action$='/logout'] button")
     eventually(lambda: browser.find_elements(By.ID, "password"), what="the login page")
+
+
+def test_long_names_from_redis_widen_no_page(browser, site, log_in, redis, eventually):
+    """The name of an alert made its page 6,500 px wide; a user, queue or status, others."""
+    now = redis.time()[0]
+    alert = {"since": now, "rule": LONG, "subject": LONG, "message": LONG}
+    redis.hset(keys.ALERTS, LONG, json.dumps(alert))
+    activity.record(redis, Entry("cancel job", target=LONG, user=LONG, via="page", note=LONG))
+    job = rqjobs.queue("q" + "x" * 60).enqueue(sample_jobs.say, LONG)
+    redis.hset(job.key, mapping={"status": LONG, "origin": LONG})
+    log_in()
+
+    def fits(path, width):
+        browser.get(f"{site}{path}")
+        assert LONG[:20] in browser.find_element(By.TAG_NAME, "main").text, path
+        eventually(lambda: browser.execute_script(WIDTH) <= width, timeout=5, what=f"{path} fits")
+
+    for size in (DESKTOP, PHONE):
+        show(browser, "light", size)
+        for path in ("/alerts", "/activity", "/jobs", f"/jobs/{job.id}"):
+            fits(path, size[0])
