@@ -9,12 +9,9 @@ twice, with the same id.
 
 from __future__ import annotations
 
-import contextlib
-import http.client
 import json
 import logging
 import os
-import socket
 import threading
 import time
 import urllib.error
@@ -25,7 +22,7 @@ from typing import Any
 
 import redis
 
-from rqjobs import config, connection, queues, stats, texts
+from rqjobs import config, connection, queues, stats, texts, webhooks
 from rqjobs.alert_rules import Rule
 from rqjobs.broker import keys, scripts
 from rqjobs.broker.keys import decode
@@ -381,60 +378,6 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         """Overridden: do not follow; urllib raises the answer as an error."""
 
 
-class _Call:
-    """A call that another thread may end, in whatever it waits for."""
-
-    def __init__(self) -> None:
-        self.connection: http.client.HTTPConnection | None = None
-        self.has_ended = False
-
-    def open(self, request: urllib.request.Request) -> None:
-        """Make the call, and read no more of the answer than its head.
-
-        Raises:
-            OSError, http.client.HTTPException: it failed, or was ended.
-        """
-        handlers = [_InterruptibleHTTP(), _InterruptibleHTTPS()]
-        for handler in handlers:
-            handler.call = self
-        opener = urllib.request.build_opener(_NoRedirect, *handlers)
-        with opener.open(request, timeout=SOCKET_SECONDS):
-            pass
-
-    def end(self) -> None:
-        """Close the connection, so that the thread of the call ends."""
-        self.has_ended = True
-        sock = self.connection.sock if self.connection else None
-        if sock is not None:
-            with contextlib.suppress(OSError):
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)  # not of TLS: it would wait
-
-
-class _Interruptible(urllib.request.AbstractHTTPHandler):
-    """Shows its connection to a `_Call`."""
-
-    call: _Call
-
-    def do_open(self, http_class: Any, req: Any, **options: Any) -> Any:
-        """Overridden to keep the connection."""
-
-        def connect(*arguments: Any, **settings: Any) -> Any:
-            if self.call.has_ended:
-                raise TimeoutError
-            self.call.connection = http_class(*arguments, **settings)
-            return self.call.connection
-
-        return super().do_open(connect, req, **options)
-
-
-class _InterruptibleHTTP(_Interruptible, urllib.request.HTTPHandler):
-    pass
-
-
-class _InterruptibleHTTPS(_Interruptible, urllib.request.HTTPSHandler):
-    pass
-
-
 def _post_within_limit(url: str, body: dict[str, Any], event_id: str) -> None:
     """POST in a thread of its own, which is ended: an answer may come byte by byte for ever.
 
@@ -443,11 +386,11 @@ def _post_within_limit(url: str, body: dict[str, Any], event_id: str) -> None:
     """
     errors: list[str] = [f"no answer within {SEND_SECONDS:g} s"]
 
-    call = _Call()
+    call = webhooks.Call(_NoRedirect)
 
     def post() -> None:
         try:
-            call.open(_request(url, body, event_id))
+            call.send(_request(url, body, event_id), SOCKET_SECONDS).close()
             errors.clear()
         except urllib.error.HTTPError as error:
             error.close()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
@@ -61,7 +60,7 @@ def install(shared: bool = False) -> None:
     parse_dates_faster()
     make_tracebacks_of_any_exception()
     repeat_in_order()
-    refuse_webhook_redirects()
+    limit_webhooks()
     clean_log_lines()
 
 
@@ -119,10 +118,12 @@ def repeat_in_order() -> None:
     rq.repeat.Repeat.schedule = staticmethod(jobs.repeat)  # type: ignore[method-assign]
 
 
-def refuse_webhook_redirects() -> None:
-    """RQ follows a webhook's redirect to any host; ours follows it to an allowed host only."""
-    opener = urllib.request.build_opener(webhooks.AllowedRedirects)
-    rq.webhook.urlopen = opener.open  # type: ignore[assignment]
+def limit_webhooks() -> None:
+    """RQ follows a webhook's redirect to any host; ours follows it to an allowed host only.
+
+    RQ's time limit is for each read, so a slow receiver kept a worker from its next job.
+    """
+    rq.webhook.urlopen = webhooks.open_within_limit  # type: ignore[assignment]
 
 
 def clean_log_lines() -> None:

@@ -1,7 +1,11 @@
-"""Webhooks: the hosts that a job may call."""
+"""Webhooks: the hosts that a job may call, and calls with a time limit."""
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import socket
+import threading
 import urllib.request
 from typing import Any
 from urllib.error import HTTPError
@@ -35,6 +39,83 @@ class AllowedRedirects(urllib.request.HTTPRedirectHandler):
         if following is not None and _site(newurl) != _site(request.full_url):
             following.headers.clear()
         return following
+
+
+class Call:
+    """An HTTP call that another thread may end, whatever it waits for.
+
+    A time limit of a socket is for one read: an answer may come byte by byte for ever.
+    """
+
+    def __init__(self, redirects: type[urllib.request.HTTPRedirectHandler]):
+        handlers = [_HTTPHandler(), _HTTPSHandler()]
+        for handler in handlers:
+            handler.call = self
+        self._opener = urllib.request.build_opener(redirects, *handlers)
+        self.connection: http.client.HTTPConnection | None = None
+        self.has_ended = False
+
+    def send(self, request: urllib.request.Request, timeout: float) -> Any:
+        """The answer, of which only the head was read. `timeout`: seconds for each read.
+
+        Raises:
+            OSError, http.client.HTTPException: it failed, or was ended.
+        """
+        opener = self._opener
+        answer = opener.open(request, timeout=timeout)
+        if self.has_ended:  # in the middle of the head
+            answer.close()
+            raise TimeoutError("the answer did not arrive within the time limit")
+        return answer
+
+    def end(self) -> None:
+        """Shut the connection down, so that the thread that waits for it goes on."""
+        self.has_ended = True
+        sock = self.connection.sock if self.connection else None
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)  # TLS may still be reading
+
+
+def open_within_limit(request: urllib.request.Request, timeout: float) -> Any:
+    """For RQ, in the place of `urlopen`: `timeout` is the limit of the whole call.
+
+    Raises:
+        OSError, http.client.HTTPException: it failed, or took longer.
+    """
+    call = Call(AllowedRedirects)
+    timer = threading.Timer(timeout, call.end)
+    timer.daemon = True
+    timer.start()
+    try:
+        return call.send(request, timeout)
+    finally:
+        timer.cancel()
+
+
+class _Interruptible(urllib.request.AbstractHTTPHandler):
+    """Shows its connection to a `Call`."""
+
+    call: Call
+
+    def do_open(self, http_class: Any, req: Any, **options: Any) -> Any:
+        """Overridden to keep the connection."""
+
+        def connect(*arguments: Any, **settings: Any) -> Any:
+            if self.call.has_ended:
+                raise TimeoutError("the time limit is over")
+            self.call.connection = http_class(*arguments, **settings)
+            return self.call.connection
+
+        return super().do_open(connect, req, **options)
+
+
+class _HTTPHandler(_Interruptible, urllib.request.HTTPHandler):
+    pass
+
+
+class _HTTPSHandler(_Interruptible, urllib.request.HTTPSHandler):
+    pass
 
 
 def _site(url: str) -> tuple[str, str | None, int | None]:

@@ -7,10 +7,12 @@ canary is a file. If it exists, code ran that must not run.
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import pickle
 import re
+import socket
 import sys
 import threading
 import urllib.error
@@ -301,6 +303,31 @@ def test_headers_of_a_webhook_are_only_for_its_site(settings, other_host):
         assert follow(other) == {}
     with pytest.raises(urllib.error.HTTPError):
         follow("http://169.254.169.254/latest")
+
+
+def test_a_webhook_that_is_answered_byte_by_byte_ends_at_its_time_limit(settings):
+    """It held the worker for more than a minute, because the limit was for each read."""
+    ended = threading.Event()
+
+    def trickle(listener):
+        peer, _ = listener.accept()
+        with peer, contextlib.suppress(OSError):
+            peer.sendall(b"HTTP/1.1 200 OK\r\n")
+            while not ended.wait(0.05):
+                peer.sendall(b"X")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=trickle, args=[listener])
+        server.start()
+        try:
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+            with pytest.raises(TimeoutError):
+                webhooks.open_within_limit(urllib.request.Request(url), timeout=1)
+            server.join(60)
+            assert not server.is_alive(), "its connection is closed"
+        finally:
+            ended.set()
+            server.join()
 
 
 UNREADABLE = {
