@@ -1,4 +1,4 @@
-"""A flow as it is drawn: its steps from the first to the last, large ones as numbers by state."""
+"""A flow as it is drawn: a tree of steps with branches, large steps as numbers by state."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 from rqjobs import connection
@@ -21,7 +22,11 @@ STATES_PER_SCRIPT = 5000  # whose states one call reads; a longer one would hold
 FIRST_MAX_ENTRIES = 400  # jobs of the first call whose parents are read
 LATER_MAX_ENTRIES = 50  # of each further one
 MAX_MEMBERS = 12  # of a step that are drawn; a larger step has the first ones
-MAX_DRAWN_STEPS = 40
+MAX_BRANCHES = 12  # of a fork that are drawn
+MAX_LEVELS = 4  # of forks within forks
+GAP_ROWS = (
+    10  # that are drawn at both ends of a long row of steps, and on both sides of the position
+)
 STATUS_LETTERS = {
     "f": "finished",
     "x": "failed",
@@ -50,32 +55,43 @@ class Member:
 
 @dataclass
 class Step:
-    """The jobs of a flow that may run at the same time: all behind the same number of others.
+    """Jobs of a flow that wait for the same others. `jobs`: their places in the flow.
 
-    `counts`: the number of its jobs by state. `members`: those that are drawn.
+    `counts`: the number of them by state. `members`: those that are drawn.
     """
 
-    positions: list[range] = field(default_factory=list)
+    jobs: range
     counts: dict[str, int] = field(default_factory=dict)
     members: list[Member] = field(default_factory=list)
 
-    @property
-    def size(self) -> int:
-        """The number of its jobs."""
-        return sum(map(len, self.positions))
+
+@dataclass
+class Fork:
+    """Branches that wait for the same step. `left_out`: the number of those that are not drawn."""
+
+    branches: list[list[Row]]
+    left_out: int = 0
+
+
+@dataclass
+class Gap:
+    """Rows that are not drawn."""
+
+    rows: int
+
+
+Row = Step | Fork | Gap
 
 
 @dataclass(frozen=True)
 class FlowPicture:
-    """A flow at one moment. `left_out`: steps in the middle that are not drawn."""
+    """A flow at one moment, as a tree: each row waits for the one before it."""
 
     flow_id: str
     status: FlowStatus
     progress: FlowProgress
     counts: dict[str, int]
-    steps: list[Step]
-    left_out: int
-    left_out_after: int  # the number of drawn steps before them
+    rows: list[Row]
 
     @property
     def is_over(self) -> bool:
@@ -83,13 +99,19 @@ class FlowPicture:
         return self.status in (FlowStatus.FINISHED, FlowStatus.CANCELED)
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A job whose parents are known. The jobs behind it, up to the next entry, have the same."""
+@dataclass
+class Node:
+    """Jobs with the same parents, and the jobs behind them.
 
-    position: int
-    job_id: str
-    parents: list[str]
+    `before`: the node for which they wait, or the last one that all of their parents have waited
+    for. `branches` wait for this node alone; `joined` wait for several of its branches.
+    """
+
+    jobs: range
+    before: Node | None = None
+    depth: int = 0
+    branches: list[Node] = field(default_factory=list)
+    joined: list[Node] = field(default_factory=list)
 
 
 def read(flow_id: str, position: int | None = None) -> FlowPicture:
@@ -110,20 +132,18 @@ def read(flow_id: str, position: int | None = None) -> FlowPicture:
     letters = "".join(decode(reply[0]) for reply in replies)
     if not letters.strip("g"):
         raise gone(flow_id)
-    steps = _steps([entry for reply in replies for entry in _entries(reply[1])], len(letters))
     known = {member.position: member for reply in replies for member in _members(reply[2], letters)}
-    shown, left_out, after = _choose_steps(steps, position)
-    for step in shown:
-        step.counts = counts_of("".join(letters[part.start : part.stop] for part in step.positions))
-        step.members = _choose_members(step, known, position)
+    root = _tree([entry for reply in replies for entry in reply[1]], len(letters))
+    rows = _choose(_rows(root), letters, position)
+    for step in _steps(rows):
+        step.counts = counts_of(letters[step.jobs.start : step.jobs.stop])
+        step.members = _choose_members(step.jobs, known, position)
     return FlowPicture(
         flow_id,
         status_of(letters, place.ends if place else len(letters)),
         progress_of(letters),
         counts_of(letters),
-        shown,
-        left_out,
-        after,
+        rows,
     )
 
 
@@ -154,49 +174,112 @@ def status_of(letters: str, ends: int) -> FlowStatus:
     return FlowStatus.RUNNING
 
 
-def _entries(found: Any) -> list[Entry]:
-    entries = []
-    for position, job_id, parents in found:
-        try:
-            ids = json.loads(parents or b"[]")
-        except (ValueError, RecursionError):
-            ids = []
-        if not isinstance(ids, list):
-            ids = []
-        entries.append(Entry(position, decode(job_id), [str(one) for one in ids[:1000]]))
-    return entries
+def _tree(entries: list[Any], total: int) -> Node:
+    """The nodes of a flow behind an empty one. `entries`: as `flow_states.lua` returns them.
+
+    Jobs whose parents are not known come last.
+    """
+    root = Node(range(0))
+    nodes: dict[str, Node] = {}  # by their first and their last job
+    last, last_parents = root, None
+    ends = [position for position, *_ in entries[1:]] + [total]
+    for (position, first_id, stored, last_id), end in zip(entries, ends, strict=True):
+        parents = _parents(stored)
+        if parents == last_parents:  # the entry of another call of the script
+            last.jobs = range(last.jobs.start, end)
+        else:
+            last, last_parents = _add(root, nodes, parents, range(position, end)), parents
+        nodes.setdefault(decode(first_id), last)
+        nodes.setdefault(decode(last_id), last)
+    return root
 
 
-def _steps(entries: list[Entry], total: int) -> list[Step]:
-    """The jobs by the length of the longest way to them. Jobs of unknown parents come last."""
-    levels: dict[str, int] = {}
-    by_level: dict[int, Step] = {}
-    ends = [entry.position for entry in entries[1:]] + [total]
-    for entry, end in zip(entries, ends, strict=True):
-        level = 0
-        if entry.parents:
-            known = [levels[parent] for parent in entry.parents if parent in levels]
-            level = max(known, default=max(levels.values(), default=0)) + 1
-        levels[entry.job_id] = level
-        by_level.setdefault(level, Step()).positions.append(range(entry.position, end))
-    return [by_level[level] for level in sorted(by_level)]
+def _parents(stored: Any) -> list[str]:
+    try:
+        ids = json.loads(stored or b"[]")
+    except (ValueError, RecursionError):
+        return []
+    return [str(one) for one in ids] if isinstance(ids, list) else []
 
 
-def _choose_steps(steps: list[Step], position: int | None) -> tuple[list[Step], int, int]:
-    """The steps that are drawn, the number of those left out, and how many are before these."""
-    if len(steps) <= MAX_DRAWN_STEPS:
-        return steps, 0, 0
-    begin = MAX_DRAWN_STEPS // 2
-    own = next((n for n, step in enumerate(steps) if _has(step, position)), 0)
-    if own >= begin:
-        first = max(0, min(own - begin // 2, len(steps) - MAX_DRAWN_STEPS))
-        return steps[first : first + MAX_DRAWN_STEPS], len(steps) - MAX_DRAWN_STEPS, 0
-    left_out = len(steps) - MAX_DRAWN_STEPS
-    return steps[:begin] + steps[begin + left_out :], left_out, begin
+def _add(root: Node, nodes: dict[str, Node], parents: list[str], jobs: range) -> Node:
+    known = list({id(nodes[one]): nodes[one] for one in parents if one in nodes}.values())
+    before = reduce(_last_common, known) if known else root
+    node = Node(jobs, before, before.depth + 1)
+    waits_for_one = len(known) == 1 or not parents
+    (before.branches if waits_for_one else before.joined).append(node)
+    return node
 
 
-def _has(step: Step, position: int | None) -> bool:
-    return position is not None and any(position in part for part in step.positions)
+def _last_common(one: Node, other: Node) -> Node:
+    """The last node that is before both, or one of them."""
+    while one is not other:
+        deeper = one if one.depth >= other.depth else other
+        assert deeper.before
+        one, other = (other if deeper is one else one), deeper.before
+    return one
+
+
+def _rows(node: Node, level: int = 0) -> list[Row]:
+    """A node and all behind it. Forks within too many forks are drawn one after the other."""
+    rows: list[Row] = []
+    todo = [node]
+    while todo:
+        node = todo.pop()
+        if node.jobs:
+            rows.append(Step(node.jobs))
+        todo += reversed(node.joined)
+        if len(node.branches) < 2 or level == MAX_LEVELS:
+            todo += reversed(node.branches)
+        else:
+            rows.append(Fork([_rows(branch, level + 1) for branch in node.branches]))
+    return rows
+
+
+def _choose(rows: list[Row], letters: str, position: int | None) -> list[Row]:
+    """The rows that are drawn: of many those at the beginning and the end, or around the position."""
+    for row in rows:
+        if isinstance(row, Fork):
+            first = sorted(row.branches, key=lambda one: _order(one, letters, position))
+            drawn = {id(one) for one in first[:MAX_BRANCHES]}
+            row.left_out = len(row.branches) - len(drawn)
+            row.branches = [
+                _choose(one, letters, position) for one in row.branches if id(one) in drawn
+            ]
+    if len(rows) <= 4 * GAP_ROWS:
+        return rows
+    own = next((number for number, row in enumerate(rows) if _has([row], position)), 0)
+    kept = {*range(GAP_ROWS), *range(own - GAP_ROWS, own + GAP_ROWS), *range(len(rows))[-GAP_ROWS:]}
+    chosen: list[Row] = []
+    for number, row in enumerate(rows):
+        if number in kept:
+            chosen.append(row)
+        elif isinstance(chosen[-1], Gap):
+            chosen[-1].rows += 1
+        else:
+            chosen.append(Gap(1))
+    return chosen
+
+
+def _steps(rows: list[Row]) -> Iterator[Step]:
+    for row in rows:
+        if isinstance(row, Step):
+            yield row
+        elif isinstance(row, Fork):
+            for branch in row.branches:
+                yield from _steps(branch)
+
+
+def _has(rows: list[Row], position: int | None) -> bool:
+    return any(position in step.jobs for step in _steps(rows))
+
+
+def _order(branch: list[Row], letters: str, position: int | None) -> int:
+    """The order in which branches are chosen: that of the position, then those that have failed."""
+    if _has(branch, position):
+        return 0
+    states = "".join(letters[step.jobs.start : step.jobs.stop] for step in _steps(branch))
+    return next((n for n, found in enumerate(("xys", "r"), 1) if {*found} & {*states}), 3)
 
 
 def _members(found: Any, letters: str) -> Iterator[Member]:
@@ -205,14 +288,14 @@ def _members(found: Any, letters: str) -> Iterator[Member]:
         yield Member(position, decode(job_id), status, read_description(description))
 
 
-def _choose_members(step: Step, known: dict[int, Member], position: int | None) -> list[Member]:
+def _choose_members(jobs: range, known: dict[int, Member], position: int | None) -> list[Member]:
     """The jobs of a step that are drawn: of a large one the notable ones and the first ones."""
-    members = [known[one] for part in step.positions for one in _known_in(part, known)]
+    members = [known[one] for one in _known_in(jobs, known)]
     members.sort(key=lambda one: (one.position != position, NOTABILITY.get(one.status, 9)))
     return sorted(members[:MAX_MEMBERS], key=lambda one: one.position)
 
 
-def _known_in(part: range, known: dict[int, Member]) -> Iterable[int]:
-    if len(part) < len(known):
-        return (one for one in part if one in known)
-    return (one for one in known if one in part)
+def _known_in(jobs: range, known: dict[int, Member]) -> Iterable[int]:
+    if len(jobs) < len(known):
+        return (one for one in jobs if one in known)
+    return (one for one in known if one in jobs)

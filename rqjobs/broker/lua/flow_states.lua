@@ -4,8 +4,8 @@
 -- ARGV  1 index of the first job   2 maximum number of jobs   3 maximum number of entries
 --       4 maximum number of drawn jobs of an entry   5 index of a job that is drawn in any case, or -1
 -- Promise: nothing is written. A key of the wrong type counts as empty.
--- Returns {a letter for each job, entries, drawn jobs}. An entry {index, id, parents} stands for the
--- jobs from this one on that wait for the same ones. `parents` is JSON as RQ writes it; of many
+-- Returns {a letter for each job, entries, drawn jobs}. An entry {index, id, parents, id of the last}
+-- stands for the jobs from this one on that wait for the same ones. `parents` is JSON as RQ writes it; of many
 -- parents it has the first and the last one. A drawn job is {index, id, description}: the first ones
 -- of each entry, and the first ones that have failed or run.
 -- Letters: f finished, x failed, y failed but the jobs behind it run, s stopped, c canceled,
@@ -48,6 +48,7 @@ for i, id in ipairs(ids) do
     last_parents, in_entry = parents, 0
     entries[#entries + 1] = {start + i - 1, id, shorten(parents)}
   end
+  entries[#entries][4] = id
   in_entry = in_entry + 1
   local is_notable = NOTABLE[letter] and NOTABLE[letter] < MAX_NOTABLE
   if is_notable then NOTABLE[letter] = NOTABLE[letter] + 1 end

@@ -1,4 +1,4 @@
-"""The list of flows, and the page of a flow: its steps and its buttons."""
+"""The list of flows, and the page of a flow: its tree and its buttons."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import pytest
 from browser_client import counted_round_trips
 
 import rqjobs
-from rqjobs import chain, chord, config, s
+from rqjobs import chain, chord, config, group, s
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +61,15 @@ def test_the_page_of_a_job_names_its_flow_and_the_jobs_around_it(client, redis):
     client.post(f"/jobs/{last}/again")
     assert reply.status_code == 303
     assert "enqueue its flow again" in client.get(f"/jobs/{last}").text
+
+
+def test_the_page_of_a_flow_draws_branches_within_each_other(client, redis):
+    branches = group([chain(jobs.add.s(1), s(jobs.double)), chain(jobs.add.s(2), s(jobs.double))])
+    flow = chain(branches, s(jobs.total)).enqueue()
+    page = client.get(f"/flows/{flow.id}").text
+    assert "2 branches at the same time" in page and page.count('<ol class="flow-tree">') == 3
+    places = [page.index(f'data-key="{job_id}"') for job_id in flow.job_ids]
+    assert places == sorted(places)
 
 
 def test_the_flow_on_the_page_of_a_job_is_live(client, redis):
