@@ -45,8 +45,8 @@ def sweep_strays(connection: redis.Redis, moment: float, result: SweepResult) ->
 
     `moment`: the time now, in Unix seconds by Redis's clock.
     """
-    seen = _seen_before(connection)
-    found = dict(_idle_and_nowhere(connection, _next_candidates(connection, seen)))
+    cursor, seen = _where_it_ended(connection)
+    found = dict(_idle_and_nowhere(connection, _next_candidates(connection, cursor, seen)))
     over = [job_id for job_id in seen if decode(job_id) not in found]
     if over:
         connection.hdel(keys.STRAYS_SEEN, *over)
@@ -71,19 +71,25 @@ class Candidate(NamedTuple):
     created_at: bytes | None
 
 
-def _seen_before(connection: redis.Redis) -> list[bytes]:
-    """Some of the ids that have been seen as strays: all, unless they are very many."""
-    command = ("HRANDFIELD", keys.STRAYS_SEEN, SCAN_BATCH_KEYS)
-    (ids,) = scripts.read_together(connection, [command])
-    return ids if isinstance(ids, list) else []
+def _where_it_ended(connection: redis.Redis) -> tuple[bytes, list[bytes]]:
+    """The cursor of the last part of the search, and the ids that have been seen as strays: all,
+    unless they are very many.
+    """
+    commands = [
+        ("GET", keys.STRAYS_CURSOR),
+        ("HRANDFIELD", keys.STRAYS_SEEN, SCAN_BATCH_KEYS),
+    ]
+    cursor, ids = scripts.read_together(connection, commands)
+    return cursor if isinstance(cursor, bytes) else b"0", ids if isinstance(ids, list) else []
 
 
-def _next_candidates(connection: redis.Redis, seen: list[bytes]) -> Iterator[Candidate]:
-    """Jobs that wait or run: those `seen`, and from the key at which the last part of the search ended.
+def _next_candidates(
+    connection: redis.Redis, cursor: bytes, seen: list[bytes]
+) -> Iterator[Candidate]:
+    """Jobs that wait or run: those `seen`, and from the key on at which the last part has ended.
 
     Logs without a job, which are found on the way, are dropped.
     """
-    cursor = connection.get(keys.STRAYS_CURSOR) or b"0"
     for _ in range(STRAY_SCAN_KEYS // SCAN_BATCH_KEYS):
         args = [cursor, SCAN_BATCH_KEYS, *seen]
         cursor, rows, logs = scripts.SCAN_JOBS.run(connection, [], args)

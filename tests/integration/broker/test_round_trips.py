@@ -70,11 +70,11 @@ def test_a_sweep_looks_only_at_queues_in_which_something_may_be_wrong(redis, man
     sweep.sweep(redis, force=True)
     with round_trips() as asked:
         assert sweep.sweep(redis, force=True).requeued == []
-    assert len(asked) < 27, asked
+    assert len(asked) < 30, asked
     redis.lmove("rq:queue:customer-5", "rq:queue:customer-5:intermediate", "LEFT", "RIGHT")
     with round_trips() as asked:
         assert sweep.sweep(redis, force=True).requeued == [many[0].id]
-    assert len(asked) < 38, asked
+    assert len(asked) < 41, asked
 
 
 def test_a_sweep_of_many_queues_reports_its_progress(redis, many, monkeypatch):
@@ -137,7 +137,7 @@ def test_the_maintenance_of_many_queues_asks_only_where_jobs_have_ended(redis, m
     places.count_places(redis, ["default"])
     with round_trips() as asked:
         worker.clean_registries()
-    assert len(asked) < 38, asked
+    assert len(asked) < 41, asked
     assert redis.smembers("rq:workers:customer-7") == {b"rq:worker:alive"}
     assert redis.zrange("rq:finished:customer-5", 0, -1) == [many[0].id.encode()]
 
