@@ -239,6 +239,7 @@ def value_of(rule: Rule, argument: str, names: Names) -> str:
         "worker": "worker-001",
         "schedule": "schedule-1",
         "path": "nothing",
+        "position": "0",
     }
     return known[argument]
 
