@@ -7,6 +7,8 @@ import http.client
 import socket
 import threading
 import urllib.request
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
@@ -52,8 +54,21 @@ class Call:
         for handler in handlers:
             handler.call = self
         self._opener = urllib.request.build_opener(redirects, *handlers)
-        self.connection: http.client.HTTPConnection | None = None
+        self._connection: http.client.HTTPConnection | None = None
+        self._sock: socket.socket | None = None
         self.has_ended = False
+
+    def connect(self, connection: http.client.HTTPConnection, connect: Callable[[], None]) -> None:
+        """Open a connection, and keep its socket: it forgets it before a redirect's body is read.
+
+        Raises:
+            OSError: it failed, or the call was ended.
+        """
+        self._connection, self._sock = connection, None
+        connect()
+        self._sock = connection.sock
+        if self.has_ended:  # there was no socket, or TLS has put another one in its place
+            raise TimeoutError("the time limit is over")
 
     def send(self, request: urllib.request.Request, timeout: float) -> Any:
         """The answer, of which only the head was read. `timeout`: seconds for each read.
@@ -62,16 +77,22 @@ class Call:
             OSError, http.client.HTTPException: it failed, or was ended.
         """
         opener = self._opener
-        answer = opener.open(request, timeout=timeout)
-        if self.has_ended:  # in the middle of the head
-            answer.close()
-            raise TimeoutError("the answer did not arrive within the time limit")
-        return answer
+        try:
+            answer = opener.open(request, timeout=timeout)
+            if not self.has_ended:
+                return answer
+            answer.close()  # it ended in the middle of the head
+        except (OSError, http.client.HTTPException):
+            if not self.has_ended:
+                raise
+        raise TimeoutError("the answer did not arrive within the time limit")
 
     def end(self) -> None:
         """Shut the connection down, so that the thread that waits for it goes on."""
         self.has_ended = True
-        sock = self.connection.sock if self.connection else None
+        sock = self._sock
+        if sock is None and self._connection:
+            sock = self._connection.sock
         if sock is not None:
             with contextlib.suppress(OSError):
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)  # TLS may still be reading
@@ -94,18 +115,19 @@ def open_within_limit(request: urllib.request.Request, timeout: float) -> Any:
 
 
 class _Interruptible(urllib.request.AbstractHTTPHandler):
-    """Shows its connection to a `Call`."""
+    """Opens its connections through a `Call`."""
 
     call: Call
 
     def do_open(self, http_class: Any, req: Any, **options: Any) -> Any:
-        """Overridden to keep the connection."""
+        """Overridden for that."""
 
         def connect(*arguments: Any, **settings: Any) -> Any:
             if self.call.has_ended:
                 raise TimeoutError("the time limit is over")
-            self.call.connection = http_class(*arguments, **settings)
-            return self.call.connection
+            connection = http_class(*arguments, **settings)
+            connection.connect = partial(self.call.connect, connection, connection.connect)
+            return connection
 
         return super().do_open(connect, req, **options)
 

@@ -305,14 +305,23 @@ def test_headers_of_a_webhook_are_only_for_its_site(settings, other_host):
         follow("http://169.254.169.254/latest")
 
 
-def test_a_webhook_that_is_answered_byte_by_byte_ends_at_its_time_limit(settings):
-    """It held the worker for more than a minute, because the limit was for each read."""
+@pytest.mark.parametrize(
+    "head",
+    ["HTTP/1.1 200 OK\r\n", "HTTP/1.1 302 Found\r\nLocation: /\r\n\r\n"],
+    ids=["head", "body"],
+)
+def test_a_webhook_that_is_answered_byte_by_byte_ends_at_its_time_limit(settings, head):
+    """It held the worker for more than a minute, because the limit was for each read.
+
+    A redirect's body, which is read before the next call, still did.
+    """
+    config.use(webhook_hosts=("127.0.0.1",))
     ended = threading.Event()
 
     def trickle(listener):
         peer, _ = listener.accept()
         with peer, contextlib.suppress(OSError):
-            peer.sendall(b"HTTP/1.1 200 OK\r\n")
+            peer.sendall(head.encode())
             while not ended.wait(0.05):
                 peer.sendall(b"X")
 
@@ -328,6 +337,26 @@ def test_a_webhook_that_is_answered_byte_by_byte_ends_at_its_time_limit(settings
         finally:
             ended.set()
             server.join()
+
+
+def test_a_webhook_whose_connection_takes_all_of_its_time_is_not_sent(settings, monkeypatch):
+    """The end came before there was a socket, so the answer had no limit any more."""
+    call = webhooks.Call(webhooks.AllowedRedirects)
+    connect = socket.create_connection
+
+    def connect_until_the_end(*arguments, **options):
+        sock = connect(*arguments, **options)
+        call.end()
+        return sock
+
+    monkeypatch.setattr(socket, "create_connection", connect_until_the_end)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        with pytest.raises(TimeoutError):
+            call.send(urllib.request.Request(url), timeout=60)
+        peer, _ = listener.accept()
+        with peer:
+            assert peer.recv(1) == b"", "nothing was sent"
 
 
 UNREADABLE = {
