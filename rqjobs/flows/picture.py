@@ -57,10 +57,12 @@ class Member:
 class Step:
     """Jobs of a flow that wait for the same others. `jobs`: their places in the flow.
 
-    `counts`: the number of them by state. `members`: those that are drawn.
+    `counts`: the number of them by state. `members`: those that are drawn. `is_parallel` is False if
+    some may wait for each other, because records are gone, or not all of so many jobs were read.
     """
 
     jobs: range
+    is_parallel: bool = True
     counts: dict[str, int] = field(default_factory=dict)
     members: list[Member] = field(default_factory=list)
 
@@ -110,6 +112,7 @@ class Node:
     jobs: range
     before: Node | None = None
     depth: int = 0
+    is_parallel: bool = True  # as of a `Step`
     branches: list[Node] = field(default_factory=list)
     joined: list[Node] = field(default_factory=list)
 
@@ -177,18 +180,22 @@ def status_of(letters: str, ends: int) -> FlowStatus:
 def _tree(entries: list[Any], total: int) -> Node:
     """The nodes of a flow behind an empty one. `entries`: as `flow_states.lua` returns them.
 
-    Jobs whose parents are not known come last.
+    Jobs whose parents are not known come last; those whose records are gone, with those before them.
     """
     root = Node(range(0))
     nodes: dict[str, Node] = {}  # by their first and their last job
     last, last_parents = root, None
     ends = [position for position, *_ in entries[1:]] + [total]
-    for (position, first_id, stored, last_id), end in zip(entries, ends, strict=True):
+    for (position, first_id, stored, last_id, mark), end in zip(entries, ends, strict=True):
         parents = _parents(stored)
-        if parents == last_parents:  # the entry of another call of the script
-            last.jobs = range(last.jobs.start, end)
+        if mark == b"rest":
+            last, last_parents = Node(range(position, end), root, 1), None
+            root.joined.append(last)
+        elif last_parents is not None and (stored is None or parents == last_parents):
+            last.jobs = range(last.jobs.start, end)  # gone, or the entry of another call
         else:
             last, last_parents = _add(root, nodes, parents, range(position, end)), parents
+        last.is_parallel = last.is_parallel and not mark
         nodes.setdefault(decode(first_id), last)
         nodes.setdefault(decode(last_id), last)
     return root
@@ -227,7 +234,7 @@ def _rows(node: Node, level: int = 0) -> list[Row]:
     while todo:
         node = todo.pop()
         if node.jobs:
-            rows.append(Step(node.jobs))
+            rows.append(Step(node.jobs, node.is_parallel))
         todo += reversed(node.joined)
         if len(node.branches) < 2 or level == MAX_LEVELS:
             todo += reversed(node.branches)

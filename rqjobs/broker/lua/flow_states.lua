@@ -4,9 +4,10 @@
 -- ARGV  1 index of the first job   2 maximum number of jobs   3 maximum number of entries
 --       4 maximum number of drawn jobs of an entry   5 index of a job that is drawn in any case, or -1
 -- Promise: nothing is written. A key of the wrong type counts as empty.
--- Returns {a letter for each job, entries, drawn jobs}. An entry {index, id, parents, id of the last}
+-- Returns {a letter for each job, entries, drawn jobs}. An entry {index, id, parents, id of the last, mark}
 -- stands for the jobs from this one on that wait for the same ones. `parents` is JSON as RQ writes it; of many
--- parents it has the first and the last one. A drawn job is {index, id, description}: the first ones
+-- parents it has the first and the last one. It is nil if the first job's record is gone. `mark` is "gone" if
+-- that of any is gone; "rest" for all jobs after the maximum number of entries; else "". A drawn job is {index, id, description}: the first ones
 -- of each entry, and the first ones that have failed or run.
 -- Letters: f finished, x failed, y failed but the jobs behind it run, s stopped, c canceled,
 -- q queued, d deferred, t scheduled (a time), r running, g gone, o another.
@@ -37,18 +38,26 @@ local ids = redis.pcall('LRANGE', ids_key, start, start + max_jobs - 1)
 if ids.err then ids = {} end
 local letters, entries, drawn, last_parents, in_entry = {}, {}, {}, nil, 0
 for i, id in ipairs(ids) do
-  local status, parents = redis.pcall('HGET', 'rq:job:' .. id, 'status'), last_parents
-  if #entries < max_entries then
+  local status = redis.pcall('HGET', 'rq:job:' .. id, 'status')
+  if type(status) ~= 'string' then status = '' end
+  local parents, is_gone = last_parents, status == ''
+  if #entries < max_entries and not is_gone then
     parents = redis.pcall('HGET', 'rq:job:' .. id, 'dependency_ids')
     if type(parents) ~= 'string' then parents = '' end
   end
-  local letter = letter_of(id, type(status) == 'string' and status or '')
+  local letter = letter_of(id, status)
   letters[i] = letter
-  if #entries < max_entries and (parents ~= last_parents or letter == 'g') then
-    last_parents, in_entry = parents, 0
-    entries[#entries + 1] = {start + i - 1, id, shorten(parents)}
+  if #entries == max_entries then
+    in_entry = 0
+    entries[#entries + 1] = {start + i - 1, id, false, id, 'rest'}
+  elseif #entries < max_entries and (#entries == 0 or parents ~= last_parents or letter == 'g') then
+    in_entry = 0
+    entries[#entries + 1] = {start + i - 1, id, not is_gone and shorten(parents), id, ''}
+    if not is_gone then last_parents = parents end
   end
-  entries[#entries][4] = id
+  local entry = entries[#entries]
+  entry[4] = id
+  if is_gone and entry[5] == '' then entry[5] = 'gone' end
   in_entry = in_entry + 1
   local is_notable = NOTABLE[letter] and NOTABLE[letter] < MAX_NOTABLE
   if is_notable then NOTABLE[letter] = NOTABLE[letter] + 1 end

@@ -111,6 +111,26 @@ def test_jobs_whose_records_are_gone_are_drawn(redis):
     assert drawn(flow) == ["0-2", "3", "4"]
 
 
+def test_a_job_whose_record_is_gone_is_drawn_with_those_before_it(redis):
+    """It began a branch of its own, and jobs of a chain were said to run at the same time."""
+    flow = chain(add(1), group(double() for _ in range(4)), s(jobs.total), double()).enqueue()
+    redis.hset(keys.flow(flow.id), flow.job_ids[2], "{}")
+    redis.delete(*map(keys.job, (flow.job_ids[2], flow.job_ids[3])))
+    assert drawn(flow) == ["0", "1-4", "5", "6"]
+    redis.delete(keys.job(flow.job_ids[5]))
+    rows = picture.read(flow.id).rows
+    assert shape(rows) == ["0", "1-5", "6"]
+    assert [row.is_parallel for row in rows] == [True, False, True]
+
+
+def test_jobs_whose_parents_were_not_read_are_a_step_without_an_order(redis):
+    """The end of a chain of thousands was "1,601 jobs at the same time"."""
+    flow = chain(add(0), *(double() for _ in range(1999))).enqueue()
+    *_, before, rest = picture.read(flow.id).rows
+    assert shape([before, rest]) == ["399", "400-1999"]
+    assert before.is_parallel and not rest.is_parallel
+
+
 def test_forged_parents_end_in_some_tree(redis):
     flow = chain(add(1), *[double()] * 60).enqueue()
     for number, job_id in enumerate(flow.job_ids):
