@@ -43,6 +43,7 @@ PROBES: tuple[tuple[Level, str, tuple[Any, ...]], ...] = (
     (Level.LOSS, NOTHING_WORKS, ("EXISTS", keys.job("doctor"))),
     (Level.LOSS, NOTHING_WORKS, ("SCRIPT LOAD", "return 1")),
     (Level.LOSS, NOTHING_WORKS, ("EVALSHA", "0" * 40, 0)),
+    (Level.LOSS, NOTHING_WORKS, ("TIME",)),  # the scripts call it
     (Level.NOTE, "delayed jobs may begin a second late", ("PUBLISH", keys.DOCTOR, "")),
     (
         Level.NOTE,

@@ -239,6 +239,20 @@ def test_doctor_names_a_missing_right_of_the_redis_user(doctor, redis, server):
     )
 
 
+def test_doctor_counts_a_missing_right_to_the_time_as_a_loss(doctor, redis, server):
+    """Every enqueue failed, and the doctor had notes only."""
+    redis.execute_command("ACL", "SETUSER", "small", "on", ">pw", "~*", "&*", "+@all", "-time")
+    try:
+        config.use(redis_url=server.replace("unix://", "unix://small:pw@"))
+        lines = doctor()
+    finally:
+        connection.client().connection_pool.disconnect()
+        redis.execute_command("ACL", "DELUSER", "small")
+    assert any(
+        line.startswith("LOSS no job can be enqueued") and "'time'" in line for line in lines
+    )
+
+
 def test_doctor_reports_delayed_jobs_without_a_scheduler(doctor, redis):
     rqjobs.enqueue_in(3600, sample_jobs.ok)
     assert any(
