@@ -16,6 +16,7 @@ from rqjobs import connection
 from rqjobs.broker.transitions import Claim
 
 READ_BYTES = 65536
+SEND_BYTES = 65536  # of one call, whose time limit is for all of them
 
 
 class Ack(NamedTuple):
@@ -95,7 +96,9 @@ class AckPipeline:
                 unsent.append(ack.command)
             packed = [hiredis.pack_command(words) for words in unsent + commands]
             # As in `_read`, straight to the socket. redis-py sends each command by itself.
-            self._connection._sock.sendall(b"".join(packed))
+            data = b"".join(packed)
+            for start in range(0, len(data), SEND_BYTES):
+                self._connection._sock.sendall(data[start : start + SEND_BYTES])
             self._sent = len(self.pending)
         except BaseException:  # half a command may be sent
             self.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import helpers
 import pytest
 import sample_jobs
@@ -13,7 +15,7 @@ from rqjobs import Callback, Repeat, Retry, config, job_metrics
 from rqjobs.broker import keys, leases, recovery, scripts, transitions
 from rqjobs.job_fields import ResultTooLarge
 from rqjobs.maintenance import audit
-from rqjobs.worker.ack_pipeline import AckPipeline
+from rqjobs.worker.ack_pipeline import SEND_BYTES, AckPipeline
 
 
 def run(*queues):
@@ -176,6 +178,26 @@ def test_perform_job_without_an_outcome_fails_the_job(redis):
         in reason(forgotten)
     )
     assert not redis.keys("rqjobs:claims:*") and not redis.exists("rq:wip:default")
+
+
+def test_acks_with_large_logs_are_sent_in_parts(redis):
+    """A slow link had one time limit for all of them, so it would never have taken them."""
+    acks, sizes = AckPipeline(redis), []
+    acks._connect()
+    connected = acks._connection
+    acks._connection = SimpleNamespace(
+        _sock=SimpleNamespace(
+            sendall=lambda data: sizes.append(len(data)) or connected._sock.sendall(data),
+            recv=lambda size: connected._sock.recv(size),
+        )
+    )
+    large = b"x" * 300_000
+    try:
+        _, replies = acks.flush(("ECHO", large), ("ECHO", large), ("PING",))
+    finally:
+        connected.disconnect()
+    assert replies[:2] == [large, large]
+    assert max(sizes) == SEND_BYTES and sum(sizes) > 600_000
 
 
 def test_a_success_whose_reply_was_lost_is_counted_once(redis, monkeypatch):
