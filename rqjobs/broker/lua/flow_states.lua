@@ -4,11 +4,12 @@
 -- ARGV  1 index of the first job   2 maximum number of jobs   3 maximum number of entries
 --       4 maximum number of drawn jobs of an entry   5 index of a job that is drawn in any case, or -1
 -- Promise: nothing is written. A key of the wrong type counts as empty.
--- Returns {a letter for each job, entries, drawn jobs}. An entry {index, id, parents, id of the last, mark}
--- stands for the jobs from this one on that wait for the same ones. `parents` is JSON as RQ writes it; of many
--- parents it has the first and the last one. It is nil if the first job's record is gone. `mark` is "gone" if
--- that of any is gone; "rest" for all jobs after the maximum number of entries; else "". A drawn job is {index, id, description}: the first ones
--- of each entry, and the first ones that have failed or run.
+-- Returns {a letter for each job, entries, drawn jobs}. An entry {index, id, parents, id of the last,
+-- mark} stands for the jobs from this one on that wait for the same ones. `parents` is JSON as RQ
+-- writes it; of many parents it has the first and the last one. It is nil if the first job's record is
+-- gone. `mark` is "gone" if that of any is gone; "rest" for all jobs after the maximum number of
+-- entries; else "". A drawn job is {index, id, description}: the first ones of each entry, and the
+-- first ones that have failed or run.
 -- Letters: f finished, x failed, y failed but the jobs behind it run, s stopped, c canceled,
 -- q queued, d deferred, t scheduled (a time), r running, g gone, o another.
 
