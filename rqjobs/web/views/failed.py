@@ -93,13 +93,13 @@ def _show_group(group_id: str, status: int = 200, error: str = "") -> Any:
     after = request.args.get("after", "")
     found = failure_inbox.jobs_of(group_id, after, FAILED_PER_PAGE)
     jobs = stats.listed_jobs(connection.client(), found.ids)
-    is_known = group.function in catalog.current().functions
+    can_edit = not after and group.function in catalog.current().functions
     return page(
         "failed_group.html",
         status,
         group=_shown(group),
         jobs=[row(job) if job else {"id": job_id} for job_id, job in jobs],
-        editable=next((job_id for job_id, job in jobs if job and is_known), ""),
+        editable=next((job_id for job_id, job in jobs if job and can_edit), ""),
         after=after,
         next=found.next,
         error=error,

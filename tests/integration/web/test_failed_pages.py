@@ -119,6 +119,8 @@ def test_one_job_of_a_group_runs_again_with_another_argument(client, redis, grou
     (newest,) = failure_inbox.jobs_of(group.id, "", 1).ids
     assert link == f"/enqueue?function=sample_jobs.boom&from={newest}"
     assert html.escape(f"{HOSTILE} 29") in client.get(link).text
+    later = client.get(html.unescape(re.search(r'href="([^"]+)">older', page)[1])).text
+    assert "edit-one" not in later, "the newest is on the first page"
     redis.hset(f"rqjobs:failure-group:{group.id}", "function", "gone.function")
     assert "edit-one" not in client.get(f"/failed/{group.id}").text
 
