@@ -23,10 +23,8 @@ FIRST_MAX_ENTRIES = 400  # jobs of the first call whose parents are read
 LATER_MAX_ENTRIES = 50  # of each further one
 MAX_MEMBERS = 12  # of a step that are drawn; a larger step has the first ones
 MAX_BRANCHES = 12  # of a fork that are drawn
-MAX_LEVELS = 4  # of forks within forks
-GAP_ROWS = (
-    10  # that are drawn at both ends of a long row of steps, and on both sides of the position
-)
+MAX_FORK_LEVELS = 4  # of forks within forks
+END_ROWS = 10  # of many rows: drawn at both ends, and on both sides of the position
 STATUS_LETTERS = {
     "f": "finished",
     "x": "failed",
@@ -236,7 +234,7 @@ def _rows(node: Node, level: int = 0) -> list[Row]:
         if node.jobs:
             rows.append(Step(node.jobs, node.is_parallel))
         todo += reversed(node.joined)
-        if len(node.branches) < 2 or level == MAX_LEVELS:
+        if len(node.branches) < 2 or level == MAX_FORK_LEVELS:
             todo += reversed(node.branches)
         else:
             rows.append(Fork([_rows(branch, level + 1) for branch in node.branches]))
@@ -253,10 +251,10 @@ def _choose(rows: list[Row], letters: str, position: int | None) -> list[Row]:
             row.branches = [
                 _choose(one, letters, position) for one in row.branches if id(one) in drawn
             ]
-    if len(rows) <= 4 * GAP_ROWS:
+    if len(rows) <= 4 * END_ROWS:
         return rows
     own = next((number for number, row in enumerate(rows) if _has([row], position)), 0)
-    kept = {*range(GAP_ROWS), *range(own - GAP_ROWS, own + GAP_ROWS), *range(len(rows))[-GAP_ROWS:]}
+    kept = {*range(END_ROWS), *range(own - END_ROWS, own + END_ROWS), *range(len(rows))[-END_ROWS:]}
     chosen: list[Row] = []
     for number, row in enumerate(rows):
         if number in kept:

@@ -7,7 +7,6 @@ canary is a file. If it exists, code ran that must not run.
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 import os
 import pickle
@@ -22,6 +21,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 import sample_jobs
+from ports import trickling_server
 from rq.command import send_stop_job_command
 from rq.exceptions import DeserializationError
 from rq.job import JobStatus
@@ -316,27 +316,13 @@ def test_a_webhook_that_is_answered_byte_by_byte_ends_at_its_time_limit(settings
     A redirect's body, which is read before the next call, still did.
     """
     config.use(webhook_hosts=("127.0.0.1",))
-    ended = threading.Event()
-
-    def trickle(listener):
-        peer, _ = listener.accept()
-        with peer, contextlib.suppress(OSError):
-            peer.sendall(head.encode())
-            while not ended.wait(0.05):
-                peer.sendall(b"X")
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = threading.Thread(target=trickle, args=[listener])
-        server.start()
-        try:
-            url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
-            with pytest.raises(TimeoutError):
-                webhooks.open_within_limit(urllib.request.Request(url), timeout=1)
-            server.join(60)
-            assert not server.is_alive(), "its connection is closed"
-        finally:
-            ended.set()
-            server.join()
+    with trickling_server(head.encode()) as (port, server):
+        with pytest.raises(TimeoutError):
+            webhooks.open_within_limit(
+                urllib.request.Request(f"http://127.0.0.1:{port}/"), timeout=1
+            )
+        server.join(60)
+        assert not server.is_alive(), "its connection is closed"
 
 
 def test_a_webhook_whose_connection_takes_all_of_its_time_is_not_sent(settings, monkeypatch):

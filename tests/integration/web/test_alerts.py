@@ -12,7 +12,7 @@ import time
 
 import pytest
 import sample_jobs
-from ports import closed_port
+from ports import closed_port, trickling_server
 
 import rqjobs
 from rqjobs import alerts, config, connection, every, schedules, stats
@@ -155,31 +155,15 @@ def test_a_receiver_that_hangs_holds_up_nothing_for_long(
 def test_an_answer_byte_by_byte_leaves_no_thread(redis, rules, monkeypatch, eventually, head):
     """Each try left a thread and a connection behind, for as long as bytes came."""
     monkeypatch.setattr(alerts, "SEND_SECONDS", 0.3)
-    ended = threading.Event()
-
-    def trickle(listener):
-        peer, _ = listener.accept()
-        with peer, contextlib.suppress(OSError):
-            peer.sendall(head)
-            while not ended.wait(0.05):
-                peer.sendall(b"X")
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = threading.Thread(target=trickle, args=[listener])
-        server.start()
-        try:
-            port = listener.getsockname()[1]
-            rules("depth:default=0", alert_webhook=f"http://127.0.0.1:{port}/")
-            rqjobs.enqueue(sample_jobs.ok)
-            alerts.update(redis)
-            assert alerts.send_due(redis) == 0
-            eventually(
-                lambda: not [one for one in threading.enumerate() if one.name == "rqjobs-alert"],
-                what="the end of the call's thread",
-            )
-        finally:
-            ended.set()
-            server.join()
+    with trickling_server(head) as (port, _):
+        rules("depth:default=0", alert_webhook=f"http://127.0.0.1:{port}/")
+        rqjobs.enqueue(sample_jobs.ok)
+        alerts.update(redis)
+        assert alerts.send_due(redis) == 0
+        eventually(
+            lambda: not [one for one in threading.enumerate() if one.name == "rqjobs-alert"],
+            what="the end of the call's thread",
+        )
 
 
 def test_nobody_at_the_address_is_given_up_at_last(redis, rules, monkeypatch, caplog):
