@@ -92,23 +92,15 @@ def clean(text: str) -> str:
     return replace_control_characters(ANSI_SEQUENCE.sub("", text.replace("\r\n", "\n")))
 
 
-def keep(connection: redis.Redis, job_id: str, token: str, attempt: int, batch: Batch) -> None:
-    """Add a batch to the log of a job, if its run still has this token."""
-    KEEP_LOG.run(connection, *_keep_arguments(job_id, token, attempt, batch))
-
-
 def keep_command(job_id: str, token: str, attempt: int, batch: Batch) -> tuple[Any, ...]:
-    """`keep` as a command for a pipeline. Redis must have the script already."""
-    return KEEP_LOG.call(*_keep_arguments(job_id, token, attempt, batch))
+    """The command that adds a batch to the log of a job, if its run still has this token.
 
-
-def _keep_arguments(
-    job_id: str, token: str, attempt: int, batch: Batch
-) -> tuple[list[str], list[Any]]:
+    Redis must have the script already.
+    """
     arguments: list[Any] = [token, attempt, batch.number, batch.dropped, LOG_MAX_BYTES]
     for chunk in _chunks(batch.text):
         arguments += (chunk.count(b"\n"), chunk)
-    return [keys.job(job_id), keys.log(job_id)], arguments
+    return KEEP_LOG.call([keys.job(job_id), keys.log(job_id)], arguments)
 
 
 def _chunks(text: bytes) -> Iterator[bytes]:

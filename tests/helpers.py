@@ -6,6 +6,7 @@ import sample_jobs
 from rq.group import Group
 
 import rqjobs
+from rqjobs import job_logs
 from rqjobs.broker import keys, leases, recovery, scripts, transitions
 from rqjobs.broker.keys import decode
 
@@ -19,6 +20,12 @@ def claim(connection, worker, queues, max_jobs=1, held=()):
     """
     arguments = transitions.claim_arguments(worker, queues, max_jobs, held)
     return transitions.read_claims(scripts.CLAIM.run(connection, *arguments))
+
+
+def keep_log(connection, job_id, token, attempt, batch):
+    """Add a batch of lines to the log of a job, as its run with this token does."""
+    connection.script_load(scripts.KEEP_LOG.source)
+    connection.execute_command(*job_logs.keep_command(job_id, token, attempt, batch))
 
 
 def nothing_moves(redis, *queues):

@@ -14,6 +14,9 @@ from pathlib import Path
 
 from rq import get_current_job
 
+import rqjobs
+from rqjobs.broker import scripts
+
 log = logging.getLogger(__name__)
 
 
@@ -86,6 +89,21 @@ def crash_once(name: str):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def end_in_a_full_redis(way: str):
+    """Log a last line that Redis refuses, and end: by a crash, or between two rows of a loop."""
+    connection = get_current_job().connection
+    if connection.incr("rq:runs") > 1:
+        return
+    for row in rqjobs.resumable(range(10**9), every=60):
+        if row == 0:
+            connection.config_set("maxmemory", 1)
+            log.info("the last line of run 1")
+            os.kill(os.getpid() if way == "crash" else os.getppid(), WAYS[way])
+
+
+WAYS = {"crash": signal.SIGKILL, "stop": signal.SIGTERM}
+
+
 def fail_until(name: str, runs: int):
     number = get_current_job().connection.incr(name)
     log.info("run %d", number)
@@ -146,3 +164,14 @@ def configure():
     logging.basicConfig(level="INFO", format="basic: %(message)s")
     assert len(root.handlers) == 1
     log.info("after basicConfig")
+
+
+def speak_after_a_restart_of_redis(loaded: int, fails: bool):
+    """Log after Redis has lost its scripts, and has only the first of a worker's again."""
+    connection = get_current_job().connection
+    connection.script_flush()
+    for script in scripts.WORKER_SCRIPTS[:loaded]:
+        connection.script_load(script.source)
+    log.info("said before the outcome")
+    if fails:
+        raise ValueError("so that the outcome is a failure")

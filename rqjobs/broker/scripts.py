@@ -188,8 +188,8 @@ def redis_time(connection: redis.Redis) -> float:
 
 
 def load_scripts(client: redis.Redis) -> None:
-    """Load the worker's scripts into Redis. A transient error is ignored: the next command meets
-    it.
+    """Load the worker's scripts into Redis, in their order. A transient error is ignored: the next
+    command meets it.
     """
     try:
         for script in WORKER_SCRIPTS:
@@ -238,6 +238,9 @@ CANCEL_FLOW = Script("cancel_flow", policies=False)
 ADD_METRICS = Script("add_metrics", policies=False)
 FORGET_FLOWS = Script("forget_flows", policies=False)
 WORKER_SCRIPTS = (
+    # The first: a worker sends it in front of an outcome, and would not notice that Redis has only
+    # the script of the outcome.
+    KEEP_LOG,
     CLAIM,
     SETTLE_SUCCESS,
     SETTLE_POLICY_SUCCESS,
@@ -246,7 +249,6 @@ WORKER_SCRIPTS = (
     INTERRUPT,
     RECLAIM,
     PARK_PAUSED,
-    KEEP_LOG,
     ADD_METRICS,
 )
 CHECK_WAITING = Script("check_waiting")

@@ -81,6 +81,8 @@ class LogCapture:
         self.claim: Claim | None = None  # of the job that runs
         self.secrets: list[str] = []  # texts that its lines do not show
         self._has_lines = False  # of that job
+        # The run that has ended last, and the commands that keep its last lines.
+        self._last: tuple[Claim | None, tuple[tuple[Any, ...], ...]] = None, ()
         self._prints: PrintStream | None = None
         self._sender = _Sender(client)
         self._is_started = False
@@ -137,14 +139,17 @@ class LogCapture:
             self._prints = PrintStream(sys.stdout, self._keep_print, claim)
             sys.stdout = self._prints  # the horse restores it after the job
 
-    def last_commands(self) -> tuple[tuple[Any, ...], ...]:
-        """The commands that keep the rest of the lines. They are sent before the outcome.
+    def last_commands(self, claim: Claim) -> tuple[tuple[Any, ...], ...]:
+        """The commands that keep the rest of the lines of this run. They are sent before its outcome.
 
-        Later lines are not kept.
+        Later lines are not kept. Another call for the same run returns the same commands.
         """
-        claim = self.claim
-        if claim is None:
-            return ()
+        if claim is self.claim:
+            self._last = claim, self._close(claim)
+        ended, commands = self._last
+        return commands if ended is claim else ()
+
+    def _close(self, claim: Claim) -> tuple[tuple[Any, ...], ...]:
         if self._prints:
             self._prints.end_lines()
             self._prints = None

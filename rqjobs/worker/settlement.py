@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, TypeVar
 
@@ -28,6 +28,7 @@ from rqjobs.broker import keys, transitions
 from rqjobs.broker.keys import decode
 from rqjobs.broker.scripts import SETTLE, SETTLE_POLICY_SUCCESS, SETTLE_SUCCESS
 from rqjobs.broker.transitions import Claim
+from rqjobs.connection import is_transient
 from rqjobs.hooks import Hook
 from rqjobs.instrumentation import is_wrapped
 from rqjobs.job_fields import check_size
@@ -216,7 +217,7 @@ class SettlementMixin(rq.Worker):
         waited = max(0.0, started - job.enqueued_at.timestamp()) if job.enqueued_at else 0.0
         fallback = partial(self.record_success, job, queue, started_job_registry)
         command = self._success_command(claim, job, ttl, started, ended)
-        log_commands = self.job_log.last_commands() if self.job_log else ()
+        log_commands = self._last_log_commands(claim)
         self.acks.send(Ack(claim, command, fallback, seconds, log_commands, job.func_name, waited))
         self.last_settled_token = claim.token
         if self.log.isEnabledFor(logging.INFO):
@@ -324,10 +325,10 @@ class SettlementMixin(rq.Worker):
         assert claim
         self.report(HorsePhase.SETTLING)
         fields = {**job.run_state.last_fields(), **job.run_state.changed_meta()}
-        if self.job_log:
-            self.job_log.flush()
+        log_commands = self._last_log_commands(claim)
 
         def attempt() -> SettleReply:
+            self._keep_log(log_commands)
             return SettleReply.read(transitions.interrupt(self.client, self.name, claim, fields))
 
         reply = self._settle(claim, attempt)
@@ -442,7 +443,7 @@ class SettlementMixin(rq.Worker):
         self._drop_unstorable_meta(job)
         snapshot = JobSnapshot(job)
         stopped = self._stopped_job_id
-        log_commands = self._last_log_commands()
+        log_commands = self._last_log_commands(claim)
         webhook_calls: list[tuple[Any, Any]] = []
 
         def attempt() -> SettleReply:
@@ -521,10 +522,19 @@ class SettlementMixin(rq.Worker):
             raise reply
         return SettleReply.read(reply)
 
-    def _last_log_commands(self) -> tuple[tuple[Any, ...], ...]:
+    def _last_log_commands(self, claim: Claim) -> tuple[tuple[Any, ...], ...]:
         if self.job_log is None:
             return ()
-        return self.job_log.last_commands()
+        return self.job_log.last_commands(claim)
+
+    def _keep_log(self, commands: Iterable[tuple[Any, ...]]) -> None:
+        """Send the last lines of a run. Those that Redis refuses for good are given up."""
+        for command in commands:
+            try:
+                self.client.execute_command(*command)
+            except ResponseError as error:
+                if is_transient(error):
+                    raise
 
     def _send_webhooks(self, job: Any, calls: list[tuple[Any, Any]]) -> None:
         """Send the webhooks of an outcome that was recorded. Those of any other are dropped."""
@@ -579,15 +589,15 @@ class SettlementMixin(rq.Worker):
             failure = failures.of_traceback(name, message)
             group = failure.group
             call = failure.call(decode(claim.fields.get(b"rqjobs_on_failed") or b""))
+        log_commands = self._last_log_commands(claim)
 
         def send(writes: list[tuple[Any, ...]]) -> SettleReply:
             arguments = transitions.settle_arguments(
                 self.name, claim, writes, counts_as, rq.Queue.DEFAULT_TIMEOUT, group, call
             )
-            return SettleReply.read(SETTLE.run(self.client, *arguments))
+            self._keep_log(log_commands)
+            return SettleReply.read(self.client.execute_command(*SETTLE.call(*arguments)))
 
-        if self.job_log:
-            self.job_log.flush()
         try:
             reply = self.retry_until_answered(partial(send, writes))
         except ResponseError:

@@ -499,7 +499,7 @@ class Supervisor(SettlementMixin):
         """Requeue the claims of a horse that died; start a finisher for a job that has to end."""
         running = snapshot if snapshot and snapshot.running else None
         if running:
-            self._send_log_of(running)
+            self.retry_until_answered(partial(self._keep_log_of, running))
         death = self._horse_death
         if running and self._stopped_job_id == running.job_id and death != HorseDeath.TIMED_OUT:
             death = HorseDeath.JOB_STOPPED
@@ -513,14 +513,15 @@ class Supervisor(SettlementMixin):
             self._requeue_claims("", status)
         self._stopped_job_id = None  # not before: the finisher's fork has a copy of it
 
-    def _send_log_of(self, snapshot: HorseSnapshot) -> None:
+    def _keep_log_of(self, snapshot: HorseSnapshot) -> None:
         """Keep the lines that the dead horse has not sent: the last ones before a crash."""
         if self.log_buffer is None:
             return
         attempt, batches = self.log_buffer.left_by(snapshot.token)
-        with contextlib.suppress(redis.RedisError, OSError):
-            for batch in batches:
-                job_logs.keep(self.client, snapshot.job_id, snapshot.token, attempt, batch)
+        self._keep_log(
+            job_logs.keep_command(snapshot.job_id, snapshot.token, attempt, batch)
+            for batch in batches
+        )
 
     def _requeue_claims(self, crashed_job_id: str, status: int) -> None:
         """Requeue the dead horse's claims. `crashed_job_id`: the job whose crash counts; or ""."""

@@ -9,7 +9,6 @@ import helpers
 import sample_jobs
 
 import rqjobs
-from rqjobs import job_logs
 from rqjobs.broker import leases, transitions
 from rqjobs.job_logs import Batch, encode_line
 from rqjobs.web import timeline
@@ -21,7 +20,7 @@ def log(redis, job, attempt, number, *lines, dropped=0):
     (claim,) = helpers.claim(redis, "one", ["default"])
     now = time.time()
     text = b"".join(encode_line(now, 30, "WARNING", "shop.<b>", line) for line in lines)
-    job_logs.keep(redis, job.id, claim.token, attempt, Batch(number, dropped, text))
+    helpers.keep_log(redis, job.id, claim.token, attempt, Batch(number, dropped, text))
 
 
 def test_the_page_shows_each_attempt_and_what_is_missing(client, redis):

@@ -17,7 +17,7 @@ from redis.exceptions import ResponseError
 
 import rqjobs
 from rqjobs import config, job_logs, queues
-from rqjobs.broker import leases, transitions
+from rqjobs.broker import leases, scripts, transitions
 from rqjobs.job_logs import LOG_MAX_BYTES, Batch, encode_line
 from rqjobs.maintenance import sweep
 
@@ -119,6 +119,17 @@ def test_a_flood_is_bounded_and_costs_ten_writes_a_second(redis, burst):
     assert trims <= took / 0.1 + 2  # the last two come after the function's end
 
 
+def test_lines_survive_a_redis_that_has_lost_its_scripts(redis, burst):
+    """Another worker loads them one after the other, and an outcome may come between two."""
+    jobs = [
+        rqjobs.enqueue(log_jobs.speak_after_a_restart_of_redis, loaded, fails)
+        for loaded in range(len(scripts.WORKER_SCRIPTS) + 1)
+        for fails in (False, True)
+    ]
+    burst()
+    assert [texts(job) for job in jobs] == [["said before the outcome"]] * len(jobs)
+
+
 def test_a_time_limit_in_the_middle_of_a_line_leaves_nothing_locked(redis, burst):
     jobs = [rqjobs.enqueue(log_jobs.log_forever, job_timeout=1) for _ in range(3)]
     last = rqjobs.enqueue(log_jobs.speak, "one")
@@ -195,6 +206,16 @@ def test_a_job_goes_on_while_redis_is_full(redis, worker, eventually, tmp_path):
     assert texts(job) == ["waits", *["goes on"] * 3]
 
 
+@pytest.mark.parametrize("way", log_jobs.WAYS)
+def test_the_last_line_waits_for_redis_as_the_job_does(redis, worker, eventually, way):
+    job = rqjobs.enqueue(log_jobs.end_in_a_full_redis, way)
+    process = worker("default")
+    eventually(lambda: "waits for Redis" in process.output(), what="the refused outcome")
+    assert texts(job) == []
+    redis.config_set("maxmemory", 0)
+    eventually(lambda: texts(job) == ["the last line of run 1"])
+
+
 # The script, without a worker
 
 
@@ -212,7 +233,7 @@ def batch(number, *lines, dropped=0):
 
 
 def keep(redis, claim, batch, attempt=1):
-    job_logs.keep(redis, claim.job_id, claim.token, attempt, batch)
+    helpers.keep_log(redis, claim.job_id, claim.token, attempt, batch)
     return [line.text for line in job_logs.read(redis, claim.job_id)]
 
 
