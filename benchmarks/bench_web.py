@@ -50,6 +50,7 @@ VIEWERS = 100
 POLL_SECONDS = 2  # between two live updates of an open page
 VIEWER_SECONDS = 10  # for which open pages are simulated
 LIMIT_TRIPS = 8
+LIMIT_LIVE_TRIPS = 2  # of an update of an open page
 LIMIT_BYTES = 1_000_000
 LIMIT_MILLISECONDS = 100
 COPY_JOBS = """
@@ -276,8 +277,12 @@ def bytes_sent(client: redis.Redis) -> int:
 
 
 def measure(browser: Any, client: redis.Redis, path: str, repeats: int = REPEATS) -> Cost:
-    """The cost of a page. It is opened once before, as the first one reads more."""
+    """The cost of a page. It is opened once before, as the first one reads more.
+
+    An update of an open page is not that which another viewer has just had made.
+    """
     browser.get(path)
+    browser.application.extensions.pop("rqjobs.renderings", None)
     before = bytes_sent(client)
     overhead = bytes_sent(client) - before
     with counted_sends() as sends:
@@ -337,12 +342,16 @@ def report(line: str) -> None:
     sys.stdout.flush()
 
 
+def limit_trips(path: str) -> int:
+    return LIMIT_LIVE_TRIPS if path.startswith("/live") else LIMIT_TRIPS
+
+
 def report_cost(cost: Cost) -> None:
     over = [
         word
         for word, is_over in (
             ("ms", cost.milliseconds > LIMIT_MILLISECONDS),
-            ("trips", cost.round_trips > LIMIT_TRIPS),
+            ("trips", cost.round_trips > limit_trips(cost.path)),
             ("bytes", cost.bytes_read > LIMIT_BYTES),
         )
         if is_over

@@ -131,17 +131,13 @@ def groups(limit: int = 1000) -> list[Group]:
     (ids,) = scripts.read_together(client, [("ZREVRANGE", keys.FAILURE_GROUPS, 0, limit - 1)])
     if isinstance(ids, Exception):  # the key has the wrong type
         return []
-    return read_groups(client, [decode(group) for group in ids])
-
-
-def read_groups(client: redis.Redis, names: Sequence[str]) -> list[Group]:
-    """Those of the groups with these ids that there are, in one round trip."""
+    names = [decode(group) for group in ids]
     commands = [part for name in names for part in group_commands(name)]
     return groups_in(names, scripts.read_together(client, commands))
 
 
 def groups_in(names: Sequence[str], replies: list[Any]) -> list[Group]:
-    """The groups with these ids, from the replies to their `group_commands`."""
+    """Those of the groups with these ids that there are, from the replies to their `group_commands`."""
     now = time.time()
     found = []
     for name, fields, number in zip(names, replies[::2], replies[1::2], strict=True):
@@ -159,7 +155,7 @@ def group(group_id: str) -> Group | None:
 
 
 def group_commands(group_id: str) -> list[tuple[Any, ...]]:
-    """The commands that read a group. `read_groups` reads the replies."""
+    """The commands that read a group. `groups_in` takes the replies."""
     return [
         ("HGETALL", keys.failure_group(group_id)),
         ("ZCARD", keys.failure_group_jobs(group_id)),

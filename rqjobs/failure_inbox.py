@@ -30,7 +30,8 @@ class Inbox:
     """One page of groups, the one that failed last first.
 
     `next`: the cursor of the page after this one, "" for none. `matched`: the groups on all pages.
-    `watched` and `ignored`: all groups, by whether they count as trouble.
+    `watched` and `ignored`: all groups, by whether they count as trouble. `ungrouped`: the
+    approximate number of failed jobs without a group.
     """
 
     groups: list[Group]
@@ -38,6 +39,7 @@ class Inbox:
     matched: int
     watched: int
     ignored: int
+    ungrouped: int
 
 
 @dataclass(frozen=True)
@@ -76,15 +78,20 @@ def page(text: str = "", ignored: bool = False, after: str = "", limit: int = 25
     place = _read_cursor(after)
     last = [repr(place[0]), place[1]] if place else ["", ""]
     args = [_lower(text), "1" if ignored else "", *last, limit, MAX_GROUPS]
-    reply = scripts.FIND_GROUPS.run(client, [keys.FAILURE_GROUPS], args)
+    commands = [scripts.FIND_GROUPS.call([keys.FAILURE_GROUPS], args), *NAMES_COMMANDS]
+    reply, *names = scripts.read_together(client, commands, scripts.FIND_GROUPS)
     watched, number, matched, more, *found = reply
     ids = [decode(one) for one in found[::2]]
+    counting = _Counting(*names)
+    commands = [*counting.commands, *(part for one in ids for part in failed.group_commands(one))]
+    replies = scripts.read_together(client, commands, scripts.COUNT_MEMBERS)
     return Inbox(
-        groups=failed.read_groups(client, ids),
+        groups=failed.groups_in(ids, replies[len(counting.commands) :]),
         next=f"{decode(found[-1])}:{ids[-1]}" if more else "",
         matched=matched,
         watched=watched,
         ignored=number,
+        ungrouped=counting.read(replies).ungrouped,
     )
 
 
@@ -157,25 +164,41 @@ class _Census:
     queues: list[str]
 
 
-def count_ungrouped() -> int:
-    """The approximate number of failed jobs without a group, by the sizes of all places."""
-    return _count(connection.client()).ungrouped
+NAMES_COMMANDS = (
+    ("SMEMBERS", keys.QUEUES),
+    ("ZREVRANGE", keys.FAILURE_GROUPS, 0, MAX_GROUPS - 1),
+)
+
+
+class _Counting:
+    """Counts the failed jobs without a group, by the sizes of all places.
+
+    It takes the replies to `NAMES_COMMANDS`.
+    """
+
+    def __init__(self, names: Any, groups: Any):
+        queues = scripts.in_chunks(keys.queue_names_in(names))
+        # In the order of their names, so that a further failure does not change the commands.
+        ids = [] if isinstance(groups, Exception) else sorted(decode(group) for group in groups)
+        failures = [(keys.failed(""), "names", *portion) for portion in queues]
+        others = [(keys.stopped(""), "", *portion) for portion in queues]
+        others += [(keys.failure_group_jobs(""), "", *part) for part in scripts.in_chunks(ids)]
+        self._failures = len(failures)
+        self.commands = [scripts.COUNT_MEMBERS.call([], [*args]) for args in failures + others]
+
+    def read(self, replies: list[Any]) -> _Census:
+        """The result, from the replies to `commands`, which may be followed by others."""
+        found = replies[: self._failures]
+        others = replies[self._failures : len(self.commands)]
+        number = sum(reply[0] for reply in found) - sum(reply[0] for reply in others)
+        return _Census(
+            max(0, number), sorted(decode(name) for reply in found for name in reply[1:])
+        )
 
 
 def _count(client: redis.Redis) -> _Census:
-    names, groups = scripts.read_together(
-        client, [("SMEMBERS", keys.QUEUES), ("ZREVRANGE", keys.FAILURE_GROUPS, 0, MAX_GROUPS - 1)]
-    )
-    queues = scripts.in_chunks(keys.queue_names_in(names))
-    ids = [] if isinstance(groups, Exception) else [decode(group) for group in groups]
-    failures = [(keys.failed(""), "names", *portion) for portion in queues]
-    others = [(keys.stopped(""), "", *portion) for portion in queues]
-    others += [(keys.failure_group_jobs(""), "", *part) for part in scripts.in_chunks(ids)]
-    commands = [scripts.COUNT_MEMBERS.call([], list(args)) for args in [*failures, *others]]
-    replies = scripts.read_together(client, commands, scripts.COUNT_MEMBERS)
-    found, rest = replies[: len(failures)], replies[len(failures) :]
-    number = sum(reply[0] for reply in found) - sum(reply[0] for reply in rest)
-    return _Census(max(0, number), sorted(decode(name) for reply in found for name in reply[1:]))
+    counting = _Counting(*scripts.read_together(client, NAMES_COMMANDS))
+    return counting.read(scripts.read_together(client, counting.commands, scripts.COUNT_MEMBERS))
 
 
 def ungrouped(after: str = "", limit: int = 25) -> Ungrouped:

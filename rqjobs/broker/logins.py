@@ -16,7 +16,7 @@ import redis
 from rq.suspension import WORKERS_SUSPENDED
 
 from rqjobs.broker import keys
-from rqjobs.broker.scripts import LOG_IN, TRY_LOGIN, read_together
+from rqjobs.broker.scripts import LOG_IN, TRY_LOGIN, read_together, replies_together
 from rqjobs.connection import refusal_code
 
 LINK_SECONDS = 900  # a login link is valid for so long, and once
@@ -120,12 +120,13 @@ def check_session(connection: redis.Redis, session_id: str) -> SessionCheck:
     Raises:
         redis.RedisError: Redis does not answer, or refuses the question about the session.
     """
-    with connection.pipeline(transaction=False) as pipe:
-        pipe.zscore(keys.SESSIONS, session_id)
-        pipe.exists(WORKERS_SUSPENDED)
-        pipe.hgetall(keys.PAUSED)
-        pipe.info("memory")
-        expiry, suspended, paused, memory = pipe.execute(raise_on_error=False)
+    commands = [
+        ("ZSCORE", keys.SESSIONS, session_id),
+        ("EXISTS", WORKERS_SUSPENDED),
+        ("HGETALL", keys.PAUSED),
+        ("INFO", "memory"),
+    ]
+    expiry, suspended, paused, memory = replies_together(connection, commands)
     if isinstance(expiry, Exception) and refusal_code(expiry):
         raise expiry
     # A key of the wrong type gives an error instead of a number: then no session is open.

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import redis
 from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 
+from rqjobs.broker import read_ahead
 from rqjobs.broker.keys import decode
 from rqjobs.connection import is_transient
 
@@ -131,6 +132,22 @@ class Script:
             return connection.execute_command("EVAL", self.source, len(keys), *keys, *args)
 
 
+def replies_together(connection: redis.Redis, commands: Iterable[tuple[Any, ...]]) -> list[Any]:
+    """The replies to reading `commands`, errors among them, in one round trip.
+
+    An update of an open page may have them already (`read_ahead.py`).
+    """
+
+    def send(commands: list[tuple[Any, ...]]) -> list[Any]:
+        with connection.pipeline(transaction=False) as pipe:
+            for command in commands:
+                pipe.execute_command(*command)
+            return pipe.execute(raise_on_error=False)
+
+    ahead = read_ahead.current.get()
+    return ahead.replies([*commands], send) if ahead else send([*commands])
+
+
 def read_together(
     connection: redis.Redis, commands: Iterable[tuple[Any, ...]], *scripts: Script
 ) -> list[Any]:
@@ -141,10 +158,7 @@ def read_together(
     if Redis does not have them.
     """
     commands = list(commands)
-    with connection.pipeline(transaction=False) as pipe:
-        for command in commands:
-            pipe.execute_command(*command)
-        replies = pipe.execute(raise_on_error=False)
+    replies = replies_together(connection, commands)
     if scripts and any(isinstance(reply, NoScriptError) for reply in replies):
         for script in scripts:
             connection.script_load(script.source)

@@ -494,12 +494,14 @@ def is_stored(client: redis.Redis, name: str) -> bool:
 def read(client: redis.Redis, names: Iterable[str]) -> dict[str, Schedule]:
     """Those of these schedules that exist and can be read."""
     names = list(names)
-    with client.pipeline(transaction=False) as pipe:
-        for name in names:
-            pipe.hgetall(keys.schedule(name))
-            pipe.hgetall(keys.schedule_job(name))
-            pipe.zscore(keys.SCHEDULES, name)
-        replies = pipe.execute(raise_on_error=False)
+    commands: list[tuple[Any, ...]] = []
+    for name in names:
+        commands += [
+            ("HGETALL", keys.schedule(name)),
+            ("HGETALL", keys.schedule_job(name)),
+            ("ZSCORE", keys.SCHEDULES, name),
+        ]
+    replies = scripts.replies_together(client, commands)
     found = {}
     for name, own, job, due in zip(names, replies[::3], replies[1::3], replies[2::3], strict=True):
         try:

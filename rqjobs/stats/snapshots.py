@@ -178,4 +178,5 @@ def _queues(names: list[str], census: list[Any], workers: list[WorkerStats]) -> 
 
 def scheduler_is_running(connection: redis.Redis) -> bool:
     """Whether a scheduler runs the schedules at the moment."""
-    return bool(connection.exists(keys.SCHEDULES_LOCK))
+    (number,) = scripts.read_together(connection, [("EXISTS", keys.SCHEDULES_LOCK)])
+    return bool(number)

@@ -115,6 +115,7 @@ class Auth:
         app.extensions["rqjobs"] = self
         app.before_request(self.check_request)
         app.after_request(self.add_headers)
+        app.teardown_request(live.end_reading)
 
     @cached_property
     def password(self) -> str:
@@ -173,6 +174,7 @@ class Auth:
         g.rqjobs_access, g.rqjobs_nav, g.rqjobs_warnings = STRANGER, False, []
         g.rqjobs_is_live, g.rqjobs_is_foreign, g.rqjobs_trouble = False, False, None
         g.rqjobs_refused = True
+        live.begin_reading()
         refusal = self._refuse()
         if refusal is not None:
             return refusal
@@ -291,7 +293,7 @@ class Auth:
         if not self.protects():
             return response
         recording.finish(response)
-        live.if_changed(response)
+        live.finish(response)
         if g.get("rqjobs_is_foreign"):  # the application's own, with styles and scripts of its own
             return response
         for name, value in SECURITY_HEADERS.items():

@@ -1,7 +1,8 @@
 """Live parts of pages: answered with 304 if nothing has changed, and rendered once for all viewers.
 
 A live part is a fragment that `static/live.js` asks for every two seconds. A view makes it with
-`page("_name.html", …)`, which adds the ETag. A view that reads much wraps this call in `cached`.
+`page("_name.html", …)`, which adds the ETag. A view that reads much wraps this call in `cached`. Any
+other one reads ahead (`broker/read_ahead.py`), in one round trip with the check of the login.
 """
 
 from __future__ import annotations
@@ -15,11 +16,16 @@ from typing import Any
 
 from flask import Response, current_app, g, request
 
+from rqjobs.broker import read_ahead
+from rqjobs.broker.read_ahead import Command, ReadAhead
 from rqjobs.web.access import current_access
 
 TROUBLE_HEADER = "X-Rqjobs-Trouble"  # the number in the title of the page, with each live part
 LIVE_SECONDS = 1.0  # for which viewers share a live part
 MAX_RENDERINGS = 500  # that are kept for the viewers of one app
+MAX_READINGS = 100  # addresses whose reading is kept, for one app
+READING_MAX_WORDS = 10_000  # of the commands of one address
+ADDRESS_MAX_CHARACTERS = 1000
 
 
 @dataclass
@@ -55,6 +61,7 @@ def cached(key: str, seconds: float, make: Callable[[], Response]) -> Response:
     Further viewers wait for that call. Only a successful response is kept. `key` names all
     that the response depends on, except the role of the viewer and the address of the app.
     """
+    end_reading()  # what is read for all viewers is not repeated for each
     renderings = current_app.extensions.setdefault("rqjobs.renderings", Renderings())
     place = renderings.place((key, current_access().role, request.script_root))
     with place.lock:
@@ -75,10 +82,14 @@ def mark_live() -> None:
     g.rqjobs_is_live = True
 
 
-def if_changed(response: Response) -> None:
-    """Make a live response 304 if the viewer has it already. `auth.py` calls it at the end."""
+def finish(response: Response) -> None:
+    """Note what a live response has read, and make it 304 if the viewer has it already.
+
+    `auth.py` calls it at the end.
+    """
     if not g.get("rqjobs_is_live") or response.status_code != 200:
         return
+    _keep_reading()
     if "ETag" not in response.headers:
         _set_tag(response)
     tag, _ = response.get_etag()
@@ -90,6 +101,59 @@ def if_changed(response: Response) -> None:
 def _set_tag(response: Response) -> None:
     content = response.get_data() + response.headers.get(TROUBLE_HEADER, "").encode()
     response.set_etag(hashlib.sha256(content).hexdigest()[:32])
+
+
+# What a live part reads
+
+
+class Readings:
+    """The commands with which the live parts of an app have read last, by address."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.found: dict[str, list[Command]] = {}
+
+    def last(self, address: str) -> list[Command]:
+        """The commands of an address; none if they are not known."""
+        with self.lock:
+            return self.found.get(address, [])
+
+    def keep(self, address: str, commands: list[Command]) -> None:
+        """Keep the commands of an address, and forget the address that was not asked for longest."""
+        is_small = sum(map(len, commands)) <= READING_MAX_WORDS
+        with self.lock:
+            self.found.pop(address, None)
+            if is_small and len(address) <= ADDRESS_MAX_CHARACTERS:
+                self.found[address] = commands
+            if len(self.found) > MAX_READINGS:
+                del self.found[next(iter(self.found))]
+
+
+def _readings() -> Readings:
+    readings: Readings = current_app.extensions.setdefault("rqjobs.readings", Readings())
+    return readings
+
+
+def begin_reading() -> None:
+    """Begin to read ahead, if the current request is for a live part. `auth.py` calls it."""
+    reading = None
+    if (request.endpoint or "").startswith("rqjobs.live_"):
+        reading = ReadAhead(_readings().last(request.full_path))
+    read_ahead.current.set(reading)
+
+
+def _keep_reading() -> None:
+    reading = read_ahead.current.get()
+    if reading is not None:
+        _readings().keep(request.full_path, reading.asked)
+
+
+def end_reading(error: BaseException | None = None) -> None:
+    """End to read ahead. `auth.py` calls it after each request, whatever its outcome."""
+    read_ahead.current.set(None)
+
+
+# Trouble
 
 
 def set_trouble(number: int) -> None:

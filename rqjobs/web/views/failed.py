@@ -49,7 +49,7 @@ def _inbox() -> dict[str, Any]:
     return {
         "inbox": inbox,
         "groups": [_shown(group) for group in inbox.groups],
-        "ungrouped": failure_inbox.count_ungrouped(),
+        "ungrouped": inbox.ungrouped,
         "q": text,
         "show": "ignored" if ignored else None,
         "after": after,

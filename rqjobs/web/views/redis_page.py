@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from datetime import datetime
 from typing import Any
 
 import redis
+from flask import current_app
 
 from rqjobs import connection
+from rqjobs.broker import scripts
 from rqjobs.maintenance import doctor
 from rqjobs.times import utc
-from rqjobs.web import live
 from rqjobs.web.rendering import cut, page, pages
 
-PINGS = 3  # whose fastest reply is the latency
+PINGS = 3  # the last ones, one for each view, whose fastest reply is the latency
 MAX_FINDINGS = 100
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -27,7 +29,7 @@ def redis_page() -> Any:
 @pages.get("/live/redis")
 def live_redis() -> Any:
     """The numbers of that page, as they are now."""
-    return live.cached("redis", live.LIVE_SECONDS, lambda: page("_redis.html", **_facts()))
+    return page("_redis.html", **_facts())
 
 
 @pages.get("/redis/doctor")
@@ -46,7 +48,10 @@ def run_doctor() -> Any:
 
 def _facts() -> dict[str, Any]:
     client = connection.client()
-    info = Info(client.info())
+    (reply,) = scripts.read_together(client, [("INFO",)])
+    if isinstance(reply, Exception):  # the Redis user may not call it
+        raise reply
+    info = Info(reply)
     return {
         "address": cut(connection.mask_password(connection.url()), 300),
         "findings": [
@@ -86,13 +91,12 @@ def _findings(info: Info) -> list[doctor.Finding]:
 
 
 def _latency(client: redis.Redis) -> str:
-    """The time of the fastest of some PINGs, as this process sees it."""
-    seconds = []
-    for _ in range(PINGS):
-        start = time.perf_counter()
-        client.ping()
-        seconds.append(time.perf_counter() - start)
-    return f"{min(seconds) * 1000:.2f} ms"
+    """The time of the fastest of the last PINGs, as this process sees it."""
+    last: deque[float] = current_app.extensions.setdefault("rqjobs.pings", deque(maxlen=PINGS))
+    start = time.perf_counter()
+    client.ping()
+    last.append(time.perf_counter() - start)
+    return f"{min(last.copy()) * 1000:.2f} ms"
 
 
 def _server(info: Info, latency: str) -> list[tuple[str, Any]]:

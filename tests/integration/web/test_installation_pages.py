@@ -9,7 +9,7 @@ from flask import Flask
 import rqjobs
 from rqjobs import config
 from rqjobs.alert_rules import parse_alerts
-from rqjobs.web import init_app, live
+from rqjobs.web import init_app
 from rqjobs.web.views.redis_page import Info, duration, size
 
 
@@ -29,10 +29,12 @@ def test_the_page_of_redis(client, redis):
         redis.config_set("maxmemory-policy", "noeviction")
 
 
-def test_viewers_share_the_live_numbers_of_redis(client, redis, monkeypatch):
-    monkeypatch.setattr(live, "LIVE_SECONDS", 60)
-    first = client.get("/live/redis").text
-    assert "Connected" in first and client.get("/live/redis").text == first
+def test_the_latency_is_that_of_the_fastest_of_the_last_views(client, app, redis):
+    assert "Connected" in client.get("/live/redis").text
+    pings = app.extensions["rqjobs.pings"]
+    pings.extend([9.0, 9.0, 0.0])
+    assert all("0.00 ms" in client.get(path).text for path in ("/redis", "/live/redis"))
+    assert "0.00 ms" not in client.get("/live/redis").text and max(pings) < 9
 
 
 def test_the_page_of_redis_takes_few_round_trips(client, redis):

@@ -13,8 +13,8 @@ from browser_client import OURS, PASSWORD, counted_round_trips, log_in
 from flask import Flask
 
 import rqjobs
-from rqjobs import config
-from rqjobs.broker import keys
+from rqjobs import config, every, queues, schedules, stats
+from rqjobs.broker import keys, leases, read_ahead
 from rqjobs.web import Access, Role, create_app, init_app, live
 from rqjobs.web.rendering import page, pages
 from rqjobs.web.views import home
@@ -219,3 +219,103 @@ def test_the_navigation_shows_only_pages_that_exist(client):
     assert "/activity" in names and pages.name == "rqjobs"
     for address in names - {"#main"}:
         assert client.get(address).status_code == 200, address
+
+
+# Reading ahead
+
+
+def add_worker(redis, name, **fields):
+    redis.sadd(keys.WORKERS, keys.worker(name))
+    redis.hset(keys.worker(name), mapping={"state": "idle", "queues": "default"} | fields)
+    leases.renew_lease(redis, name, {"host": ""})
+
+
+def add_group(redis, name):
+    fields = {"function": "shop.send", "error": name, "first": 1, "last": 1, "total": 1}
+    redis.hset(keys.failure_group(name), mapping=fields)
+    redis.zadd(keys.FAILURE_GROUPS, {name: 1})
+
+
+CHANGES = {  # of the address of a live part: what happens, and the word that it shows then
+    "/live/failed": (lambda redis: add_group(redis, "Unforeseen"), "Unforeseen"),
+    "/live/queues": (
+        lambda redis: queues.queue("unforeseen").enqueue(sample_jobs.ok),
+        "unforeseen",
+    ),
+    "/live/queues/default": (
+        lambda redis: rqjobs.enqueue(sample_jobs.say, "unforeseen"),
+        "unforeseen",
+    ),
+    "/live/schedules": (
+        lambda redis: schedules.add("unforeseen", every(hours=1), sample_jobs.ok),
+        "unforeseen",
+    ),
+    "/live/schedules/nightly": (lambda redis: schedules.pause("nightly"), "paused"),
+    "/live/workers": (lambda redis: add_worker(redis, "unforeseen"), "unforeseen"),
+    "/live/workers/one": (lambda redis: add_worker(redis, "one", state="busy"), "busy"),
+}
+
+
+@pytest.fixture
+def warm(client, redis):
+    """A client that has opened the live parts of `CHANGES` before."""
+    rqjobs.enqueue(sample_jobs.ok)
+    schedules.add("nightly", every(hours=1), sample_jobs.ok)
+    add_worker(redis, "one")
+    add_group(redis, "Known")
+    for path in CHANGES:
+        assert client.get(path).status_code == 200
+    return client
+
+
+@pytest.mark.parametrize("path", CHANGES)
+def test_an_update_asks_once_and_shows_every_change(warm, redis, path):
+    change, word = CHANGES[path]
+    with counted_round_trips() as trips:
+        assert word not in warm.get(path).text
+    assert trips.number == 1
+    change(redis)
+    assert word in warm.get(path).text
+    with counted_round_trips() as trips:
+        assert word in warm.get(path).text
+    assert trips.number == 1
+    redis.flushdb()
+    redis.script_flush()
+    log_in(warm)
+    gone = warm.get(path)
+    assert gone.status_code in (200, 404) and word not in gone.text
+
+
+def test_what_is_read_ahead_is_for_one_request_with_a_login(warm, app, redis, monkeypatch):
+    copy = app.test_client()
+    copy.set_cookie("rqjobs_session", warm.get_cookie("rqjobs_session").value)
+    assert warm.post("/logout").status_code == 303
+    refused = copy.get("/live/workers")
+    assert refused.status_code == 401 and "one" not in re.findall(r"\w+", refused.text)
+    assert read_ahead.current.get() is None
+    log_in(warm)
+
+    def fail(*args):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(stats, "listed_jobs", fail)
+    with pytest.raises(ZeroDivisionError):
+        warm.get("/live/workers")
+    assert read_ahead.current.get() is None
+    monkeypatch.undo()
+    add_worker(redis, "unforeseen")
+    assert "unforeseen" in warm.get("/live/workers").text
+
+
+def test_the_addresses_that_are_kept_are_bounded(warm, monkeypatch):
+    readings = warm.application.extensions["rqjobs.readings"]
+    assert len(readings.found) == len(CHANGES)
+    monkeypatch.setattr(live, "MAX_READINGS", 3)
+    for number in range(5):
+        warm.get(f"/live/workers?q={number}")
+    warm.get(f"/live/workers?q={'w' * live.ADDRESS_MAX_CHARACTERS}")
+    kept = [f"/live/workers?q={number}" for number in (2, 3, 4)]
+    assert [*readings.found][-3:] == kept
+    monkeypatch.setattr(live, "READING_MAX_WORDS", 3)
+    warm.get(kept[0])
+    assert kept[0] not in readings.found
