@@ -37,7 +37,7 @@ def create_app() -> Flask:
     # A form may take three bytes for one byte of a payload, and has other fields too.
     max_form_bytes = 4 * settings.max_payload_bytes + 64 * 1024
     app.config.update(
-        # Browsers send cookies to all ports of a host, so the name must differ from other apps'.
+        # The name must differ from that of other apps on the same host.
         SESSION_COOKIE_NAME="rqjobs_session",
         MAX_CONTENT_LENGTH=max_form_bytes,
         MAX_FORM_MEMORY_SIZE=max_form_bytes,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import secrets
 import sys
 import time
@@ -45,6 +46,8 @@ BLUEPRINTS = ("rqjobs", "rqjobs_api", "rq_dashboard")
 # They have findings instead of the warnings of the other pages. An open page asks every two seconds.
 WITHOUT_WARNINGS = ("rqjobs.home", "rqjobs.live_home")
 SESSION_SECONDS = 12 * 3600
+DEVICE_COOKIE = "rqjobs_device"
+PORT = re.compile(r":([0-9]{1,5})$", re.ASCII)  # in the Host header
 DEVICE_SECONDS = 180 * 24 * 3600  # a browser that has logged in is recognized for so long
 PASSWORD_FREE_ATTEMPTS = 3  # wrong passwords of one address or one browser without a pause
 TOTAL_FREE_ATTEMPTS = 30  # of all addresses together
@@ -85,11 +88,21 @@ def ensure_secret_key(app: Flask) -> bytes:
     return app.secret_key
 
 
-class OwnSessionInterface(SessionInterface):
-    """The same for an app of our own, whose cookie belongs to its prefix.
+def of_port(cookie: str) -> str:
+    """The name of a cookie for the port of this request: browsers send cookies to all ports."""
+    found = PORT.search(request.host)
+    return f"{cookie}_{found[1]}" if found else cookie
 
-    Two of them below two prefixes of one host would overwrite each other's login otherwise.
+
+class OwnSessionInterface(SessionInterface):
+    """The same for an app of our own, whose cookie belongs to its prefix and port.
+
+    Two of them on one host would overwrite each other's login otherwise.
     """
+
+    def get_cookie_name(self, app: Flask) -> str:
+        """Overridden because Flask's default is one name for all ports."""
+        return of_port(super().get_cookie_name(app))
 
     def get_cookie_path(self, app: Flask) -> str:
         """Overridden because Flask's default is the whole host."""
@@ -349,7 +362,7 @@ class Auth:
         A browser that has logged in before has a counter of its own. So an attacker cannot lock it
         out, even from the same address: behind a proxy all clients have the same one.
         """
-        cookie = request.cookies.get("rqjobs_device", "")
+        cookie = request.cookies.get(of_port(DEVICE_COOKIE), "")
         try:
             device = self.devices.loads(cookie, max_age=DEVICE_SECONDS)
         except itsdangerous.BadData:
@@ -455,7 +468,7 @@ def _welcome(auth: Auth, target: str) -> Any:
         address = request.script_root + target
     response = redirect(address, 303)
     response.set_cookie(
-        "rqjobs_device",
+        of_port(DEVICE_COOKIE),
         str(auth.devices.dumps(secrets.token_hex(8))),
         max_age=DEVICE_SECONDS,
         httponly=True,

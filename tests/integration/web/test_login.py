@@ -130,6 +130,28 @@ def test_two_installations_below_prefixes_of_one_host_keep_their_logins(settings
     assert [client.get(f"{prefix}/").status_code for prefix in prefixes] == [401, 200]
 
 
+def test_two_installations_on_two_ports_of_one_host_keep_their_logins(settings, redis):
+    """Browsers send the cookies of a host to all of its ports."""
+    config.use(admin_password=PASSWORD)
+    jar = {}
+    clients = {}
+    for port, key in ((5000, "a"), (5001, "b")):
+        app = create_app()
+        app.secret_key = key * 32
+        clients[port] = app.test_client()
+        for name, value in jar.items():
+            clients[port].set_cookie(name, value)
+        reply = log_in(clients[port], base_url=f"http://localhost:{port}")
+        lines = reply.headers.getlist("Set-Cookie")
+        jar |= dict(line.partition(";")[0].split("=", 1) for line in lines)
+    assert len(jar) == 4
+    for port, client in clients.items():
+        for name, value in jar.items():
+            client.set_cookie(name, value)
+        assert client.get("/", base_url=f"http://localhost:{port}").status_code == 200
+    assert clients[5000].get("/", base_url="http://localhost:5001").status_code == 401
+
+
 def test_the_cookie_of_another_application_keeps_its_path(settings):
     config.use(admin_password=PASSWORD)
     host = Flask("host")

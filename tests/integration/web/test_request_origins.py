@@ -192,9 +192,14 @@ def test_flask_reloader_keeps_password_and_sessions(spawn, tmp_path, eventually)
     )
     (tmp_path / "next").write_text(shop.read_text().replace("'1'", "'2'"))
     (tmp_path / "next").replace(shop)  # in one step: the reloader may look at any time
-    eventually(lambda: get("/version") == "2", what="the next process")
-    assert "Enqueue" in get("/jobs/"), "still logged in"
-    get("/jobs/login")
+
+    def has_restarted():
+        shop.touch()  # the reloader may not have known the file before it was replaced
+        return get("/version") == "2"
+
+    eventually(has_restarted, what="the next process")
+    eventually(lambda: "Enqueue" in get("/jobs/"), what="the page, still logged in")
+    eventually(lambda: get("/jobs/login"))
     said = re.findall(r"Log in as admin with: (\S+)", process.output())
     assert set(said) == {password}
 
