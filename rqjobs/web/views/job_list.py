@@ -6,6 +6,7 @@ import json
 import time
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlencode
 
 from flask import Response, abort, current_app, redirect, request, url_for
 
@@ -51,7 +52,13 @@ class Counts:
 
 @pages.get("/jobs", endpoint="jobs")
 def list_jobs() -> Any:
-    """The jobs that a filter in the address takes, the newest first."""
+    """The jobs that a filter in the address takes, the newest first.
+
+    A form sends its empty fields too. They are dropped, since the address is a link to share.
+    """
+    if "" in request.args.values():
+        filled = urlencode([pair for pair in request.args.items(multi=True) if pair[1]])
+        return redirect(url_for("rqjobs.jobs") + ("?" + filled if filled else ""))
     try:
         chosen = read_filter(request.args)
     except FilterError as error:

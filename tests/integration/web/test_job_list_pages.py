@@ -71,6 +71,22 @@ def test_hostile_filters_are_refused(client, path):
     assert 'value="yesterday"' in reply.text and 'aria-describedby="e-since"' in reply.text
 
 
+@pytest.mark.parametrize(
+    ("query", "address"),
+    [
+        ("state=failed&text=&queue=", "/jobs?state=failed"),
+        (
+            "text=a%26b+%C3%A9&since=&_external=1&_scheme=x",
+            "/jobs?text=a%26b+%C3%A9&_external=1&_scheme=x",
+        ),
+        ("text=&queue=", "/jobs"),
+    ],
+)
+def test_empty_fields_of_the_form_are_not_in_the_link(client, redis, query, address):
+    reply = client.get(f"/jobs?{query}")
+    assert (reply.status_code, reply.location) == (302, address)
+
+
 def test_chosen_jobs_are_changed_and_the_view_stays(client, redis):
     fail(redis, "one", "two", "three")
     view = "state=failed&text=boom"
