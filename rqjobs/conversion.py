@@ -95,14 +95,15 @@ def parse_int(text: str) -> int:
 
 def parse_float(text: str) -> float:
     number = float(text)
-    if number - number != 0:  # infinite, or not a number: JSON has neither
+    # JSON has no infinite number. Python would take 1_0 for 10.
+    if number - number != 0 or "_" in text:
         raise ValueError
     return number
 
 
 def parse_decimal(text: str) -> Decimal:
     number = Decimal(text)
-    if not number.is_finite():
+    if not number.is_finite() or "_" in text:
         raise ValueError
     return number
 

@@ -166,6 +166,7 @@ def test_values_are_converted_to_the_annotations(function, given, expected):
         (plain, {"a": "1_000"}, "'1_000' is not a whole number"),
         (plain, {"a": "x" * 1000}, "x…' is not a whole number"),
         (plain, {"b": "inf"}, "'inf' is not a number"),
+        (plain, {"b": "1_000"}, "'1_000' is not a number"),
         (plain, {"c": ""}, "c is required"),
         (times, {"a": "noon"}, "'noon' is not a date and time"),
         (times, {"b": "2030-02-30"}, "is not a date"),

@@ -49,7 +49,7 @@ PROBLEMS = {
     415: "The body must be application/json, without a Content-Encoding.",
     422: "Values are wrong; `errors` names them.",
     429: "Too many wrong tokens came from this address.",
-    503: "Redis does not answer; try again after Retry-After seconds.",
+    503: "Redis does not answer, or refuses this; try again after Retry-After seconds.",
 }
 ALWAYS = (401, 403, 409, 422, 429, 503)  # 409: unexpected data in Redis; 422: unknown parameters
 OF_A_BODY = (400, 413, 415)

@@ -29,7 +29,7 @@ TITLES = {  # of each kind of problem; its `type` is urn:rqjobs:<kind>
     "not-found": "Not found",
     "not-json": "The body is not JSON",
     "rate-limited": "Too many wrong tokens",
-    "redis-unavailable": "Redis does not answer",
+    "redis-unavailable": "Redis does not answer, or refuses this",
     "redis-data": "Unexpected data in Redis",
     "too-large": "The body is too large",
     "unauthorized": "A valid token is needed",
