@@ -12,17 +12,20 @@ from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
+import redis
+
 Command = tuple[Any, ...]
 
 
 class ReadAhead:
-    """The reading of one update.
+    """The reading of one update through `connection`.
 
     `expected`: commands that are sent with those of the first call of `replies`. A later call is
     answered from their replies if all of its commands are among them. A reply is used once.
     """
 
-    def __init__(self, expected: Sequence[Command] = ()):
+    def __init__(self, connection: redis.Redis, expected: Sequence[Command] = ()):
+        self.connection: redis.Redis | None = connection
         self.asked: list[Command] = []  # by all calls but the first
         self._expected = expected
         self._found: dict[Command, list[Any]] | None = None
@@ -42,6 +45,10 @@ class ReadAhead:
             if number > len(self._found.get(command, ())):
                 return send(commands)
         return [self._found[command].pop() for command in commands]
+
+    def end(self) -> None:
+        """Answer nothing any more. A thread that the update has started may still find it here."""
+        self.connection, self._found = None, {}
 
 
 current: ContextVar[ReadAhead | None] = ContextVar("read_ahead", default=None)

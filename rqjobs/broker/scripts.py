@@ -145,7 +145,9 @@ def replies_together(connection: redis.Redis, commands: Iterable[tuple[Any, ...]
             return pipe.execute(raise_on_error=False)
 
     ahead = read_ahead.current.get()
-    return ahead.replies([*commands], send) if ahead else send([*commands])
+    if ahead is None or ahead.connection is not connection:
+        return send([*commands])
+    return ahead.replies([*commands], send)
 
 
 def read_together(

@@ -187,7 +187,6 @@ class Auth:
         g.rqjobs_access, g.rqjobs_nav, g.rqjobs_warnings = STRANGER, False, []
         g.rqjobs_is_live, g.rqjobs_is_foreign, g.rqjobs_trouble = False, False, None
         g.rqjobs_refused = True
-        live.begin_reading()
         refusal = self._refuse()
         if refusal is not None:
             return refusal
@@ -281,7 +280,7 @@ class Auth:
         g.rqjobs_access = found
         g.rqjobs_nav = True
         if request.endpoint not in WITHOUT_WARNINGS:
-            g.rqjobs_warnings = redis_warnings(logins.check_session(connection.client(), ""))
+            g.rqjobs_warnings = redis_warnings(_check_session(""))
         return None
 
     def _check_role(self, refuse: Callable[[int, str, str], Any]) -> Any:
@@ -345,7 +344,7 @@ class Auth:
             is_open = logins.is_open(connection.client(), session_id)
             g.rqjobs_nav = is_open
             return is_open
-        check = logins.check_session(connection.client(), session_id)
+        check = _check_session(session_id)
         g.rqjobs_nav = check.is_open
         g.rqjobs_warnings = redis_warnings(check)
         return check.is_open
@@ -372,6 +371,12 @@ class Auth:
                 RateLimit("", TOTAL_FREE_ATTEMPTS, TOTAL_MAX_PAUSE_SECONDS),
             ]
         return [RateLimit(f"device:{device}", PASSWORD_FREE_ATTEMPTS, CLIENT_MAX_PAUSE_SECONDS)]
+
+
+def _check_session(session_id: str) -> logins.SessionCheck:
+    client = connection.client()
+    live.begin_reading(client)
+    return logins.check_session(client, session_id)
 
 
 def _prefers_html() -> bool:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import redis
 from flask import Response, current_app, g, request
 
 from rqjobs.broker import read_ahead
@@ -87,9 +88,12 @@ def finish(response: Response) -> None:
 
     `auth.py` calls it at the end.
     """
+    reading = read_ahead.current.get()
+    end_reading()  # what the application reads after this is as it is then
     if not g.get("rqjobs_is_live") or response.status_code != 200:
         return
-    _keep_reading()
+    if reading is not None:
+        _readings().keep(request.full_path, reading.asked)
     if "ETag" not in response.headers:
         _set_tag(response)
     tag, _ = response.get_etag()
@@ -134,23 +138,22 @@ def _readings() -> Readings:
     return readings
 
 
-def begin_reading() -> None:
-    """Begin to read ahead, if the current request is for a live part. `auth.py` calls it."""
-    reading = None
+def begin_reading(client: redis.Redis) -> None:
+    """Begin to read ahead, if the current request is for a live part.
+
+    `auth.py` calls it just before the check of the login. So the application's `authorize`, which
+    may write and then read again, is not answered from what was read before.
+    """
     if (request.endpoint or "").startswith("rqjobs.live_"):
-        reading = ReadAhead(_readings().last(request.full_path))
-    read_ahead.current.set(reading)
-
-
-def _keep_reading() -> None:
-    reading = read_ahead.current.get()
-    if reading is not None:
-        _readings().keep(request.full_path, reading.asked)
+        read_ahead.current.set(ReadAhead(client, _readings().last(request.full_path)))
 
 
 def end_reading(error: BaseException | None = None) -> None:
     """End to read ahead. `auth.py` calls it after each request, whatever its outcome."""
-    read_ahead.current.set(None)
+    reading = read_ahead.current.get()
+    if reading is not None:
+        reading.end()
+        read_ahead.current.set(None)
 
 
 # Trouble

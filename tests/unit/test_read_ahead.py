@@ -27,19 +27,19 @@ def send(sent):
 
 
 def test_what_was_asked_the_last_time_comes_with_the_first_call(sent, send):
-    first = ReadAhead()
+    first = ReadAhead(None)
     assert first.replies([NAMES], send) == [(NAMES, 1)]
     assert first.replies([ONE, TWO], send) == [(ONE, 2), (TWO, 2)]
     assert first.asked == [ONE, TWO]
     sent.clear()
-    second = ReadAhead(first.asked)
+    second = ReadAhead(None, first.asked)
     assert second.replies([NAMES], send) == [(NAMES, 1)]
     assert second.replies([TWO, ONE], send) == [(TWO, 1), (ONE, 1)]
     assert sent == [[NAMES, ONE, TWO]] and second.asked == [TWO, ONE]
 
 
 def test_a_step_with_anything_new_is_a_round_trip_of_its_own(sent, send):
-    ahead = ReadAhead([ONE, TWO])
+    ahead = ReadAhead(None, [ONE, TWO])
     ahead.replies([NAMES], send)
     three = ("HGETALL", "3")
     assert ahead.replies([ONE, three], send) == [(ONE, 2), (three, 2)]
@@ -48,17 +48,17 @@ def test_a_step_with_anything_new_is_a_round_trip_of_its_own(sent, send):
 
 
 def test_a_reply_is_used_once(sent, send):
-    ahead = ReadAhead([ONE, ONE])
+    ahead = ReadAhead(None, [ONE, ONE])
     ahead.replies([NAMES], send)
     assert ahead.replies([ONE, ONE], send) == [(ONE, 1)] * 2
     assert ahead.replies([ONE], send) == [(ONE, 2)]
-    again = ReadAhead([ONE])
+    again = ReadAhead(None, [ONE])
     again.replies([NAMES], send)
     assert again.replies([ONE, ONE], send) == [(ONE, 4)] * 2
 
 
 def test_a_failed_first_call_may_be_repeated(sent, send):
-    ahead = ReadAhead([ONE])
+    ahead = ReadAhead(None, [ONE])
 
     def fail(commands):
         raise ConnectionError

@@ -17,6 +17,7 @@ from rqjobs.times import utc
 from rqjobs.web.rendering import cut, page, pages
 
 PINGS = 3  # the last ones, one for each view, whose fastest reply is the latency
+PING_SECONDS = 10  # for which a PING counts
 MAX_FINDINGS = 100
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -92,11 +93,14 @@ def _findings(info: Info) -> list[doctor.Finding]:
 
 def _latency(client: redis.Redis) -> str:
     """The time of the fastest of the last PINGs, as this process sees it."""
-    last: deque[float] = current_app.extensions.setdefault("rqjobs.pings", deque(maxlen=PINGS))
+    pings: deque[tuple[float, float]] = current_app.extensions.setdefault(
+        "rqjobs.pings", deque(maxlen=PINGS)
+    )
     start = time.perf_counter()
     client.ping()
-    last.append(time.perf_counter() - start)
-    return f"{min(last.copy()) * 1000:.2f} ms"
+    pings.append((start, time.perf_counter() - start))
+    fastest = min(seconds for sent, seconds in pings.copy() if start - sent < PING_SECONDS)
+    return f"{fastest * 1000:.2f} ms"
 
 
 def _server(info: Info, latency: str) -> list[tuple[str, Any]]:
