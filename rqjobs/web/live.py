@@ -25,8 +25,7 @@ TROUBLE_HEADER = "X-Rqjobs-Trouble"  # the number in the title of the page, with
 LIVE_SECONDS = 1.0  # for which viewers share a live part
 MAX_RENDERINGS = 500  # that are kept for the viewers of one app
 MAX_READINGS = 100  # addresses whose reading is kept, for one app
-READING_MAX_WORDS = 10_000  # of the commands of one address
-ADDRESS_MAX_CHARACTERS = 1000
+READINGS_MAX_WORDS = 50_000  # of the commands of all addresses
 
 
 @dataclass
@@ -111,26 +110,32 @@ def _set_tag(response: Response) -> None:
 
 
 class Readings:
-    """The commands with which the live parts of an app have read last, by address."""
+    """The commands with which the live parts of an app have read last, by address.
+
+    Those of the address that was not asked for longest are forgotten first.
+    """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.found: dict[str, list[Command]] = {}
+        # By address: the words of the commands and the address, and the commands.
+        self.found: dict[str, tuple[int, list[Command]]] = {}
 
     def last(self, address: str) -> list[Command]:
         """The commands of an address; none if they are not known."""
         with self.lock:
-            return self.found.get(address, [])
+            return self.found.get(address, (0, []))[1]
 
     def keep(self, address: str, commands: list[Command]) -> None:
-        """Keep the commands of an address, and forget the address that was not asked for longest."""
-        is_small = sum(map(len, commands)) <= READING_MAX_WORDS
+        """Keep the commands of an address, within the limits of all."""
+        words = len(address) + sum(map(len, commands))
         with self.lock:
             self.found.pop(address, None)
-            if is_small and len(address) <= ADDRESS_MAX_CHARACTERS:
-                self.found[address] = commands
-            if len(self.found) > MAX_READINGS:
+            self.found[address] = words, commands
+            while len(self.found) > MAX_READINGS or self._words() > READINGS_MAX_WORDS:
                 del self.found[next(iter(self.found))]
+
+    def _words(self) -> int:
+        return sum(words for words, _ in self.found.values())
 
 
 def _readings() -> Readings:

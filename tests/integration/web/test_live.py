@@ -382,9 +382,11 @@ def test_the_addresses_that_are_kept_are_bounded(warm, monkeypatch):
     monkeypatch.setattr(live, "MAX_READINGS", 3)
     for number in range(5):
         warm.get(f"/live/workers?q={number}")
-    warm.get(f"/live/workers?q={'w' * live.ADDRESS_MAX_CHARACTERS}")
     kept = [f"/live/workers?q={number}" for number in (2, 3, 4)]
-    assert [*readings.found][-3:] == kept
-    monkeypatch.setattr(live, "READING_MAX_WORDS", 3)
+    assert [*readings.found] == kept
+    words, _ = readings.found[kept[0]]
+    monkeypatch.setattr(live, "READINGS_MAX_WORDS", 2 * words)
     warm.get(kept[0])
-    assert kept[0] not in readings.found
+    assert [*readings.found] == [kept[2], kept[0]]
+    monkeypatch.setattr(live, "READINGS_MAX_WORDS", words - 1)
+    assert warm.get(kept[0]).status_code == 200 and not readings.found
