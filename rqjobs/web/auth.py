@@ -43,7 +43,7 @@ from rqjobs.web.request_origin import (
 PUBLIC_ENDPOINTS = ("rqjobs.login", "rqjobs.healthz")
 PUBLIC_FILES = ("rqjobs.css", "login.js", "icon.svg", "icon-trouble.svg")
 BLUEPRINTS = ("rqjobs", "rqjobs_api", "rq_dashboard")
-# They have findings instead of the warnings of the other pages. An open page asks every two seconds.
+# They have findings instead of the warnings of the other pages. An open page asks every three seconds.
 WITHOUT_WARNINGS = ("rqjobs.home", "rqjobs.live_home")
 SESSION_SECONDS = 12 * 3600
 DEVICE_COOKIE = "rqjobs_device"

@@ -1,6 +1,6 @@
 """Live parts of pages: answered with 304 if nothing has changed, and rendered once for all viewers.
 
-A live part is a fragment that `static/live.js` asks for every two seconds. A view makes it with
+A live part is a fragment that `static/live.js` asks for every three seconds. A view makes it with
 `page("_name.html", …)`, which adds the ETag. A view that reads much wraps this call in `cached`. Any
 other one reads ahead (`broker/read_ahead.py`), in one round trip with the check of the login.
 """

@@ -163,7 +163,7 @@ async function get(address, headers = {}) {
 {
   for (const place of document.querySelectorAll("[data-live]")) {
     let tag = "";
-    poll(place, 2000, async () => {
+    poll(place, 3000, async () => {
       const reply = await get(place.dataset.live, tag ? {"If-None-Match": tag} : {});
       if (reply.status === 304) return "same";
       if (!reply.ok) throw new Error(reply.status);
